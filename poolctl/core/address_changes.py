@@ -13,11 +13,9 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 from poolctl.runners.runner_protocol import Endpoints
 
-from .canary import Canary
 from .decision_input import LEAVING, Listener
 from .server_changes import Workqueue
-from .server_entry import Entry
-from .worker_entry import Worker
+from .server_entry import Canary, Entry, Worker
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
@@ -60,14 +58,14 @@ class Addresses:
         """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
-            entry.listener, entry.bound = Listener.OPEN, entry.config
+            entry.listener.state, entry.listener.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
             # The other one cannot be open as well; the move begins again.
-            entry.listener, entry.bound = Listener.OPEN, config
-        elif entry.canary is not None and same_listener(config, entry.canary.config):
+            entry.listener.state, entry.listener.bound = Listener.OPEN, config
+        elif entry.desired.canary is not None and same_listener(config, entry.desired.canary.config):
             return
-        elif not any(same_listener(config, held) for held in entry.former):
-            entry.former.append(config)
+        elif not any(same_listener(config, held) for held in entry.listener.former):
+            entry.listener.former.append(config)
         if entry.removed or config is not entry.config:
             self.leave(entry)
         self._queue.touch(entry)
@@ -78,31 +76,35 @@ class Addresses:
 
     def review(self, entry: Entry) -> None:
         """Check whether the entry's listener is still the configured one."""
-        if entry.listener in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
+        if entry.listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
-        for held in entry.former:
+        for held in entry.listener.former:
             if same_listener(held, entry.config):
                 # Back to the old address: the replacement has failed.
-                entry.former.remove(held)
-                if entry.bound is not None:
-                    entry.former.append(entry.bound)
-                entry.bound, entry.listener = held, Listener.OPEN
+                entry.listener.former.remove(held)
+                if entry.listener.bound is not None:
+                    entry.listener.former.append(entry.listener.bound)
+                entry.listener.bound, entry.listener.state = held, Listener.OPEN
                 return
-        if entry.bound is None or same_listener(entry.bound, entry.config):
-            entry.vacates = (
-                entry.vacates and entry.bound is not None and self._wanted_by(entry, entry.bound) != []
+        if entry.listener.bound is None or same_listener(entry.listener.bound, entry.config):
+            entry.listener.vacates = (
+                entry.listener.vacates
+                and entry.listener.bound is not None
+                and self._wanted_by(entry, entry.listener.bound) != []
             )
             return
         self._leaving[entry.name] = entry
-        if overlaps(entry.bound.address, entry.config.address) or self._wanted_by(entry, entry.bound):
-            entry.vacates = True
+        if overlaps(entry.listener.bound.address, entry.config.address) or self._wanted_by(
+            entry, entry.listener.bound
+        ):
+            entry.listener.vacates = True
         else:
-            entry.former.append(entry.bound)
-            entry.bound, entry.listener = None, Listener.CLOSED
+            entry.listener.former.append(entry.listener.bound)
+            entry.listener.bound, entry.listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
         """Whether no other server, and no older address of its own, blocks its listener."""
-        if not self._leaving or entry.listener is not Listener.CLOSED:
+        if not self._leaving or entry.listener.state is not Listener.CLOSED:
             return True
         free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
         if free:
@@ -113,9 +115,9 @@ class Addresses:
 
     def may_close(self, entry: Entry) -> bool:
         """Whether no other server is about to serve from the listener of the entry, which leaves the pool."""
-        if not entry.removed or entry.bound is None:
+        if not entry.removed or entry.listener.bound is None:
             return True
-        return all(other.ready or other.failed for other in self._wanted_by(entry, entry.bound))
+        return all(other.ready or other.failed for other in self._wanted_by(entry, entry.listener.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
         """The other entries that are configured with its address, or wait for one."""
@@ -125,7 +127,10 @@ class Addresses:
     def give_up(self, entry: Entry, held: ServerConfig) -> bool:
         """Whether the listener should be closed now that the entry no longer needs it; else another server has it."""
         claimants = self._wanted_by(entry, held)
-        if any(claimant.bound is not None and same_listener(claimant.bound, held) for claimant in claimants):
+        if any(
+            claimant.listener.bound is not None and same_listener(claimant.listener.bound, held)
+            for claimant in claimants
+        ):
             return False
         for claimant in claimants:
             self._kept[held.key] = held
@@ -164,9 +169,9 @@ class Addresses:
     def _in_the_way(self, entry: Entry, other: Entry) -> bool:
         mine = entry.config
         held = [
-            *other.former,
-            *other.releasing,
-            *([other.bound] if other.bound is not None and other is not entry else []),
+            *other.listener.former,
+            *other.listener.releasing,
+            *([other.listener.bound] if other.listener.bound is not None and other is not entry else []),
         ]
         for each in held:
             if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
@@ -174,13 +179,20 @@ class Addresses:
         # A draining worker may keep the port bound until it ends, which matters to a new listener only.
         return any(
             overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
-            for worker in other.workers.values()
+            for worker in other.observed.workers.values()
         )
 
     def _holds_more(self, entry: Entry) -> bool:
-        if entry.former or entry.releasing or entry.vacates or (entry.rests and entry.bound is not None):
+        if (
+            entry.listener.former
+            or entry.listener.releasing
+            or entry.listener.vacates
+            or (entry.rests and entry.listener.bound is not None)
+        ):
             return True
-        return any(not same_listener(worker.config, entry.config) for worker in entry.workers.values())
+        return any(
+            not same_listener(worker.config, entry.config) for worker in entry.observed.workers.values()
+        )
 
 
 def _is_of(canary: Canary | None, worker: Worker) -> bool:
@@ -189,12 +201,14 @@ def _is_of(canary: Canary | None, worker: Worker) -> bool:
 
 def abandoned(entry: Entry) -> list[ServerConfig]:
     """The former listeners of the entry from which no worker accepts any more."""
-    if not entry.former:
+    if not entry.listener.former:
         return []
     accepting = [
         worker.config
-        for worker in entry.workers.values()
+        for worker in entry.observed.workers.values()
         # A canary has connections in its backlog until the gateway knows that it leaves.
-        if worker.phase not in LEAVING or (_is_of(entry.withdrawn, worker) and not worker.left)
+        if worker.phase not in LEAVING or (_is_of(entry.listener.withdrawn, worker) and not worker.left)
     ]
-    return [held for held in entry.former if not any(same_listener(held, each) for each in accepting)]
+    return [
+        held for held in entry.listener.former if not any(same_listener(held, each) for each in accepting)
+    ]

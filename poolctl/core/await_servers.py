@@ -28,8 +28,8 @@ class Rollout:
         self._core = core
         self._kind = kind
         self._entries = list(entries)
-        self._failures = {entry.name: entry.failures for entry in self._entries}
-        self._exits = {entry.name: entry.last_exit for entry in self._entries}
+        self._failures = {entry.name: entry.observed.failures for entry in self._entries}
+        self._exits = {entry.name: entry.observed.last_exit for entry in self._entries}
         # The servers that wait for one that cannot become ready, with that one.
         self._stuck: dict[str, Entry] = {}
         self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
@@ -41,7 +41,7 @@ class Rollout:
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self._has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
-            *(self._core.last_lines(entry, LINES_READ, entry.failed_since) for entry in failed)
+            *(self._core.last_lines(entry, LINES_READ, entry.observed.failed_since) for entry in failed)
         )
         self._last_lines = {
             entry.name: explaining(lines)[-LAST_LINES:] for entry, lines in zip(failed, found, strict=True)
@@ -53,8 +53,8 @@ class Rollout:
 
     def problem(self, entry: Entry) -> ServerError | None:
         """Why the server has not reached its goal, with the last lines that it printed; None when it has."""
-        if self._has_failed(entry) and entry.failure is not None:
-            return self._with_last_lines(entry, entry.failure)
+        if self._has_failed(entry) and entry.observed.failure is not None:
+            return self._with_last_lines(entry, entry.observed.failure)
         if self._reached(entry):
             return None
         if self.is_overtaken(entry):
@@ -66,12 +66,12 @@ class Rollout:
             why, hint = _why(blocker)
             return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
         if entry.failed:
-            failure = entry.failure or ServerError("has failed before")
+            failure = entry.observed.failure or ServerError("has failed before")
             return not_arrived(entry, self._kind, failure.message, failure.hint)
         if entry in self.missing:
             return not_arrived(entry, self._kind, f"is still {in_words(entry.state)}")
-        if self._has_ended(entry) and entry.last_exit is not None:
-            message = f"ended after it was ready: {entry.last_exit.message}"
+        if self._has_ended(entry) and entry.observed.last_exit is not None:
+            message = f"ended after it was ready: {entry.observed.last_exit.message}"
             return self._with_last_lines(entry, not_arrived(entry, self._kind, message, _logs(entry)))
         return None
 
@@ -80,19 +80,19 @@ class Rollout:
             return entry.at_rest
         if self._kind is PoolRestartError and entry.on_schedule:
             return entry.rests  # the run has ended
-        moved = self._kind is not PoolRestartError or not (entry.former or entry.releasing)
+        moved = self._kind is not PoolRestartError or not (entry.listener.former or entry.listener.releasing)
         return entry.settled and moved
 
     def _has_failed(self, entry: Entry) -> bool:
         if entry.on_schedule and self._kind is not PoolRestartError:
             return False  # a run that fails meanwhile is no failure of the command
-        return entry.failures > self._failures[entry.name]
+        return entry.observed.failures > self._failures[entry.name]
 
     def _has_ended(self, entry: Entry) -> bool:
         """It was ready, and has ended since, whether it is started again or not."""
         if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
             return False
-        return entry.state in _DOWN and entry.last_exit is not self._exits[entry.name]
+        return entry.state in _DOWN and entry.observed.last_exit is not self._exits[entry.name]
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         lines = self._last_lines.get(entry.name, [])
@@ -104,7 +104,7 @@ class Rollout:
 
     def is_over(self, entry: Entry) -> bool:
         """Whether the command has nothing to wait for at this server any more."""
-        if entry.failed and entry.listener is not Listener.CLOSED:
+        if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed
         return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
@@ -119,11 +119,11 @@ class Rollout:
 
     def _blocker(self, entry: Entry) -> Entry | None:
         """A dependency without which the entry cannot start, and which has failed or is stuck itself."""
-        if entry.ignore_dependencies or entry.begun or not entry.wanted:
+        if entry.desired.ignore_dependencies or entry.begun or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
-            since = self._failures.get(dependency.name, dependency.failures)
-            idle = dependency.rests or dependency.failures > since or dependency.name in self._stuck
+            since = self._failures.get(dependency.name, dependency.observed.failures)
+            idle = dependency.rests or dependency.observed.failures > since or dependency.name in self._stuck
             if idle and not dependency.ready:
                 return dependency
         return None
@@ -135,7 +135,7 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "
         message,
         name=entry.name,
         bind=entry.config.key,
-        hint=hint or (entry.failure.message if entry.failure else _logs(entry)),
+        hint=hint or (entry.observed.failure.message if entry.observed.failure else _logs(entry)),
         code=kind.code,
         error=kind.error,
     )

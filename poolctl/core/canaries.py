@@ -11,14 +11,12 @@ from poolctl.errors import ServerError
 from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Runner
 
-from .canary import Canary
 from .decide import Drain, Stop
 from .decision_input import LEAVING, Phase
 from .perform import Executor
 from .server_changes import Workqueue
-from .server_entry import Entry
+from .server_entry import Canary, Entry, Worker
 from .servers import Servers
-from .worker_entry import Worker
 
 # Another program may take the port between the choice and the use of it.
 _OPEN_ATTEMPTS = 3
@@ -75,33 +73,36 @@ class Canaries:
 
         They are `apart` from these with that form of it (see `open_apart`), for this share of the requests.
         """
-        entry.newest += 1
+        entry.desired.newest += 1
         now, is_apart = self._clock.monotonic(), apart is not None
-        entry.canary = Canary(
-            entry.newest, count, apart or config, now, config, is_apart=is_apart, share=share
+        entry.desired.canary = Canary(
+            entry.desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
         )
-        entry.canary_generation, entry.canary_share = entry.newest, share
+        entry.desired.canary_generation, entry.desired.canary_share = entry.desired.newest, share
         self._servers.revise()
         self._queue.touch(entry)
-        return entry.canary
+        return entry.desired.canary
 
     def promote(self, entry: Entry) -> None:
         """Let the new code and configuration serve alone: the workers before leave once all others are ready.
 
         The workers of a canary that is apart serve on until it is withdrawn: they cannot move to the server's address.
         """
-        canary = entry.canary
+        canary = entry.desired.canary
         assert canary is not None
         if canary.is_apart:
             entry.order_restart()
-            entry.code_since = self._clock.monotonic()
+            entry.desired.code_since = self._clock.monotonic()
         else:
             self.end(entry)
-            entry.generation, entry.code_since = canary.generation, canary.code_since
-            for worker in entry.workers.values():
+            entry.desired.generation, entry.desired.code_since = canary.generation, canary.code_since
+            for worker in entry.observed.workers.values():
                 if worker.generation == canary.generation and worker.phase is Phase.READY:
-                    entry.files, entry.certificate_ends = worker.files, worker.certificate_ends
-            entry.restarts += 1
+                    entry.observed.files, entry.observed.certificate_ends = (
+                        worker.files,
+                        worker.certificate_ends,
+                    )
+            entry.observed.restarts += 1
         self._servers.configure(entry, canary.promoted)
         self._queue.touch(entry)
 
@@ -110,7 +111,7 @@ class Canaries:
         canary = self.end(entry)
         if canary is None:
             return
-        for worker in list(entry.workers.values()):
+        for worker in list(entry.observed.workers.values()):
             if worker.generation == canary.generation and worker.phase not in LEAVING:
                 is_fit = worker.phase is Phase.READY and not worker.stuck
                 self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
@@ -118,11 +119,11 @@ class Canaries:
 
     def end(self, entry: Entry) -> Canary | None:
         """The server's canary, which is none any more; its address is closed once its workers have left."""
-        canary = entry.canary
-        entry.canary, entry.canary_generation, entry.canary_share = None, 0, 0.0
+        canary = entry.desired.canary
+        entry.desired.canary, entry.desired.canary_generation, entry.desired.canary_share = None, 0, 0.0
         if canary is not None and canary.is_apart:
-            entry.withdrawn = canary
-            entry.former.append(canary.config)
+            entry.listener.withdrawn = canary
+            entry.listener.former.append(canary.config)
             self._servers.revise()
         return canary
 
@@ -132,33 +133,39 @@ class Canaries:
         The gateway of that supervisor sends requests to it until it is withdrawn here. If it was not recorded yet, it
         has no share any more.
         """
-        is_apart = worker.config.key != entry.config.key and worker.generation > entry.generation
-        is_of_it = is_apart or (entry.canary_share and worker.generation == entry.canary_generation)
-        if is_of_it and worker.phase not in LEAVING and entry.canary is None:
+        is_apart = worker.config.key != entry.config.key and worker.generation > entry.desired.generation
+        is_of_it = is_apart or (
+            entry.desired.canary_share and worker.generation == entry.desired.canary_generation
+        )
+        if is_of_it and worker.phase not in LEAVING and entry.desired.canary is None:
             canary = Canary(worker.generation, 0, worker.config, 0.0, entry.config)
-            canary.is_apart, canary.is_lost, canary.share = True, True, entry.canary_share
-            entry.canary = canary
+            canary.is_apart, canary.is_lost, canary.share = True, True, entry.desired.canary_share
+            entry.desired.canary = canary
 
     def withdraw_lost(self) -> list[Entry]:
         """Withdraw the canaries that a previous supervisor had begun; their servers. Each is returned once."""
         lost = [
             entry
             for entry in self._servers.entries.values()
-            if (entry.canary_generation if entry.canary is None else entry.canary.is_lost)
+            if (
+                entry.desired.canary_generation
+                if entry.desired.canary is None
+                else entry.desired.canary.is_lost
+            )
         ]
         for entry in lost:
             self.withdraw(entry)
-            entry.canary_generation, entry.canary_share = 0, 0.0
+            entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
             self._queue.note(entry)
         return lost
 
 
 def config_apart(entry: Entry) -> ServerConfig | None:
     """The configuration of its canary while that has an address of its own, which may be closing already."""
-    if entry.canary is not None and entry.canary.is_apart:
-        return entry.canary.config
-    before = entry.withdrawn
-    is_open = before is not None and before.config in (*entry.former, *entry.releasing)
+    if entry.desired.canary is not None and entry.desired.canary.is_apart:
+        return entry.desired.canary.config
+    before = entry.listener.withdrawn
+    is_open = before is not None and before.config in (*entry.listener.former, *entry.listener.releasing)
     return before.config if before is not None and is_open else None
 
 

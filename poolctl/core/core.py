@@ -23,12 +23,11 @@ from .perform import Executor
 from .reconcile import Reconciler
 from .scheduled_runs import ScheduledRuns
 from .server_changes import Recorder, Workqueue
-from .server_entry import Entry, RunningHook
+from .server_entry import Entry, RunningHook, Worker
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
 from .stack_reports import StackReports
-from .worker_entry import Worker
 
 
 class Core:
@@ -52,8 +51,8 @@ class Core:
         self.reason = ""  # why everything is being stopped, if it was not a command
         self._queue = Workqueue()
         self._addresses = Addresses(self._queue)
-        can_sleep = runner.capabilities.sleep is not None
-        self.servers = Servers(servers, self._addresses, can_sleep=can_sleep)
+        can_watch = runner.capabilities.sleep is not None
+        self.servers = Servers(servers, self._addresses, can_watch=can_watch)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
@@ -102,18 +101,18 @@ class Core:
         if entry.is_disabled or entry.removed:
             return
         if entry.failed or entry.completed:
-            entry.restart_times.clear()
-            entry.called = False
+            entry.observed.restart_times.clear()
+            entry.observed.called = False
         if entry.rests:
-            entry.code_since = self.clock.monotonic()
+            entry.desired.code_since = self.clock.monotonic()
             entry.order_start()
         if entry.config.every is None:
             entry.skip_leaving_generation()
             entry.become(Desired.RUN)
-        elif not (entry.on_schedule and entry.workers):  # a run that is under way continues
+        elif not (entry.on_schedule and entry.observed.workers):  # a run that is under way continues
             entry.become(Desired.SCHEDULED)
-        entry.ignore_dependencies = ignore_dependencies
-        entry.retries = retries
+        entry.desired.ignore_dependencies = ignore_dependencies
+        entry.desired.retries = retries
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
@@ -122,41 +121,41 @@ class Core:
         With `kill` no hook runs.
         """
         self._halt(entry, Desired.STOPPED)
-        entry.stop_seconds = limit_seconds
-        for worker in entry.workers.values():
+        entry.desired.stop_seconds = limit_seconds
+        for worker in entry.observed.workers.values():
             if limit_seconds is not None:
                 worker.stop_seconds = min(limit_seconds, worker.config.stop_timeout)
             if worker.unstoppable:
                 self._executor.perform(entry, Stop(worker.id))
         if kill:
             self._executor.hooks.kill(entry)
-            for worker in entry.workers.values():
+            for worker in entry.observed.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
     def _halt(self, entry: Entry, desired: Desired) -> None:
         """Want no worker of it; a removed one stays removed."""
         entry.order_stop()
-        entry.stop_seconds = None
+        entry.desired.stop_seconds = None
         if not entry.removed:
             entry.become(desired)
-        entry.called, entry.automatic = False, None
+        entry.observed.called, entry.desired.automatic = False, None
         self.canaries.end(entry)
-        entry.overrides = replace(entry.overrides, out=False)
+        entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
         """Kill the workers that are not ready yet, and start no others: an older generation continues to serve.
 
         Without one the server is stopped, or failed if a failure is given.
         """
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
         if entry.wanted and not self._executor.workers.go_back(entry):
             entry.order_stop()
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
-            entry.failure = failure
+            entry.observed.failure = failure
         self.touch(entry)
 
     def wake(self, entry: Entry) -> None:
@@ -173,10 +172,10 @@ class Core:
             return
         self.canaries.withdraw(entry)
         is_replaced = entry.begun
-        entry.code_since = self.clock.monotonic()
+        entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
             entry.order_restart()
-        elif entry.armed is not None:
+        elif entry.listener.armed is not None:
             self._executor.preload(entry)
         self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
 
@@ -189,7 +188,7 @@ class Core:
 
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, whose time is over; counts neither as a failure nor as a restart."""
-        if entry.wanted and entry.generation == generation:
+        if entry.wanted and entry.desired.generation == generation:
             entry.next_generation()
             self.touch(entry)
 
@@ -208,13 +207,13 @@ class Core:
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
         """Note the recovery that begins, and the times of all of them; with `counts` it is a restart."""
-        entry.recovering, entry.recoveries = report, times
-        entry.restarts += counts
+        entry.observed.recovering, entry.observed.recoveries = report, times
+        entry.observed.restarts += counts
         self.touch(entry)
 
     def end_recovery(self, entry: Entry) -> None:
         """Note that the recovery under way is over."""
-        entry.recovering = {}
+        entry.observed.recovering = {}
         self.touch(entry)
 
     def mark_stuck(self, entry: Entry, worker: Worker, stuck: bool) -> None:
@@ -224,7 +223,7 @@ class Core:
 
     def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
         """A worker has had no traffic for long enough to sleep, or has traffic again."""
-        worker = entry.workers.get(worker_id)
+        worker = entry.observed.workers.get(worker_id)
         if worker is not None and worker.idle is not idle:
             worker.idle = idle
             self.touch(entry)
@@ -245,8 +244,9 @@ class Core:
         continue from these.
         """
         entry = self.servers.add(config)
-        entry.source = source
-        entry.restarts, entry.failures = entry.restarts + restarts, entry.failures + failures
+        entry.desired.source = source
+        entry.observed.restarts += restarts
+        entry.observed.failures += failures
         self.touch(entry)
         return entry
 
@@ -269,7 +269,7 @@ class Core:
 
     def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
         """Give the applications of future workers these values in their state."""
-        entry.app_state = values
+        entry.desired.app_state = values
 
     def remove(self, entry: Entry) -> None:
         """Drain and stop the server; it is forgotten when its last worker has ended."""
@@ -286,21 +286,21 @@ class Core:
         """
         before, was_disabled = entry.config, entry.is_disabled
         self.canaries.withdraw(entry)
-        entry.source = None
+        entry.desired.source = None
         self.servers.configure(entry, config)
         if not config.scale.is_automatic:
-            entry.automatic = None
+            entry.desired.automatic = None
         if config.command != before.command:
-            entry.socket_found = ""
+            entry.observed.socket_found = ""
         if not same_listener(before, config):
             # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)
         if config.every != before.every:
-            entry.next_run = None
+            entry.schedule.next_run = None
         if config.every is not None or before.every is not None:
             self._change_schedule(entry, before)
         elif live:
-            for worker in entry.workers.values():
+            for worker in entry.observed.workers.values():
                 if worker.config is before:
                     worker.config = config
             if config.idle_seconds != before.idle_seconds:
@@ -308,10 +308,10 @@ class Core:
         elif entry.wanted:
             if entry.begun:
                 entry.order_restart()
-            entry.code_since = self.clock.monotonic()
+            entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
-            entry.ignore_dependencies = False
-            if entry.failed or entry.desired in IN_BACKOFF or (entry.completed and not config.job):
+            entry.desired.ignore_dependencies = False
+            if entry.failed or entry.desired.state in IN_BACKOFF or (entry.completed and not config.job):
                 # The configuration may have been the cause of the failure.
                 self.start(entry)
         self._heed(entry, was_disabled)
@@ -321,8 +321,8 @@ class Core:
         """A run that is under way continues as it began; later ones have the new configuration, and its times."""
         if not entry.wanted:
             return
-        entry.ignore_dependencies = False
-        runs = entry.desired is Desired.RUN and before.job and bool(entry.workers)
+        entry.desired.ignore_dependencies = False
+        runs = entry.desired.state is Desired.RUN and before.job and bool(entry.observed.workers)
         if entry.config.every is None:
             if not runs:
                 self.start(entry)
@@ -336,12 +336,12 @@ class Core:
         was_disabled = entry.is_disabled
         if (
             overrides.workers is None
-            and entry.overrides.workers is not None
+            and entry.desired.overrides.workers is not None
             and entry.config.scale.is_automatic
         ):
             # Its triggers continue from there.
-            entry.automatic = entry.overrides.workers
-        entry.overrides = overrides
+            entry.desired.automatic = entry.desired.overrides.workers
+        entry.desired.overrides = overrides
         self._heed(entry, was_disabled)
         self.touch(entry)
 
@@ -350,27 +350,27 @@ class Core:
 
         `figures` are those of the decision, for its event.
         """
-        entry.automatic, entry.scaling = workers, figures or {}
+        entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
 
     def enable(self, entry: Entry) -> None:
         """Enable and start the server, even if a command stopped it before it was disabled."""
-        if entry.desired is Desired.STOPPED:
+        if entry.desired.state is Desired.STOPPED:
             entry.become(Desired.IDLE)
         disabled = False if entry.config.disabled else None
-        self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
+        self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def disable(self, entry: Entry) -> None:
         """Stop the server; nothing starts it until it is enabled."""
         disabled = None if entry.config.disabled else True
-        self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
+        self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def _heed(self, entry: Entry, was_disabled: bool) -> None:
         """Stop a server that is now disabled, start one that no longer is, with the dependents that stopped with it.
 
         One stopped by a command stays stopped.
         """
-        stopped = entry.desired is Desired.STOPPED
+        stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
             self._halt(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
@@ -379,36 +379,36 @@ class Core:
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""
-        entry.files, ends = digests(entry.config), certificate_ends(entry.config)
+        entry.observed.files, ends = digests(entry.config), certificate_ends(entry.config)
         self._queue.note(entry)
-        for worker in list(entry.workers.values()):
+        for worker in list(entry.observed.workers.values()):
             if worker.placement is not None and worker.phase not in LEAVING:
                 await self.runner.renew_tls(worker.placement, entry.config)
                 worker.certificate_ends, worker.passed_over = ends, None
-        entry.certificate_ends = ends
+        entry.observed.certificate_ends = ends
         self._queue.note(entry)
 
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
         """Later changes of the server have no cause of their own yet: the command is complete."""
-        entry.cause = None
+        entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
         """Let the command under way, or the next one, report this warning instead of the other one."""
-        if instead_of in entry.warnings:
-            entry.warnings.remove(instead_of)
-        entry.warnings.append(warning)
+        if instead_of in entry.observed.warnings:
+            entry.observed.warnings.remove(instead_of)
+        entry.observed.warnings.append(warning)
 
     def clear_warnings(self, entry: Entry) -> None:
         """Forget the warnings of earlier commands."""
-        entry.warnings.clear()
+        entry.observed.warnings.clear()
 
     # Takeover from the previous supervisor.
 
     def expect_running(self, entry: Entry) -> None:
         """Want a server to run because it was found running, unless a command stopped it."""
-        if entry.desired not in (Desired.STOPPED, Desired.REMOVED):
+        if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
             self._queue.note(entry)
 
@@ -419,15 +419,15 @@ class Core:
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
         """Adopt a running worker; unless the entry's state was `recorded`, its generation is the one that serves."""
         if not recorded and worker.phase is not Phase.DRAINING:
-            entry.generation = max(entry.generation, worker.generation)
+            entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
             self.servers.remove(entry)
-        if entry.desired is Desired.SCHEDULED and worker.phase not in LEAVING:
+        if entry.desired.state is Desired.SCHEDULED and worker.phase not in LEAVING:
             entry.become(Desired.RUN)  # its supervisor ended before it had recorded the run
-            entry.run_since = entry.run_since or self.clock.time()
-        entry.workers[worker.id] = worker
-        entry.called = entry.called or worker.phase is Phase.READY
-        entry.newest = max(entry.newest, worker.generation)
+            entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
+        entry.observed.workers[worker.id] = worker
+        entry.observed.called = entry.observed.called or worker.phase is Phase.READY
+        entry.desired.newest = max(entry.desired.newest, worker.generation)
         self.canaries.adopt(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
@@ -442,14 +442,16 @@ class Core:
     def resume(self, entry: Entry) -> None:
         """Continue after adoption: the serving generation may be newer than recorded, or leaving altogether."""
         self._queue.note(entry)
-        staying = {worker.generation for worker in entry.workers.values() if worker.phase not in LEAVING}
-        if entry.workers and entry.generation not in staying:
-            newer = [generation for generation in staying if generation > entry.generation]
+        staying = {
+            worker.generation for worker in entry.observed.workers.values() if worker.phase not in LEAVING
+        }
+        if entry.observed.workers and entry.desired.generation not in staying:
+            newer = [generation for generation in staying if generation > entry.desired.generation]
             if newer:
-                entry.generation = max(newer)
+                entry.desired.generation = max(newer)
             else:
                 entry.skip_leaving_generation()
-        if entry.desired is Desired.SCHEDULED and entry.config.every is None:
+        if entry.desired.state is Desired.SCHEDULED and entry.config.every is None:
             entry.become(Desired.RUN)
         self._runs.resume(entry)
         if entry.wanted or entry.removed or not entry.at_rest:

@@ -11,8 +11,7 @@ from poolctl.states import Status
 
 from .decision_input import LEAVING, Phase
 from .server_changes import Event, Recorder, Workqueue
-from .server_entry import Entry
-from .worker_entry import Worker
+from .server_entry import Entry, Worker
 
 if TYPE_CHECKING:
     from poolctl.probes.schedule import Schedule
@@ -45,16 +44,16 @@ class HealthChecks:
         """The entry has changed: probe the workers that need it, and no others."""
         probed = self._probes.get(entry.name, {})
         if not probed and not entry.config.health.probed:
-            if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
+            if entry.name in self._known or any(worker.stuck for worker in entry.observed.workers.values()):
                 self._note(entry)
             return
         for worker_id, probes in list(probed.items()):
-            there = entry.workers.get(worker_id)
+            there = entry.observed.workers.get(worker_id)
             # A worker that takes the place of one that has died has the same name.
             if there is None or there.phase in LEAVING or there.placement is not probes.placement:
                 probes.stop()
                 self._drop(entry, worker_id)
-        for worker in list(entry.workers.values()):
+        for worker in list(entry.observed.workers.values()):
             if worker.phase is Phase.READY:
                 self._attend_to(entry, worker)
         self._note(entry)
@@ -68,7 +67,7 @@ class HealthChecks:
 
     def complaint(self, entry: Entry) -> str:
         """The first problem of any of its workers; empty without one."""
-        found = (self.message(entry, worker) for worker in list(entry.workers.values()))
+        found = (self.message(entry, worker) for worker in list(entry.observed.workers.values()))
         return next((message for message in found if message), "")
 
     def probes(self, entry: Entry, worker: Worker) -> WorkerProbes | None:
@@ -77,7 +76,7 @@ class HealthChecks:
 
     def latency_seconds(self, entry: Entry) -> float | None:
         """How long the last answers of its workers took, the slowest of them; None without probes."""
-        probes = [self.probes(entry, worker) for worker in list(entry.workers.values())]
+        probes = [self.probes(entry, worker) for worker in list(entry.observed.workers.values())]
         found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
 
@@ -166,7 +165,7 @@ class _WorkerListener(NamedTuple):
 
 
 def _stuck(entry: Entry) -> str:
-    ready = (worker for worker in entry.workers.values() if worker.phase is Phase.READY)
+    ready = (worker for worker in entry.observed.workers.values() if worker.phase is Phase.READY)
     return next((_is_stuck(worker) for worker in ready if worker.stuck), "")
 
 

@@ -32,11 +32,10 @@ from .decide import (
 from .decision_input import ASLEEP, Desired, Listener, Phase
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
-from .server_entry import Entry, RunningHook
+from .server_entry import Entry, RunningHook, Worker
 from .server_hooks import ServerHooks
 from .servers import Servers
 from .stack_reports import StackReports
-from .worker_entry import Worker
 from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.
@@ -69,34 +68,34 @@ class Executor:
         """Begin the action; the entry shows at once that it has begun."""
         match action:
             case Open():
-                entry.listener, entry.bound = Listener.OPENING, entry.config
+                entry.listener.state, entry.listener.bound = Listener.OPENING, entry.config
                 self._queue.run(self._open(entry))
             case Close():
-                entry.listener = Listener.CLOSING
+                entry.listener.state = Listener.CLOSING
                 self._queue.run(self._close(entry))
             case Release(key):
-                held = next(each for each in entry.former if each.key == key)
-                entry.former.remove(held)
-                entry.releasing.append(held)
+                held = next(each for each in entry.listener.former if each.key == key)
+                entry.listener.former.remove(held)
+                entry.listener.releasing.append(held)
                 self._queue.run(self._release(entry, held))
             case Spawn(generation, index):
                 self._spawn(entry, generation, index)
             case Check():
-                entry.checking = True
-                self._queue.run(self._check(entry, entry.generation))
+                entry.observed.checking = True
+                self._queue.run(self._check(entry, entry.desired.generation))
             case Drain(name):
-                worker = entry.workers[name]
+                worker = entry.observed.workers[name]
                 worker.phase = Phase.DRAINING
                 self._queue.run(self.workers.drain(entry, worker))
             case Stop(name):
-                self._stop(entry, entry.workers[name])
+                self._stop(entry, entry.observed.workers[name])
             case Rotate(name, in_rotation):
-                worker = entry.workers[name]
+                worker = entry.observed.workers[name]
                 worker.out = not in_rotation
                 assert worker.placement is not None
                 self._queue.run(self._runner.rotate(worker.placement, in_rotation))
             case Attend(name, accepting):
-                worker = entry.workers[name]
+                worker = entry.observed.workers[name]
                 worker.resting = not accepting
                 assert worker.placement is not None
                 self._queue.run(self._runner.attend(worker.placement, accepting))
@@ -115,7 +114,7 @@ class Executor:
         config = entry.config_of(generation)
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
-        entry.workers[worker.id] = worker
+        entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self.workers.live(entry, worker))
 
     def _stop(self, entry: Entry, worker: Worker) -> None:
@@ -151,40 +150,40 @@ class Executor:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await self._runner.check(entry.config)
         except Exception as error:
-            if entry.wanted and entry.generation == generation:
+            if entry.wanted and entry.desired.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
                 self.workers.note(entry, message, hint, of_a_worker=False)
                 self.workers.go_back(entry)
         # Without running workers to keep, the start itself reports the problem.
-        entry.feasible = generation
-        entry.checking = False
+        entry.observed.feasible = generation
+        entry.observed.checking = False
         self._queue.touch(entry, progressed=True)
 
     # Listeners.
 
     async def _open(self, entry: Entry) -> None:
         """Open the listener that the entry is bound to."""
-        assert entry.bound is not None
+        assert entry.listener.bound is not None
         try:
-            opened = await self._runner.open(entry.bound)
+            opened = await self._runner.open(entry.listener.bound)
         except Exception as error:
-            entry.listener, entry.bound = Listener.CLOSED, None
+            entry.listener.state, entry.listener.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
                 self.workers.note(entry, message, hint, of_a_worker=False, cause=error)
                 if not self.workers.go_back(entry):
                     self.workers.died(entry, Exit(message=message), was_ready=False)
         else:
-            entry.listener = Listener.OPEN
+            entry.listener.state = Listener.OPEN
             self._addresses.opened(entry, opened)
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:
         """Close the listener of the entry, unless another server takes it over."""
-        assert entry.bound is not None
-        await self._release(entry, entry.bound)
-        entry.listener, entry.bound, entry.vacates = Listener.CLOSED, None, False
+        assert entry.listener.bound is not None
+        await self._release(entry, entry.listener.bound)
+        entry.listener.state, entry.listener.bound, entry.listener.vacates = Listener.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
 
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
@@ -192,45 +191,50 @@ class Executor:
         if self._addresses.give_up(entry, held):
             self._addresses.closed(held.key)
             await self._runner.close(held.key)
-        if held in entry.releasing:
-            entry.releasing.remove(held)
+        if held in entry.listener.releasing:
+            entry.listener.releasing.remove(held)
         self._queue.touch(entry, progressed=True)
 
     # Sleep: the runner watches the listener, and the first request wakes the server.
 
     def _arm(self, entry: Entry) -> None:
         assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
-        entry.armed = entry.config
+        entry.listener.armed = entry.config
         self._sleep.arm(entry.config, partial(self._called, entry))
         self.preload(entry)
 
     def disarm(self, entry: Entry) -> None:
         """Stop watching for a request; the workers that come take the waiting connections."""
-        if entry.armed is not None:
+        if entry.listener.armed is not None:
             if self._sleep is not None:
-                self._sleep.disarm(entry.armed.key)
-            entry.armed = None
+                self._sleep.disarm(entry.listener.armed.key)
+            entry.listener.armed = None
 
     def wake(self, entry: Entry) -> None:
         """Wake the server if it sleeps or falls asleep, without a connection that waits for it."""
-        if entry.armed is not None:
+        if entry.listener.armed is not None:
             self.disarm(entry)
             self._called(entry)
-        elif entry.sleeps and entry.workers and entry.desired is Desired.RUN and entry.kept != ASLEEP:
+        elif (
+            entry.sleeps
+            and entry.observed.workers
+            and entry.desired.state is Desired.RUN
+            and entry.kept != ASLEEP
+        ):
             self._called(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
         """Have the entry's workers report when they have had no traffic for so long."""
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:
                 self._sleep.idle_after(worker.placement, seconds)
 
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections that these have.
-        entry.called, entry.automatic = False, None
+        entry.observed.called, entry.desired.automatic = False, None
         entry.next_generation()
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             if worker.phase is Phase.READY:
                 worker.phase = Phase.DRAINING
                 self._queue.run(self.workers.drain(entry, worker, replaced=True))
@@ -243,25 +247,29 @@ class Executor:
 
     async def _preload(self, entry: Entry) -> None:
         try:
-            entry.preload_problem = await self._runner.prepare(entry.config, entry.code_since)
+            entry.observed.preload_problem = await self._runner.prepare(
+                entry.config, entry.desired.code_since
+            )
         except (ServerError, WorkerFailed, OSError):
             # Its next start reports the problem; until then it is in the server's log.
             return
         self._queue.note(entry)
 
     def _called(self, entry: Entry) -> None:
-        entry.armed = None
-        entry.called = True
+        entry.listener.armed = None
+        entry.observed.called = True
         loop = asyncio.get_running_loop()
-        loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.newest)
+        loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.desired.newest)
         with caused_by("a request"):
             self._queue.touch(entry, progressed=True)
 
     def _give_up(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""
-        if entry.newest != newest or entry.ready or entry.armed is not None:
+        if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
-        coming = [each for each in entry.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)]
+        coming = [
+            each for each in entry.observed.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)
+        ]
         for worker in coming[:1]:
             # It has begun: no connection is closed before that attempt is over.
             assert worker.task is not None

@@ -88,15 +88,15 @@ class Reconciler:
 
     def _review_sleep(self, entry: Entry) -> None:
         kept = entry.kept
-        entry.needed = any(dependent.up for dependent in self._servers.dependents(entry))
+        entry.observed.needed = any(dependent.up for dependent in self._servers.dependents(entry))
         self._windows.review(entry)
         if entry.kept == ASLEEP:
-            entry.called = False
-            if kept != ASLEEP and entry.workers:
+            entry.observed.called = False
+            if kept != ASLEEP and entry.observed.workers:
                 # Its workers leave, and keep their names until they have ended.
                 entry.next_generation()
-        if entry.armed is not None and (
-            entry.armed is not entry.config or entry.listener is not Listener.OPEN
+        if entry.listener.armed is not None and (
+            entry.listener.armed is not entry.config or entry.listener.state is not Listener.OPEN
         ):
             # The server's configuration or address has changed since it is watched.
             self._executor.disarm(entry)

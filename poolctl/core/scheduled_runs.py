@@ -34,9 +34,11 @@ def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> s
     """Why the run that was due then does not begin now; "" if it begins. `blocker` says what it would wait for."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
-    if entry.desired is Desired.RUN or entry.workers:
+    if entry.desired.state is Desired.RUN or entry.observed.workers:
         return (
-            f"the run of {moment_text(entry.run_since)} has not ended" if entry.run_since else "it still runs"
+            f"the run of {moment_text(entry.schedule.run_since)} has not ended"
+            if entry.schedule.run_since
+            else "it still runs"
         )
     return blocker
 
@@ -56,15 +58,15 @@ def run_record(result: str, since: float, ended: float, exit_: Exit, message: st
 def end_run(entry: Entry, exit_: Exit, now: float, *, message: str = "", stopped: bool = False) -> None:
     """Note that the run under way has ended; `stopped`: by a command."""
     result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
-    entry.last_run = run_record(result, entry.run_since or now, now, exit_, message)
-    entry.run_since = 0.0
+    entry.schedule.last_run = run_record(result, entry.schedule.run_since or now, now, exit_, message)
+    entry.schedule.run_since = 0.0
     if result == RUN_SUCCEEDED:
-        entry.failure = None
+        entry.observed.failure = None
 
 
 def failed_run(entry: Entry) -> str:
     """That the last run of a job with a schedule has failed, and why; "" if it has not."""
-    run = entry.last_run
+    run = entry.schedule.last_run
     if not entry.on_schedule or run.get("result") != RUN_FAILED:
         return ""
     return f"its last run failed ({moment_text(run['started_at'])}): {run['message']}"
@@ -94,22 +96,22 @@ class ScheduledRuns:
         """Plan the entry's next run if it has none: before each decision about it."""
         if entry.on_schedule:
             self._entries[entry.name] = entry
-            if entry.next_run is None:
+            if entry.schedule.next_run is None:
                 self._plan(entry)
             self._set_timer(entry)
         elif self._entries.pop(entry.name, None) is not None:
-            entry.next_run = None
+            entry.schedule.next_run = None
 
     def resume(self, entry: Entry) -> None:
         """Continue after another supervisor: a run that it should have begun meanwhile is dropped."""
-        planned, now = entry.next_run, self._clock.time()
+        planned, now = entry.schedule.next_run, self._clock.time()
         if entry.config.every is None or not entry.on_schedule:
-            entry.next_run = None
+            entry.schedule.next_run = None
             return
-        if entry.desired is Desired.RUN and not entry.workers:
+        if entry.desired.state is Desired.RUN and not entry.observed.workers:
             entry.become(Desired.SCHEDULED)
             end_run(entry, _UNKNOWN_END, now)
-        elif planned is not None and planned <= now and not entry.workers:
+        elif planned is not None and planned <= now and not entry.observed.workers:
             self._skipped(entry, planned, "no supervisor ran at that time")
         if planned is None or planned <= now:
             self._plan(entry)
@@ -118,19 +120,19 @@ class ScheduledRuns:
         """Run it now."""
         entry.next_generation()
         entry.become(Desired.RUN)
-        entry.run_since = self._clock.time()
+        entry.schedule.run_since = self._clock.time()
         self._queue.touch(entry)
 
     def _plan(self, entry: Entry) -> None:
         assert entry.config.every is not None
-        entry.next_run = next_time(entry.config.every, self._clock.time())
+        entry.schedule.next_run = next_time(entry.config.every, self._clock.time())
         self._queue.note(entry)
 
     def _set_timer(self, entry: Entry) -> None:
-        if entry.next_run is None:
+        if entry.schedule.next_run is None:
             return
         loop = asyncio.get_running_loop()
-        due = loop.time() + min(max(0.0, entry.next_run - self._clock.time()), _LONGEST_WAIT_SECONDS)
+        due = loop.time() + min(max(0.0, entry.schedule.next_run - self._clock.time()), _LONGEST_WAIT_SECONDS)
         if self._timer is None or due < self._timer.when():
             if self._timer is not None:
                 self._timer.cancel()
@@ -144,8 +146,8 @@ class ScheduledRuns:
         for entry in list(self._entries.values()):
             if not entry.on_schedule:
                 continue  # reviewed soon
-            if entry.next_run is not None and entry.next_run <= now:
-                due = entry.next_run
+            if entry.schedule.next_run is not None and entry.schedule.next_run <= now:
+                due = entry.schedule.next_run
                 self._plan(entry)
                 if not self._calm:
                     self._begin_or_skip(entry, due, now)

@@ -89,7 +89,7 @@ class Workqueue:
         self.add(entry, progressed=progressed)
         self._changed[entry.name] = entry
         if cause := CURRENT_CAUSE.get():
-            entry.cause = cause
+            entry.desired.cause = cause
             self.commanded.add(entry.name)
         self.schedule()
 

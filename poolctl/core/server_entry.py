@@ -14,7 +14,6 @@ from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
-from .canary import Canary
 from .decision_input import (
     ASLEEP,
     AWAKE,
@@ -30,7 +29,6 @@ from .decision_input import (
     View,
     WorkerView,
 )  # fmt: skip
-from .worker_entry import Worker
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
@@ -53,6 +51,157 @@ def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
 
 
 @dataclass(slots=True)
+class Worker:
+    """One worker of a server, with the configuration that it was placed with; `ready_at` is monotonic, in seconds."""
+
+    id: str
+    generation: int
+    index: int
+    config: ServerConfig
+    phase: Phase = Phase.PLACING
+    placement: Placement | None = None
+    ready_at: float | None = None
+    failure: ServerError | None = None
+    given_up: bool = False  # stopped because it was not ready in time
+    address_taken: bool = False  # it says that the address of its server is in use
+    placed_at: float = 0.0  # in seconds since the epoch
+    out: bool = False  # taken out of rotation
+    resting: bool = False  # it leaves accepting to others
+    health: Status = Status.UNKNOWN  # the result of its probes
+    left: bool = False  # it does not accept any more
+    files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
+    files_before: dict[str, str] = field(default_factory=dict)  # of the files that its server had in use
+    certificate_ends: float | None = None  # of the certificate that it has read, in seconds since the epoch
+    passed_over: float | None = None  # when the certificate in the file expired, which it did not load
+    idle: bool = False  # ready, and without traffic for its server's scale.idle
+    stuck: bool = False  # its event loop has left a heartbeat unanswered
+    relieved: bool = False  # stopped because it is unhealthy; another one replaces it
+    stop_seconds: float | None = None  # it is killed after these; None: after its server's `stop_timeout`
+    unstoppable: bool = False  # not even SIGKILL has ended it
+    task: asyncio.Task[None] | None = None
+    preparing: asyncio.Future[str] | None = None
+    exit: Exit | None = None
+    next_step: str = ""  # what follows from its end, in words; "" if it was ordered
+
+    @property
+    def status(self) -> Status:
+        """Its health: the result of its probes, ok without any."""
+        if self.stuck:
+            return Status.KO
+        return self.health if self.config.health.probed else Status.OK
+
+    @property
+    def ko(self) -> bool:
+        """Its probes fail, or it is stuck."""
+        return self.status is Status.KO
+
+
+@dataclass(slots=True)
+class Canary:
+    """`count` workers of another generation of a server, with their configuration.
+
+    `code_since` is when it began, in monotonic seconds; `failure` is why one of its workers has ended, or did not
+    start: then no other one is started. If it `is_apart` from the server, its workers have an address and a pair of
+    their own, where a gateway sends this `share` of the server's requests. `promoted` is the configuration that the
+    server gets if it is promoted. One that `is_lost` was begun by a previous supervisor.
+    """
+
+    generation: int
+    count: int
+    config: ServerConfig
+    code_since: float
+    promoted: ServerConfig
+    failure: str = ""
+    is_apart: bool = False
+    share: float = 0.0
+    is_lost: bool = False
+
+
+@dataclass(slots=True)
+class DesiredState:
+    """The state that commands, live changes and triggers ask for."""
+
+    state: Desired = persisted(Desired.IDLE)
+    overrides: Overrides = persisted(NO_OVERRIDES)
+    automatic: int | None = persisted(None)  # the number of workers by its triggers
+    scaling: Table = transient(factory=dict)  # the figures of the newest decision about that number
+    # Of a server that was added live: its table, and the directory that its paths are relative to.
+    source: tuple[Mapping[str, object], str] | None = persisted(None)
+    ignore_dependencies: bool = persisted(False)
+    stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
+    retries: bool = transient(True)  # a failed start is retried, as the restart policy says
+    stop_seconds: float | None = transient(None)  # the limit of a stop by command, if it has one
+    # The values that a Python pool gives to its applications.
+    app_state: Mapping[str, object] = transient(factory=dict)
+    cause: Cause | None = transient(None)  # the command or decision that causes its changes
+
+    generation: int = persisted(1)  # the one that should serve
+    newest: int = persisted(1)
+    restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
+    # When the last command came that may bring new code, in monotonic seconds.
+    code_since: float = persisted(0.0)
+    canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
+    canary_generation: int = persisted(0)  # its generation and its share, for that supervisor
+    canary_share: float = persisted(0.0)
+
+
+@dataclass(slots=True)
+class ObservedState:
+    """The workers of a server, the code that they run, its traffic, and its exits and failures."""
+
+    workers: dict[str, Worker] = transient(factory=dict)
+    feasible: int = transient(0)  # the last generation whose workers were found to start
+    checking: bool = transient(False)  # that is being checked
+    files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
+    certificate_ends: float | None = persisted(None)  # of the certificate in use, in seconds since the epoch
+    preload_problem: str = persisted("")  # why its workers import the application themselves
+    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started with its
+    # own to find out.
+    socket_found: str = persisted("")
+    warnings: list[str] = transient(factory=list)  # for the command under way
+
+    called: bool = persisted(False)  # a request has come since it slept
+    needed: bool = transient(False)  # a dependent of it is up
+    window: Period = transient(NO_PERIOD)  # what its windows say, whether it can sleep or not
+
+    timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
+    restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
+    restarts: int = persisted(0)  # all of them; one by command counts when its replacement is ready
+    failures: int = transient(0)  # how many starts and stops have failed
+    failure: ServerError | None = persisted(None)  # the newest of them
+    # When the worker that ended last was placed, in seconds since the epoch.
+    failed_since: float = transient(0.0)
+    last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
+    next_step: str = transient("")  # what follows from that end, in words
+    # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.
+    recoveries: dict[str, list[float]] = persisted(factory=dict)
+    recovering: Table = persisted(factory=dict)
+
+
+@dataclass(slots=True)
+class ServerListener:
+    """The listener of a server. Others are open as well while its workers are being replaced for another address."""
+
+    state: Listener = transient(Listener.CLOSED)
+    bound: ServerConfig | None = transient(None)  # the configuration that it was opened with
+    former: list[ServerConfig] = transient(factory=list)  # listeners that are open for workers being replaced
+    releasing: list[ServerConfig] = transient(factory=list)  # former ones that are being closed
+    vacates: bool = transient(False)  # its workers must end before it can be opened again
+    withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
+    armed: ServerConfig | None = transient(None)  # the configuration with which it is watched for a request
+    can_watch: bool = transient(True)  # its runner can watch listeners
+
+
+@dataclass(slots=True)
+class ScheduleState:
+    """The runs of a server with a schedule (see `scheduled_runs`); times are in seconds since the epoch."""
+
+    next_run: float | None = persisted(None)
+    run_since: float = persisted(0.0)  # when the run under way began; 0: none is
+    last_run: Table = persisted(factory=dict)  # the last one that has ended (see `scheduled_runs.run_record`)
+
+
+@dataclass(slots=True)
 class RunningHook:
     """A command of the server's `hooks` that runs; without a placement it is being started."""
 
@@ -62,89 +211,24 @@ class RunningHook:
 
 
 @dataclass(slots=True)
-class Entry:
-    """One server. Only the core assigns its attributes, on its loop."""
+class HookState:
+    """The hooks of a server. One that is due stays so until it has been run, also by another supervisor."""
 
-    config: ServerConfig = transient()  # saved with the configuration of the pool
-
-    # The desired state.
-    desired: Desired = persisted(Desired.IDLE)
-    overrides: Overrides = persisted(NO_OVERRIDES)
-    automatic: int | None = persisted(None)  # the number of workers by its triggers
-    scaling: Table = transient(factory=dict)  # the figures of the newest decision about that number
-    # Of a server that was added live: its table, and the directory that its paths are relative to.
-    source: tuple[Mapping[str, object], str] | None = persisted(None)
-    ignore_dependencies: bool = persisted(False)
-    stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
-    retries: bool = transient(True)  # a failed start is retried, as the restart policy says
-    # The values that a Python pool gives to its applications.
-    app_state: Mapping[str, object] = transient(factory=dict)
-    cause: Cause | None = transient(None)  # the command or decision that causes its changes
-
-    # Its hooks. What is due stays so until it has been run, also by another supervisor.
     before_start_due: bool = persisted(False)  # a command has started it
     after_stop_due: bool = persisted(False)  # a command has stopped it
-    hook: RunningHook | None = transient(None)
-    stop_seconds: float | None = transient(None)  # the limit of a stop by command, if it has one
+    running: RunningHook | None = transient(None)
 
-    # Its code and its workers.
-    canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
-    canary_generation: int = persisted(0)  # its generation and its share, for that supervisor
-    canary_share: float = persisted(0.0)
-    withdrawn: Canary | None = transient(None)  # the last one that was apart
-    generation: int = persisted(1)  # the one that should serve
-    newest: int = persisted(1)
-    code_since: float = persisted(
-        0.0
-    )  # when the last command came that may bring new code, in monotonic seconds
-    preload_problem: str = persisted("")  # why its workers import the application themselves
-    feasible: int = transient(0)  # the last generation whose workers were found to start
-    checking: bool = transient(False)  # that is being checked
-    files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
-    certificate_ends: float | None = persisted(None)  # of the certificate in use, in seconds since the epoch
-    workers: dict[str, Worker] = transient(factory=dict)
 
-    # Its listener.
-    listener: Listener = transient(Listener.CLOSED)
-    bound: ServerConfig | None = transient(None)  # the configuration that the listener was opened with
-    # Open as well, for workers that are being replaced; and those of them that are being closed.
-    former: list[ServerConfig] = transient(factory=list)
-    releasing: list[ServerConfig] = transient(factory=list)
-    vacates: bool = transient(False)  # its workers must end before its listener can be opened again
+@dataclass(slots=True)
+class Entry:
+    """One server. Only the core assigns the attributes of its values, on its loop."""
 
-    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started with its
-    # own to find out.
-    socket_found: str = persisted("")
-
-    # Its sleep.
-    called: bool = persisted(False)  # a request has come since it slept
-    needed: bool = transient(False)  # a dependent of it is up
-    window: Period = transient(NO_PERIOD)  # what its windows say, whether it can sleep or not
-    armed: ServerConfig | None = transient(None)  # the configuration with which its listener is watched
-    can_sleep: bool = transient(True)  # its runner can watch listeners
-
-    # Its runs, if it runs by a schedule; times are in seconds since the epoch.
-    next_run: float | None = persisted(None)
-    run_since: float = persisted(0.0)  # when the run under way began; 0: none is
-    last_run: Table = persisted(factory=dict)  # the last one that has ended (see `scheduled_runs.run_record`)
-
-    # Exits, failures and retries.
-    timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
-    restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
-    restarts: int = persisted(0)  # all of them; one by command counts when its replacement is ready
-    restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
-    failures: int = transient(0)  # how many starts and stops have failed
-    failure: ServerError | None = persisted(None)  # the newest of them
-    failed_since: float = transient(
-        0.0
-    )  # when the worker that ended last was placed, in seconds since the epoch
-    last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
-    next_step: str = transient("")  # what follows from that end, in words
-    warnings: list[str] = transient(factory=list)  # for the command under way
-
-    # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.
-    recoveries: dict[str, list[float]] = persisted(factory=dict)
-    recovering: Table = persisted(factory=dict)
+    config: ServerConfig
+    desired: DesiredState = field(default_factory=DesiredState)
+    observed: ObservedState = field(default_factory=ObservedState)
+    listener: ServerListener = field(default_factory=ServerListener)
+    schedule: ScheduleState = field(default_factory=ScheduleState)
+    hooks: HookState = field(default_factory=HookState)
 
     @property
     def name(self) -> str:
@@ -154,22 +238,22 @@ class Entry:
     @property
     def size(self) -> int:
         """How many workers it should have."""
-        if self.overrides.workers is not None:
-            return self.overrides.workers
+        if self.desired.overrides.workers is not None:
+            return self.desired.overrides.workers
         least = self.config.workers
-        if self.automatic is None or not self.config.scale.is_automatic:
+        if self.desired.automatic is None or not self.config.scale.is_automatic:
             return least
-        return min(max(self.automatic, least), self.config.scale.max)
+        return min(max(self.desired.automatic, least), self.config.scale.max)
 
     @property
     def scales(self) -> bool:
         """Its triggers, and no command, say how many workers it should have."""
-        return self.overrides.workers is None and self.config.scale.is_automatic
+        return self.desired.overrides.workers is None and self.config.scale.is_automatic
 
     @property
     def may_overlap(self) -> bool:
         """Whether two generations may run at once: neither the configuration nor a running worker forbids it."""
-        for worker in self.workers.values():
+        for worker in self.observed.workers.values():
             if worker.config is not self.config and not worker.config.may_overlap:
                 return False
         return self.config.may_overlap
@@ -177,118 +261,126 @@ class Entry:
     @property
     def is_disabled(self) -> bool:
         """Nothing may start it, by a live change or by its configuration."""
-        return self.config.disabled if self.overrides.disabled is None else self.overrides.disabled
+        return (
+            self.config.disabled
+            if self.desired.overrides.disabled is None
+            else self.desired.overrides.disabled
+        )
 
     @property
     def out(self) -> bool:
         """It is out of rotation."""
-        return self.overrides.out
+        return self.desired.overrides.out
 
     @property
     def added(self) -> bool:
         """It was added live, and is not in the files."""
-        return self.source is not None
+        return self.desired.source is not None
 
     @property
     def wanted(self) -> bool:
         """Commands want it to run, whether it does or not."""
-        return self.desired.wanted
+        return self.desired.state.wanted
 
     @property
     def rests(self) -> bool:
         """No worker of it should run now."""
-        return self.desired.rests
+        return self.desired.state.rests
 
     @property
     def active(self) -> bool:
         """It has workers, or should: it runs, sleeps, starts, stops, or waits for a dependency, a retry or its time."""
-        return bool(self.workers) or not self.rests or self.cleans_up or self.on_schedule
+        return bool(self.observed.workers) or not self.rests or self.cleans_up or self.on_schedule
 
     @property
     def cleans_up(self) -> bool:
         """A hook runs, or follows from a stop."""
-        return self.after_stop_due or self.hook is not None
+        return self.hooks.after_stop_due or self.hooks.running is not None
 
     @property
     def awaits_hook(self) -> bool:
         """Its next worker has to wait for a hook."""
-        return self.before_start_due or self.cleans_up
+        return self.hooks.before_start_due or self.cleans_up
 
     @property
     def begun(self) -> bool:
         """It is wanted, and the generation that should serve has a worker: a restart replaces that one."""
-        return self.wanted and any(each.generation == self.generation for each in self.workers.values())
+        return self.wanted and any(
+            each.generation == self.desired.generation for each in self.observed.workers.values()
+        )
 
     @property
     def completed(self) -> bool:
         """It ended by itself with 0, and is not started again."""
-        return self.desired is Desired.COMPLETED
+        return self.desired.state is Desired.COMPLETED
 
     @property
     def on_schedule(self) -> bool:
         """Its schedule is in force: it is as it should be whether it runs or waits for its next time."""
-        return self.config.every is not None and self.desired in (Desired.SCHEDULED, Desired.RUN)
+        return self.config.every is not None and self.desired.state in (Desired.SCHEDULED, Desired.RUN)
 
     @property
     def failed(self) -> bool:
         """It has failed, and is not retried."""
-        return self.desired is Desired.FAILED
+        return self.desired.state is Desired.FAILED
 
     @property
     def removed(self) -> bool:
         """It leaves the pool."""
-        return self.desired is Desired.REMOVED
+        return self.desired.state is Desired.REMOVED
 
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
     ) -> View:
         """The facts on which the next actions depend."""
         return View(
-            desired=self.desired,
-            generation=self.generation,
+            desired=self.desired.state,
+            generation=self.desired.generation,
             count=self.size,
-            canary=0 if self.canary is None else self.canary.generation,
-            canaries=0 if self.canary is None or self.canary.failure else self.canary.count,
-            apart=self.canary is not None and self.canary.is_apart,
+            canary=0 if self.desired.canary is None else self.desired.canary.generation,
+            canaries=0 if self.desired.canary is None or self.desired.canary.failure else self.desired.canary.count,
+            apart=self.desired.canary is not None and self.desired.canary.is_apart,
             overlap=self.may_overlap,
-            feasible=self.feasible == self.generation,
-            checking=self.checking,
+            feasible=self.observed.feasible == self.desired.generation,
+            checking=self.observed.checking,
             may_start=may_start,
             may_stop=may_stop,
             may_open=may_open,
-            vacates=self.vacates,
+            vacates=self.listener.vacates,
             abandoned=abandoned,
             job=self.config.job,
-            out=self.overrides.out,
+            out=self.desired.overrides.out,
             sleepy=self.sleepy,
-            called=self.called,
-            needed=self.needed,
+            called=self.observed.called,
+            needed=self.observed.needed,
             kept=self.kept,
-            armed=self.armed is not None,
-            before_start_due=self.before_start_due,
-            after_stop_due=self.after_stop_due,
-            hook="" if self.hook is None else self.hook.name,
-            hook_ends=self.hook is not None and self.hook.ends,
-            listener=self.listener,
+            armed=self.listener.armed is not None,
+            before_start_due=self.hooks.before_start_due,
+            after_stop_due=self.hooks.after_stop_due,
+            hook="" if self.hooks.running is None else self.hooks.running.name,
+            hook_ends=self.hooks.running is not None and self.hooks.running.ends,
+            listener=self.listener.state,
             workers=tuple(
                 WorkerView(
                     each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck, each.resting,
                     each.ko,
                 )
-                for each in self.workers.values()
+                for each in self.observed.workers.values()
             ),
         )  # fmt: skip
 
     @property
     def sleepy(self) -> bool:
         """It may be without a worker while there are no requests for it."""
-        return self.can_sleep and not self.config.scale.min and self.overrides.workers is None
+        return (
+            self.listener.can_watch and not self.config.scale.min and self.desired.overrides.workers is None
+        )
 
     @property
     def kept(self) -> str:
         """What a window makes of it now, AWAKE or ASLEEP; its dependents need it awake in any case."""
-        state = self.window.state if self.sleepy else ""
-        return "" if state == ASLEEP and self.needed else state
+        state = self.observed.window.state if self.sleepy else ""
+        return "" if state == ASLEEP and self.observed.needed else state
 
     @property
     def sleeps(self) -> bool:
@@ -297,14 +389,20 @@ class Entry:
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
         that is up (`needed`). One that a window keeps asleep has no listener, and is not woken by a request.
         """
-        if not self.sleepy or self.called or self.needed or self.kept == AWAKE or self.awaits_hook:
+        if (
+            not self.sleepy
+            or self.observed.called
+            or self.observed.needed
+            or self.kept == AWAKE
+            or self.awaits_hook
+        ):
             return False
-        return all(worker.phase in LEAVING for worker in self.workers.values())
+        return all(worker.phase in LEAVING for worker in self.observed.workers.values())
 
     @property
     def asleep(self) -> bool:
         """It sleeps, or falls asleep, and wakes at the next request unless a window keeps it asleep."""
-        return (self.armed is not None or self.kept == ASLEEP) and self.sleeps
+        return (self.listener.armed is not None or self.kept == ASLEEP) and self.sleeps
 
     @property
     def settled(self) -> bool:
@@ -314,8 +412,10 @@ class Entry:
     @property
     def up(self) -> bool:
         """It runs or should run: its dependencies must not sleep."""
-        idle = self.sleepy and not (self.called or self.needed or self.kept == AWAKE or self.awaits_hook)
-        return bool(self.workers) or not (self.rests or idle)
+        idle = self.sleepy and not (
+            self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
+        )
+        return bool(self.observed.workers) or not (self.rests or idle)
 
     @property
     def state(self) -> str:
@@ -324,8 +424,8 @@ class Entry:
 
     @property
     def _state(self) -> State:
-        if self.desired.rests:
-            if self.workers or self.cleans_up:
+        if self.desired.state.rests:
+            if self.observed.workers or self.cleans_up:
                 return State.STOPPING
             if self.failed:
                 return State.FAILED
@@ -336,13 +436,13 @@ class Entry:
             return State.DISABLED if self.is_disabled else State.STOPPED
         if self.on_schedule:
             return State.RUNNING
-        for worker in self.workers.values():
+        for worker in self.observed.workers.values():
             if worker.phase is Phase.READY:
                 return State.DRAINING if self.out else State.RUNNING
-        if self.desired in IN_BACKOFF:
+        if self.desired.state in IN_BACKOFF:
             return State.BACKOFF
         if self.asleep:
-            return State.DRAINING if self.workers else State.SLEEPING
+            return State.DRAINING if self.observed.workers else State.SLEEPING
         return State.STARTING
 
     @property
@@ -350,19 +450,19 @@ class Entry:
         """It serves, in rotation or not, and is not ko; a job has ended with 0, or its schedule is in force."""
         if self.on_schedule:
             return True
-        if self.desired.rests:
+        if self.desired.state.rests:
             return self.completed and self.config.job
-        return any(worker.phase is Phase.READY and not worker.ko for worker in self.workers.values())
+        return any(worker.phase is Phase.READY and not worker.ko for worker in self.observed.workers.values())
 
     @property
     def ready(self) -> bool:
         """It answers, and gets traffic; a job is ready once it has ended with 0, or while its schedule is in force."""
-        return self.answers and (self.desired.rests or not self.out)
+        return self.answers and (self.desired.state.rests or not self.out)
 
     @property
     def is_missing(self) -> bool:
         """It should run, and is neither ready nor asleep."""
-        at_rest = self.is_disabled or self.desired in (Desired.STOPPED, Desired.REMOVED)
+        at_rest = self.is_disabled or self.desired.state in (Desired.STOPPED, Desired.REMOVED)
         return not (at_rest or self.ready or self.asleep)
 
     @property
@@ -372,13 +472,13 @@ class Entry:
         One that runs by a schedule is not given up because of a run that failed: that is a warning.
         """
         if self.on_schedule:
-            return Status.WARN if self.last_run.get("result") == RUN_FAILED else Status.OK
+            return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
         return Status.KO if self._state is State.FAILED else self.health_of_workers
 
     @property
     def health_of_workers(self) -> Status:
         """The health of its ready workers; warn when they differ."""
-        ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
+        ready = [worker for worker in self.observed.workers.values() if worker.phase is Phase.READY]
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
         return Status.of_all(worker.status for worker in ready) or Status.UNKNOWN
@@ -386,102 +486,109 @@ class Entry:
     @property
     def at_rest(self) -> bool:
         """No worker and no hook runs, nothing accepts, and none of that is wanted."""
-        closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
+        closed = self.listener.state is Listener.CLOSED and not (
+            self.listener.former or self.listener.releasing
+        )
         rests = self.rests and not self.on_schedule
-        return rests and not self.workers and closed and not self.cleans_up
+        return rests and not self.observed.workers and closed and not self.cleans_up
 
     @property
     def complete(self) -> bool:
         """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
         if self.on_schedule:
             return True
-        if self.desired.rests:
+        if self.desired.state.rests:
             return self.completed and self.config.job
         current = set()
-        for worker in self.workers.values():
+        for worker in self.observed.workers.values():
             if worker.phase is Phase.DRAINING and not worker.left:
                 return False
-            if worker.generation == self.generation and worker.phase is Phase.READY:
+            if worker.generation == self.desired.generation and worker.phase is Phase.READY:
                 current.add(worker.index)
         return current.issuperset(range(self.size))
 
     @property
     def pids(self) -> list[int]:
         """The pids of its workers: of those that stay, or, when it stops, of those that leave."""
-        staying = [worker for worker in self.workers.values() if worker.phase not in LEAVING]
-        found = sorted(staying or self.workers.values(), key=lambda worker: (worker.generation, worker.index))
+        staying = [worker for worker in self.observed.workers.values() if worker.phase not in LEAVING]
+        found = sorted(
+            staying or self.observed.workers.values(), key=lambda worker: (worker.generation, worker.index)
+        )
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
         """How long a worker has been ready without a break, as far as the present ones go back."""
         since = [
             worker.ready_at
-            for worker in self.workers.values()
+            for worker in self.observed.workers.values()
             if worker.ready_at is not None and worker.phase is Phase.READY
         ]
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
         """All properties that the decisions about its neighbours depend on: they are decided on when it changes."""
-        runs = bool(self.workers), self.cleans_up
-        return self.desired, self.answers, self.ready, runs, self.started, self.up
+        runs = bool(self.observed.workers), self.cleans_up
+        return self.desired.state, self.answers, self.ready, runs, self.started, self.up
 
     @property
     def started(self) -> bool:
         """It has a process, ready or not."""
-        return any(worker.placement is not None for worker in self.workers.values())
+        return any(worker.placement is not None for worker in self.observed.workers.values())
 
     def is_of_canary(self, generation: int) -> bool:
         """Whether this is the generation of its canary."""
-        return self.canary is not None and self.canary.generation == generation
+        return self.desired.canary is not None and self.desired.canary.generation == generation
 
     def config_of(self, generation: int) -> ServerConfig:
         """The configuration of further workers of this generation."""
-        canary = self.canary
+        canary = self.desired.canary
         return canary.config if canary is not None and self.is_of_canary(generation) else self.config
 
     def next_generation(self) -> None:
         """Place further workers in a new generation."""
-        self.newest += 1
-        self.generation = self.newest
+        self.desired.newest += 1
+        self.desired.generation = self.desired.newest
 
     def order_start(self) -> None:
         """Let its hook run before the next worker; a server whose stop has not begun goes on without."""
-        if any(each.phase not in LEAVING for each in self.workers.values()):
-            self.after_stop_due = False
+        if any(each.phase not in LEAVING for each in self.observed.workers.values()):
+            self.hooks.after_stop_due = False
         else:
-            self.before_start_due = self.config.hooks is not None and bool(self.config.hooks.before_start)
+            self.hooks.before_start_due = self.config.hooks is not None and bool(
+                self.config.hooks.before_start
+            )
 
     def order_stop(self) -> None:
         """Let its hook run after the last worker, if it was started and its other hook has not failed."""
-        if self.wanted and not self.before_start_due and self.config.hooks is not None:
-            self.after_stop_due = self.after_stop_due or bool(self.config.hooks.after_stop)
-        self.before_start_due = False
+        if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
+            self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
+        self.hooks.before_start_due = False
 
     def order_restart(self) -> None:
         """Replace the running workers by a new generation."""
         self.next_generation()
-        self.restarting = self.generation
+        self.desired.restarting = self.desired.generation
 
     def skip_leaving_generation(self) -> None:
         """Place further workers in a new generation if one of this generation is leaving: it keeps its name."""
         if any(
-            each.generation == self.generation and each.phase in LEAVING for each in self.workers.values()
+            each.generation == self.desired.generation and each.phase in LEAVING
+            for each in self.observed.workers.values()
         ):
             self.next_generation()
 
     def count_restart(self, worker: Worker) -> None:
         """Count a restart by command if this is its first ready worker."""
-        if worker.generation == self.restarting:
-            self.restarts, self.restarting = self.restarts + 1, 0
+        if worker.generation == self.desired.restarting:
+            self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0
 
     def become(self, desired: Desired) -> None:
         """Change the desired state, and end a backoff. Raises ImpossibleChange."""
-        if desired not in FOLLOWS[self.desired]:
-            raise ImpossibleChange(f"{self.name}: {self.desired} does not become {desired}")
+        if desired not in FOLLOWS[self.desired.state]:
+            raise ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         if desired is not Desired.REFUSING:
-            for timer in self.timers:
+            for timer in self.observed.timers:
                 timer.cancel()
-            self.timers.clear()
-        self.desired = desired
-        self.stopped_with = []
+            self.observed.timers.clear()
+        self.desired.state = desired
+        self.desired.stopped_with = []

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
 from .server_changes import Event, Recorder
-from .server_entry import Entry
-from .worker_entry import Worker
+from .server_entry import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -89,7 +88,7 @@ def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: fl
 
 def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
     """Restore that an adopted worker uses another certificate than the expired one of the file."""
-    used = entry.certificate_ends
+    used = entry.observed.certificate_ends
     if used is not None and used > now:
         ends = certificate_ends(entry.config)
         worker.certificate_ends, worker.passed_over = used, ends if ends is not None and ends <= now else None

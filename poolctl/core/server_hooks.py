@@ -40,25 +40,27 @@ class ServerHooks:
 
     def begin(self, entry: Entry, hook: RunningHook) -> None:
         """Run the hook; one with a placement was begun by another supervisor."""
-        entry.hook = hook
+        entry.hooks.running = hook
         self._queue.run(self._run(entry, hook))
 
     def end(self, entry: Entry) -> None:
         """Ask the hook that runs to end, and kill it after the server's `stop_timeout`."""
-        assert entry.hook is not None
-        entry.hook.ends = True
-        if entry.hook.placement is not None:
-            self._queue.run(self._stop(entry.hook.placement, entry.config.stop_timeout))
+        assert entry.hooks.running is not None
+        entry.hooks.running.ends = True
+        if entry.hooks.running.placement is not None:
+            self._queue.run(self._stop(entry.hooks.running.placement, entry.config.stop_timeout))
 
     def kill(self, entry: Entry) -> None:
         """End the hook that runs at once, and run none after the stop under way."""
-        if entry.after_stop_due:
-            entry.warnings.append(f"{entry.name}: was killed: hooks.after_stop was not run to its end")
-            entry.after_stop_due = False
-        if entry.hook is not None:
-            entry.hook.ends = True
-            if entry.hook.placement is not None:
-                self._queue.run(self._stop(entry.hook.placement, 0))
+        if entry.hooks.after_stop_due:
+            entry.observed.warnings.append(
+                f"{entry.name}: was killed: hooks.after_stop was not run to its end"
+            )
+            entry.hooks.after_stop_due = False
+        if entry.hooks.running is not None:
+            entry.hooks.running.ends = True
+            if entry.hooks.running.placement is not None:
+                self._queue.run(self._stop(entry.hooks.running.placement, 0))
 
     async def _run(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
@@ -67,11 +69,11 @@ class ServerHooks:
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
             message = await self._message(entry, f"hooks.{hook.name} {how}", begun_at)
-        entry.hook = None
+        entry.hooks.running = None
         if hook.name == BEFORE_START:
             self._started(entry, hook, exit_, message, hint, begun_at)
         else:
-            entry.after_stop_due = False
+            entry.hooks.after_stop_due = False
             if message:
                 self._report(entry, message)
         self._queue.touch(entry, progressed=True)
@@ -83,8 +85,8 @@ class ServerHooks:
             limit = config.start_timeout
         else:
             limit = config.stop_timeout
-            if entry.stop_seconds is not None:
-                limit = min(limit, entry.stop_seconds)
+            if entry.desired.stop_seconds is not None:
+                limit = min(limit, entry.desired.stop_seconds)
         hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
@@ -133,18 +135,18 @@ class ServerHooks:
         if hook.ends:
             return  # it is run again if the server has been started meanwhile
         if not message:
-            entry.before_start_due = False
+            entry.hooks.before_start_due = False
         elif entry.wanted:
             # The lines that it printed belong to the report of the failure.
-            entry.failed_since = begun_at
-            entry.last_exit, entry.next_step = exit_, given_up(entry)
+            entry.observed.failed_since = begun_at
+            entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
             self._workers.note(entry, message, hint)
             entry.become(Desired.FAILED)
 
     def _report(self, entry: Entry, message: str) -> None:
-        entry.warnings.append(f"{entry.name}: {message}")
+        entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s: %s", entry.name, message)
-        cause = entry.cause.cause if entry.cause is not None else ""
+        cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
         self._recorder.emit(
             Event("lifecycle", "hook failed", entry.name, entry.config.key, message, cause=cause)
         )

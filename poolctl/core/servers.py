@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 
 from poolctl.config import ServerConfig
@@ -11,28 +11,28 @@ from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 
 from .address_changes import Addresses
-from .decision_input import IN_BACKOFF, Desired, Overrides
-from .server_entry import Entry
+from .decision_input import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides
+from .server_entry import DesiredState, Entry, HookState, ObservedState, ScheduleState, ServerListener
 
 
 class Servers:
     """The servers, including those that are leaving. Starts and stops nothing.
 
-    `can_sleep`: their runner can watch listeners of servers without workers.
+    `can_watch`: their runner can watch listeners of servers without workers.
     """
 
     def __init__(
-        self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_sleep: bool = True
+        self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_watch: bool = True
     ) -> None:
         self._addresses = addresses
-        self._can_sleep = can_sleep
+        self._can_watch = can_watch
         self.entries: dict[str, Entry] = {}
         self.removed: dict[str, Entry] = {}
         self.revision = 0  # how many times the configuration of a server has changed
         # Names, because a dependency may be missing: not added yet, or removed.
         self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
         for server in servers:
-            self._enter(Entry(server, can_sleep=can_sleep))
+            self._enter(server)
 
     def add(self, config: ServerConfig) -> Entry:
         """Add a server; one that is leaving under the same name comes back as this one."""
@@ -41,13 +41,14 @@ class Servers:
             entry.become(Desired.IDLE)
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
-            if any(worker.config != config for worker in entry.workers.values()):
+            if any(worker.config != config for worker in entry.observed.workers.values()):
                 entry.next_generation()  # a dependent has kept them from stopping until now
             return entry
         self.revision += 1
-        return self._enter(Entry(config, can_sleep=self._can_sleep))
+        return self._enter(config)
 
-    def _enter(self, entry: Entry) -> Entry:
+    def _enter(self, config: ServerConfig) -> Entry:
+        entry = Entry(config, listener=ServerListener(can_watch=self._can_watch))
         self.entries[entry.name] = entry
         self._note(entry)
         return entry
@@ -99,7 +100,7 @@ class Servers:
     def unused(self) -> bool:
         """No server runs, is wanted, or has ever run."""
         return not any(
-            entry.wanted or entry.workers or entry.generation > 1 or entry.failures
+            entry.wanted or entry.observed.workers or entry.desired.generation > 1 or entry.observed.failures
             for entry in self.entries.values()
         )
 
@@ -132,7 +133,7 @@ class Servers:
         for name, before in stopped.items():
             needed = {each.name for each in self.closure([self.entries[name]], self.dependencies)}
             now = [each for each in names if each in needed and each not in before]
-            self.entries[name].stopped_with = [*before, *now]
+            self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
         """The entries that were stopped because of these, and of no other server that is still disabled."""
@@ -141,8 +142,8 @@ class Servers:
         return [
             entry
             for entry in found
-            if not names.isdisjoint(entry.stopped_with)
-            and not any(name not in names and self._is_disabled(name) for name in entry.stopped_with)
+            if not names.isdisjoint(entry.desired.stopped_with)
+            and not any(name not in names and self._is_disabled(name) for name in entry.desired.stopped_with)
         ]
 
     def _is_disabled(self, name: str) -> bool:
@@ -152,7 +153,7 @@ class Servers:
     def may_start(self, entry: Entry) -> bool:
         """Whether each of its dependencies fulfils its condition."""
         awaited = entry.config.depends_on
-        if entry.ignore_dependencies:
+        if entry.desired.ignore_dependencies:
             # A sleeping server that was started without its dependencies still wakes after those that are wanted.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
@@ -177,12 +178,12 @@ class Servers:
         if entry.removed and any(
             dependency.name == entry.name
             for other in self.entries.values()
-            for worker in other.workers.values()
+            for worker in other.observed.workers.values()
             for dependency in worker.config.depends_on
         ):
             return False
         return not any(
-            not dependent.wanted and (dependent.workers or dependent.cleans_up)
+            not dependent.wanted and (dependent.observed.workers or dependent.cleans_up)
             for dependent in self.dependents(entry)
         )
 
@@ -190,38 +191,47 @@ class Servers:
 # The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
 # entry is left out: most records hold little more than the desired state.
 
-PERSISTED: dict[str, object] = {
-    each.name: each.default if each.default_factory is MISSING else each.default_factory()
-    for each in fields(Entry)
-    if each.metadata["persisted"]
-}
-_PLAIN = [
-    (name, usual) for name, usual in PERSISTED.items() if name not in ("desired", "failure", "overrides")
-]
+_VALUES = ("desired", "observed", "listener", "schedule", "hooks")
+
+
+def _persisted() -> Iterator[tuple[str, str, object]]:
+    """The value of an entry, its field, and the content of that in a new entry."""
+    for value, kind in zip(
+        _VALUES, (DesiredState, ObservedState, ServerListener, ScheduleState, HookState), strict=True
+    ):
+        for each in fields(kind):
+            if each.metadata["persisted"]:
+                usual = each.default if each.default_factory is MISSING else each.default_factory()
+                yield value, each.name, usual
+
+
+_PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "overrides")]
 
 
 def record_of(entry: Entry) -> Table:
     """The record of the entry. The pause before an attempt is not part of it: a successor tries at once."""
-    found = {name: value for name, usual in _PLAIN if (value := getattr(entry, name)) != usual}
-    if entry.desired is not Desired.IDLE:
-        found["desired"] = (
-            Desired.RUN if entry.desired in IN_BACKOFF or entry.timers else entry.desired
-        ).value
-    if entry.failure is not None and not entry.ready:
-        found["failure"] = entry.failure.to_dict()
-    if entry.overrides != PERSISTED["overrides"]:
-        overrides = entry.overrides
+    found = {
+        name: content
+        for value, name, usual in _PLAIN
+        if (content := getattr(getattr(entry, value), name)) != usual
+    }
+    state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
+    if state is not Desired.IDLE:
+        found["desired"] = (Desired.RUN if state in IN_BACKOFF or entry.observed.timers else state).value
+    if failure is not None and not entry.ready:
+        found["failure"] = failure.to_dict()
+    if overrides != NO_OVERRIDES:
         found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
     return found
 
 
 def restore(entry: Entry, record: Table) -> None:
     """Restore the entry from its record, also from one of a version that stored single flags."""
-    for name, _ in _PLAIN:
+    for value, name, _ in _PLAIN:
         if name in record:
-            setattr(entry, name, record[name])
-    entry.failure = ServerError(**record["failure"]) if "failure" in record else None
-    entry.desired = Desired(record["desired"]) if "desired" in record else _from_flags(record)
+            setattr(getattr(entry, value), name, record[name])
+    entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
+    entry.desired.state = Desired(record["desired"]) if "desired" in record else _from_flags(record)
     overrides = record.get("overrides")
     if overrides is None:
         overrides = {
@@ -229,7 +239,7 @@ def restore(entry: Entry, record: Table) -> None:
             "disabled": record.get("disabled"),
             "out": record.get("out", False),
         }
-    entry.overrides = Overrides(**overrides)
+    entry.desired.overrides = Overrides(**overrides)
 
 
 def _from_flags(record: Table) -> Desired:

@@ -32,11 +32,11 @@ class SleepWindows:
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
             if self._entries.pop(entry.name, None) is not None:
-                entry.window = NO_PERIOD
+                entry.observed.window = NO_PERIOD
             return
         self._entries[entry.name] = entry
-        entry.window = self._period(entry.config)
-        self._set_timer(entry.window.until)
+        entry.observed.window = self._period(entry.config)
+        self._set_timer(entry.observed.window.until)
 
     def _period(self, config: ServerConfig) -> Period:
         scale = config.scale
@@ -65,15 +65,15 @@ class SleepWindows:
         self._timer = None
         self._periods.clear()
         for entry in list(self._entries.values()):
-            if self._period(entry.config) != entry.window:
+            if self._period(entry.config) != entry.observed.window:
                 self._queue.touch(entry)
             else:
-                self._set_timer(entry.window.until)
+                self._set_timer(entry.observed.window.until)
 
 
 def asleep_until(entry: Entry) -> float | None:
     """Until when a window keeps the server asleep, in seconds since 1970, 0 for ever; None if it does not."""
-    return (entry.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
+    return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
 
 
 def window_text(entry: Entry, now: float) -> str:
@@ -81,5 +81,5 @@ def window_text(entry: Entry, now: float) -> str:
     if not entry.kept:
         return ""
     zone = entry.config.scale.timezone
-    text = f"kept {entry.kept} {until_text(entry.window.until, now, time_zone(zone))}".rstrip()
-    return f"{text} ({zone})" if zone and entry.window.until is not None else text
+    text = f"kept {entry.kept} {until_text(entry.observed.window.until, now, time_zone(zone))}".rstrip()
+    return f"{text} ({zone})" if zone and entry.observed.window.until is not None else text

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from poolctl.runners.runner_protocol import Runner
 
 from .server_changes import Event, Recorder
-from .server_entry import Entry
-from .worker_entry import Worker
+from .server_entry import Entry, Worker
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks

@@ -22,11 +22,10 @@ from .failure_output import LAST_LINES, LINES_READ, cause_of, explaining, is_quo
 from .health_checks import HealthChecks
 from .scheduled_runs import end_run, moment_text
 from .server_changes import Event, Recorder, Workqueue
-from .server_entry import RUN_FAILED, Entry
+from .server_entry import RUN_FAILED, Entry, Worker
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
 from .stack_reports import StackReports
-from .worker_entry import Worker
 
 # Time for a worker whose event loop is stuck to end by itself, in case it comes round.
 STUCK_SECONDS = 1.0
@@ -76,9 +75,9 @@ class WorkerLifecycle:
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is Phase.PLACING:
             exit_ = await self._place(entry, worker)
-        if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
+        if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
-            entry.files = worker.files_before or entry.files
+            entry.observed.files = worker.files_before or entry.observed.files
         if worker.phase not in LEAVING:
             await self._find_cause(entry, worker, exit_)
         await self._end(entry, worker, exit_)
@@ -90,7 +89,7 @@ class WorkerLifecycle:
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window
-        waits = config.restart.policy == "no" or any(each >= since for each in entry.restart_times)
+        waits = config.restart.policy == "no" or any(each >= since for each in entry.observed.restart_times)
         if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
         late = worker.given_up and bool(config.command)
@@ -111,18 +110,18 @@ class WorkerLifecycle:
         """Whether the program may be started once more without the pool's listener, which is in its way."""
         config = worker.config
         return (
-            not (entry.socket_found or "socket" in config.given or config.binds_itself or config.job)
+            not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
             and bool(config.command)
             and not any("{fd}" in word for word in config.command or ())
             and worker.config is entry.config
             and entry.wanted
-            and entry.retries
-            and not entry.workers
+            and entry.desired.retries
+            and not entry.observed.workers
             and entry.size == config.scale.min == 1
         )
 
     def _open_its_own(self, entry: Entry, found: str) -> None:
-        entry.socket_found = found
+        entry.observed.socket_found = found
         self._servers.configure(entry, entry.config.but(socket="program" if found == "tried" else "pool"))
         self._queue.touch(entry, progressed=True)
 
@@ -130,15 +129,17 @@ class WorkerLifecycle:
         """Note which socket the program, which is ready, has been found to use; report its own once."""
         if not worker.config.command or not worker.config.listens:
             return
-        if entry.socket_found != "tried":
-            entry.socket_found = entry.socket_found or ("" if worker.config.binds_itself else "pool")
+        if entry.observed.socket_found != "tried":
+            entry.observed.socket_found = entry.observed.socket_found or (
+                "" if worker.config.binds_itself else "pool"
+            )
             return
-        entry.socket_found = "program"
+        entry.observed.socket_found = "program"
         message = (
             f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
             'socket = "program" to its table: a restart ends the old process first'
         )
-        entry.warnings.append(f"{entry.name}: {message}")
+        entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s %s", entry.name, message)
         self._recorder.emit(Event("lifecycle", "own socket", entry.name, entry.config.key, message))
 
@@ -150,13 +151,13 @@ class WorkerLifecycle:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
         worker.files_before, worker.files = _files_before(entry, worker), digests(worker.config)
-        if worker.generation == entry.generation:
-            entry.files = worker.files
+        if worker.generation == entry.desired.generation:
+            entry.observed.files = worker.files
             self._queue.note(entry)
         try:
             if worker.config.preload and not await self._prepare(entry, worker):
                 return Exit(message="was stopped before its application was imported")
-            app_state.set(entry.app_state)  # in the context of this worker's task
+            app_state.set(entry.desired.app_state)  # in the context of this worker's task
             worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
             worker.failure = failure_of(entry, *explained(error), cause=error)
@@ -176,8 +177,8 @@ class WorkerLifecycle:
         if used is not None and used > expired:
             worker.certificate_ends, worker.passed_over = used, expired
             # For the next reload, the file still differs from the one in use.
-            if worker.generation == entry.generation and "tls" in worker.files_before:
-                entry.files = {**entry.files, "tls": worker.files_before["tls"]}
+            if worker.generation == entry.desired.generation and "tls" in worker.files_before:
+                entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
         report_expired(self._recorder, entry, worker, expired)
 
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
@@ -225,10 +226,10 @@ class WorkerLifecycle:
                 worker.ready_at = self._clock.monotonic()
                 self._note_socket(entry, worker)
                 entry.count_restart(worker)
-                entry.called = True
-                entry.retries = entry.retries or entry.complete
-                if worker.generation == entry.generation:
-                    entry.certificate_ends = worker.certificate_ends
+                entry.observed.called = True
+                entry.desired.retries = entry.desired.retries or entry.complete
+                if worker.generation == entry.desired.generation:
+                    entry.observed.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
@@ -236,16 +237,16 @@ class WorkerLifecycle:
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
-        canary = entry.canary if entry.is_of_canary(worker.generation) else None
-        since = entry.code_since if canary is None else canary.code_since
+        canary = entry.desired.canary if entry.is_of_canary(worker.generation) else None
+        since = entry.desired.code_since if canary is None else canary.code_since
         worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, since))
         await asyncio.wait({worker.preparing})
         if worker.preparing.cancelled():
             return False
-        entry.preload_problem = worker.preparing.result()
-        warning = f"{entry.name}: preload = true has no effect: {entry.preload_problem}"
-        if entry.preload_problem and warning not in entry.warnings:
-            entry.warnings.append(warning)
+        entry.observed.preload_problem = worker.preparing.result()
+        warning = f"{entry.name}: preload = true has no effect: {entry.observed.preload_problem}"
+        if entry.observed.preload_problem and warning not in entry.observed.warnings:
+            entry.observed.warnings.append(warning)
         return worker.phase is Phase.PLACING
 
     # Workers that are stopped.
@@ -258,7 +259,7 @@ class WorkerLifecycle:
         worker.left = True
         self._queue.touch(entry, progressed=True)
         await self._runner.drain(worker.placement, replaced=replaced)
-        if worker.id in entry.workers:
+        if worker.id in entry.observed.workers:
             await self.stop(entry, worker, replaced=replaced)
 
     async def stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
@@ -280,15 +281,15 @@ class WorkerLifecycle:
             self._queue.touch(entry, progressed=True)
             return
         if exit_.signal == signal.SIGKILL:
-            entry.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+            entry.observed.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
 
     # Workers that have ended.
 
     async def _end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Note its end, and report the run of a job with a schedule that failed, or that did not fail again."""
-        before, last = entry.health, entry.last_run
+        before, last = entry.health, entry.schedule.last_run
         self._ended(entry, worker, exit_)
-        run = entry.last_run
+        run = entry.schedule.last_run
         if run is last or not entry.on_schedule:
             return
         after = entry.health
@@ -310,132 +311,136 @@ class WorkerLifecycle:
 
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker has ended, stopped or by itself."""
-        entry.workers.pop(worker.id, None)
+        entry.observed.workers.pop(worker.id, None)
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._unordered_end(entry, worker, exit_)
-        elif entry.run_since:
+        elif entry.schedule.run_since:
             end_run(entry, exit_, self._clock.time(), stopped=True)
         self._queue.touch(entry, progressed=True)
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         was_ready = worker.ready_at is not None
-        entry.failed_since = worker.placed_at
+        entry.observed.failed_since = worker.placed_at
         if worker.address_taken and self._may_open_its_own(entry, worker):
             self._open_its_own(entry, "tried")
             return
-        if worker.address_taken and entry.socket_found == "tried":
+        if worker.address_taken and entry.observed.socket_found == "tried":
             # It is not the pool's listener that is in its way.
             self._open_its_own(entry, "pool")
-        if entry.canary is not None and entry.is_of_canary(worker.generation):
+        if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
-            entry.canary.failure = worker.failure.message if worker.failure else f"{exit_.message}{when}"
+            entry.desired.canary.failure = (
+                worker.failure.message if worker.failure else f"{exit_.message}{when}"
+            )
             return
         if not was_ready and not (worker.config.job and exit_.ok):
             failure = worker.failure or failure_of(
                 entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
             )
-            entry.failures += 1
-            entry.failure = failure
-        if not was_ready and worker.generation == entry.generation and self.go_back(entry):
+            entry.observed.failures += 1
+            entry.observed.failure = failure
+        if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
-        if worker.generation == entry.generation and entry.wanted:
+        if worker.generation == entry.desired.generation and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
             self.died(entry, exit_, was_ready=was_ready)
-            worker.next_step = entry.next_step
+            worker.next_step = entry.observed.next_step
 
     def go_back(self, entry: Entry) -> bool:
         """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
         serving = [
             each
-            for each in entry.workers.values()
+            for each in entry.observed.workers.values()
             if each.phase is Phase.READY
-            and each.generation != entry.generation
+            and each.generation != entry.desired.generation
             and not entry.is_of_canary(each.generation)
         ]
         if not serving:
             return False
         staying = max(serving, key=lambda each: each.generation)
-        entry.generation = staying.generation
-        entry.retries = True
+        entry.desired.generation = staying.generation
+        entry.desired.retries = True
         # Its workers are replaced by forks of the existing import, whatever was requested since.
-        entry.code_since = 0.0
+        entry.desired.code_since = 0.0
         self._servers.configure(entry, staying.config)
         return True
 
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """The server ended by itself or could not start: it is completed, failed, or in backoff."""
         now = self._clock.monotonic()
-        entry.last_exit, entry.next_step = exit_, ""
+        entry.observed.last_exit, entry.observed.next_step = exit_, ""
         if entry.failed:
             return  # given up because of another worker
         if entry.config.every is not None:
             entry.become(Desired.SCHEDULED)
             end_run(entry, exit_, self._clock.time())
-            if not exit_.ok and entry.next_run is not None:
-                entry.next_step = f"runs again at {moment_text(entry.next_run)}"
+            if not exit_.ok and entry.schedule.next_run is not None:
+                entry.observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
             return
-        entry.run_since = 0.0
+        entry.schedule.run_since = 0.0
         if entry.config.job:
             entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             if not exit_.ok:
-                entry.next_step = given_up(entry)
+                entry.observed.next_step = given_up(entry)
             return
         verdict = judge(
             entry.config.restart,
             exit_,
             was_ready=was_ready,
-            restarts=entry.restart_times,
+            restarts=entry.observed.restart_times,
             now=now,
             jitter=self._random.uniform(-1, 1),
-            retries=entry.retries,
+            retries=entry.desired.retries,
         )
         if entry.completed and verdict.next is not Next.FAILED:
             return
-        if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.needed:
+        if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.observed.needed:
             # It ended while idle, as socket-activated programs do, or because the previous supervisor had put it to
             # sleep. The next request wakes it.
-            entry.called = False
+            entry.observed.called = False
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
-            entry.next_step = "not restarted"
-        elif verdict.next is Next.FAILED and entry.recovering and not was_ready and _serves(entry):
+            entry.observed.next_step = "not restarted"
+        elif verdict.next is Next.FAILED and entry.observed.recovering and not was_ready and _serves(entry):
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
-            entry.next_step = given_up(entry, verdict.restarts)
+            entry.observed.next_step = given_up(entry, verdict.restarts)
             self._give_up(entry)
-            if was_ready or (entry.retries and entry.config.restart.policy != "no"):
+            if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}")
         else:
             window = entry.config.restart.window
-            entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
-            entry.restarts += 1
+            entry.observed.restart_times = [
+                each for each in entry.observed.restart_times if now - each <= window
+            ] + [now]
+            entry.observed.restarts += 1
             if was_ready and verdict.delay_seconds > 0:
-                entry.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
+                entry.observed.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
             self._hold(entry, verdict.delay_seconds)
 
     def _give_up(self, entry: Entry) -> None:
         """Let it fail. One that sleeps without traffic sleeps again after the window; a request wakes it then."""
         entry.become(Desired.FAILED)
         restart = entry.config.restart
-        if entry.sleepy and entry.retries and restart.policy != "no":
-            entry.called = False
+        if entry.sleepy and entry.desired.retries and restart.policy != "no":
+            entry.observed.called = False
             loop = asyncio.get_running_loop()
-            entry.timers.append(loop.call_later(restart.window, self._release, entry))
+            entry.observed.timers.append(loop.call_later(restart.window, self._release, entry))
 
     def _hold(self, entry: Entry, delay_seconds: float) -> None:
-        entry.next_step = restarting(delay_seconds, len(entry.restart_times))
+        entry.observed.next_step = restarting(delay_seconds, len(entry.observed.restart_times))
         if delay_seconds <= 0:
             return
         loop = asyncio.get_running_loop()
         entry.become(Desired.BACKOFF)
-        entry.timers.append(loop.call_later(delay_seconds, self._release, entry))
+        entry.observed.timers.append(loop.call_later(delay_seconds, self._release, entry))
         if delay_seconds > entry.config.start_timeout:
-            entry.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
+            entry.observed.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
 
     def _release(self, entry: Entry) -> None:
         entry.become(Desired.RUN)
@@ -457,19 +462,19 @@ class WorkerLifecycle:
     ) -> None:
         """An attempt has failed; earlier output explains it only if it is of the workers of this attempt."""
         if not of_a_worker:
-            entry.failed_since = self._clock.time()
-        entry.failures += 1
-        entry.failure = failure_of(entry, message, hint, kind, cause=cause)
+            entry.observed.failed_since = self._clock.time()
+        entry.observed.failures += 1
+        entry.observed.failure = failure_of(entry, message, hint, kind, cause=cause)
 
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
     """The digests of the files in use until the replacement that the worker is part of, or until now."""
-    workers = entry.workers.values()
+    workers = entry.observed.workers.values()
     if any(each.phase is Phase.READY and each.generation < worker.generation for each in workers):
         for each in workers:
             if each.generation == worker.generation and each.files:
                 return each.files_before
-    return entry.files
+    return entry.observed.files
 
 
 def cancel(worker: Worker) -> None:
@@ -488,7 +493,7 @@ def _silence(config: ServerConfig) -> str:
 
 
 def _serves(entry: Entry) -> bool:
-    return any(each.phase is Phase.READY for each in entry.workers.values())
+    return any(each.phase is Phase.READY for each in entry.observed.workers.values())
 
 
 def failure_of(
@@ -527,7 +532,7 @@ def _is_replaced(entry: Entry, worker: Worker) -> bool:
         each.phase is Phase.READY
         and each.config.key == worker.config.key
         and bool(each.config.tls) is bool(worker.config.tls)
-        for each in entry.workers.values()
+        for each in entry.observed.workers.values()
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
 from poolctl.runners.runner_protocol import Counters
 from poolctl.worker import tally
@@ -79,7 +78,7 @@ def snapshot(
     from one call to the next, by pid. Workers within the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
-    for worker in entry.workers.values():
+    for worker in entry.observed.workers.values():
         placement = worker.placement
         if placement is None:
             continue

@@ -9,7 +9,7 @@ from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.decision_input import LEAVING
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Worker
 from poolctl.platform import cpu_seconds
 from poolctl.states import State
 from poolctl.worker import tally
@@ -53,13 +53,13 @@ _SERVER: Sequence[Row[ServerSnapshot]] = (
     ("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.", lambda each: each.entry.size),
     ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda each: len(each.workers)),
     ("poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not.",
-     lambda each: each.entry.restarts),
+     lambda each: each.entry.observed.restarts),
     ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
-     lambda each: each.entry.failures),
+     lambda each: each.entry.observed.failures),
     ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", lambda each: each.memory_bytes),
     ("poolctl_certificate_expiration_timestamp_seconds", "gauge",
      "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
-     lambda each: each.entry.certificate_ends if each.entry.workers else None),
+     lambda each: each.entry.observed.certificate_ends if each.entry.observed.workers else None),
 )  # fmt: skip
 _AVAILABILITY: Sequence[Row[Availability]] = (
     ("poolctl_monitor_uptime_seconds", "counter", "How long the server has answered.",

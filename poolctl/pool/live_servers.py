@@ -246,9 +246,9 @@ class Host:
             handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
             handle.furnished = [(config, source)]
             return True
-        in_use = [handle.entry.config, *(worker.config for worker in handle.entry.workers.values())]
+        in_use = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
         handle.furnished = [pair for pair in handle.furnished if any(pair[0] is each for each in in_use)]
-        runs = handle.entry.wanted and bool(handle.entry.workers)
+        runs = handle.entry.wanted and bool(handle.entry.observed.workers)
         same = handle.entry.config == config or (runs and not replace)
         if same and self._source(handle, handle.entry.config) is source:
             self.relate(handle, config.depends_on)
@@ -300,7 +300,12 @@ class Host:
                 continue
             slept = handle.observed.state is State.SLEEPING
             handle.observe(self._observed(handle, entry))
-            if slept and handle.observed.state is not State.SLEEPING and entry.called and entry.wanted:
+            if (
+                slept
+                and handle.observed.state is not State.SLEEPING
+                and entry.observed.called
+                and entry.wanted
+            ):
                 handle.wakes += 1
             if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
                 continue
@@ -309,7 +314,7 @@ class Host:
             ahead += [each for each in dependencies if each is not None]
             self.core.forget(entry)
             del self._handles[entry.name]
-            handle.restarts, handle.failures = entry.restarts, entry.failures
+            handle.restarts, handle.failures = entry.observed.restarts, entry.observed.failures
             handle.entry = handle.host = None
             if handle.context is not None:
                 handle.context.detach(handle)
@@ -318,12 +323,12 @@ class Host:
             self.engine.release()
 
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
-        if entry.rests and not entry.workers and handle.refusal is not None:
+        if entry.rests and not entry.observed.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
         state, is_ready = State(entry.state), entry.ready
-        ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
+        ready = [worker for worker in entry.observed.workers.values() if worker.phase is Phase.READY]
         probed = any(worker.config.health.probed for worker in ready)
-        listening = entry.bound if entry.listener is Listener.OPEN else None
+        listening = entry.listener.bound if entry.listener.state is Listener.OPEN else None
         return Snapshot(
             state=state,
             ready=is_ready,
@@ -377,14 +382,14 @@ def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> 
 
 def is_leaving(entry: Entry) -> bool:
     """Whether workers that were replaced still finish what they have."""
-    return any(worker.phase in LEAVING for worker in entry.workers.values())
+    return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
 
 
 def _message(entry: Entry, state: State) -> str:
-    if state is State.FAILED and entry.failure is not None:
-        return entry.failure.message
+    if state is State.FAILED and entry.observed.failure is not None:
+        return entry.observed.failure.message
     ended = state is State.BACKOFF or (entry.completed and not entry.config.job)
-    return entry.last_exit.message if ended and entry.last_exit is not None else ""
+    return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
 
 
 def handle_of(server: Startable) -> Handle:

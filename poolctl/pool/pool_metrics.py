@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from poolctl.core.availability import Availability
 from poolctl.core.decision_input import Desired
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import DesiredState, Entry, ObservedState
 from poolctl.monitor.exposition import Family, render
 from poolctl.monitor.server_figures import ServerSnapshot, snapshot
 from poolctl.monitor.server_metrics import PARTS, ObservedServer, of_pool
@@ -57,6 +57,7 @@ def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
     """The figures of a server that the core does not know, because it is at rest."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
-    desired = Desired.COMPLETED if handle.observed.ready else Desired.IDLE
-    entry = Entry(server.config, desired=desired, restarts=handle.restarts, failures=handle.failures)
+    desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
+    observed = ObservedState(restarts=handle.restarts, failures=handle.failures)
+    entry = Entry(server.config, desired, observed)
     return ServerSnapshot(entry, handle.ended, [], counts=any(handle.ended))

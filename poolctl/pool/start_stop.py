@@ -295,7 +295,7 @@ class _StartOrder:
             return
         each.handle.refusal = None
         core.give_state(entry, each.server._shared.values)
-        runs = entry.wanted and bool(entry.workers)
+        runs = entry.wanted and bool(entry.observed.workers)
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
         elif changed or not (entry.wanted and entry.ready):

@@ -27,7 +27,7 @@ def stacks_of(servers: Iterable[Startable]) -> list[WorkerStacks]:
         if host is None or entry is None:
             continue
         stacks = host.core.runner.capabilities.stacks
-        for worker in list(entry.workers.values()):
+        for worker in list(entry.observed.workers.values()):
             if worker.placement is None:
                 continue
             if stacks is None:

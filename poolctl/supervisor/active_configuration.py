@@ -336,7 +336,7 @@ class ActiveConfiguration:
 
     def note_socket(self, entry: Entry) -> None:
         """Remember that the server's command was found to open its socket itself."""
-        if entry.socket_found == "program":
+        if entry.observed.socket_found == "program":
             self._own_sockets.remember(entry.config)
 
     async def warned_before(self, servers: Iterable[ServerConfig]) -> set[str]:
@@ -368,12 +368,12 @@ class ActiveConfiguration:
         placed = {
             worker.id: worker.config
             for entry in entries
-            for worker in entry.workers.values()
+            for worker in entry.observed.workers.values()
             if worker.config is not entry.config
         }
         for entry in entries:
             # Also those of its workers that begin soon.
-            if (canary := entry.canary) is not None and canary.is_apart:
+            if (canary := entry.desired.canary) is not None and canary.is_apart:
                 ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
                 placed |= dict.fromkeys(ids, canary.config)
         return self._stored([entry.config for entry in entries], placed)

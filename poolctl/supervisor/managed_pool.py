@@ -159,7 +159,7 @@ class ManagedPool:
         await self._make_core(servers)
         await self._adopt(servers)
         self._scaling = PoolScaling(self.core, self.events, calm=self._calm)
-        recovering = any(entry.recovering for entry in self.core.entries.values())
+        recovering = any(entry.observed.recovering for entry in self.core.entries.values())
         if recovering and not self._calm:
             watch_health(self.core, self.events)
         self.core.listeners.add(self._changed)

@@ -21,10 +21,12 @@ def ends_pool(entry: Entry) -> bool:
 
 def write_failure(entry: Entry, directory: str, keeper_pid: int) -> str:
     """Leave the failed server's status for `poolctl run`; returns why the pool ends."""
-    why = f": {entry.failure.message}" if entry.failure else ""
+    why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
     reason = f"{entry.name} has failed, and it is mandatory{why}"
     logger.error("the pool ends: %s", reason)
-    write_exit(directory, PoolExit(status=_status(entry.last_exit), reason=reason, keeper_pid=keeper_pid))
+    write_exit(
+        directory, PoolExit(status=_status(entry.observed.last_exit), reason=reason, keeper_pid=keeper_pid)
+    )
     return reason
 
 

@@ -106,7 +106,7 @@ def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     able = [
         entry
         for entry in entries
-        if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
+        if not (entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED))
     ]
     wanted = [entry for entry in able if entry.wanted]
     if able and not wanted:
@@ -118,6 +118,6 @@ def _sentence(wanted: int, missing: list[Entry]) -> str:
     if not missing:
         return f"{wanted} servers ready" if wanted != 1 else "1 server ready"
     first = missing[0]
-    why = f": {first.failure.message}" if first.failure is not None else ""
+    why = f": {first.observed.failure.message}" if first.observed.failure is not None else ""
     more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
     return f"{wanted - len(missing)} of {wanted} servers ready; {first.name} is {in_words(first.state)}{why}{more}"

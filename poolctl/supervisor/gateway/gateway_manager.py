@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.config import Tables, engine_problem
 from poolctl.core.core import Core
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import HAPROXY, ListenerSettings
 from poolctl.keeper import fd_store, wire
@@ -278,7 +277,7 @@ class GatewayManager(SidecarManager):
         old = [
             (entry, worker)
             for entry in entries
-            for worker in entry.workers.values()
+            for worker in entry.observed.workers.values()
             if not adopted or (worker.placement is not None and not worker.placed_at)
         ]
         if not old:
@@ -290,7 +289,7 @@ class GatewayManager(SidecarManager):
         self._events.record("pool", "passed connections ended", message=message)
         for entry in {entry.name: entry for entry, _ in old}.values():
             self._core.canaries.withdraw(entry)
-            self._core.renew(entry, entry.generation)
+            self._core.renew(entry, entry.desired.generation)
         self._ending_kept = names
         try:
             async with asyncio.TaskGroup() as ending:

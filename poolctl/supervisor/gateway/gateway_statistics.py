@@ -190,7 +190,7 @@ class GatewayStatistics:
             if entry is None:
                 continue
             add(self._totals.passed_to_the_ended(entry))
-            for worker in entry.workers.values():
+            for worker in entry.observed.workers.values():
                 if counters is not None and worker.placement is not None:
                     add(tally.passed(counters.counts(worker.placement) or []))
         return total

@@ -187,7 +187,7 @@ class RouteFigures:
                 found = self._totals.of_the_ended(entry)
                 routes.update(self._totals.by_route_of_the_ended(entry))
                 counters = self._core.runner.capabilities.counters
-                for worker in entry.workers.values():
+                for worker in entry.observed.workers.values():
                     if counters is None or worker.placement is None:
                         continue
                     counts = counters.counts(worker.placement) or _NONE

@@ -34,10 +34,10 @@ def pair_facts(entry: Entry) -> ServerFacts | None:
 
 def _share_of_canary(entry: Entry) -> float:
     """The share of its canary, if that can serve now."""
-    canary = entry.canary
+    canary = entry.desired.canary
     if canary is None or canary.failure:
         return 0.0
-    workers = (each for each in entry.workers.values() if each.generation == canary.generation)
+    workers = (each for each in entry.observed.workers.values() if each.generation == canary.generation)
     return canary.share if any(each.phase is Phase.READY and not each.ko for each in workers) else 0.0
 
 
@@ -45,7 +45,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     """Whether and where the server can be reached at this moment."""
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
-    if entry.armed is not None:
+    if entry.listener.armed is not None:
         # Also while its last worker is still draining: a connection wakes it.
         state = State.SLEEPING.value
     elif state == State.STARTING.value and not endpoints:
@@ -72,6 +72,6 @@ def connections_of(core: Core, entry: Entry) -> int:
     counters = core.runner.capabilities.counters
     if counters is None:
         return 0
-    placements = [each.placement for each in entry.workers.values()]
+    placements = [each.placement for each in entry.observed.workers.values()]
     pages = [counters.counts(each) for each in placements if each is not None]
     return sum(page[tally.OPEN_CONNECTIONS] for page in pages if page is not None)

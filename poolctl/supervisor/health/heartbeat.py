@@ -15,8 +15,7 @@ from typing import Any
 from poolctl.clock import aligned
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.units import format_duration
@@ -69,9 +68,9 @@ class Heartbeat:
     def look(self, entry: Entry) -> None:
         """Ask from now on those workers of the server that are ready."""
         interval = entry.config.recovery.heartbeat
-        if not interval or not entry.workers or entry.config.command:
+        if not interval or not entry.observed.workers or entry.config.command:
             return
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             if worker.phase is Phase.READY and worker.placement is not None:
                 known = self._states.get(worker.id)
                 if known is None or known.worker is not worker:
@@ -117,7 +116,7 @@ class Heartbeat:
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
-        there = entry.workers.get(worker.id) is worker and worker.phase is Phase.READY
+        there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
         if not there or not policy.heartbeat or placement is None:
             if self._states.get(worker.id) is state:
                 del self._states[worker.id]

@@ -16,8 +16,7 @@ from poolctl.clock import Clock
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_changes import caused_by
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
@@ -108,21 +107,21 @@ class WorkerRecovery:
     def resume(self, entries: Iterable[Entry]) -> None:
         """Continue the recoveries that the previous supervisor had begun."""
         for entry in entries:
-            for name, pid in entry.recovering.get("workers", {}).items():
-                worker = entry.workers.get(name)
+            for name, pid in entry.observed.recovering.get("workers", {}).items():
+                worker = entry.observed.workers.get(name)
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
-                self._core.mark_stuck(entry, worker, entry.recovering["stuck"])
+                self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
                 self._core.health.look(entry)
-                if entry.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
+                if entry.observed.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
                     self._core.relieve(entry, worker)
 
     def look(self, entry: Entry) -> None:
         """The server has changed: a recovery may be over, another may be due."""
         case = self._cases.get(entry.name)
-        if case is None and not entry.recovering:
+        if case is None and not entry.observed.recovering:
             return
-        if entry.recovering:
+        if entry.observed.recovering:
             self._conclude(entry)
         if case is not None:
             self._prune(entry, case)
@@ -140,7 +139,7 @@ class WorkerRecovery:
         current = [
             each
             for each in case.problems.values()
-            if each.worker.generation == entry.generation and id(each.worker) not in self._taking
+            if each.worker.generation == entry.desired.generation and id(each.worker) not in self._taking
         ]
         if not entry.wanted or entry.removed:
             return
@@ -153,10 +152,10 @@ class WorkerRecovery:
             situation = Situation(
                 strategy,
                 histories=[_history(entry, each.worker) for each in problems],
-                ready=sum(each.phase is Phase.READY for each in entry.workers.values()),
+                ready=sum(each.phase is Phase.READY for each in entry.observed.workers.values()),
                 size=entry.size,
                 overlaps=entry.may_overlap,
-                under_way=bool(entry.recovering),
+                under_way=bool(entry.observed.recovering),
                 now=self._core.clock.monotonic(),
                 jitter=case.jitter,
             )
@@ -179,7 +178,9 @@ class WorkerRecovery:
 
     def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
         acts = step is not Step.DISABLE
-        times = _times(entry, step, problems, self._core.clock.monotonic()) if acts else entry.recoveries
+        times = (
+            _times(entry, step, problems, self._core.clock.monotonic()) if acts else entry.observed.recoveries
+        )
         counts = acts and any(each.kind != MEMORY for each in problems)
         self._core.begin_recovery(entry, self._report(entry, step, problems), times, counts=counts)
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
@@ -191,12 +192,12 @@ class WorkerRecovery:
             for each in problems:
                 core.relieve(entry, each.worker)
         elif step is Step.REPLACE:
-            core.renew(entry, entry.generation)
+            core.renew(entry, entry.desired.generation)
         else:
             for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:
                     core.stop(dependent)
-            core.override(entry, replace(entry.overrides, disabled=True))
+            core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
         """The facts when a recovery begins, in a form that a successor can read."""
@@ -209,7 +210,7 @@ class WorkerRecovery:
             "since": min(each.since for each in problems),
             "workers": {each.id: each.placement.pid for each in workers if each.placement is not None},
             "stuck": any(worker.stuck for worker in workers),
-            "generation": entry.generation,
+            "generation": entry.desired.generation,
             "pids": entry.pids,
             "lines": [],
         }
@@ -231,7 +232,7 @@ class WorkerRecovery:
     def _conclude(self, entry: Entry) -> None:
         found = _outcome(entry)
         if found is not None:
-            report = entry.recovering
+            report = entry.observed.recovering
             self._core.end_recovery(entry)
             self._record(entry, report, *found)
 
@@ -278,7 +279,7 @@ class MemoryLimit:
         """Measure the server's workers from now on, if there is a limit for them."""
         if entry.config.limits.memory is None:
             return
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             known = self._due.get(worker.id)
             if worker.phase is Phase.READY and (known is None or known[2] is not worker):
                 self._due[worker.id] = (self._clock.monotonic() + FIRST_SECONDS, entry, worker)
@@ -327,20 +328,25 @@ class MemoryLimit:
 
 
 def _history(entry: Entry, worker: Worker) -> list[float]:
-    return sorted([*entry.recoveries.get(_ALL, ()), *entry.recoveries.get(str(worker.index), ())])
+    return sorted(
+        [*entry.observed.recoveries.get(_ALL, ()), *entry.observed.recoveries.get(str(worker.index), ())]
+    )
 
 
 def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
     """The times of the recoveries, this one included, by the index of the worker or for all of them."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
-    known = {key: within(times, entry.config.recovery.window, now) for key, times in entry.recoveries.items()}
+    known = {
+        key: within(times, entry.config.recovery.window, now)
+        for key, times in entry.observed.recoveries.items()
+    }
     known |= {key: [*known.get(key, ()), now] for key in whose}
     return {key: times for key, times in known.items() if times}
 
 
 def _outcome(entry: Entry) -> tuple[str, str] | None:
     """How the recovery ended, and why; None while it is under way."""
-    step = entry.recovering["step"]
+    step = entry.observed.recovering["step"]
     if step == Step.DISABLE:
         if entry.is_disabled:
             return ("disabled", "") if entry.at_rest else None
@@ -348,9 +354,14 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
     if entry.removed or not entry.wanted:
         return "interrupted", "it was stopped meanwhile"
     if entry.failed or entry.completed:
-        return "failed", entry.failure.message if entry.failure else ""
-    if step == Step.REPLACE and entry.generation == entry.recovering["generation"]:
-        return "failed", entry.failure.message if entry.failure else "its replacement did not become ready"
+        return "failed", entry.observed.failure.message if entry.observed.failure else ""
+    if step == Step.REPLACE and entry.desired.generation == entry.observed.recovering["generation"]:
+        return (
+            "failed",
+            entry.observed.failure.message
+            if entry.observed.failure
+            else "its replacement did not become ready",
+        )
     return ("recovered", "") if entry.settled else None
 
 
@@ -373,7 +384,7 @@ def _took(seconds: float) -> str:
 
 def _persists(entry: Entry, problem: WorkerProblem) -> bool:
     worker = problem.worker
-    if entry.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
+    if entry.observed.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
         return False
     if problem.kind == HEARTBEAT:
         return worker.stuck
@@ -387,5 +398,5 @@ def _cancel(case: Case) -> None:
 
 
 def _counts(entry: Entry, worker: Worker) -> bool:
-    there = entry.workers.get(worker.id) is worker and worker.phase is Phase.READY
+    there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
     return there and entry.config.limits.memory is not None and worker.placement is not None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
-from poolctl.core.server_entry import Cause, Entry
+from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.core.sleep_windows import window_text
-from poolctl.core.worker_entry import Worker
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
@@ -61,10 +60,10 @@ class EventRecorder:
             adopted=adopted,
         )
         for entry in self._core.entries.values():
-            if entry.wanted or entry.workers or entry.overrides.workers is not None:
+            if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
                 seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
                 seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
-                seen.known = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
+                seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
         self._core.listeners.add(self.look)
 
     def look(self, entry: Entry) -> None:
@@ -81,7 +80,7 @@ class EventRecorder:
 
     def _compare(self, entry: Entry, seen: _Seen) -> None:
         state = entry.state
-        if entry.cause is not None:
+        if entry.desired.cause is not None:
             seen.last_end = ""
         kept = "" if entry.rests else entry.kept
         if kept != seen.kept:
@@ -93,17 +92,17 @@ class EventRecorder:
             seen.size = entry.size
         reported = False
         for id_, (worker, _) in list(seen.known.items()):
-            if id_ not in entry.workers or entry.workers[id_] is not worker:
+            if id_ not in entry.observed.workers or entry.observed.workers[id_] is not worker:
                 del seen.known[id_]
                 reported |= self._ended(entry, seen, worker)
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
             if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
                 # The event of its server's state reports the first one.
                 self._worker("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
-            self._changed(entry, seen, state, "" if reported else entry.next_step)
+            self._changed(entry, seen, state, "" if reported else entry.observed.next_step)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
             # The command is complete: it does not cause later events.
             seen.last_end = ""
@@ -111,8 +110,8 @@ class EventRecorder:
 
     def _resized(self, entry: Entry, before: int) -> None:
         figures: Table = {"before": before, "after": entry.size}
-        if figures.items() <= entry.scaling.items():
-            figures = entry.scaling  # its triggers have decided so
+        if figures.items() <= entry.desired.scaling.items():
+            figures = entry.desired.scaling  # its triggers have decided so
         self._record("scale", "workers", entry, **figures)
 
     def _changed(self, entry: Entry, seen: _Seen, state: str, step: str) -> None:
@@ -122,11 +121,11 @@ class EventRecorder:
         # A job with a schedule sleeps until its time, whatever requests come.
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
-        failure = entry.failure.message if entry.failure and state in _WRONG else ""
+        failure = entry.observed.failure.message if entry.observed.failure and state in _WRONG else ""
         cause = failure or seen.last_end
-        if not cause and (slept or entry.kept == ASLEEP) and entry.cause is None:
+        if not cause and (slept or entry.kept == ASLEEP) and entry.desired.cause is None:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
-            cause = self._window(entry) or ("a request" if entry.called else asleep)
+            cause = self._window(entry) or ("a request" if entry.observed.called else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
         more: Table = {"pids": pids} if pids else {}
         if step and state in _WRONG:  # of a worker that could not be placed, and has no event of its own
@@ -150,7 +149,7 @@ class EventRecorder:
             "worker ended",
             entry,
             worker,
-            cause=seen.last_end if entry.cause is None else "",
+            cause=seen.last_end if entry.desired.cause is None else "",
             message=exit_.message,
             before=worker.phase.value,
             after="ended",
@@ -179,7 +178,7 @@ class EventRecorder:
     def _record(
         self, kind: str, event: str, entry: Entry, message: str = "", cause: str = "", **more: object
     ) -> None:
-        who = _NO_CAUSE if cause else entry.cause or _NO_CAUSE
+        who = _NO_CAUSE if cause else entry.desired.cause or _NO_CAUSE
         self._events.record(
             kind,
             event,
@@ -194,23 +193,23 @@ class EventRecorder:
 
 def _state_before(entry: Entry) -> str:
     """The server's state under the previous supervisor: a sleeping one is not armed again yet."""
-    sleeps = entry.state == State.STARTING.value and not entry.workers and entry.sleeps
+    sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
 
 def _mark(entry: Entry) -> object:
     """Changes whenever the state, the workers or their number may have changed."""
     return (
-        entry.desired, entry.is_disabled, entry.out,
-        entry.called, entry.needed, entry.armed is None, entry.size, entry.window,
-        *[(id(worker), worker.phase) for worker in entry.workers.values()],
+        entry.desired.state, entry.is_disabled, entry.out,
+        entry.observed.called, entry.observed.needed, entry.listener.armed is None, entry.size, entry.observed.window,
+        *[(id(worker), worker.phase) for worker in entry.observed.workers.values()],
     )  # fmt: skip
 
 
 def _is_quiet(entry: Entry) -> bool:
     return all(
-        worker.phase is Phase.READY and worker.generation == entry.generation
-        for worker in entry.workers.values()
+        worker.phase is Phase.READY and worker.generation == entry.desired.generation
+        for worker in entry.observed.workers.values()
     )
 
 
@@ -245,7 +244,7 @@ class LostOutput:
     def _warn(self, entry: Entry, count: int, because: str) -> None:
         """One warning for each server, which the next command clears; it counts everything lost until then."""
         before, lost = self._warnings.get(entry.name, ("", 0))
-        lost = lost + count if before in entry.warnings else count
+        lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"
         self._core.warn(entry, text, instead_of=before)
         self._warnings[entry.name] = text, lost

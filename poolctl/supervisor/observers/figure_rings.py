@@ -72,7 +72,7 @@ class FigureRing:
         for each in seen:
             if each.entry.name not in self._begun:
                 counts = array("q", each.total)
-                self._begun[each.entry.name] = _Begun(now, counts, each.entry.restarts)
+                self._begun[each.entry.name] = _Begun(now, counts, each.entry.observed.restarts)
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
@@ -141,7 +141,7 @@ def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ..
         error_rate(before, seen.total, seconds) if seen.counted else nan,
         nan if latency is None else latency,
         nan if seen.memory_bytes is None else seen.memory_bytes,
-        seen.entry.restarts - begun.restarts,
+        seen.entry.observed.restarts - begun.restarts,
     )
 
 

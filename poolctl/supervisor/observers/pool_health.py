@@ -80,7 +80,7 @@ class PoolHealth:
 
 def health_of(core: Core, entry: Entry) -> RouteHealth:
     """The health of a server as that of a route that leads to it."""
-    failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
+    failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
     return server_health(
         entry.state,
         entry.health.value,
@@ -93,7 +93,7 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
 
 def _own_health(core: Core, entry: Entry) -> RouteHealth:
     """Likewise; unknown for one that is not to run."""
-    if entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED):
+    if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
         return RouteHealth(detail=entry.state)
     health = health_of(core, entry)
     return health.but(detail=failed) if (failed := failed_run(entry)) else health

@@ -10,8 +10,7 @@ from typing import Protocol
 from poolctl.control import answers
 from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.core.core import Core
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.monitor.server_figures import (
     BOUNDS_SECONDS,
     INTERVAL_SECONDS,
@@ -117,7 +116,9 @@ class Statistics:
 
     def _observed(self, entry: Entry) -> answers.Observed:
         known = self.totals.availability(entry)
-        failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
+        failure = (
+            entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
+        )
         return answers.Observed(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
@@ -168,7 +169,7 @@ class Statistics:
             cpu_percent=seen.cpu_percent,
             loop_lag_seconds=seen.loop_lag_seconds,
             wakes_total=self.totals.wakes(entry),
-            restarts_total=entry.restarts,
+            restarts_total=entry.observed.restarts,
             counted=seen.counted,
             history=history.values(counted=counted, with_errors=with_errors),
             workers=tuple(

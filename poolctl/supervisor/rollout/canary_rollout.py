@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
-from poolctl.core.canary import Canary
 from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING, Phase
 from poolctl.core.server_changes import caused_by
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Canary, Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
@@ -66,7 +64,7 @@ class CanaryRollout:
         self._began_at = core.clock.monotonic()
         self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._base = self._target = entry.generation  # that of the others, and of what replaces them
+        self._base = self._target = entry.desired.generation  # that of the others, and of what replaces them
         self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
         share = 0.0 if plan.apart is None else plan.share
         self._canary: Canary = core.canaries.begin(
@@ -150,7 +148,7 @@ class CanaryRollout:
             self._state, self.reason = PROMOTING, reason
             with caused_by(f"rollout: {reason}"):
                 self._core.canaries.promote(self.entry)
-            self._target = self.entry.generation
+            self._target = self.entry.desired.generation
 
     def withdraw(self, reason: str) -> None:
         """End the canary; the others serve on."""
@@ -166,7 +164,7 @@ class CanaryRollout:
             return
         if self._state == PROMOTING:
             self._look_at_promotion()
-        elif entry.canary is not self._canary:
+        elif entry.desired.canary is not self._canary:
             self._end(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
             self.withdraw(f"a worker {self._canary.failure}")
@@ -175,24 +173,33 @@ class CanaryRollout:
 
     def _look_at_promotion(self) -> None:
         entry = self.entry
-        if entry.generation != self._target or entry.rests:
-            why = entry.failure.message if entry.failure is not None else "another command replaced it"
+        if entry.desired.generation != self._target or entry.rests:
+            why = (
+                entry.observed.failure.message
+                if entry.observed.failure is not None
+                else "another command replaced it"
+            )
             self._end_canary()
             self._end(WITHDRAWN, f"its other workers were not replaced: {why}")
         elif entry.complete and not any(
-            each.generation == self._base and each.phase not in LEAVING for each in entry.workers.values()
+            each.generation == self._base and each.phase not in LEAVING
+            for each in entry.observed.workers.values()
         ):
             self._end_canary()
             self._end(PROMOTED, self.reason)
 
     def _end_canary(self) -> None:
         """Let the canary leave that is apart, and not the serving generation by now."""
-        if self.entry.canary is self._canary:
+        if self.entry.desired.canary is self._canary:
             with caused_by(f"rollout: {self.reason}"):
                 self._core.canaries.withdraw(self.entry)
 
     def _look_at_workers(self) -> None:
-        workers = [each for each in self.entry.workers.values() if each.generation == self._canary.generation]
+        workers = [
+            each
+            for each in self.entry.observed.workers.values()
+            if each.generation == self._canary.generation
+        ]
         for worker in workers:
             if worker.phase is Phase.READY and worker.ko:
                 found = self._core.health.message(self.entry, worker)
@@ -302,7 +309,7 @@ class GenerationFigures:
         )
 
     def _workers(self) -> Iterable[Worker]:
-        return (each for each in self._entry.workers.values() if each.generation == self._generation)
+        return (each for each in self._entry.observed.workers.values() if each.generation == self._generation)
 
     def _counts(self, worker: Worker) -> Counts | None:
         return None if worker.placement is None else self._counters.counts(worker.placement)

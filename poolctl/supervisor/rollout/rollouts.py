@@ -91,7 +91,7 @@ class Rollouts:
         again = call.options.get("again")
         if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
             return found
-        if entry.canary is None and not await self._has_left(entry):
+        if entry.desired.canary is None and not await self._has_left(entry):
             raise _NoRollout(
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
             )
@@ -144,10 +144,12 @@ class Rollouts:
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
         """The outcome of this request at the previous supervisor; None unless that had promoted its canary."""
-        if entry.generation < generation:
+        if entry.desired.generation < generation:
             return None
-        await self._until(entry, lambda: entry.complete or not entry.wanted or entry.generation < generation)
-        if entry.generation < generation:
+        await self._until(
+            entry, lambda: entry.complete or not entry.wanted or entry.desired.generation < generation
+        )
+        if entry.desired.generation < generation:
             return None  # its other workers could not be replaced
         reason = "promoted before the supervisor was replaced"
         report = RolloutReport(name=entry.name, state=PROMOTED, reason=reason, generation=generation)
@@ -176,9 +178,9 @@ class Rollouts:
             raise _NoRollout(f"{name} is {kind}", f"poolctl restart {name}")
         if not entry.may_overlap:
             raise _NoRollout(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
-        if entry.canary is not None:
+        if entry.desired.canary is not None:
             raise _NoRollout(f"a rollout of {name} is under way", "poolctl rollout status")
-        if entry.recovering:
+        if entry.observed.recovering:
             message = f"a recovery of {name} is under way; only a server that runs whole has a rollout"
             raise _NoRollout(message, f"poolctl wait {name}, then repeat it")
         if not (entry.wanted and entry.complete):

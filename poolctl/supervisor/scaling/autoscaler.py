@@ -38,8 +38,8 @@ class _ScaledServer:
     def is_scaled(self) -> bool:
         """Its triggers, as they are here, still say how many workers it has."""
         entry = self.entry
-        automatic = entry.overrides.workers is None and entry.config.scale is self.scale
-        return bool(automatic and entry.workers and not entry.desired.rests)
+        automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
+        return bool(automatic and entry.observed.workers and not entry.desired.state.rests)
 
 
 class Autoscaler:
@@ -54,7 +54,7 @@ class Autoscaler:
 
     def watch(self, entry: Entry) -> None:
         """Scale the server from now on, while it has workers and no command says how many."""
-        if not (entry.scales and entry.workers):
+        if not (entry.scales and entry.observed.workers):
             return
         known = self._servers.get(entry.name)
         if known is None or known.entry is not entry or known.scale != entry.config.scale:
@@ -108,7 +108,7 @@ class Autoscaler:
         if server.is_skipped:
             return
         load = server.load.sample(entry, self._core.clock.monotonic())
-        may_grow = load.serves and entry.desired is Desired.RUN
+        may_grow = load.serves and entry.desired.state is Desired.RUN
         if may_grow and self._demand:
             load = load._replace(demand=self._demand.pop(entry.name, 0))
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
@@ -117,7 +117,7 @@ class Autoscaler:
 
     def _apply(self, server: _ScaledServer, decision: Decision) -> None:
         entry = server.entry
-        if decision.after < decision.before and entry.canary is not None:
+        if decision.after < decision.before and entry.desired.canary is not None:
             # Fewer workers beside the canary's would give it a larger share than was asked for.
             return
         figures = _figures(decision)

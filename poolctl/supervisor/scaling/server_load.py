@@ -34,7 +34,7 @@ class ServerLoad:
         in_flight = requests = 0
         serves = False
         buckets: list[int] = []
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
                 continue
             serves = serves or not worker.ko
@@ -93,7 +93,7 @@ class Processors:
     def _measured(self, entry: Entry) -> dict[int, float]:
         pids = [
             worker.placement.pid
-            for worker in entry.workers.values()
+            for worker in entry.observed.workers.values()
             if worker.phase is Phase.READY and worker.placement is not None
         ]
         found = {pid: cpu_seconds(pid) for pid in pids if pid is not None}

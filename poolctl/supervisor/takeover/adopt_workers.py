@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Worker
 from poolctl.runners.runner_protocol import Adopted, AdoptedWorker
 from poolctl.states import Status
 
@@ -67,7 +67,7 @@ async def take_in_late(core: Core) -> bool:
         waiting = {
             name: entry.config
             for name, entry in core.entries.items()
-            if not entry.workers and not core.endpoints(entry.config)
+            if not entry.observed.workers and not core.endpoints(entry.config)
         }
         names = await takeover.take_in(waiting, late=True)
         for name in names:
@@ -104,9 +104,9 @@ def _worker(found: AdoptedWorker) -> Worker:
 
 def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
-        for config in (entry.config, *(worker.config for worker in entry.workers.values())):
+        for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
             # A server without a listener of ours counts as open once it has a worker.
-            without = (not config.listens or config.binds_itself) and entry.workers
+            without = (not config.listens or config.binds_itself) and entry.observed.workers
             if without or endpoints.get(config.key):
                 core.adopt_listener(entry, config, endpoints.get(config.key, ()))
         core.resume(entry)

@@ -69,7 +69,7 @@ class Lifecycle:
             f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "
             "set scale.min = 1, or leave `scale` out"
             for entry in all_of_them
-            if not (entry.can_sleep or entry.config.scale.min)
+            if not (entry.listener.can_watch or entry.config.scale.min)
         ]
         unmeasured = [
             f"{entry.name}: scale.triggers have no effect, because its runner counts no requests; "
@@ -92,12 +92,14 @@ class Lifecycle:
         for entry in [each for each in runnable if each.config.every is not None]:
             if not _is_named(entry, call):
                 self._core.start(entry)
-            elif entry.workers:
+            elif entry.observed.workers:
                 refused.append(_still_runs(entry))
             else:
                 continue
             runnable.remove(entry)
-        if not call.options.get("force") and any(entry.certificate_ends is not None for entry in runnable):
+        if not call.options.get("force") and any(
+            entry.observed.certificate_ends is not None for entry in runnable
+        ):
             now = self._core.clock.time()
             found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
             refused += [problem for problem in found if problem is not None]
@@ -121,7 +123,7 @@ class Lifecycle:
             else:
                 self._core.restart(entry, ignore_dependencies=not deps)
             if call.options.get("force"):
-                self._core.runner.force_certificate(entry.name, entry.generation)
+                self._core.runner.force_certificate(entry.name, entry.desired.generation)
         operation.problems += [
             disabled(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
@@ -144,7 +146,7 @@ class Lifecycle:
         With the option `idle` only if none of them is wanted or runs.
         """
         chosen = selected(self._core, call.selector)
-        if call.options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
+        if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
             return Result(items=items(self._core, chosen))
         all_of_them = (
             with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
@@ -198,7 +200,7 @@ class Lifecycle:
             # Of a server that may sleep, or with triggers, the least is not the number that it always has.
             fixed = entry.config.scale.min and not entry.config.scale.is_automatic
             count = None if fixed and workers == entry.config.scale.min else workers
-            self._core.override(entry, replace(entry.overrides, workers=count))
+            self._core.override(entry, replace(entry.desired.overrides, workers=count))
         code = await operation.settle(call)
         operation.problems += [
             not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
@@ -213,7 +215,7 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, [entry for entry in able if not entry.rests])
         operation.problems += [_without_triggers(entry) for entry in chosen if entry not in able]
         for entry in able:
-            self._core.override(entry, replace(entry.overrides, workers=None))
+            self._core.override(entry, replace(entry.desired.overrides, workers=None))
         code = await operation.settle(call)
         return operation.result(able, code or (FAILED if operation.problems else 0))
 
@@ -223,14 +225,14 @@ class Lifecycle:
         warnings = tuple(filter(None, map(_not_drained, chosen)))
         for entry in chosen:
             if entry.state in _STAYS and entry.config.listens:
-                self._core.override(entry, replace(entry.overrides, out=True))
+                self._core.override(entry, replace(entry.desired.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
     async def undrain(self, call: Call) -> Result:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", call)
         for entry in chosen:
-            self._core.override(entry, replace(entry.overrides, out=False))
+            self._core.override(entry, replace(entry.desired.overrides, out=False))
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
@@ -240,7 +242,7 @@ class Lifecycle:
         also = self._core.servers.stopped_with(enabled)
         unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
-            for_whom = ", ".join(entry.stopped_with)
+            for_whom = ", ".join(entry.desired.stopped_with)
             call.progress(
                 ProgressLine(warning=f"starting {entry.name} as well, which was stopped with {for_whom}")
             )
@@ -258,7 +260,11 @@ class Lifecycle:
         all_of_them = with_dependents(self._core, chosen, call.progress)
         also = [entry for entry in all_of_them if entry.name not in selected_names]
         running = [entry for entry in also if entry.active]
-        stopped = {entry.name: entry.stopped_with for entry in also if entry.wanted or entry.stopped_with}
+        stopped = {
+            entry.name: entry.desired.stopped_with
+            for entry in also
+            if entry.wanted or entry.desired.stopped_with
+        }
         operation = Operation(self._core, PoolStopError, [*also, *chosen])
         for entry in also:
             self._core.stop(entry)
@@ -333,7 +339,7 @@ def _is_named(entry: Entry, call: Call) -> bool:
 
 
 def _still_runs(entry: Entry) -> ServerError:
-    since = f" since {moment_text(entry.run_since)}" if entry.run_since else ""
+    since = f" since {moment_text(entry.schedule.run_since)}" if entry.schedule.run_since else ""
     hint = f"wait until it has ended, or end it: poolctl stop {entry.name}"
     return server_problem(entry, f"runs{since}, and does not run twice at once", hint)
 

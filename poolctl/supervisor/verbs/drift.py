@@ -119,8 +119,8 @@ class ConfigurationDrift:
         return not entries or any(
             entry.asleep
             or entry.on_schedule
-            or (entry.workers and not entry.failures)
-            or any(worker.ready_at is not None for worker in entry.workers.values())
+            or (entry.observed.workers and not entry.observed.failures)
+            or any(worker.ready_at is not None for worker in entry.observed.workers.values())
             for entry in entries
         )
 
@@ -128,7 +128,7 @@ class ConfigurationDrift:
     def _is_changed_live(self) -> bool:
         entries = self._core.entries.values()
         return bool(self._configuration.missing) or any(
-            entry.added or entry.overrides != NO_OVERRIDES for entry in entries
+            entry.added or entry.desired.overrides != NO_OVERRIDES for entry in entries
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
@@ -161,10 +161,10 @@ class ConfigurationDrift:
             reading = [
                 entry
                 for entry in self._core.entries.values()
-                if entry.config.env_file and entry.workers and "env_file" in entry.files
+                if entry.config.env_file and entry.observed.workers and "env_file" in entry.observed.files
             ]
-            in_use = {(tuple(entry.config.env_file), entry.files["env_file"]) for entry in reading}
-            variables = frozenset((entry.name, entry.files["env_file"]) for entry in reading)
+            in_use = {(tuple(entry.config.env_file), entry.observed.files["env_file"]) for entry in reading}
+            variables = frozenset((entry.name, entry.observed.files["env_file"]) for entry in reading)
             work = asyncio.to_thread(self._changed, in_use, self._core.servers.revision, variables)
             self._search = asyncio.ensure_future(work)
         try:

@@ -61,7 +61,7 @@ class Reading:
         should_run = [
             entry
             for entry in entries
-            if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
+            if not (entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED))
         ]
         counts: dict[str, int] = {}
         healths: dict[str, int] = {}
@@ -173,7 +173,7 @@ class Reading:
         complaint = self._core.health.complaint(entry)
         if complaint and entry.state == State.RUNNING:
             return unwell(entry, complaint)
-        return entry.failure or self._blocked(entry)
+        return entry.observed.failure or self._blocked(entry)
 
     def _blocked(self, entry: Entry) -> ServerError | None:
         """The error of a server that waits for one that does not start, such as a disabled one."""
@@ -182,17 +182,19 @@ class Reading:
 
     def _why_not(self, entry: Entry, goal: str) -> str:
         why = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
-        if not why and entry.failure is not None and not entry.ready:
-            why = entry.failure.message
+        if not why and entry.observed.failure is not None and not entry.ready:
+            why = entry.observed.failure.message
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
 
 
 def expiring(entry: Entry, now: float) -> str:
     """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
-    ends, tls = entry.certificate_ends, entry.config.tls
-    if not entry.workers or ends is None or not tls or tls is True:
+    ends, tls = entry.observed.certificate_ends, entry.config.tls
+    if not entry.observed.workers or ends is None or not tls or tls is True:
         return ""
-    expired_since = next((each.passed_over for each in entry.workers.values() if each.passed_over), None)
+    expired_since = next(
+        (each.passed_over for each in entry.observed.workers.values() if each.passed_over), None
+    )
     if expired_since is not None and now < ends:
         return f"{entry.name}: {passed_over(entry, expired_since)}"
     if now + tls.warn_before <= ends:

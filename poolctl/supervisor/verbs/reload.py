@@ -120,7 +120,7 @@ class Reload:
         """The changes of the servers."""
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
-            Running(each.config, each.overrides, each.added, each.files)
+            Running(each.config, each.desired.overrides, each.added, each.observed.files)
             for each in self._core.entries.values()
         ]
         return [
@@ -198,7 +198,7 @@ class Reload:
         names = [
             entry.name
             for entry in self._core.entries.values()
-            if entry.workers and entry.name not in replaced
+            if entry.observed.workers and entry.name not in replaced
         ]
         if names:
             for variable in variables:
@@ -246,7 +246,7 @@ class _Application:
         self._going = Operation(core, PoolStopError, [*gone, *stopping])
         if force:
             for entry in self._changed_entries():
-                core.runner.force_certificate(entry.name, entry.generation)
+                core.runner.force_certificate(entry.name, entry.desired.generation)
 
     def _changed_entries(self) -> list[Entry]:
         """The changed servers that are still in the pool."""

@@ -48,19 +48,21 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         pids=tuple(entry.pids),
         workers=entry.size,
         uptime_seconds=round(entry.uptime_seconds(now), 3),
-        restarts=entry.restarts,
+        restarts=entry.observed.restarts,
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
         kept=kept or None,
-        kept_until=_iso(entry.window.until) if kept else None,
-        next_run_at=_iso(entry.next_run) if entry.on_schedule else None,
-        last_run=_run(entry.last_run) if config.every is not None and entry.last_run else None,
+        kept_until=_iso(entry.observed.window.until) if kept else None,
+        next_run_at=_iso(entry.schedule.next_run) if entry.on_schedule else None,
+        last_run=_run(entry.schedule.last_run)
+        if config.every is not None and entry.schedule.last_run
+        else None,
     )
 
 
 def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> Details:
     """The details that `show` reports, with the places of its keys; secrets are masked unless `reveal`."""
-    config, live = entry.config, entry.overrides
+    config, live = entry.config, entry.desired.overrides
     table = config.to_dict()
     if table["http"]["access_log"] and not logged_requests(config):
         table["http"]["access_log"] = False
@@ -74,7 +76,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
             added=entry.added or None,
         ),
         endpoints=core.endpoints(config),
-        generation=entry.generation,
+        generation=entry.desired.generation,
         worker_list=tuple(
             WorkerDetails(
                 id=worker.id,
@@ -86,12 +88,12 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
                 probes=_probes(core.health.probes(entry, worker)),
                 placed_at=worker.placed_at or None,
             )
-            for worker in entry.workers.values()
+            for worker in entry.observed.workers.values()
         ),
         complaint=core.health.complaint(entry),
-        preload_problem=entry.preload_problem,
-        certificate_expires=_iso(entry.certificate_ends),
-        failure=ErrorEntry.of(entry.failure) if entry.failure else None,
+        preload_problem=entry.observed.preload_problem,
+        certificate_expires=_iso(entry.observed.certificate_ends),
+        failure=ErrorEntry.of(entry.observed.failure) if entry.observed.failure else None,
         config=table if reveal else masked(table, hidden=withheld_variables.values()),
         origin=origin,
         stacks=None if (stacks := core.stacks.last(entry)) is None else stacks.to_json(),

@@ -6,7 +6,7 @@ import asyncio
 
 from poolctl.control.answers import Result
 from poolctl.control.stack_answers import StacksResult
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Worker
 from poolctl.runners.stack_report import Stacks, WorkerStacks
 
 from .verb import Call, Verb, VerbContext, selected
@@ -19,12 +19,12 @@ async def _stacks_of(call: Call, context: VerbContext) -> Result:
     """The stacks of each worker of the selected servers; the workers go on."""
     core = context.core
     chosen = selected(core, call.selector)
-    warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.workers]
+    warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.observed.workers]
     stacks = core.runner.capabilities.stacks
     if stacks is None:
         return StacksResult(warnings=("the workers of this pool cannot be asked for their stacks",))
     turn = asyncio.Semaphore(_AT_ONCE)
-    workers = [worker for entry in chosen for worker in entry.workers.values()]
+    workers = [worker for entry in chosen for worker in entry.observed.workers.values()]
     found = await asyncio.gather(*(_ask(stacks, worker, turn) for worker in workers))
     return StacksResult(
         items=tuple(each for each in found if each is not None),

@@ -61,7 +61,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 def size(entry: Entry) -> int:
     """The least number of workers of the server, none if it may sleep; those of its triggers count."""
-    if entry.overrides.workers is None and entry.automatic is None:
+    if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
 
@@ -89,14 +89,18 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 
     Blocks on the disk.
     """
-    if not entry.workers or entry.certificate_ends is None or entry.certificate_ends <= now:
+    if (
+        not entry.observed.workers
+        or entry.observed.certificate_ends is None
+        or entry.observed.certificate_ends <= now
+    ):
         return None
     ends = certificate_ends(config)
     if ends is None or ends > now or not config.tls or config.tls is True:
         return None
     message = (
         f"{os.path.basename(config.tls.cert)}: the certificate expired on {day(ends)}, "
-        f"and the one in use is valid until {day(entry.certificate_ends)}"
+        f"and the one in use is valid until {day(entry.observed.certificate_ends)}"
     )
     hint = "renew it; use --allow-expired to accept it"
     return server_problem(entry, message, hint)

@@ -167,7 +167,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
             bind=entry.config.key,
             state=now[0],
             ready=now[1],
-            message=entry.failure.message if entry.failure else "",
+            message=entry.observed.failure.message if entry.observed.failure else "",
             done=now[2],
         )
         call.progress(ProgressLine(progress=step))
@@ -214,7 +214,7 @@ class Operation(Rollout):
     @property
     def warnings(self) -> list[str]:
         """The warnings about the servers since it began."""
-        return [warning for entry in self._entries for warning in entry.warnings]
+        return [warning for entry in self._entries for warning in entry.observed.warnings]
 
 
 def names_of(entries: list[Entry]) -> tuple[str, ...] | None:

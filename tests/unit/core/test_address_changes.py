@@ -6,8 +6,8 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Worker
 from poolctl.core.servers import restore
-from poolctl.core.worker_entry import Worker
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -24,7 +24,7 @@ def listening(desk: Desk) -> dict[str, str]:
     """By address, whose workers there are."""
     found = {}
     for entry in desk.core.entries.values():
-        for worker in entry.workers.values():
+        for worker in entry.observed.workers.values():
             found[worker.config.key] = entry.name
     return found
 
@@ -203,7 +203,7 @@ def test_new_server_waits_for_an_address_in_any_order_of_decision() -> None:
         moved(desk, web("b", bind="0.0.0.0:8003"), web("a", bind="0.0.0.0:8002"))
         await turns(120)
         assert desk.states() == {"a": "running", "b": "running", "new": "running"}
-        assert [entry.failures for entry in desk.core.entries.values()] == [0, 0, 0]
+        assert [entry.observed.failures for entry in desk.core.entries.values()] == [0, 0, 0]
 
     run(scenario())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.core.decision_input import Overrides, Phase
+from poolctl.core.server_entry import Worker
 from poolctl.core.servers import restore
-from poolctl.core.worker_entry import Worker
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -61,10 +61,10 @@ def test_an_ordered_restart_counts_when_its_replacement_is_ready() -> None:
         entry = desk.core.entries["web"]
         for restarts in (0, 1, 2):
             await desk.ask("restart")
-            assert entry.restarts == restarts
+            assert entry.observed.restarts == restarts
         desk.core.change(entry, web(tags=["new"]), live=False)
         await turns()
-        assert entry.restarts == 3
+        assert entry.observed.restarts == 3
 
     run(scenario())
 
@@ -75,7 +75,7 @@ def test_a_supervisor_counts_the_restart_whose_replacement_it_finds_ready() -> N
         entry = desk.core.entries["web"]
         entry.order_restart()
         desk.core.adopt_worker(entry, Worker("web.2.0", 2, 0, entry.config, Phase.READY, ready_at=1.0))
-        assert (entry.restarts, entry.restarting) == (1, 0)
+        assert (entry.observed.restarts, entry.desired.restarting) == (1, 0)
 
     run(scenario())
 

@@ -29,7 +29,7 @@ def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
         for _ in range(2):
             await die(desk)
             assert desk.states() == {"web": "running"}
-        assert len(desk.core.entries["web"].restart_times) == 2, "what is older is forgotten"
+        assert len(desk.core.entries["web"].observed.restart_times) == 2, "what is older is forgotten"
         await die(desk)
         assert desk.states() == {"web": "failed"}
         answer = await desk.ask("status")
@@ -54,7 +54,7 @@ def test_start_resets_the_count() -> None:
         for _ in range(2):
             await die(desk)
             assert desk.states() == {"web": "running"}
-        assert desk.core.entries["web"].restarts == 4
+        assert desk.core.entries["web"].observed.restarts == 4
 
     run(scenario())
 
@@ -98,7 +98,7 @@ def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_a
         assert (await desk.ask("start"))["exit_code"] == 1
         await turns()
         entry = desk.core.entries["web"]
-        assert (entry.state, entry.failures) == ("backoff", 1)
+        assert (entry.state, entry.observed.failures) == ("backoff", 1)
         desk.runner.unopenable.clear()
         assert (await desk.ask("start"))["exit_code"] == 0
 

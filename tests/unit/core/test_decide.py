@@ -9,8 +9,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.decide import Attend, Check, Close, Drain, EndHook, Open, RunHook, Spawn, Stop, decide
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
 from poolctl.states import State
 
 
@@ -126,9 +125,9 @@ def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any])
 
 def entry(*phases: Phase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
     config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8001", "app": "any:app"} | keys)
-    made = Entry(config, desired=desired, listener=Listener.OPEN)
+    made = Entry(config, DesiredState(desired), listener=ServerListener(Listener.OPEN))
     for index, phase in enumerate(phases):
-        made.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
+        made.observed.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
     return made
 
 
@@ -152,7 +151,7 @@ def test_state_follows_from_the_desired_state_and_the_workers() -> None:
 
 
 def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
-    job = Entry(ServerConfig(name="job", command=["migrate"], job=True), desired=Desired.COMPLETED)
+    job = Entry(ServerConfig(name="job", command=["migrate"], job=True), DesiredState(Desired.COMPLETED))
     assert entry(Phase.READY).ready
     assert not entry(Phase.STARTING).ready
     assert (job.ready, job.state) == (True, State.COMPLETED.value)

@@ -40,8 +40,15 @@ from poolctl.core.decision_input import (
     View,
     WorkerView,
 )
-from poolctl.core.server_entry import Entry, RunningHook
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import (
+    DesiredState,
+    Entry,
+    HookState,
+    ObservedState,
+    RunningHook,
+    ServerListener,
+    Worker,
+)
 from poolctl.states import State
 from poolctl.time_windows import Period
 from tests.examples import examples
@@ -271,13 +278,18 @@ def entry_of(view: View, *, armed: bool) -> Entry:
     """A server with these facts."""
     config = JOB if view.job else SLEEPY if view.sleepy else PLAIN
     entry = Entry(
-        config, desired=view.desired, overrides=Overrides(out=view.out), called=view.called, needed=view.needed,
-        window=Period(view.kept), armed=config if armed else None, listener=view.listener,
-        before_start_due=view.before_start_due, after_stop_due=view.after_stop_due,
-        hook=RunningHook(view.hook) if view.hook else None,
-    )  # fmt: skip
+        config,
+        DesiredState(view.desired, Overrides(out=view.out)),
+        ObservedState(called=view.called, needed=view.needed, window=Period(view.kept)),
+        ServerListener(view.listener, armed=config if armed else None),
+        hooks=HookState(
+            view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
+        ),
+    )
     for each in view.workers:
-        entry.workers[each.id] = Worker(each.id, each.generation, each.index, config, phase=each.phase)
+        entry.observed.workers[each.id] = Worker(
+            each.id, each.generation, each.index, config, phase=each.phase
+        )
     return entry
 
 

@@ -74,7 +74,7 @@ def test_job_that_fails_after_a_takeover_keeps_no_command_waiting() -> None:
         starting = desk.begin("start")
         await turns()
         # It was taken over as one that runs: there is no failure to become ready.
-        worker = desk.core.entries["migrate"].workers["migrate.1.0"]
+        worker = desk.core.entries["migrate"].observed.workers["migrate.1.0"]
         worker.phase, worker.ready_at = Phase.READY, 0.0
         desk.runner.end("migrate.1.0", Exit(message="ended"))
         answer = await starting
@@ -151,7 +151,7 @@ def test_dependent_waits_for_a_hung_server_out_of_rotation_and_starts_when_it_an
         desk = Desk(web("db"), web("api", depends_on=["db"]))
         await desk.ask("start", "db")
         db = desk.core.entries["db"]
-        worker = db.workers["db.1.0"]
+        worker = db.observed.workers["db.1.0"]
         desk.core.mark_stuck(db, worker, True)
         desk.begin("start", "api", timeout=1)
         await turns()

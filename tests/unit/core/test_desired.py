@@ -35,10 +35,10 @@ def test_every_value_says_what_may_follow_it() -> None:
 )
 def test_impossible_change_of_the_desired_state_is_refused(before: Desired, after: Desired) -> None:
     server = entry()
-    server.desired = before
+    server.desired.state = before
     with pytest.raises(ImpossibleChange, match=f"web: {before} does not become {after}"):
         server.become(after)
-    assert server.desired is before
+    assert server.desired.state is before
 
 
 def test_a_backoff_ends_with_its_timers() -> None:
@@ -47,12 +47,12 @@ def test_a_backoff_ends_with_its_timers() -> None:
         server.become(Desired.RUN)
         server.become(Desired.BACKOFF)
         timer = asyncio.get_running_loop().call_later(60, print)
-        server.timers.append(timer)
+        server.observed.timers.append(timer)
         server.become(Desired.REFUSING)
         assert not timer.cancelled()
         server.become(Desired.STOPPED)
         assert timer.cancelled()
-        assert server.timers == []
+        assert server.observed.timers == []
 
     asyncio.run(scenario())
 
@@ -65,7 +65,7 @@ def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_en
         await desk.ask("stop", "web")
         for disabled in (True, False):
             desk.core.change(server, web(disabled=disabled), live=True)
-            assert server.desired is Desired.STOPPED
+            assert server.desired.state is Desired.STOPPED
 
     run(scenario())
 
@@ -76,8 +76,8 @@ def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled()
         await desk.ask("start")
         server = desk.core.entries["web"]
         desk.core.change(server, web(disabled=True), live=True)
-        assert server.desired is Desired.IDLE
+        assert server.desired.state is Desired.IDLE
         desk.core.change(server, web(), live=True)
-        assert server.desired is Desired.RUN
+        assert server.desired.state is Desired.RUN
 
     run(scenario())

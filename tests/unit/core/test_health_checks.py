@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -113,7 +112,7 @@ def test_worker_in_the_place_of_a_dead_one_is_probed() -> None:
             await it.desk.ask("start")
             await it.until(lambda: it.entry.health == "ok" and it.answered)
             it.desk.runner.end("web.1.0", Exit.from_signal(9))
-            await it.until(lambda: it.entry.restarts == 1 and it.entry.ready)
+            await it.until(lambda: it.entry.observed.restarts == 1 and it.entry.ready)
             assert [*it.desk.runner.running] == ["web.1.0"]
             await it.until(lambda: it.entry.health == "ok")
             it.statuses["web.1.0"] = 500

@@ -119,27 +119,33 @@ class Histories(RuleBasedStateMachine):
             self.check_queued(entry)
             self.check_state(entry)
             generations = {
-                worker.generation for worker in entry.workers.values() if worker.placement is not None
+                worker.generation
+                for worker in entry.observed.workers.values()
+                if worker.placement is not None
             }
-            if not entry.config.overlap and all(not each.config.overlap for each in entry.workers.values()):
-                ready = {each.generation for each in entry.workers.values() if each.phase is Phase.READY}
+            if not entry.config.overlap and all(
+                not each.config.overlap for each in entry.observed.workers.values()
+            ):
+                ready = {
+                    each.generation for each in entry.observed.workers.values() if each.phase is Phase.READY
+                }
                 assert len(ready) <= 1, "two generations that must not run at once"
             running = [each for each in self.runner.running if each.startswith(f"{entry.name}.")]
-            hook = entry.hook is not None and entry.hook.placement is not None
+            hook = entry.hooks.running is not None and entry.hooks.running.placement is not None
             assert generations or hook or not running
             again = Entry(entry.config)
             restore(again, record_of(entry))
-            assert (again.wanted, again.rests, again.overrides) == (
+            assert (again.wanted, again.rests, again.desired.overrides) == (
                 entry.wanted,
                 entry.rests,
-                entry.overrides,
+                entry.desired.overrides,
             )
-            due = again.before_start_due, again.after_stop_due
-            assert due == (entry.before_start_due, entry.after_stop_due)
+            due = again.hooks.before_start_due, again.hooks.after_stop_due
+            assert due == (entry.hooks.before_start_due, entry.hooks.after_stop_due)
 
     def check_queued(self, entry: Entry) -> None:
         """Where no operation is under way, whose end brings the next decision, there is nothing to decide."""
-        held = (entry.config, entry.bound, *entry.former, *entry.releasing)
+        held = (entry.config, entry.listener.bound, *entry.listener.former, *entry.listener.releasing)
         whats = {entry.name, *(config.key for config in held if config is not None)}
         if not any(
             step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
@@ -148,12 +154,14 @@ class Histories(RuleBasedStateMachine):
             scale = entry.config.scale
             if entry.wanted and (scale.awake or scale.asleep):
                 windows = ((ASLEEP, scale.asleep), (AWAKE, scale.awake))
-                assert entry.window.state == period_at(windows, self.clock.time()).state, "a window is late"
+                assert entry.observed.window.state == period_at(windows, self.clock.time()).state, (
+                    "a window is late"
+                )
 
     @staticmethod
     def check_state(entry: Entry) -> None:
         """The state in one word agrees with the workers."""
-        state, workers = State(entry.state), entry.workers.values()
+        state, workers = State(entry.state), entry.observed.workers.values()
         serves = any(worker.phase is Phase.READY for worker in workers)
         if state is State.DRAINING and not serves:
             assert entry.sleeps, "it falls asleep"
@@ -164,7 +172,7 @@ class Histories(RuleBasedStateMachine):
         if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
             assert not workers
         if state is State.SLEEPING:
-            assert entry.kept == ASLEEP or entry.listener is Listener.OPEN
+            assert entry.kept == ASLEEP or entry.listener.state is Listener.OPEN
             assert not entry.ready
         if entry.wanted and entry.kept == AWAKE:
             assert not entry.sleeps
@@ -198,7 +206,7 @@ class Histories(RuleBasedStateMachine):
     def scale_or_drain(self, name: str, workers: int, out: bool) -> None:
         if entry := self.entry(name):
             count = workers if entry.config.overlap else None
-            self.command(self.core.override, entry, Overrides(count, entry.overrides.disabled, out))
+            self.command(self.core.override, entry, Overrides(count, entry.desired.overrides.disabled, out))
 
     @rule(name=servers, disabled=st.booleans())
     def disable_or_enable(self, name: str, disabled: bool) -> None:
@@ -256,7 +264,10 @@ class Histories(RuleBasedStateMachine):
     def ready_workers(self) -> list[tuple[Entry, Any]]:
         entries = self.core.entries.values() if hasattr(self, "core") else ()
         return [
-            (entry, each) for entry in entries for each in entry.workers.values() if each.phase is Phase.READY
+            (entry, each)
+            for entry in entries
+            for each in entry.observed.workers.values()
+            if each.phase is Phase.READY
         ]
 
     @rule(seconds=st.sampled_from([1.0, 10.0, 35.0]))
@@ -280,7 +291,7 @@ class Histories(RuleBasedStateMachine):
     def killed_processes_end(self) -> None:
         """SIGKILL has an effect in the end, though a stop has given up waiting for it."""
         for entry in list(self.core.entries.values()):
-            for worker in list(entry.workers.values()):
+            for worker in list(entry.observed.workers.values()):
                 if worker.unstoppable and worker.id in self.runner.running:
                     self.runner.end(worker.id, Exit(signal=signal.SIGKILL))
         self.loop.settle()
@@ -296,13 +307,13 @@ class Histories(RuleBasedStateMachine):
                 self.everything_goes_well()
                 for entry in self.core.entries.values():
                     self.check_converged(entry)
-                there = {each for entry in self.core.entries.values() for each in entry.workers}
+                there = {each for entry in self.core.entries.values() for each in entry.observed.workers}
                 assert set(self.runner.running) == there, "no worker is forgotten"
                 entries = self.core.entries.values()
                 held = [
                     config.key
                     for each in entries
-                    for config in (each.bound, *each.former)
+                    for config in (each.listener.bound, *each.listener.former)
                     if config is not None
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"
@@ -312,22 +323,28 @@ class Histories(RuleBasedStateMachine):
             self.loop.close()
 
     def check_converged(self, entry: Entry) -> None:
-        phases = {worker.phase for worker in entry.workers.values()}
+        phases = {worker.phase for worker in entry.observed.workers.values()}
         if entry.removed and not self.core.servers.may_stop(entry):
             return  # what depends on it goes on with it
         if entry.rests:
-            assert (phases, entry.listener, entry.bound) == (set(), Listener.CLOSED, None), entry
+            assert (phases, entry.listener.state, entry.listener.bound) == (set(), Listener.CLOSED, None), (
+                entry
+            )
         elif entry.asleep:
             assert (phases, entry.state) == (set(), "sleeping")
-            assert entry.listener is (Listener.CLOSED if entry.kept == ASLEEP else Listener.OPEN)
+            assert entry.listener.state is (Listener.CLOSED if entry.kept == ASLEEP else Listener.OPEN)
         elif self.core.servers.may_start(entry):
             assert phases == {Phase.READY}
             assert entry.complete
-            assert len(entry.workers) == entry.size
-            assert (entry.listener, entry.former, entry.vacates) == (Listener.OPEN, [], False)
+            assert len(entry.observed.workers) == entry.size
+            assert (entry.listener.state, entry.listener.former, entry.listener.vacates) == (
+                Listener.OPEN,
+                [],
+                False,
+            )
         assert not phases & LEAVING
-        assert entry.hook is None
-        assert not entry.after_stop_due
+        assert entry.hooks.running is None
+        assert not entry.hooks.after_stop_due
 
 
 TestHistories = Histories.TestCase

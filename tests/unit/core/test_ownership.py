@@ -8,11 +8,19 @@ from dataclasses import fields
 from pathlib import Path
 
 import poolctl
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import (
+    DesiredState,
+    Entry,
+    HookState,
+    ObservedState,
+    ScheduleState,
+    ServerListener,
+    Worker,
+)
 
 PACKAGE = Path(poolctl.__file__).parent
-OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}
+VALUES = (DesiredState, ObservedState, ServerListener, ScheduleState, HookState)
+OWNED = {each.name for kind in (Entry, Worker, *VALUES) for each in fields(kind)} - {"config"}
 MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 
@@ -37,6 +45,7 @@ def changes(source: str) -> Iterator[tuple[int, str]]:
             if (
                 isinstance(target, ast.Attribute)
                 and target.attr in OWNED
+                and not (target.attr == "state" and isinstance(target.value, ast.Name))  # of something else
                 and ast.unparse(target.value) != "self"
             ):
                 yield node.lineno, ast.unparse(target)
@@ -54,8 +63,8 @@ def test_only_the_core_changes_an_entry_or_a_worker() -> None:
 
 def test_the_check_sees_every_kind_of_change() -> None:
     source = (
-        "entry.restarts += 1\nentry.desired, other = 1, 2\nentry.workers['a'] = 1\ndel entry.workers['a']\n"
-        "entry.warnings.append('x')\nentry.become(1)\nsetattr(entry, 'files', {})\n"
-        "self.restarts = 1\nprint(entry.restarts)\n"
+        "entry.observed.restarts += 1\nentry.desired, other = 1, 2\nentry.observed.workers['a'] = 1\n"
+        "del entry.observed.workers['a']\nentry.observed.warnings.append('x')\nentry.become(1)\n"
+        "setattr(entry, 'files', {})\nself.restarts = 1\nprint(entry.observed.restarts)\n"
     )
     assert [line for line, _ in changes(source)] == [1, 2, 3, 4, 5, 6, 7]

@@ -10,17 +10,32 @@ import pytest
 
 from poolctl.config import ServerConfig
 from poolctl.core.decision_input import Desired, Overrides
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import (
+    DesiredState,
+    Entry,
+    HookState,
+    ObservedState,
+    ScheduleState,
+    ServerListener,
+)
 from poolctl.core.servers import record_of, restore
 from poolctl.errors import ServerError
+
+VALUES = (DesiredState, ObservedState, ServerListener, ScheduleState, HookState)
 
 
 def entry() -> Entry:
     return Entry(ServerConfig(name="web", bind=":1", app="a:b"))
 
 
-def test_every_field_of_an_entry_says_whether_it_is_persisted() -> None:
-    undeclared = [each.name for each in fields(Entry) if "persisted" not in each.metadata]
+def value_with(entry: Entry, name: str) -> Any:
+    """The value of the entry that has the field."""
+    values = (entry.desired, entry.observed, entry.listener, entry.schedule, entry.hooks)
+    return next(each for each in values if hasattr(each, name))
+
+
+def test_every_field_of_an_entrys_values_says_whether_it_is_persisted() -> None:
+    undeclared = [each.name for kind in VALUES for each in fields(kind) if "persisted" not in each.metadata]
     assert undeclared == [], "declare them with persisted() or transient()"
 
 
@@ -40,28 +55,31 @@ def test_every_persisted_field_is_restored() -> None:
     }  # fmt: skip
     before, after = entry(), entry()
     for name, value in values.items():
-        setattr(before, name, value)
-    before.desired, before.overrides = Desired.FAILED, Overrides(workers=3, disabled=False, out=True)
-    before.failure = ServerError(
+        setattr(value_with(before, name), name, value)
+    before.desired.state, before.desired.overrides = (
+        Desired.FAILED,
+        Overrides(workers=3, disabled=False, out=True),
+    )
+    before.observed.failure = ServerError(
         "exited with status 1: Error: no settings", name="web", hint="poolctl logs web"
     )
     restore(after, json.loads(json.dumps(record_of(before))))
-    persisted = {each.name for each in fields(Entry) if each.metadata["persisted"]}
-    assert persisted == {*values, "desired", "overrides", "failure"}
-    assert [getattr(after, name) for name in values if name != "source"] == [
+    persisted = {each.name for kind in VALUES for each in fields(kind) if each.metadata["persisted"]}
+    assert persisted == {*values, "state", "overrides", "failure"}
+    assert [getattr(value_with(after, name), name) for name in values if name != "source"] == [
         value for name, value in values.items() if name != "source"
     ]
-    assert (after.source, after.desired, after.overrides) == (
-        [{"name": "web"}, "/srv"], before.desired, before.overrides,
+    assert (after.desired.source, after.desired.state, after.desired.overrides) == (
+        [{"name": "web"}, "/srv"], before.desired.state, before.desired.overrides,
     )  # fmt: skip
-    assert after.failure is not None
-    assert after.failure.to_dict() == before.failure.to_dict()
+    assert after.observed.failure is not None
+    assert after.observed.failure.to_dict() == before.observed.failure.to_dict()
 
 
 @pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])
 def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) -> None:
     server = entry()
-    server.desired = desired
+    server.desired.state = desired
     assert record_of(server) == {"desired": "run"}
 
 
@@ -85,6 +103,9 @@ def test_the_record_of_an_older_supervisor_is_understood(
 ) -> None:
     server = entry()
     restore(server, record)
-    assert (server.desired, server.overrides) == (desired, overrides)
+    assert (server.desired.state, server.desired.overrides) == (desired, overrides)
     assert server.added is ("added" in record)
-    assert (server.generation, server.restarts) == (record.get("generation", 1), record.get("restarts", 0))
+    assert (server.desired.generation, server.observed.restarts) == (
+        record.get("generation", 1),
+        record.get("restarts", 0),
+    )

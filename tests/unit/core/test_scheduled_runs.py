@@ -17,9 +17,8 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import reason_to_skip
 from poolctl.core.server_changes import Event
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import DesiredState, Entry, Worker
 from poolctl.core.servers import record_of, restore
-from poolctl.core.worker_entry import Worker
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
@@ -132,16 +131,16 @@ def web(name: str = "db", **keys: Any) -> ServerConfig:
 def test_job_runs_at_its_time_and_is_as_it_should_be_before_meanwhile_and_afterwards(stage: Stage) -> None:
     stage.begin(job())
     assert (stage.look, stage.runs) == (("sleeping", True, "ok", False), 0)
-    assert stage.backup.next_run == BEGIN + HOUR
+    assert stage.backup.schedule.next_run == BEGIN + HOUR
     stage.pass_time(HOUR - 1)
     assert stage.runs == 0
     stage.pass_time(1)
     assert (stage.look, stage.runs) == (("running", True, "ok", False), 1)
-    assert stage.backup.next_run == BEGIN + HOUR + DAY
+    assert stage.backup.schedule.next_run == BEGIN + HOUR + DAY
     stage.pass_time(2.5)
     stage.end()
     assert stage.look == ("sleeping", True, "ok", False)
-    last = stage.backup.last_run
+    last = stage.backup.schedule.last_run
     assert (last["result"], last["status"], last["ended_at"] - last["started_at"]) == ("succeeded", 0, 2.5)
     stage.pass_time(MINUTE)
     assert stage.runs == 1
@@ -155,8 +154,8 @@ def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage)
     stage.pass_time(HOUR)
     stage.end(3)
     assert stage.look == ("sleeping", True, "warn", False)
-    assert stage.backup.last_run["result"] == "failed"
-    assert stage.backup.next_step == "runs again at 2026-11-23 04:00 UTC"
+    assert stage.backup.schedule.last_run["result"] == "failed"
+    assert stage.backup.observed.next_step == "runs again at 2026-11-23 04:00 UTC"
     event = stage.journal.events[-1]
     assert (event.kind, event.event, event.before, event.after, event.severity) == (
         "health", "run failed", "ok", "warn", "error",
@@ -168,7 +167,7 @@ def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage)
     assert [each.event for each in stage.journal.events] == ["run failed", "run failed"]
     stage.pass_time(HOUR)
     stage.end()
-    assert (stage.look, stage.backup.failure) == (("sleeping", True, "ok", False), None)
+    assert (stage.look, stage.backup.observed.failure) == (("sleeping", True, "ok", False), None)
     assert stage.journal.events[-1].event == "run succeeded"
 
 
@@ -192,7 +191,7 @@ def test_run_whose_minute_has_passed_is_dropped(stage: Stage) -> None:
     stage.pass_time(30)
     assert (stage.runs, stage.look[0]) == (0, "sleeping")
     assert [word for word, _ in stage.said] == ["run skipped"]
-    assert stage.backup.next_run == BEGIN + HOUR + DAY
+    assert stage.backup.schedule.next_run == BEGIN + HOUR + DAY
 
 
 def test_run_that_is_due_soon_after_the_machine_wakes_is_not_missed(stage: Stage) -> None:
@@ -221,7 +220,7 @@ def test_clock_that_is_set_back_for_good_makes_earlier_times_due_again(stage: St
     stage.pass_time(30)
     stage.set_clock(-30 * DAY)
     stage.pass_time(30)
-    assert stage.backup.next_run == BEGIN + HOUR
+    assert stage.backup.schedule.next_run == BEGIN + HOUR
 
 
 def test_restart_of_the_core_only_puts_the_schedule_in_force_and_run_now_runs_it(stage: Stage) -> None:
@@ -230,7 +229,7 @@ def test_restart_of_the_core_only_puts_the_schedule_in_force_and_run_now_runs_it
     stage.do(stage.core.restart, stage.backup)
     assert (stage.look[0], stage.runs) == ("sleeping", 0)
     stage.do(stage.core.run_now, stage.backup)
-    assert (stage.look[0], stage.runs, stage.backup.next_run) == ("running", 1, BEGIN + HOUR)
+    assert (stage.look[0], stage.runs, stage.backup.schedule.next_run) == ("running", 1, BEGIN + HOUR)
     stage.do(stage.core.start, stage.backup)
     assert (stage.look[0], stage.runs) == ("running", 1)
 
@@ -240,8 +239,12 @@ def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
     stage.pass_time(HOUR)
     assert stage.backup.active
     stage.do(stage.core.stop, stage.backup)
-    assert (stage.look[:2], stage.backup.at_rest, stage.backup.next_run) == (("stopped", False), True, None)
-    assert stage.backup.last_run["result"] == "stopped"
+    assert (stage.look[:2], stage.backup.at_rest, stage.backup.schedule.next_run) == (
+        ("stopped", False),
+        True,
+        None,
+    )
+    assert stage.backup.schedule.last_run["result"] == "stopped"
     stage.pass_time(DAY)
     assert stage.runs == 1
     stage.do(stage.core.start, stage.backup)
@@ -282,7 +285,7 @@ class TestReload:
     def test_changed_times_are_in_force_at_once(self, stage: Stage) -> None:
         stage.begin(job())
         stage.do(stage.core.change, stage.backup, job(every="30 2 * * *"), live=True)
-        assert stage.backup.next_run == BEGIN + HOUR / 2
+        assert stage.backup.schedule.next_run == BEGIN + HOUR / 2
         stage.pass_time(HOUR / 2)
         assert stage.runs == 1
 
@@ -342,7 +345,7 @@ class TestTakeover:
         stage.successors.append(after)
         after.begin(stage.backup.config, starts=False)
         restore(after.backup, record)
-        after.do(self._take_over, after, next(iter(stage.backup.workers.values())) if runs else None)
+        after.do(self._take_over, after, next(iter(stage.backup.observed.workers.values())) if runs else None)
         return after
 
     def test_run_under_way_is_adopted_and_not_begun_again(self, stage: Stage) -> None:
@@ -353,7 +356,7 @@ class TestTakeover:
         after.pass_time(10)
         after.end(3)
         assert (after.look[:3], after.runs) == (("sleeping", True, "warn"), 0)
-        assert after.backup.last_run["started_at"] == BEGIN + MINUTE
+        assert after.backup.schedule.last_run["started_at"] == BEGIN + MINUTE
         assert after.said[-1][0] == "run failed"
         after.pass_time(50)
         assert after.runs == 1
@@ -374,8 +377,8 @@ class TestTakeover:
         stage.pass_time(MINUTE)
         after = self.successor(stage)
         assert (after.look[0], after.runs) == ("sleeping", 0)
-        assert after.backup.last_run["result"] == "failed"
-        assert after.backup.last_run["message"].endswith("its exit status is not known")
+        assert after.backup.schedule.last_run["result"] == "failed"
+        assert after.backup.schedule.last_run["message"].endswith("its exit status is not known")
         after.pass_time(59)
         assert after.runs == 0
         after.pass_time(1)
@@ -389,7 +392,7 @@ class TestTakeover:
         assert (after.look[0], after.runs) == ("sleeping", 0)
         message = "the run of 2026-11-23 03:00 UTC is skipped: no supervisor ran at that time"
         assert after.said == [("run skipped", message)]
-        assert after.backup.next_run == BEGIN + HOUR + DAY
+        assert after.backup.schedule.next_run == BEGIN + HOUR + DAY
 
     def test_failure_of_the_last_run_is_remembered(self, stage: Stage) -> None:
         stage.begin(job())
@@ -407,5 +410,5 @@ class TestTakeover:
 
 @pytest.mark.parametrize(("late", "begins"), [(0, True), (59, True), (60, False)])
 def test_run_may_begin_within_its_minute(late: float, begins: bool) -> None:
-    entry = Entry(job(), desired=Desired.SCHEDULED)
+    entry = Entry(job(), DesiredState(Desired.SCHEDULED))
     assert (reason_to_skip(entry, BEGIN, BEGIN + late) == "") is begins

@@ -121,7 +121,7 @@ def test_kill_does_not_wait_for_hooks_and_says_so(stage: Stage) -> None:
     stage.order(stage.core.stop, stage.web, kill=True)
     stage.finish("close")
     assert stage.web.at_rest
-    assert stage.web.warnings == ["web: was killed: hooks.after_stop was not run to its end"]
+    assert stage.web.observed.warnings == ["web: was killed: hooks.after_stop was not run to its end"]
 
 
 def test_kill_ends_the_hook_that_runs(stage: Stage) -> None:
@@ -143,7 +143,7 @@ def test_limit_of_a_stop_is_that_of_its_hook_too(stage: Stage) -> None:
     stage.clock.advance(0.2)
     stage.loop.settle()
     assert stage.web.at_rest
-    assert stage.web.warnings == ["web: hooks.after_stop had not ended after 2s, and was killed"]
+    assert stage.web.observed.warnings == ["web: hooks.after_stop had not ended after 2s, and was killed"]
 
 
 def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_why(stage: Stage) -> None:
@@ -158,7 +158,7 @@ def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_
     stage.finish("hook")
     stage.finish("run", well=False)
     assert stage.web.state == "failed"
-    assert stage.web.failure is not None
-    assert stage.web.failure.message == "hooks.before_start exited with status 3"
+    assert stage.web.observed.failure is not None
+    assert stage.web.observed.failure.message == "hooks.before_start exited with status 3"
     stage.order(stage.core.stop, stage.web)
     assert (stage.web.state, stage.under_way()) == ("stopped", [])

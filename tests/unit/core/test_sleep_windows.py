@@ -53,7 +53,7 @@ class Stage:
     def state(self, name: str = "web") -> tuple[str, str, bool]:
         """Its state, what keeps it so, and whether its listener is open."""
         entry = self.entry(name)
-        return entry.state, entry.kept, str(entry.listener) == "open"
+        return entry.state, entry.kept, str(entry.listener.state) == "open"
 
     def ring(self, name: str = "web") -> None:
         """A request comes."""
@@ -61,7 +61,7 @@ class Stage:
 
     def quiet(self, name: str = "web") -> None:
         """Its workers have had no traffic for long enough."""
-        for worker in list(self.entry(name).workers):
+        for worker in list(self.entry(name).observed.workers):
             self.do(self.core.idle, self.entry(name), worker, True)
 
 
@@ -138,7 +138,7 @@ def test_machine_whose_time_is_set_is_believed_within_an_hour(stage: Stage) -> N
     stage.clock._time_seconds += 13 * HOUR
     stage.pass_time(HOUR)
     assert stage.state() == ("sleeping", "", True)
-    assert stage.entry().window.until == BEGIN + 36.5 * HOUR
+    assert stage.entry().observed.window.until == BEGIN + 36.5 * HOUR
     stage.clock._time_seconds -= 2 * HOUR
     stage.pass_time(HOUR)
     assert (stage.state(), stage.state("other")) == (("running", "awake", True), ("sleeping", "", True))

@@ -21,7 +21,7 @@ def sleepy(name: str = "web", **keys: Any) -> Any:
 def quiet(desk: Desk, name: str, *, idle: bool = True) -> None:
     """All workers of the server say that they have had no traffic, or that they have some again."""
     entry = desk.core.entries[name]
-    for worker in list(entry.workers.values()):
+    for worker in list(entry.observed.workers.values()):
         desk.core.idle(entry, worker.id, idle)
 
 
@@ -81,10 +81,10 @@ def test_request_while_it_drains_starts_another_worker_next_to_the_draining_one(
         assert desk.states() == {"web": "draining"}
         assert (await desk.ask("status"))["exit_code"] == 0
         await woken(desk, "web")
-        assert len(desk.core.entries["web"].workers) == 2
+        assert len(desk.core.entries["web"].observed.workers) == 2
         desk.runner.may_drain.set()
         await turns()
-        assert list(desk.core.entries["web"].workers) == ["web.2.0"]
+        assert list(desk.core.entries["web"].observed.workers) == ["web.2.0"]
 
     run(scenario())
 
@@ -97,7 +97,7 @@ def test_order_to_wake_a_server_that_falls_asleep_starts_another_worker() -> Non
         desk.runner.may_drain = asyncio.Event()
         quiet(desk, "web")
         await turns()
-        desk.core.entries["web"].armed = None  # its listener is not watched yet
+        desk.core.entries["web"].listener.armed = None  # its listener is not watched yet
         desk.core.wake(desk.core.entries["web"])
         await turns()
         assert desk.states() == {"web": "running"}
@@ -209,7 +209,7 @@ def test_one_that_dies_awake_is_started_again() -> None:
         await woken(desk, "web")
         desk.runner.end("web.1.0", Exit.from_signal(9))
         await turns()
-        assert (desk.states(), desk.core.entries["web"].restarts) == ({"web": "running"}, 1)
+        assert (desk.states(), desk.core.entries["web"].observed.restarts) == ({"web": "running"}, 1)
 
     run(scenario())
 
@@ -241,7 +241,7 @@ def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wak
         assert desk.states() == {"web": "failed"}
         successor = Desk(sleepy(restart=policy)).core.entries["web"]
         restore(successor, record_of(entry))
-        assert (successor.desired, successor.sleeps) == (Desired.RUN, True)
+        assert (successor.desired.state, successor.sleeps) == (Desired.RUN, True)
         async with asyncio.timeout(60):
             while desk.states() != {"web": "sleeping"}:
                 await asyncio.sleep(0.01)

@@ -331,10 +331,10 @@ def test_start_keeps_live_changes_of_a_pool_of_which_no_server_runs(tmp_path: Pa
         desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
         await desk.ask(live, "extra", **({"workers": 2} if live == "scale" else {}))
         desk.file.write_text(WEB + EXTRA + "start_timeout = 7\n")
-        before = desk.core.entries["extra"].overrides if live != "remove" else None
+        before = desk.core.entries["extra"].desired.overrides if live != "remove" else None
         answer = await desk.ask("start")
         assert "applied" not in answer["changed"]
         left = desk.core.entries.get("extra")
-        assert left is None or left.removed or left.overrides == before
+        assert left is None or left.removed or left.desired.overrides == before
 
     run(scenario())

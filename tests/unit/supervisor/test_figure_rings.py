@@ -26,7 +26,9 @@ def seen(
     total = [0] * tally.COUNTED
     total[tally.STARTED], total[tally.STATUS + 5] = requests, errors
     total[tally.BUCKETS + next(at for at, bound in enumerate(tally.BOUNDS_NS) if bound >= 1e9)] = slow
-    entry: Any = SimpleNamespace(name=name, restarts=restarts, config=SimpleNamespace(command=None))
+    entry: Any = SimpleNamespace(
+        name=name, observed=SimpleNamespace(restarts=restarts), config=SimpleNamespace(command=None)
+    )
     usage: Any = None if memory is None else SimpleNamespace(memory_bytes=memory, cpu_percent=0.0)
     worker: Any = None
     return ServerSnapshot(entry, total, [(worker, None, usage)], counts=True)

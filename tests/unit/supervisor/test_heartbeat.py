@@ -9,8 +9,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
@@ -96,8 +95,8 @@ def thousand() -> HeartbeatScenario:
     entry = Entry(web(workers=1000))
     for n in range(1000):
         placement = Placement.of("web", 1, n)
-        entry.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
-        entry.workers[placement.id].phase = Phase.READY
+        entry.observed.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
+        entry.observed.workers[placement.id].phase = Phase.READY
     it.heartbeat.look(entry)
     return it
 
@@ -131,7 +130,7 @@ def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
         await it.pass_by(600)
         assert it.asked() == ["web.1.0"], "nothing piles up"
         assert len(it.stuck) == 1
-        assert it.desk.core.entries["web"].workers["web.1.0"].stuck
+        assert it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
 
     run(scenario())
 
@@ -162,7 +161,7 @@ def test_one_that_answers_late_is_well_again() -> None:
         await it.pass_by(6)
         it.desk.events.flush()
         assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
-        assert not it.desk.core.entries["web"].workers["web.1.0"].stuck
+        assert not it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
 
     run(scenario())
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from poolctl.clock import Clock
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.supervisor.health.recovery import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
 from tests.unit.supervisor.desk import Desk, run, turns, web

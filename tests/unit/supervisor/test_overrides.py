@@ -395,6 +395,6 @@ def test_scale_to_one_keeps_a_server_awake_until_the_next_reload() -> None:
         assert (answer["exit_code"], desk.states()) == (0, {"web": "running"})
         answer = await desk.ask("reload")
         assert [change["message"] for change in answer["changes"]] == ["workers: 1 by scale, 0 in the file"]
-        assert desk.core.entries["web"].overrides.workers is None
+        assert desk.core.entries["web"].desired.overrides.workers is None
 
     run(scenario())

@@ -10,8 +10,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core import stack_reports
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Capabilities, Exit
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
@@ -39,7 +38,7 @@ class RecoveryScenario:
         return next(iter(self.core.entries.values()))
 
     def worker(self, name: str) -> Worker:
-        return self.entry.workers[name]
+        return self.entry.observed.workers[name]
 
     async def make_unhealthy(self, *names: str, kind: str = LIVENESS) -> None:
         for name in names:
@@ -92,7 +91,7 @@ def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
         )
         assert report["seen"] == ["web.1.0 is not well"]
         assert report["message"] == "web.1.0 is not well: restarted within 3.0 s"
-        assert (it.entry.restarts, it.entry.recovering) == (1, {})
+        assert (it.entry.observed.restarts, it.entry.observed.recovering) == (1, {})
 
     run(scenario())
 
@@ -174,7 +173,7 @@ def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
         it.desk.runner.script["web"] = NEVER
         await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
         assert it.desk.states() == {"web": "running"}
-        ready = [worker.id for worker in it.entry.workers.values() if worker.phase == "ready"]
+        ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
         for _ in range(5):
             await it.pass_by(60)
         assert ready
@@ -207,12 +206,12 @@ def test_each_worker_has_a_limit_of_its_own() -> None:
         assert it.outcomes() == ["recovered"] * 4, "none of them had been recovered before"
         await it.make_unhealthy("web.1.0")
         assert it.outcomes() == ["recovered"] * 4, "this one was, a moment ago"
-        assert set(it.entry.recoveries) == {"0", "1", "2", "3"}
+        assert set(it.entry.observed.recoveries) == {"0", "1", "2", "3"}
         await it.pass_by(11)
         assert it.outcomes() == ["recovered"] * 5
         await it.pass_by(200)
         await it.make_unhealthy("web.1.1")
-        assert set(it.entry.recoveries) == {"1"}, "what counts no more is forgotten"
+        assert set(it.entry.observed.recoveries) == {"1"}, "what counts no more is forgotten"
 
     run(scenario())
 
@@ -223,11 +222,11 @@ def test_failing_workers_are_taken_out_together_except_one() -> None:
         it.desk.runner.may_end.clear()
         await it.make_unhealthy("web.1.3")
         await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
-        assert [worker.id for worker in it.entry.workers.values() if worker.relieved] == ["web.1.3"]
+        assert [worker.id for worker in it.entry.observed.workers.values() if worker.relieved] == ["web.1.3"]
         it.desk.runner.script["web.1.3"] = NEVER
         it.desk.runner.may_end.set()
         await turns(40)
-        ready = [worker.id for worker in it.entry.workers.values() if worker.phase == "ready"]
+        ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
         assert ready == ["web.1.0", "web.1.1", "web.1.2"], (
             "while the first has not come back, they serve as they can"
         )
@@ -265,7 +264,7 @@ def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
         await it.make_unhealthy("web.1.0", kind=MEMORY)
         assert it.placed()[0] == "place web.2.0"
         assert it.outcomes() == ["recovered"]
-        assert it.entry.restarts == 0, "no failure"
+        assert it.entry.observed.restarts == 0, "no failure"
 
     run(scenario())
 
@@ -273,7 +272,7 @@ def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
 def test_a_worker_that_is_well_again_is_left_alone() -> None:
     async def scenario() -> None:
         it = await started(ward("restart"))
-        it.entry.recoveries = {"0": [it.desk.clock.monotonic()]}
+        it.entry.observed.recoveries = {"0": [it.desk.clock.monotonic()]}
         it.worker("web.1.0").stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
         assert it.placed() == [], "it waits for its turn"
@@ -340,7 +339,7 @@ async def asked() -> tuple[RecoveryScenario, AskedRunner]:
 def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
     async def scenario() -> None:
         it, runner = await asked()
-        it.entry.workers["web.1.0"].stuck = True
+        it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
         assert runner.log == ["stacks web.1.0"], "it is not ended before they are there"
         runner.may_answer.set()
@@ -381,9 +380,9 @@ def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
 def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
     async def scenario() -> None:
         it, runner = await asked()
-        it.entry.workers["web.1.0"].stuck = True
+        it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-        it.entry.workers["web.1.0"].stuck = False
+        it.entry.observed.workers["web.1.0"].stuck = False
         runner.may_answer.set()
         await turns(40)
         assert (it.placed(), it.outcomes()) == ([], [])

@@ -83,7 +83,7 @@ def test_change_that_is_applied_live_starts_no_process() -> None:
         assert changes_of(answer) == [("a", "update", ["tags", "start_timeout", "restart.policy"])]
         assert desk.runner.log == []
         assert answer["items"][0]["tags"] == ["x"]
-        (worker,) = desk.core.entries["a"].workers.values()
+        (worker,) = desk.core.entries["a"].observed.workers.values()
         assert worker.config.start_timeout == 4
 
     run(scenario())
@@ -99,7 +99,7 @@ def test_a_stopped_server_stays_stopped_and_has_its_new_configuration_next_time(
         assert changes_of(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
         assert (desk.states(), desk.runner.log) == ({"a": "stopped", "b": "running"}, [])
         await desk.ask("start", "a")
-        (worker,) = desk.core.entries["a"].workers.values()
+        (worker,) = desk.core.entries["a"].observed.workers.values()
         assert worker.config.env == {"A": "1"}
 
     run(scenario())
@@ -313,7 +313,7 @@ def test_two_reloads_at_once_end_with_what_is_written_last() -> None:
 
 
 def placements(desk: Desk) -> list[Placement]:
-    workers = [worker for entry in desk.core.entries.values() for worker in entry.workers.values()]
+    workers = [worker for entry in desk.core.entries.values() for worker in entry.observed.workers.values()]
     return [worker.placement for worker in workers if worker.placement is not None]
 
 

@@ -15,7 +15,7 @@ def test_restart_of_a_stopped_server_starts_its_dependencies_first_as_start_does
         answer = await desk.ask(verb, "web")
         assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["web"])
         assert desk.states() == {"db": "running", "api": "running", "web": "running", "other": "stopped"}
-        assert desk.core.entries["web"].ignore_dependencies is False
+        assert desk.core.entries["web"].desired.ignore_dependencies is False
         pids = [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]]
         await desk.ask("stop", "web")
         await desk.ask(verb, "web")
@@ -65,6 +65,6 @@ def test_restart_of_a_running_server_replaces_it_while_its_dependency_is_down() 
         await desk.ask("stop", "db", deps=False)
         answer = await desk.ask("restart", "web")
         assert (answer["exit_code"], desk.states()) == (0, {"db": "stopped", "web": "running"})
-        assert desk.core.entries["web"].generation == 2
+        assert desk.core.entries["web"].desired.generation == 2
 
     run(scenario())

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import record_of, restore
-from poolctl.core.worker_entry import Worker
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import rollout
@@ -71,7 +70,7 @@ class RolloutDesk(Desk):
 
     @property
     def serving(self) -> list[str]:
-        return sorted(each.id for each in self.entry.workers.values() if each.phase is Phase.READY)
+        return sorted(each.id for each in self.entry.observed.workers.values() if each.phase is Phase.READY)
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_canary_serves_beside_the_others_and_is_promoted_when_its_time_is_over(d
         )
         assert (item["canary"]["requests"], item["before"]["requests"]) == (1000, 5000)
         assert desk.serving == ["web.2.0", "web.2.1", "web.2.2"]
-        assert desk.entry.canary is None
+        assert desk.entry.desired.canary is None
 
     run(work())
 
@@ -146,7 +145,7 @@ def test_canary_that_crashes_is_withdrawn_and_not_started_again(desk: RolloutDes
         desk.runner.end("web.2.0", Exit.from_status(9))
         assert (await outcome)["items"][0]["state"] == "withdrawn"
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
-        assert desk.entry.restarts == 0
+        assert desk.entry.observed.restarts == 0
         assert desk.runner.log.count("place web.2.0") == 1
 
     run(work())
@@ -218,7 +217,7 @@ def test_next_supervisor_withdraws_a_rollout_and_reports_it(desk: RolloutDesk) -
         successor = Desk(web(workers=3))
         entry = successor.core.entries["web"]
         restore(entry, record)
-        assert (entry.generation, entry.canary) == (1, None)
+        assert (entry.desired.generation, entry.desired.canary) == (1, None)
         seen: list[Any] = []
         successor.events.subscribe(seen.append)
         verbs = Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES)
@@ -241,13 +240,13 @@ def test_changed_configuration_is_tried_and_in_force_after_the_promotion(desk: R
         answer = await desk.rollout(wait=False)
         assert answer["items"][0]["what"] == "env.TURN changed"
         assert desk.entry.config is before
-        assert {each.id: each.config.env for each in desk.entry.workers.values()} == {
+        assert {each.id: each.config.env for each in desk.entry.observed.workers.values()} == {
             "web.1.0": {}, "web.1.1": {}, "web.1.2": {}, "web.2.0": {"TURN": "2"},
         }  # fmt: skip
         await desk.ask("rollout", "web", op="promote")
         assert desk.entry.config.env == {"TURN": "2"}
         assert desk.serving == ["web.2.0", "web.2.1", "web.2.2"]
-        assert all(desk.entry.workers[each].config.env == {"TURN": "2"} for each in desk.serving)
+        assert all(desk.entry.observed.workers[each].config.env == {"TURN": "2"} for each in desk.serving)
         assert not (await desk.ask("reload", dry_run=True))["changes"]
 
     run(work())
@@ -256,7 +255,7 @@ def test_changed_configuration_is_tried_and_in_force_after_the_promotion(desk: R
 def test_refusal_during_a_recovery_says_to_wait_for_its_end(desk: RolloutDesk) -> None:
     async def scenario() -> None:
         await desk.started()
-        desk.entry.recovering = {"step": "replace", "generation": 1, "stuck": []}
+        desk.entry.observed.recovering = {"step": "replace", "generation": 1, "stuck": []}
         answer = await desk.rollout()
         assert answer["exit_code"] == 8
         (error,) = answer["errors"]
@@ -324,9 +323,9 @@ def test_behind_a_gateway_the_share_is_exact_and_the_canary_has_its_own_address(
         (item,) = (await desk.rollout(wait=False, share=0.01))["items"]
         assert (item["share"], item["share_asked"]) == (0.01, 0.01)
         (address,) = apart(desk)
-        canary = desk.entry.workers["web.2.0"]
+        canary = desk.entry.observed.workers["web.2.0"]
         assert (canary.config.key, canary.config.name) == (address, "web")
-        assert desk.entry.workers["web.1.0"].config.key == desk.entry.config.key
+        assert desk.entry.observed.workers["web.1.0"].config.key == desk.entry.config.key
         facts = facts_of(desk.core, desk.entry)
         assert (facts.canary, facts.canary_bind, facts.canary_share) == ("web (canary)", address, 0.01)
         await desk.ask("rollout", op="abort")
@@ -352,10 +351,10 @@ def test_canary_with_its_own_address_serves_until_all_others_are_replaced(routed
         assert (item["state"], item["what"]) == ("promoted", "env.TURN changed")
         assert desk.serving == ["web.3.0", "web.3.1", "web.3.2"]
         assert desk.entry.config.env == {"TURN": "2"}
-        assert {each.config.key for each in desk.entry.workers.values()} == {desk.entry.config.key}
+        assert {each.config.key for each in desk.entry.observed.workers.values()} == {desk.entry.config.key}
         assert ("web.2.0", "web.3.0", "web.3.1", "web.3.2") in seen
         assert not apart(desk)
-        assert desk.entry.canary is None
+        assert desk.entry.desired.canary is None
         assert not (await desk.ask("reload", dry_run=True))["changes"]
 
     run(work())
@@ -449,7 +448,7 @@ def test_next_rollout_begins_once_the_address_of_the_last_canary_is_closed(route
         desk.runner.may_close.set()
         assert (await answer)["items"][0]["state"] == "running"
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.3.0"]
-        assert desk.entry.workers["web.3.0"].config.key in apart(desk)
+        assert desk.entry.observed.workers["web.3.0"].config.key in apart(desk)
 
     run(work())
 
@@ -488,10 +487,10 @@ def test_canary_whose_address_cannot_be_opened_is_refused(routed: RolloutDesk) -
 def adopt(successor: Desk, before: Entry) -> None:
     """What the successor does with the workers and the listeners of its predecessor."""
     entry = successor.core.entries[before.name]
-    for each in before.workers.values():
+    for each in before.observed.workers.values():
         worker = Worker(each.id, each.generation, each.index, each.config, Phase.READY, each.placement, 1.0)
         successor.core.adopt_worker(entry, worker)
-    for each in before.workers.values():
+    for each in before.observed.workers.values():
         successor.core.adopt_listener(entry, each.config, (each.config.key,))
     successor.core.resume(entry)
 
@@ -509,11 +508,11 @@ def test_next_supervisor_withdraws_a_canary_with_its_own_address_after_it_has_ad
         adopt(successor, routed.entry)
         await turns()
         (address,) = apart(routed)
-        assert (facts_of(successor.core, entry).canary_bind, entry.canary_share) == (address, 0.25)
+        assert (facts_of(successor.core, entry).canary_bind, entry.desired.canary_share) == (address, 0.25)
         Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
         await turns()
         assert not apart(routed)
-        assert sorted(entry.workers) == ["web.1.0", "web.1.1", "web.1.2"]
+        assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
         assert "canary_share" not in record_of(entry)
 
     run(work())
@@ -536,6 +535,6 @@ def test_next_supervisor_takes_a_canary_that_was_not_recorded_yet_from_the_gatew
         Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
         await turns()
         assert not apart(routed)
-        assert sorted(entry.workers) == ["web.1.0", "web.1.1", "web.1.2"]
+        assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
 
     run(work())

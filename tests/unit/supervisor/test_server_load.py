@@ -11,8 +11,7 @@ import pytest
 
 from poolctl.config import Triggers
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry
-from poolctl.core.worker_entry import Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.local.tallies import Tallies, Tally
 from poolctl.runners.runner_protocol import Capabilities, Placement
 from poolctl.supervisor.scaling.server_load import Processors, ServerLoad
@@ -40,7 +39,7 @@ class Pages:
         self.workers[placement.id] = SimpleNamespace(tally=page)
         self.written[placement.id] = tally.map_page(page.fd)
         config = self.entry.config
-        self.entry.workers[placement.id] = Worker(
+        self.entry.observed.workers[placement.id] = Worker(
             placement.id, 1, placement.index, config, phase=phase, placement=placement
         )
         return placement.id
@@ -72,7 +71,7 @@ def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(p
     sample = load.sample(pages.entry, 10.75)
     assert (sample.seconds, sample.in_flight, sample.requests) == (0.5, 4, 6)
     assert (sample.buckets[3], sample.buckets[7], sum(sample.buckets)) == (6, 1, 7)
-    del pages.entry.workers[first]
+    del pages.entry.observed.workers[first]
     sample = load.sample(pages.entry, 11.0)
     assert (sample.ready, sample.in_flight, sample.requests) == (1, 1, 0)
 
@@ -87,7 +86,7 @@ def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> 
 
 
 def test_unhealthy_workers_serve_nothing(pages: Pages) -> None:
-    pages.entry.workers[pages.add()].stuck = True
+    pages.entry.observed.workers[pages.add()].stuck = True
     assert not ServerLoad(pages.core, Triggers(in_flight=5), 0.0).sample(pages.entry, 1.0).serves
 
 

@@ -100,15 +100,15 @@ def test_pair_of_a_canary_is_sent_before_its_share_and_forgotten_after_it(stage:
 def test_canary_gets_no_share_before_a_worker_of_it_is_ready_or_once_it_has_failed(stage: Stage) -> None:
     async def work() -> None:
         await stage.begin()
-        (worker,) = (each for each in stage.entry.workers.values() if each.generation == 2)
+        (worker,) = (each for each in stage.entry.observed.workers.values() if each.generation == 2)
         phase, worker.phase = worker.phase, type(worker.phase).STARTING
         stage.send()
         assert stage.process.known["web"][0].canary_share == 0.0
         worker.phase = phase
         stage.send()
         assert stage.process.known["web"][0].canary_share == 0.25
-        assert stage.entry.canary is not None
-        stage.entry.canary.failure = "exited"
+        assert stage.entry.desired.canary is not None
+        stage.entry.desired.canary.failure = "exited"
         stage.send()
         assert stage.process.known["web"][0].canary_share == 0.0
 

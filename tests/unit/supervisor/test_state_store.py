@@ -24,13 +24,13 @@ from poolctl.supervisor.takeover.state_store import StateStore, StoredConfigurat
 
 NAMES = ("a", "b", "c", "d")
 CHANGES: dict[str, Any] = {
-    "desired": (Desired.IDLE, Desired.RUN, Desired.STOPPED),
-    "overrides": (Overrides(), Overrides(workers=3, out=True), Overrides(disabled=False)),
-    "generation": (1, 2, 7),
-    "restarts": (0, 5),
-    "restarting": (0, 7),
-    "recoveries": ({}, {"0": [1.5]}),
-    "files": ({}, {"app": "12ab"}),
+    "desired.state": (Desired.IDLE, Desired.RUN, Desired.STOPPED),
+    "desired.overrides": (Overrides(), Overrides(workers=3, out=True), Overrides(disabled=False)),
+    "desired.generation": (1, 2, 7),
+    "observed.restarts": (0, 5),
+    "desired.restarting": (0, 7),
+    "observed.recoveries": ({}, {"0": [1.5]}),
+    "observed.files": ({}, {"app": "12ab"}),
 }
 
 
@@ -69,7 +69,8 @@ class History:
         await store.restore(entries)
         for name, values in self.wanted.items():
             for key, value in values.items():
-                assert getattr(entries[name], key) == value, (name, key)
+                value_name, field = key.split(".")
+                assert getattr(getattr(entries[name], value_name), field) == value, (name, key)
         return store, entries, link
 
     async def live(self) -> None:
@@ -80,7 +81,8 @@ class History:
             for name in changed:
                 key = self.chance.choice(list(CHANGES))
                 value = self.chance.choice(CHANGES[key])
-                setattr(entries[name], key, value)
+                value_name, field = key.split(".")
+                setattr(getattr(entries[name], value_name), field, value)
                 self.wanted[name][key] = value
             store.note_changed(*(entries[name] for name in changed))
             store.save(entries)
@@ -117,7 +119,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         before = ServerConfig(name="a", bind=":1", app="a:b")
         entry = Entry(before)
         StateStore(link, str(tmp_path)).save_first_configuration(StoredConfiguration("pool", [before]))
-        entry.config, entry.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
+        entry.config, entry.desired.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
         last = Killed(kept)
         killed = StateStore(last, str(tmp_path))
         killed.note_changed(entry)
@@ -126,7 +128,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         successor, found = StateStore(link, str(tmp_path)), Entry(before)
         configuration = await successor.configuration()
         await successor.restore({"a": found})
-        assert found.generation == 7
+        assert found.desired.generation == 7
         assert configuration is not None
         assert configuration.servers[0].app == "a:b"
         last.end()
@@ -145,7 +147,11 @@ def test_workers_of_an_older_supervisor_are_taken_over() -> None:
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
         assert await StateStore(link, "/nowhere").restore(entries) == {"a", "b", "gone"}
         link.end()
-        assert (entries["a"].desired, entries["a"].size) == (Desired.RUN, 2)
-        assert [entries[name].desired for name in "bcd"] == [Desired.STOPPED, Desired.IDLE, Desired.IDLE]
+        assert (entries["a"].desired.state, entries["a"].size) == (Desired.RUN, 2)
+        assert [entries[name].desired.state for name in "bcd"] == [
+            Desired.STOPPED,
+            Desired.IDLE,
+            Desired.IDLE,
+        ]
 
     asyncio.run(scenario())

@@ -89,7 +89,7 @@ def test_start_while_the_server_stops_starts_a_worker_next_to_the_leaving_one() 
         await turns()
         assert desk.states() == {"web": "running"}
         assert len(desk.runner.running) == 1
-        assert len(desk.core.entries["web"].workers) == 1
+        assert len(desk.core.entries["web"].observed.workers) == 1
 
     run(scenario())
 
@@ -292,7 +292,7 @@ def test_warnings_are_reported_once() -> None:
     async def scenario() -> None:
         desk = Desk(web())
         await desk.ask("start")
-        desk.core.entries["web"].warnings.append("of before")
+        desk.core.entries["web"].observed.warnings.append("of before")
         assert (await desk.ask("restart"))["warnings"] == []
 
     run(scenario())
