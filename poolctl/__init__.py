@@ -1,13 +1,13 @@
 """poolctl: a pool of HTTP servers by bind address, from a file, the command line or Python.
 
-Everything here is imported when it is first used: the small processes and the fast commands import little.
+All names are imported on first use, so that small processes and fast commands import little.
 """
 
 from __future__ import annotations
 
 import sys
 
-# The command, or `python -m poolctl`: from here on Ctrl-C ends it without a traceback, whatever is being imported.
+# The command, or `python -m poolctl`: from here on Ctrl-C ends it without a traceback, even during imports.
 if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     sys.argv[0] == "-m" and sys.orig_argv[1:3] == ["-m", "poolctl"]
 ):
@@ -15,7 +15,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     from os import _exit
 
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        # Until install_ctrl_c() has run: its import takes a moment, in which the interpreter's own handler would raise.
+        # Until install_ctrl_c() has run: while it is imported, the interpreter's own handler would raise.
         _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
 
         from poolctl.cli.main import install_ctrl_c
@@ -86,7 +86,7 @@ _HOMES = {
     "connect": "control.connect",
 }
 
-# Here, and not only in the metadata: keeper and workers run where poolctl is not installed.
+# Not only in the metadata, because keeper and workers run where poolctl is not installed.
 __version__ = "0.1.0"
 
 

@@ -1,4 +1,4 @@
-"""`python -m poolctl` is the command."""
+"""Runs the command as `python -m poolctl`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Runs a part of poolctl in any interpreter: `python /path/to/poolctl/bootstrap.py PART [ARGUMENT…]`.
 
 The keeper, the logger and the workers run in interpreters in which poolctl need not be installed (the application's
-virtual environment, when poolctl itself came with pipx). This file makes the package it lies in importable there
-without putting that package's neighbours, and with them other versions of the application's libraries, on the path.
+virtual environment, if poolctl itself was installed with pipx). This file makes its own package importable there
+without adding that package's directory to the path, which may hold other versions of the application's libraries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 
-# The oldest versions that can run workers.
+# The oldest supported versions for workers.
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 41)
 
@@ -19,10 +19,10 @@ OLDEST_UVICORN = (0, 41)
 def main() -> None:
     """Import `poolctl.PART.__main__` and call its `main()`."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    __import__("poolctl")  # which imports nothing else
+    __import__("poolctl")
     del sys.path[0]
     entry = f"poolctl.{sys.argv.pop(1)}.__main__"
-    # An import makes no garbage, and collecting takes a tenth of the time.
+    # Imports create no garbage, and collections would take a tenth of the start.
     gc.disable()
     __import__(entry)
     gc.enable()
@@ -32,14 +32,14 @@ def main() -> None:
 def command(interpreter: str, part: str, *arguments: str, isolated: bool = False) -> list[str]:
     """The argument vector that runs `part` in `interpreter`.
 
-    `isolated` leaves out the environment's PYTHON* variables and the user's site directory (`python -I`).
+    `isolated` ignores the environment's PYTHON* variables and the user's site directory (`python -I`).
     """
     flags = "-I" if isolated else "-P"
     return [interpreter, flags, os.path.abspath(__file__), part, *arguments]
 
 
 def installed_version() -> str:
-    """The version of poolctl on disk, "?" if there is none: files may be replaced while a process runs."""
+    """The version of poolctl on disk, which may have been replaced while this process runs; "?" if missing."""
     try:
         with open(os.path.join(os.path.dirname(__file__), "__init__.py"), encoding="utf-8") as file:
             return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
@@ -48,11 +48,11 @@ def installed_version() -> str:
 
 
 def installed_build() -> str:
-    """A digest of the package's files on disk, since two builds may have the same version; "" if one cannot be read.
+    """A digest of the package's files on disk, because two builds may have the same version; "" if one is unreadable.
 
-    Blocks for some ten milliseconds.
+    Blocks while it reads all files.
     """
-    from hashlib import blake2b  # with OpenSSL: no start needs it
+    from hashlib import blake2b  # loads OpenSSL, which a start does not need
 
     package = os.path.dirname(os.path.abspath(__file__))
     digest = blake2b(digest_size=16)
@@ -85,12 +85,12 @@ def _installed_files() -> list[str]:
 
 
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
-    """An argument vector that runs `argv` with the rights of that user, from its interpreter's start on."""
+    """An argument vector that runs `argv` with the rights of this user, from the interpreter's start on."""
     return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)
 
 
 def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
-    """The problem of an interpreter with this uvicorn, and the fix; None if it is new enough."""
+    """The problem with this uvicorn version in an interpreter, and the fix; None if it is new enough."""
     if version is None:
         return "has no uvicorn", f"install it there: {python} -m pip install uvicorn"
     try:

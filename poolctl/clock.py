@@ -1,4 +1,4 @@
-"""Time as a parameter, so that an hour of backoff tests in a millisecond; a rate limit and a watchdog."""
+"""An injectable clock, so that tests need not wait; a rate limit and a watchdog."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Clock:
     """The system's time. Both methods give seconds."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Seconds since an arbitrary fixed time; never goes back."""
         return time.monotonic()
 
     def time(self) -> float:
@@ -29,7 +29,7 @@ class ManualClock(Clock):
         return self._monotonic_seconds
 
     def time(self) -> float:
-        """Likewise, since 1970 (UTC)."""
+        """The initial Unix time plus all seconds passed to `advance`."""
         return self._time_seconds
 
     def advance(self, seconds: float) -> None:
@@ -41,7 +41,7 @@ class ManualClock(Clock):
 
 
 class RateLimit:
-    """Lets `burst` through at once and `per_second` in the long run. Times are those of one monotonic clock."""
+    """Allows bursts of `burst`, and `per_second` in the long run. All times are on one monotonic clock."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")
 
@@ -63,16 +63,16 @@ class RateLimit:
 def aligned(now: float, interval_seconds: float) -> float:
     """The next multiple of the interval, a tenth of it from now at the earliest.
 
-    Whatever is done periodically at such moments of the system's monotonic clock is done in one wake-up.
+    Periodic tasks aligned in this way to the system's monotonic clock share one wake-up.
     """
     return -(-(now + interval_seconds / 10) // interval_seconds) * interval_seconds
 
 
 PING_SECONDS = 5.0
 SILENT_SECONDS = 10.0
-# Before its first message it imports its modules, which may take long on a busy machine.
+# Before its first message it imports its modules, which is slow on a busy machine.
 FIRST_MESSAGE_SECONDS = 60.0
-# The number of checks within the time limit.
+# Checks per time limit.
 _CHECKS = 10
 _LATE_CHECKS = 2
 
@@ -80,8 +80,8 @@ _LATE_CHECKS = 2
 class Watchdog:
     """Detects a hung process: it is pinged periodically, and any message within a time limit counts as an answer.
 
-    Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine, does
-    not shorten the time for an answer. All times are those of one monotonic clock. A first message is awaited.
+    Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine,
+    does not shorten the time for an answer. All times are on one monotonic clock. A first message is expected.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Watchdog:
         self._ping_at = now
         self._awaited = True
         self._checked = now
-        self.waited_seconds = 0.0  # for the awaited answer
+        self.waited_seconds = 0.0  # deadline of the expected answer
 
     def received(self, now: float) -> None:
-        """A message of the process was received."""
+        """The process has sent a message."""
         self._awaited, self._patience = False, self._silent_seconds
         self._ping_at = aligned(now, self._ping_seconds)
         self.waited_seconds = 0.0
@@ -110,22 +110,22 @@ class Watchdog:
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
     def is_silent(self, now: float) -> bool:
-        """Whether it was pinged and has not answered in time; to be called no later than `due`."""
+        """Whether it was pinged and has not answered in time; must be called no later than `due`."""
         if not self._awaited:
             return False
         passed, self._checked = now - self._checked, now
         if passed <= 2 * self._check_seconds:
-            # A longer gap means that this process did not run; the other one may not have run either.
+            # A longer gap means that this process did not run, and perhaps not the other one either.
             self.waited_seconds += min(passed, self._check_seconds)
         return self.waited_seconds >= self._patience
 
     @property
     def is_late(self) -> bool:
-        """Whether the awaited answer is overdue."""
+        """Whether the expected answer is overdue."""
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def should_ping(self, now: float, *, early: bool = False) -> bool:
-        """Whether to ping it now; if so it counts as pinged. `early`: even after a recent message."""
+        """Whether to ping it now; if so, it counts as pinged. With `early` even after a recent message."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

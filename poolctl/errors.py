@@ -1,8 +1,8 @@
-"""The error family: one code and one name per cause, one child per server."""
+"""poolctl's exceptions: one code and one name per cause, one child per server."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing itself would take the fast lane two milliseconds
+TYPE_CHECKING = False  # typing would slow down the fast commands
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, Self
@@ -13,8 +13,8 @@ SHOWN_CHILDREN = 3
 class ServerError(Exception):
     """One server's failure, with a hint at the fix.
 
-    `code` and `error` are those of the operation that failed (contract: 1320 to 1326); a group fills them in
-    where they are empty. The cause, where there is one, is `__cause__`.
+    `code` and `error` identify the failed operation (contract: 1320 to 1326); a group fills them in where they are
+    empty. `__cause__` is the cause, if any.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ServerError(Exception):
         return f"<{type(self).__name__} {self}>"
 
     def to_dict(self) -> dict[str, str | int]:
-        """The error as the JSON of the command line shows it."""
+        """The error as JSON, as the command line prints it."""
         return {
             "code": self.code,
             "error": self.error,
@@ -48,9 +48,9 @@ class ServerError(Exception):
 
 
 class PoolError(ExceptionGroup[ServerError]):
-    """Everything that failed in one operation; one child per failure."""
+    """All failures of one operation; one child per failure."""
 
-    if TYPE_CHECKING:  # its children are no groups
+    if TYPE_CHECKING:  # its children are not groups
 
         @property
         def exceptions(self) -> tuple[ServerError, ...]: ...
@@ -64,7 +64,7 @@ class PoolError(ExceptionGroup[ServerError]):
     def __init__(
         self, message: str, errors: Sequence[ServerError] | None = None, /, *, hint: str = ""
     ) -> None:
-        # The interpreter pickles and copies an exception by its args: the children that __new__ chose.
+        # Exceptions are pickled and copied by their args, so these must hold the children chosen by __new__.
         super().__init__(message, list(self.exceptions))
 
     @classmethod
@@ -88,7 +88,7 @@ class PoolError(ExceptionGroup[ServerError]):
         return f"{self.message}: {shown}" + (f"; and {hidden} more" if hidden > 0 else "")
 
     def to_list(self) -> list[dict[str, str | int]]:
-        """The children as the JSON of the command line shows them, nested groups flattened."""
+        """The children as JSON, as the command line prints them; nested groups are flattened."""
         found: list[dict[str, str | int]] = []
         for child in self.exceptions:
             if isinstance(child, PoolError):
@@ -106,11 +106,11 @@ class PoolParamError(PoolError):
 
 
 class PoolAddError(PoolError):
-    """At least one server could not be added; `pool` holds those that could, where there is one."""
+    """At least one server could not be added; `pool` holds the servers that could, or is None."""
 
     code = 1321
     error = "ErrorPoolAdd"
-    pool: Any = None  # a poolctl.pool.Pool, which is defined two floors up
+    pool: Any = None  # a poolctl.pool.Pool, which this floor cannot import
 
 
 class PoolValidateError(PoolError):
@@ -135,7 +135,7 @@ class PoolStopError(PoolError):
 
 
 class PoolRestartError(PoolError):
-    """At least one server could not be replaced; its old workers keep serving where they run."""
+    """At least one server could not be replaced; its old workers, if running, keep serving."""
 
     code = 1325
     error = "ErrorPoolRestart"

@@ -1,4 +1,4 @@
-"""The command's exit codes, and the error name of each in JSON documents."""
+"""The command's exit codes, and their error names in JSON documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_FOUND = 127
 TIMED_OUT = 124
 INTERRUPTED = 130
 
-# For failures of the command itself; failures of servers have codes of their own (1320 to 1326).
+# For failures of the command itself; failures of servers have their own codes (1320 to 1326).
 NAMES = {
     FAILED: "ErrorUnexpected",
     USAGE: "ErrorUsage",
@@ -31,5 +31,5 @@ NAMES = {
     TIMED_OUT: "ErrorTimeout",
     INTERRUPTED: "ErrorInterrupted",
 }
-# Outcomes for which the library has an error code, with which supervisors answer; all others carry the exit code.
+# Outcomes for which supervisors answer with an error code of the library; all others use the exit code.
 CODES = {NOTHING_MATCHED: 1320, INVALID_CONFIGURATION: 1322}

@@ -1,4 +1,4 @@
-"""System calls and files that only Linux has, as plain functions; a port to another system replaces this module."""
+"""Linux-specific system calls and files as plain functions; a port to another system replaces this module."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _SIGEV_SIGNAL = 0
 _SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
-_CPU_CLOCK = 2  # of all threads; with the inverted pid before it (CPUCLOCK_SCHED)
-# Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
+_CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
+# Larger than most files read whole, but small, because a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
 _READ_MORE_BYTES = 1 << 20
 _LAST_BYTES = 4096
 _LINE_CHARACTERS = 200
-_WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # as kernels name the function, or its caller
+_WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
 _OF_THREADS = ("wchan", "syscall", "stack")
-# Of a process that has more descriptors than this, its epoll instances are not counted.
+# The epoll instances of a process with more descriptors than this are not counted.
 _MOST_DESCRIPTORS = 256
 _PEER_CREDENTIALS = struct.Struct("3i")
 
-_libc: Any = None  # loaded by the first call that needs it
+_libc: Any = None  # loaded on first use
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of every orphan below it (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
+    """Make this process the parent of its orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -56,10 +56,10 @@ def continue_when_parent_ends() -> None:
 
 
 def continue_periodically(seconds: int) -> None:
-    """Have the kernel send this process SIGCONT again and again (timer_create(2)). Never fails.
+    """Have the kernel send this process SIGCONT repeatedly (timer_create(2)). Never fails.
 
-    A process that is stopped then runs again; the signals of setitimer(2) would wait until it does. SIGCONT needs a
-    handler: Linux 6.13 and later suspend a timer whose signal is ignored.
+    A stopped process is resumed by it, while signals of setitimer(2) would stay pending. SIGCONT needs a handler:
+    Linux 6.13 and later suspend a timer whose signal is ignored.
     """
     import ctypes
     from signal import SIGCONT
@@ -67,7 +67,7 @@ def continue_periodically(seconds: int) -> None:
     library, timer = _c_library(), ctypes.c_void_p()
     try:
         if not hasattr(library, "timer_create"):
-            library = ctypes.CDLL("librt.so.1")  # the GNU library before 2.34
+            library = ctypes.CDLL("librt.so.1")  # glibc before 2.34
         event = struct.pack("Pii", 0, SIGCONT, _SIGEV_SIGNAL).ljust(_SIGEVENT_BYTES, b"\0")
         if library.timer_create(time.CLOCK_MONOTONIC, event, ctypes.byref(timer)) == 0:
             library.timer_settime(timer, 0, struct.pack("4l", seconds, 0, seconds, 0), None)
@@ -76,8 +76,8 @@ def continue_periodically(seconds: int) -> None:
 
 
 def name_process(name: str) -> None:
-    """Call this process `name` in ps and top: its first 15 bytes (proc(5), comm). Never fails."""
-    # Through the thread's file: a process that has dropped its privileges may not write to /proc/self/comm.
+    """Set the name of this process in ps and top to the first 15 bytes of `name` (proc(5), comm). Never fails."""
+    # The thread's file, because a process that has dropped its privileges may not write to /proc/self/comm.
     _write_quietly("/proc/thread-self/comm", os.fsencode(name)[:15])
 
 
@@ -111,7 +111,7 @@ CREDENTIALS_BYTES = _PEER_CREDENTIALS.size
 
 
 def proc_problem() -> tuple[str, str]:
-    """The problem of /proc, which identifies processes, and the fix; two empty strings if there is none."""
+    """The problem with /proc, which is needed to identify processes, and the fix; two empty strings if it works."""
     try:
         pid = os.readlink("/proc/self") if LINUX else str(os.getpid())
         if LINUX:
@@ -140,7 +140,7 @@ def sealed_file(name: str, content: bytes) -> int:
 def bounded_file(name: str, size_bytes: int) -> int:
     """A descriptor of an anonymous file in memory that cannot grow beyond `size_bytes` (memfd_create(2), F_SEAL_GROW).
 
-    Its position, shared by all processes that hold it, is the number of bytes written.
+    Its position, shared by all processes that hold it, equals the number of bytes written.
     """
     import fcntl
 
@@ -151,7 +151,7 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
 
 def last_line(fd: int) -> str:
-    """The last line that was written to such a file, cut to fit into a message."""
+    """The last line written to such a file, cut to fit into a message."""
     size = os.lseek(fd, 0, os.SEEK_CUR)
     text = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES)).rstrip(b"\0")
     lines = text.decode(errors="replace").split("\n")
@@ -168,19 +168,19 @@ def read_file(fd: int) -> bytes:
 
 
 def has_left(sock: socket.socket) -> bool:
-    """Whether the other end of a connection has closed its side, or the whole of it (poll(2), POLLRDHUP)."""
+    """Whether the other end of a connection has shut down its side or closed it (poll(2), POLLRDHUP)."""
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLRDHUP)  # errors and hang-ups are always reported
     return bool(poll.poll(0))
 
 
 def close_promptly(fd: int) -> None:
-    """Close a descriptor that an application has held too, without waiting.
+    """Close a descriptor that an application has held as well, without waiting.
 
-    With SO_LINGER, close(2) of a connection waits until all is sent, on a non-blocking socket as well (tcp(7)).
+    With SO_LINGER, close(2) waits until all data is sent, even on a non-blocking socket (tcp(7)).
     """
     try:
-        # Without asking the kernel for the socket's kind.
+        # Given family and type, so that the kernel is not asked for them.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
     except OSError:  # not a socket
         os.close(fd)
@@ -193,7 +193,7 @@ def close_promptly(fd: int) -> None:
 
 
 def replace_file(path: str, content: bytes) -> None:
-    """Write a private file so that readers find the old or the new content whole. Raises OSError."""
+    """Replace a private file atomically: readers find the complete old or new content. Raises OSError."""
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(content)
@@ -201,11 +201,11 @@ def replace_file(path: str, content: bytes) -> None:
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
-    """Whether `fd` can be read from within that time. Raises BrokenPipeError when `reader` has no reader.
+    """Whether `fd` becomes readable within the timeout. Raises BrokenPipeError when `reader` has lost its reader.
 
-    `reader` is a pipe or a socket, for which the kernel always reports that (poll(2), POLLERR, POLLHUP); -1 for none.
-    `wakeup` is a pipe that signal.set_wakeup_fd() writes to; False is returned when a signal has arrived. A signal that
-    arrives just before poll(2) does not interrupt it.
+    `reader` is a pipe or a socket, for which poll(2) always reports that (POLLERR, POLLHUP), or -1. `wakeup` is a pipe
+    that signal.set_wakeup_fd() writes to; False is returned when a signal has arrived. A signal that arrives just
+    before poll(2) does not interrupt it.
     """
     import select
 
@@ -224,7 +224,7 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: 
 def process_start(pid: int) -> int | None:
     """The start time of a process in clock ticks since boot (proc(5), stat): with the pid it identifies the process.
 
-    None when there is no such process.
+    None if there is no such process.
     """
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
@@ -240,7 +240,7 @@ def process_start(pid: int) -> int | None:
 
 
 def process_parent(pid: int) -> tuple[int, int] | None:
-    """The pid of a process's parent, and its own start time (see process_start); None when there is no such process."""
+    """The parent's pid and the start time of a process (see process_start); None if there is no such process."""
     fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (int(fields[1]), int(fields[19])) if fields else None
 
@@ -253,27 +253,27 @@ def process_users(pid: int) -> set[int] | None:
 
 @functools.cache
 def machine_life() -> list[object]:
-    """A value that differs after each boot of the machine or container: boot id and start time of the first process."""
+    """A value that changes with each boot of the machine or container: boot id and start time of the first process."""
     return [_read_quietly("/proc/sys/kernel/random/boot_id").decode().strip(), process_start(1)]
 
 
 def memory_bytes(pid: int) -> int | None:
-    """The memory of a process, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
+    """The memory of a process in bytes, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    The kernel walks all of it: half a millisecond for a small process. None if it has exited or is not ours.
+    Slow, because the kernel walks the whole memory. None if the process has exited or is not ours.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
     return next((int(row.split()[1]) * 1024 for row in rows if row.startswith(b"Pss:")), None)
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """The processor time that a process has used (proc(5), stat); None when there is no such process."""
+    """The processor time that a process has used (proc(5), stat); None if there is no such process."""
     fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
 def age_seconds(pid: int) -> float:
-    """The time since a process was started; 0 when there is no such process."""
+    """The time since a process was started; 0 if there is no such process."""
     ticks = process_start(pid)
     if ticks is None:
         return 0.0
@@ -281,9 +281,9 @@ def age_seconds(pid: int) -> float:
 
 
 def process_cpu_ns(pid: int) -> int | None:
-    """The processor time that the threads of a process have used; while it is unchanged, none of them has run.
+    """The processor time that the threads of a process have used; while it is unchanged, no thread has run.
 
-    One system call without any file (clock_getcpuclockid(3)). None when there is no such process.
+    A single system call, without files (clock_getcpuclockid(3)). None if there is no such process.
     """
     try:
         return time.clock_gettime_ns(~pid << 3 | _CPU_CLOCK)
@@ -292,9 +292,9 @@ def process_cpu_ns(pid: int) -> int | None:
 
 
 def waits_for_events(pid: int) -> bool:
-    """Whether the main thread of a process sleeps in epoll_wait(2), on the only epoll instance that the process has.
+    """Whether the main thread of a process sleeps in epoll_wait(2) on the process's only epoll instance.
 
-    False as well where the kernel does not say so: without permission, without symbols (proc(5): wchan, fd).
+    Also False if the kernel does not report it: without permission or symbols (proc(5): wchan, fd).
     """
     function = _read_quietly(f"/proc/{pid}/wchan")
     if not any(name in function for name in _WAITS_FOR_EVENTS):
@@ -312,22 +312,23 @@ def waits_for_events(pid: int) -> bool:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process, or a child of it, is stopped by a signal, as by SIGSTOP (proc(5), stat); not by a debugger."""
+    """Whether a signal such as SIGSTOP has stopped a process or one of its children (proc(5), stat); not a debugger."""
     children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
     stats = (_read_quietly(f"/proc/{each}/stat").rpartition(b")")[2] for each in (pid, *map(int, children)))
     return any(fields.split()[:1] == [b"T"] for fields in stats)
 
 
 def status_of(pid: int) -> dict[bytes, bytes]:
-    """What the kernel says of a process (proc(5), status): State, SigCgt …; empty when there is no such process."""
+    """The kernel's status fields of a process (proc(5), status): State, SigCgt …; empty if there is no such process."""
     rows = _read_quietly(f"/proc/{pid}/status").splitlines()
     return {name: value.strip() for name, _, value in (row.partition(b":") for row in rows)}
 
 
 def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
-    """What the threads of a process do in the kernel, the main one first: tid, name, state, and where permitted
+    """The kernel state of the threads of a process, the main thread first. May block.
 
-    the function in which it waits (wchan), its system call's number, and the kernel's stack (proc(5)). May block.
+    Each has tid, name, state, and if permitted the function it waits in (wchan), the number of its system call, and
+    the kernel's stack (proc(5)).
     """
     try:
         tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
@@ -407,13 +408,13 @@ def make_room_for_descriptors(count: int = 16_384) -> None:
 
 
 def release_freed_memory() -> None:
-    """Give memory that was freed within the heap back to the system (malloc_trim(3)); takes some milliseconds."""
-    if hasattr(libc := _c_library(), "malloc_trim"):  # only the GNU library has it
+    """Return freed heap memory to the system (malloc_trim(3)); takes some milliseconds."""
+    if hasattr(libc := _c_library(), "malloc_trim"):  # only in glibc
         libc.malloc_trim(0)
 
 
 def _write_quietly(path: str, content: bytes) -> None:
-    # Plain system calls: a new fork pays for every page that it touches.
+    # Plain system calls, because a new fork pays for every page it touches.
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

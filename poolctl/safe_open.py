@@ -1,8 +1,8 @@
-"""Opens files in directories that other users can write, without following links that they may have made.
+"""Opens files in directories that other users can write, without following links they may have created.
 
-A log may lie in a directory of the less privileged user whose output it stores, and so may the files that a server's
-environment and certificates are read from. A process with more rights must not follow links in there elsewhere, so each
-component of the path is opened on its own (openat(2), O_NOFOLLOW).
+A log may be in a directory of the less privileged user whose output it stores, and so may a server's environment
+file and certificates. A more privileged process must not follow links from there, so each component of the path is
+opened separately (openat(2), O_NOFOLLOW).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import stat
 from collections.abc import Iterator
 
 _DIRECTORY_MODE = 0o750
-_MOST_LINKS = 40  # as path_resolution(7)
+_MOST_LINKS = 40  # the limit of path_resolution(7)
 _TO_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITABLE_BY_OTHERS = 0o022
 
 
 class UnsafePath(OSError):
-    """A path that another user may have prepared; `strerror` names the place.
+    """Another user may have prepared the path; `strerror` names the place.
 
-    `owner` is the uid of the owner if a symbolic link is the reason, else -1.
+    If the reason is a symbolic link, `owner` is its owner's uid, else -1.
     """
 
     def __init__(self, message: str, owner: int = -1) -> None:
@@ -32,7 +32,7 @@ class UnsafePath(OSError):
 
 @contextlib.contextmanager
 def directory_of(path: str, *, make: bool = False, follow_last: bool = False) -> Iterator[tuple[int, str]]:
-    """The descriptor of the directory that a path leads to, and the name of the file in it.
+    """A descriptor of the directory of a file, and the file's name in it.
 
     With `make` missing directories are created; with `follow_last` a link at the end of the path is followed.
     Raises OSError, UnsafePath for a link of another user.
@@ -45,9 +45,9 @@ def directory_of(path: str, *, make: bool = False, follow_last: bool = False) ->
 
 
 def open_file(path: str, flags: int, mode: int = 0o640) -> int:
-    """The descriptor of the file at a path; with O_CREAT missing directories are created as well.
+    """A descriptor of the file at a path; with O_CREAT missing directories are created as well.
 
-    Raises OSError; UnsafePath for a file, or a link on the way to it, that another user may have put there.
+    Raises OSError; UnsafePath if another user may have put the file, or a link on its path, there.
     """
     return _open(path, flags, mode, any_owner=False)
 
@@ -67,7 +67,7 @@ def _open(path: str, flags: int, mode: int, *, any_owner: bool) -> int:
 
 
 def check_appendable(path: str) -> None:
-    """Raise the OSError with which `open_file` would fail to open or create this file to append; changes nothing."""
+    """Raise the OSError that `open_file` would raise when opening this file to append; changes nothing."""
     try:
         with directory_of(path, follow_last=True) as (directory, name):
             _check_appendable(directory, name, path)
@@ -100,9 +100,9 @@ def _check_access(name: str, directory: int, mode: int) -> None:
 
 
 def open_to_read(path: str) -> int:
-    """The descriptor of a file to be read for a server of another user, not reached through that user's links.
+    """A descriptor for reading a file on behalf of another user's server, without following that user's links.
 
-    A link may lead to a file of the link's own owner, which that user can read anyway. Raises OSError, UnsafePath.
+    A link to a file of the link's owner is allowed, since that user can read it anyway. Raises OSError, UnsafePath.
     """
     flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -112,7 +112,7 @@ def open_to_read(path: str) -> int:
 
 
 def open_directory(path: str) -> int:
-    """The descriptor of a directory; as root, not through another user's link unless it leads to that user's own.
+    """A descriptor of a directory; root follows another user's link only to a directory of that user.
 
     Raises OSError, UnsafePath.
     """
@@ -165,7 +165,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _step(fd: int, name: str, *, make: bool) -> int:
-    """The descriptor of the subdirectory `name` of `fd`; closes `fd` unless this fails."""
+    """A descriptor of the subdirectory `name` of `fd`; closes `fd` if it succeeds."""
     try:
         below = os.open(name, _TO_DIRECTORY, dir_fd=fd)
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
 
 
 def _link(directory: int, name: str) -> str | None:
-    """The target of the symbolic link of this name; None for anything else."""
+    """The target of the symbolic link with this name; None if it is not a link."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -196,7 +196,7 @@ def _link(directory: int, name: str) -> str | None:
 
 
 def is_trusted(directory: os.stat_result) -> bool:
-    """Whether only root and this user can change its entries."""
+    """Whether only root and this user can change the directory's entries."""
     return directory.st_uid in (0, os.geteuid()) and not directory.st_mode & _WRITABLE_BY_OTHERS
 
 

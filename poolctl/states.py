@@ -14,7 +14,7 @@ class State(StrEnum):
 
     DISABLED = "disabled"
     STOPPED = "stopped"
-    COMPLETED = "completed"  # a job that ended with 0
+    COMPLETED = "completed"  # a job that exited with 0
     SLEEPING = "sleeping"
     STARTING = "starting"
     RUNNING = "running"
@@ -25,7 +25,7 @@ class State(StrEnum):
 
 
 def in_words(state: str) -> str:
-    """The state as it reads after "is"."""
+    """The state in words that fit after "is"."""
     return "in backoff" if state == State.BACKOFF else state
 
 
@@ -43,7 +43,7 @@ class Status(StrEnum):
 
     @classmethod
     def of_all(cls, found: Iterable[Status]) -> Status | None:
-        """The common status of several workers: warn if the known ones differ; None for no workers."""
+        """The common status of several workers: warn if the known statuses differ; None without workers."""
         statuses = set(found)
         if len(statuses) > 1:
             statuses.discard(cls.UNKNOWN)

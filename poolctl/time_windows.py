@@ -1,8 +1,8 @@
-"""Windows of time in cron's notation: the minutes in which something is so, when that changes, and the next of them.
+"""Time windows in cron's notation: whether a time is within one, when that changes, and the next minute in one.
 
-A window is five fields: minute, hour, day of the month, month, day of the week. A minute is in it if it matches all of
-them; if both days are restricted, one of them suffices, as in crontab(5). Times are local: an hour that occurs twice
-when clocks are set back matches twice, and one that is skipped does not exist.
+A window has five fields: minute, hour, day of the month, month, day of the week. A minute is in it if it matches
+all of them; if both days are restricted, one of them suffices, as in crontab(5). Times are local: an hour repeated
+when clocks are set back matches twice, and a skipped hour never.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WINDOW_ALLOWED = 'minute, hour, day, month and weekday as in crontab(5), such as
 
 
 class BadWindow(ValueError):
-    """A text that is no window; the message names the field, `allowed` what it may be."""
+    """The text is not a window; the message names the field, `allowed` its valid values."""
 
     def __init__(self, problem: str, allowed: str) -> None:
         super().__init__(f"{problem}; allowed is {allowed}")
@@ -38,12 +38,12 @@ _MINUTES_OF_DAY = 1440
 _WHOLE_DAY = (1 << _MINUTES_OF_DAY) - 1
 _WHOLE_HOUR = (1 << 60) - 1
 _DAY_SECONDS = 86_400.0
-# After 29 February of one leap year the next one may be eight years away (1896 to 1904).
+# Two 29ths of February may be eight years apart (1896 and 1904).
 _HORIZON_DAYS = 8 * 366 + 1
 
 
 class Window(NamedTuple):
-    """One window. `minutes` has a bit for each minute of a day that is in it at all."""
+    """One window. `minutes` has a bit for each minute of the day that any day of the window contains."""
 
     minutes: int
     days: frozenset[int]
@@ -52,7 +52,7 @@ class Window(NamedTuple):
     either_day: bool
 
     def of(self, day: date) -> int:
-        """The minutes of this day that are in it, a bit for each."""
+        """The minutes of this day within the window, one bit each."""
         if day.month not in self.months:
             return 0
         in_month, in_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
@@ -61,7 +61,7 @@ class Window(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def parse_window(text: str) -> Window:
-    """The window that this text describes. Raises BadWindow."""
+    """Parse the text of a window. Raises BadWindow."""
     words = text.lower().split()
     if len(words) != len(_FIELDS) or len(text) > 200:
         count = f"{len(words)} field{'s' * (len(words) != 1)}"
@@ -107,7 +107,7 @@ def _number(text: str, name: str, least: int, most: int, names: tuple[str, ...])
 
 
 class Period(NamedTuple):
-    """What holds at a moment: `state`, "" for none; and until when, in seconds since 1970, None for ever."""
+    """The `state` at a time, "" outside all windows, and its end in seconds since 1970, None if it has no end."""
 
     state: str = ""
     until: float | None = None
@@ -117,7 +117,7 @@ NO_PERIOD = Period()
 
 
 def time_zone(name: str) -> tzinfo | None:
-    """The time zone of this name (such as Europe/Berlin), None for "". Raises ValueError."""
+    """The time zone with this name (such as Europe/Berlin), None for "". Raises ValueError."""
     if not name:
         return None
     from zoneinfo import ZoneInfo
@@ -129,10 +129,10 @@ def time_zone(name: str) -> tzinfo | None:
 
 
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
-    """The next minute of this window after the present one, in seconds since 1970; None if it is years away, or never.
+    """The next minute of this window after the current one, in seconds since 1970; None if it is years away or never.
 
-    A time that occurs twice when clocks are set back counts once, unless the window has minutes of every hour: what is
-    done daily is done once on that day. Without `zone` times are in the machine's local time (TZ).
+    A time repeated when clocks are set back counts once, unless the window has minutes of every hour: a daily task
+    runs once on that day. Without `zone` times are in the machine's local time (TZ).
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
@@ -153,7 +153,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first of these minutes of a usual day from `since` on."""
+    """The first of these minutes at or after `since`, on a day without a clock change."""
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
@@ -162,7 +162,7 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 def _first_within(
     bits: int, since: float, ends: float, zone: tzinfo | None, *, is_hourly: bool
 ) -> float | None:
-    """Likewise on a day on which clocks are set forward or back."""
+    """The same on a day on which clocks are set forward or back."""
     while since < ends:
         moment = datetime.fromtimestamp(since, zone)
         if bits >> (60 * moment.hour + moment.minute) & 1 and (is_hourly or not moment.fold):
@@ -172,7 +172,7 @@ def _first_within(
 
 
 def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> str:
-    """`until 18:00`, with the day or the date where it is not today; "" for None."""
+    """A text such as `until 18:00`, with the day or date if that is not today; "" for None."""
     if until is None:
         return ""
     end, moment = datetime.fromtimestamp(until, zone), datetime.fromtimestamp(now, zone)
@@ -182,9 +182,9 @@ def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> s
 
 
 def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tzinfo | None = None) -> Period:
-    """The state at this time (seconds since 1970), and until when it lasts: of the first windows that it is in.
+    """The state at this time (seconds since 1970) and its end: the first state with a window that contains the time.
 
-    `windows` are states with the texts of their windows; without `zone` they are in the machine's local time (TZ).
+    `windows` pairs states with the texts of their windows; without `zone` they are in the machine's local time (TZ).
     """
     parsed = [(state, [parse_window(text) for text in texts]) for state, texts in windows]
     moment = datetime.fromtimestamp(now, zone)
@@ -213,7 +213,7 @@ def _beginning(day: date, zone: tzinfo | None) -> float:
 
 
 def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
-    """The minutes of the day in each state, each minute in one."""
+    """The minutes of the day in each state; each minute belongs to one state."""
     rest, found = _WHOLE_DAY, {}
     for state, windows in parsed:
         bits = 0
@@ -231,7 +231,7 @@ def _state_of_minute(parsed: _Parsed, moment: datetime) -> str:
 
 
 def _first_other(parsed: _Parsed, state: str, since: float, ends: float, zone: tzinfo | None) -> float | None:
-    """The first minute between these times that is in another state."""
+    """The first minute between these times with a different state."""
     while since < ends:
         if _state_of_minute(parsed, datetime.fromtimestamp(since, zone)) != state:
             return since

@@ -37,13 +37,13 @@ NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN = rf"({NUMBER}\s*(us|ms|s|m|h|d|w)\s*)+|{NUMBER}"
 SIZE_PATTERN = rf"{NUMBER}\s*([kKmMgGtT][iI]?)?[bB]?"
 
-# Compiled when they are used: a supervisor gets numbers.
+# Compiled on first use, because a supervisor receives numbers.
 _DURATION_PART = rf"({NUMBER})\s*(us|ms|s|m|h|d|w)\s*"
 _SIZE = rf"({NUMBER})\s*([A-Za-z]*)"
 
 
 def parse_duration(value: float | str | timedelta) -> float:
-    """Seconds. Raises ValueError, whose message lists the allowed forms."""
+    """The duration in seconds. Raises ValueError, whose message lists the allowed forms."""
     if isinstance(value, str):
         return _duration_from_text(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -78,7 +78,7 @@ def _duration_from_text(text: str) -> float:
 
 
 def parse_size(value: int | str) -> int:
-    """Bytes. KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024. Raises ValueError."""
+    """The size in bytes. KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024. Raises ValueError."""
     if isinstance(value, str):
         match = re.fullmatch(_SIZE, value.strip()) if len(value) <= 100 else None
         factor = BYTES.get(match[2].lower()) if match else None
@@ -94,7 +94,7 @@ def parse_size(value: int | str) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """The duration as parse_duration reads it: `1m30s`, `500ms`, `2h`; rounded to a microsecond."""
+    """The duration in the form parsed by parse_duration: `1m30s`, `500ms`, `2h`; rounded to a microsecond."""
     microseconds = round(seconds * 1_000_000)
     if microseconds == 0:
         return "0s"

@@ -1,14 +1,14 @@
 """Accepts connections from sockets that an application shares, and sends them to the supervisor.
 
 An application that has its server's listener can make it blocking and take the connection that poll(2) has just
-announced: then accept(2) waits. It can also put a descriptor into the adoption pair that close(2) waits for (FUSE).
-None of this may block the supervisor, and nothing here lasts: a call that takes too long ends this process
-(setitimer(2)), and the supervisor starts another one. Standard library only.
+announced: accept(2) then blocks. It can also put a descriptor into the adoption pair whose close(2) blocks (FUSE). None
+of this may block the supervisor: a call that takes too long ends this process (setitimer(2)), and the supervisor starts
+a new one. Standard library only.
 
-A request names the operation on the socket that comes with it, `accept` or `take` (see keeper.connection_handover), how
-often at most, its number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the
-socket is empty, and whether something else was in it. The keeper holds the other end as well: the next supervisor reads
-the answers that the previous one has not read, and those to its requests.
+A request names the operation on the socket that comes with it, `accept` or `take` (see keeper.connection_handover), the
+maximum number of times, the request's number `n` and the server's `key`. Each connection is a message of its own;
+`done` says whether the socket is empty, and whether it held anything but connections. The keeper holds the other end as
+well: the next supervisor reads the answers that the previous one left unread, including answers to its own requests.
 """
 
 from __future__ import annotations

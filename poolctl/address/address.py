@@ -1,4 +1,4 @@
-"""Addresses: what a server is bound to, read from text and written in one canonical form."""
+"""Bind addresses of servers: parsed from text and written in one canonical form."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ EXAMPLES = (
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-# Compiled when they are used: most addresses are of the common form.
+# Compiled on first use: most addresses have the common form.
 _IPV4 = r"(?a)(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})"
 _NUMERIC_TAIL = r"(?a)(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _ZONE = r"[A-Za-z0-9._~-]+"
-# The kinds of what has no address: a program that runs to its end, and one that runs for ever.
+# Kinds without an address: a program that runs to completion, and a program that runs indefinitely.
 NAMED = ("job", "process")
 SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
-# What nearly all addresses look like.
+# The form of nearly all addresses.
 _common = re.compile(rf"((?:{OCTET}\.){{3}}{OCTET}):([1-9]\d{{0,4}})", re.ASCII)
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
@@ -33,7 +33,7 @@ _BLANK = r"[\x00-\x20\x7f]"
 
 
 class AddressError(ValueError):
-    """A text that is no address; the message says why, `hint` what to write."""
+    """The text is not an address; the message says why, `hint` suggests a valid one."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message
@@ -48,7 +48,7 @@ class Address(_Fields):
     written without a host (`:8080`), so `[::]:8080` (V6ONLY) is opened as well where the machine has IPv6.
     """
 
-    # A tuple, because making ten thousand of them is a part of every validation.
+    # A tuple, because every validation of a large file creates thousands of addresses.
     __slots__ = ()
 
     kind: str
@@ -70,7 +70,7 @@ class Address(_Fields):
         name: str = "",
         dual: bool = False,
     ) -> Self:
-        """The address of these parts, which are canonical already."""
+        """The address with these parts, which are already canonical."""
         if kind == "tcp":
             key = f"{f'[{host}]' if ':' in host else host}:{'auto' if port is None else port}"
         else:
@@ -104,12 +104,12 @@ class Address(_Fields):
 
     @property
     def listens(self) -> bool:
-        """Whether there is something to connect to: a job and a process have only their name for a key."""
+        """Whether clients can connect to it: the key of a job or a process is only its name."""
         return self.kind not in NAMED
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it takes connections to every address of the machine."""
+        """Whether it accepts connections on every address of the machine."""
         return self.host in _LOOPBACK_OF
 
     @property
@@ -119,7 +119,7 @@ class Address(_Fields):
 
     @property
     def nearby(self) -> Address:
-        """The address by which this machine reaches it: a wildcard is no place to connect to."""
+        """The address on which this machine can connect to it; a wildcard becomes a loopback address."""
         host = _LOOPBACK_OF.get(self.host)
         return self if host is None else Address("tcp", host=host, port=self.port)
 
@@ -131,7 +131,7 @@ class Address(_Fields):
 
 
 def canonical_host(text: str) -> str:
-    """Lower case, `*` and nothing as 0.0.0.0; names are not resolved. Raises AddressError."""
+    """The host in lower case; `*` and an empty host become 0.0.0.0. Names are not resolved. Raises AddressError."""
     if text in ("", "*"):
         return "0.0.0.0"
     match = re.fullmatch(_IPV4, text)
@@ -161,7 +161,7 @@ def _host_name(text: str) -> str:
 
 
 def canonical_ipv6(text: str) -> str:
-    """Compressed, a zone kept; an IPv4-mapped one as IPv4. Raises AddressError."""
+    """The compressed form with any zone; an IPv4-mapped address becomes IPv4. Raises AddressError."""
     bare, percent, zone = text.partition("%")
     if percent and not re.fullmatch(_ZONE, zone):
         raise AddressError(f"{text[:80]!r} has no usable zone", 'write "[fe80::1%eth0]:8080"')
@@ -175,7 +175,7 @@ def canonical_ipv6(text: str) -> str:
 
 
 def _compressed(packed: bytes) -> str:
-    """RFC 5952: lower case, no leading zeros, the first longest run of zeros as `::`."""
+    """The form of RFC 5952: lower case, no leading zeros, the first longest run of zeros as `::`."""
     groups = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, 16, 2)]
     best_start, best_length = 0, 1
     start = 0
@@ -193,15 +193,15 @@ def _compressed(packed: bytes) -> str:
 
 
 def canonical(text: str, *, base_dir: str | None = None) -> str:
-    """The one spelling of an address that keys the pool. Raises AddressError."""
+    """The canonical spelling of an address, the key of a server in the pool. Raises AddressError."""
     return parse(text, base_dir=base_dir).key
 
 
 def parse(text: str, *, base_dir: str | None = None) -> Address:
-    """The address that `text` means; a relative socket path is relative to `base_dir`.
+    """The address described by `text`; a relative socket path is relative to `base_dir`.
 
-    `base_dir` None is the working directory. Service names are looked up in the machine's list; host names
-    are not resolved. Raises AddressError.
+    Without it the working directory is used. Service names are looked up in services(5); host names are not
+    resolved. Raises AddressError.
     """
     if not isinstance(text, str):
         raise AddressError(f"an address is a string, and this is {text!r}")
@@ -219,7 +219,7 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
         return _unix(rest, base_dir)
     if re.search(_BLANK, text):
         raise AddressError(f"{text[:80]!r} holds a blank or a control character")
-    # A host may be called "fd", "job" or "process" only with a scheme in front of it.
+    # A host named "fd", "job" or "process" needs a scheme.
     if kind == "fd":
         return _fd(rest)
     if kind in NAMED:
@@ -243,7 +243,7 @@ def _unix(path: str, base_dir: str | None) -> Address:
         )
     whole = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
     try:
-        # The locale may have no encoding for this text: the path then has the bytes that it has in the file, UTF-8.
+        # The locale may be unable to encode this text: the path then uses the UTF-8 bytes of the file.
         whole = os.fsdecode(whole.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         raise AddressError("the path of the unix socket holds half of a surrogate pair") from None

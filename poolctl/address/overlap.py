@@ -1,4 +1,4 @@
-"""Whether two addresses get in each other's way, and which one of many does."""
+"""Whether two addresses conflict, and which of many addresses conflicts with a given one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     class Addressed(Protocol):
-        """Something with an address."""
+        """An object with an address."""
 
         @property
         def address(self) -> Address:
-            """Where it listens."""
+            """Its bind address."""
             ...
 
     Item = TypeVar("Item", bound=Addressed)
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 LOOPBACKS = frozenset({"127.0.0.1", "::1"})
 
 _LOCALHOST = "localhost"
-# The hosts, as they are spelt in keys, that any address of the port may overlap with; and those of localhost.
+# Wildcard hosts, which may overlap with any address of the port, and the hosts of localhost, as spelt in keys.
 _WIDE = ("0.0.0.0", "[::]", _LOCALHOST)
 _WIDE_AND_LOOPBACKS = (*_WIDE, "127.0.0.1", "[::1]")
-# With fewer addresses it is cheaper to look at each than to count ports.
+# With fewer addresses, comparing each one is cheaper than counting ports.
 _FEW = 64
 
 
 def overlaps(a: Address, b: Address) -> bool:
-    """Whether listeners on both addresses would get in each other's way.
+    """Whether listeners on the two addresses would conflict.
 
-    Host names other than localhost are not resolved: they overlap with themselves and with a wildcard.
+    Host names other than localhost are not resolved: they overlap only with themselves and with a wildcard.
     """
     if a.kind != b.kind or a.auto or b.auto:
         return False
@@ -46,7 +46,7 @@ def overlaps(a: Address, b: Address) -> bool:
 
 def _covers(a: Address, b: Address) -> bool:
     if a.host == "::" or a.dual:
-        # [::] without V6ONLY takes IPv4 as well; `:8080` opens both families.
+        # [::] without V6ONLY accepts IPv4 as well; `:8080` opens both families.
         return True
     if a.host == "0.0.0.0":
         return not b.is_ipv6 or b.host == "::"
@@ -60,7 +60,7 @@ def _covers(a: Address, b: Address) -> bool:
 
 
 class UsedPorts:
-    """How many of the addresses are on each TCP port. Counted from the first wildcard on, which alone needs it."""
+    """The number of addresses on each TCP port, counted only once a wildcard needs it."""
 
     __slots__ = ("_counts",)
 
@@ -68,7 +68,7 @@ class UsedPorts:
         self._counts: array[int] | None = None
 
     def has(self, port: int, items: Mapping[str, Item]) -> bool:
-        """Whether any of the items is on that port."""
+        """Whether any item uses this port."""
         if self._counts is None:
             from array import array
 
@@ -78,19 +78,19 @@ class UsedPorts:
         return self._counts[port] > 0
 
     def count(self, address: Address, step: int) -> None:
-        """An item with that address comes (1) or goes (-1)."""
+        """Count an added (1) or removed (-1) item with this address."""
         if self._counts is not None and address.port is not None:
             self._counts[address.port] += step
 
     def reset(self) -> None:
-        """Count again when it is needed: all items have gone."""
+        """Forget the counts after all items were removed; they are rebuilt on demand."""
         self._counts = None
 
 
 def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
-    """An item whose address overlaps with this one without having its key; `items` are by their addresses' keys.
+    """An item whose address overlaps with this one but has a different key; `items` maps address keys to items.
 
-    Costs the same among ten items as among ten thousand.
+    The cost does not depend on the number of items.
     """
     if address.kind != "tcp" or address.port is None or address.auto:
         return None
@@ -112,6 +112,6 @@ def _candidates(address: Address, items: Mapping[str, Item]) -> Iterator[Item]:
         if item is not None:
             yield item
     if "%" in address.host or address.host.startswith("fe80"):
-        # With and without a zone one address has several spellings.
+        # With and without a zone, one address has several spellings.
         bare = address.host.partition("%")[0]
         yield from (each for each in items.values() if each.address.host.partition("%")[0] == bare)

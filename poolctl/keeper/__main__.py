@@ -1,17 +1,17 @@
-"""The keeper: holds descriptors, starts programs, reaps. It has no notion of servers and makes no decisions.
+"""The keeper: holds descriptors, starts and reaps programs. It knows nothing about servers and makes no decisions.
 
     keeper DIRECTORY PLAN [BEGUN]
     keeper DIRECTORY LINK_FD
 
-In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and reports to the
-new one what the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
-descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
-names of systemd's sockets; `begun`, the names of the children that BEGUN (see spawn.in_background) has the pids of, the
-supervisor among them; `without`, the variables that the others' environment lacks. The descriptors of systemd's sockets
-and of the links to the children follow the last one named. Or PLAN has `supervisor`, `donor`, the descriptor of a link
-to a supervisor that has lost its keeper and sends everything to the new one, and `donor_process`, the pid and start
-time of that supervisor. In the second form the client is the program that holds the other end of LINK_FD, and
-everything ends with it.
+In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and sends the new
+one all reports that the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector;
+`control`, the descriptor of its listener; `lifeline`, -1 or a pipe whose end of file requests the end of the pool;
+`inherited`, the names of systemd's sockets; `begun`, the names of the children whose pids are in BEGUN (see
+spawn.in_background), including the supervisor; `without`, the variables removed from the environment of the others.
+The descriptors of systemd's sockets and of the links to the children follow the last one named. Alternatively PLAN
+has `supervisor`, `donor`, the descriptor of a link to a supervisor that has lost its keeper and sends everything to
+the new one, and `donor_process`, the pid and start time of that supervisor. In the second form the client is the
+program that holds the other end of LINK_FD, and everything ends with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .keeper import Keeper
 
 
 def _detach_from_log() -> None:
-    """Leave the log to the supervisor: only a keeper that cannot even run writes there."""
+    """Write to the log only if the keeper itself cannot run; otherwise the log belongs to the supervisor."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 2)
     os.close(null)
@@ -55,7 +55,7 @@ def main() -> None:
             keeper.attach(wire.over(int(argument)))
         keeper.run()
     except BaseException:
-        import traceback  # which imports for a tenth of the start
+        import traceback  # rarely needed
 
         with open(os.path.join(directory, "supervisor.log"), "a") as log:
             traceback.print_exc(file=log)

@@ -1,4 +1,4 @@
-"""How many connections a process takes in one iteration of its loop."""
+"""The number of connections that a process accepts in one iteration of its loop."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ _PAIR = 2
 
 
 class BatchSize:
-    """Grows to `most` while there are that many: many in one iteration cost less than one in each.
+    """Grows up to `most` while enough connections are waiting: a batch costs less than one connection per iteration.
 
-    To find none left costs almost as much as one more connection. So while they come one at a time it shrinks to one,
-    and another one is tried for more and more seldom.
+    An attempt that finds the queue empty costs almost as much as a connection. While connections arrive one at a
+    time, the size therefore shrinks to one, and a second attempt is made less and less often.
     """
 
     __slots__ = ("_most", "_singles", "_tried_after", "size")
 
     def __init__(self, most: int) -> None:
-        self.size = 1  # to take now
+        self.size = 1
         self._most = most
-        self._singles = 0  # to take before another one is tried for
+        self._singles = 0  # single connections left before a second one is tried for
         self._tried_after = 1
 
     def restart(self) -> None:
-        """Begin with one: after a pause others that wait should get their share."""
+        """Start with one: after a pause, other processes that wait should get their share."""
         self.size = 1
 
     def took(self, count: int) -> None:
-        """So many were there; no more than `size` were tried for."""
+        """Adapt to the `count` connections found in `size` attempts."""
         if count > 1:
             self._singles, self._tried_after = 0, 1
         if count == self.size:
@@ -34,6 +34,6 @@ class BatchSize:
             else:
                 self.size = min(2 * self.size, self._most)
         elif count <= 1:
-            if count and self.size == _PAIR:  # it was alone
+            if count and self.size == _PAIR:  # the second attempt found nothing
                 self._singles, self._tried_after = self._tried_after, min(2 * self._tried_after, self._most)
             self.size = max(1, self.size // 2)

@@ -1,8 +1,8 @@
-"""Hands accepted connections to another process, one a message, unnoticed by clients.
+"""Hands accepted connections to another process, one per message; clients do not notice.
 
-Unread bytes stay in the socket. Bytes that a process has read already travel with it: in the message, or when they are
-many in a second descriptor, a sealed file in memory. An application that holds an end of the pair can send anything:
-what arrives is checked, and what is not a connection is closed.
+Unread bytes stay in the socket. Bytes that a process has already read travel with it: in the message, or if too
+many for it in a second descriptor, a sealed file in memory. An application that holds an end of the pair can send
+anything: every received descriptor is checked, and closed if it is not a connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         trusted: bool = False
 
 else:
-    # Without the module for annotations, which the keeper would have to import.
+    # Spelt out, because the keeper would have to import typing for a NamedTuple.
     _Routed = namedtuple(
         "_Routed",
         ("route", "generation", "hops", "received", "decided", "trusted"),
@@ -50,42 +50,42 @@ _ESTABLISHED = (
 )
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
-INLINE_BYTES = 46 * 1024  # in base64 they are a third more
+INLINE_BYTES = 46 * 1024  # a third more in base64
 MOST_BYTES = 2**20
 MOST_HOPS = 3
 LONGEST_ALIAS = 255  # in characters
 _MOST_GENERATION = 2**63
 
-# Most connections of a route come with the same message, and reading it takes a third of the time of taking one.
+# Most connections of a route have the same message, and decoding it is a third of the cost of receiving one.
 _known: dict[bytes, Routed] = {}
 _MOST_KNOWN = 64
 _LONGEST_KNOWN = 1024  # in bytes
 
 
 class NoRoom(Exception):
-    """This process is at its limit of descriptors: a connection taken now would be lost."""
+    """This process has reached its limit of descriptors: a connection received now would be lost."""
 
 
 class Routed(_Routed):
-    """What a connection of a route carries: the route's alias, and the generation of the table that it is from.
+    """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `hops` is how often the connection has been handed on since its last request, `received` what a process has read of
-    its next one. That request is for this route if it is `decided`; otherwise the next process decides. A connection
-    without a route, of which a request has been read, has "" as its alias. What a `trusted` peer says of its client is
-    believed.
+    `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a
+    process has already read. If `decided`, that request belongs to this route; otherwise the next process decides.
+    The alias is "" for a connection without a route whose request has been read. The forwarded client address of a
+    `trusted` peer is used.
     """
 
     __slots__ = ()
 
 
 class Connection(socket.socket):
-    """A connection with its client's remaining time, and what it carries if it is one of a route.
+    """A connection with the deadline of its client, and its routing data if it belongs to a route.
 
-    `until` is the deadline for a whole request head, or with `asked` (an answer was sent, and no byte came since) for
-    its next request; a time of the system's monotonic clock, None for the usual limit from now on.
+    `until` is the deadline for a whole request head, or with `asked` (a response was sent, and no byte received
+    since) for the next request: a time of the monotonic clock, or None for the usual limit from now on.
     """
 
-    # Plain numbers: the enumerations of socket.socket cost a tenth of a handover.
+    # Plain numbers: the enumerations of socket.socket take a tenth of a handover's time.
     family = socket.SocketType.family  # type: ignore[assignment]
     type = socket.SocketType.type  # type: ignore[assignment]
 
@@ -100,17 +100,17 @@ class Connection(socket.socket):
 
     @property
     def generation(self) -> int:
-        """That of the route table; 0 without a route."""
+        """The generation of the route table; 0 without a route."""
         return 0 if self.routed is None else self.routed.generation
 
     @property
     def hops(self) -> int:
-        """How often it has been handed on since its last request."""
+        """The number of handovers since its last request."""
         return 0 if self.routed is None else self.routed.hops
 
     @property
     def received(self) -> bytes:
-        """The bytes that a process has read: they come before those in the socket."""
+        """The bytes that a process has already read, which precede the bytes in the socket."""
         return b"" if self.routed is None else self.routed.received
 
     @property
@@ -119,13 +119,13 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """`until` and `asked` as a part of a message."""
+        """`until` and `asked` as members of a message."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def message(self) -> tuple[wire.Message, list[int]]:
-        """Everything that belongs to it, for `from_message`: a part of a message, and descriptors.
+        """The members of a message and the descriptors from which `from_message` restores it.
 
-        The first descriptor is its own; the caller closes the others.
+        The first descriptor stays this connection's; the caller closes the others.
         """
         return _message(self.fileno(), self.limits(), self.routed)
 
@@ -133,7 +133,7 @@ class Connection(socket.socket):
 def from_message(message: wire.Message, fds: list[int]) -> Connection:
     """The connection that the message describes; it owns the descriptors.
 
-    Raises WireError for anything else, which is closed.
+    Raises WireError if they are not a connection, and closes them.
     """
     sock = None
     try:
@@ -159,10 +159,10 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
 def give(
     end: socket.socket, fd: int, limits: wire.Message | None = None, routed: Routed | None = None
 ) -> None:
-    """Queue the connection for a process that takes it; the descriptor stays the caller's.
+    """Queue the connection for the process at the other end; the descriptor stays the caller's.
 
-    `limits` are those of a Connection. Raises OSError, BlockingIOError when the queue is full, and WireError when too
-    many bytes have been received.
+    `limits` are the members from Connection.limits. Raises OSError, BlockingIOError when the queue is full, and
+    WireError when too many bytes have been received.
     """
     message, fds = _message(fd, limits or {}, routed)
     try:
@@ -185,7 +185,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 
 
 def encoded(routed: Routed) -> bytes:
-    """What `give` sends with a connection of this route of which nothing was received, for `wire.send`."""
+    """The message, for `wire.send`, that `give` sends with a connection of this route from which no byte was read."""
     message, _ = _message(-1, {}, routed)
     return wire.encode({**_CONNECTION, **message})
 
@@ -193,8 +193,8 @@ def encoded(routed: Routed) -> bytes:
 def take(end: socket.socket) -> Connection | None:
     """The next connection; None when the other end is closed.
 
-    Raises BlockingIOError when none is queued, NoRoom, OSError, and WireError for anything else, which is closed: an
-    application that holds the other end can send anything.
+    Raises BlockingIOError when the queue is empty, NoRoom, OSError, and WireError for descriptors that are not a
+    connection and were closed: an application that holds the other end can send anything.
     """
     try:
         # A descriptor that exceeds the limit when it arrives is lost.
@@ -298,7 +298,7 @@ def _number(message: wire.Message, key: str, most: int) -> int:
 
 
 def _content(fd: int) -> bytes:
-    # The seals first: only of a file in memory does the kernel know them, and reading any other file may block.
+    # Checked before reading: only a memfd has seals, and reading any other file may block.
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         size = os.fstat(fd).st_size if sealed else 0
@@ -316,7 +316,7 @@ def _connection(fd: int) -> Connection:
     except OSError as error:
         raise wire.WireError("not a socket") from error
     try:
-        # One question instead of three, to which only a connection of TCP has this answer.
+        # One system call instead of three: only a TCP connection answers it this way.
         if sock.getsockopt(_TCP, socket.TCP_INFO, 1) == _ESTABLISHED:
             return sock
     except OSError:

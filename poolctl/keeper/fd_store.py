@@ -1,7 +1,7 @@
-"""The descriptor store: named descriptors that outlive the process that put them there (after systemd's FDSTORE).
+"""The descriptor store: named descriptors that outlive the process that stored them (modelled on systemd's FDSTORE).
 
-Exactly the names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running for
-their sake (`Store.holds_work`).
+Only names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running while it
+holds any of them (`Store.holds_work`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Given to the pool at its start.
+# Passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
-# Helpers: the links to them, and the logger's move in progress. Zygotes belong to the version that started them: one an
-# interpreter, one an application.
+# Helpers: the links to them, and the logger's move in progress. Zygotes belong to the version that started them:
+# one per interpreter, one per application.
 LOGGER, UNDERWAY = "logger", "logger-underway"
 ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
-# Work, by a server's key, a worker's id, or a number.
+# Sockets and workers, named by a server's key, a worker's id, or a number.
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 # State that a supervisor leaves to its successor, and its own endpoints.
@@ -40,7 +40,7 @@ GATEWAY_ZYGOTE = "gateway zygote"
 REGISTRATIONS, REGISTRATION_ADDRESS = "registrations", "registration"
 GATEWAY_LISTENER = "gateway listener "
 
-# Not an entry, but named with them in the plan: the supervisor is the client itself.
+# Not an entry, although the plan lists it among them: the supervisor is the client itself.
 SUPERVISOR = "supervisor"
 
 _PAGE = 200
@@ -55,7 +55,7 @@ class Store:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there are sockets or workers, besides what the pool was started with and a supervisor's notes."""
+        """Whether it holds sockets or workers, not only inherited descriptors and the supervisor's state."""
         return any(":" in name for name in self._entries)
 
     def put(self, name: str, meta: object, fds: list[int]) -> None:
@@ -93,7 +93,7 @@ class Store:
                 self.drop(name)
 
     def page(self, after: str) -> list[list[object]]:
-        """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""
+        """`[name, value]` rows after the name `after`, in name order: as many as fit into a message, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]
         rows = [[name, self._entries[name][0]] for name in names]
         sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
@@ -128,6 +128,6 @@ def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
 
 def _keep(store: Store, name: str, meta: object, fds: list[int]) -> None:
     for fd in fds:
-        # Otherwise every program that is started would inherit it.
+        # Otherwise every started program would inherit it.
         os.set_inheritable(fd, False)
     store.put(name, meta, fds)

@@ -1,4 +1,4 @@
-"""The keeper's loop: signals, the lifeline, the client and its requests; none of those needs a decision."""
+"""The keeper's loop: signals, the lifeline, the client and its requests. It takes no decisions about servers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ VERSION = 2
 class Keeper:
     """Holds descriptors, starts and reaps programs, reports exits; `run` returns when nothing of the pool is left.
 
-    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be kept,
-    and holds them too until the supervisor that this keeper starts has them.
+    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be
+    kept, and holds its own duplicates until the supervisor started by this keeper has received them.
     """
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
@@ -234,7 +234,7 @@ class Keeper:
                 return reply, []
             return reply, self._perform(message, fds, reply)
         except Exception as error:
-            # Any exception: if the keeper failed, everything else would end.
+            # Any exception: if the keeper failed, the whole pool would end.
             reply["error"] = str(error) or repr(error)
             reply["errno"] = getattr(error, "errno", None)
             return reply, []
@@ -288,7 +288,7 @@ class Keeper:
             self._shutdown.last = True
         elif operation == "renew":
             if not self._shutdown.begun:
-                # When the supervisor has exited, which it does now by itself.
+                # Done when the supervisor, which is already exiting, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
             self._shutdown.answered(float(message.get("seconds", 0.0)))

@@ -70,7 +70,7 @@ class Channel:
 class Donor(Channel):
     """The link to a supervisor that fills this new keeper and is not its child; `process` is its pid and start time.
 
-    If it does not answer pings meanwhile, it gets SIGCONT, then SIGKILL. All times are those of one monotonic clock.
+    If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are on one monotonic clock.
     """
 
     def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
@@ -80,7 +80,7 @@ class Donor(Channel):
 
     def _watch_from(self, now: float) -> None:
         self._watchdog = Watchdog(now)
-        # It already runs, so it does not get the long time that a starting process has for its first message.
+        # It already runs, so the long timeout for the first message of a starting process does not apply.
         self._watchdog.received(now)
 
     @property
@@ -89,7 +89,7 @@ class Donor(Channel):
         return self._watchdog.due
 
     def received(self, now: float) -> None:
-        """A message of it was received."""
+        """It has sent a message."""
         self._watchdog.received(now)
 
     def check(self, now: float, *, early: bool = False) -> None:
@@ -112,15 +112,15 @@ def _close(fds: list[int]) -> None:
 _BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
 _FAILURES_UNTIL_GIVEN_UP = 4
-# The argument of a program that has crashed often within a minute: its own automatic actions may be the cause.
+# Passed to a program that has crashed often within a minute: its automatic actions may be the cause.
 CALM = "--calm"
 _CALM_FROM = 5
 
 
 class SupervisorProcess:
-    """Starts the supervisor, and restarts it when it exits: with backoff, and not indefinitely.
+    """Starts the supervisor, and restarts it with backoff when it exits, a limited number of times.
 
-    All times are those of one monotonic clock, in seconds.
+    All times are in seconds on one monotonic clock.
     """
 
     def __init__(self, command: list[str], directory: str, now: float) -> None:
@@ -134,7 +134,7 @@ class SupervisorProcess:
         self._adopted = False
 
     def start(self, now: float) -> socket.socket | None:
-        """Start the program; returns our end of its link. None if that fails: then it is due again later."""
+        """Start the program; returns our end of its link, or None if that fails (it is then due again later)."""
         self._started, self._adopted = now, False
         ours, theirs = wire.pair()
         with theirs:
@@ -159,9 +159,9 @@ class SupervisorProcess:
         self._adopted = True
 
     def died(self, now: float) -> None:
-        """It has exited: restart at once the first time, later the more often it exits within a minute of its start.
+        """It has exited: restart at once the first time, then with a delay that grows while it exits within a minute.
 
-        One that managed the pool was killed, or crashed at something rare: at once, until it is to be calm.
+        If it managed the pool before, it was killed or hit a rare crash: restart at once, until `calm` applies.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -172,10 +172,10 @@ class SupervisorProcess:
 
     @property
     def calm(self) -> bool:
-        """It has crashed often within a minute, and is not to take automatic actions."""
+        """Whether it has crashed often within a minute, and should take no automatic actions."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
     def given_up(self) -> bool:
-        """It has failed so often in a row that a keeper without sockets and workers exits instead of restarting it."""
+        """Whether it has failed too often in a row: a keeper without sockets and workers then exits."""
         return self._failures >= _FAILURES_UNTIL_GIVEN_UP

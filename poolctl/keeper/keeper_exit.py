@@ -1,6 +1,6 @@
-"""The end of the keeper's program: with its pool, or because it executes another version of itself.
+"""How the keeper's program ends: with its pool, or by executing another version of itself.
 
-A shutdown is requested, carried out by a supervisor or without one, and bounded in any case. execve(2) keeps the pid,
+A shutdown is carried out by the supervisor or without one, and its duration is always bounded. execve(2) keeps the pid,
 the children with their exit statuses, the subreaper flag, and every inheritable descriptor; the rest of this process's
 state goes into a file in memory for the next program.
 """
@@ -21,7 +21,7 @@ from .reap import KILLED_SECONDS, Reaper, is_child
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 STOP_SECONDS = 30.0
-# The time for a supervisor to confirm that it stops the pool; then the keeper stops the workers, and then kills them.
+# The time a supervisor has to confirm that it stops the pool; after that the keeper stops, then kills the workers.
 ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_OUTPUT_SECONDS = 1.0
@@ -30,7 +30,7 @@ LAST_OUTPUT_SECONDS = 1.0
 class Signals:
     """The signals of this process: children that have exited, and requests to end the pool.
 
-    Readable when one has been received: no work is done in a handler.
+    Its descriptor is readable when one was received: handlers do no work.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Signals:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *ENDING):
             signal.signal(number, lambda *_: None)
-        # Blocked while one version replaced another.
+        # They were blocked during execve.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def fileno(self) -> int:
@@ -56,7 +56,7 @@ class Shutdown:
     """`over`: there is nothing left to wait for. `alone`: the keeper stops the pool, without a supervisor. `last`: the
     supervisor has stopped the pool and is about to exit; it is not started again, however it exits.
 
-    All times are those of one monotonic clock, in seconds.
+    All times are in seconds on one monotonic clock.
     """
 
     def __init__(self, store: Store, reaper: Reaper, directory: str) -> None:
@@ -75,13 +75,13 @@ class Shutdown:
         return self.due is not None
 
     def begin(self, now: float) -> None:
-        """Request the shutdown: the supervisor has to confirm it."""
+        """Request the shutdown; the supervisor must confirm it."""
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
     def answered(self, seconds: float = 0.0) -> None:
-        """The supervisor has confirmed, and may take this long by its servers' own limits.
+        """The supervisor has confirmed, and may take this long because of its servers' own limits.
 
         The time runs from the request: a second confirmation by a successor does not extend it.
         """
@@ -100,7 +100,7 @@ class Shutdown:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        # The gateway would go on without keeper and supervisor.
+        # The gateway would keep running without keeper and supervisor.
         for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
             for meta in self._store.values(kind):
                 number = meta.get("stop_signal", signal.SIGTERM)
@@ -116,7 +116,7 @@ class Shutdown:
         self._store.clear()
 
     def leave(self) -> None:
-        """Remove what remains in the pool's directory but logs: no process of the pool is left."""
+        """Remove all files from the pool's directory except logs: no process of the pool is left."""
         rendezvous.remove_traces(self._directory)
 
     def _workers(self) -> list[int]:
@@ -131,9 +131,9 @@ def execute_next(
 ) -> None:
     """Execute the next version of the keeper: `argv` without its last argument; `supervisor` is its supervisor.
 
-    Returns only if it cannot be executed: then nothing has changed.
+    Returns only if it cannot be executed; the state is then unchanged.
     """
-    # The next supervisor makes new ones.
+    # The next supervisor creates new ones.
     store.clear(*fd_store.OF_THE_VERSION)
     state = {
         "entries": (rows := store.rows()),

@@ -1,7 +1,7 @@
-"""The pool's processes: their exits, reported until acknowledged, and signals to them.
+"""The pool's processes: reports of their exits, kept until acknowledged, and signals to them.
 
-Children are reaped, after the rest of their process group was killed. The processes of a keeper that has exited are not
-children of this one, and are watched by pidfd: only their parent, which is init by now, gets their exit status.
+Children are reaped after the rest of their process group was killed. The processes of a previous keeper are not
+children of this one, and are watched by pidfd: only their parent, by now init, gets their exit status.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Reaper:
         """Continue where this process's reaper before execve(2) stopped; `watched` are start times by pid."""
         self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
-            # The exit of one that cannot be watched shows at its control socket.
+            # If it cannot be watched, its control socket shows its exit.
             with contextlib.suppress(OSError):
                 self.watch(pid, start)
 
     def reap(self) -> list[wire.Message]:
-        """Reap all children that have exited; returns the new reports, which are also appended to `unacknowledged`."""
+        """Reap all exited children; returns the new reports, which are also appended to `unacknowledged`."""
         fresh = []
         while (child := _ended_child()) is not None:
             # The rest of the worker's process group is killed before its pid can be reused.
@@ -50,7 +50,7 @@ class Reaper:
         return fresh
 
     def ended(self) -> list[wire.Message]:
-        """Likewise for the watched processes."""
+        """The same for the watched processes."""
         return [self._report(pid, None, None) for pid in self.watcher.ended()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
@@ -114,7 +114,7 @@ def _ended_child() -> int | None:
 
 
 class Watcher:
-    """Watches processes by pid and start time. A single descriptor gets readable when some of them may have exited."""
+    """Watches processes by pid and start time. One descriptor becomes readable when any of them may have exited."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -127,13 +127,13 @@ class Watcher:
         return self._epoll.fileno()
 
     def watch(self, pid: int, start: int) -> bool:
-        """Watch the process; False if it has exited, even if its pid was given to another since. Raises OSError."""
+        """Watch the process; False if it has exited, even if its pid has been reused. Raises OSError."""
         if pid in self.starts:
             return True
         try:
             fd = os.pidfd_open(pid)
         except OSError as error:
-            # The number may be that of another process's thread by now.
+            # By now the pid may have been reused as a thread id of another process.
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
             return False
@@ -142,7 +142,7 @@ class Watcher:
         if found != start:
             os.close(fd)
             if found is None and os.path.exists(f"/proc/{pid}"):
-                # It exists but cannot be opened: most likely for want of a descriptor.
+                # It exists but cannot be opened, most likely because no descriptor is free.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
         self.starts[pid] = start
@@ -185,7 +185,7 @@ class Watcher:
         self._epoll.close()
 
     def kill_all(self, limit_seconds: float) -> None:
-        """Kill all watched processes, and wait at most that long for their exits."""
+        """Kill all watched processes, and wait up to this time for their exits."""
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
         while self.starts and self._epoll.poll(limit_seconds):
@@ -195,7 +195,7 @@ class Watcher:
 def kill_rest(pid: int, start: int) -> None:
     """Kill the rest of the process group whose leader has exited.
 
-    The pid is not reused while the group has a member: if another process has it, the group no longer exists.
+    A pid is not reused while its group has a member: if another process has the pid, the group no longer exists.
     """
     if process_start(pid) in (None, start):
         kill_group(pid)
@@ -208,9 +208,9 @@ def kill_group(pid: int) -> None:
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
-    """Send a signal to the process of that start time, or first to its group; False if it has exited.
+    """Send a signal to the process with this start time, or first to its group; False if it has exited.
 
-    Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid gets nothing.
+    Sent by pidfd where available (not in every sandbox), so that it never hits a process that has reused the pid.
     """
     process = -1
     try:
@@ -237,7 +237,7 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
 
 
 def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
-    """Whether the process of that start time has exited by then. Blocks."""
+    """Whether the process with this start time exits within the timeout. Blocks."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -251,9 +251,9 @@ def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
 
 
 def kill_children(patience_seconds: float = 0.0) -> None:
-    """Kill and reap every child, with its process group, until there is none. They may first exit by themselves.
+    """Kill and reap all children with their process groups. They may first exit on their own.
 
-    One that cannot be killed is left: it is blocked in the kernel, perhaps on a file system.
+    A process that cannot be killed is left behind: it is blocked in the kernel, perhaps on a file system.
     """
     patient_until = time.monotonic() + patience_seconds
     until = patient_until + KILLED_SECONDS

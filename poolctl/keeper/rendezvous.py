@@ -1,9 +1,9 @@
-"""Finds what keeper and supervisor leave behind when both are killed, in the pool's directory.
+"""Finds the state and the processes left behind in the pool's directory when keeper and supervisor are both killed.
 
-That is the desired state of the servers, in a file, and processes, by their sockets.
+The desired state of the servers is in a file; processes are found by their sockets.
 
-Only the pool's user can enter that directory. For a worker of another user, a socket is bound there before the worker
-starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
+Only the pool's user can enter that directory. For a worker that runs as another user, a socket is bound there before
+the worker starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
 SO_PEERCRED); the caller checks that process's answer.
 """
 
@@ -31,8 +31,8 @@ Answer = tuple[wire.Message, list[int]]
 
 
 def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
-    """A non-blocking socket that can be listened on later, and its path. Raises OSError."""
-    # No longer than the path of the control socket, which has been checked.
+    """A bound non-blocking socket, not listening yet, and its path. Raises OSError."""
+    # Not longer than the control socket's path, which was checked.
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
@@ -54,7 +54,7 @@ def forget(path: str) -> None:
 def sweep(directory: str) -> None:
     """Remove the files of sockets that no process has open, in the directory of a pool that is not running.
 
-    A socket that is bound only may belong to a worker that is still importing its application.
+    A socket that is bound but not listening may belong to a worker that is still importing its application.
     """
     files = _files(directory, (WORKER, LOGGER, GATEWAY))
     states = _states() if files else {}
@@ -64,7 +64,7 @@ def sweep(directory: str) -> None:
 
 
 def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | None:
-    """The next connection, if its user is permitted."""
+    """The next connection, if its peer's user is permitted."""
     try:
         connection, _ = listener.accept()
     except OSError:
@@ -91,14 +91,14 @@ def _states() -> dict[bytes, bytes] | None:
             rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:
         return None
-    # Accepted connections have the path of their listener, and no flag.
+    # Accepted connections have their listener's path, but not this flag.
     return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
 
 
 def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
-    """Connections to all listening sockets, each with its first message: all are asked at once, with this time limit.
+    """Connections to all listening sockets, each with its first message; queried in parallel, within this time.
 
-    None stands for no message in time; an invalid message is returned as an empty one.
+    The message is None if it did not arrive in time, and empty if it was invalid.
     """
     until = time.monotonic() + seconds
     asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
@@ -152,8 +152,8 @@ def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:
 
 DESIRED = "wanted.json"
 REGISTRATIONS = "registrations.json"
-KEPT_CONNECTIONS = "gateway-kept.json"  # which of the gateway's connections workers may have kept
-CONTEXT_SECRET = "gateway-secret"  # by what is made of it, workers believe the gateway
+KEPT_CONNECTIONS = "gateway-kept.json"  # the gateway connections that workers may have kept
+CONTEXT_SECRET = "gateway-secret"  # a value derived from it authenticates the gateway to workers
 
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
@@ -174,7 +174,7 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
 
 
 def remove_desired(directory: str) -> None:
-    """Remove these states: only a pool that was killed leaves them behind."""
+    """Remove these states; only a killed pool leaves them behind."""
     for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
         forget(os.path.join(directory, name))
 
@@ -184,9 +184,9 @@ _LOCK = "lock"
 
 
 def lock(directory: str, *, patient: bool = True) -> int:
-    """A descriptor of the lock of the directory, taken: its holder starts a pool there, or removes the traces of one.
+    """Take the directory's lock; returns its descriptor. The holder may start a pool there, or remove a pool's files.
 
-    Raises OSError, and BlockingIOError for a lock that is taken unless `patient`.
+    Raises OSError; BlockingIOError if the lock is held and not `patient`.
     """
     path = os.path.join(directory, _LOCK)
     while True:
@@ -200,14 +200,14 @@ def lock(directory: str, *, patient: bool = True) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # The pool that had it has removed it.
+        # The pool that held it has removed the file.
         os.close(descriptor)
 
 
 def remove_traces(directory: str) -> None:
-    """Remove what only a running pool needs, its lock and empty logs, and the directory if nothing is left in it.
+    """Remove the files that only a running pool needs, its lock and empty logs, and the directory if it is then empty.
 
-    Nothing happens if the pool left something to its successor, or that is being started. Never fails.
+    Does nothing if the pool left state to a successor, or a pool is being started. Never fails.
     """
     with contextlib.suppress(OSError):
         descriptor = lock(directory, patient=False)

@@ -1,4 +1,4 @@
-"""Starts programs with descriptors at 3, 4, 5 …: as children of the keeper, or in the background; their output."""
+"""Starts programs with descriptors at 3, 4, 5 … as children of the keeper or in the background; bounds their logs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def spawn(
     session: bool,
     without: Container[str] = (),
 ) -> int:
-    """The pid of the new program. `output` is the file for its stdout and stderr (appended to, 0600).
+    """Start a program; returns its pid. `output` is the file for its stdout and stderr (appended to, 0600).
 
-    `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
-    if the program cannot be executed. The keeper's own descriptors are not inherited.
+    `env` is its environment (None: this process's), without the variables in `without`. Raises OSError if the
+    program cannot be executed. The keeper's own descriptors are not inherited.
     """
-    import signal  # in the new process: in_background's caller does not need it
+    import signal  # imported in the new process: in_background's caller does not need it
 
     with contextlib.suppress(OSError):
         rotate_if_large(output)
-    # First moved to other numbers: one of them may have the number that another one needs.
+    # Moved out of the way first: one descriptor may occupy the number that another needs.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
         actions: list[tuple[object, ...]] = [
@@ -63,10 +63,10 @@ def spawn(
 
 
 class Companion:
-    """A program started along with another one, as its child; it gets `fds` as its descriptors 3, 4 …
+    """A program to start as a child of another program; it gets `fds` as its descriptors 3, 4 …
 
-    `output` is the file for what it prints. With `session` it leads a session of its own. The variables
-    `without` are left out of its environment.
+    `output` is the file for its stdout and stderr. With `session` it leads its own session. The variables in
+    `without` are removed from its environment.
     """
 
     __slots__ = ("argv", "fds", "output", "session", "without")
@@ -90,13 +90,14 @@ class Companion:
 def in_background(
     argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
 ) -> int:
-    """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …
+    """Run `argv` in its own session, not as a child of ours, with `fds` at 3, 4 … as its only descriptors.
 
-    Returns its process id, 0 if no process could be made.
+    Returns its pid, or 0 if no process could be created.
 
-    Companions start before the program itself has been loaded. It gets one more argument then: a JSON object with their
-    `pids`, 0 for one that could not be started, and `open_files`, the limits (the soft and the hard one) from before
-    they were raised for all of them. Its stderr is the output of the first of them then, else /dev/null.
+    Companions are started before the program itself is loaded. It then gets one more argument: a JSON object with
+    their `pids` (0 for a companion that could not be started) and `open_files`, the soft and hard limits from
+    before they were raised for all of them. Its stderr is the output file of the first companion, or /dev/null
+    without companions.
     """
     reads, writes = os.pipe()
     child = os.fork()
@@ -117,7 +118,7 @@ def in_background(
                     os.set_inheritable(fd, True)
                 with contextlib.suppress(OSError):
                     if companions:
-                        # Until the program runs: an interpreter that cannot run writes the reason there.
+                        # Needed until the program runs: an interpreter that cannot start writes the reason there.
                         os.dup2(_open_log(companions[0].output, os.O_WRONLY), 2)
                 try:
                     os.execve(argv[0], argv, env)
@@ -133,9 +134,9 @@ def in_background(
 
 
 def _keep_only(fds: Sequence[int]) -> None:
-    """Have these descriptors at 3, 4 …, not inheritable, and no others; 0 to 2 are /dev/null."""
+    """Move these descriptors to 3, 4 …, not inheritable, and close all others; 0 to 2 become /dev/null."""
     above = 3 + len(fds)
-    # Above the numbers assigned below, but no higher: the limit of open files may be small.
+    # Just above the numbers assigned below: the limit of open files may be small.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -155,7 +156,7 @@ def _start(companion: Companion, fds: list[int], env: dict[str, str]) -> int:
 
 
 def log_failure(output: str, argv: Sequence[str], error: OSError) -> None:
-    """Append to a program's log why it could not be executed, where it would have written its own errors."""
+    """Append the reason why a program could not be executed to its own log."""
     with contextlib.suppress(OSError), open(output, "a", opener=_open_log) as log:
         log.write(f"{argv[0]}: {error.strerror or error}\n")
 
@@ -167,14 +168,14 @@ def _open_log(path: str, flags: int) -> int:
 MAX_SIZE_BYTES = 1024 * 1024
 
 
-# The output of the pool's own processes: several of them append to one file, and none may fill the disk.
+# Several of the pool's own processes append to one file, which must not fill the disk.
 
 
 def rotate_if_large(path: str) -> None:
-    """Move the content of a file above MAX_SIZE_BYTES to `path.1`: its last part, with repeated lines counted.
+    """Move the end of a file larger than MAX_SIZE_BYTES to `path.1`, with repeated lines counted.
 
-    The file is truncated, not replaced: processes that are not notified have it open (O_APPEND). On a full disk the
-    content is dropped. Raises OSError, FileNotFoundError among them.
+    The file is truncated, not replaced: other processes keep it open (O_APPEND). On a full disk the content is
+    dropped. Raises OSError, including FileNotFoundError.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_size <= MAX_SIZE_BYTES:

@@ -1,4 +1,4 @@
-"""Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message a packet.
+"""Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message per packet.
 
 Message boundaries survive the death of either end. At most 253 descriptors travel with a message (SCM_MAX_FD, unix(7)).
 No call here blocks unless `wait` is set: O_NONBLOCK belongs to the open file description, and any process that shares
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 253
-# As plain integers: an operation on members of an enumeration takes longer than the system call.
+# Plain integers: operations on enum members take longer than the system call.
 _DONTWAIT, _CLOEXEC = int(socket.MSG_DONTWAIT), int(socket.MSG_CMSG_CLOEXEC)
 _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _SOL_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
@@ -35,7 +35,7 @@ Message = dict[str, "Any"]
 
 
 class WireError(Exception):
-    """A message that cannot be sent, or received data that is not a valid message."""
+    """The message cannot be sent, or the received data is not a valid message."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -44,7 +44,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(message: Message) -> bytes:
-    """The message as it is sent."""
+    """The encoded message."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 
@@ -65,13 +65,13 @@ def send(
     """Send one message, which may be encoded already.
 
     Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)). Raises WireError when it is too
-    large, OSError (BlockingIOError on a full socket, unless it may `wait` for room).
+    large, and OSError (BlockingIOError on a full socket unless `wait` is set).
     """
     payload = message if isinstance(message, bytes) else encode(message)
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
     try:
-        # Not socket.send_fds(), which forgets its flags (Python 3.11 to 3.13).
+        # Not socket.send_fds(), which ignores its flags (Python 3.11 to 3.13).
         rights = [(_SOL_SOCKET, _RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([payload], rights, 0 if wait else _DONTWAIT)
     except OSError as error:
@@ -89,9 +89,9 @@ def receive(
 ) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
 
-    Raises BlockingIOError when there is none, unless it may `wait` (a socket with a timeout waits that long in any
-    case), WireError for data that is not a message or is larger than allowed. In that case all descriptors are received
-    and then closed here: when the kernel drops them, the sender decides how long closing takes (see close_promptly).
+    Raises BlockingIOError when no message is queued unless `wait` is set (a socket with a timeout waits in any
+    case), and WireError for invalid or oversized data. All descriptors are then received and closed here: if the
+    kernel dropped them, the sender could control how long closing takes (see close_promptly).
     """
     received = receive_encoded(sock, wait=wait, most_bytes=most_bytes, most_descriptors=most_descriptors)
     return None if received is None else (decode(*received), received[1])
@@ -105,8 +105,8 @@ def receive_encoded(
     most_descriptors: int = MAX_DESCRIPTORS,
 ) -> tuple[bytes, list[int]] | None:
     """Like `receive`, with the message as it was sent, for `decode`."""
-    # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
-    # would inherit the received descriptors.
+    # Not socket.recv_fds(), which forgets its flags (Python 3.11 to 3.13): every program started later would
+    # inherit the received descriptors.
     payload, ancillary, flags, _ = sock.recvmsg(
         most_bytes,
         _LARGEST_ANCILLARY_BYTES,
@@ -129,7 +129,7 @@ def receive_encoded(
 
 
 def decode(payload: bytes, fds: list[int]) -> Message:
-    """The message that was received with these descriptors; they are closed if it is not one (WireError)."""
+    """Decode the message received with these descriptors. Raises WireError and closes them if it is invalid."""
     try:
         message = json.loads(payload)
         if not isinstance(message, dict):
@@ -142,9 +142,9 @@ def decode(payload: bytes, fds: list[int]) -> Message:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor and, for a message socket, also the descriptors in its unread messages.
+    """Close a descriptor; for a message socket also the descriptors in its unread messages.
 
-    The kernel would close those with the last duplicate, for as long as the sender wants (see close_promptly).
+    The kernel would close them with the last duplicate, and the sender could delay that (see close_promptly).
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -158,7 +158,7 @@ def close(fd: int) -> None:
 
 
 def _drain(sock: socket.socket) -> None:
-    # No message can be added from now on, and each has credentials, which distinguish an empty one from end of file.
+    # No more messages can arrive, and each has credentials, which distinguish an empty message from end of file.
     sock.shutdown(socket.SHUT_RD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     while ancillary := sock.recvmsg(
@@ -173,5 +173,5 @@ def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
     if level != _SOL_SOCKET or kind != _RIGHTS:
         return []
     if len(data) == _DESCRIPTOR_BYTES:
-        return [int.from_bytes(data, sys.byteorder)]  # a third of the time
+        return [int.from_bytes(data, sys.byteorder)]  # much faster than an array
     return array.array("i", data[: len(data) - len(data) % _DESCRIPTOR_BYTES]).tolist()

@@ -1,5 +1,5 @@
-"""The only place where listeners are made: opened, inherited, numbered, and closed without leaving files.
+"""The only package that creates listeners: it opens or inherits them, chooses ports, and removes files on close.
 
-`open_listener` and `unix_listener` make them, `port_ledger` chooses numbers, `listen_errors` explains errors and finds
-the process that uses an address, `sock_diag` asks the kernel about sockets.
+`open_listener` and `unix_listener` create them, `port_ledger` chooses numbers, `listen_errors` explains errors and
+finds the process that uses an address, `sock_diag` asks the kernel about sockets.
 """

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 _UNPRIVILEGED_PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _DEFAULT_UNPRIVILEGED_PORT = 1024
-# The limit of a search, for any number of processes, descriptors and connections.
+# The time limit of a search, however many processes, descriptors and connections there are.
 MOST_SECONDS = 1.0
-_MOST_CONNECTIONS = 20  # of one port are checked
-_MOST_CHARACTERS = 1 << 20  # of a table
+_MOST_CONNECTIONS = 20  # checked per port
+_MOST_CHARACTERS = 1 << 20  # read of a table
 
 # Host and port, or the path of a Unix socket.
 Place = tuple[str, int] | str
 
 
 class ListenError(ServerError):
-    """A listener could not be opened; with the cause and the fix.
+    """A listener could not be opened; the message has the cause, `hint` the fix.
 
-    `taken` is the place that another process uses, if that is the cause; `naming` names that process.
+    `taken` is the place in use by another process, if that is the cause; `naming` names that process.
     """
 
     def __init__(self, message: str, *, bind: str = "", hint: str = "", taken: Place | None = None) -> None:
@@ -46,7 +46,7 @@ class ListenError(ServerError):
 
 
 def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
-    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`; UDP: SOCK_DGRAM."""
+    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
@@ -70,7 +70,7 @@ def explain_port(address: Address, host: str, error: OSError, kind: int = socket
 
 
 def explain(address: Address, what: str, error: OSError) -> ListenError:
-    """The ListenError for any other OSError, with the fix for those that have one."""
+    """The ListenError for any other OSError, with the fix where one is known."""
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",
         errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
@@ -90,14 +90,14 @@ def unresolved(address: Address, reason: str) -> ListenError:
 
 
 def taken(address: Address, place: Place) -> ListenError:
-    """The ListenError for a place that is in use. It does not name the process, because finding it takes long."""
+    """The ListenError for a place in use. It does not name the process, because finding it is slow."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
 def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The same error with the processes that use the place (see Search), and the fix."""
+    """The same error with the processes that use the place (see Search) and the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -105,7 +105,7 @@ def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
     by = f"{first}{others}"
     if first.pool is not None:
-        # Killing its keeper would not help: the supervisor starts another one.
+        # Killing its keeper would not help: the supervisor starts a new one.
         by, hint = _pool(first, first.pool)
     elif not first.name:
         by, hint = "a connection that has ended", f"wait until the kernel forgets it, a minute: {command}"
@@ -124,7 +124,7 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
         return f"a pool inside another program, {holder}", "stop that program"
     user = "" if holder.uid in (-1, os.geteuid()) else f" as {_user_name(holder.uid)}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
-    # Without it the command would stop another pool of the same files, or find none.
+    # Without it the command would stop a different pool of the same files, or find no pool.
     where = f"POOLCTL_RUNTIME_DIR={shlex.quote(holder.runtime)} " if holder.runtime else ""
     return f"the pool of {', '.join(files)}", f"stop it{user}: {where}poolctl {named} stop"
 
@@ -151,11 +151,11 @@ def _unprivileged_port() -> int:
 
 
 class Holder(NamedTuple):
-    """One process that holds a socket; `pid` is None if only its user is visible.
+    """A process that holds a socket; `pid` is None if only its user is visible.
 
-    It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of its pool;
-    empty if that pool is embedded in another program, None if it belongs to no pool. `runtime` is the runtime directory
-    of that pool, if it is not the one of this process.
+    It `listens`, or has a connection, which has ended if `name` is empty as well. `pool` lists the files of its
+    pool: empty if that pool is embedded in another program, None if it belongs to no pool. `runtime` is the runtime
+    directory of that pool if it differs from this process's.
     """
 
     name: str
@@ -166,13 +166,13 @@ class Holder(NamedTuple):
     runtime: str = ""
 
     def __repr__(self) -> str:
-        # Any user may have chosen the name.
+        # Untrusted: any user can choose the name of a process.
         name = "".join(each if each.isprintable() else "?" for each in self.name)
         return name if self.pid is None else f"{name} (pid {self.pid})"
 
 
 class Search:
-    """Finds the processes that hold addresses. It caches its last result, so that repeated searches are cheap.
+    """Finds the processes that hold addresses. The last result is cached, so repeated searches are cheap.
 
     Not thread-safe.
     """
@@ -181,9 +181,9 @@ class Search:
         self._known: dict[int, Holder] = {}
 
     def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
-        """For each place the processes that keep it from being bound; listeners win over connections.
+        """The processes that prevent each place from being bound; listeners take precedence over connections.
 
-        Never raises. Blocks for about MOST_SECONDS at most, and omits holders not found by then.
+        Never raises. Blocks for about MOST_SECONDS at most; holders not found by then are omitted.
         """
         until = time.monotonic() + MOST_SECONDS
         sockets = _sockets(list(places), until)
@@ -195,7 +195,7 @@ class Search:
 
 
 def local_addresses() -> list[str]:
-    """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
+    """The addresses of this machine except link-local ones, IPv4 first; empty if /proc does not list them."""
     found = []
     previous = ""
     for fields in _table("/proc/net/fib_trie"):
@@ -248,7 +248,7 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 def _packed(host: str) -> bytes:
-    """The address as bytes, IPv4 as four of them; a name as the wildcard, which overlaps everything."""
+    """The packed address, IPv4 in four bytes; for a name the wildcard, which overlaps with every address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             return socket.inet_pton(family, host.partition("%")[0])
@@ -275,7 +275,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """The oldest process that has a descriptor of each socket; for those not found, the known facts."""
+    """The oldest process that has a descriptor of each socket, or the known facts if it is not found."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -290,7 +290,7 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
 
 
 def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
-    """The missing sockets that the process has; removes them from `missing`."""
+    """The missing sockets that the process has open; removes them from `missing`."""
     found: set[int] = set()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
@@ -306,7 +306,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """The files, and the runtime directory, of the pool whose keeper, supervisor or worker the process is."""
     parent = _parent(pid)
-    # A worker of this very pool, whose keeper is our parent, is a process like any other.
+    # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _of_pool(each)
         if arguments is None:
@@ -324,7 +324,7 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
 
 
 def _of_pool(pid: int) -> list[str] | None:
-    """The arguments of a keeper or supervisor: bootstrap.py, its part, the pool's directory, and others."""
+    """The arguments of a keeper or supervisor from bootstrap.py on: its part, the pool's directory, and others."""
     arguments = _arguments(pid)[2:]
     if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
         return None
@@ -352,7 +352,7 @@ def _arguments(pid: int) -> list[str]:
 
 
 def _process_name(pid: int) -> str:
-    """The operator's name for the process: for an interpreter, the module or script that it runs."""
+    """The process as an operator would call it: for an interpreter, the module or script that it runs."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             name = file.read().strip()

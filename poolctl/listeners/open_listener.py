@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "open_listener"]
 
-# The accept queue belongs to the socket that all processes share, and the last listen() sets its
-# length: every caller of it uses this number (the kernel caps it at net.core.somaxconn).
+# All processes share one socket, and the last listen() call sets the length of its accept queue: every caller uses
+# this number (the kernel caps it at net.core.somaxconn).
 BACKLOG = 2048
 
 _EVERYWHERE = ("0.0.0.0", "::")
@@ -32,9 +32,9 @@ def open_listener(
 ) -> list[socket.socket]:
     """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
 
-    `:8080` gives one for each IP version, `localhost` one for each loopback address of the name,
-    `fd:NAME` those of `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is
-    replaced; `mode` is that of the new one. Raises ListenError; resolving a host name may block.
+    `:8080` gives one for each IP version, `localhost` one for each loopback address of the name, `fd:NAME` the
+    sockets in `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is replaced; `mode`
+    is the new file's mode. Raises ListenError; resolving a host name may block.
     """
     if address.kind == "tcp":
         sockets = _open_ports(address, socket.SOCK_STREAM)
@@ -47,14 +47,14 @@ def open_listener(
     for sock in sockets:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            # Accepted sockets inherit it; without it a keep-alive request was measured to wait 44 ms for a delayed
-            # acknowledgement where an event loop does not set it by itself.
+            # Accepted sockets inherit it. Without it a keep-alive request waits for a delayed acknowledgement,
+            # unless the event loop sets it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sockets
 
 
 def open_datagram_sockets(address: Address) -> list[socket.socket]:
-    """The UDP sockets of `address`, bound, non-blocking and close-on-exec, one for each address that it means.
+    """The UDP sockets of `address`, bound, non-blocking and close-on-exec, one for each address it resolves to.
 
     Raises ListenError; resolving a host name may block.
     """
@@ -67,14 +67,14 @@ def open_datagram_sockets(address: Address) -> list[socket.socket]:
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:
-    """Refuse connections, even if other processes hold the same listeners: closing a duplicate would not do that."""
+    """Refuse connections even if other processes hold the same listeners, unlike closing a duplicate."""
     for sock in sockets:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RD)
 
 
 def close_listener(sockets: Iterable[socket.socket], identity: unix_listener.Identity | None = None) -> None:
-    """Close the sockets; remove a Unix socket's file if `unix.identity` still gives `identity` for it."""
+    """Close the sockets; remove a Unix socket's file if it still has this `identity` (see unix_listener.identity)."""
     for sock in sockets:
         path = "" if identity is None or sock.family != socket.AF_UNIX else sock.getsockname()
         sock.close()
@@ -83,7 +83,7 @@ def close_listener(sockets: Iterable[socket.socket], identity: unix_listener.Ide
 
 
 def describe(sock: socket.socket) -> str:
-    """The address that a socket is bound to, as the user writes it: `[::1]:8080`, `unix:/run/a.sock`."""
+    """The address that a socket is bound to, as users write it: `[::1]:8080`, `unix:/run/a.sock`."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         text = name.decode("utf-8", "replace").replace("\0", "@", 1) if isinstance(name, bytes) else name
@@ -120,16 +120,15 @@ def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.so
     try:
         if (
             kind == socket.SOCK_STREAM
-        ):  # two UDP sockets with this option would share the port, and one gets nothing
+        ):  # two UDP sockets with this option would share the port, and one of them would receive nothing
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
-            # Set in both cases: the system's default (net.ipv6.bindv6only) is not to decide what `[::]`
-            # means.
+            # Set in both cases, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
         if kind == socket.SOCK_STREAM:
-            sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may show here instead of at bind()
+            sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may be detected here instead of in bind()
     except OSError:
         sock.close()
         raise
@@ -137,11 +136,11 @@ def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.so
 
 
 class BindTarget(NamedTuple):
-    """One socket to open: its family and address, for any port."""
+    """One socket to open: its family and address, without the port."""
 
     family: int
     host: str
-    rest: tuple[object, ...]  # flow and zone of an IPv6 address
+    rest: tuple[object, ...]  # flow info and scope id of an IPv6 address
 
     def sockaddr(self, port: int) -> tuple[object, ...]:
         """The argument of bind()."""
@@ -149,10 +148,10 @@ class BindTarget(NamedTuple):
 
 
 def targets(address: Address) -> list[BindTarget]:
-    """The sockets of a TCP address, IPv4 first, each once; at least one.
+    """The sockets to open for a TCP address, IPv4 first, without duplicates; at least one.
 
-    `:8080` means both IP versions; `localhost` the loopback addresses of the name, and only them.
-     Raises ListenError; a host name may block until it is resolved.
+    `:8080` means both IP versions, `localhost` only the loopback addresses of the name. Raises ListenError; blocks
+    while a host name is resolved.
     """
     found: dict[str, BindTarget] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
@@ -171,7 +170,7 @@ def targets(address: Address) -> list[BindTarget]:
 
 def _answers(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
-        # A text would first be encoded as an internationalised name, whose tables take 3 ms to import.
+        # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
         name = host.encode() if host.isascii() else host
         return [*socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
@@ -185,11 +184,10 @@ def _is_loopback(text: str) -> bool:
 
 
 def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
-    """The passed descriptors under their numbers and their names: `{"3": [3], "web": [3, 4], "4": [4]}`.
+    """The passed descriptors by number and by name: `{"3": [3], "web": [3, 4], "4": [4]}`.
 
-    Empty if nothing was passed, or if it was passed to another process (`pid` is that of this one by
-    default). The descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers stay valid in
-    this process only.
+    Empty if nothing was passed, or if it was passed to another process than `pid` (default: this one). The
+    descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers are valid in this process only.
     """
     try:
         count = int(env.get("LISTEN_FDS", "0"))
@@ -256,15 +254,16 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
-    """The descriptors of these listeners, of every connection accepted from them, and of all duplicates, unordered.
+    """The descriptors of these listeners, of all connections accepted from them, and of duplicates, in any order.
 
-    An event loop registers a connection only some turns after accepting it. A caller that must not miss one, such as a
-    forked child, checks the descriptors: an accepted connection has its listener's address as its own.
+    An event loop registers a connection only some iterations after accepting it. A caller that must not miss one,
+    such as a forked child, therefore checks all descriptors: an accepted connection has its listener's local
+    address.
     """
     addresses = {_local_name(each) for each in listeners}
     found = []
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):  # not a socket, or the listing's own
+        with contextlib.suppress(OSError):  # not a socket, or the descriptor of this listing
             sock = socket.socket(fileno=int(name))
             try:
                 if _local_name(sock) in addresses or _local_name(sock, everywhere=True) in addresses:

@@ -1,4 +1,4 @@
-"""Chooses the ports of `:auto` addresses and stores them, so that a server keeps its address."""
+"""Chooses ports for `:auto` addresses and stores them, so that a server keeps its address."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 class PortLedger:
     """The port of each server, stored in a JSON file; the range is `first` to `last`, inclusive.
 
-    A port once chosen stays its server's: the address is the pool's key, and clients use it. `key` is the pool's, a
-    hash of its file's path, and one of the directories of `path`, next to those of other pools. The search begins at a
-    place derived from it, and takes a port that another pool has stored only if no other is left, so that two
-    checkouts of one file can run at the same time. A missing or damaged file is an empty ledger. Not thread-safe;
-    choosing blocks briefly.
+    A server keeps its port once chosen: the address is its key in the pool, and clients use it. `key` identifies
+    the pool, a hash of its file's path, and is a directory in `path` next to the directories of other pools. The
+    search starts at a port derived from it, and takes a port stored by another pool only if no other is left, so
+    that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty ledger.
+    Not thread-safe; choosing blocks briefly.
     """
 
     def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
@@ -45,11 +45,11 @@ class PortLedger:
     def port(
         self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
     ) -> int:
-        """The port of server `name`: its stored one, else the first of the search that is free on `address`.
+        """The port of server `name`: its stored port, else the first one found that is free on `address`.
 
-        `avoid` are the ports that the configuration gives to other servers, `vacated` those of servers to be removed:
-        still in use, and reused if no other is left. Raises ServerError if there is none, OSError if the choice
-        cannot be stored.
+        `avoid` holds the ports that the configuration gives to other servers, `vacated` the ports of servers to be
+        removed: still in use, and reused only if no other is left. Raises ServerError if no port is free, OSError
+        if the choice cannot be stored.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -71,13 +71,13 @@ class PortLedger:
         )
 
     def known(self, name: str) -> int | None:
-        """The stored port of server `name`, None if it has none yet. Chooses and writes nothing."""
+        """The stored port of server `name`, or None. Neither chooses nor writes."""
         return self._ports.get(name)
 
     def forget_taken(self, name: str, address: Address) -> int | None:
-        """Forget the stored port of server `name` if another program uses it on `address`; that port, else None.
+        """Forget the stored port of server `name` if another program uses it on `address`; returns that port or None.
 
-        The pool itself must not be running.
+        Only valid while the pool is not running.
         """
         known = self._ports.get(name)
         if known is None or is_free(address, known, lingering=True):
@@ -86,7 +86,7 @@ class PortLedger:
         return known
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Forget the ports of servers that are not among `names`: they were removed from the file."""
+        """Forget the ports of servers not in `names`, which were removed from the file."""
         wanted = set(names)
         kept = {name: port for name, port in self._ports.items() if name in wanted}
         if kept != self._ports:
@@ -94,14 +94,14 @@ class PortLedger:
             self._write()
 
     def _search(self) -> Iterator[int]:
-        """The whole range, from the pool's own place on."""
+        """The whole range, starting at the pool's own port."""
         start = self._first + int(self._key, 16) % (self._last - self._first + 1)
         yield from range(start, self._last + 1)
         yield from range(self._first, start)
 
     @contextmanager
     def _others(self) -> Iterator[set[int]]:
-        """The ports that the user's other pools have stored, which store no other meanwhile."""
+        """The ports stored by the user's other pools, which cannot store more meanwhile."""
         root, _, own = self._path.partition(f"/{self._key}/")
         if not own:
             root = os.path.dirname(self._path)
@@ -123,7 +123,7 @@ class PortLedger:
 
 
 def free_port(host: str) -> int:
-    """A port of this numeric host that no program uses at the moment."""
+    """A currently unused port of this numeric host."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         port: int = sock.getsockname()[1]
@@ -131,14 +131,14 @@ def free_port(host: str) -> int:
 
 
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
-    """Whether nothing at all uses `port` on any address of `address`; `lingering` connections may be allowed."""
+    """Whether `port` is unused on every address of `address`; `lingering` connections may be allowed."""
     return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
 
 
 def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as sock:
-            # Without it, connections in TIME_WAIT count as well.
+            # Without it, connections in TIME_WAIT count as use.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, lingering)
             if target.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

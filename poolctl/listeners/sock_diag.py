@@ -1,9 +1,9 @@
-"""Asks Linux about sockets of any process (sock_diag(7)): whether a connection was accepted, which sockets have a port.
+"""Queries Linux about sockets of any process (sock_diag(7)): which sockets use a port, which were accepted.
 
-`accepted` waits until a program accepts a connection, also where the kernel does not answer.
+`accepted` waits until a program accepts a connection, even where the kernel does not answer.
 
-A netlink socket is opened for each question (10 µs), so that threads and forked children share nothing. The kernel may
-not answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel such as gVisor.
+A netlink socket is opened for each query, so that threads and forked children share nothing. The kernel may not
+answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel such as gVisor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LISTEN = 1 << 10
-_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED, and CLOSE_WAIT: the client has shut down its side
+_CONNECTED = 1 << 1 | 1 << 8  # ESTABLISHED and CLOSE_WAIT (the client has shut down its side)
 ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
@@ -42,37 +42,38 @@ _LARGEST = 65536
 
 # nlmsghdr: length, type, flags, sequence, port
 _HEADER = struct.Struct("=IHHII")
-# inet_diag_req_v2: family, protocol, extensions, states; an identity follows (ports, addresses, interface, cookie)
+# inet_diag_req_v2: family, protocol, extensions, states; followed by an identity (ports, addresses, interface, cookie)
 _INET_REQUEST = struct.Struct("=BBBxI")
 _IDENTITY_BYTES = 48
 # inet_diag_msg: family, state, timer, retransmits, the identity; expires, rqueue, wqueue, uid, inode
 _INET_ANSWER = struct.Struct("=BBBB48xIIIII")
 _COOKIE_AT = 44
-# unix_diag_req: family, protocol, pad, states, inode, what to show, cookie
+# unix_diag_req: family, protocol, pad, states, inode, show, cookie
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")
 # unix_diag_msg: family, type, state, pad, inode, cookie; attributes follow
 _UNIX_ANSWER_BYTES = 16
 _ATTRIBUTE = struct.Struct("=HH")
 
-# Nothing announces that another program has called accept(): the kernel has to be polled.
+# The kernel sends no notification when another program calls accept(): it has to be polled.
 _FIRST_PAUSE_SECONDS = 0.01
 _LAST_PAUSE_SECONDS = 0.2
 _OTHERS_AFTER_SECONDS = 0.5
 _OTHERS_LAST_PAUSE_SECONDS = 2.0
-_MOST_SECONDS = 1.0  # for the kernel to list all connections
-# tcp_info: of a listener tcpi_unacked is the length of its accept queue (tcp(7)).
+_MOST_SECONDS = 1.0  # timeout for listing all connections
+# In the tcp_info of a listener, tcpi_unacked is the length of its accept queue (tcp(7)).
 _TCP_INFO_BYTES = 32
 _UNACKED_AT = 24
 
 
 async def accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
-    """Return when the program that listens at the other end of this new connection has accepted it.
+    """Return when the program listening at the other end has accepted this new connection.
 
-    Our side is shut down first: a program that serves one client at a time then finishes with this one at once. The
-    connection was accepted when the program closes it or sends something, or when the kernel reports that a process
-    has the other end. Without the kernel's answer (see sock_diag) only the former counts. The length of the accept
-    queue proves nothing: with more clients than workers it never becomes empty. In a long queue the probe's turn may
-    come too late, so with `listener` it is enough that any connection to it was accepted meanwhile. Raises OSError.
+    Our side is shut down first, so that a program that serves one client at a time finishes with this one at once.
+    The connection counts as accepted when the program closes it or sends data, or when the kernel reports that a
+    process has the other end. Where the kernel does not answer only the former counts. The length of the accept
+    queue proves nothing: with more clients than workers it never becomes empty. In a long queue the probe may be
+    reached too late, so with `listener` it is enough that any connection to it was accepted meanwhile. Raises
+    OSError.
     """
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
@@ -86,11 +87,11 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
                 await loop.sock_recv(probe, 1)
             return
         except ConnectionResetError:
-            return  # by the program, which had accepted it
+            return  # reset by the program, so it was accepted
         except TimeoutError:
             pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
         if listener is not None and loop.time() >= others_at and _others_wait(listener):
-            # In a thread and with growing pauses: the kernel walks all connections of the machine.
+            # In a thread and with growing pauses, because the kernel walks all connections of the machine.
             now = await asyncio.to_thread(_accepted_now, listener)
             if before is not None and now - before:
                 return
@@ -100,14 +101,14 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
 
 
 def _others_wait(listener: socket.socket) -> bool:
-    """Whether more connections than the probe wait in the accept queue; True if unknown (a Unix socket)."""
+    """Whether connections other than the probe wait in the accept queue; True if unknown (a Unix socket)."""
     if listener.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
         return True
     return accept_queue(listener) > 1
 
 
 def accept_queue(listener: socket.socket) -> int:
-    """How many connections wait in the listener's accept queue; 0 if the kernel does not answer. Does not block."""
+    """The length of the listener's accept queue; 0 if the kernel does not answer. Does not block."""
     try:
         if listener.family == socket.AF_UNIX:
             return _unix_accept_queue(listener)
@@ -129,10 +130,10 @@ def _accepted_now(listener: socket.socket) -> set[int]:
 
 
 def is_accepted(sock: socket.socket) -> bool | None:
-    """Whether a process has accepted the other end of this connection to a listener of this machine.
+    """Whether a process on this machine has accepted the other end of this connection.
 
-    A connection that waits in the accept queue belongs to no process yet: it has no inode. None if the kernel does
-    not answer, or if the other end is closed.
+    A connection in the accept queue belongs to no process yet and has no inode. None if the kernel does not answer,
+    or if the other end is closed.
     """
     try:
         inode = _unix_peer(sock) if sock.family == socket.AF_UNIX else _tcp_peer(sock)
@@ -151,7 +152,7 @@ def _tcp_peer(sock: socket.socket) -> int | None:
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
-    # For a connection that no longer exists the kernel returns the listener.
+    # For a connection that no longer exists, the kernel returns the listener.
     return None if state == _LISTEN_STATE else int(inode)
 
 
@@ -178,7 +179,7 @@ class TcpSocket(NamedTuple):
 
 
 def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
-    """All TCP sockets in one of these states, or those on that port; the kernel filters.
+    """All TCP sockets in one of these states, or only those on this port (filtered by the kernel).
 
     Ends early at `until`, on the monotonic clock, or if the kernel does not answer. Blocks.
     """
@@ -197,13 +198,13 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
 
 
 def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
-    """The path and the inode of each Unix socket that listens; likewise."""
+    """The path and the inode of each listening Unix socket. Ends early and blocks as `tcp_sockets` does."""
     for path, inode, _ in _unix_sockets(LISTEN, until):
         yield path, inode
 
 
 def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
-    """The cookies of the connections that processes have accepted from this listener and not closed yet; likewise."""
+    """The cookies of the open connections that processes have accepted from this listener. Blocks."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list those in the accept queue.
@@ -236,17 +237,17 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 
 def _ask(question: bytes) -> bytes | None:
-    """The answer to a question about one socket, None if there is no such socket. Does not block; raises OSError."""
+    """The answer to a query about one socket, or None if there is no such socket. Does not block; raises OSError."""
     with _netlink() as netlink:
         netlink.setblocking(False)
         netlink.send(_message(question, _REQUEST))
-        answer = netlink.recv(_LARGEST)  # the kernel has answered within send()
+        answer = netlink.recv(_LARGEST)  # the kernel answers within send()
     length, kind, _, _, _ = _HEADER.unpack_from(answer)
     return None if kind == _ERROR else answer[_HEADER.size : length]
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """The answers, received in time, to a question about many sockets. Raises OSError."""
+    """The answers received in time to a query about many sockets. Raises OSError."""
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))
         while (left := until - time.monotonic()) > 0:

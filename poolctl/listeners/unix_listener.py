@@ -1,4 +1,4 @@
-"""Listeners on a path: a stale file is removed, a live one never, and at the end only our own."""
+"""Listeners on a path. A stale file is removed, a live one never; on close only our own file is removed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Identity = tuple[int, int]
 
 
 def listen(address: Address, backlog: int, mode: int | None = None) -> socket.socket:
-    """A listener on the path, its file with this mode; without one as the umask allows. Raises ListenError."""
+    """A listener on the path; its file gets `mode`, by default as the umask allows. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
         _check_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The file gets the socket's own mode (less the umask). To change that of the path afterwards would
-            # follow a link that another user has put there meanwhile.
+            # The file gets the socket's own mode (less the umask). A later chmod of the path could follow a link
+            # that another user has put there meanwhile.
             os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
             sock.bind(path)
             if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
@@ -48,7 +48,7 @@ def listen(address: Address, backlog: int, mode: int | None = None) -> socket.so
 
 @contextlib.contextmanager
 def _directory(address: Address) -> Iterator[int]:
-    """The descriptor of the directory of the path, to which no link of another user leads. Raises ListenError."""
+    """A descriptor of the directory of the path, reached without following another user's link. Raises ListenError."""
     try:
         fd = open_directory(os.path.dirname(address.path))
     except OSError as error:
@@ -60,7 +60,7 @@ def _directory(address: Address) -> Iterator[int]:
 
 
 def _is_there(name: str, directory: int) -> bool:
-    """Whether the socket was made in this directory, and not at the target of another user's link."""
+    """Whether the socket was created in this directory, and not at the target of another user's link."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
@@ -70,7 +70,7 @@ def _is_there(name: str, directory: int) -> bool:
 
 
 def _set_mode(name: str, directory: int, mode: int) -> None:
-    """Give the socket this mode, whatever the umask has taken of it; no link is followed."""
+    """Set the socket's mode regardless of the umask, without following links."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -80,7 +80,7 @@ def _set_mode(name: str, directory: int, mode: int) -> None:
 
 
 def identity(path: str) -> Identity | None:
-    """A value that distinguishes this socket file from another one of the same path; None if there is none."""
+    """A value that distinguishes this socket file from a later one with the same path; None if there is no file."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -89,17 +89,17 @@ def identity(path: str) -> Identity | None:
 
 
 def identity_of(key: str) -> Identity | None:
-    """Likewise for a canonical address; None also for one that is not a path."""
+    """The identity of the socket file of a canonical address; None for an address that is not a path."""
     return identity(key.removeprefix("unix:")) if key.startswith("unix:") else None
 
 
 def remove(path: str, only: Identity | None) -> bool:
-    """Remove the socket file if it is still the one that `only` identifies; whether it was removed."""
+    """Remove the socket file if its identity is still `only`; returns whether it was removed."""
     if only is None:
         return False
     name = os.path.basename(path)
     try:
-        # Checked and removed in the same directory, even if the path leads elsewhere by then.
+        # Checked and removed in the same directory, even if the path is redirected meanwhile.
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False
@@ -116,9 +116,9 @@ def remove(path: str, only: Identity | None) -> bool:
 
 
 def is_live(path: str) -> bool:
-    """Whether a process listens on the socket at `path`: it is stale only if a connection is refused."""
+    """Whether a process listens on the socket at `path`; it is stale only if a connection is refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog gives EAGAIN instead of blocking
+        probe.setblocking(False)  # with a full backlog, connect gives EAGAIN instead of blocking
         try:
             probe.connect(path)
         except OSError as error:

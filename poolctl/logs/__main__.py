@@ -1,4 +1,4 @@
-"""`logs [DIRECTORY]`: the logger (see logger_process), with orders on descriptor 3; DIRECTORY leads new pools to it."""
+"""`logs [DIRECTORY]`: the logger (see logger_process), with orders on descriptor 3; new pools find it in DIRECTORY."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTROL_DESCRIPTOR = 3
 def main() -> None:
     """Serve the socket on descriptor 3 until it ends.
 
-    Signals that end a group or a session are ignored: the servers' last output comes after them.
+    Signals that end a group or a session are ignored, because the servers' last output comes later.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

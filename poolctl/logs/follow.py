@@ -1,4 +1,4 @@
-"""Follows several logs, merged, in whole lines, across rotations; changes of a directory's files (inotify(7))."""
+"""Follows several logs, merged, in whole lines and across rotations; reports changes in directories (inotify(7))."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EVENTS_BYTES = 64 * 1024
 
 
 class DirectoryWatch:
-    """Reports which files in some directories were written, moved, removed or given other rights.
+    """Reports which files in some directories were written, moved, removed or changed in their permissions.
 
     Raises OSError without inotify.
     """
@@ -44,14 +44,14 @@ class DirectoryWatch:
         self.close()
 
     def add(self, directory: str, changes: int = _CHANGES) -> bool:
-        """Watch a directory; whether it was not watched before. Raises OSError (FileNotFoundError if it is missing)."""
+        """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""
         number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), changes))
         is_new = number not in self._directories
         self._directories[number] = directory
         return is_new
 
     def changed(self) -> set[str] | None:
-        """The paths that changed since the last call; None if there were too many. Does not block."""
+        """The paths changed since the last call; None if there were too many. Does not block."""
         found: set[str] = set()
         try:
             events = os.read(self.fd, _EVENTS_BYTES)
@@ -80,17 +80,17 @@ def _checked(result: int) -> int:
 
 
 _READ_BYTES = 256 * 1024
-# The most to read at once: a file that other users can write may grow by any amount.
+# Maximum bytes per read: a file that other users can write may grow by any amount.
 _MOST_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 _POLL_SECONDS = 0.1
-# Longer than the delay from a line's time to its storage, and than a reader's pass over the files.
+# Longer than the time until a line is stored, and than a reader's pass over the files.
 SETTLE_SECONDS = 0.03
 
 
 class TailedFile:
-    """One log file that is read as it grows, also when it is rotated, emptied, or does not exist yet."""
+    """One log file that is read as it grows, even if it is rotated, emptied, or does not exist yet."""
 
     __slots__ = ("_fd", "_inode", "_offset", "_older", "_partial", "path")
 
@@ -103,7 +103,7 @@ class TailedFile:
         self._older: set[Finished] = set()
 
     def begin(self, log: OpenLog) -> None:
-        """Continue from the end of `log`; its incomplete last line counts as read."""
+        """Continue at the end of `log`; its incomplete last line counts as read."""
         self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
         if log.parts:
             fd, self._offset = log.parts[0]
@@ -111,7 +111,7 @@ class TailedFile:
             self._inode = os.fstat(fd).st_ino
 
     def read(self) -> list[bytes]:
-        """The whole lines added since the last call, without their ends."""
+        """The complete lines added since the last call, without line breaks."""
         found = self._rest()
         while newer := self._newer():
             for fd in newer:
@@ -153,7 +153,7 @@ class TailedFile:
         return found
 
     def _newer(self) -> list[int]:
-        """The descriptors of the files that were begun after this one, oldest first."""
+        """The descriptors of the files started after this one, oldest first."""
         try:
             if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
                 return []
@@ -172,15 +172,15 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """The identity of a file that is no longer written to: its inode alone is soon reused."""
+    """The identity of a file that is no longer written to; inode numbers alone are soon reused."""
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class Follower:
-    """The new lines of several logs (paths by server name), each batch in the order of time.
+    """The new lines of several logs (paths by server name); each batch is in the order of time.
 
-    `first` holds the last `lines` lines of each from before, not older than `since`; both have only those that are
-    `wanted`. Without inotify the files are polled ten times a second.
+    `first` holds the last `lines` existing lines of each log, not older than `since`; both contain only `wanted`
+    lines. Without inotify the files are polled ten times a second.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Follower:
                 log.close()
 
     def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
-        # First, so that no line is missed between reading and watching.
+        # Watched before reading, so that no line is missed in between.
         self._watch_directory(os.path.dirname(path))
         growing = TailedFile(path)
         log = OpenLog(path)
@@ -277,15 +277,15 @@ def follow(
     until: Callable[[], bool] | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
-    """The last `lines` lines of each log, then every new one, as far as they are `wanted`; blocks in between.
+    """The last `lines` lines of each log, then every new line, if `wanted`; blocks in between.
 
-    Ends when `until` is true (called ten times a second) and the lines up to then have been returned; never
-    without it. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
+    Ends when `until` returns true (it is called ten times a second) and all lines so far have been returned;
+    without it, never. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
     """
     follower = Follower(paths, lines=lines, since=since, wanted=wanted)
     merge = Merge()
     try:
-        # While one file's last lines were read, an earlier line may have been added to another, as at every reading.
+        # While the last lines of one file were read, an earlier line may have been added to another.
         yield from follower.first if len(paths) < 2 else merge.take(follower.first)
         over = False
         while not over:
@@ -309,7 +309,7 @@ def _new_watch() -> DirectoryWatch | None:
 
 
 class Merge:
-    """Holds each batch back until the next: while one file was read, an earlier line may have been added to another."""
+    """Delays each batch until the next: while one file was read, an earlier line may have been added to another."""
 
     def __init__(self) -> None:
         self._held: list[LogLine] = []
@@ -320,7 +320,7 @@ class Merge:
         return bool(self._held)
 
     def take(self, lines: list[LogLine]) -> list[LogLine]:
-        """The lines that no earlier one can precede any more, in order; `lines` were read just now."""
+        """The lines, in order, that no line read later can precede; `lines` were just read."""
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))
         due = sum(line.time <= newest for line in merged) if self._held else 0

@@ -26,8 +26,8 @@ class InternalLog(logging.Handler):
     """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
 
     A message that repeats the last one is counted instead of written ("repeated 12,345 times"). Messages above the
-    rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file. With `stamped`
-    lines have the form of those in the logs of servers.
+    rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`, lines
+    have the same form as in the logs of servers.
     """
 
     def __init__(self, path: str, clock: Clock | None = None, *, stamped: bool = False) -> None:
@@ -112,8 +112,8 @@ class _Stamped(logging.Formatter):
 class OwnLogs:
     """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
 
-    inotify(7) reports every write, and many writes cause one check: a process that prints without end is bounded to its
-    output in that time, and one that prints nothing costs nothing.
+    inotify(7) reports every write, and writes in quick succession cause one check: a process that prints without
+    end can exceed the limit only by its output until then, and a silent one costs nothing.
     """
 
     def __init__(self, directory: str) -> None:

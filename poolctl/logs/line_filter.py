@@ -1,4 +1,4 @@
-"""Which lines of a log are wanted: by their time, by their level, and by their text."""
+"""Selects lines of a log by time, level and text."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from .log_level import LEVELS, stated_level, without_control
 from .log_line import LogLine
 
-# Read backwards, lines wait for the one that they may continue; output without levels would wait for ever.
+# When reading backwards, lines wait for the line they may continue; output without levels would wait indefinitely.
 _MOST_WAITING = 1000
 _RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 _TRACEBACK = "Traceback (most recent call last):"
 
 
 class LineFilter:
-    """Passes lines not newer than `until`, of at least the level `least`, and with a text that `matches`.
+    """Passes lines not newer than `until`, of at least the level `least`, whose text `matches`.
 
-    A line without a level of its own belongs to the one before it, as those of a traceback do: indented lines, and the
-    one that follows them. A traceback is at least an error. Lines of several logs are kept apart.
+    A line without a level belongs to the previous line, as in a traceback: indented lines and the line after them.
+    A traceback is at least an error. Each log is filtered separately.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class LineFilter:
         self._levels: dict[str, _Levels] = {}
 
     def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
-        """Those of one log that pass, the newest first as in `lines`."""
+        """The lines of one log that pass; newest first, as in `lines`."""
         waiting: list[tuple[LogLine, str]] = []
         for line in lines:
             level = self._level(line)
@@ -41,7 +41,7 @@ class LineFilter:
         yield from self._of_group(waiting[::-1])
 
     def forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
-        """Those that pass, oldest first as in `lines`, which follow those of the call before."""
+        """The lines that pass; oldest first, as in `lines`, which continue the previous call's."""
         return [
             line
             for line in lines
@@ -66,14 +66,14 @@ class LineFilter:
 
 
 class _Levels:
-    """The levels of the lines of one log, in their order."""
+    """The levels of the lines of one log, in order."""
 
     def __init__(self) -> None:
         self._rank = -1
-        self._inside = False  # the line before was one in the middle of a traceback
+        self._inside = False  # the previous line was within a traceback
 
     def rank(self, text: str, level: str) -> int:
-        """The number in LEVELS of a line's own level, or of the line that it continues; -1 for an unknown one."""
+        """The index in LEVELS of the level of a line, or of the line it continues; -1 if unknown."""
         if level:
             self._rank, self._inside = _RANKS.get(level, -1), False
         elif text.startswith(_TRACEBACK):
@@ -81,7 +81,7 @@ class _Levels:
         elif _is_indented(text):
             self._inside = True
         elif self._inside:
-            self._inside = False  # the exception itself
+            self._inside = False  # the line with the exception
         else:
             self._rank = -1
         return self._rank

@@ -1,4 +1,4 @@
-"""One log file: appended to in whole lines, rotated by size and age; a full disk only drops lines."""
+"""One log file, written in whole lines and rotated by size and age; a full disk only drops lines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
 _MOST_SURPLUS_FILES = 100
 _MOST_FILES = 100
-_HEAD_BYTES = 28  # the time that every line of the block begins with
+_HEAD_BYTES = 28  # the time at the beginning of every line of the block
 
 
 class LogFile:
-    """Appends blocks of whole lines to `path`; the old ones are `path.1` (the newest) to `path.keep`.
+    """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
-    `max_size_bytes` and `max_age_seconds` of 0 mean no limit. Nothing here raises OSError: the return value
-    is how much was written, `error` the reason, and every append tries again.
+    0 for `max_size_bytes` or `max_age_seconds` means no limit. Nothing here raises OSError: the return value says
+    how much was written, `error` why not all of it, and every append tries again.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LogFile:
         self.path = path
         self.error = ""
         self.users = 0
-        self.lost_bytes = 0  # not stored since the last successful append
+        self.lost_bytes = 0  # bytes not stored since the last successful append
         self._clock = clock or Clock()
         self._fd = -1
         self._size = 0
@@ -56,13 +56,13 @@ class LogFile:
         return f"<LogFile {self.path}, {self.error or 'open'}>"
 
     def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
-        """Set when the file is rotated and how many old ones are kept."""
+        """Set when the file is rotated and how many old files are kept."""
         self._max_size = max_size_bytes
         self._keep = keep
         self._max_age = max_age_seconds
 
     def append(self, block: bytes) -> int:
-        """How many bytes of `block` are in the file now: all, or those up to the end of a line."""
+        """Append `block`; returns how many of its bytes are in the file now: all, or up to the end of a line."""
         self._prepare()
         done = 0
         while done < len(block) and self._fd >= 0:
@@ -77,7 +77,7 @@ class LogFile:
         return done
 
     def rotate_when_old(self) -> float | None:
-        """Rotate it if it is old enough, without a write; the seconds until the next check, None: never."""
+        """Rotate the file if it is old enough; returns the seconds until the next check, None for never."""
         if not self._max_age:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
@@ -87,12 +87,12 @@ class LogFile:
             return self._max_age
         try:
             born = seconds_of(self._born)
-        except ValueError:  # it only resembles a time
+        except ValueError:  # only resembles a time
             return self._max_age
         return max(born + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """How many bytes of `block`, in whole lines, a writer stored before it was killed."""
+        """The number of bytes of `block`, in whole lines, that a writer stored before it was killed."""
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -142,7 +142,7 @@ class LogFile:
         self.error = ""
 
     def _look_inside(self) -> tuple[bool, str]:
-        """Whether the last line is incomplete, and when the first was written."""
+        """Whether the last line is incomplete, and when the first line was written."""
         now = stamp(self._clock.time())
         if not self._size:
             return False, now
@@ -163,11 +163,11 @@ class LogFile:
         except OSError:
             return False
         here = os.fstat(self._fd)
-        self._size = here.st_size  # another program may have emptied it
+        self._size = here.st_size  # another program may have truncated it
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _fitting(self, block: bytes, start: int) -> int:
-        """The end of the part of the block that fits into this file; `start` if it must be rotated first."""
+        """The end of the part of the block that fits into this file; `start` if the file must be rotated first."""
         if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
@@ -179,7 +179,7 @@ class LogFile:
         return end
 
     def _write(self, block: bytes) -> int:
-        """How much of the block was written, in whole lines; sets `error` if not all of it."""
+        """Write the block; returns how much was written, in whole lines. Sets `error` if that is not all of it."""
         self.error = ""
         missing_end = b"\n" if self._torn else b""
         block = missing_end + block
@@ -195,7 +195,7 @@ class LogFile:
         return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
-        """Remove the written part of a line that did not fit; returns how much of the block stays."""
+        """Remove the written part of a line that did not fit; returns how much of the block remains."""
         whole = block.rfind(b"\n", 0, done) + 1
         self._torn = self._torn and not whole
         if whole == done:
@@ -223,9 +223,9 @@ class LogFile:
         self._open()
 
     def _shift(self) -> None:
-        # A writer that was killed during a rotation has left a gap: it is filled, and older files stay.
+        # A writer killed during a rotation has left a gap, which is filled; older files stay.
         with directory_of(self.path) as (directory, name):
-            # Other users may have created any number of such files in a directory of theirs.
+            # Other users may create any number of such files in their own directory.
             free, most = 1, self._keep + _MOST_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):
                 free += 1
@@ -249,7 +249,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """How many bytes of a block a killed writer has put into a log, which ends with that beginning of the block."""
+    """The number of bytes of a block that a killed writer stored: the log ends with that part of the block."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)
@@ -263,7 +263,7 @@ def stored_part(path: str, block: bytes) -> int:
 
 
 def _ending(path: str, length: int) -> bytes:
-    """The last bytes of a log; the file itself may be missing when it has just been rotated."""
+    """The last bytes of a log; the file itself may be missing if it was just rotated."""
     found = b""
     log = OpenLog(path, _MOST_FILES)
     for fd, size in log.parts:

@@ -1,4 +1,4 @@
-"""The level that a line of output states, whichever library wrote it: in JSON, or in one of the usual forms of text."""
+"""The level stated in a line of output, in JSON or in the usual text formats of logging libraries."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _FORMS = (
     re.compile(rf"\b(?:level|lvl|severity)=\"?({_ANY})\b", re.IGNORECASE),
     re.compile(rf"(?:^|[\s|])({_ANY.upper()})(?=[\s|:]|$)"),
 )
-# What follows is the message.
+# The rest of the line is the message.
 _LONGEST_HEAD = 160
-# Sequences for a terminal (ECMA-48 §5.4), such as colours.
+# Terminal escape sequences such as colours (ECMA-48 §5.4).
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def canonical_level(word: str) -> str:
-    """One of LEVELS for any usual word ("WARN", "err"); the word in lower case for another one."""
+    """One of LEVELS for any usual word ("WARN", "err"); any other word in lower case."""
     return _WORDS.get(word.lower(), word.lower())
 
 
 def level_place(text: str) -> tuple[str, int, int]:
-    """The level that a line of text states, and where its word begins and ends; ("", 0, 0) without one."""
+    """The level stated in a line of text, and the start and end of its word; ("", 0, 0) without a level."""
     head = text[:_LONGEST_HEAD]
     for form in _FORMS:
         if found := form.search(head):
@@ -47,7 +47,7 @@ def level_place(text: str) -> tuple[str, int, int]:
 
 
 def stated_level(text: str) -> str:
-    """The level that a line states in JSON or in text, one of LEVELS; "" without one."""
+    """The level stated in a line of JSON or text, one of LEVELS; "" if there is none."""
     if text.startswith("{"):
         record = parse_record(text)
         if record is not None:
@@ -56,5 +56,5 @@ def stated_level(text: str) -> str:
 
 
 def without_control(text: str) -> str:
-    """The text without colours and other sequences for a terminal."""
+    """The text without colours and other terminal escape sequences."""
     return _CONTROL.sub("", text) if "\x1b" in text else text

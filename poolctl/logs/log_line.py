@@ -1,7 +1,7 @@
-"""The two forms of a line in a log file, and back.
+"""Formats and parses the two forms of a line in a log file.
 
-Text: ``2026-11-20T08:47:34.123456Z`` (UTC), a space, the line. JSON: an object with time, name, pid and line.
-The time has a fixed width, so that times compare as text. A line may itself be a JSON object, as many libraries log.
+Text: ``2026-11-20T08:47:34.123456Z`` (UTC), a space, the line. JSON: an object with time, name, pid and line. The time
+has a fixed width, so times can be compared as text. A line may itself be a JSON object, as many libraries log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
 
 class LogLine:
-    """One line of a server's output; `time` is empty if it has none (another program wrote it)."""
+    """One line of a server's output; `time` is empty for a line without one (written by another program)."""
 
     __slots__ = ("name", "pid", "text", "time")
 
@@ -28,7 +28,7 @@ class LogLine:
 
 
 def stamp(seconds: float) -> str:
-    """The time stamp of a line for a moment (seconds since the epoch)."""
+    """The timestamp of a line for a time in seconds since the epoch."""
     whole = int(seconds)
     year, month, day, hour, minute, second = time.gmtime(whole)[:6]
     micros = int((seconds - whole) * 1_000_000)
@@ -36,14 +36,14 @@ def stamp(seconds: float) -> str:
 
 
 def seconds_of(stamp: str) -> float:
-    """The moment of a time stamp, in seconds since the epoch."""
+    """The time of a timestamp, in seconds since the epoch."""
     from datetime import datetime  # rarely needed
 
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
 def clock_time(stamp: str, *, with_millis: bool = True) -> str:
-    """HH:MM:SS.mmm of a time stamp in the reader's zone, with the date unless it is today's; or only HH:MM:SS."""
+    """A timestamp in the local time zone as HH:MM:SS.mmm or HH:MM:SS, with the date unless it is today."""
     from datetime import datetime  # rarely needed
 
     moment = datetime.fromisoformat(stamp.replace("Z", "+00:00")).astimezone()
@@ -55,20 +55,20 @@ def clock_time(stamp: str, *, with_millis: bool = True) -> str:
 
 
 def as_text(lines: bytes, now: str) -> bytes:
-    """Whole lines, each with the time before it."""
+    """The lines, each prefixed with the time."""
     prefix = now.encode() + b" "
     return prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
 
 
 def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
-    """Whole lines, each as a JSON object on a line; bytes that are not UTF-8 become escapes such as ``\\xff``."""
+    """The lines, each as a JSON object on one line; bytes that are not UTF-8 become escapes such as ``\\xff``."""
     head = json.dumps({"time": now, "name": name, "pid": pid})[:-1]
     texts = lines[:-1].decode("utf-8", "backslashreplace").split("\n")
     return "".join([f'{head}, "line": {json.dumps(text)}}}\n' for text in texts]).encode()
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
-    """The LogLine of a line of a log file in either form; `name` is that of the file's server."""
+    """The parsed line of a log file in either form; `name` is the name of the file's server."""
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)
@@ -91,7 +91,7 @@ def _has_stamp(raw: bytes) -> bool:
 _TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t")
 _LEVELS = ("level", "severity", "levelname", "lvl", "log.level", "loglevel", "level_name")
 _MESSAGES = ("message", "msg", "event", "@message", "text", "short_message")
-# The numbers of pino and bunyan, and those of Python's logging, for nearly the same words.
+# The numbers of pino and bunyan, and of Python's logging, for nearly the same words.
 _NUMBERS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
 _PINO = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
 _PINO_SIGNS = ("pid", "hostname")
@@ -100,9 +100,9 @@ _LARGEST_SECONDS = 1e11
 
 
 class JsonRecord:
-    """The content of a line in JSON; `time` is HH:MM:SS.mmm in the reader's zone, or as written, "" without one.
+    """The content of a JSON line; `time` is HH:MM:SS.mmm in the local time zone, or as written; "" if missing.
 
-    `rest` holds the other members in their order, those with several lines (tracebacks) under `long`.
+    `rest` holds the other members in order, `long` the members with several lines (tracebacks).
     """
 
     __slots__ = ("fields", "level", "long", "message", "rest", "time")
@@ -124,7 +124,7 @@ class JsonRecord:
 
 
 def parse_record(text: str) -> JsonRecord | None:
-    """The parsed line; None for a line of any other kind, also for JSON without a message or a level."""
+    """The parsed line; None for any other kind of line, including JSON without a message or a level."""
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
     try:
@@ -149,7 +149,7 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    import json  # the logger does without
+    import json  # the logger does not need it
 
     return json.dumps(value, ensure_ascii=False)
 

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from .line_filter import LineFilter
 
 _BLOCK_BYTES = 64 * 1024
-# The logger does not write longer ones. Files that other users can write may hold anything, and be any number.
+# The logger writes no longer lines. Files that other users can write may have any content, and any number.
 LONGEST_LINE_BYTES = 1024 * 1024
 MOST_FILES = 1000
 
 
 class OpenLog:
-    """A log file and its rotated predecessors, opened together, so that a rotation meanwhile has no effect.
+    """A log file and its rotated predecessors, opened together so that a concurrent rotation has no effect.
 
-    `parts` are the descriptors with the size each had, newest first; `current` is the first of them, to
-    continue from, or None if there is no such file. The caller closes it.
+    `parts` holds the descriptors with their sizes at that time, newest first; `current` is the first of them, for
+    following it, or None if there is no such file. The caller closes it.
     """
 
     __slots__ = ("parts",)
@@ -34,7 +34,7 @@ class OpenLog:
         self.parts: list[tuple[int, int]] = []
         seen = set()
         number = missing = 0
-        # One may be missing: a writer that is killed while it renames them leaves a gap.
+        # One may be missing: a writer killed while renaming them leaves a gap.
         while missing < 2 and number < most_files:
             try:
                 fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
@@ -42,14 +42,14 @@ class OpenLog:
                 missing += number > 0
             except OSError as error:
                 if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):
-                    break  # the newest ones matter
+                    break  # the newest files matter
                 self.close()
                 raise
             else:
                 missing = 0
                 status = os.fstat(fd)
                 if status.st_ino in seen or stat.S_ISDIR(status.st_mode):
-                    os.close(fd)  # it was rotated between two of these calls, or is no file
+                    os.close(fd)  # it was just rotated, or is not a regular file
                 else:
                     seen.add(status.st_ino)
                     self.parts.append((fd, status.st_size))
@@ -64,7 +64,7 @@ class OpenLog:
     def tail(
         self, lines: int | None, *, since: str = "", name: str = "", wanted: LineFilter | None = None
     ) -> list[LogLine]:
-        """The last `lines` lines (None: all) that are `wanted`, not older than `since` (see line.stamp), oldest first.
+        """The last `lines` lines (None: all) that are `wanted` and not older than `since` (a timestamp), oldest first.
 
         A line without a time belongs to the previous one.
         """
@@ -86,7 +86,7 @@ class OpenLog:
             yield line
 
     def backwards(self) -> Iterator[bytes]:
-        """Every line without its end, the newest first; an incomplete last one counts."""
+        """All lines without line breaks, newest first, including an incomplete last line."""
         for fd, size in self.parts:
             yield from _lines_backwards(fd, size)
 
@@ -100,7 +100,7 @@ def tail(
     most_files: int = MOST_FILES,
     wanted: LineFilter | None = None,
 ) -> list[LogLine]:
-    """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is none."""
+    """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is no log."""
     log = OpenLog(path, most_files)
     try:
         return log.tail(lines, since=since, name=name, wanted=wanted)
@@ -120,12 +120,12 @@ def merged_tail(
 
 
 def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
-    """The lines by time; those of one moment keep their order."""
+    """The lines sorted by time; lines with equal times keep their order."""
     return sorted(lines, key=_time)
 
 
 def carry_times(lines: list[LogLine], time: str = "") -> str:
-    """Give lines without a time that of the line before them; the last time. `time` precedes the first."""
+    """Give lines without a time the previous line's; returns the last time. `time` applies before the first line."""
     for line in lines:
         time = line.time = line.time or time
     return time
@@ -136,11 +136,11 @@ def _time(line: LogLine) -> str:
 
 
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
-    """The lines before `end`, last one first, without their ends; an incomplete last one counts.
+    """The lines before `end`, last line first, without line breaks, including an incomplete last line.
 
-    A line that is too long is cut, and nothing before it is read.
+    An overlong line is cut, and nothing before it is read.
     """
-    pending: list[bytes] = []  # the pieces of a line whose beginning has not been read yet, last one first
+    pending: list[bytes] = []  # the pieces of a line whose beginning is not read yet, last piece first
     position = end
     first = True
     while position > 0:

@@ -2,26 +2,26 @@
 
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- `underway`, with a file in memory and both ends of a pipe: where the logger notes its move in progress, so that its
-successor neither loses nor repeats a line (see WriteAheadNote). Sent before any other order.
-- `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` are those of the
-  server's process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in
-  seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise
-  the new stream replaces the old one.
+- `underway`, with a file in memory and both ends of a pipe: the logger records its move in progress there, so that
+  its successor neither loses nor repeats a line (see WriteAheadNote). Sent before any other order.
+- `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
+  process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in seconds;
+  0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise the new
+  stream replaces the old one.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
-- `sync`: answer `synced`, with the same `token`, once everything that is in the pipes now has been stored.
+- `sync`: answer `synced`, with the same `token`, once the current content of all pipes has been stored.
 - `ping`: answer `pong` with the logger's pid.
 - `end`: store the pipes' content, then exit.
 
 The logger sends these reports:
 
-- `eof` with `id`: every writer has closed the pipe, and its output is in the file.
-- `dropped` with `id`, `bytes` and `error`: a file did not take this much output. At most once a second.
+- `eof` with `id`: all writers have closed the pipe, and its output is in the file.
+- `dropped` with `id`, `bytes` and `error`: this much output could not be stored. At most once a second.
 - `error` with `message`: an order that could not be carried out.
 
-When descriptor 3 ends, no supervisor or keeper is left to start another logger; this one continues until every pipe
-has ended or a new pool takes the pipes over (see PipeHandover). It can be killed at any time without losing output:
-bytes not stored yet are still in the pipes, whose read ends the keeper holds as well.
+When descriptor 3 is closed, no supervisor or keeper is left to start a new logger; this one continues until every
+pipe has ended or a new pool takes over the pipes (see PipeHandover). It can be killed at any time without loss of
+output: bytes not stored yet are still in the pipes, whose read ends the keeper holds as well.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _AGE_SECONDS, _LONGEST_AGE_SECONDS = 0.05, 3600.0
 
 
 class Logger:
-    """Serves one control socket until it ends; one thread, and no wake-ups while nothing is printed."""
+    """Serves one control socket until it is closed, in one thread, without wake-ups while nothing is printed."""
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
         self._directory = directory
@@ -60,20 +60,20 @@ class Logger:
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
         self._dropping: set[OutputStream] = set()
-        self._age_at: float | None = None  # when to check for files that are old enough
-        self._busy: dict[OutputStream, None] = {}  # those that may have more, in turn
+        self._age_at: float | None = None  # when to check for files old enough to rotate
+        self._busy: dict[OutputStream, None] = {}  # streams that may have more output, in turn
         self._pipes = PipeReader()
         self._underway = WriteAheadNote()
-        self._open = True  # the control socket
+        self._open = True
         self._end_ordered = False
 
     def __repr__(self) -> str:
         return f"<Logger of {len(self._streams)} streams into {len(self._files)} files>"
 
     def run(self) -> None:
-        """Serve until the order to end, or until the socket and all pipes are closed; then store the rest."""
+        """Serve until ordered to end, or until the socket and all pipes are closed; then store the rest."""
         while (self._open or self._streams) and not self._end_ordered:
-            # Orders first: output that follows one must not be moved before it has been carried out.
+            # Orders first: output written after an order must not be moved before the order is carried out.
             for fd, event in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
                 if fd == self._control.fileno():
                     self._orders()
@@ -104,7 +104,7 @@ class Logger:
         self._underway.close()
 
     def _await_takeover(self) -> None:
-        """No process is left that could start another logger: listen for a pool that takes the servers over."""
+        """No process is left that could start a new logger: listen for a pool that takes over the servers."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
@@ -120,12 +120,12 @@ class Logger:
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
-        """Rotate files that are too old. A file begun after this check is not too old before the next one."""
+        """Rotate files that are too old. A file started after this check cannot be too old before the next check."""
         if self._age_at is None or time.monotonic() < self._age_at:
             return
         found = [file.rotate_when_old() for file in self._files.values()]
         pauses = [max(_AGE_SECONDS, pause) for pause in found if pause is not None]
-        # At least once an hour, because clocks may be set.
+        # At least once an hour, because the clock may be set.
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_SECONDS]) if pauses else None
 
     def _orders(self) -> None:
@@ -180,7 +180,7 @@ class Logger:
         max_age = float(order.get("max_age") or 0)
         file = self._files.get(path) or LogFile(path)
         stream = OutputStream(order, fd, file, self._pipes, self._underway)
-        # Nothing has been changed up to here, where an invalid order has raised its error.
+        # An invalid order has raised its error above, before anything was changed.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
@@ -201,7 +201,7 @@ class Logger:
         stream.recover()
 
     def _pump(self, stream: OutputStream) -> bool:
-        """Move one read's worth of output; whether there may be more."""
+        """Move the output of one read; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
         except BlockingIOError:
@@ -216,7 +216,7 @@ class Logger:
         return moved > 0
 
     def _drain(self, stream: OutputStream) -> None:
-        """Move the pipe's present content; bounded, because the server may continue writing."""
+        """Move the pipe's current content; bounded, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
             if not self._pump(stream):
                 return
@@ -263,16 +263,16 @@ class Logger:
         except BlockingIOError:
             self._rotate_old()
         except OSError:
-            # Orders sent before the end are still to be read; reading also finds the end.
+            # Orders sent before the end still have to be read; reading also detects the end.
             self._reports.clear()
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)
 
 
 class PipeHandover:
-    """A listener in the logger's loop. Each connection gets every stream with its pipe, and then `over`.
+    """A listener in the logger's loop. Each client receives all streams with their pipes, and then `over`.
 
-    The one that answers `taken` owns them all; then `taken` is true and the logger exits.
+    The client that answers `taken` owns them all; `taken` is then true and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
@@ -288,7 +288,7 @@ class PipeHandover:
         return fd == self._listener.fileno() or fd in self._connections
 
     def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:
-        """Handle a readable descriptor; whether the streams have been taken."""
+        """Handle a readable descriptor; returns whether the streams have been taken."""
         if fd != self._listener.fileno():
             self._read_answer(fd)
             return self.taken

@@ -1,7 +1,7 @@
 """Moves one server's output from the read end of its pipe into a file, line by line.
 
-The pipe is read without consuming, and each move is noted, so that no line is lost or repeated when the logger is
-killed.
+The pipe is read without consuming its content, and each move is recorded, so that no line is lost or repeated when
+the logger is killed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from poolctl.platform import tee
 from .log_file import LogFile
 from .log_line import as_json, as_text, stamp
 
-# One read a turn, so that a server that floods its output does not starve the others. A longer line is broken into
-# several: memory is bounded for any output.
+# Bytes per read and turn, so that a server that floods its output does not starve the others. Longer lines are
+# split, so memory is bounded for any output.
 MOST_BYTES = 64 * 1024
-# A pipe of this size always holds as much as we read at once (see longest_line).
+# A pipe of this size always holds a full read (see longest_line).
 _LARGE_BYTES = 4 * MOST_BYTES
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _BYTES = 1024
 
 
 class PipeReader:
-    """Peeks into pipes through one of its own; not thread-safe.
+    """Reads pipes without consuming their content, through a pipe of its own; not thread-safe.
 
-    Where that is not allowed (a sandbox without tee(2)) they are read, and bytes not taken yet are kept here.
+    Where that is not allowed (a sandbox without tee(2)), the pipes are consumed, and bytes not taken yet are kept here.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class PipeReader:
         self._read: dict[int, bytes] = {}
 
     def look(self, fd: int) -> bytes:
-        """The pipe's content, at most 64 KiB; empty at its end. Raises BlockingIOError when there is none."""
+        """The pipe's content, at most 64 KiB; empty at its end. Raises BlockingIOError when the pipe is empty."""
         if not self._blind:
             try:
                 length = tee(fd, self._in, MOST_BYTES)
@@ -57,7 +57,7 @@ class PipeReader:
         return self._look_by_reading(fd)
 
     def take(self, fd: int, length: int, to: int = -1) -> None:
-        """Remove `length` bytes, which it holds, in one step; into the pipe `to` as far as that has room."""
+        """Remove `length` bytes, which the pipe holds, in one step; into the pipe `to` as far as it has room."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
@@ -68,11 +68,11 @@ class PipeReader:
             length -= os.splice(fd, self._nowhere, length)
 
     def enlarge(self, fd: int) -> bool:
-        """Have the pipe always hold 64 KiB, and read as much; False where that is not allowed."""
+        """Let the pipe always hold 64 KiB, and read as much at once; False where that is not allowed."""
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
-        """Give the pipe its usual size again, unless it holds more now: a user has a limit for all pipes."""
+        """Restore the pipe's usual size unless it holds more: a user's pipes share a limit."""
         _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
@@ -96,7 +96,7 @@ class PipeReader:
 
 
 def waiting(fd: int) -> int:
-    """How many bytes the pipe holds."""
+    """The number of bytes in the pipe."""
     (found,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
     return int(found)
 
@@ -104,15 +104,15 @@ def waiting(fd: int) -> int:
 def _resize(fd: int, size_bytes: int) -> bool:
     try:
         return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes) >= size_bytes
-    except OSError:  # more than the user may have, or less than it holds
+    except OSError:  # above the user's limit, or below its content
         return False
 
 
 def longest_line(fd: int) -> int:
-    """The length of a line that the pipe always holds; the writer of a longer one may be blocked. 0: not a pipe.
+    """The longest line that always fits into the pipe; the writer of a longer one may block. 0 if not a pipe.
 
-    A write that does not fit into the rest of a page starts a new page (pipe(7)): half of the pages may be
-    empty, and the first one nearly so.
+    A write that does not fit into the rest of a page starts a new page (pipe(7)): half of the pages may be empty,
+    and the first nearly empty.
     """
     try:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4
@@ -121,9 +121,9 @@ def longest_line(fd: int) -> int:
 
 
 class Move:
-    """A move of lines from a pipe into a file: how many bytes of the pipe, and the lines' time stamp.
+    """A move of lines from a pipe into a file: the number of bytes, and the lines' timestamp.
 
-    `taken` is how many of them are certainly no longer in the pipe.
+    `taken` counts the bytes that are certainly no longer in the pipe.
     """
 
     __slots__ = ("checksum", "id", "length", "taken", "when")
@@ -141,11 +141,11 @@ class Move:
 
 
 class WriteAheadNote:
-    """The note, in a file in memory that outlives the logger, and a pipe that does, too (see `take`).
+    """The record of the move in progress, in a file in memory and a pipe that both outlive the logger (see `take`).
 
-    Stored lines go from the server's pipe into `sink`, in one step: bytes in it are no longer in the server's pipe.
-    That pipe's content alone does not show it, as the next lines may be the same. Without a file nothing is noted,
-    and `sink` is -1.
+    Stored lines are spliced from the server's pipe into `sink` in one step: bytes in it are no longer in the
+    server's pipe. The content of the server's pipe alone does not show this, because the next lines may be
+    identical. Without a file nothing is recorded, and `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -154,7 +154,7 @@ class WriteAheadNote:
         self.take(fds)
 
     def take(self, fds: Sequence[int]) -> None:
-        """Use these descriptors from now on: a file, and the ends of the pipe (none from another version)."""
+        """Use these descriptors from now on: a file, and the two ends of the pipe (missing from another version)."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
@@ -175,19 +175,19 @@ class WriteAheadNote:
         return noted
 
     def begin(self, id: str, when: str, data: bytes) -> None:
-        """Note that these bytes of a pipe are being moved."""
+        """Record that these bytes of a pipe are being moved."""
         if self._fd >= 0:
             self._empty()
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Note that they are stored, and removed from the pipe."""
+        """Record that they are stored and removed from the pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
     def _empty(self) -> None:
-        # Not earlier: with an open note, bytes in this pipe mean that they were taken from the server's.
+        # Not earlier: while a move is recorded, bytes in this pipe show what was taken from the server's.
         while self._taken >= 0 and (length := waiting(self._taken)):
             os.read(self._taken, length)
 
@@ -200,9 +200,9 @@ class WriteAheadNote:
 
 
 class OutputStream:
-    """Moves the output that arrives at `fd` into `file` in whole lines; an incomplete line waits in the pipe.
+    """Moves output from `fd` into `file` in whole lines; an incomplete line stays in the pipe.
 
-    `dropped_bytes` counts output that could not be stored, `id` is the supervisor's name for the stream. The caller
+    `dropped_bytes` counts output that could not be stored; the supervisor identifies the stream by `id`. The caller
     sets `ended` when no writer is left.
     """
 
@@ -225,9 +225,9 @@ class OutputStream:
         return f"<OutputStream {self.id} to {self.file.path}>"
 
     def pump(self, now: float) -> int:
-        """Move one read's worth; the number of bytes, 0 at the end of the pipe.
+        """Move the content of one read; returns the number of bytes, 0 at the end of the pipe.
 
-        Raises BlockingIOError when the pipe is empty, or holds only an incomplete line.
+        Raises BlockingIOError when the pipe is empty or holds only an incomplete line.
         """
         data = self._pipes.look(self.fd)
         if not data:
@@ -251,7 +251,7 @@ class OutputStream:
         except BlockingIOError:
             data = b""
         if move.taken:
-            # It was stored before, nearly always all of it.
+            # Already stored, nearly always completely.
             self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
         elif move.is_of(data):
             block = self._form(_whole(data[: move.length]), move.when)
@@ -262,17 +262,17 @@ class OutputStream:
         self._underway.end()
 
     def finish(self, now: float) -> None:
-        """Store an incomplete last line, if there is one; the pipe has no other reader."""
+        """Store an incomplete last line, if any; the pipe has no other reader."""
         self.ended = True
         try:
-            for _ in range(2):  # whole lines, and then the rest
+            for _ in range(2):  # complete lines first, then the rest
                 self.pump(now)
         except OSError:
             pass
         self.break_off(now)
 
     def break_off(self, now: float) -> None:
-        """Complete the line of which a part is no longer in the pipe, if there is one."""
+        """Complete a line that was partly removed from the pipe."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
@@ -293,7 +293,7 @@ class OutputStream:
         self._enlarged = self._longest >= MOST_BYTES
 
     def _enlarge(self) -> bool:
-        """Have the pipe hold the rest of a long line as well; whether there is more room than before."""
+        """Enlarge the pipe for the rest of a long line; returns whether there is more room than before."""
         if self._enlarged or self._partial or not self._pipes.enlarge(self.fd):
             return False
         self._measure()
@@ -323,7 +323,7 @@ class OutputStream:
         return f"[poolctl: {self.file.lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
     def _append(self, lines: bytes, when: str) -> int:
-        """How many of the bytes were not stored."""
+        """Append the lines to the file; returns how many of their bytes were not stored."""
         block = self._form(lines, when)
         stored = self.file.append(block)
         missing = block.count(b"\n", stored)
@@ -336,5 +336,5 @@ class OutputStream:
 
 
 def _whole(lines: bytes) -> bytes:
-    """The lines with a final line break, which the last one may lack: it is too long, or the last of all."""
+    """The lines with a final line break added if it is missing: the last line was too long or incomplete."""
     return lines if lines.endswith(b"\n") else lines + b"\n"

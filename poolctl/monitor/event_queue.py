@@ -1,4 +1,4 @@
-"""The pool's events: recorded on the supervisor's loop, batched, written to the journal, sent to subscribers."""
+"""Queues the pool's events on the supervisor's loop, and passes them in batches to the journal and subscribers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from poolctl.logs.log_line import stamp
 
 from .journal import Journal, JournalEvent, newest_first
 
-# Long enough to write many events at once, short enough to go unnoticed.
+# Long enough to batch many events, short enough not to be noticed.
 _GATHER_SECONDS = 0.02
-# There are hundreds of these while a pool starts, which is busy enough.
+# A starting pool records hundreds of these: gathered for longer.
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
 
-# Per server: a burst as large as a restart of thousands of workers makes, and a low rate in the long run.
+# Per server: a burst large enough for a restart of thousands of workers, and a low rate in the long run.
 _BURST, _PER_SECOND = 10_000, 20
 _LONGEST_TEXT = 4096
 _MOST_SERVERS = 20_000
@@ -102,7 +102,7 @@ class Events:
             self._timer = loop.call_at(due, self.flush)
 
     def emit(self, event: Event) -> None:
-        """Record what the core reports of a server."""
+        """Record a change of a server that the core reports."""
         detail: Table = {
             "worker": event.worker,
             "pid": event.pid,
@@ -125,7 +125,7 @@ class Events:
     def _may_record(self, server: str) -> bool:
         """Whether another event of this server is within its limit; first records how many were dropped."""
         if len(self._allowances) > _MOST_SERVERS:
-            self._allowances.clear()  # of servers that are gone, for the most part
+            self._allowances.clear()  # mostly of removed servers
         allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
         if not allowance.take(1, self._clock.monotonic()):
             self._left_out[server] = self._left_out.get(server, 0) + 1
@@ -140,12 +140,12 @@ class Events:
         """Write to this journal from now on; numbering continues from the greater of its last number and ours."""
         self.close()
         self.journal = journal
-        with contextlib.suppress(OSError):  # then it can hardly be written either
+        with contextlib.suppress(OSError):  # an unreadable journal can hardly be written either
             self._seq = max(self._seq, next((event.seq for event in newest_first(journal.path)), 0))
 
     @property
     def problem(self) -> str:
-        """Why the last events are not in the journal; "" when they are."""
+        """Why the last events are not in the journal; "" if they are."""
         journal = self.journal
         if journal is None or not journal.lost:
             return ""
@@ -196,5 +196,5 @@ class Events:
 
 
 def _short(text: str) -> str:
-    """A text that may come from an application: bounded, and without the passwords of URLs."""
+    """A text, possibly from an application, shortened and without passwords in URLs."""
     return masked_text(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")

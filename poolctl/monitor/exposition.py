@@ -1,4 +1,4 @@
-"""Metrics in the formats that Prometheus reads: the text format 0.0.4, and OpenMetrics 1.0."""
+"""Metrics in the formats read by Prometheus: text format 0.0.4 and OpenMetrics 1.0."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Labels = Mapping[str, str]
 
 
 class Family:
-    """One metric with its samples. `kind` is counter, gauge, histogram or info; a unit is the end of the name.
+    """One metric with its samples. `kind` is counter, gauge, histogram or info; a unit is a suffix of the name.
 
-    The name is that of OpenMetrics, without the `_total` of a counter and the `_info` of an info.
+    The name is the OpenMetrics name, without the suffixes `_total` of counters and `_info` of infos.
     """
 
     __slots__ = ("help", "kind", "name", "samples", "unit")
@@ -34,7 +34,7 @@ class Family:
             self.samples.append((suffix, labels, value))
 
     def spread(self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str) -> None:
-        """Add a histogram; `counts` are those between two bounds, the last one those above all bounds."""
+        """Add a histogram; `counts` holds the count between each two bounds, and last the count above all bounds."""
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
             below += count
@@ -44,7 +44,7 @@ class Family:
 
 
 def render(families: Iterable[Family], *, openmetrics: bool = False) -> str:
-    """The text of the families that have a sample."""
+    """The text of all families that have samples."""
     lines: list[str] = []
     for family in families:
         if family.samples:

@@ -1,4 +1,4 @@
-"""The journal of a pool's events: one JSON object a line, appended to, rotated, and searched."""
+"""The journal of a pool's events: one JSON object per line; rotated and searchable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEEP = 5
 _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
 
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
-# The most that one answer of the control socket holds; the journal has the rest.
+# Maximum events in one answer of the control socket; the journal has the rest.
 MOST_LINES = 10_000
 _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
@@ -42,9 +42,9 @@ _TEXTS = ("time", "kind", "event", "server", "message", "cause")
 
 
 class JournalEvent(NamedTuple):
-    """One event of the pool. `detail` has the fields of its kind: bind, worker, pid, keys, ….
+    """One event of the pool. `detail` has the fields of its kind: bind, worker, pid, keys, …
 
-    `by` is who requested it: uid, pid, user, command.
+    `by` identifies the requester: uid, pid, user, command.
     """
 
     time: str
@@ -61,7 +61,7 @@ class JournalEvent(NamedTuple):
 
     @classmethod
     def from_json(cls, table: Table) -> JournalEvent:
-        """The event on a line of the journal, in an answer of the supervisor, or left by a predecessor."""
+        """The event from a line of the journal, from an answer of the supervisor, or left by a predecessor."""
         detail = {name: value for name, value in table.items() if name not in _FIELDS}
         time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXTS)
         by, seq = table.get("by"), int(table.get("seq") or 0)
@@ -72,25 +72,25 @@ class JournalEvent(NamedTuple):
         )
 
     def to_json(self) -> Table:
-        """The event as a line of the journal has it."""
+        """The event as a line of the journal."""
         time, *others, detail = self
         return {"time": time, "schema": SCHEMA, **dict(zip(_FIELDS[2:], others, strict=True)), **detail}
 
     @property
     def state(self) -> str:
-        """The word that it ends in: a server's state or health; "" where `after` is something else."""
+        """The resulting word, a server's state or health; "" if `after` has another type."""
         return self.after if isinstance(self.after, str) else ""
 
     @property
     def sentence(self) -> str:
-        """What happened, why, and what follows: `starting → running (restart a)`."""
+        """The change, its reason and its consequence: `starting → running (restart a)`."""
         what = self._what()
         what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
         return f"{what}; {self.next_step}" if self.next_step else what
 
     @property
     def next_step(self) -> str:
-        """What follows from the end of a worker that was not ordered; "" in other events."""
+        """The consequence of a worker's unrequested exit; "" for other events."""
         return str(self.detail.get("next") or "")
 
     @property
@@ -122,7 +122,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """The event's own severity, if it has one, else that of its kind."""
+        """The event's own severity, or else its kind's."""
         own = self.detail.get("severity")
         if own in SEVERITIES:
             return str(own)
@@ -143,7 +143,7 @@ class JournalEvent(NamedTuple):
 class Journal:
     """Appends events to the file at `path`; old ones are `path.1` (the newest) to `path.keep`. Never raises OSError.
 
-    `lost` counts the events that could not be written since the last one that could, `error` says why.
+    `lost` counts events that could not be written since the last successful write, `error` says why.
     """
 
     def __init__(
@@ -182,12 +182,12 @@ class Journal:
         return self._file.error
 
     def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
-        """Set when the file is rotated and how many old ones are kept."""
+        """Set when the file is rotated and how many old files are kept."""
         self._file.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
 
     def append(self, events: list[JournalEvent]) -> None:
-        """Write these events, in one write; those that do not fit on the disk are lost, and counted."""
-        # Half of a surrogate pair becomes an escape, which JSON has as well.
+        """Append these events in one write; events that do not fit on the disk are lost and counted."""
+        # Unpaired surrogates become JSON escapes.
         lines = [_encoded(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
         done = self._file.append(b"".join(lines))
         if done:
@@ -224,9 +224,9 @@ def parsed(line: bytes) -> JournalEvent | None:
 
 
 class EventFilter(NamedTuple):
-    """Which events: of these servers, of these kinds, not older than `since` (as in the journal), numbered `after`.
+    """Selects events by servers, kinds, time (not older than `since`, as in the journal) and number (above `after`).
 
-    Left out, each lets everything pass. `until` is the number of the last one.
+    Fields left out match every event. `until` is the number of the last event.
     """
 
     servers: Collection[str] | None = None
@@ -246,18 +246,18 @@ class EventFilter(NamedTuple):
         )
 
     def _concerns(self, event: JournalEvent, servers: Collection[str]) -> bool:
-        # The event of a command names all servers that the command was for.
+        # The event of a command names all servers it was for.
         many = event.detail.get("servers")
         return event.server in servers or (isinstance(many, list) and any(name in servers for name in many))
 
 
 def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEvent]:
-    """The last `lines` events (None: all) of the journal that pass the filter, in the order in which they happened."""
+    """The last `lines` events (None: all) of the journal that pass the filter, oldest first."""
     found: list[JournalEvent] = []
     if lines == 0:
         return found
     for event in newest_first(path):
-        # Numbers grow; the time of a machine may be set back.
+        # Numbers only grow, while the machine's clock may be set back.
         if event.seq <= wanted.after:
             break
         if wanted.matches(event):
@@ -271,7 +271,7 @@ def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEve
 def parse_filter(
     *, servers: Collection[str] | None, kinds: object, since: object, after: object
 ) -> EventFilter | None:
-    """The filter of a request; None when its values are not valid."""
+    """The filter described by a request; None if its values are invalid."""
     kinds, since, after = kinds or [], since or "", after or 0
     if not isinstance(kinds, list) or not all(kind in KINDS for kind in kinds):
         return None

@@ -1,4 +1,4 @@
-"""What to do about unhealthy or hung workers: pure, the clock is an argument."""
+"""Decides what to do about unhealthy or hung workers: pure, the time is an argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from poolctl.config import Recovery
 
-_MOST_STEPS = 64  # past it every delay is the longest one, and a float would overflow
+_MOST_STEPS = 64  # beyond it every delay is the maximum, and a float would overflow
 
 
 class Step(StrEnum):
@@ -18,32 +18,32 @@ class Step(StrEnum):
 
     NOTHING = "nothing"
     TELL = "notify"
-    RESTART = "restart"  # stop the unhealthy workers and start others in their place
-    REPLACE = "replace"  # start a new generation; the old one is stopped once that is ready
+    RESTART = "restart"  # stop the unhealthy workers and start replacements
+    REPLACE = "replace"  # start a new generation, and stop the old one once the new one is ready
     DISABLE = "disable"
     WAIT = "wait"
-    GIVE_UP = "give up"  # for as long as the window is full
+    GIVE_UP = "give up"  # until recoveries leave the window
 
 
 class Situation(NamedTuple):
     """One server with unhealthy workers.
 
-    `histories` holds, for each of them, when it or the worker that it replaced was recovered, oldest first; `now` is of
-    the same clock, in seconds. `jitter` is a random number from -1 to 1.
+    `histories` holds, for each of them, the times when it or its predecessor was recovered, oldest first, in
+    seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
     """
 
     strategy: str
     histories: Sequence[Sequence[float]]
-    ready: int  # how many of its workers are ready, including the unhealthy ones
-    size: int  # how many it should have
-    overlaps: bool = True  # two generations may run at once
-    under_way: bool = False  # a recovery of it is still running
+    ready: int  # ready workers, including unhealthy ones
+    size: int  # the number of workers it should have
+    overlaps: bool = True  # whether two generations may run at once
+    under_way: bool = False  # whether a recovery is still running
     now: float = 0.0
     jitter: float = 0.0
 
 
 class Decision(NamedTuple):
-    """The step, which of the unhealthy workers it is for, and in how many seconds to decide again (0: at a change)."""
+    """The step, the indexes of the workers it is for, and the seconds to the next decision (0: at the next change)."""
 
     step: Step
     chosen: Sequence[int] = ()
@@ -51,10 +51,10 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Recovery, situation: Situation) -> Decision:
-    """What to do about the unhealthy workers.
+    """Decide the next step for the unhealthy workers.
 
-    The last ready worker of several is never stopped: if the replacements are unhealthy too, it still serves as well
-    as it can.
+    The last ready worker of several is never stopped: if its replacements are unhealthy too, it may still serve
+    some requests.
     """
     everyone = range(len(situation.histories))
     if not everyone or situation.strategy == "none":
@@ -76,7 +76,7 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
-    """The times that lie within the window."""
+    """The times within the window."""
     return [moment for moment in times if now - moment < window_seconds]
 
 
@@ -85,7 +85,7 @@ def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) 
 
 
 def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
-    """How long until the worker may be recovered; infinite without a limit that allows it at all."""
+    """The seconds until the worker may be recovered; infinite if its limit never allows it."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
         return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf

@@ -1,1 +1,1 @@
-"""Probes of a worker: requests, the judgement of replies, and the status that follows from several results."""
+"""Probes of a worker: sending requests, judging replies, and deriving a status from several results."""

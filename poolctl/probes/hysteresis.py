@@ -1,4 +1,4 @@
-"""From single results of a probe to a status that does not flap: pure, without time or I/O."""
+"""Turns single results of a probe into a status that does not flap: pure, without time or I/O."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 class Hysteresis:
-    """A status that moves one step at a time, ok – warn – ko and back, and each step takes so many results in a row.
+    """A status that moves one step at a time, ok – warn – ko and back, each after a number of equal results in a row.
 
-    `fall_count_warn` failures lead from ok to warn, `fall_count_ko` more from there to ko; `rise_count_ko` successes
-    lead out of ko to warn, `rise_count_warn` more from there to ok. Unknown falls as ok, and rises as warn.
+    `fall_count_warn` failures lead from ok to warn, and `fall_count_ko` further ones to ko; `rise_count_ko`
+    successes lead from ko to warn, and `rise_count_warn` further ones to ok. Unknown falls like ok, and rises like
+    warn.
     """
 
     __slots__ = ("_count", "_probe", "_succeeded", "status")
@@ -23,7 +24,7 @@ class Hysteresis:
         self._probe = probe
         self.status = status
         self._succeeded: bool | None = None  # the last result
-        self._count = 0  # how many like it in a row, since the last step
+        self._count = 0  # equal results in a row since the last step
 
     def __repr__(self) -> str:
         return f"<Hysteresis {self.status} {'-' if self.falling else '+'}{self._count}>"
@@ -41,7 +42,7 @@ class Hysteresis:
         return self.status
 
     def reset(self) -> None:
-        """Start again from unknown."""
+        """Return to unknown."""
         self.status, self._succeeded, self._count = Status.UNKNOWN, None, 0
 
     @property
@@ -56,13 +57,13 @@ class Hysteresis:
 
     @property
     def interval_seconds(self) -> float:
-        """The time from the start of one probe to the next."""
+        """The time between the starts of two probes, in seconds."""
         probe = self._probe
         now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
         return now or probe.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
-        """How many results in a row lead one step on, and to which status."""
+        """The number of results in a row that a step takes, and the status it leads to."""
         probe = self._probe
         if succeeded:
             if self.status is Status.KO:

@@ -15,7 +15,7 @@ from .schedule import Multiplexer
 
 _CHUNK_BYTES = 65536
 
-# Gets the result of one probe, once: the problem, or "".
+# Called once with the result of a probe: the problem, or "".
 OnResult = Callable[[str], None]
 
 
@@ -26,39 +26,39 @@ class ProbeReply(Protocol):
 
     @property
     def body(self) -> bytes:
-        """The content of the reply."""
+        """The reply's content."""
         ...
 
     @property
     def reusable(self) -> bool:
-        """Whether the connection may be used again, once the reply is complete."""
+        """Whether the connection can be reused; valid once the reply is complete."""
         ...
 
     def feed(self, data: bytes) -> bool:
-        """Whether the reply is complete with these bytes. Raises BadMessage."""
+        """Add received bytes; returns whether the reply is complete. Raises BadMessage."""
         ...
 
     def end(self) -> bool:
-        """Whether the reply is complete now that the connection has ended."""
+        """The connection has ended; returns whether the reply is complete."""
         ...
 
 
 class ProbeRequest(Protocol):
-    """The bytes to send, and how the reply is judged."""
+    """The bytes to send, and the judgement of the reply."""
 
     payload: bytes
 
     def new_reply(self) -> ProbeReply:
-        """An empty reply, to be fed."""
+        """A new reader for the reply."""
         ...
 
     def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
-        """Call `on_result` with the problem of the complete reply, or "": at once, or later."""
+        """Call `on_result`, now or later, with the problem of the complete reply, or ""."""
         ...
 
 
 class ProbeConnection:
-    """`replies` counts those received; once `closed` it cannot be used again. Belongs to the running loop."""
+    """`replies` counts received replies; once `closed` it cannot be reused. Belongs to the running loop."""
 
     def __init__(
         self, sock: socket.socket, multiplexer: Multiplexer, context: ssl.SSLContext | None = None
@@ -80,17 +80,17 @@ class ProbeConnection:
             self._send(b"")
 
     def send(self, request: ProbeRequest, on_result: OnResult) -> None:
-        """Send the request; `on_result` is called once, perhaps at once. No other request may be under way."""
+        """Send the request; `on_result` is called once, possibly before this returns. One request at a time."""
         self._request, self._reply, self._on_result = request, request.new_reply(), on_result
         self.replying = False
         self._send(request.payload if self._tls is None else self._tls.encrypt(request.payload))
 
     def is_accepted(self) -> bool | None:
-        """Whether a process has the other end; None when the kernel does not say."""
+        """Whether a process has the other end; None if the kernel does not report it."""
         return is_accepted(self._sock)
 
     def close(self) -> None:
-        """Close the connection; a result that is outstanding is not reported."""
+        """Close the connection; an outstanding result is not reported."""
         self._on_result = None
         if not self.closed:
             self.closed = True
@@ -190,13 +190,13 @@ class TlsLayer:
         return self._outgoing.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """The bytes to send for it now; until the handshake is complete the data waits here."""
+        """The encrypted bytes to send now; the data is held back until the handshake is complete."""
         self._plain += data
         self._write()
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
-        """The plain bytes, and the bytes to send back. Raises ssl.SSLError."""
+        """The decrypted bytes, and the bytes to send in return. Raises ssl.SSLError."""
         self._incoming.write(data)
         if not self._established:
             self._handshake()
@@ -224,7 +224,7 @@ class TlsLayer:
 
 
 def unverified_context() -> ssl.SSLContext:
-    """A context that accepts every certificate: the connection itself leads to the worker that is probed."""
+    """A context that accepts any certificate, because the connection itself identifies the worker."""
     global _unverified
     if _unverified is None:
         _unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

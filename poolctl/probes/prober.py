@@ -1,4 +1,4 @@
-"""The ways to probe a worker: by a request over a connection, by whether it accepts one, by a program."""
+"""The ways to probe a worker: a request over a connection, an accepted connection, or a program."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from .probe_connection import OnResult, ProbeConnection, ProbeReply, ProbeReques
 from .program_prober import ProgramProber
 from .schedule import Multiplexer
 
-# As many probes may be unanswered, each on a connection of its own; then the last one is waited for.
+# Maximum unanswered probes, each on its own connection; after that the last one is waited for.
 _MAX_UNANSWERED = 3
 
 
 class Prober(Protocol):
-    """Sends one probe, again and again."""
+    """Sends one kind of probe repeatedly."""
 
     def start(self, on_result: OnResult) -> None:
-        """Send the probe; `on_result` gets the problem, or "", once."""
+        """Send the probe; `on_result` is called once with the problem, or ""."""
         ...
 
     def cancel(self) -> None:
-        """Do not wait for the result any longer: `on_result` is not called."""
+        """Stop waiting for the result: `on_result` will not be called."""
         ...
 
     def queued(self) -> bool:
-        """Whether the probe is known to wait where the worker has not accepted it yet."""
+        """Whether the probe is known to be still in the worker's accept queue."""
         ...
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Prober(Protocol):
 
 
 class WorkerConnector(NamedTuple):
-    """Makes connections to one worker, for `http` or `echo`; plain: without TLS."""
+    """Creates connections to one worker, for `http` or `echo`; with `plain` without TLS."""
 
     runner: Runner
     placement: Placement
@@ -58,7 +58,7 @@ class WorkerConnector(NamedTuple):
 
 
 class RequestProber:
-    """Probes by a request over a connection, which is kept where the worker keeps it."""
+    """Probes by a request over a connection that stays open if the worker allows it."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class RequestProber:
         self._connecting: asyncio.Task[None] | None = None
         self._on_result: OnResult | None = None
         self._unanswered = 0
-        self._outstanding = False  # a request is on the connection whose result was cancelled
+        self._outstanding = False  # the result of the request in progress was cancelled
 
     def start(self, on_result: OnResult) -> None:
         """See Prober."""
@@ -91,7 +91,7 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """See Prober. A worker that reads nothing does not get one connection after the other."""
+        """See Prober. A worker that reads nothing is not flooded with new connections."""
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -144,7 +144,7 @@ class RequestProber:
             and self._on_result is not None
             and not connection.replying
         ):
-            # It was closed while the request was on its way: that is no failure of the worker.
+            # The worker closed an idle connection while the request was on its way, which is not a failure.
             self._open()
             return
         self._report(problem)
@@ -156,9 +156,9 @@ class RequestProber:
 
 
 class AcceptProber:
-    """Probes by a connection that the program has to accept, and which is closed at once.
+    """Probes by a connection that the program has to accept; it is then closed at once.
 
-    One that was not accepted in time is waited for again: a program that accepts nothing gets no more of them.
+    A connection not accepted in time is reused for the next probe: a program that accepts nothing is not flooded.
     """
 
     def __init__(self, connector: WorkerConnector) -> None:
@@ -183,7 +183,7 @@ class AcceptProber:
         """See Prober."""
         self.cancel()
         if self._task is not None and not self._task.done():
-            # Until its task has ended the loop watches the descriptor.
+            # The loop watches the descriptor until the task has ended.
             self._task.add_done_callback(lambda _: self._close_socket())
         else:
             self._close_socket()
@@ -226,18 +226,18 @@ def make_prober(
 
 
 def _requires_certificates(server: ServerConfig) -> bool:
-    # We have no client certificate: the application of such a server is probed without TLS.
+    # poolctl has no client certificate: such servers are probed without TLS.
     return getattr(server.tls, "client_auth", "none") == "required" and not server.command
 
 
-MAX_BODY_BYTES = 1024 * 1024  # more of it is not looked at, and ends the connection
-# An expression that took too long is not tried again before this time: it is the application that sends the body.
+MAX_BODY_BYTES = 1024 * 1024  # a longer one is cut off, and the connection closed
+# The delay before an expression that timed out is tried again: the application controls the body.
 _SLOW_PAUSE_SECONDS = 60.0
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
 
 class HttpProbeRequest:
-    """An HTTP request, and how its response is judged."""
+    """An HTTP request, and the judgement of its response."""
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
 
@@ -286,7 +286,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """One byte, which an application's worker sends back without asking the application: request and reply."""
+    """One byte, which a worker sends back without involving the application. It is both request and reply."""
 
     payload = b"?"
     status = 0
@@ -311,7 +311,7 @@ class EchoExchange:
 
 
 def statuses(text: str) -> frozenset[int]:
-    """All statuses that "200-299,404" names."""
+    """The set of statuses in a list such as "200-299,404"."""
     found: set[int] = set()
     for part in text.split(","):
         low, _, high = part.partition("-")
@@ -320,14 +320,14 @@ def statuses(text: str) -> frozenset[int]:
 
 
 def speaks_tls(server: ServerConfig) -> bool:
-    """Whether TLS is spoken on the server's connections; of a program only its `expose` says so."""
+    """Whether the server uses TLS; for a program only its `expose` tells."""
     if server.command:
         return server.expose.startswith("https:")
     return bool(server.tls)
 
 
 def _fields(probe: Probe, server: ServerConfig) -> dict[str, str]:
-    # The host as clients name it, so that an application that checks it accepts it.
+    # The host that clients use, for applications that check it.
     host = urlsplit(server.expose).netloc.rpartition("@")[2] or "localhost"
     fields = {"Host": host, "User-Agent": "poolctl", "Accept": "*/*"}
     if server.command:

@@ -1,4 +1,4 @@
-"""A probe that is a program: its exit status decides."""
+"""A probe by a program, judged by its exit status."""
 
 from __future__ import annotations
 

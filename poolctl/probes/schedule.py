@@ -1,4 +1,4 @@
-"""When each probe is due: one heap and one timer for all of them, and one epoll descriptor for their connections."""
+"""Schedules all probes with one heap and one timer, and reads their connections through one epoll descriptor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
-# Workers that are probed together mostly answer within this time; a latency is never more than this too long.
+# Most workers probed together answer within this time, which is also the maximum error of a latency.
 PAUSE_SECONDS = 0.004
 # A batch costs less than single wake-ups, and probes need no more precision.
 GRAIN_SECONDS = 0.02
-# From this many probes in one batch on, their responses are read in one batch too.
+# With at least this many probes in a batch, the responses are read in one batch as well.
 _MANY = 8
 
 
 class Multiplexer:
-    """Calls back for each descriptor that can be read. Belongs to the running loop.
+    """Calls a function for each readable descriptor. Belongs to the running loop.
 
     Without epoll, the loop watches each descriptor separately.
     """
@@ -31,7 +31,7 @@ class Multiplexer:
         self._pause: asyncio.TimerHandle | None = None
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever there is something to read."""
+        """Call `callback` whenever the descriptor is readable."""
         if self._epoll is None:
             self._loop.add_reader(fd, callback)
             return
@@ -50,7 +50,7 @@ class Multiplexer:
                 self._stop()
 
     def pause(self) -> None:
-        """Stop watching for a moment, because many requests were just sent; then read all responses in one batch."""
+        """Many requests were just sent: pause watching briefly, then read all responses in one batch."""
         if self._epoll is not None and self._callbacks and self._pause is None:
             self._loop.remove_reader(self._epoll.fileno())
             self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
@@ -83,14 +83,14 @@ class Scheduled(Protocol):
     due: float | None
 
     def run(self, now: float) -> None:
-        """It is due; `now` is of the same clock."""
+        """The item is due; `now` is the time on the same clock."""
         ...
 
 
 class Schedule:
-    """Runs each when it is due, at most 20 ms late. A later `put` of the same item replaces the earlier one.
+    """Runs each item when it is due, at most 20 ms late. A later `put` of an item replaces the earlier one.
 
-    Without a `loop` it is the running one.
+    The default `loop` is the running one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -113,18 +113,18 @@ class Schedule:
         return (self._loop or asyncio.get_running_loop()).time()
 
     def put(self, item: Scheduled, when: float) -> None:
-        """Run it at that time, and not before."""
+        """Run the item at this time."""
         item.due = when
         heapq.heappush(self._heap, (when, next(self._numbers), item))
         if self._timer is None or when < self._at - GRAIN_SECONDS:
             self._arm(when)
 
     def remove(self, item: Scheduled) -> None:
-        """Do not run it any more."""
+        """Do not run the item."""
         item.due = None
 
     def close(self) -> None:
-        """Run nothing any more."""
+        """Cancel all items."""
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""The probes of one worker: those that it must pass to become ready, and those that run from then on."""
+"""The probes of one worker: required to become ready, and repeated from then on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .hysteresis import Hysteresis
 from .prober import Prober, WorkerConnector, make_prober
 from .schedule import Schedule
 
-# A worker that is not ready yet is probed more often than later on.
+# A worker that is not ready yet is probed more often.
 _FIRST_PAUSE_SECONDS = 0.02
 _FACTOR = 1.5
 _UNKNOWN_SECONDS = 0.5
@@ -23,7 +23,7 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 class WorkerProbe:
-    """`owner` is notified of every result; `message` is the problem of the last one, or ""."""
+    """`owner` is notified of every result; `message` is the problem in the last result, or ""."""
 
     __slots__ = (
         "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
@@ -58,7 +58,7 @@ class WorkerProbe:
         return self.hysteresis.status
 
     async def wait_until_ok(self) -> None:
-        """Probe at once, then ever less often; return after as many successes in a row as the probe requires."""
+        """Probe at once, then less and less often; return after the required number of successes in a row."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             started_at = self._schedule.now()
@@ -66,13 +66,13 @@ class WorkerProbe:
             if self.status is Status.OK:
                 return
             if self.message:
-                # A failure before the worker was ready is not a fall.
+                # Failures before the worker was ready do not count.
                 self.hysteresis.reset()
             await asyncio.sleep(min(pause, self.probe.interval))
             pause *= _FACTOR
 
     async def _run_once(self) -> str:
-        """The problem, "" for none; the time in which the connection waits to be accepted does not count."""
+        """The problem, or ""; time spent in the accept queue does not count."""
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout
@@ -85,7 +85,7 @@ class WorkerProbe:
                 queued = self._prober.queued()
                 if queued:
                     self.message = "its connection is waiting to be accepted"
-                elif not was_queued:  # else it may have been accepted just now
+                elif not was_queued:  # otherwise it may have just been accepted
                     left -= pause
                 was_queued = queued
         except asyncio.CancelledError:
@@ -95,12 +95,12 @@ class WorkerProbe:
         return self._timed_out
 
     def start(self, status: Status) -> None:
-        """Probe at regular intervals from now on, beginning with that status; soon, if it is not ok."""
+        """Probe at regular intervals from now on, starting with this status; soon if it is not ok."""
         longest = self.probe.interval
         if status is not Status.OK:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
-        # Workers that started together are not probed together for ever.
+        # Spread the probes of workers that started together.
         self._schedule.put(self, self._schedule.now() + random.uniform(0, longest))
 
     def stop(self) -> None:
@@ -109,7 +109,7 @@ class WorkerProbe:
         self._prober.close()
 
     def run(self, now: float) -> None:
-        """It is due: send the probe, or give up the one in progress."""
+        """It is due: send the probe, or abandon the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
@@ -151,7 +151,7 @@ class ProbeListener(Protocol):
 
 
 class WorkerProbes:
-    """The probes of one worker. `listener` is notified of every result that comes once `start` was called."""
+    """The probes of one worker. `listener` is notified of every result after `start` was called."""
 
     def __init__(
         self,
@@ -198,9 +198,9 @@ class WorkerProbes:
         return next((probe for probe in self.probes if probe.kind == kind), None)
 
     async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
-        """Return when the worker has passed its startup and readiness probes; cancel it when that takes too long.
+        """Return when the worker has passed its startup and readiness probes; the caller cancels it on a timeout.
 
-        Raises WorkerFailed when the worker has ended before; `hint` is part of it.
+        Raises WorkerFailed, with `hint`, if the worker exits before that.
         """
         passing = asyncio.ensure_future(self._pass())
         either: set[asyncio.Future[Any]] = {passing, ending}

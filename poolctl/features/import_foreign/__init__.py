@@ -1,4 +1,4 @@
-"""`poolctl import`: what another tool runs, as a pool.toml.
+"""`poolctl import`: converts another tool's configuration to a pool.toml.
 
 A module for each format reads it into a `ForeignPool` (`foreign_pool.py`), which `pool_text.py` writes as TOML that
 validates.

@@ -1,4 +1,4 @@
-"""`poolctl import`: another tool's file or command line as a pool.toml."""
+"""`poolctl import`: converts another tool's file or command line to a pool.toml."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFAULT_TARGET = "pool.toml"
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The pool.toml, printed or written. An existing file is kept unless --force is given (8)."""
+    """Print or write the pool.toml. An existing file is kept (exit 8) unless --force is given."""
     source, words = request.get("source"), request.get("command")
     if bool(source) == bool(words):
         raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
@@ -90,7 +90,7 @@ def _of_words(words: list[str]) -> ForeignPool:
 
 
 def _of_file(path: str) -> ForeignPool:
-    """The pool of the file, read as its name or content says. Raises Problem and Unreadable."""
+    """The pool of the file, whose format is detected from its name or content. Raises Problem and Unreadable."""
     from poolctl.config import (
         COMPOSE,
         ECOSYSTEM,
@@ -137,7 +137,7 @@ def _of_file(path: str) -> ForeignPool:
 
 
 def _as_json(name: str) -> str:
-    """How node prints the file as JSON."""
+    """The node command that prints the file as JSON."""
     if name.endswith(".mjs"):
         script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
         return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
@@ -146,7 +146,7 @@ def _as_json(name: str) -> str:
 
 
 def _outcome(found: PoolText, into: str | None) -> Outcome:
-    """The text printed, or written. Failure (1) if it holds no server."""
+    """Print or write the text. A failure (1) if it contains no server."""
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
     warnings = [f"left out: {each}" for each in found.left_out]

@@ -1,4 +1,4 @@
-"""Command lines: those of uvicorn, and of gunicorn with an ASGI worker, become `app = …`; others stay programs."""
+"""Command lines: uvicorn, and gunicorn with an ASGI worker, become `app = …`; others remain programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
 
 
 class _NotParsed(Exception):
-    """The arguments are not those that the program documents."""
+    """The arguments do not match the program's documented options."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def pool_of_command(words: Sequence[str]) -> ForeignPool:
-    """The pool of one command line, as of `poolctl import -- gunicorn …`. Raises Unreadable."""
+    """The pool of one command line, as in `poolctl import -- gunicorn …`. Raises Unreadable."""
     pool = ForeignPool()
     own, _ = _without_prefix(list(words))
     if not own:
@@ -54,9 +54,9 @@ def _modules(words: list[str]) -> list[str]:
 
 
 def take_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
-    """Give the server its app or command, and the keys that the options stand for.
+    """Set the server's app or command, and the keys equivalent to the options.
 
-    `{port}` among the words stands for `port`, the one that the other tool gives it, "" where it gives none.
+    `{port}` in the words stands for `port`, as assigned by the other tool, or "".
     """
     words, variables = _without_prefix(words)
     for name, value in variables.items():
@@ -81,7 +81,7 @@ def take_command(server: ForeignServer, words: list[str], line: int, port: str =
 
 
 def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "") -> None:
-    """The same for a line that the other tool gives to a shell; `port` is the value of its $PORT."""
+    """The same for a shell command line; `port` is the value of its $PORT."""
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
     try:
         words = shlex.split(with_port)
@@ -98,7 +98,7 @@ def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "")
 
 
 def needs_shell(text: str) -> bool:
-    """Whether the line is more than words: quotes and backslashes alone need no shell."""
+    """Whether the line needs a shell: it is more than words with quotes and backslashes."""
     outside = re.sub(r"'[^']*'", "", re.sub(r"\\.", "", text))
     unquoted = re.sub(r'"[^"]*"', "", outside)
     return (
@@ -107,14 +107,14 @@ def needs_shell(text: str) -> bool:
 
 
 def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without `exec`, `env NAME=value` and `uv run` before the program; and those variables."""
+    """The words without a leading `exec`, `env NAME=value` or `uv run`, and the variables set there."""
     words = list(words)
     variables: dict[str, str] = {}
     while words:
         if words[0] == "exec" or (words[0] == "env" and len(words) > 1 and _assignment.fullmatch(words[1])):
             del words[0]
         elif words[:2] == ["uv", "run"] and len(words) > 2 and not words[2].startswith("-"):
-            del words[:2]  # its environment is the one that an app has by default
+            del words[:2]  # its environment is also the default for an app
         elif _assignment.fullmatch(words[0]):
             name, _, variables[name] = words.pop(0).partition("=")
         else:
@@ -123,7 +123,7 @@ def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _program(words: list[str]) -> tuple[str, str, list[str]]:
-    """The program's name, the interpreter that it belongs to if that is known, and the arguments."""
+    """The program's name, its interpreter if known, and the arguments."""
     first = words[0] if words else ""
     directory, name = os.path.split(first)
     if _python.fullmatch(name) and words[1:2] == ["-m"] and len(words) > 2:
@@ -132,7 +132,7 @@ def _program(words: list[str]) -> tuple[str, str, list[str]]:
 
 
 def _arguments(parser: _Parser, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options and the app, and the options that the parser does not know."""
+    """The options and the app, and the unknown options."""
     found, unknown = parser.parse_known_args(words)
     values = {key: value for key, value in vars(found).items() if value is not None}
     return values, [each for each in unknown if each.startswith("-")]
@@ -209,7 +209,7 @@ _DEFAULTS = {  # values that change nothing
     "--asgi-lifespan": "auto",
 }  # fmt: skip
 _FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
-# Of a program that starts its workers itself.
+# For a program that starts its own workers.
 _ON_ITS_OWN = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
@@ -261,7 +261,7 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
     parser.add_argument("app", nargs="?")
     given, unknown = _arguments(parser, arguments)
     binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.get("--bind", [])]
-    # Without --bind it listens on $PORT where there is one.
+    # Without --bind, gunicorn listens on $PORT if it is set.
     server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
     for other in binds[1:]:
         server.remark(line, f"--bind {other}: a server has one address")
@@ -333,7 +333,7 @@ def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> N
 def _remark(
     server: ForeignServer, line: int, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
 ) -> None:
-    """Note the options that were given and have no equivalent."""
+    """Add remarks for given options without an equivalent."""
     for option in (*options, "--reload"):
         if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
             value = given[option]
@@ -355,7 +355,7 @@ def _without_equal(option: str, value: str) -> str:
 
 
 def _without(words: list[str], options: Mapping[str, int]) -> list[str]:
-    """The words without these options, and as many values behind each."""
+    """The words without these options and the given number of values after each."""
     found, skipped = [], 0
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
@@ -369,7 +369,7 @@ def _without(words: list[str], options: Mapping[str, int]) -> list[str]:
 
 
 def _bind(text: str) -> str:
-    """An address of gunicorn's: HOST, HOST:PORT, unix:PATH."""
+    """An address in gunicorn's notation: HOST, HOST:PORT, unix:PATH."""
     if text.startswith("unix:"):
         return "unix:" + text.removeprefix("unix:").removeprefix("//")
     if text.startswith("fd://"):
@@ -382,7 +382,7 @@ def _bind(text: str) -> str:
 
 
 def joined(host: str, port: str) -> str:
-    """`HOST:PORT` as a `bind` has it."""
+    """`HOST:PORT` in the notation of `bind`."""
     host = host.strip("[]")
     if host in ("", "0.0.0.0", "*"):
         return f":{port}"

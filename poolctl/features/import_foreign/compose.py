@@ -28,7 +28,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "environment": (dict, list), "depends_on": (dict, list), "healthcheck": (dict,), "deploy": (dict,),
     "labels": (dict, list), "profiles": (list,),
 }  # fmt: skip
-# Keys that have been read, or that hold in any case.
+# Keys that have been read, or that always apply here.
 READ = (
     *(
         "command",
@@ -54,7 +54,7 @@ READ = (
     ),
     *("mem_limit", "container_name", "init", "tty", "stdin_open", "networks"),
 )
-# Variables of a Dockerfile that are about the container itself.
+# Variables of a Dockerfile that concern the container itself.
 OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
 _variable = re.compile(r"\$(?:\$\{?|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
 _url = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|]*)?")
@@ -70,7 +70,7 @@ class _Reader:
         return self.document.place(path).line
 
     def read(self) -> ForeignPool:
-        """All services; those without a command are left out, and so are dependencies on them."""
+        """All services except those without a command, and dependencies on them."""
         data = self.document.data
         services = {}
         for name, service in data["services"].items():
@@ -101,7 +101,7 @@ class _Reader:
             self._health(server, service["healthcheck"], inner)
 
     def _command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
-        """Take over the command; the port that it listens on within its container, "" if that is not known."""
+        """Take over the command; returns its port within the container, "" if unknown."""
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
         server.at = line = self.line("services", name, "command" if service.get("command") else "entrypoint")
         image, build = service.get("image"), service.get("build")
@@ -131,7 +131,7 @@ class _Reader:
         return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
 
     def _words_of_image(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
-        """The words with which the image starts; its ENV goes below the variables of the service."""
+        """The image's start command; the service's variables take precedence over its ENV."""
         table = build if isinstance(build, dict) else {"context": build}
         file = os.path.join(str(table.get("context", ".")), str(table.get("dockerfile", "Dockerfile")))
         entrypoint, own, env = start_of_image(
@@ -143,7 +143,7 @@ class _Reader:
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
-        """The published address of the port that the command listens on, or of the only one."""
+        """The published address of the command's port, or of the only published port."""
         server.at = line
         found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
         chosen = next((each for each in found if each[2] == inner), None)
@@ -156,7 +156,7 @@ class _Reader:
             if each != chosen:
                 server.remark(line, f"ports: {each[1]}:{each[2]}: {why}")
         if not found and "bind" in server.keys and inner:
-            server.set("bind", f"127.0.0.1:{inner}")  # only other containers reached it
+            server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
         self.published[server.name] = {target: published for _, published, target in found}
 
     def _key(self, server: ForeignServer, key: str, value: Any, line: int) -> None:
@@ -206,7 +206,7 @@ class _Reader:
             server.set("env", {**server.keys.get("env", {}), **env})
 
     def _reach(self, server: ForeignServer) -> None:
-        """Other services are on this machine, not on hosts of their own names."""
+        """Replace hosts named after other services by addresses of this machine."""
         for name, text in server.keys.get("env", {}).items():
             for other, ports in self.published.items():
                 host = re.escape(other)
@@ -302,7 +302,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
-    """Have the program bind the published port, if its words or a variable such as PORT hold the inner one."""
+    """Make the program bind the published port if its words or a variable such as PORT contain the inner port."""
     whole = re.compile(rf"(?<![\w.]){target}(?![\w.])|(?<=:){target}(?![\w.])")
     words = [str(word) for word in server.keys["command"]]
     with_port = [index for index, word in enumerate(words) if index and whole.search(word)]
@@ -325,7 +325,7 @@ def _pair(entry: Any) -> tuple[str, str | None]:
 
 
 def _text(text: str) -> str:
-    """The text with compose's references as poolctl has them; an unset variable is empty there."""
+    """The text with compose's references in poolctl's notation; in compose an unset variable is empty."""
 
     def replaced(match: re.Match[str]) -> str:
         if match[0].startswith("$$"):
@@ -358,7 +358,7 @@ def _published(entry: Any) -> tuple[str, str, str] | None:
 
 
 def _size(value: Any) -> str:
-    """`1G`, `512m`, `1073741824` as a size of a pool.toml."""
+    """A size such as `1G`, `512m` or `1073741824` in the notation of pool.toml."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgBKMG]?)[bB]?", str(value))
     if not found:
         return str(value)

@@ -1,4 +1,4 @@
-"""The command of an image that a compose file builds, as its Dockerfile says."""
+"""The command of an image built by a compose file, from its Dockerfile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTHING = Start([], [], {})
 
 
 def start_of_image(path: str, target: str = "") -> Start:
-    """How the stage `target` starts, by default the last one; empty if there is no such file."""
+    """The start command of the stage `target` (default: the last); empty if there is no such file."""
     try:
         text = read_text(path)
     except Problem:

@@ -1,4 +1,4 @@
-"""The model between formats and writer: servers with the keys of a pool.toml, and remarks that name a line."""
+"""The model shared by readers and writer: servers with the keys of a pool.toml, and remarks with line numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _unfit = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Unreadable(Exception):
-    """The file or command line is not of the format that its name promises; `line` is 0 where there is none."""
+    """The file or command line does not have the expected format; `line` is 0 if unknown."""
 
     def __init__(self, message: str, hint: str, line: int = 0) -> None:
         super().__init__(message)
@@ -23,29 +23,29 @@ class Unreadable(Exception):
 
 
 class Remark(NamedTuple):
-    """A setting that was not taken over, and its line; 0 for a command line."""
+    """A setting that was not taken over, and its line, 0 in a command line."""
 
     line: int
     text: str
 
 
 class ForeignServer:
-    """A server as the other tool has it. Strings in `keys` are written as poolctl reads them: `$${` is `${`."""
+    """A server of the other tool. Strings in `keys` use poolctl's notation: `$${` is `${`."""
 
     def __init__(self, name: str, line: int) -> None:
         self.name = _unfit.sub("-", name).strip("-")[:200] or "server"
         self.line = line
-        self.at = line  # the line that is being read
+        self.at = line  # the line being read
         self.keys: dict[str, Tree] = {}
         self.lines: dict[str, int] = {}  # by key
         self.remarks: list[Remark] = []
-        self.unusable = ""  # why it is written as a comment only
+        self.unusable = ""  # the reason for writing it only as a comment
 
     def __repr__(self) -> str:
         return f"<ForeignServer {self.name} of line {self.line}>"
 
     def set(self, key: str, value: Tree) -> None:
-        """Give a key its value; `http.keep_alive` is a key in a table."""
+        """Set the value of a key; `http.keep_alive` is a key in a table."""
         *tables, last = key.split(".")
         self.lines[key.partition(".")[0]] = self.at
         table = self.keys
@@ -54,28 +54,28 @@ class ForeignServer:
         table[last] = value
 
     def add_env(self, name: str, text: str) -> None:
-        """Add a variable, its value as the program is to see it."""
+        """Add a variable with the value that the program should see."""
         self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
 
     def remark(self, line: int, text: str) -> None:
-        """Note a setting that was not taken over."""
+        """Add a remark about a setting that was not taken over."""
         self.remarks.append(Remark(line, text))
 
     def leave_out(self, why: str) -> None:
-        """Write it as a comment only, for the first of these reasons."""
+        """Write the server only as a comment, with the first reason given."""
         self.unusable = self.unusable or why
 
 
 class ForeignPool:
-    """All servers of a file or command line, and remarks that concern none of them."""
+    """All servers of a file or command line, and remarks that concern no single server."""
 
     def __init__(self) -> None:
         self.servers: list[ForeignServer] = []
         self.remarks: list[Remark] = []
-        self.env_file = ""  # which the other tool reads by itself
+        self.env_file = ""  # the other tool reads it automatically
 
     def add(self, name: str, line: int) -> ForeignServer:
-        """A new server, its name changed if another one has it."""
+        """A new server, renamed if the name is taken."""
         server = ForeignServer(name, line)
         taken = {each.name.lower() for each in self.servers}
         plain, number = server.name, 2
@@ -85,7 +85,7 @@ class ForeignPool:
         return server
 
     def remark(self, line: int, text: str) -> None:
-        """Note a setting that was not taken over."""
+        """Add a remark about a setting that was not taken over."""
         self.remarks.append(Remark(line, text))
 
 
@@ -95,7 +95,7 @@ def of_their_types(
     types: Mapping[str, tuple[type, ...]],
     line: Callable[[str], int],
 ) -> dict[str, Tree]:
-    """The table without null values and without those of another type than the format has, which are remarks."""
+    """The table without null values and values of the wrong type; the latter become remarks."""
     found = {}
     for key, value in table.items():
         if isinstance(value, types.get(key, (object,))):
@@ -106,17 +106,17 @@ def of_their_types(
 
 
 def in_seconds(text: str | float) -> str:
-    """A number of seconds as a duration; other texts unchanged."""
+    """A number of seconds as a duration; any other text unchanged."""
     return f"{text}s" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(text)) else str(text)
 
 
 def user_and_group(user: str, group: str) -> str:
-    """`name[:group]`, "" without a user."""
+    """The user as `name[:group]`, "" without a user."""
     return f"{user}:{group}" if user and group else user
 
 
 def signal_name(text: str) -> str:
-    """`QUIT`, `SIGQUIT` and `3` as `SIGQUIT`."""
+    """The name of a signal: `QUIT`, `SIGQUIT` and `3` become `SIGQUIT`."""
     from signal import Signals
 
     if text.isdigit() and int(text) in {each.value for each in Signals}:

@@ -30,7 +30,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "script": (str,), "args": (str, list), "env": (dict,), "interpreter": (str,), "interpreter_args": (str, list),
     "node_args": (str, list),
 }  # fmt: skip
-# Keys that have been read with others, or that hold in any case.
+# Keys that have been read with others, or that always apply here.
 READ = (
     *("name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid"),
     *("exec_mode", "error_file", "err_file", "merge_logs", "combine_logs", "time", "log_date_format"),
@@ -75,7 +75,7 @@ class _App:
         self.path = path
 
     def line(self, key: str) -> int:
-        """The line of a key."""
+        """The line number of a key."""
         return self.document.place((*self.path, key)).line
 
     def take(self, app: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class _App:
             server.set("cwd", escaped(str(app["cwd"])))
         take_command(server, words, line)
         if port.isdigit() and "bind" not in server.keys:
-            # It reads PORT, and binds by itself.
+            # It reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
             server.set("bind", f":{port}")
         elif port:

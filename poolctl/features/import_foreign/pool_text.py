@@ -11,7 +11,7 @@ from poolctl.config import load, referenced_variables, relocated, table_text, va
 from poolctl.errors import ServerError
 from poolctl.features.import_foreign.foreign_pool import ForeignPool, ForeignServer, Remark
 
-# Without these a server is none, or another one.
+# Without these a server is invalid, or a different server.
 ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
 MOST_ROUNDS = 20
@@ -21,7 +21,7 @@ _place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
 
 @dataclass
 class PoolText:
-    """The text of the file, with remarks for its reader."""
+    """The text of the file, with remarks for its readers."""
 
     text: str
     servers: int = 0
@@ -32,9 +32,9 @@ class PoolText:
 
 
 def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> PoolText:
-    """The pool as the text of the file `target`; relative paths of the source began in `base_dir`. Blocks on the disk.
+    """The pool as the text of the file `target`; relative paths of the source refer to `base_dir`. Reads files.
 
-    Keys that are not valid are written as comments, and so are servers that would not be.
+    Invalid keys and servers are written as comments.
     """
     directory = os.path.dirname(target)
     env_file = os.path.join(base_dir, pool.env_file)
@@ -66,7 +66,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
 
 
 def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
-    """Take the keys that these problems are about out of their servers."""
+    """Remove the keys with these problems from their servers."""
     for problem in problems:
         place = _place.match(getattr(problem, "key", ""))
         if place is None:
@@ -81,7 +81,7 @@ def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerErro
 
 
 def _drop_dependencies(pool: ForeignPool) -> None:
-    """Take out dependencies on servers that are not there."""
+    """Remove dependencies on missing servers."""
     there = {server.name for server in pool.servers if not server.unusable}
     for server in pool.servers:
         wanted = server.keys.get("depends_on", [])

@@ -1,4 +1,4 @@
-"""A Procfile, of foreman, honcho, overmind or Heroku: `name: a line for the shell`."""
+"""A Procfile of foreman, honcho, overmind or Heroku: `name: shell command line`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
         take_shell_line(server, command, line, port)
         words = server.keys.get("command", [])
         if name == WEB and "bind" not in server.keys and words:
-            # It reads PORT, and binds by itself.
+            # It reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
             server.set("bind", f"127.0.0.1:{port}")
     if not entries:

@@ -22,7 +22,7 @@ from poolctl.features.import_foreign.foreign_pool import (
 
 PROGRAM = "program:"
 DEFAULT_PRIORITY = 999
-# Sections of supervisord's own.
+# Sections about supervisord itself.
 OWN_SECTIONS = (
     "supervisord",
     "supervisorctl",
@@ -30,7 +30,7 @@ OWN_SECTIONS = (
     "inet_http_server",
     "rpcinterface:supervisor",
 )
-# Keys that hold here in any case: a group is ended as a whole, a log has both streams.
+# Keys that always apply here: a group is stopped as a whole, a log has both streams.
 IMPLIED = (
     *("stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs_start"),
     *("stdout_capture_maxbytes", "stderr_capture_maxbytes"),
@@ -59,7 +59,7 @@ Section = dict[str, Value]
 
 
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
-    """The pool of a supervisord.conf and the files that it includes. Reads those. Raises Unreadable."""
+    """The pool of a supervisord.conf and its included files, which are read here. Raises Unreadable."""
     pool = ForeignPool()
     sections = list(_sections(text))
     included = [values for name, _, values in sections if name == "include"]
@@ -94,7 +94,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
 
 
 def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
-    """Name, line and values of each section; of equal keys the last counts, as in supervisord."""
+    """Name, line and values of each section; the last of several equal keys counts, as in supervisord."""
     name, start, values, key = "", 0, Section(), ""
     for line, row in enumerate(text.splitlines(), 1):
         content = re.sub(r"(?:^|\s)[;#].*", "", row).rstrip()
@@ -121,7 +121,7 @@ def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
 def _servers(
     pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
 ) -> Iterator[ForeignServer]:
-    """One server; several where the command names the number of the process."""
+    """Add one server, or several if the command contains the number of the process."""
     count = values.get("numprocs", Value("1", line)).text
     number = int(count) if count.isdigit() else 1
     command = values.get("command", Value("", line)).text
@@ -143,7 +143,7 @@ def _servers(
 
 
 def _take(server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]) -> None:
-    """Take over the program's settings, which win over those of all programs."""
+    """Take over the program's settings, which override the settings for all programs."""
     if "command" not in values:
         server.leave_out("it has no command")
         return
@@ -217,7 +217,7 @@ def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
 
 
 def _expanded(raw: str, known: Mapping[str, object]) -> str:
-    """The text with `%(here)s` and the like replaced; `%(ENV_HOME)s` becomes `${HOME}`."""
+    """The text with `%(here)s` and similar references replaced; `%(ENV_HOME)s` becomes `${HOME}`."""
 
     def replaced(match: re.Match[str]) -> str:
         if match[0] == "%%":
@@ -230,7 +230,7 @@ def _expanded(raw: str, known: Mapping[str, object]) -> str:
 
 
 def _tag(pool: ForeignPool, group: str, values: Section) -> None:
-    """The programs of a group have its name as a tag."""
+    """Tag the programs of a group with its name."""
     members = [name.strip() for name in values.get("programs", Value("", 0)).text.split(",")]
     for server in pool.servers:
         if server.name in members or set(server.keys.get("tags", ())) & set(members):
@@ -238,7 +238,7 @@ def _tag(pool: ForeignPool, group: str, values: Section) -> None:
 
 
 def _depend(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
-    """Servers wait for those of the next lower priority, which supervisord starts first."""
+    """Let servers wait for the servers of the next lower priority, which supervisord starts first."""
     levels = sorted(set(priorities.values()))
     for server in pool.servers:
         level = levels.index(priorities[server.name])

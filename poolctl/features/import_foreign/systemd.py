@@ -23,7 +23,7 @@ _RESTART = {
     "no": "no", "always": "always", "on-failure": "on-failure", "on-abnormal": "on-failure",
     "on-abort": "on-failure", "on-watchdog": "on-failure", "on-success": "always",
 }  # fmt: skip
-# Settings that hold here in any case.
+# Settings that always apply here.
 IMPLIED = (
     "Description",
     "Documentation",
@@ -34,7 +34,7 @@ IMPLIED = (
     "RemainAfterExit",
 )
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
-_PREFIXES = "-@:+!|"  # of a command
+_PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
 _entry = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*)", re.DOTALL)
 _variable = re.compile(r"(?<!\$)\$[A-Za-z_{]")
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
 
 
 def pool_of_unit(text: str, name: str) -> ForeignPool:
-    """The pool of one unit, the server named as the unit. Raises Unreadable."""
+    """The pool of one unit; the server is named after the unit. Raises Unreadable."""
     pool = ForeignPool()
     settings = list(_settings(text))
     starts = [each for each in settings if each.name == "ExecStart" and each.value]
@@ -86,7 +86,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
 
 
 def _settings(text: str) -> Iterator[Setting]:
-    """The settings in their order; a line that ends with a backslash goes on in the next one."""
+    """The settings in order; a line that ends with a backslash continues on the next line."""
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
         if not whole:
@@ -110,7 +110,7 @@ def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
     if start.value != line and "@" in start.value[: len(start.value) - len(line)]:
         server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
     if _variable.search(line):
-        # systemd replaces variables of the unit's own environment; a shell does so in its place.
+        # systemd expands variables of the unit's environment; here a shell does that.
         server.set("command", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
         return
     text = _specifiers(line.replace("$$", "$"), stem)
@@ -224,7 +224,7 @@ def _listen_stream(path: str) -> str:
 
 
 def _duration(text: str) -> str:
-    """A time span (systemd.time(7)) as a duration, "" for `infinity` and other texts."""
+    """A time span (systemd.time(7)) as a duration; "" for `infinity` and any other text."""
     parts = _time.findall(text)
     if not parts or _time.sub("", text) or any(unit not in _UNITS for _, unit in parts):
         return ""
@@ -232,7 +232,7 @@ def _duration(text: str) -> str:
 
 
 def _specifiers(text: str, stem: str) -> str:
-    """The text with the specifiers that are known without systemd replaced (systemd.unit(5))."""
+    """The text with those specifiers replaced that are known without systemd (systemd.unit(5))."""
     known = {
         "%": "%",
         "n": f"{stem}.service",

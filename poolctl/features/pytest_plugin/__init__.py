@@ -1,1 +1,1 @@
-"""The pytest plugin: fixtures with running pools. pytest imports `plugin` in every run, `pools` when it is used."""
+"""The pytest plugin: fixtures with running pools. pytest imports `plugin` in every run, `pools` on first use."""

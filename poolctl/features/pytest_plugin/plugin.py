@@ -1,6 +1,6 @@
 """Fixtures with running pools, and their servers' logs in the reports of failed tests.
 
-pytest imports this module in every run of every project that has poolctl installed: it imports nothing else.
+pytest imports this module in every run of every project with poolctl installed, so it imports nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.features.pytest_plugin.pools import Pools
 
-_IN_USE = pytest.StashKey["dict[str, Pools]"]()  # by the name of their fixture
+_IN_USE = pytest.StashKey["dict[str, Pools]"]()  # by fixture name
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def pytest_runtest_makereport(
 
 
 class _Outcome:
-    """What pluggy hands to a wrapper."""
+    """The result object that pluggy passes to a wrapper."""
 
     def get_result(self) -> pytest.TestReport:
         raise NotImplementedError

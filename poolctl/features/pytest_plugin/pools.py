@@ -1,4 +1,4 @@
-"""Pools for tests: on free ports, in this process or in processes of their own."""
+"""Pools for tests: on free ports, in this process or in separate processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from poolctl.runners.embedded_runner import ProcessRunner
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
 CALM_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
-MOST_LINES = 50  # of each server in a report
+MOST_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = ("{port}", "{host}", "{bind}", "{fd}")
 
 
@@ -43,14 +43,14 @@ class PoolUnderTest:
         return f"<PoolUnderTest {', '.join(self._servers)}>"
 
     def url(self, name: str, path: str = "") -> str:
-        """The URL of a server, with this path behind it. Raises KeyError for a server that is not there."""
+        """The URL of a server followed by this path. Raises KeyError for an unknown server."""
         config = self._server(name).config
         if config.address.kind != "tcp":
             return f"{config.expose}{path}"
         return f"{'https' if config.tls else 'http'}://{config.address.nearby.key}{path}"
 
     def log(self, name: str, since: float = 0.0) -> list[str]:
-        """The last lines that a server has printed, since a time.time(). Empty for a pool in this process."""
+        """The last lines printed by a server, since a time.time() value. Empty for a pool in this process."""
         path = self._log_path(name)
         return (
             [line.text for line in tail(path, MOST_LINES, since=stamp(since) if since else "")]
@@ -59,19 +59,19 @@ class PoolUnderTest:
         )
 
     def sections(self, since: float) -> list[tuple[str, str]]:
-        """The sections of a report: the log of each server that has printed something."""
+        """The sections of a report: the log of each server with output."""
         self._await_logger()
         logs = {name: self.log(name, since) for name in self._servers}
         return [(f"Log of server {name}", "\n".join(lines)) for name, lines in logs.items() if lines]
 
     def stop(self) -> None:
-        """Stop it, with all of its processes. Raises PoolStopError."""
+        """Stop the pool with all its processes. Raises PoolStopError."""
         self.pool.stop_sync()
         if self._runner is not None:
             run_sync(self._runner.aclose())
 
     def _await_logger(self) -> None:
-        """Wait until the process that writes the logs has written what servers have printed until now."""
+        """Wait until all output of the servers up to now has been written to the logs."""
         paths = [path for path in map(self._log_path, self._servers) if path]
         sizes, deadline = [-1], time.monotonic() + MOST_LOGGER_SECONDS
         while paths and time.monotonic() < deadline:
@@ -93,7 +93,7 @@ class PoolUnderTest:
 
 
 class Pools:
-    """The value of the fixtures: called, it starts a pool."""
+    """The value of the fixtures: calling it starts a pool."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -107,12 +107,12 @@ class Pools:
     def __call__(
         self, source: Source | None = None, /, *, processes: bool | None = None, **servers: Any
     ) -> PoolUnderTest:
-        """A pool that has started; the test fails if one of its servers does not start. Blocks until all are ready.
+        """Start a pool and block until all its servers are ready; the test fails if one does not start.
 
-        The servers are those of a file (without an argument, of the project's pool.toml), those of a list, or
-        keywords: `users=app`, `users="shop.users:app"`, `users={"command": […]}`. Addresses of a file are replaced by
-        free ports of 127.0.0.1; servers of a list and keywords have one unless they say `bind`. A file's servers are
-        `processes`, others run in this process, unless this is given. A file is started once for all calls.
+        The servers come from a file (without an argument, the project's pool.toml), a list, or keywords:
+        `users=app`, `users="shop.users:app"`, `users={"command": […]}`. Addresses in a file are replaced by free
+        ports of 127.0.0.1; servers from a list or keywords get one unless they have a `bind`. By default the
+        servers of a file are `processes`, and others run in this process. A file is started once for all calls.
         """
         files = self._files(source) if not servers and _names_files(source) else None
         processes = files is not None if processes is None else processes
@@ -122,7 +122,7 @@ class Pools:
         return self._started[key]
 
     def stop(self) -> None:
-        """Stop all of them. Raises PoolStopError."""
+        """Stop all pools. Raises PoolStopError."""
         try:
             for started in self._started.values():
                 started.stop()
@@ -180,7 +180,7 @@ class Pools:
         return pool
 
     def _moved(self, server: ServerConfig) -> ServerConfig:
-        """The server on an address that no other test and no running pool has."""
+        """The server with an address that no other test and no running pool uses."""
         address = server.address
         if not address.listens:
             return server
@@ -198,7 +198,7 @@ class Pools:
         return {**table, "bind": f"{LOOPBACK}:{self._claim_port()}"}
 
     def _claim_port(self) -> int:
-        """A free port. It stays bound, so that the kernel gives it to no one else, and can be listened on."""
+        """A free port. It stays bound, so that the kernel does not assign it again, but can be listened on."""
         claim = socket.socket()
         self._claims.append(claim)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -206,7 +206,7 @@ class Pools:
         return int(claim.getsockname()[1])
 
     def _private_directory(self) -> str:
-        # Paths of sockets are short; those of pytest's own directories are not.
+        # Paths of Unix sockets must be short, and pytest's own directories are not.
         self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-test-")
         return self._directory
 

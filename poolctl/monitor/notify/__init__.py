@@ -1,1 +1,1 @@
-"""Notifications: which events reach which receiver, and how they are sent."""
+"""Notifications: selects the events for each receiver, and sends them."""

@@ -1,4 +1,4 @@
-"""The configured receivers: what is sent to each, tried again, and left to a successor."""
+"""The configured receivers: sends messages to each, retries, and leaves unsent messages to a successor."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Outbox:
         return self._waiting.popleft()[0]
 
     def next_at(self) -> float | None:
-        """When the next attempt is due; None when nothing waits."""
+        """When the next attempt is due; None if no message is waiting."""
         return self._not_before if self._waiting else None
 
     def due(self, now: float) -> Message | None:
@@ -66,7 +66,7 @@ class Outbox:
     def failed(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
-        """The attempt failed; whether there is another, not before `after_seconds`. If not, the message is dropped.
+        """The attempt failed; returns whether it is retried, after `after_seconds` at the earliest, or dropped.
 
         `jitter` is a random number from -1 to 1.
         """
@@ -88,19 +88,19 @@ class Outbox:
         ]
 
     def restore(self, waiting: list[Any]) -> None:
-        """Continue with what a predecessor could not send."""
+        """Continue with the messages that a predecessor could not send."""
         for (status, severity, title, lines, time, events), since in waiting:
             found = tuple(map(JournalEvent.from_json, events))
             self._waiting.append((Message(status, severity, title, tuple(lines), time, found), since))
 
 
 class DeliveryTask:
-    """A task that sends to one receiver, and tries again, without holding up the others."""
+    """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
     def __init__(
         self, notify: Notify, facts: PoolFacts, clock: Clock, events: Events, notifier: Notifier, left: Table
     ) -> None:
-        """`left` is the state that a predecessor has left."""
+        """`left` is the state left by a predecessor."""
         self.notify = notify
         self._problems = ProblemTracker(notify, facts)
         self._problems.restore(left.get("open", {}))
@@ -127,7 +127,7 @@ class DeliveryTask:
         return {(kind, name) for kind, _, name in (key.partition(" ") for key in self._problems.to_dict())}
 
     def gather(self) -> None:
-        """Compose the message that is due at once, because the supervisor ends."""
+        """Compose the due message now, because the supervisor is exiting."""
         message = self._problems.due(self._clock.time(), at_once=True)
         if message is not None:
             self._put(message)
@@ -137,7 +137,7 @@ class DeliveryTask:
         self._task.cancel()
 
     async def close(self) -> None:
-        """Stop, after trying for two seconds to send what is waiting."""
+        """Stop, after trying for two seconds to send the waiting messages."""
         self.stop()
         await asyncio.wait({self._task})
         with contextlib.suppress(TimeoutError):
@@ -146,7 +146,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for a successor; empty when there is none."""
+        """The state for a successor; may be empty."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 
@@ -213,7 +213,7 @@ class Notifier:
         self._unsubscribe = events.subscribe(self.take)
 
     def apply(self, receivers: Sequence[Notify]) -> None:
-        """Notify these receivers from now on; unchanged ones are not interrupted."""
+        """Notify these receivers from now on; unchanged receivers are not interrupted."""
         before, self._deliveries = self._deliveries, {}
         wanted = {each.label: each for each in receivers}
         for label, delivery in before.items():
@@ -252,12 +252,12 @@ class Notifier:
         return list(self._deliveries)
 
     def remember(self) -> None:
-        """Compose what is not sent yet, for a successor."""
+        """Compose all pending messages, for a successor."""
         for delivery in self._deliveries.values():
             delivery.gather()
 
     async def close(self) -> None:
-        """Try for two seconds to send what is not sent yet; the rest is left to a successor."""
+        """Try for two seconds to send pending messages; the rest is left to a successor."""
         self._unsubscribe()
         self.remember()
         await asyncio.gather(*[delivery.close() for delivery in self._deliveries.values()])
@@ -272,9 +272,9 @@ class Notifier:
         return found if isinstance(found, dict) else {}
 
     def save(self) -> None:
-        """Write what deliveries leave to a successor."""
+        """Write the deliveries' state for a successor."""
         found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
-        # Notifications go out even when the disk is full.
+        # Notifications are sent even if the disk is full.
         with contextlib.suppress(OSError):
             if found:
                 replace_file(self._path, json.dumps(found, default=str).encode())

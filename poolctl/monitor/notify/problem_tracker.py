@@ -1,4 +1,4 @@
-"""Which messages one receiver gets, and when: problems batched, sent once, repeated while they last, resolved.
+"""Decides which messages a receiver gets and when: problems are batched, sent, repeated while they last, and resolved.
 
 Pure: the time is an argument, in seconds since the epoch.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from poolctl.config import Notify
 
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
-# A problem of a server is resolved in these states, and when another worker of it is ready.
+# A server's problem is resolved in these states, or when another of its workers is ready.
 _RESOLVED_STATES = frozenset({"running", "stopped", "completed", "disabled", "sleeping", "draining"})
 # In these states a server has no health.
 _GONE = frozenset({"stopped", "completed", "disabled"})
@@ -31,7 +31,7 @@ _STACK_LINES = 10
 
 
 class PoolFacts(Protocol):
-    """The facts of a pool that its receivers need."""
+    """The facts about a pool that its receivers need."""
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class PoolFacts(Protocol):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The variables that hold secrets."""
+        """The environment variables that hold secrets."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class MessageLine(NamedTuple):
 
 
 def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
-    """One message of these lines, of which there is at least one."""
+    """One message with these lines, at least one."""
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
@@ -96,7 +96,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
 
 
 def _server_names(lines: Sequence[MessageLine]) -> str:
-    """The names of the first few servers: often only the title is read."""
+    """The names of the first few servers, for the title."""
     names = list(dict.fromkeys(line.event.server for line in lines if line.event.server))
     shown = ", ".join(names[:_NAMED])
     return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
@@ -110,7 +110,7 @@ def _word(status: str, count: int) -> str:
 
 @dataclass(slots=True)
 class TrackedProblem:
-    """Something that lasts. `sent` is the severity with which it was sent last, "" when it was not sent yet."""
+    """A lasting problem. `sent` is the severity with which it was last sent, "" if it was not sent yet."""
 
     event: JournalEvent
     severity: str
@@ -119,7 +119,7 @@ class TrackedProblem:
     sent_at: float = 0.0
 
     def to_dict(self) -> Table:
-        """For a successor, which may be of another version."""
+        """The problem for a successor, possibly of another version."""
         return {
             "event": self.event.to_json(),
             "severity": self.severity,
@@ -147,7 +147,7 @@ class ProblemTracker:
         self._gathered_at: float | None = None
 
     def take(self, event: JournalEvent, now: float) -> None:
-        """Consider an event; `due` returns the message later."""
+        """Consider an event; `due` returns its message later."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._forget_health(event, now)
         if not self._concerns(event):
@@ -175,7 +175,7 @@ class ProblemTracker:
             self._gather(now)
 
     def _concerns(self, event: JournalEvent) -> bool:
-        # Sleep resolves a problem with a server's state.
+        # Sleep resolves a problem of the server's state.
         kind = "lifecycle" if event.kind == "wake" and "wake" not in self._notify.events else event.kind
         if kind not in self._notify.events or event.detail.get("receiver") == self._notify.label:
             return False
@@ -191,7 +191,7 @@ class ProblemTracker:
     def _begin(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         over = self._over.pop(key, None)
         if over is not None:
-            # It ended for so short a time that nothing was sent.
+            # It had ended too briefly for a message.
             self._open[key] = over[0]
         problem = self._open.get(key)
         if problem is None:
@@ -206,7 +206,7 @@ class ProblemTracker:
             self._gathered_at = now
 
     def next_at(self) -> float | None:
-        """The earliest time at which `due` returns a message; None while there is none."""
+        """The earliest time at which a message is due; None if none is."""
         times = [] if self._gathered_at is None else [self._gathered_at + self._notify.delay]
         if self._notify.repeat:
             sent = [each.sent_at for each in self._open.values() if each.sent]
@@ -214,7 +214,7 @@ class ProblemTracker:
         return min(times, default=None)
 
     def due(self, now: float, *, at_once: bool = False) -> Message | None:
-        """The message to send now; None for none."""
+        """The message to send now, or None."""
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None
@@ -264,7 +264,7 @@ def _rank(level: str) -> int:
 
 
 def _key(event: JournalEvent) -> str | None:
-    """The problem that the event is about; None for one that does not last."""
+    """The problem that the event starts; None for an event without a lasting problem."""
     if event.kind in ("lifecycle", "wake"):
         return f"state {event.server}"
     return f"health {event.server}" if event.kind == "health" else None
@@ -277,14 +277,14 @@ def _resolves(event: JournalEvent) -> bool:
 
 
 def _text(event: JournalEvent) -> str:
-    """What happened, and the last output of a run that failed."""
+    """The event's text, with the last output of a failed run."""
     text = f"{event.server}: {event.sentence}" if event.server else event.sentence
     output = event.detail.get("output")
     return "\n".join([text, *(f"  {line}" for line in output)]) if isinstance(output, list) else text
 
 
 def _text_with_stacks(event: JournalEvent) -> str:
-    """The text, and the innermost calls of the first hung worker; the event in the journal has all of them."""
+    """The text, with the innermost calls of the first hung worker; the journal has all hung workers."""
     stacks = event.detail.get("stacks")
     if not isinstance(stacks, list) or not stacks:
         return _text(event)

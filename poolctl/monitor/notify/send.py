@@ -1,6 +1,6 @@
-"""A message in the form of each kind of receiver, and one attempt to send it: an HTTP request, or a command.
+"""Formats a message for each kind of receiver, and makes one attempt to send it: an HTTP request or a command.
 
-No error names an address or a token.
+Errors never contain an address or a token.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 # https://docs.ntfy.sh/publish/#message-priority, https://docs.ntfy.sh/emojis/
 _NTFY_PRIORITIES = {"error": 5, "warning": 4, "info": 3}
 _NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "information_source"}
-# Gotify's apps make a sound from priority 4 on, a loud one from 8 on.
+# Gotify's apps play a sound from priority 4 on, a loud one from 8 on.
 _GOTIFY_PRIORITIES = {"error": 8, "warning": 5, "info": 2}
 _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
 class Unsent(Exception):
-    """An attempt that failed. With `again` another may succeed, after that many seconds at the earliest."""
+    """The attempt failed. With `again` a retry may succeed, after that number of seconds at the earliest."""
 
     def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -69,8 +69,6 @@ class Sender:
                     await self._post(message)
         except TimeoutError:
             raise Unsent(f"no answer within {self._notify.timeout:g} s") from None
-
-    # Over HTTP.
 
     async def _post(self, message: Message) -> None:
         notify = self._notify
@@ -114,7 +112,7 @@ class Sender:
             raise Unsent(f"{where.hostname}: what it answers is not HTTP") from None
         except OSError as error:
             raise Unsent(f"{where.hostname}: {_reason(error)}") from None
-        except ValueError as error:  # after OSError: an untrusted certificate is both
+        except ValueError as error:  # after OSError: ssl.SSLCertVerificationError is both
             raise Unsent(f"{where.hostname}: {error}", again=False) from None
 
     async def _context(self) -> ssl.SSLContext:
@@ -141,8 +139,6 @@ class Sender:
         except (OSError, UnicodeDecodeError) as error:
             raise Unsent(f"{what}_file: {_reason(error)}") from None
 
-    # By a command.
-
     async def _run(self, message: Message) -> None:
         words = {
             "title": message.title,
@@ -158,7 +154,7 @@ class Sender:
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
         argv = [_filled(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
-        # Not a pipe: what the command leaves running may keep it open.
+        # Not a pipe: a process that the command leaves running could keep it open.
         output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
         try:
             await self._wait_for(argv, env, message, output)
@@ -192,10 +188,10 @@ class Sender:
 
 
 def _check(host: str, head: ResponseHead) -> None:
-    """Raise Unsent for a response that is no success."""
+    """Raise Unsent unless the response is a success."""
     if not 200 <= head.status < 300:
         after = head.get(b"retry-after")
-        # A receiver that refuses the request or the token will not accept it later.
+        # A receiver that rejects the request or the token will not accept it later.
         again = head.status in (408, 425, 429) or head.status >= 500
         redirect = ", a redirect, which is not followed" if head.status < 400 else ""
         message = f"{host} answered {head.status}{redirect}"
@@ -212,7 +208,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
-        return os.strerror(error.errno)  # asyncio's own message contains the address
+        return os.strerror(error.errno)  # asyncio's message contains the address
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -221,7 +217,7 @@ def _ended(returncode: int) -> str:
 
 
 class Post(NamedTuple):
-    """The request; the path is appended to that of the address."""
+    """The request; the path is appended to the address's path."""
 
     path: str
     headers: dict[str, str]
@@ -229,7 +225,7 @@ class Post(NamedTuple):
 
 
 def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", token: str = "") -> Post:
-    """The message as a receiver of this kind takes it."""
+    """The message in the format of this kind of receiver."""
     bearer = {"authorization": f"Bearer {token}"} if token else {}
     if kind == "ntfy":
         return _json("/", bearer, _ntfy(message, topic))
@@ -241,7 +237,7 @@ def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", 
 
 
 def document(message: Message, pool: str, host: str) -> Table:
-    """The body for a webhook, and the standard input of a command."""
+    """The body for a webhook, also the standard input of a command."""
     return {
         "schema": 1,
         "pool": pool,
@@ -300,7 +296,7 @@ class FixedFacts(NamedTuple):
     directory: str
 
     def tags(self, server: str) -> Collection[str]:
-        """None: a test notification is about no server."""
+        """No tags, because a test notification concerns no server."""
         return ()
 
 
