@@ -16,6 +16,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
+from poolctl.selection.matcher_client import close_matcher
+
 # One lock for every pool of the process. It is held for a few dictionary operations, so that sharing it costs nothing;
 # two pools that are merged into each other cannot deadlock; and a fork holds it, so that a child never inherits it
 # locked by a thread that it lacks.
@@ -54,7 +56,11 @@ class Engine:
             self.loop = runner.get_loop()
             self._over = asyncio.Event()
             self._begun.set()
-            runner.run(self._over.wait())
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await self._over.wait()
+        close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """What `work` will give, run on the loop; cancelling the future cancels the work. Called under LOCK."""

@@ -17,11 +17,8 @@ from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, B
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, NoReturn
 
-_CHUNK_BYTES = 1024 * 1024
-_LONG_BYTES = 10_000
 _compiled = functools.lru_cache(maxsize=1024)(compiled)
 
 
@@ -30,39 +27,21 @@ class _TooSlow(BaseException):
 
 
 def main() -> None:
-    """Answer until the other end is closed; questions that arrive together are answered together."""
+    """Answer until the other end is closed."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)
     signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    warnings.simplefilter(
-        "ignore", FutureWarning
-    )  # of `[[`, which may mean something else in a later version
+    # Of `[[`, which may mean something else in a later version.
+    warnings.simplefilter("ignore", FutureWarning)
     connection = socket.socket(fileno=0)
-    rest = b""
     try:
-        while chunk := connection.recv(_CHUNK_BYTES):
-            *questions, rest = (rest + chunk).split(b"\n")
-            for answers in answered(questions):
-                connection.sendall(answers)
+        with connection.makefile("rb") as questions:
+            for question in questions:
+                connection.sendall(json.dumps(answer(*json.loads(question))).encode() + b"\n")
     except OSError:
         pass  # the client has closed the socket
-
-
-def answered(questions: list[bytes]) -> Iterator[bytes]:
-    """The answers, in pieces to be sent at once: no answer waits for a question that takes long."""
-    answers = b""
-    for question in questions:
-        if len(question) > _LONG_BYTES:
-            yield answers  # if this process is killed, the first unanswered question is the cause
-            answers = b""
-        found = answer(*json.loads(question))
-        answers += json.dumps(found).encode() + b"\n"
-        if found[1] == SLOW:
-            yield answers  # several in a row would look like a process that hangs
-            answers = b""
-    yield answers
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:

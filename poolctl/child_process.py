@@ -1,0 +1,124 @@
+"""A child process that answers requests over a socket, its standard input; it ends with the object that stands for it.
+
+Limits of time, and another process in the place of one that has ended, are for those who ask. Standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+_CHUNK_BYTES = 1 << 20
+_EXIT_CHECKS, _EXIT_CHECK_SECONDS = 250, 0.02
+
+
+class ChildEnded(Exception):
+    """The process has ended, or has closed its end of the socket."""
+
+
+class ChildProcess:
+    """The process at the other end of the stream socket `link`, which is asked on the running loop.
+
+    `end` kills it; a fork of this process leaves it alone. What it prints follows `output_start` in the file `output`.
+    """
+
+    def __init__(
+        self, link: socket.socket, process: subprocess.Popen[bytes], output: str = "", output_start: int = 0
+    ) -> None:
+        link.setblocking(False)
+        self.pid = process.pid
+        self.output, self.output_start = output, output_start
+        self._link = link
+        self._process = process
+        self._received = bytearray()
+        # Also when nothing has ended it: its loop may be gone.
+        self.end = weakref.finalize(self, _end, link, process, os.getpid())
+
+    @classmethod
+    def start(cls, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> Self:
+        """Execute a program, with this environment (default: this process's). Raises OSError.
+
+        What it prints is appended to the file `output`; without one its errors go where those of this process go.
+        """
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as if_failed, theirs, contextlib.ExitStack() as stack:
+            if_failed.callback(ours.close)
+            log, size = None, 0
+            if output:
+                log = stack.enter_context(open(output, "ab", opener=_private))
+                size = log.tell()
+            process = subprocess.Popen(
+                argv,
+                stdin=theirs,
+                stdout=log or subprocess.DEVNULL,
+                stderr=log,
+                env=env,
+                process_group=0,  # Ctrl-C of a terminal must not reach it
+            )
+            if_failed.pop_all()
+        return cls(ours, process, output, size)
+
+    async def send(self, data: bytes) -> None:
+        """Send it all. Raises ChildEnded."""
+        try:
+            await asyncio.get_running_loop().sock_sendall(self._link, data)
+        except OSError as error:
+            raise ChildEnded from error
+
+    async def line(self, most_bytes: int) -> bytes:
+        """The next line without its end, or that many bytes of a longer one. Raises ChildEnded."""
+        while (end := self._received.find(b"\n")) < 0 and len(self._received) < most_bytes:
+            await self._receive()
+        found = self._taken(end if end >= 0 else most_bytes)
+        del self._received[: end >= 0]
+        return found
+
+    async def exactly(self, size: int) -> bytes:
+        """The next `size` bytes. Raises ChildEnded."""
+        while len(self._received) < size:
+            await self._receive()
+        return self._taken(size)
+
+    async def exit_status(self) -> int | None:
+        """Its exit status, or the negative number of the signal that killed it; None if it does not end for 5 s."""
+        for _ in range(_EXIT_CHECKS):
+            if (status := self._process.poll()) is not None:
+                return status
+            await asyncio.sleep(_EXIT_CHECK_SECONDS)
+        return None
+
+    async def _receive(self) -> None:
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._link, _CHUNK_BYTES)
+        except OSError as error:
+            raise ChildEnded from error
+        if not data:
+            raise ChildEnded
+        self._received += data
+
+    def _taken(self, size: int) -> bytes:
+        found = bytes(self._received[:size])
+        del self._received[:size]
+        return found
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _end(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:
+        process.returncode = 0  # nothing to warn of: it belongs to the parent
+        return
+    link.close()
+    process.kill()
+    with contextlib.suppress(RuntimeError):  # this process is exiting
+        # Not here: it may be blocked in the kernel, on a file system that does not answer.
+        threading.Thread(target=process.wait, daemon=True).start()
