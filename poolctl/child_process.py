@@ -5,15 +5,17 @@ Limits of time, and another process in the place of one that has ended, are for 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Self
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Mapping, Sequence
 
 _CHUNK_BYTES = 1 << 20
 _EXIT_CHECKS, _EXIT_CHECK_SECONDS = 250, 0.02
@@ -24,51 +26,44 @@ class ChildEnded(Exception):
 
 
 class ChildProcess:
-    """The process at the other end of the stream socket `link`, which is asked on the running loop.
+    """A child of this process, started at once, which is asked on the running loop.
 
     `end` kills it; a fork of this process leaves it alone. What it prints follows `output_start` in the file `output`.
     """
 
-    def __init__(
-        self, link: socket.socket, process: subprocess.Popen[bytes], output: str = "", output_start: int = 0
-    ) -> None:
-        link.setblocking(False)
-        self.pid = process.pid
-        self.output, self.output_start = output, output_start
-        self._link = link
-        self._process = process
-        self._received = bytearray()
-        # Also when nothing has ended it: its loop may be gone.
-        self.end = weakref.finalize(self, _end, link, process, os.getpid())
-
-    @classmethod
-    def start(cls, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> Self:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> None:
         """Execute a program, with this environment (default: this process's). Raises OSError.
 
         What it prints is appended to the file `output`; without one its errors go where those of this process go.
         """
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as if_failed, theirs, contextlib.ExitStack() as stack:
-            if_failed.callback(ours.close)
-            log, size = None, 0
-            if output:
-                log = stack.enter_context(open(output, "ab", opener=_private))
-                size = log.tell()
-            process = subprocess.Popen(
-                argv,
-                stdin=theirs,
-                stdout=log or subprocess.DEVNULL,
-                stderr=log,
-                env=env,
-                process_group=0,  # Ctrl-C of a terminal must not reach it
-            )
-            if_failed.pop_all()
-        return cls(ours, process, output, size)
+        self.output = output
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(output, "ab", opener=_private)) if output else None
+            self.output_start = log.tell() if log else 0
+            self._link, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            try:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=theirs.fileno(),
+                    stdout=log or subprocess.DEVNULL,
+                    stderr=log,
+                    env=env,
+                    process_group=0,  # Ctrl-C of a terminal must not reach it
+                )
+            except BaseException:
+                self._link.close()
+                raise
+        self._link.setblocking(False)
+        self._received = bytearray()
+        self.pid = self._process.pid
+        # Also when nothing has ended it: its loop may be gone.
+        self.end = weakref.finalize(self, _end, self._link, self._process, os.getpid())
 
     async def send(self, data: bytes) -> None:
         """Send it all. Raises ChildEnded."""
         try:
-            await asyncio.get_running_loop().sock_sendall(self._link, data)
+            await _loop().sock_sendall(self._link, data)
         except OSError as error:
             raise ChildEnded from error
 
@@ -88,6 +83,8 @@ class ChildProcess:
 
     async def exit_status(self) -> int | None:
         """Its exit status, or the negative number of the signal that killed it; None if it does not end for 5 s."""
+        import asyncio
+
         for _ in range(_EXIT_CHECKS):
             if (status := self._process.poll()) is not None:
                 return status
@@ -96,7 +93,7 @@ class ChildProcess:
 
     async def _receive(self) -> None:
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._link, _CHUNK_BYTES)
+            data = await _loop().sock_recv(self._link, _CHUNK_BYTES)
         except OSError as error:
             raise ChildEnded from error
         if not data:
@@ -107,6 +104,12 @@ class ChildProcess:
         found = bytes(self._received[:size])
         del self._received[:size]
         return found
+
+
+def _loop() -> AbstractEventLoop:
+    import asyncio  # not at the top: a supervisor starts its first child before it loads this
+
+    return asyncio.get_running_loop()
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,10 +1,9 @@
-"""Reads configuration files for the supervisor: `config`; the link to it is descriptor 3.
+"""Reads configuration files for the supervisor: `config`; the link to it is its standard input.
 
 Validation needs libraries that take long to load, and memory: both end with this process, and it with the supervisor.
-The first one is a fork of the supervisor before that has loaded much, and begins to read at once.
 
 A request is a pickled tuple, a method of Reader and its arguments, after its length (8 bytes). An answer is a line,
-`poolctl VERSION LENGTH`, and that many bytes of pickled values. They pass only through a socket pair of this pool.
+`poolctl VERSION LENGTH`, and a pickled value of that length. They pass only through a socket pair of this pool.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import gc
 import os
 import select
 import socket
+import stat
 import sys
 
 from poolctl import __version__, bootstrap
@@ -28,23 +28,13 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, Marks, Reading, ServerConfig, Surroundings
     from poolctl.errors import PoolError
 
-    # The link to a reader, its pid, the size of its log before it, and the request that it is answering.
-    Begun = tuple[socket.socket, int, int, tuple[object, ...]]
-
-LINK_FD = 3
+_EARLIER_LINK_FD = 3
 # The argument of a supervisor that has to read its files.
 READS = "--reads"
 _LENGTH_BYTES = 8
-# The supervisor does other things between two of these.
-_SERVERS_AT_ONCE = 200
 # Readings whose files, users and programs can still be asked about.
 MOST_KEPT = 3
 _GARBAGE = 200_000
-# What brings along all that both a supervisor and its reader import: asyncio and pydantic need the first of them.
-_SHARED = (
-    "inspect", "datetime", "random", "poolctl.config.reading", "poolctl.config.checks.interpreter",
-    "poolctl.config.rules.table_addresses", "poolctl.time_windows",
-)  # fmt: skip
 
 
 def reader_command() -> list[str]:
@@ -60,46 +50,32 @@ def message(request: tuple[object, ...]) -> bytes:
     return len(content).to_bytes(_LENGTH_BYTES, "big") + content
 
 
-def fork_reader(files: Sequence[str], *, access_log: bool) -> Begun:
-    """A child of this process, which has one thread yet, that reads these files at once.
-
-    It shares what both need with the supervisor, in the place of an interpreter of its own: a third of its CPU time.
-    """
-    for name in _SHARED:
-        __import__(name)
-    request = ("read", 1, [*files], None, access_log)
-    ours, theirs = socket.socketpair()
-    ours.sendall(message(request))
-    log_start = os.fstat(2).st_size
-    pid = os.fork()
-    if pid == 0:
-        ours.detach()
-        # First of all: the descriptors are those of the supervisor, its link to the keeper among them.
-        os.dup2(theirs.detach(), LINK_FD, inheritable=False)
-        os.closerange(LINK_FD + 1, os.sysconf("SC_OPEN_MAX"))
-        gc.enable()
-        main()
-        sys.exit()
-    theirs.close()
-    return ours, pid, log_start, request
-
-
 def main() -> None:
     """Answer until the other end is closed."""
     import pickle
 
     name_process("poolctl-config")
-    link = socket.socket(fileno=LINK_FD)
+    # A supervisor of an earlier version has the link somewhere else.
+    link = socket.socket(fileno=0 if stat.S_ISSOCK(os.fstat(0).st_mode) else _EARLIER_LINK_FD)
     _thread.start_new_thread(_end_with, (link.fileno(),))
     # Neither imports nor values make garbage: looking for it takes a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)
     leave_out_plugins()
+    from poolctl.config import Surroundings
+
     reader = Reader()
+    # Loads all that validates, and builds its models, before the first request has arrived.
+    reader.added(Surroundings(), {}, "/", {})
     try:
         with link.makefile("rb") as requests:
             while len(size := requests.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
                 name, *arguments = pickle.loads(requests.read(int.from_bytes(size, "big")))
-                _answer(link, getattr(reader, name)(*arguments))
+                content = pickle.dumps(getattr(reader, name)(*arguments))
+                # This process may have read files of two versions.
+                version = bootstrap.installed_version()
+                # Values of a mixture of two versions are of no use to either.
+                content = content if version == __version__ else b""
+                link.sendall(b"poolctl %s %d\n%s" % (version.encode(), len(content), content))
     except OSError:
         pass  # the supervisor has ended
 
@@ -190,31 +166,3 @@ def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
     if origins is None or len(origins.documents) < 2:
         return {}
     return {server.name: origins.file_of(server.name) for server in servers}
-
-
-def _answer(link: socket.socket, value: object) -> None:
-    content = _encoded(value)
-    # This process may have read files of two versions.
-    version = bootstrap.installed_version()
-    # Values of a mixture of two versions are of no use to either.
-    content = content if version == __version__ else b""
-    link.sendall(b"poolctl %s %d\n" % (version.encode(), len(content)))
-    link.sendall(content)
-
-
-def _encoded(value: object) -> bytes:
-    import io
-    import pickle
-
-    from poolctl.config import Reading
-
-    servers: list[ServerConfig] = []
-    if isinstance(value, Reading):
-        servers, value.servers = value.servers, []
-    content = io.BytesIO()
-    # One memo for all: what servers share is sent once, and shared there.
-    pickler = pickle.Pickler(content)
-    pickler.dump(value)
-    for start in range(0, len(servers), _SERVERS_AT_ONCE):
-        pickler.dump(servers[start : start + _SERVERS_AT_ONCE])
-    return content.getvalue()

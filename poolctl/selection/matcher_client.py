@@ -112,7 +112,7 @@ class Matcher:
 def _start() -> ChildProcess:
     # The variables of this process may hold secrets, and are none of its business.
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return ChildProcess.start(bootstrap.command(sys.executable, "selection", isolated=True), env)
+    return ChildProcess(bootstrap.command(sys.executable, "selection", isolated=True), env)
 
 
 _matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakref.WeakKeyDictionary()

@@ -6,10 +6,10 @@ import gc
 import os
 import sys
 
+from poolctl.child_process import ChildProcess
 from poolctl.config import leave_out_plugins
-from poolctl.config.__main__ import READS, fork_reader
+from poolctl.config.__main__ import READS, reader_command
 from poolctl.control.answers import CHECK, TRY
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.keeper.keeper_clients import CALM
 from poolctl.platform import make_room_for_descriptors, name_process
 
@@ -26,9 +26,10 @@ def main() -> None:
     # Imports make no garbage: collections take a tenth of their time.
     gc.disable()
     directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))
-    begun = fork_reader(files, access_log=ACCESS_LOG_VARIABLE in os.environ) if READS in sys.argv else None
+    log = os.path.join(directory, "supervisor.log")
+    # It loads libraries while this process loads the rest of its own.
+    reader = ChildProcess(reader_command(), output=log) if READS in sys.argv else None
     make_room_for_descriptors()
-    # The reader needs none of this.
     import asyncio
     import logging
 
@@ -41,6 +42,6 @@ def main() -> None:
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")
-    logging.basicConfig(handlers=[InternalLog(os.path.join(directory, "supervisor.log"))], level=logging.INFO)
-    supervisor = Supervisor(directory, files, calm=CALM in sys.argv, begun=begun)
+    logging.basicConfig(handlers=[InternalLog(log)], level=logging.INFO)
+    supervisor = Supervisor(directory, files, calm=CALM in sys.argv, reader=reader)
     sys.exit(asyncio.run(supervisor.run()))

@@ -7,42 +7,30 @@ while.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import io
 import os
 import pickle
 import re
-import signal
-import socket
-import threading
-import weakref
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import Any
 
 from poolctl import __version__
+from poolctl.child_process import ChildEnded, ChildProcess
 from poolctl.config import Marks, Reading, ServerConfig, Surroundings
 from poolctl.config.__main__ import MOST_KEPT, message, reader_command
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_processes import last_words
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.exit_codes import CONFLICT
-from poolctl.keeper.spawn import spawn
 from poolctl.platform import process_cpu_ns
-from poolctl.runners.listener_opener import in_daemon_thread
-
-if TYPE_CHECKING:
-    from poolctl.config.__main__ import Begun
 
 _IDLE_SECONDS = 10.0
 # What does not wait for the user's own disk.
 _ADD_SECONDS = 30.0
 _STALLED_SECONDS = 20.0
 _STALLED_CHECKS = 20
-_EXIT_SECONDS = 5.0
 _LONGEST_LINE = 200
 _LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # so less than a gigabyte
-_CHUNK_BYTES = 1 << 20
 
 Outside = tuple[list[dict[str, Any]], list[str]]
 
@@ -61,133 +49,70 @@ class ReaderFailed(Exception):
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
-class _Ended(Exception):
-    """The process has ended, or closed its link, in the middle of an exchange."""
-
-
 class _Stalled(Exception):
     """The process has used no processor time for too long."""
-
-
-class _Process:
-    """The process at the other end of `link`, a child of this one.
-
-    `log` is the file to which it writes errors, from `log_start` on. `under_way` is the request that it began with.
-    """
-
-    def __init__(
-        self, link: socket.socket, pid: int, log: str, log_start: int = 0, under_way: tuple[object, ...] = ()
-    ) -> None:
-        link.setblocking(False)
-        self._link = link
-        self._pid = pid
-        # Also when nothing has ended it: its loop may be gone.
-        self.end = weakref.finalize(self, _finish, link, pid, os.getpid())
-        self._log, self._log_start = log, log_start
-        self._under_way = under_way
-        self.has_answered = False
-
-    def can_answer(self, request: tuple[object, ...]) -> bool:
-        """Whether it is not at another request."""
-        return self._under_way in ((), request)
-
-    async def exchange(self, request: tuple[object, ...], stalled_seconds: float | None = None) -> Any:
-        """The answer. Raises _Ended, _Stalled after this long without progress, and ReaderFailed for what is none."""
-        loop = asyncio.get_running_loop()
-        try:
-            if not self._under_way:
-                await loop.sock_sendall(self._link, message(request))
-            self._under_way = ()
-            if stalled_seconds is None:
-                content = await self._received()
-            else:
-                content = await self._received_unless_stalled(stalled_seconds)
-        except OSError as error:
-            raise _Ended from error
-        self.has_answered = True
-        return await _decoded(content)
-
-    async def _received_unless_stalled(self, stalled_seconds: float) -> bytes:
-        receiving = asyncio.ensure_future(self._received())
-        used_ns, stalled_checks = None, 0
-        try:
-            # Checks are counted, not seconds: in a pause of the whole machine there are none.
-            while stalled_checks < _STALLED_CHECKS:
-                await asyncio.wait({receiving}, timeout=stalled_seconds / _STALLED_CHECKS)
-                if receiving.done():
-                    return receiving.result()
-                before_ns, used_ns = used_ns, process_cpu_ns(self._pid)
-                stalled_checks = stalled_checks + 1 if used_ns == before_ns else 0
-            message = f"the process that does it (pid {self._pid}) has used no processor time"
-            raise _Stalled(f"{message} for {stalled_seconds:g} s")
-        finally:
-            receiving.cancel()
-            await asyncio.wait({receiving})
-
-    async def _received(self) -> bytes:
-        found = bytearray()
-        while b"\n" not in found and len(found) < _LONGEST_LINE:
-            found += await self._more()
-        line, _, content = found.partition(b"\n")
-        match = _LINE.fullmatch(line)
-        if match is None:
-            said = line[:60].decode(errors="replace")
-            raise ReaderFailed(f"the process that reads the files answered {said!r}", f"see {self._log}")
-        installed, size = match[1].decode(), int(match[2])
-        if installed != __version__:
-            message = f"poolctl {installed} is installed, and this pool runs {__version__}"
-            raise ReaderFailed(message, "poolctl upgrade", installed)
-        while len(content) < size:
-            content += await self._more()
-        return bytes(content)
-
-    async def _more(self) -> bytes:
-        found = await asyncio.get_running_loop().sock_recv(self._link, _CHUNK_BYTES)
-        if not found:
-            raise _Ended
-        return found
-
-    async def exit_reason(self) -> tuple[str, bool]:
-        """Why it has ended by itself, and whether it was killed."""
-        how, killed = "has closed its link", False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_EXIT_SECONDS):
-                # Not reaped: that is for `end`.
-                wait = functools.partial(os.waitid, os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-                found = await in_daemon_thread(wait)
-            assert found is not None
-            killed = found.si_code != os.CLD_EXITED
-            how = f"{'was killed by signal' if killed else 'ended with status'} {found.si_status}"
-        why = last_words(self._log, self._log_start)
-        return f"{how}: {why}" if why else how, killed
-
-
-def _finish(link: socket.socket, pid: int, owner: int) -> None:
-    """End the process: what it is doing is of no use any more. In a forked child it belongs to the parent."""
-    link.close()
-    if os.getpid() == owner:
-        os.kill(pid, signal.SIGKILL)
-        # It may be blocked in the kernel, on a file system that does not answer.
-        threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
 
 
 def _digests(reading: Reading) -> dict[str, str]:
     return {path: mark.digest for path, mark in reading.marks.items()}
 
 
-async def _decoded(content: bytes) -> Any:
-    """The value; the servers of a reading slice by slice, so that the loop is not held up."""
-    file = io.BytesIO(content)
-    unpickler = pickle.Unpickler(file)
+async def _answer(process: ChildProcess) -> Any:
+    """The answer to the request that was sent. Raises ChildEnded, and ReaderFailed for another version's."""
+    line = await process.line(_LONGEST_LINE)
+    match = _LINE.fullmatch(line)
+    if match is None:
+        said = line[:60].decode(errors="replace")
+        raise ReaderFailed(f"the process that reads the files answered {said!r}", f"see {process.output}")
+    installed = match[1].decode()
+    if installed != __version__:
+        message = f"poolctl {installed} is installed, and this pool runs {__version__}"
+        raise ReaderFailed(message, "poolctl upgrade", installed)
+    content = await process.exactly(int(match[2]))
     try:
-        value = unpickler.load()
-        while file.tell() < len(content):
-            await asyncio.sleep(0)
-            value.servers += unpickler.load()
+        # In a thread: the loop goes on meanwhile.
+        return await asyncio.to_thread(_decoded, content)
     except Exception as error:
         hint = "if poolctl is being installed at this moment, try again"
         raise ReaderFailed(f"what was read from the files cannot be taken over: {error!r}", hint) from error
+
+
+def _decoded(content: bytes) -> Any:
+    file = io.BytesIO(content)
+    value = pickle.load(file)
+    if file.tell() != len(content):
+        raise ValueError("more than one value")
     return value
+
+
+async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
+    """The answer. Raises _Stalled when the process has made no progress for this time."""
+    answering = asyncio.ensure_future(answer)
+    used_ns, stalled_checks = None, 0
+    try:
+        # Checks are counted, not seconds: in a pause of the whole machine there are none.
+        while stalled_checks < _STALLED_CHECKS:
+            await asyncio.wait({answering}, timeout=stalled_seconds / _STALLED_CHECKS)
+            if answering.done():
+                return answering.result()
+            before_ns, used_ns = used_ns, process_cpu_ns(pid)
+            stalled_checks = stalled_checks + 1 if used_ns == before_ns else 0
+        message = f"the process that does it (pid {pid}) has used no processor time"
+        raise _Stalled(f"{message} for {stalled_seconds:g} s")
+    finally:
+        answering.cancel()
+        await asyncio.wait({answering})
+
+
+async def _exit_reason(process: ChildProcess) -> tuple[str, bool]:
+    """Why it has ended by itself, and whether it was killed."""
+    status = await process.exit_status()
+    if status is None:
+        how = "has closed its link"
+    else:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    why = last_words(process.output, process.output_start)
+    return f"{how}: {why}" if why else how, status is not None and status < 0
 
 
 class ConfigurationReader:
@@ -195,20 +120,20 @@ class ConfigurationReader:
 
     A process that is killed, as by the kernel when memory runs out, is replaced once in a request.
 
-    `directory` has the log for its errors. `begun` is a process that was forked with its first request.
+    `directory` has the log for its errors. `process` is one that was started before.
     """
 
     def __init__(
         self,
         directory: str,
-        begun: Begun | None = None,
+        process: ChildProcess | None = None,
         *,
         command: Sequence[str] = (),
         idle_seconds: float = _IDLE_SECONDS,
         stalled_seconds: float = _STALLED_SECONDS,
     ) -> None:
         self._log = os.path.join(directory, "supervisor.log")
-        self._command = list(command)
+        self._command = list(command) or reader_command()
         self._idle_seconds = idle_seconds
         self._stalled_seconds = stalled_seconds
         self._turn = asyncio.Lock()
@@ -216,10 +141,8 @@ class ConfigurationReader:
         # The requests for the readings that a process keeps, by their numbers, and what the files held then.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
         self._idle: asyncio.TimerHandle | None = None
-        self._process: _Process | None = None
-        if begun is not None:
-            link, pid, log_start, request = begun
-            self._process = _Process(link, pid, self._log, log_start, request)
+        self._process = process
+        self._has_answered = False
 
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
@@ -294,7 +217,7 @@ class ConfigurationReader:
             if self._idle is not None:
                 self._idle.cancel()
             try:
-                return await self._answer(request, seconds, stalled_seconds)
+                return await self._exchange(message(request), seconds, stalled_seconds)
             except BaseException:
                 self.close()
                 raise
@@ -303,43 +226,36 @@ class ConfigurationReader:
                     loop = asyncio.get_running_loop()
                     self._idle = loop.call_later(self._idle_seconds, self.close)
 
-    async def _answer(
-        self, request: tuple[object, ...], seconds: float | None, stalled_seconds: float | None
-    ) -> Any:
-        if self._process is not None and not self._process.can_answer(request):
-            self.close()
+    async def _exchange(self, request: bytes, seconds: float | None, stalled_seconds: float | None) -> Any:
         was_killed = False
         while True:
             process = self._process = self._process or self._start()
             try:
                 async with asyncio.timeout(seconds):
-                    return await process.exchange(request, stalled_seconds)
+                    await process.send(request)
+                    answer = _answer(process)
+                    if stalled_seconds is not None:
+                        answer = _unless_stalled(answer, process.pid, stalled_seconds)
+                    found = await answer
+                self._has_answered = True
+                return found
             except TimeoutError:
                 message = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(message, f"try again; see {self._log}") from None
-            except _Ended:
+            except ChildEnded:
                 # Otherwise it may have ended long ago.
-                if not process.has_answered:
-                    reason, killed = await process.exit_reason()
+                if not self._has_answered:
+                    reason, killed = await _exit_reason(process)
                     if was_killed or not killed:
                         message = f"the files cannot be read: the process that does it {reason}"
                         raise ReaderFailed(message, f"see {self._log}") from None
                     was_killed = True
                 self.close()
 
-    def _start(self) -> _Process:
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as if_failed:
-            if_failed.callback(ours.close)
-            command = self._command or reader_command()
-            try:
-                start = os.path.getsize(self._log)
-            except OSError:
-                start = 0
-            try:
-                pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
-            except OSError as error:
-                message = f"the files cannot be read: {command[0]} cannot be run: {error.strerror or error}"
-                raise ReaderFailed(message, "is poolctl being installed at this moment? Try again") from error
-            if_failed.pop_all()
-        return _Process(ours, pid, self._log, start)
+    def _start(self) -> ChildProcess:
+        self._has_answered = False
+        try:
+            return ChildProcess(self._command, output=self._log)
+        except OSError as error:
+            message = f"the files cannot be read: {self._command[0]} cannot be run: {error.strerror or error}"
+            raise ReaderFailed(message, "is poolctl being installed at this moment? Try again") from error

@@ -27,7 +27,7 @@ from .takeover.keeper_replacement import OrphanWatch, replace_keeper
 if TYPE_CHECKING:
     from types import FrameType
 
-    from poolctl.config.__main__ import Begun
+    from poolctl.child_process import ChildProcess
 
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -41,14 +41,14 @@ logger = logging.getLogger("poolctl.supervisor")
 class Supervisor(Receiver):
     """Runs one pool. A calm one adopts the workers that run and serves commands, no more.
 
-    `begun` is a reader that is reading the files for it.
+    `reader` is the process that is to read the files for it, if that was started.
     """
 
     def __init__(
-        self, directory: str, files: Sequence[str], *, calm: bool = False, begun: Begun | None = None
+        self, directory: str, files: Sequence[str], *, calm: bool = False, reader: ChildProcess | None = None
     ) -> None:
         self._calm = calm
-        self._reader_begun = begun
+        self._reader = reader
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
@@ -64,7 +64,7 @@ class Supervisor(Receiver):
         OrphanWatch(int(hello["pid"]), self._replace_keeper)
         with contextlib.suppress(OSError):
             make_private(self.directory)
-        reader = ConfigurationReader(self.directory, self._reader_begun)
+        reader = ConfigurationReader(self.directory, self._reader)
         self._pool = ManagedPool(
             self.directory,
             self.files,

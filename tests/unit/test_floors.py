@@ -66,7 +66,7 @@ TOP = 8
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "child_process", "frozen_value", "selection", "http", "routing", "gateway.routes", "gateway.operator",
+    "frozen_value", "selection", "http", "routing", "gateway.routes", "gateway.operator",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.pool_paths", "control.client",

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl.child_process import ChildProcess
 from poolctl.config import Reading, Surroundings
-from poolctl.config.__main__ import message
+from poolctl.config.__main__ import message, reader_command
 from poolctl.errors import PoolValidateError
 from poolctl.keeper.spawn import spawn
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
@@ -37,7 +38,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 def program(text: str) -> list[str]:
     """A program in the place of the process; `link` is its socket."""
-    return [sys.executable, "-c", f"import os, signal, socket, sys\nlink = socket.socket(fileno=3)\n{text}"]
+    return [sys.executable, "-c", f"import os, signal, socket, sys\nlink = socket.socket(fileno=0)\n{text}"]
 
 
 async def read(reader: ConfigurationReader, *files: Path, env: dict[str, str] | None = None) -> Reading:
@@ -222,53 +223,31 @@ part.main()
     assert trace.read_text() == "xx"
 
 
-# A process of one thread, as a supervisor is when it begins: a fork of a process of tests is none.
-FORKS = """
-import asyncio, os, sys
-from poolctl.config.__main__ import fork_reader
-file, directory, ends = sys.argv[1:]
-os.dup2(2, 9)
-begun = fork_reader([file], access_log=True)
-from poolctl.supervisor.configuration_reader import ConfigurationReader
-
-async def scenario():
-    reader = ConfigurationReader(directory, begun)
-    pid = begun[1]
-    if ends:
-        print(pid, flush=True)
-        await asyncio.sleep(60)
-    for access_log in (True, False):
-        _, reading = await reader.read([file], None, access_log=access_log)
-        assert reading.servers[0].http.access_log == (access_log or "errors"), reading.problems
-        os.kill(pid, 0)
-    assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3"]
-    reader.close()
-    while os.path.exists(f"/proc/{pid}"):
-        await asyncio.sleep(0.01)
-    other = ConfigurationReader(directory, fork_reader([file], access_log=True))
-    assert (await other.read([file], None, access_log=False))[1].servers[0].http.access_log == "errors"
-    other.close()
-
-asyncio.run(scenario())
-"""
-
-
-def test_forked_process_has_read_the_files_and_answers_further_requests(tmp_path: Path) -> None:
+def test_process_that_was_started_before_answers_the_first_request(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
-    command = [sys.executable, "-c", FORKS, str(file), str(tmp_path), ""]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+
+    async def scenario() -> None:
+        process = ChildProcess(reader_command(), output=str(tmp_path / "log"))
+        reader = ConfigurationReader(str(tmp_path), process)
+        assert len((await read(reader, file)).servers) == 1
+        assert readers() == [process.pid]
+        reader.close()
+
+    run(scenario())
 
 
-def test_forked_process_ends_when_the_one_that_forked_it_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FORKS, str(tmp_path / "pool.toml"), str(tmp_path), "ends"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
-        assert supervisor.stdout
-        pid = int(supervisor.stdout.readline())
-        assert is_alive(pid)
-        supervisor.kill()
-    wait_until(lambda: not is_alive(pid))
+def test_process_of_a_supervisor_of_an_earlier_version_has_its_link_at_descriptor_3(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            pid = spawn(reader_command(), None, [theirs.fileno()], str(tmp_path / "log"), session=False)
+        ours.sendall(message(("read", 1, [str(file)], None, False)))
+        answer = ours.recv(9999)
+        assert answer.startswith(f"poolctl {poolctl.__version__} ".encode())
+    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +316,7 @@ def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered
             async with asyncio.timeout(0.5):
                 await read(reader, file)
         wait_until(lambda: not readers())
-        reader._command = []
+        reader._command = reader_command()
         assert len((await read(reader, file)).servers) == 1
         reader.close()
 
@@ -350,15 +329,23 @@ def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path
         "part.Reader.read = lambda *given: (print('hangs', flush=True), signal.pause())\n"
         "part.main()"
     )
-    ours, theirs = socket.socketpair()
     log = tmp_path / "log"
-    pid = spawn([sys.executable, "-c", hangs], None, [theirs.fileno()], str(log), session=False)
-    theirs.close()
-    ours.sendall(message(("read", 1, ["pool.toml"], None, False)))
-    wait_until(lambda: log.read_text() == "hangs\n")
-    assert is_alive(pid)
-    ours.close()
-    assert os.waitpid(pid, 0) == (pid, 0)
+    supervisor = (
+        "import asyncio, os, signal\n"
+        "from poolctl.child_process import ChildProcess\n"
+        "from poolctl.config.__main__ import message\n"
+        f"process = ChildProcess([{sys.executable!r}, '-c', {hangs!r}], output={str(log)!r})\n"
+        "print(process.pid, flush=True)\n"
+        "asyncio.run(process.send(message(('read', 1, ['pool.toml'], None, False))))\n"
+        "signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", supervisor], stdout=subprocess.PIPE) as asker:
+        assert asker.stdout is not None
+        pid = int(asker.stdout.readline())
+        wait_until(lambda: log.read_text() == "hangs\n")
+        assert is_alive(pid)
+        asker.kill()
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_supervisor_imports_nothing_that_validates() -> None:
@@ -386,13 +373,3 @@ assert routes <= set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_nothing_is_imported_for_the_fork_that_the_supervisor_does_not_need() -> None:
-    def imported(code: str) -> set[str]:
-        look = f"import sys, poolctl.supervisor.__main__\n{code}\nprint(*sys.modules)"
-        command = [sys.executable, "-c", look]
-        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-
-    shared = imported("from poolctl.config.__main__ import _SHARED\nfor name in _SHARED: __import__(name)")
-    assert shared <= imported("import poolctl.supervisor.supervisor")
