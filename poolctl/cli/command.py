@@ -1,7 +1,8 @@
 """Declaration of a command: its help, its options, its examples; and the options that commands share.
 
-Every module of `poolctl.cli.commands` declares one `COMMAND`, and so does each of `OF_FEATURES`. The fast lane, the
-Typer application, the help and the shell completions are all made from it, so that a new command is one new file.
+Every module of `poolctl.cli.commands` declares one `COMMAND`, and so do the modules of commands of features. The fast
+lane, the Typer application, the help and the shell completions are all made from it, so that a new command is one new
+file.
 Standard library only, without `typing` and `dataclasses`: it is part of every command's start.
 """
 
@@ -43,8 +44,6 @@ FILES, DIRECTORIES = "files", "directories"
 BACKEND_ACTIONS = ("disable", "enable", "drain")
 # Other names of commands, which help and completion do not show.
 ALIASES = {"hosts": "backends"}
-# Commands of features, and the modules that declare them.
-OF_FEATURES = {"import": "poolctl.features.import_foreign.command"}
 # Headings of `poolctl --help`, in their order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
@@ -218,8 +217,10 @@ def names() -> list[str]:
     from pkgutil import iter_modules
 
     from poolctl.cli import commands
+    from poolctl.feature import features
 
-    return sorted([*OF_FEATURES, *(module.name for module in iter_modules(commands.__path__))])
+    of_features = [name for feature in features() for name in feature.commands]
+    return sorted([*of_features, *(module.name for module in iter_modules(commands.__path__))])
 
 
 def command_named(verb: str) -> Command | None:
@@ -233,10 +234,13 @@ def module_of(verb: str) -> Any:
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
-    name = OF_FEATURES.get(verb) or f"poolctl.cli.commands.{verb}"
+    name = f"poolctl.cli.commands.{verb}"
     try:
         return __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise
-        return None
+    from poolctl.feature import features
+
+    found = (feature.load(feature.commands[verb]) for feature in features() if verb in feature.commands)
+    return next(found, None)

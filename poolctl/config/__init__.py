@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "Notify", "OperatorTable", "Patience", "Place",
+    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
     "Probe", "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration",
     "RegistrationClient", "RegistrationTable", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "added_server", "address_parts",
@@ -96,7 +96,7 @@ _MODULES = {
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",
-    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
+    "model.pool_tables": "Dashboard EventsTable Tables pool_variables",
     "rules.table_addresses": "named_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -13,7 +13,7 @@ from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.files.read_file import default_env_file
-from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables
+from poolctl.config.model.pool_tables import PoolSettings, Tables, table_names
 from poolctl.config.model.section import Section, refuse, validated
 from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
 from poolctl.config.reading import Surroundings
@@ -396,7 +396,7 @@ class _Loader:
             if place not in self.unresolved:
                 self.problems.append(located(finding, place, entry))
             return
-        path = finding.path if finding.path[0] in ("pool", *TABLE_NAMES) else ("defaults", *finding.path)
+        path = finding.path if finding.path[0] in ("pool", *table_names()) else ("defaults", *finding.path)
         self.problems.append(located(finding, self.origins.of_table(path)))
 
     def _order(self, problem: Problem) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Answers of a supervisor about its metrics, its dashboard and its notifications."""
+"""Answers of a supervisor about its metrics and its dashboard."""
 
 from __future__ import annotations
 
@@ -70,19 +70,3 @@ class DashboardResult(Result):
     PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
 
     dashboard: DashboardLink | None = None
-
-
-class ReceiverResult(Value):
-    """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
-
-    name: str
-    ok: bool
-    message: str
-
-
-class NotifyResult(Result):
-    """Of `notify`."""
-
-    PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
-
-    receivers: tuple[ReceiverResult, ...] | None = None

@@ -1,1 +1,1 @@
-"""Features: a folder each, with its command. The rest of poolctl imports none of them by name."""
+"""Features: a folder each, declared as `poolctl.feature` describes. The rest of poolctl imports none of them."""

@@ -1,1 +1,1 @@
-"""Events and their journal, availability, metrics, recovery policy and notifications."""
+"""Events and their journal, availability, metrics and recovery policy."""

@@ -29,7 +29,7 @@ from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 
-from . import health, rollout
+from . import feature_parts, health, rollout
 from .active_configuration import ActiveConfiguration, PoolEnvironment
 from .configuration_reader import ConfigurationReader
 from .gateway import pool_gateway
@@ -209,7 +209,7 @@ class ManagedPool:
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
         await import_slowly(name for part in _PARTS for name in part.MODULES)
-        await import_slowly(verbs.modules())
+        await import_slowly([*verbs.modules(), *feature_parts.modules()])
         # No health check was due yet.
         if not (self._calm or is_watching):
             watch_health(self.core, self.events)
@@ -340,7 +340,7 @@ class ManagedPool:
             self._stopping = asyncio.ensure_future(self._stop_all())
 
     def save(self) -> None:
-        """Save everything for a successor, events and notifications included."""
+        """Save everything for a successor, events and features included."""
         # The caller may be ahead of the core, which has not reported yet what it has changed.
         self._store.note_changed(*self.core.entries.values())
         self._save_timer.save_now()

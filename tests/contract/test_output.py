@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.feature import features
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.unmeasured
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
     "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
-    "add", "remove", "pools", "routes", "backends", "stacks", "events", "notify", "top", "dashboard", "export",
+    "add", "remove", "pools", "routes", "backends", "stacks", "events", "top", "dashboard", "export",
 ]  # fmt: skip
 ITEM = {
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",
@@ -39,7 +40,8 @@ def add_to_app(pool: RealPool, line: str) -> None:
 
 def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None:
     text = pool.ok("help", "--all").stdout
-    for name in COMMANDS:
+    of_features = [name for feature in features() for name in feature.commands]
+    for name in [*COMMANDS, *of_features]:
         assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
     # One interpreter for all: each of them is as a command of its own, and has no more to say.
     script = "import sys\nfrom poolctl.cli.main import main\nsys.exit(sum(main([name, '-h']) for name in sys.argv[1:]))"
@@ -48,8 +50,6 @@ def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None
     )
     assert helps.returncode == 0, helps.stderr
     assert [name for name in COMMANDS if f"Usage: poolctl {name} " not in helps.stdout] == []
-    for later in ("import",):
-        assert pool.run(later).code == 2, later
 
 
 @pytest.mark.parametrize(

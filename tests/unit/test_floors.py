@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import poolctl
+from poolctl.feature import FEATURES
 
 pytestmark = pytest.mark.unmeasured
 
@@ -20,7 +21,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "errors": 0, "exit_codes": 0, "states": 0, "clock": 0, "units": 0, "address": 0, "platform": 0, "bootstrap": 0,
-    "safe_open": 0, "child_process": 0, "time_windows": 0, "frozen_value": 0,
+    "safe_open": 0, "child_process": 0, "time_windows": 0, "frozen_value": 0, "feature": 0,
     "config": 1, "http": 1, "selection": 1, "routing": 1,
     "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
     "core": 3,
@@ -39,7 +40,7 @@ WITHIN = {
     },
     "supervisor": {
         "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2,
-        "active_configuration": 3, "verbs": 4, "observers": 5,
+        "active_configuration": 3, "verbs": 4, "feature_parts": 5, "observers": 6,
     },
     "runners": {
         "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,
@@ -172,6 +173,34 @@ def test_only_the_local_runner_itself_and_its_embedded_form_import_it() -> None:
         if parts[:3] == ["poolctl", "runners", "local"]
     ]
     assert not found
+
+
+def test_features_import_those_before_them_in_the_list_only() -> None:
+    order = {name: place for place, name in enumerate(FEATURES)}
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}"
+        for path in (PACKAGE / "features").rglob("*/*.py")
+        for own in (path.relative_to(PACKAGE).parts[1],)
+        for line, parts in imported_names(path)
+        if parts[:2] == ["poolctl", "features"] and order[parts[2]] > order[own]
+    ]
+    assert found == []
+    folders = {path.parent.name for path in (PACKAGE / "features").glob("*/__init__.py")}
+    assert folders == set(FEATURES)
+
+
+def test_a_module_with_an_underscore_is_imported_in_its_own_package_only() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}"
+        for path in FILES
+        for line, parts in imported_names(path)
+        for at, part in enumerate(parts)
+        if part.startswith("_")
+        and not part.endswith("__")
+        and parts[0] == "poolctl"
+        and ["poolctl", *path.relative_to(PACKAGE).parts[:-1]][:at] != parts[:at]
+    ]
+    assert found == []
 
 
 def houses_of(path: Path) -> list[tuple[str, str]]:

@@ -230,7 +230,11 @@ def check_tables(
         warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
-    return problems, [*warnings, *_unknown_secrets(tables, env)]
+    for path, table in tables:
+        wrong, doubtful = table.check(env)
+        problems += [each._replace(path=(*path, *each.path)) for each in wrong]
+        warnings += [each._replace(path=(*path, *each.path)) for each in doubtful]
+    return problems, warnings
 
 
 def _dashboard(page: Dashboard, env: Mapping[str, str]) -> Found:
@@ -252,22 +256,6 @@ def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
             return
         if not text.strip():
             yield Finding(("token_file",), f"{page.token_file}: there is no token in it", "write one into it")
-
-
-def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding]:
-    """Reasons why no notification could be sent: a variable that is not set here, a file that cannot be read."""
-    for index, notify in enumerate(tables.notify):
-        for key in ("url_env", "token_env"):
-            name = getattr(notify, key)
-            if name and not env.get(name):
-                message = f"the environment variable {name} is not set here"
-                hint = f"set it where the pool is started; poolctl notify test {notify.label} shows whether it is"
-                yield Finding(("notify", index, key), message, hint, name)
-        for key in ("url_file", "token_file", "ca"):
-            path = getattr(notify, key)
-            if path and not os.access(path, os.R_OK):
-                what = "cannot be read" if os.path.exists(path) else "is not there"
-                yield Finding(("notify", index, key), f"{path} {what}", f"create it, or fix {key}", path)
 
 
 def _log(path: str) -> Found:

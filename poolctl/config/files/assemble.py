@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.files.foreign_files import foreign_format, import_hint
-from poolctl.config.model.pool_tables import LISTED, TABLE_NAMES
+from poolctl.config.model.pool_tables import is_listed, model_of_table, table_names
+from poolctl.config.model.section import Table
 from poolctl.config.rules.tables import with_absolute_paths
 from poolctl.config.values.normalise import interpolate, merged, normalise
 from poolctl.config.values.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
 from poolctl.config.values.suggestions import nearest
-
-KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
-
 
 # A file, and the path of a table in it.
 Source = tuple[Document, Path]
@@ -73,13 +71,16 @@ class Assembly:
 
     def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
         """Take over one key of a file."""
-        if key not in KNOWN:
-            near = nearest(str(key), KNOWN)
+        known = ("pool", "defaults", "server", *table_names())
+        if key not in known:
+            near = nearest(str(key), known)
             hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
-            yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
-        elif key == "server" or key in LISTED:
-            if not isinstance(value, list) or (key in LISTED and not all(isinstance(v, dict) for v in value)):
-                of_tables = " of tables" if key in LISTED else ""
+            yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(known))
+        elif key == "server" or is_listed(key):
+            if not isinstance(value, list) or (
+                key != "server" and not all(isinstance(v, dict) for v in value)
+            ):
+                of_tables = " of tables" if key != "server" else ""
                 hint = (
                     f"write [[{key}]], with two brackets"
                     if document.kind == "toml"
@@ -88,36 +89,39 @@ class Assembly:
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif key == "server":
                 yield from self._servers(document, value, ("server",))
-            elif key == "notify":
-                yield from self._notify(document, value)
+            elif (model := model_of_table(key)) is not None:
+                yield from self._list_of(model, document, value)
             else:
                 self._routes(document, key, value)
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
-        elif key in TABLE_NAMES:
-            table = with_absolute_paths(key, value, document.base_dir)
+        elif key in table_names():
+            table = with_absolute_paths(key, value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
             self._defaults(document, value)
         else:
             self.settings = merged(self.settings, value)
 
-    def _notify(self, document: Document, tables: list[dict[str, Tree]]) -> Iterator[Finding]:
-        found = [with_absolute_paths("notify", each, document.base_dir) for each in tables]
-        for index, table in enumerate(found):
-            if "written" in table:
-                yield Finding(("notify", index, "written"), "unknown key 'written'", "take it out")
-            written = document.data["notify"][index].get("url")
-            if isinstance(written, str) and "${" in written:
-                table["written"] = written
-        self.tables["notify"] = found
+    def _list_of(
+        self, model: type[Table], document: Document, tables: list[dict[str, Tree]]
+    ) -> Iterator[Finding]:
+        name = model.table_name
+        written = document.data[name]
+        for index, table in enumerate(tables):
+            for key in table.keys() - set(model.written_keys()) & model.keys_of.keys():
+                yield Finding((name, index, key), f"unknown key {key!r}", "take it out")
+        base_dir = document.base_dir
+        self.tables[name] = [
+            model.from_file(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
+        ]
 
     def _routes(self, document: Document, key: str, tables: list[dict[str, Tree]]) -> None:
         """Add the routes of a file to those before it; one with the alias of an earlier file's is merged into it."""
         known = self.tables.setdefault(key, [])
         earlier = {each["alias"]: at for at, each in enumerate(known) if isinstance(each.get("alias"), str)}
         for index, table in enumerate(tables):
-            own = with_absolute_paths(key, table, document.base_dir)
+            own = with_absolute_paths(key, table, table, document.base_dir)
             alias = own.get("alias")
             at = earlier.pop(alias, None) if isinstance(alias, str) else None
             if at is None:

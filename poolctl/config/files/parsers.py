@@ -28,7 +28,6 @@ _TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 _JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
 _NAME = r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)"""
 _HEADER = r"[ \t]*\[\[?[ \t]*([^\]\n]+?)[ \t]*\]"
-_LISTED = ("server", "route", "stream", "notify")  # tables of which a file has a list
 _STATEMENT = rf"\s*\[|{_NAME}\s*="
 _WORD = rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}"
 
@@ -331,8 +330,10 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
 
 def _table_is_there(text: str, name: str) -> tuple[str, str]:
     """The words for the header of a table that contradicts an earlier one."""
+    from poolctl.config.model.pool_tables import is_listed
+
     listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)
-    if not (listed or name in _LISTED):
+    if not (listed or name == "server" or is_listed(name)):
         return f"[{name}] is there twice", "write its keys under one of them"
     message = f"[{name}] and [[{name}]] are both there" if listed else f"[{name}] is there twice"
     return message, f"write [[{name}]], with two brackets, each time"

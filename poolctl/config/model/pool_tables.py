@@ -1,28 +1,31 @@
-"""The tables of a file besides its servers: pool, metrics, dashboard, notify, events. Most files have few of them.
+"""The tables of a file besides its servers: pool, metrics, dashboard, events. Most files have few of them.
 
-Those of the gateway have a module of their own, imported when a file has one.
+Those of the gateway and of features have modules of their own, imported when a file has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import cache, partial
+from importlib.util import find_spec
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from poolctl.config.model.section import Section, Table, field, hidden, required
+from poolctl.address import Address, parse
+from poolctl.config.model.section import Section, Table, field
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.values.problems import Tree
+from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.feature import features
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
     from poolctl.config.model.operator_table import OperatorTable
     from poolctl.config.model.proxmox_table import ProxmoxTable
     from poolctl.config.model.registration_table import RegistrationTable
-    from poolctl.config.values.table_types import Handlers, Kinds, MetricsPath, PortRange, Topic, Url
+    from poolctl.config.values.table_types import Handlers, MetricsPath, PortRange
     from poolctl.config.values.value_types import (
-        Argument,
         Bind,
-        Duration,
         FileCount,
         FilePath,
         Name,
@@ -33,20 +36,11 @@ if TYPE_CHECKING:
         Words,
     )
 
+AnyTable = TypeVar("AnyTable", bound=Table)
+
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-TABLE_NAMES = (
-    "metrics",
-    "dashboard",
-    "notify",
-    "events",
-    "operator",
-    "proxmox",
-    "registration",
-    *GATEWAY_TABLES,
-)
-# Tables of which a file has a list.
-LISTED = ("notify", "route", "stream")
+_NAMES = ("metrics", "dashboard", "events", "operator", "proxmox", "registration", *GATEWAY_TABLES)
 
 
 class PoolSettings(Section):
@@ -66,12 +60,17 @@ class PoolSettings(Section):
 class MetricsTable(Table):
     """[metrics]: the endpoint for a Prometheus server."""
 
+    table_name: ClassVar[str] = "metrics"
+
     bind: Bind = field("127.0.0.1:9464", "The address of the endpoint.")
     path: MetricsPath = field("/metrics", "The path of the metrics.")
 
 
 class Dashboard(Table):
     """[dashboard]: the web page of the pool."""
+
+    table_name: ClassVar[str] = "dashboard"
+    paths: ClassVar[tuple[str, ...]] = ("token_file",)
 
     bind: Bind = field("127.0.0.1:9465", "The address of the page.")
     token_file: FilePath | None = field(
@@ -82,48 +81,25 @@ class Dashboard(Table):
     tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
     insecure: Truth = field(False, "Whether other machines may reach it without tls.")
 
-
-class Notify(Table):
-    """[[notify]]: a receiver of notifications about problems and their end."""
-
-    name: Name | None = field(None, "Names it in events and in `poolctl notify`; left out: its type.")
-    type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = required(
-        description="How notifications are sent."
-    )
-    url: Url | None = field(None, "The receiver's address; of ntfy and gotify the server.")
-    url_env: Text | None = field(None, "The environment variable that holds the url.")
-    url_file: FilePath | None = field(None, "A file that holds the url.")
-    token_env: Text | None = field(None, "The environment variable that holds the token.")
-    token_file: FilePath | None = field(None, "A file that holds the token.")
-    topic: Topic | None = field(None, "The topic of ntfy.")
-    command: Argument | None = field(None, "A program that reads the message from standard input.")
-    events: Kinds = field(("lifecycle", "health", "recovery", "pool"), "The kinds of events that are sent.")
-    servers: Words = field((), 'Names or wildcards of servers, "tag:T" for their tags; left out: all.')
-    min_severity: Literal["info", "warning", "error"] = field("warning", "The lowest severity that is sent.")
-    resolved: Truth = field(True, "Whether the end of a problem is sent too.")
-    delay: Duration = field(1.0, "How long events are gathered; a problem that ends meanwhile is not sent.")
-    repeat: Duration = field(4 * 3600.0, "When a problem that lasts is sent again; 0 is never.")
-    timeout: Positive = field(10.0, "How long one attempt may take.")
-    retry_for: Duration = field(3600.0, "How long failed attempts are repeated, with backoff.")
-    ca: FilePath | None = field(
-        None, "The CA certificates that the receiver's is checked against; left out: the system's."
-    )
-
-    written: str | None = hidden(None)
-
-    @property
-    def label(self) -> str:
-        """The name by which people know it."""
-        return self.name or self.type
-
-    def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it; a url with references as it was written, as their values are secret."""
-        found = super().to_dict()
-        return found | {"url": self.written} if self.written else found
+    def findings(self) -> Iterator[Finding]:
+        """See Table."""
+        if self.token_env and self.token_file:
+            yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
+        if not (self.tls or self.insecure or _is_local(parse(self.bind))):
+            others = f"{self.bind} can be reached from other machines"
+            message = f"{others}, and without tls they send the token in the clear"
+            yield Finding(
+                ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy"
+            )
+        if find_spec("starlette") is None:
+            yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
 
 
 class EventsTable(Table):
     """[events]: the journal."""
+
+    table_name: ClassVar[str] = "events"
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: FilePath | None = field(None, "The file. Left out: events.jsonl in the state directory.")
     max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
@@ -131,42 +107,122 @@ class EventsTable(Table):
     max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")
 
 
-MODELS: dict[str, type[Table]] = {
-    "metrics": MetricsTable,
-    "dashboard": Dashboard,
-    "notify": Notify,
-    "events": EventsTable,
-}
+MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "dashboard": Dashboard, "events": EventsTable}
+# The names of lists of tables in files, which are not their names in `Tables`.
+_IN_FILES = {"routes": "route", "streams": "stream"}
 
 
-class Tables(NamedTuple):
-    """The tables in force; None and () where the files have none."""
+@cache
+def table_names() -> tuple[str, ...]:
+    """The names of all tables of files besides pool, defaults and server."""
+    return *_NAMES, *(name for feature in features() for name in feature.tables)
 
-    metrics: MetricsTable | None = None
-    dashboard: Dashboard | None = None
-    notify: tuple[Notify, ...] = ()
-    events: EventsTable | None = None
-    gateway: GatewayConfig | None = (
-        None  # there is one where a file has [gateway], a [[route]] or a [[stream]]
-    )
-    proxmox: ProxmoxTable | None = None
-    routes: tuple[RouteConfig, ...] = ()
-    streams: tuple[StreamConfig, ...] = ()
-    operator: OperatorTable | None = None
-    registration: RegistrationTable | None = None
 
-    def by_name(self) -> dict[str, Table | tuple[Table, ...] | None]:
-        """The tables by the names that files have for them."""
-        found = self._asdict()
-        found |= {"route": found.pop("routes"), "stream": found.pop("streams")}
-        return {name: found[name] for name in TABLE_NAMES}
+def model_of_table(name: str) -> type[Table] | None:
+    """The model of this table; None for an unknown one and those of the gateway and what belongs to it."""
+    if name in MODELS:
+        return MODELS[name]
+    found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
+    return next(found, None)
+
+
+def is_listed(name: str) -> bool:
+    """Whether a file has a list of these tables."""
+    model = model_of_table(name)
+    return name in _IN_FILES.values() or (model is not None and model.listed)
+
+
+class Tables:
+    """The tables in force, made of them by their names; values that do not change."""
+
+    def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
+        self._tables: dict[str, Any] = {name: table for name, table in tables.items() if table}
+
+    @property
+    def metrics(self) -> MetricsTable | None:
+        """[metrics]."""
+        return self._tables.get("metrics")
+
+    @property
+    def dashboard(self) -> Dashboard | None:
+        """[dashboard]."""
+        return self._tables.get("dashboard")
+
+    @property
+    def events(self) -> EventsTable | None:
+        """[events]."""
+        return self._tables.get("events")
+
+    @property
+    def gateway(self) -> GatewayConfig | None:
+        """[gateway]; there is one where a file has [gateway], a [[route]] or a [[stream]]."""
+        return self._tables.get("gateway")
+
+    @property
+    def routes(self) -> tuple[RouteConfig, ...]:
+        """The tables [[route]]."""
+        routes: tuple[RouteConfig, ...] = self._tables.get("routes", ())
+        return routes
+
+    @property
+    def streams(self) -> tuple[StreamConfig, ...]:
+        """The tables [[stream]]."""
+        streams: tuple[StreamConfig, ...] = self._tables.get("streams", ())
+        return streams
+
+    @property
+    def operator(self) -> OperatorTable | None:
+        """[operator]."""
+        return self._tables.get("operator")
+
+    @property
+    def proxmox(self) -> ProxmoxTable | None:
+        """[proxmox]."""
+        return self._tables.get("proxmox")
+
+    @property
+    def registration(self) -> RegistrationTable | None:
+        """[registration]."""
+        return self._tables.get("registration")
+
+    def get(self, model: type[AnyTable]) -> AnyTable | None:
+        """The table of this model; None where the files have none."""
+        return self._tables.get(model.table_name)
+
+    def all(self, model: type[AnyTable]) -> tuple[AnyTable, ...]:
+        """The tables of this model, of which files have a list."""
+        tables: tuple[AnyTable, ...] = self._tables.get(model.table_name, ())
+        return tables
+
+    def __iter__(self) -> Iterator[tuple[Path, Table]]:
+        """Each table with its place in files."""
+        for name, found in self.by_name().items():
+            if isinstance(found, tuple):
+                yield from (((name, index), table) for index, table in enumerate(found))
+            else:
+                yield (name,), found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tables) and other._tables == self._tables
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Tables({', '.join(f'{name}={table!r}' for name, table in self._tables.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As earlier versions can make them, too.
+        return partial(Tables, **self._tables), ()
+
+    def by_name(self) -> dict[str, Table | tuple[Table, ...]]:
+        """The tables that there are, by the names that files have for them."""
+        return {_IN_FILES.get(name, name): table for name, table in self._tables.items()}
 
     def to_dict(self) -> dict[str, Tree]:
         """The tables as a file could have them; no secret is among them, as files hold none."""
         return {
             name: [each.to_dict() for each in table] if isinstance(table, tuple) else table.to_dict()
-            for name, table in sorted(self.by_name().items(), key=lambda each: each[0] in LISTED)
-            if table
+            for name, table in sorted(self.by_name().items(), key=lambda each: isinstance(each[1], tuple))
         }
 
 
@@ -175,10 +231,8 @@ def pool_variables(
 ) -> frozenset[str]:
     """The variables that `*_env` keys name: they hold secrets of the pool, and no server gets them by itself."""
     found = set(_named(defaults or {}))
-    for each in tables:
-        for table in each if isinstance(each, tuple) else (each,):
-            if table is not None:
-                found.update(_named(table))
+    for _, table in tables:
+        found.update(_named(table))
     # Of a server only its certificate has such a key; `env` is a table of names that are its own.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -196,3 +250,13 @@ def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
             for each in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(each, (Section, dict)):
                     yield from _named(each)
+
+
+def _is_local(address: Address) -> bool:
+    """Whether only this machine can reach it."""
+    if address.kind == "unix" or address.host == "localhost":
+        return True
+    try:
+        return ip_address(address.host.strip("[]")).is_loopback
+    except ValueError:
+        return False

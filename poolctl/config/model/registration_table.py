@@ -50,7 +50,7 @@ class RegistrationTable(Table):
         description="The clients: [[registration.client]]."
     )
 
-    def findings(self, accepting: Collection[str]) -> Iterator[Finding]:
+    def findings_among(self, accepting: Collection[str]) -> Iterator[Finding]:
         """The problems between its keys, with the routes that accept services; paths begin within the table."""
         address = parse(self.bind)
         if not (self.tls or _is_local(address)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from threading import RLock
 from typing import (
     TYPE_CHECKING,
@@ -220,12 +220,49 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 
 
 class Table(Section):
-    """The base of tables that most files do not have."""
+    """The base of tables that most files do not have, with the rules of such a table."""
+
+    # Its name in files.
+    table_name: ClassVar[str] = ""
+    # Whether a file has a list of them, which replaces the list of an earlier file.
+    listed: ClassVar[bool] = False
+    # The keys that hold paths.
+    paths: ClassVar[tuple[str, ...]] = ()
+    # Its name "module:class" in earlier versions, if it had another one: they take over its values.
+    former_name: ClassVar[str] = ""
 
     @property
     def label(self) -> str:
         """The name by which people know one of several; "" for a table of which there is one."""
         return ""
+
+    @classmethod
+    def from_file(
+        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
+    ) -> dict[str, Tree]:
+        """The table of a file in this directory with absolute paths; `written` is it with its references."""
+        from poolctl.config.values.normalise import STEPS, absolute
+
+        found = dict(table)
+        for key, value in table.items():
+            if key in cls.paths:
+                found[key] = absolute(value, base_dir)
+            elif key in ("bind", "tls"):
+                found[key] = STEPS[key](value, base_dir)
+        return found
+
+    def findings(self) -> Iterable[Finding]:
+        """The problems between its keys; their paths begin within the table."""
+        return ()
+
+    @property
+    def has_startup_warnings(self) -> bool:
+        """Whether `check` may find something that is worth a warning at a start."""
+        return False
+
+    def check(self, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+        """Problems and warnings of what it refers to outside of the files. Blocks on the disk."""
+        return [], []
 
 
 Kind = TypeVar("Kind", bound=Section)

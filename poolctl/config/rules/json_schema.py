@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
-from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, INDEX
+from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS
 from poolctl.config.model.operator_table import OperatorTable
-from poolctl.config.model.pool_tables import LISTED, MODELS, PoolSettings
+from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed
 from poolctl.config.model.proxmox_table import ProxmoxTable
 from poolctl.config.model.registration_table import RegistrationTable
 from poolctl.config.model.section import Section, model_of
@@ -17,6 +17,7 @@ from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.limits import MOST_WORKERS
 from poolctl.config.values.plain import INTERNAL
 from poolctl.config.values.problems import Tree
+from poolctl.feature import features
 from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Tree]
@@ -73,10 +74,12 @@ def json_schema() -> Schema:
         MODELS
         | GATEWAY_MODELS
         | {"operator": OperatorTable, "proxmox": ProxmoxTable, "registration": RegistrationTable}
+        | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
-        table = definitions[model.__name__] = _definition(model, definitions, {"written", INDEX})
+        hidden = model.keys_of.keys() - model.written_keys()
+        table = definitions[model.__name__] = _definition(model, definitions, hidden)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
-        if key in LISTED:
+        if is_listed(key):
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
     _add_short_forms_of_routes(definitions)
     return {

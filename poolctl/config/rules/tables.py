@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from poolctl.address import Address, parse
-from poolctl.config.model.pool_tables import GATEWAY_TABLES, MODELS, Dashboard, Notify, Tables
+from poolctl.config.model.pool_tables import GATEWAY_TABLES, Tables, model_of_table, table_names
 from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import STEPS, absolute
 from poolctl.config.values.plain import truth_from_environment
@@ -17,21 +14,22 @@ from poolctl.config.values.problems import Finding, Path, Tree
 if TYPE_CHECKING:
     from poolctl.config.model.proxmox_table import ProxmoxTable
 
-_PATHS = ("path", "token_file", "url_file", "ca")
-_SOURCES = ("url", "url_env", "url_file")
 
-
-def with_absolute_paths(name: str, table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:
-    """The table with its paths made absolute, from the directory of its file."""
+def with_absolute_paths(
+    name: str, table: dict[str, Tree], written: Mapping[str, Tree], base_dir: str
+) -> dict[str, Tree]:
+    """The table with its paths made absolute, from the directory of its file; `written` is it with its references."""
     if name in GATEWAY_TABLES:
         from poolctl.config.rules.gateway import with_absolute_addresses
 
         return with_absolute_addresses(table, base_dir)
     if name == "proxmox":
         return _with_absolute_files(table, base_dir)
+    if (model := model_of_table(name)) is not None:
+        return model.from_file(table, written, base_dir)
     found = dict(table)
     for key, value in table.items():
-        if key in _PATHS and not (name == "metrics" and key == "path"):
+        if key == "ca":
             found[key] = absolute(value, base_dir)
         elif key in ("bind", "tls"):
             found[key] = STEPS[key](value, base_dir)
@@ -43,11 +41,10 @@ def with_absolute_paths(name: str, table: dict[str, Tree], base_dir: str) -> dic
 def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files; problems of the others are added to the findings."""
     values: dict[str, Tree] = {}
-    for name, given in raw.items():
-        if name in MODELS and name != "notify":
-            values[name] = _table(MODELS[name], given, (name,), findings)
-    if "notify" in raw:
-        values["notify"] = _receivers(raw["notify"], findings)
+    for name in table_names():
+        if name in raw and (model := model_of_table(name)) is not None:
+            table = _list_of if model.listed else _table
+            values[name] = table(model, raw[name], (name,), findings)
     if any(name in raw for name in GATEWAY_TABLES):
         from poolctl.config.rules.gateway import gateway_tables
 
@@ -62,75 +59,32 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     return Tables(**values)
 
 
-def _receivers(raw: list[dict[str, Tree]], findings: list[Finding]) -> tuple[Notify, ...]:
+def _list_of(
+    model: type[Table], given: list[dict[str, Tree]], path: Path, findings: list[Finding]
+) -> tuple[Table, ...]:
     labels: set[str] = set()
-    found: list[Notify] = []
-    for index, each in enumerate(raw):
-        receiver = _table(Notify, each, ("notify", index), findings)
-        if isinstance(receiver, Notify):
-            found.append(receiver)
-            if receiver.label in labels:
-                path = ("notify", index, *(("name",) if receiver.name else ()))
-                findings.append(Finding(path, f"the name {receiver.label!r} is taken", 'add name = "…"'))
-            labels.add(receiver.label)
+    found: list[Table] = []
+    for index, each in enumerate(given):
+        table = _table(model, each, (*path, index), findings)
+        if table is not None:
+            found.append(table)
+            if table.label in labels:
+                place = (*path, index, *(("name",) if "name" in table.given else ()))
+                findings.append(Finding(place, f"the name {table.label!r} is taken", 'add name = "…"'))
+            labels.add(table.label)
     return tuple(found)
 
 
-def _table(kind: type[Table], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Table | None:
+def _table(model: type[Table], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
-    found = validated(kind, table, own)
+    found = validated(model, table, own)
     # An address that is not accepted may still be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if isinstance(found, Notify):
-        own += _notify_findings(found)
-    elif isinstance(found, Dashboard):
-        own += _dashboard_findings(found)
+    if found is not None:
+        own += found.findings()
     findings += [each._replace(path=(*path, *each.path)) for each in own]
     return None if own else found
-
-
-def _dashboard_findings(page: Dashboard) -> Iterator[Finding]:
-    if page.token_env and page.token_file:
-        yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-    if not (page.tls or page.insecure or _is_local(parse(page.bind))):
-        message = f"{page.bind} can be reached from other machines, and without tls they send the token in the clear"
-        yield Finding(("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy")
-    if find_spec("starlette") is None:
-        yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
-
-
-def _is_local(address: Address) -> bool:
-    """Whether only this machine can reach it."""
-    if address.kind == "unix" or address.host == "localhost":
-        return True
-    try:
-        return ip_address(address.host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _notify_findings(notify: Notify) -> Iterator[Finding]:
-    given = [key for key in _SOURCES if getattr(notify, key) is not None]
-    if notify.type == "command":
-        if notify.command is None:
-            yield Finding((), "a command is missing", 'add command = ["program", "argument"]')
-        if given:
-            yield Finding((given[0],), f"a command has no {given[0]}", "take it out, or choose another type")
-        return
-    if notify.command is not None:
-        message = f"{notify.type} runs no command"
-        yield Finding(("command",), message, 'take it out, or write type = "command"')
-    if len(given) != 1:
-        what = "is missing" if not given else f"is given {len(given)} times"
-        hint = "write one of url, url_env and url_file"
-        yield Finding((given[1],) if given else (), f"the address {what}", hint)
-    if notify.token_env and notify.token_file:
-        yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-    if notify.type == "gotify" and not (notify.token_env or notify.token_file):
-        yield Finding((), "gotify asks for a token", "add token_env or token_file")
-    if notify.type == "ntfy" and not notify.topic:
-        yield Finding((), "ntfy sends to a topic", 'add topic = "…"')
 
 
 def _operator(raw: Mapping[str, Tree], findings: list[Finding], *, has_gateway: bool) -> Table | None:
@@ -165,7 +119,7 @@ def _registration(
             own.append(Finding((), message, "add a [[route]] with register = true, or take the table out"))
         else:
             accepting = {route.label for route in values.get("routes") or () if route.register}
-            own += table.findings(accepting)
+            own += table.findings_among(accepting)
     findings += [each._replace(path=("registration", *each.path)) for each in own]
     return None if own else table
 

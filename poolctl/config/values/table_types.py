@@ -1,11 +1,9 @@
-"""The kinds of values that the keys of [pool], [metrics], [dashboard], [[notify]], [operator], [proxmox] and
-[registration] take.
-"""
+"""The kinds of values that the keys of [pool] and of the tables besides the servers take."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
@@ -15,8 +13,6 @@ from poolctl.config.values.key_rules import app_findings
 from poolctl.config.values.plain import (
     PORTS,
     BadValue,
-    host_and_port,
-    is_port,
     refuse_long_path,
     truth_from_environment,
 )
@@ -49,23 +45,7 @@ def _handlers(value: Tree) -> Tree:
     return value
 
 
-_KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
-
-
-def _url(text: str) -> str:
-    scheme, separator, rest = text.partition("://")
-    host, port = host_and_port(rest) or ("", "")
-    is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
-    if not is_web or not text.isprintable():
-        # The address itself may be the secret, and is not repeated.
-        raise BadValue("this is no address of a web service", '"https://HOST/PATH"')
-    return text
-
-
-Url = Annotated[str, AfterValidator(_url)]
 MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
-Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Kinds = Annotated[tuple[_KINDS, ...], Field(strict=False)]
 PortRange = Annotated[
     tuple[int, int],
     BeforeValidator(_port_range),

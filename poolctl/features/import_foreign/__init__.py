@@ -3,3 +3,7 @@
 A module for each format reads it into a `ForeignPool` (`foreign_pool.py`), which `pool_text.py` writes as TOML that
 validates.
 """
+
+from poolctl.feature import Feature
+
+FEATURE = Feature(package=__name__, commands={"import": "command"})

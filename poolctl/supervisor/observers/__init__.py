@@ -1,1 +1,1 @@
-"""Observers of a pool, which decide nothing: events, statistics, metrics, notifications, the dashboard."""
+"""Observers of a pool, which decide nothing: events, statistics, metrics, the dashboard, features."""

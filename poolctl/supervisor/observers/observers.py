@@ -1,4 +1,4 @@
-"""Everything that watches a pool and decides nothing: events, statistics, metrics, notifications, the dashboard.
+"""Everything that watches a pool and decides nothing: events, statistics, metrics, the dashboard, and features.
 
 What the configuration does not name is imported soon after the start, or when a command asks for it.
 """
@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.observer_answers import (
-    DashboardResult,
-    HealthResult,
-    HistoryResult,
-    MetricsResult,
-    NotifyResult,
-)
+from poolctl.control.observer_answers import DashboardResult, HealthResult, HistoryResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 
 from ..active_configuration import PoolEnvironment
+from ..feature_parts import FeatureParts
 from ..takeover.state_store import StateStore
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
     from .dashboard_manager import DashboardPage
     from .figure_rings import FigureHistory
     from .metrics_server import MetricsAddress
-    from .notifications import Notifications
     from .pool_health import HealthOfRoutes
     from .pool_metrics import GatewayFigures
 
@@ -42,11 +36,9 @@ if TYPE_CHECKING:
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
     "poolctl.supervisor.observers.pool_health",
-    "poolctl.supervisor.observers.notifications",
     "poolctl.supervisor.observers.dashboard_manager",
     "poolctl.supervisor.observers.figure_rings",
 )
-_NOTIFIED = "notify.json"
 
 if TYPE_CHECKING:
 
@@ -60,12 +52,12 @@ class Observers:
     def __init__(self, environment: PoolEnvironment, clock: Clock, daemon: Daemon) -> None:
         self.events = Events(clock)
         self._environment = environment
+        self._parts = FeatureParts(environment, self.events)
         self._configuration = environment.configuration
         self._daemon = daemon
         self._dashboard: DashboardPage | None = None
         self._history: FigureHistory | None = None
         self._metrics: MetricsAddress | None = None
-        self._notifications: Notifications | None = None
         self._is_recording = False
 
     def keep_journal(self) -> None:
@@ -75,15 +67,16 @@ class Observers:
     async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
+        self._parts.begin(core)
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)
         self._store = store
 
     def record_events(self, adopted: int) -> None:
-        """Record and notify changes of the servers; `adopted` workers of the previous supervisor are there."""
-        # First, so that it receives the first events, too.
-        self._configuration.follow(self._set_receivers)
+        """Record changes of the servers; `adopted` workers of the previous supervisor are there."""
+        # First, so that features receive the first events, too.
+        self._configuration.follow(self._parts.follow)
         if not self._configuration.problems:
             self._is_recording = True
             recorder = EventRecorder(self._core, self.events, self.totals)
@@ -98,7 +91,7 @@ class Observers:
         verbs.add("metrics", self._metrics_verb)
         verbs.add("health", self._health_verb)
         verbs.add("dashboard", self._dashboard_verb)
-        verbs.add("notify", self._notify_verb)
+        self._parts.add_verbs(verbs)
         self._configuration.follow(self._serve_metrics)
         if self._metrics is not None:
             await self._metrics.attempted()
@@ -112,9 +105,10 @@ class Observers:
     def problems(self) -> list[str]:
         """The tables whose addresses cannot be served now, each with the reason."""
         found = {"[metrics]": self._metrics, "[dashboard]": self._dashboard}
-        return [
+        own = (
             f"{table}: {each.problem}" for table, each in found.items() if each is not None and each.problem
-        ]
+        )
+        return [*own, *self._parts.problems]
 
     @property
     def lost_events(self) -> list[str]:
@@ -131,10 +125,9 @@ class Observers:
         self.totals.save()
 
     def flush(self) -> None:
-        """Write pending events, and save pending notifications."""
+        """Write pending events, and let features save everything for a successor."""
         self.events.flush()
-        if self._notifications is not None:
-            self._notifications.remember()
+        self._parts.flush()
 
     async def stop_serving(self) -> None:
         """End the dashboard and the metrics endpoint."""
@@ -144,26 +137,16 @@ class Observers:
             await self._metrics.close()
 
     async def close(self) -> None:
-        """Record the end, if the beginning was, and notify it."""
+        """Record the end, if the beginning was, and end the features."""
         if self._is_recording:
             self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
-        if self._notifications is not None:
-            await self._notifications.close()
+        await self._parts.aclose()
         self.events.close()
 
     def _set_journal(self, tables: Tables) -> None:
         path = os.path.join(self._environment.state_directory, JOURNAL)
         self.events.keep_in(Journal.configured(tables.events, path))
-
-    def _set_receivers(self, tables: Tables) -> None:
-        if self._notifications is not None:
-            self._notifications.apply(tables.notify)
-        elif tables.notify:
-            from .notifications import Notifications
-
-            path = os.path.join(self._environment.state_directory, _NOTIFIED)
-            self._notifications = Notifications(self._core, self.events, self._configuration, path)
 
     def _serve_metrics(self, tables: Tables) -> None:
         if self._metrics is None and tables.metrics is not None:
@@ -218,9 +201,3 @@ class Observers:
         from .dashboard_manager import link
 
         return await link(self._dashboard, self._environment)
-
-    async def _notify_verb(self, call: Call) -> NotifyResult:
-        """Send a test notification to each receiver, or to those in `receivers`."""
-        from .notifications import test_receivers
-
-        return await test_receivers(self._notifications, call.options)

@@ -10,9 +10,11 @@ import io
 import pickle
 from collections.abc import Mapping
 from functools import cache
+from pkgutil import resolve_name
 from typing import Any
 
-from poolctl.config import Section
+from poolctl.config import Section, Tables
+from poolctl.config.model.pool_tables import model_of_table, table_names
 
 # Types that have all values of an earlier one.
 _WIDER = {"RequestLog": "Truth"}
@@ -32,15 +34,35 @@ def dumps(value: object) -> bytes:
 def loads(content: bytes) -> Any:
     """The value. Raises NotUnderstood."""
     try:
-        return pickle.loads(content)
+        return _Unpickler(io.BytesIO(content)).load()
     except NotUnderstood:
         raise
     except Exception as error:
         raise NotUnderstood(f"it cannot be read: {error}") from error
 
 
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (resolve_name.__module__, resolve_name.__name__):
+            return self._named
+        return self._named(f"{module}:{name}")
+
+    def _named(self, name: str) -> Any:
+        """The class of this name, or the one that had it in earlier versions."""
+        try:
+            return super().find_class(*name.split(":"))
+        except (AttributeError, ModuleNotFoundError):
+            models = filter(None, map(model_of_table, table_names()))
+            found = next((model for model in models if model.former_name == name), None)
+            if found is None:
+                raise
+            return found
+
+
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: object) -> Any:
+        if isinstance(value, type) and (name := getattr(value, "former_name", "")):
+            return resolve_name, (name,)
         kind: Any = type(value)
         # A class with __getnewargs_ex__ names its parts itself.
         usual = not kind.__module__.startswith("poolctl.") or hasattr(kind, "__getnewargs_ex__")
@@ -54,7 +76,9 @@ class _Pickler(pickle.Pickler):
         return _made, (kind, types, kept)
 
 
-def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, object]) -> object:
+def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, Any]) -> object:
+    if kind is Tables:  # in earlier versions a named tuple
+        return Tables(**values)
     here = _types(kind)
     for name in values:
         if name not in here:

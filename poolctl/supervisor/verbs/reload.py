@@ -187,10 +187,10 @@ class Reload:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
-        before = self._configuration.tables.by_name()
-        for name, table in resolved.tables.by_name().items():
-            if table != before[name]:
-                keys = _changed(name, before[name], table)
+        before, after = self._configuration.tables.by_name(), resolved.tables.by_name()
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                keys = _changed(name, before.get(name), after.get(name))
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {listed(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:

@@ -114,8 +114,9 @@ async def startup_warnings(
     That a program binds its address itself is left out for those that were `warned` of before.
     """
     journal = tables.events is not None and tables.events.path
-    page = tables.dashboard is not None and tables.dashboard.tls
-    checked = bool(journal or tables.notify or tables.gateway is not None or page)
+    checked = bool(
+        journal or tables.gateway is not None or any(each.has_startup_warnings for _, each in tables)
+    )
     return await _found_warnings(list(servers), names, tables, checked=checked, warned=warned)
 
 

@@ -39,8 +39,6 @@ from poolctl.control.observer_answers import (
     DashboardLink,
     DashboardResult,
     HealthReport,
-    NotifyResult,
-    ReceiverResult,
 )
 from poolctl.control.stack_answers import StacksResult
 from poolctl.frozen_value import Value
@@ -99,16 +97,6 @@ def test_doctor_names_check_status_message_and_fix(poolctl: Command) -> None:
         assert bool(found["fix"]) == (found["status"] != "ok")
 
 
-def test_notify_reports_each_receiver(poolctl: Command, directory: Path) -> None:
-    receiver = '\n[[notify]]\ntype = "command"\nname = "{}"\ncommand = ["{}"]\n'
-    with (directory / "pool.toml").open("a") as file:
-        file.write(receiver.format("good", "true") + receiver.format("bad", "false"))
-    document = poolctl("notify", "test", "-o", "json").json
-    assert [list(each) for each in document["receivers"]] == [["name", "ok", "message"]] * 2
-    assert [each["ok"] for each in document["receivers"]] == [True, False]
-    assert document["errors"][0]["message"].startswith("bad: ")
-
-
 FIELDS: dict[type[Value], list[str]] = {
     Item: SERVER,
     ErrorEntry: ["code", "error", "name", "bind", "message", "hint"],
@@ -117,7 +105,6 @@ FIELDS: dict[type[Value], list[str]] = {
         "ready", "states", "health",
     ],
     PlannedChange: ["name", "bind", "change", "keys", "message"],
-    ReceiverResult: ["name", "ok", "message"],
     RouteReport: [
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
         "passed", "proxied", "refused", "waiting", "errors",
@@ -191,7 +178,6 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
     "metrics": (StatsResult, []),
     "reload": (ReloadResult, ["changes"]),
     "dashboard": (DashboardResult, ["dashboard"]),
-    "notify test": (NotifyResult, ["receivers"]),
 }  # fmt: skip
 
 
@@ -211,7 +197,6 @@ def test_a_commands_document_has_the_fields_of_its_answer(
         "summary": {},
         "changes": [{}],
         "dashboard": {"url": "http://a", "token": "t"},
-        "receivers": [{}],
         "refused": {},
     }
     error = {"code": 1, "message": "no"}
@@ -230,6 +215,5 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     for name, inner in (("summary", Summary), ("dashboard", DashboardLink)):
         if name in extras:
             assert sorted(document[name]) == sorted(FIELDS[inner])
-    for name, inner in (("changes", PlannedChange), ("receivers", ReceiverResult)):
-        if name in extras:
-            assert sorted(document[name][0]) == sorted(FIELDS[inner])
+    if "changes" in extras:
+        assert sorted(document["changes"][0]) == sorted(FIELDS[PlannedChange])

@@ -143,7 +143,7 @@ def test_gateway_is_given_the_settings_and_the_name_of_the_pool(tmp_path: Path) 
     assert settings is not None
     assert (settings.url, settings.namespace, settings.token) == ("https://a/base", "shop", "t0k3n")
     assert (settings.retry_seconds, settings.ca) == (5.0, f"{tmp_path}/ca.pem")
-    server_only = found._replace(operator=tables(tmp_path, 'bind = "unix:o"').operator)
+    server_only = Tables(gateway=found.gateway, operator=tables(tmp_path, 'bind = "unix:o"').operator)
     plan = plan_of(server_only, (), "/run", "/state", {}, "shop")
     assert plan is not None
     assert plan.settings.operator is None

@@ -18,9 +18,6 @@ FILE = """
 name = "shop"
 [metrics]
 [dashboard]
-[[notify]]
-type = "slack"
-url_env = "SLACK"
 [events]
 keep = 2
 [gateway]
@@ -57,7 +54,7 @@ assert server.to_dict()["restart"]["policy"] == "always"
 assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.gateway.bind[1].tls[0].to_dict()]
 from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
 conflicts([(name, address) for name, address in named_addresses(tables)])
-assert pool_variables(servers, tables) == {"SLACK", "PVE"}
+assert pool_variables(servers, tables) == {"PVE"}
 assert not list(dependency_findings(servers))
 found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
 assert not found, found

@@ -22,9 +22,8 @@ FILE = """
 [dashboard]
 token_env = "A"
 tls = { cert = "c", key = "k", password_env = "B" }
-[[notify]]
-type = "gotify"
-url_env = "C"
+[operator]
+bind = "127.0.0.1:2"
 token_env='D'
 [defaults.tls]
 cert = "c"
@@ -52,7 +51,7 @@ def test_every_variable_that_an_env_key_names_is_the_pools_own(tmp_path: Path) -
     (tmp_path / "pool.toml").write_text(FILE)
     config = load(tmp_path / "pool.toml", {})
     assert not config.problems
-    assert sorted(config.pool_variables) == ["A", "B", "C", "D", "E", "G"]
+    assert sorted(config.pool_variables) == ["A", "B", "D", "E", "G"]
 
 
 def test_no_other_section_has_an_env_key_that_would_be_missed() -> None:
@@ -60,8 +59,6 @@ def test_no_other_section_has_an_env_key_that_would_be_missed() -> None:
     assert found == {
         "dashboard.token_env",
         "dashboard.tls.password_env",
-        "notify.url_env",
-        "notify.token_env",
     }
     assert set(env_keys(ServerConfig)) <= {"tls.password_env"}
 
@@ -72,7 +69,7 @@ def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) ->
     (tmp_path / "more.yaml").write_text("dashboard:\n  token_env: Y\n")
     os.mkfifo(tmp_path / "fifo")
     found = variables_named_in([str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")])
-    assert {"A", "B", "C", "D", "E", "G", "J", "Y"} <= found
+    assert {"A", "B", "D", "E", "G", "J", "Y"} <= found
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
 routes = {"poolctl.routing.match", "poolctl.config.rules.registrations", "poolctl.config.model.gateway_tables"}
 assert not routes & set(sys.modules)
-from poolctl.supervisor import health, rollout
+from poolctl.supervisor import feature_parts, health, rollout
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.gateway import pool_gateway
 from poolctl.supervisor.operator import pool_operator
@@ -365,7 +365,7 @@ from poolctl.supervisor.verbs import verbs
 for part in (health, observers, pool_gateway, pool_scaling, pool_operator, rollout):
     for name in part.MODULES:
         __import__(name)
-for name in verbs.modules():
+for name in (*verbs.modules(), *feature_parts.modules()):
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 # Files of the package may be replaced from now on.

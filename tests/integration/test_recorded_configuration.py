@@ -8,7 +8,7 @@ from poolctl.config import load
 from poolctl.supervisor.takeover import portable_pickle
 from poolctl.supervisor.takeover.state_store import StoredConfiguration
 
-RECORDINGS = Path(__file__).parents[2] / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "recordings"
 FILE = "/srv/shop/pool.toml"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from poolctl.features.notify._notifier import MAX_WAITING, Outbox
+from poolctl.features.notify._problem_tracker import Message
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.notify.notifier import MAX_WAITING, Outbox
-from poolctl.monitor.notify.problem_tracker import Message
 
 
 def message(title: str = "a") -> Message:

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from poolctl.config import Notify
+from poolctl.features.notify._problem_tracker import Message
+from poolctl.features.notify._send import FixedFacts, Sender, Unsent
+from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.notify.problem_tracker import Message
-from poolctl.monitor.notify.send import FixedFacts, Sender, Unsent
 from tests.certificates import certificate
-from tests.receivers import TOKEN, Receiver, receiver
+from tests.features.notify.receivers import TOKEN, Receiver, receiver
 
 MESSAGE = Message(
     "problem",

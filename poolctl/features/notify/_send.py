@@ -27,10 +27,10 @@ from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld_variables
 
-from .problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
+from ._problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
 
 if TYPE_CHECKING:
-    from poolctl.config import Notify
+    from .table import Notify
 
 _MAX_READ_BYTES = 64 * 1024
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024

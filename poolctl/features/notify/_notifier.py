@@ -17,11 +17,11 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import replace_file
 
-from .problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
-from .send import Sender, Unsent, send_test
+from ._problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
+from ._send import Sender, Unsent, send_test
 
 if TYPE_CHECKING:
-    from poolctl.config import Notify
+    from .table import Notify
 
 INITIAL_SECONDS = 1.0
 MAX_DELAY_SECONDS = 300.0

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import Notify
+from poolctl.features.notify._problem_tracker import Message, ProblemTracker
+from poolctl.features.notify._send import FixedFacts
+from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.notify.problem_tracker import Message, ProblemTracker
-from poolctl.monitor.notify.send import FixedFacts
 
 
 def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> JournalEvent:

@@ -10,8 +10,9 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
-from poolctl.control.observer_answers import NotifyResult, ReceiverResult
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
+
+from ._answers import NotifyResult, ReceiverResult
 
 COMMAND = Command(
     "Send a test notification.",
@@ -39,10 +40,12 @@ def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
     import asyncio
 
     from poolctl.cli.offline import load
-    from poolctl.monitor.notify.send import FixedFacts, send_test
+
+    from ._send import FixedFacts, send_test
+    from .table import Notify
 
     config = load(pool, allow_empty=True)
-    configured = config.tables.notify
+    configured = config.tables.all(Notify)
     unknown = [name for name in names if name not in [each.label for each in configured]]
     if unknown or not configured:
         what = f"no receiver is named {unknown[0]!r}" if unknown else "no [[notify]] receivers are configured"

@@ -17,7 +17,7 @@ from poolctl.runners.stack_report import WorkerStacks
 from poolctl.units import format_duration
 
 if TYPE_CHECKING:
-    from poolctl.config import Notify
+    from .table import Notify
 
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
 # A server's problem is resolved in these states, or when another of its workers is ready.

@@ -14,8 +14,8 @@ import pytest
 import poolctl
 from poolctl.errors import PoolMonitorError
 from tests.deadline import wait_until as _wait_until
+from tests.features.notify.receivers import TOKEN, Receiver, receiver
 from tests.real_pool import RealPool
-from tests.receivers import TOKEN, Receiver, receiver
 
 BROKEN = "raise RuntimeError('not today')\n"
 

@@ -1,0 +1,41 @@
+"""The features of poolctl, and how one declares its parts.
+
+A feature is a package of `poolctl.features` that exports a `FEATURE`. The command line, the configuration and the
+supervisor find its parts here; without its line in `FEATURES` and its folder, the rest works as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+# A feature may import those before it.
+FEATURES = ("import_foreign", "pytest_plugin", "notify")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """The parts of a feature by reference: "module" or "module:attribute" in its package, imported when used."""
+
+    package: str
+    commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command
+    tables: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the model of each table of files, a config.Table
+    supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
+    verbs: tuple[str, ...] = ()  # that this part answers
+
+    def load(self, reference: str) -> Any:
+        """The module or attribute that a reference names."""
+        name, _, attribute = reference.partition(":")
+        module = import_module(f"{self.package}.{name}")
+        return getattr(module, attribute) if attribute else module
+
+
+@cache
+def features() -> tuple[Feature, ...]:
+    """The declarations of all features; none of their parts is imported."""
+    return tuple(import_module(f"poolctl.features.{name}").FEATURE for name in FEATURES)

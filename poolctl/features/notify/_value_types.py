@@ -1,0 +1,26 @@
+"""The kinds of values that the keys of [[notify]] take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from poolctl.config.values.plain import BadValue, host_and_port, is_port
+
+_KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
+
+
+def _url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    host, port = host_and_port(rest) or ("", "")
+    is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
+    if not is_web or not text.isprintable():
+        # The address itself may be the secret, and is not repeated.
+        raise BadValue("this is no address of a web service", '"https://HOST/PATH"')
+    return text
+
+
+Url = Annotated[str, AfterValidator(_url)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Kinds = Annotated[tuple[_KINDS, ...], Field(strict=False)]

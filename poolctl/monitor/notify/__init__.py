@@ -1,1 +1,0 @@
-"""Notifications: selects the events for each receiver, and sends them."""

@@ -1,0 +1,112 @@
+"""The parts that features have in the supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from poolctl.config import Tables
+from poolctl.control.answers import Result
+from poolctl.core.core import Core
+from poolctl.feature import Feature, features
+from poolctl.monitor.event_queue import Events
+
+from .active_configuration import PoolEnvironment
+from .verbs.verb import Call, Verb
+from .verbs.verbs import Verbs
+
+
+class PartSite(NamedTuple):
+    """What a part is made with."""
+
+    environment: PoolEnvironment
+    core: Core
+    events: Events
+
+
+class FeaturePart(Protocol):
+    """A feature's part, made when one of its tables is in force or one of its verbs is asked for."""
+
+    def __init__(self, site: PartSite) -> None: ...
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """The verbs that `Feature.verbs` names."""
+        ...
+
+    def follow(self, tables: Tables) -> None:
+        """Act on these tables from now on: at first and after each change."""
+        ...
+
+    @property
+    def problems(self) -> Iterable[str]:
+        """The tables that cannot be served now, each with the reason."""
+        ...
+
+    def flush(self) -> None:
+        """Save everything for a successor, which may follow at any moment."""
+        ...
+
+    async def aclose(self) -> None:
+        """End, because the supervisor ends."""
+        ...
+
+
+class FeatureParts:
+    """The parts of all features. A feature that the configuration does not name is not imported at a start."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+        self._environment = environment
+        self._events = events
+        self._parts: dict[str, FeaturePart] = {}
+
+    def begin(self, core: Core) -> None:
+        """Make parts for this core from now on."""
+        self._site = PartSite(self._environment, core, self._events)
+
+    def follow(self, tables: Tables) -> None:
+        """Let the features act on these tables from now on."""
+        named = tables.by_name().keys()
+        for feature in _features():
+            if feature.package in self._parts or named & feature.tables.keys():
+                self._part(feature).follow(tables)
+
+    def add_verbs(self, verbs: Verbs) -> None:
+        """Answer the verbs of the features."""
+        for feature in _features():
+            for name in feature.verbs:
+                verbs.add(name, partial(self._answer, feature, name))
+
+    @property
+    def problems(self) -> list[str]:
+        """The tables that cannot be served now, each with the reason."""
+        return [problem for part in self._parts.values() for problem in part.problems]
+
+    def flush(self) -> None:
+        """Save everything for a successor."""
+        for part in self._parts.values():
+            part.flush()
+
+    async def aclose(self) -> None:
+        """End every part."""
+        for part in self._parts.values():
+            await part.aclose()
+
+    def _part(self, feature: Feature) -> FeaturePart:
+        part = self._parts.get(feature.package)
+        if part is None:
+            part = self._parts[feature.package] = feature.load(feature.supervisor)(self._site)
+        return part
+
+    async def _answer(self, feature: Feature, verb: str, call: Call) -> Result:
+        return await self._part(feature).verbs[verb](call)
+
+
+def modules() -> list[str]:
+    """The modules that a start imports only for a configuration that names their features."""
+    return [f"{feature.package}.{feature.supervisor.partition(':')[0]}" for feature in _features()]
+
+
+def _features() -> Iterator[Feature]:
+    return (feature for feature in features() if feature.supervisor)
