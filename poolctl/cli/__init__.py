@@ -1,1 +1,1 @@
-"""The command line: ask, render, exit. `main` is the fast lane's door, `app` the slow one's."""
+"""The command line: ask, render, exit. `main` is the entry point, `app` the complete Typer application."""

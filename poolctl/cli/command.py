@@ -1,9 +1,8 @@
-"""Declaration of a command: its help, its options, its examples; and the options that commands share.
+"""Declarations of commands, with their help, options and examples, and options shared by several commands.
 
-Every module of `poolctl.cli.commands` declares one `COMMAND`, and so do the modules of commands of features. The fast
-lane, the Typer application, the help and the shell completions are all made from it, so that a new command is one new
-file.
-Standard library only, without `typing` and `dataclasses`: it is part of every command's start.
+Every module of `poolctl.cli.commands`, and each feature's command module, declares one `COMMAND`. The fast lane, the
+Typer application, the help and the shell completions are all generated from it, so a new command needs only one new
+file. Standard library only, without `typing` and `dataclasses`, because every command imports it at its start.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
-LINE_FORMATS = FORMATS[:4]  # of commands that print lines as they come; both of JSON are JSON lines
-# The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
+LINE_FORMATS = FORMATS[:4]  # for commands that print lines as they arrive; both JSON forms are JSON lines
+# The stable keys of an item, in the column order of `-o wide`.
 _SOMETIMES = ("address", "kept", "kept_until", "next_run_at", "last_run")
 FIELDS = tuple(name for name in Item.annotations if name not in _SOMETIMES)
-UPTIME = "uptime"  # a field of `-o` as well: `uptime_seconds` for people
+UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STATES = (
     "disabled",
     "stopped",
@@ -33,27 +32,27 @@ STATES = (
     "backoff",
     "failed",
 )
-ENDED = ("stopped", "completed", "disabled", "failed")  # without a process, and with none to come
+ENDED = ("stopped", "completed", "disabled", "failed")  # without a process, and not about to get one
 HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 
 FLAG, VALUE, LIST = "flag", "value", "list"
-# Values that a shell offers: names of the pool in the working directory, or its own files.
+# Values completed by a shell: names from the pool in the working directory, or files.
 SERVERS, TARGETS, TAGS, POOLS, BACKENDS = "servers", "targets", "tags", "pools", "backends"
 FILES, DIRECTORIES = "files", "directories"
 BACKEND_ACTIONS = ("disable", "enable", "drain")
-# Other names of commands, which help and completion do not show.
+# Aliases of commands, hidden from help and completion.
 ALIASES = {"hosts": "backends"}
-# Headings of `poolctl --help`, in their order.
+# Headings of `poolctl --help`, in order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
 
 
 class Option:
-    """An option, or without spellings an argument; `key` is its name among the values of a request.
+    """An option, or an argument if it has no spellings; `key` names its value in a request.
 
-    `words` are the values that a shell offers, `completes` what it asks the pool or its own file system for; `old` are
-    spellings of an earlier release, which this one accepts with a note and shows nowhere.
+    `words` lists fixed values for completion, `completes` names values to query from the pool or file system; `old`
+    lists spellings of an earlier release, which are accepted with a note and shown nowhere.
     """
 
     def __init__(
@@ -83,16 +82,16 @@ class Option:
 
     @property
     def takes_value(self) -> bool:
-        """Whether a value follows."""
+        """Whether the option takes a value."""
         return self.kind != FLAG
 
 
 class Command:
     """The options of a command, and its help.
 
-    Its own options come first, then those of the selection, then the common ones, which may stand before the
-    command as well. With `takes_command` the words after `--` are a command of the user's, and the value `command`
-    of a request.
+    Its own options come first, then the selection options, then the common options, which may also precede the
+    command. With `takes_command` the words after `--` are a command to run, available as the request's value
+    `command`.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Command:
         self.examples = tuple(examples)
         self.notes = tuple(notes)
         self.takes_command = takes_command
-        self.fields = tuple(fields)  # that -o FIELD,FIELD can print
+        self.fields = tuple(fields)  # fields for -o FIELD,FIELD
 
 
 def flag(key: str, *spellings: str, help: str, old: Sequence[str] = ()) -> Option:
@@ -146,7 +145,7 @@ VERSION_OPTION = flag("version", "--version", help="Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
-    """-o, with the forms that a shell offers."""
+    """The option -o, with the forms offered by completion."""
     return Option("output", "-o", "--output", metavar="FORM", words=words or FORMATS, help=help)
 
 
@@ -167,7 +166,7 @@ SAVE = flag("save", "--save", help="Also write the change to the TOML file, keep
 SAVE_DRY_RUN = flag(
     "dry_run", "--dry-run", help="Print what --save would write; exit 3 if the file would change."
 )
-# Of changes that hold until a reload, unless they are saved.
+# For changes that last until a reload unless they are saved.
 SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("follow", "-f", "--follow", help="Keep following new lines.")
 SINCE = Option(
@@ -201,19 +200,19 @@ FILTERS = (
 
 
 def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
-    """The servers that a command is about, as words without an option."""
+    """The argument that selects servers."""
     return Option("targets", metavar=metavar, kind=LIST, completes=TARGETS, help=help)
 
 
-# Options that say which servers are meant.
+# Options that select servers.
 SELECTORS = (*FILTERS, ALL)
 SELECTION = (targets(help="Names or addresses; * and ? are wildcards. Default: all servers."), *FILTERS)
-# Of commands that never mean all servers by default.
+# For commands that never apply to all servers by default.
 EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)
 
 
 def names() -> list[str]:
-    """Every command, in alphabetical order: the modules of `poolctl.cli.commands`, and those of features."""
+    """The names of all commands, including the commands of features, in alphabetical order."""
     from pkgutil import iter_modules
 
     from poolctl.cli import commands
@@ -224,13 +223,13 @@ def names() -> list[str]:
 
 
 def command_named(verb: str) -> Command | None:
-    """The declaration of a command; None when there is no such command."""
+    """The declaration of a command; None if there is no such command."""
     module = module_of(verb)
     return None if module is None else module.COMMAND
 
 
 def module_of(verb: str) -> Any:
-    """The module of a command, imported; None when there is no such command."""
+    """Import the module of a command; None if there is no such command."""
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None

@@ -1,7 +1,7 @@
-"""A command line, understood: the command's name and the values of its options, which both lanes come to.
+"""A parsed command line: the command's name and the values of its options, the result of both lanes.
 
-The fast lane reads plain spellings here. Whatever is not plain (help, clusters, values that look like options) is left
-to Typer, which also reports what is wrong with it.
+The fast lane parses plain spellings here. Everything else (help, option clusters, values that look like options) is
+left to Typer, which also reports mistakes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from poolctl.cli.outcome import Outcome
     from poolctl.selection.selector import Selector
 
-# Options before the command that take a value: the word after them is not the command.
+# Options before the command whose next word is a value, not the command.
 _VALUED = tuple(spelling for option in COMMON if option.takes_value for spelling in option.spellings)
 
 
@@ -39,7 +39,7 @@ _MOST_DIGITS = 9
 
 
 class CommandRequest:
-    """One command with its options, by the names that the options have in Python."""
+    """One command with the values of its options, by their keys."""
 
     def __init__(self, verb: str, values: Table) -> None:
         self.verb = verb
@@ -55,22 +55,22 @@ class CommandRequest:
         return f"<Request {self.verb} {given}>".replace(" >", ">")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of an option, or the default where the command does not have it."""
+        """The value of an option, or the default if the command does not have it."""
         return self.values.get(key, default)
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing but results and errors is wanted."""
+        """Whether to print only results and errors."""
         return bool(self.values.get("quiet"))
 
     @property
     def verbose(self) -> bool:
-        """Whether more is wanted."""
+        """Whether to print additional details."""
         return bool(self.values.get("verbose"))
 
     @property
     def output(self) -> str:
-        """The form of the output; "" when it was not said. UsageError for one that does not exist."""
+        """The form of the output, "" by default. UsageError for an unknown form."""
         output = self.values.get("output")
         field = self.values.get("field")
         if field is not None:
@@ -108,9 +108,9 @@ class CommandRequest:
         )
 
     def seconds(self, key: str, spelling: str = "") -> float | None:
-        """A duration in seconds, None if it was not given. UsageError for what is none.
+        """A duration in seconds, None if not given. UsageError for an invalid one.
 
-        `spelling` is that of the option, where it differs from its key.
+        `spelling` is the option's spelling if it differs from the key.
         """
         text = self.values.get(key)
         if text is None:
@@ -141,7 +141,7 @@ class CommandRequest:
         return options
 
     def lines(self) -> int | None:
-        """How many lines or events -n asks for, None for all: with --since unless both are given."""
+        """The number of lines or events for -n; None for all, the default with --since."""
         text = self.get("lines")
         if text is None:
             return None if self.get("since") else DEFAULT_LINES
@@ -152,11 +152,11 @@ class CommandRequest:
         return int(text)
 
     def since(self) -> str:
-        """The moment of --since as log files write it, so that times compare as text; "" when it was not given."""
+        """The time given by --since as a log timestamp, so that times can be compared as text; "" if not given."""
         return self.moment("since")
 
     def moment(self, key: str) -> str:
-        """The moment of an option, as log files write it; "" when it was not given. UsageError for what is none."""
+        """The time given by an option as a log timestamp; "" if not given. UsageError for an invalid one."""
         text = self.get(key)
         if text is None:
             return ""
@@ -171,7 +171,7 @@ class CommandRequest:
                 moment = datetime.fromisoformat(text)
             except ValueError:
                 raise UsageError(f"--{key}: {text!r} is not a time", hint=f"{example}, or 10m") from None
-            return stamp(moment.astimezone(UTC).timestamp())  # a time without a zone is the user's own
+            return stamp(moment.astimezone(UTC).timestamp())  # a time without a zone is in local time
         try:
             return stamp(time() - (self.seconds(key) or 0.0))
         except UsageError:
@@ -180,7 +180,7 @@ class CommandRequest:
 
 
 def parse(args: Sequence[str]) -> CommandRequest | None:
-    """The request of a plainly spelled command; None for everything else."""
+    """The request of a command line in plain spelling; None for any other."""
     given: Table = {}
     words = list(args)
     if "--" in words:
@@ -223,7 +223,7 @@ def _by_spelling(options: Sequence[Option]) -> dict[str, Option]:
 
 
 def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Table) -> bool:
-    """Put the option into `given`, with its value from the end of `rest`; False if it is not plain."""
+    """Put the option into `given`, with its value from the end of `rest`; False if it is not in plain spelling."""
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
         name, equals, value = word[:2], "=", word[2:].removeprefix("=")
@@ -245,7 +245,7 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 
 
 def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line with today's spellings of its options, and a note for each old one."""
+    """The command line with old spellings of options replaced, and a note for each."""
     words = list(args)
     verb = verb_of(words)
     command = command_named(verb)
@@ -266,7 +266,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split(args: Sequence[str]) -> tuple[list[str], Table]:
-    """The words of poolctl's own, and the user's command after `--` where the command takes one."""
+    """The words for poolctl, and the user's command after `--` if the command takes one."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = _by_spelling(command.options if command else COMMON)
@@ -277,7 +277,7 @@ def split(args: Sequence[str]) -> tuple[list[str], Table]:
 
 
 def _without_equals(word: str, table: Mapping[str, Option]) -> str:
-    """`-o=json` as `-ojson`, as most other tools read it; other words unchanged."""
+    """Replace `-o=json` by `-ojson`, as most other tools read it."""
     letters, equals, value = word.partition("=")
     option = table.get(f"-{letters[-1:]}")
     if equals and value and option and option.takes_value and letters[:1] == "-" and letters[:2] != "--":
@@ -286,7 +286,7 @@ def _without_equals(word: str, table: Mapping[str, Option]) -> str:
 
 
 def as_help(words: Sequence[str]) -> list[str]:
-    """`help`, `help --all` or `help COMMAND` as the option that means the same; other words unchanged."""
+    """Replace `help`, `help --all` or `help COMMAND` by the equivalent option."""
     at = _verb_at(words)
     if words[at : at + 1] != ["help"]:
         return list(words)
@@ -301,7 +301,7 @@ def verb_of(words: Sequence[str]) -> str:
 
 
 def _verb_at(words: Sequence[str]) -> int:
-    """The position of the command's name; the end if there is none."""
+    """The index of the command's name, or the length if there is none."""
     at = 0
     while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):
@@ -311,7 +311,7 @@ def _verb_at(words: Sequence[str]) -> int:
 
 
 def wants_json(args: Sequence[str]) -> bool:
-    """Whether a command line that may be wrong elsewhere asks for JSON: then its error is a document too."""
+    """Whether a possibly invalid command line asks for JSON: its error is then a document as well."""
     words = list(args[: args.index("--")]) if "--" in args else list(args)
     return any(
         word == "--output=json"
@@ -322,7 +322,7 @@ def wants_json(args: Sequence[str]) -> bool:
 
 
 def saves(request: CommandRequest) -> bool:
-    """Whether a live change is to be written, too. UsageError for a dry run of nothing."""
+    """Whether a live change is written to the files as well. UsageError for --dry-run without --save."""
     if request.get("dry_run") and not request.get("save"):
         raise UsageError("--dry-run shows what --save would write", hint="add --save")
     return bool(request.get("save"))
@@ -331,7 +331,7 @@ def saves(request: CommandRequest) -> bool:
 def one_of(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """The word, if it is in `final` (default: in `accepted`); UsageError with near names, or this hint, otherwise."""
+    """The word if it is in `final` (default: `accepted`), else UsageError with similar names or this hint."""
     final = final or accepted
     if word in final:
         return word
@@ -342,7 +342,7 @@ def one_of(
 
 
 def check_line_format(request: CommandRequest) -> None:
-    """UsageError unless the form of the output is one of a command that prints lines as they come."""
+    """UsageError unless the form of the output suits a command that prints lines as they arrive."""
     if request.output not in ("", *LINE_FORMATS):
         raise UsageError(
             f"{request.verb} -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
@@ -350,7 +350,7 @@ def check_line_format(request: CommandRequest) -> None:
 
 
 def near_word(typed: str, known: Sequence[str]) -> str:
-    """The word that was probably meant: it begins like that, or differs by a slip or two; "" if there is none."""
+    """The word that was probably meant: it has this prefix, or differs by one or two typos; "" if there is none."""
     if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
         return min(longer, key=len)
     found = min(known, key=lambda word: slips(typed, word), default="")
@@ -358,7 +358,7 @@ def near_word(typed: str, known: Sequence[str]) -> str:
 
 
 def slips(typed: str, word: str) -> int:
-    """How many letters are missing, too many, wrong or swapped with the next (optimal string alignment)."""
+    """The edit distance with swaps of neighbouring letters (optimal string alignment)."""
     before, row = [0] * (len(word) + 1), list(range(len(word) + 1))
     for at, letter in enumerate(typed):
         two_before, before, row = before, row, [at + 1]
@@ -371,8 +371,8 @@ def slips(typed: str, word: str) -> int:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Do what the request says. Raises what outcome_of() understands."""
-    output = request.output  # a form that does not exist is reported before anything is done
+    """Perform the request. Raises the exceptions handled by outcome_of()."""
+    output = request.output  # an unknown form is reported before anything is done
     outcome: Outcome = module_of(request.verb).perform(request)
     outcome.form = output or outcome.form
     outcome.quiet = request.quiet

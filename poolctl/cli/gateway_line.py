@@ -1,4 +1,4 @@
-"""The gateway as `list` and `status` show it."""
+"""The gateway's line in `list` and `status`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INDENT = "  "
 
 
 def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
-    """The gateway's line in so many columns, 0 for any; "" without one. The JSON document gets the member `gateway`."""
+    """The line in this many columns (0: any), "" without a gateway. Adds the member `gateway` to the JSON document."""
     if result.gateway is None:
         return ""
     outcome.extra["gateway"] = result.gateway
@@ -23,19 +23,19 @@ def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
 
 
 def problem_line(gateway: Table) -> str:
-    """Why it does not serve all of its addresses, on a line of its own; "" if it does."""
+    """The reason why it does not serve all its addresses, on a separate line; "" if it does."""
     problem = GatewayStatus.from_json(gateway).problem
     return f"\n{_INDENT}{problem}" if problem else ""
 
 
 def serves_line(gateway: Table) -> str:
-    """Where clients find it; "" for one that does not serve."""
+    """The addresses for clients; "" if it does not serve."""
     status = GatewayStatus.from_json(gateway)
     return f"the gateway serves {', '.join(status.addresses)}" if status.state == "running" else ""
 
 
 def gateway_line(gateway: GatewayStatus, width: int = 0) -> str:
-    """State, addresses and routes, and its figures where they are known, broken into lines of this width."""
+    """State, addresses, routes and known figures, broken into lines of this width."""
     words = [f"[gateway] {gateway.state}", *gateway.addresses]
     words.append(_counted(gateway.routes, "route"))
     if gateway.pid is not None:

@@ -1,4 +1,4 @@
-"""Files for HAProxy that serve the routes of a pool, in the place of its own gateway."""
+"""Generates HAProxy files that serve the routes of a pool instead of its own gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE_NAME = "haproxy.cfg"
 
 
 class HaproxyFiles(NamedTuple):
-    """The texts by the names of their files, the commands that make the other files, and servers without an address."""
+    """The texts by file name, the commands that create the other files, and servers without an address."""
 
     texts: Mapping[str, str]
     bundles: Sequence[str]
@@ -35,7 +35,7 @@ class HaproxyFiles(NamedTuple):
 
 
 def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFiles:
-    """The files for these routes. Raises ValueError for a pool without any, and for what cannot be written."""
+    """The files for these routes. Raises ValueError without routes, or for a route that HAProxy cannot serve."""
     gateway, routes = tables.gateway, routes_of(servers, tables)
     if gateway is None:
         raise ValueError("the pool has no gateway: add [gateway] or a [[route]] to its file")
@@ -80,7 +80,7 @@ def _speaks_tls(name: str, servers: Sequence[ServerConfig]) -> bool:
 
 
 def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
-    """The listener, and the commands that make the files of its certificates."""
+    """The listener, and the commands that create its certificate files."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
     demands = any(each.client_auth != "none" for each in tables)

@@ -1,6 +1,6 @@
-"""A live change of the selected servers, which --save also writes to the files.
+"""Changes the selected servers of the running pool, and with --save also the files.
 
-The change to the files is checked before anything is done, and written afterwards.
+The change of the files is checked first, and written after the live change.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from poolctl.config import Configuration, Problem
 
-# A change that has been made, if not for every server, or not in time, is worth keeping.
+# A change that was made is saved, even if not for every server or not in time.
 MADE = (DONE, FAILED, TIMED_OUT)
 
-# So many other commands at most may come between.
+# Maximum number of concurrent edits by other commands.
 ATTEMPTS = 20
 
 
@@ -50,10 +50,10 @@ def change(
     works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
-    """Change the selected servers; returns when the change has been made, and with --save written.
+    """Change the selected servers; returns when the change is made, and with --save written.
 
-    `report` is the line about the servers afterwards. `write` makes the change in the files, None for a state that no
-    file has a key for. With `works_offline` it is a change of the files alone where no supervisor runs.
+    `report` returns the final line about the servers. `write` applies the change to the files, and is None for a
+    state without a key in files. With `works_offline` only the files are changed if no supervisor runs.
     """
     save = saves(request)
     pool = find_pool(request)
@@ -71,7 +71,7 @@ def change(
                 f"{request.verb} is a live state that no file stores: nothing was written"
             )
         return outcome
-    request.selector(), request.options()  # a wrong one is reported before anything is read
+    request.selector(), request.options()  # a wrong value is reported before anything is read
     files = WriteBack(pool, request)
     items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
     write(files, [item.name for item in items])
@@ -79,7 +79,7 @@ def change(
 
 
 def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
-    """Raises UsageError without a selection and without --all: these commands never mean all by default."""
+    """Raises UsageError without a selection or --all: these commands never apply to all servers by default."""
     if not request.selector().selects_all:
         if request.get("all"):
             raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
@@ -89,7 +89,7 @@ def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
 
 
 def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
-    """How many servers the pool has; None when neither a supervisor nor the files can say it."""
+    """The number of servers in the pool; None if neither a supervisor nor the files are readable."""
     asked = CommandRequest(
         "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
     )
@@ -102,7 +102,7 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
-    """The selected servers, and whether the change is one of a running pool. Failure for a bad selection."""
+    """The selected servers, and whether a running pool is changed. Failure for a bad selection."""
     from poolctl.cli.offline import select_from_files
 
     if not files.supervised:
@@ -111,7 +111,7 @@ def _selected(
         return select_from_files(request, pool), False
     chosen = ask(CommandRequest("list", request.values), pool, "list")
     if chosen.exit_code == NOTHING_MATCHED and removes:
-        # A server that was removed from the running pool before can still be taken out of the files.
+        # A server already removed from the running pool can still be removed from the files.
         return select_from_files(request, pool), False
     if chosen.exit_code:
         raise Failure(Outcome.of(chosen))
@@ -121,7 +121,7 @@ def _selected(
 def _changed_files(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
-    """The outcome of a change of the files alone: the servers as they will be, none of them running."""
+    """The outcome of a change of the files alone: the changed servers, all stopped."""
     unchanged: list[str] = []
     if not removes:
         from poolctl.control.answers import item
@@ -139,10 +139,10 @@ def _line(result: Result, report: Callable[[Result], str]) -> str:
 
 
 class WriteBack:
-    """The files of a pool, what they say, and what they are to say."""
+    """The files of a pool, their configuration, and the changed draft."""
 
     def __init__(self, pool: PoolRef, request: CommandRequest) -> None:
-        """Read them. PoolValidateError for files that cannot be read, Failure (5) for invalid ones."""
+        """Read the files. PoolValidateError for unreadable files, Failure (5) for invalid ones."""
         self.pool = pool
         self.request = request
         from poolctl.config import Draft
@@ -160,7 +160,7 @@ class WriteBack:
         return load(PoolRef(self.draft.files, self.pool.directory), allow_empty=True)
 
     def known(self, names: Sequence[str]) -> list[str]:
-        """Those of the servers that are in the files; of the others a warning."""
+        """The servers that are in the files; warns about the others."""
         found = []
         for name in names:
             if self.draft.entry(name) is not None:
@@ -172,14 +172,14 @@ class WriteBack:
         return found
 
     def scale(self, names: Sequence[str], workers: int) -> None:
-        """Give servers a number of workers."""
+        """Set the number of workers of servers."""
         servers = {server.name: server for server in self.now}
         for name in self.known(names):
             if name not in servers or servers[name].workers != workers:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
-        """Disable servers, or enable them."""
+        """Disable or enable servers."""
         servers = {server.name: server for server in self.now}
         for name in self.known(names):
             if name not in servers or servers[name].disabled != disabled:
@@ -189,7 +189,7 @@ class WriteBack:
                     self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Take servers out; one that was added live is in no file, and need not be."""
+        """Remove servers; a server added live may be in no file."""
         for name in names:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
@@ -197,7 +197,7 @@ class WriteBack:
     def check(self) -> Configuration:
         """The changed configuration.
 
-        Failure with 2 for files that are not TOML, 5 for an invalid result, 7 for files that are not writable.
+        Failure with exit code 2 for files other than TOML, 5 for an invalid result, 7 for files that are not writable.
         """
         if instructions := self.draft.by_hand():
             raise Failure(self._refused(instructions))
@@ -214,7 +214,7 @@ class WriteBack:
         return config
 
     def _refused(self, instructions: Sequence[Problem]) -> Outcome:
-        """The refusal of changes to other files than TOML ones, with what people have to write there."""
+        """The refusal to change files other than TOML, with the lines that the user has to write there."""
         from poolctl.config import MASK
 
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
@@ -225,7 +225,7 @@ class WriteBack:
         return Outcome(errors=[first, *others], exit_code=USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:
-        """Check, change what runs, write. A dry run only shows what would be written."""
+        """Check, change the running servers, write. A dry run only shows the change of the files."""
         self.check()
         if self.request.get("dry_run"):
             return self._shown()
@@ -243,7 +243,7 @@ class WriteBack:
         )
 
     def _write(self) -> None:
-        """Write the change; concurrent edits by others are kept, and ours is applied to them."""
+        """Write the change on top of concurrent edits by others."""
         from poolctl.config import FileChanged
 
         for _ in range(ATTEMPTS):
@@ -277,7 +277,7 @@ class WriteBack:
                 "the live change lasts until the next reload",
             )
         if outcome.errors and not self.supervised:
-            outcome.message = ""  # nothing has been done
+            outcome.message = ""  # nothing was changed
         saved = outcome.extra["saved"] = self.draft.written
         words = ", ".join(map(from_here, saved))
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files have this change already"
@@ -286,7 +286,7 @@ class WriteBack:
 
 
 def _about(pool: PoolRef) -> About | None:
-    """The supervisor's description of itself; None when there is none."""
+    """The supervisor's description of itself; None without a supervisor."""
     try:
         return Client(pool.socket).ping()
     except NoSupervisor:

@@ -1,4 +1,4 @@
-"""Lines of several servers' output as they are printed: with a prefix for each server, or as JSON objects."""
+"""Renders lines of several servers' output, with a prefix for each server or as JSON objects."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
 NO_TIMES, SHORT_TIMES, STAMPS = "", "short", "stamps"
-# A line that shows a time itself.
+# A line that contains a time of its own.
 _TIMED = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d")
-# The end of an access log's line: status, duration, the request's ID.
+# The end of an access log line: status, duration, request ID.
 _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
 
 
 class PrefixedLines:
-    """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour.
+    """Prefixes lines with `name | `, padded to the longest name, and on a terminal coloured by server.
 
-    With `records` lines in JSON are rendered for people. `times`: STAMPS puts the time of each line before it;
-    SHORT_TIMES that of the day, before lines that show none. Access logs of servers that are not in `request_ids` are
-    shown without the requests' IDs; None: all have theirs.
+    With `records`, JSON lines are rendered for people. `times`: STAMPS prefixes each line with its time,
+    SHORT_TIMES prefixes lines without a time of their own with the time of day. Access logs of servers not in
+    `request_ids` are shown without request IDs; None shows all of them.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PrefixedLines:
             }
 
     def line(self, line: LogLine) -> str:
-        """The line as it is printed, with its end."""
+        """The rendered line, with its line break."""
         with_id = self._request_ids is None or line.name in self._request_ids
         record = parse_record(line.text) if self._records and line.text.startswith("{") else None
         before = f"{self._prefixes.get(line.name, line.name + ' | ')}{self._time(line, record)}"
@@ -87,7 +87,7 @@ class PrefixedLines:
 
 
 def with_coloured_level(text: str) -> str:
-    """The text with the word of its level in a colour; unchanged if it has colours of its own."""
+    """The text with its level coloured; unchanged if it already has colours."""
     level, begin, end = level_place(text)
     if not level or "\x1b" in text:
         return text
@@ -95,13 +95,13 @@ def with_coloured_level(text: str) -> str:
 
 
 class JsonLines:
-    """Each line with `time`, `server` and `message`, `level` when it can be recognised.
+    """Renders each line as an object with `time`, `server`, `message`, and `level` if recognised.
 
-    A line that is a JSON record itself keeps its members; its time is kept as `logged`.
+    A line that is a JSON record keeps its members; its own time becomes `logged`.
     """
 
     def line(self, line: LogLine) -> str:
-        """The object of the line, with its end."""
+        """The line's object, with a line break."""
         document: Table = {"time": line.time, "server": line.name}
         if line.pid is not None:
             document["pid"] = line.pid
@@ -142,7 +142,7 @@ _INDENT = "    "
 
 
 def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
-    """The record as lines of text, the first of which has everything but texts of several lines."""
+    """The record as lines of text; multi-line members follow the first line."""
     level = printable(record.level).ljust(_LEVEL_WIDTH) if record.level else ""
     pairs = [f"{printable(key)}={_value(text)}" for key, text in record.rest.items()]
     time = printable(record.time)
@@ -169,12 +169,12 @@ def _value(text: str) -> str:
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _RESET = "\x1b[0m"
 _SPECIAL = re.compile(r"[^\x20-\x7e]")
-# They join letters and emoji, and are no separators for Python.
+# Joiners of letters and emoji, which Python does not count as printable.
 _JOINERS = "\u200c\u200d"
 
 
 def terminal_text(text: str, *, colours: bool = True) -> str:
-    """The line with every control character but a tab escaped (`\\x1b`), its colours kept and ended, or left out."""
+    """The line with control characters except tabs escaped (`\\x1b`); colours are kept and closed, or removed."""
     if not _SPECIAL.search(text):
         return text
     parts = _COLOUR.split(text)
@@ -198,7 +198,7 @@ def _is_harmless(char: str) -> bool:
 
 
 def log_paths(items: Sequence[Details | Described], pool: PoolRef) -> dict[str, str]:
-    """The log file of each server by its name: the configured one, else the one in the state directory."""
+    """The log file of each server by name: the configured one, else the one in the state directory."""
     state = pool_paths.state_dir(os.environ, pool.key)
     return {
         item.name: (item.config.get("log") or {}).get("path") or f"{state}/logs/{item.name}.log"

@@ -1,9 +1,9 @@
-"""The command's entry point: no traceback ever, one exit code always, Ctrl-C at any moment exits with 130.
+"""The command's entry point: it never prints a traceback, and Ctrl-C at any time exits with 130.
 
-The fast lane answers the plain spellings of the frequent commands with the standard library alone, in the time of two
-or three bare interpreter starts; Typer alone would take ten. Other spellings go to the Typer application.
+The fast lane handles plain spellings of frequent commands with the standard library alone, because importing Typer
+takes several times as long as a bare interpreter start. Other spellings go to the Typer application.
 
-Loaded before everything else of the command, hence without `signal`, which imports for two milliseconds.
+Loaded before the rest of the command, hence without the slow import of `signal`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 DEBUG_VARIABLE = "POOLCTL_DEBUG"
 REPORT_TO = "the project's issue tracker"
-_ctrl_c_raises = False  # otherwise it ends the process at once
+_ctrl_c_raises = False  # otherwise Ctrl-C kills the process at once
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code. Never raises. Without `args` it is the whole process: it ends."""
+    """Run a command line; returns the exit code, and never raises. Without `args` it exits the process instead."""
     global _ctrl_c_raises
     if args is None:
-        # Imported modules are no garbage: collecting took a tenth of the time of a short command.
+        # Imports create no garbage, and collections took a tenth of a short command's time.
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
@@ -39,16 +39,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
             leave_out_plugins()
             code = _run(sys.argv[1:])
-            _ctrl_c_raises = False  # nothing is left to clean up
+            _ctrl_c_raises = False  # nothing to clean up
         except KeyboardInterrupt:
-            pass  # after the command was over
+            pass  # after the command had completed
         _leave(code)
     return _run(list(args))
 
 
 def _run(words: list[str]) -> int:
     try:
-        if sys.platform == "win32":  # not even a file could be read: os.geteuid, fcntl
+        if sys.platform == "win32":  # a basic import failed: os.geteuid, fcntl
             sys.stderr.write(
                 "error: poolctl does not run on Windows itself; it runs in WSL 2, which is a Linux\n"
             )
@@ -63,11 +63,11 @@ def _run(words: list[str]) -> int:
         try:
             return _explain(error, words)
         except KeyboardInterrupt:
-            return INTERRUPTED  # pressed once more while the first was being explained
+            return INTERRUPTED  # Ctrl-C again while the first was being reported
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: what the interpreter would still tidy up takes it a tenth of the command's time."""
+    """Exit at once: the interpreter's cleanup takes a tenth of the command's time."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -82,7 +82,7 @@ def _perform(words: list[str]) -> Outcome:
 
     words, notes = current_spellings(words)
     request = parse(words)
-    _ctrl_c_raises = True  # so that the command can clean up
+    _ctrl_c_raises = True  # lets the command clean up
     if request is None:
         from poolctl.cli.typer_app import perform_args
 
@@ -94,7 +94,7 @@ def _perform(words: list[str]) -> Outcome:
 
 
 def _finish(outcome: Outcome) -> int:
-    """Print the outcome. A reader that has gone away (`| head`) is no failure."""
+    """Print the outcome. A reader that has closed the pipe (`| head`) is not a failure."""
     from poolctl.cli.render import show
 
     if outcome.changed is not None:
@@ -102,7 +102,7 @@ def _finish(outcome: Outcome) -> int:
 
         outcome.notes.append(drift_line(outcome.changed))
     if outcome.exit_code == INTERRUPTED and _stdout_is_full():
-        _give_up_on_stdout()  # a flush would wait for a reader who does not read, until a second Ctrl-C
+        _give_up_on_stdout()  # a flush would wait for a reader that has stopped reading, until a second Ctrl-C
     try:
         code = show(outcome)
         sys.stdout.flush()
@@ -117,7 +117,7 @@ def _finish(outcome: Outcome) -> int:
 
 
 def _explain(error: BaseException, words: list[str]) -> int:
-    """Print what went wrong, if there is still a reader."""
+    """Print the failure if there is still a reader."""
     from poolctl.cli.command_line import wants_json
     from poolctl.cli.outcome import Outcome, outcome_of
 
@@ -135,7 +135,7 @@ def _explain(error: BaseException, words: list[str]) -> int:
         if wants_json(words):
             outcome.form = "json"
         elif isinstance(error, KeyboardInterrupt):
-            outcome.errors = []  # who pressed Ctrl-C knows
+            outcome.errors = []  # the user knows that it was interrupted
         return _finish(outcome)
     except BrokenPipeError:
         _give_up_on_stdout()
@@ -145,7 +145,7 @@ def _explain(error: BaseException, words: list[str]) -> int:
 def _unforeseen(error: BaseException) -> tuple[str, str]:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, (ImportError, SyntaxError)):
-        # Nothing of an application is imported here: an upgrade was interrupted, or a library was removed.
+        # No application code is imported here, so an upgrade was interrupted, or a library was removed.
         hint = f"install it again: {sys.executable} -m pip install --force-reinstall poolctl; a running pool serves on"
         return f"this installation of poolctl is incomplete ({said})", hint
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
@@ -153,7 +153,7 @@ def _unforeseen(error: BaseException) -> tuple[str, str]:
 
 
 def _give_streams() -> None:
-    """Writing must not fail over what a name is spelled with, nor over a stream that was closed before us."""
+    """Ensure that output fails neither on unencodable characters nor on a stream closed by the parent."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -163,7 +163,7 @@ def _give_streams() -> None:
 
 
 def _stdout_is_full() -> bool:
-    """Whether a write would block."""
+    """Whether a write to the descriptor would block."""
     import select
 
     from poolctl.cli.render import stdout_fd
@@ -175,7 +175,7 @@ def _stdout_is_full() -> bool:
 
 
 def _give_up_on_stdout() -> None:
-    """Whatever is still buffered goes nowhere, so that the interpreter's own flush at its end is silent as well."""
+    """Discard buffered output, so that the interpreter's final flush prints no error."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -185,7 +185,7 @@ def _give_up_on_stdout() -> None:
 
 
 def install_ctrl_c() -> None:
-    """Take Ctrl-C over, which must not be ignored (nohup, `&` of a shell without job control)."""
+    """Install the handler for Ctrl-C. Must not be called if SIGINT is ignored (nohup, `&` without job control)."""
     signal(SIGINT, _interrupted)
     sys.unraisablehook = _unraisable
 
@@ -194,19 +194,19 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     global _ctrl_c_raises
     if not _ctrl_c_raises or _is_importing(frame):
         os._exit(INTERRUPTED)
-    _ctrl_c_raises = False  # a second one exits at once
+    _ctrl_c_raises = False  # a second Ctrl-C exits at once
     raise KeyboardInterrupt
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: modules in C and Rust take an exception there for a failure of their own."""
+    """Whether a module is being imported: modules in C and Rust treat an exception there as their own failure."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """A KeyboardInterrupt that was raised where Python can only report it, such as in a weak reference's callback."""
+    """Handle a KeyboardInterrupt raised where Python can only report it, such as in a weak reference's callback."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(unraisable)

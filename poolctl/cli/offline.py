@@ -1,4 +1,4 @@
-"""A pool without a supervisor: its servers as the files and the surviving workers show them."""
+"""A pool without a supervisor: its servers according to the files and the surviving workers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 Server = TypeVar("Server", bound=Item)
 
-# Of processor time: a usual expression takes microseconds, whatever else the machine does.
+# Processor time, so that load on the machine does not count.
 LIMIT_SECONDS = 0.5
 
 
 def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
-    """The pool's configuration. Failure (5) with every problem, also when it holds no server."""
+    """The pool's configuration. Failure (5) with all problems, or if it has no servers."""
     from poolctl.config import load as load_files
 
     config = load_files(ref.files, os.environ)
@@ -47,7 +47,7 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
 
 
 def invalid(config: Configuration) -> Outcome:
-    """The outcome of a configuration with problems."""
+    """The outcome for a configuration with problems."""
     return Outcome(
         errors=list(map(ErrorEntry.of, config.problems)),
         warnings=[str(warning) for warning in config.warnings],
@@ -56,14 +56,14 @@ def invalid(config: Configuration) -> Outcome:
 
 
 def no_server(ref: PoolRef) -> ErrorEntry:
-    """The problem of files that together hold no server."""
+    """The problem of files without any server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
     hint = "add a [[server]], or a [[route]] to a URL; or use --allow-empty"
     return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
 def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
-    """The items that the request selects. Failure (4) when nothing matches."""
+    """The items selected by the request. Failure (4) if nothing matches."""
     selector = request.selector()
     with expressions_limited():
         chosen, unmatched = select(items, selector)
@@ -73,13 +73,13 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
 
 
 def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
-    """The selected servers as the files have them, none of them running."""
+    """The selected servers from the files, all stopped."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     return choose(items_of(servers_of(config, ref), ref), request)
 
 
 def servers_of(config: Configuration, ref: PoolRef) -> list[ServerConfig]:
-    """The configured servers, `auto` ports as an earlier start has chosen them."""
+    """The configured servers, with `auto` ports as chosen by an earlier start."""
     servers = list(config)
     if not any(server.address.auto for server in servers):
         return servers
@@ -97,12 +97,12 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
 
 
 def described(server: ServerConfig) -> Described:
-    """A server with its effective configuration and where each value comes from."""
+    """A server with its effective configuration and the origin of each value."""
     return Described.extending(item(server), config=server.to_dict(), origin=server.origin)
 
 
 def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Described]:
-    """The selected servers as the files have them, described; secrets masked unless `--reveal` is given."""
+    """Descriptions of the selected servers from the files; secrets are masked unless `--reveal` is given."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     items = [described(server) for server in servers_of(config, ref)]
     if config.tables.gateway is not None:
@@ -124,7 +124,7 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
 
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
-    """The servers as they are: stopped, or still served by workers without a supervisor."""
+    """The state of the servers: stopped, or still served by workers without a supervisor."""
     from poolctl.keeper import rendezvous
     from poolctl.runners.runner_registry import find_orphans, orphans_exist
 
@@ -156,7 +156,7 @@ class OfflineSummary(Value):
 
 
 def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
-    """How many of the servers are in each state."""
+    """The number of servers in each state."""
     return OfflineSummary(
         files=tuple(ref.files),
         supervisor_pid=None,
@@ -170,7 +170,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
 
 
 def _runs_as(orphan: Orphan, server: ServerConfig) -> bool:
-    """Whether it runs as the server's user: what it says of itself may be a lie."""
+    """Whether the worker runs as the server's user: its own claims are not trusted."""
     from poolctl.runners.worker_spec import find_user_id
 
     return orphan.uid == find_user_id(server)
@@ -192,7 +192,7 @@ def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
 
 @contextmanager
 def expressions_limited() -> Iterator[None]:
-    """Raise UsageError when this takes too long: `re` looks for signals while it matches, in the main thread."""
+    """Raise UsageError if the block takes too long: `re` checks for signals while matching in the main thread."""
 
     def late(number: int, frame: FrameType | None) -> NoReturn:
         raise UsageError(

@@ -22,7 +22,7 @@ class UsageError(Exception):
 
 
 class Failure(Exception):
-    """The command ends here, with this outcome."""
+    """Ends the command with this outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.errors[0].message if outcome.errors else "")
@@ -30,14 +30,13 @@ class Failure(Exception):
 
 
 class Outcome:
-    """Items, errors and warnings in the shape of the JSON contract, the exit code, and what people get to see.
+    """Items, errors and warnings in the shape of the JSON contract, the exit code, and the output for people.
 
-    `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
-    shown; `text`, when it is not None, is the whole of standard output (except for JSON). `extra` are parts of the JSON
-    document besides these; `footer` is a line below a table on a terminal. `errors_are_result`: they are what was asked
-    for, so they go to standard output too. `painted`: the message has
-    colours, and is printable. `streamed`: what was to be printed has been. `changed`: a ChangedFiles, of
-    files that the pool has not read yet.
+    `message` is a line for people; `notes` are informational lines; `form` is the form of the items; `text`, unless
+    None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON document;
+    `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result, and go
+    to standard output as well. `painted`: the message has colours and is printable. `streamed`: the output has
+    already been printed. `changed`: a ChangedFiles with files that the pool has not read yet.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Outcome:
 
     @classmethod
     def of(cls, result: Result, message: str = "", *, form: str = "", text: str | None = None) -> Outcome:
-        """What a supervisor has answered, and how to show it."""
+        """The outcome for a supervisor's answer."""
         printed = type(result).PRINTED
         made = cls(
             result.items,
@@ -90,12 +89,12 @@ class Outcome:
 
     @classmethod
     def failed(cls, exit_code: int, message: str, hint: str = "") -> Outcome:
-        """The command's own failure, as one error."""
+        """The outcome of a failure of the command itself, as one error."""
         return cls(errors=[error(exit_code, message, hint)], exit_code=exit_code)
 
     @classmethod
     def of_stream(cls, exit_code: int = exit_codes.DONE) -> Outcome:
-        """The outcome of a command that has printed its output itself."""
+        """The outcome of a command that has already printed its output."""
         outcome = cls(exit_code=exit_code)
         outcome.streamed = True
         return outcome
@@ -111,7 +110,7 @@ class Outcome:
 
 
 def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind: str = "") -> ErrorEntry:
-    """One entry of `errors` for a failure that is the command's, not a server's own."""
+    """An entry of `errors` for a failure of the command, not of a server."""
     return ErrorEntry(
         code=exit_codes.CODES.get(exit_code, exit_code),
         error=exit_codes.NAMES.get(exit_code, "ErrorUnexpected"),
@@ -140,7 +139,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
         return Outcome(errors=[ErrorEntry.from_json(each) for each in failure.to_list()], exit_code=code)
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
-    # By name: the modules that have these are imported only if needed.
+    # By name, so that their modules are imported only if needed.
     if type(failure).__name__ == "ConfigNotFound":
         message = getattr(failure, "message", None) or str(failure)
         return Outcome.failed(exit_codes.INVALID_CONFIGURATION, message, getattr(failure, "hint", ""))

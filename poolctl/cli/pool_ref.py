@@ -1,4 +1,4 @@
-"""Which pool a command is about: its files, and the directory in which its supervisor listens."""
+"""Finds the pool for a command: its files, and the runtime directory in which its supervisor listens."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class PoolRef:
 def find_pool(
     request: CommandRequest, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False
 ) -> PoolRef:
-    """The pool that -c, --pool, $POOLCTL_CONFIG or the working directory names.
+    """The pool named by -c, --pool, $POOLCTL_CONFIG or the working directory.
 
-    Raises ConfigNotFound or Failure (5) when there is no file and no pool of that path runs, NoSupervisor for an
-    unknown --pool. A pool that runs without its file is found, and a warning says so. With `missing_ok` named
-    files are not looked at.
+    Raises ConfigNotFound or Failure (5) if there is no file and no running pool of this path, NoSupervisor for an
+    unknown --pool. A pool that runs without its file is found, with a warning. With `missing_ok` named files are
+    not checked.
     """
     paths = request.get("config") or []
     name = request.get("pool")
@@ -84,12 +84,12 @@ def _is_missing(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError):
-        pass  # reported when it is read
+        pass  # reported on reading
     return False
 
 
 def _runs(pool: PoolRef) -> bool:
-    """Whether a supervisor listens there, or workers have outlived it."""
+    """Whether a supervisor listens there, or workers have survived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
     from poolctl.runners.runner_registry import orphans_exist
@@ -106,7 +106,7 @@ def _runs(pool: PoolRef) -> bool:
 
 
 def _missing(files: list[str]) -> Outcome:
-    """The outcome of files that were named and do not exist."""
+    """The outcome for named files that do not exist."""
     from poolctl.config import missing_file
     from poolctl.control.answers import ErrorEntry
 
@@ -141,7 +141,7 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
 
 
 def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
-    """A warning of other running pools with the same name, which makes --pool ambiguous; "" without any."""
+    """A warning about other running pools with the same name, which make --pool ambiguous; "" without any."""
     name = str(pool_paths.read_info(pool.directory).get("name") or "")
     others = [path for path in pool_paths.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
     if not others:

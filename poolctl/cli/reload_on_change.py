@@ -1,6 +1,6 @@
 """Watch mode: reloads whenever the configuration or the code changes.
 
-Files are applied once they are complete; a broken configuration is only reported.
+Files are applied once complete; a broken configuration is only reported.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from poolctl.exit_codes import FAILED
 from poolctl.frozen_value import Table
 from poolctl.logs.follow import DirectoryWatch
 
-# An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.
+# Editors, checkouts and deployments write many files: one change ends after this time without writes.
 QUIET_SECONDS = 0.15
-# A change that never ends is applied after this time.
+# A change that does not end is applied after this time.
 LONGEST_SECONDS = 3.0
 _SHOWN_FILES = 3
-# Of these a change of code makes new processes; the others meet it when they start.
+# A change of code replaces the processes of servers in these states; others use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
 Answer = TypeVar("Answer", bound=Result)
 
 
 class PoolWatcher:
-    """Applies what changes to the running pool; `say` is given a line about changed code before it is applied."""
+    """Applies changes to the running pool; `say` is called with a line about changed code before it is applied."""
 
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Begin to watch; `since` is when the watch began (epoch). Raises Failure if it cannot watch, and NoSupervisor.
+        """Start watching; `since` is the start of the watch (Unix time). Raises Failure if that fails, NoSupervisor.
 
-        Code that was saved before then restarts no server, although it is newer than a worker.
+        Code saved before that restarts no server, even if it is newer than a worker.
         """
         self._since = since
         self._request = request
@@ -67,15 +67,15 @@ class PoolWatcher:
         self._announce()
 
     def _announce(self) -> None:
-        """Hold a lock on the runtime directory: for the supervisor it means that a change is about to be applied."""
+        """Hold a lock on the runtime directory, which tells the supervisor that a change is about to be applied."""
         with suppress(OSError):
             self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
-        """Apply what changes, and yield the outcome of each; with `now` what has changed already, too.
+        """Apply changes, and yield the outcome of each; with `now` start with earlier changes.
 
-        Ends when the pool's supervisor goes away, or when `over` is true when something changes.
+        Ends when the pool's supervisor exits, or when `over` is true at a change.
         """
         if now or self._is_late:
             yield from self._applied_configuration()
@@ -90,7 +90,7 @@ class PoolWatcher:
             yield from self._applied(paths)
 
     def _settled(self, poll: select.poll) -> set[str] | None:
-        """The changed paths, once no more change; None when the kernel dropped some."""
+        """The changed paths, once changes have stopped; None if the kernel dropped some."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
@@ -110,14 +110,14 @@ class PoolWatcher:
             yield from self._restarted({})
 
     def _applied_configuration(self) -> Generator[Result, None, set[str]]:
-        """Reload; returns the names of the servers that it has started or replaced."""
+        """Reload; returns the names of started or replaced servers."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
         self._look_around()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restarted(self, changed: Changed) -> Iterator[Result]:
-        """Replace those of the servers that run, and those whose code has changed unseen."""
+        """Replace these servers if they run, and servers whose code changed unnoticed."""
         while changed := {**self._missed, **changed}:
             self._missed = {}
             listed = self._ask(Result, "list", {}, [*changed])
@@ -130,9 +130,9 @@ class PoolWatcher:
             changed = {}
 
     def _look_around(self) -> ShowResult:
-        """Watch the files and directories of the pool as it is now; returns what it is.
+        """Watch the current files and directories of the pool; returns its current sources.
 
-        Code in a directory that was not watched yet, and that was saved while a worker started, is missed.
+        Code saved in a directory not watched yet, while a worker was starting, is missed.
         """
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
@@ -152,7 +152,7 @@ class PoolWatcher:
     def _ask(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
-        """The supervisor's answer; its failure is one, too."""
+        """The supervisor's answer, or its failure."""
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
         if self._request.verb == "run":
             values |= {"quiet": True, "verbose": False}  # no progress between the lines of the servers
@@ -166,29 +166,29 @@ class PoolWatcher:
             return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)
 
 
-# Directories that hold no code of the application's own.
+# Directories without code of the application.
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
 CODE = ".py"
-# Scripts that a command names. Other files that it names may be those that it writes.
+# Scripts named in a command. Other files in it may be its output.
 SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
 Mark = tuple[int, int, int] | None
-# The names of servers, each with the files of its code; none if it is not known which.
+# Server names, each with the files of its changed code, empty if unknown.
 Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and of its servers (items of `show`), and how they looked when they were last asked.
+    """The files of a pool and of its servers (items of `show`), with their state at the last check.
 
-    `before` are the sources that these take the place of: what has changed since those were asked still counts.
+    `before` are the replaced sources: changes since their last check still count.
     """
 
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
     ) -> None:
-        # Servers by the directory of their code, and by the scripts that their commands name.
+        # Servers by the directory of their code, and by the scripts in their commands.
         self._code: dict[str, list[str]] = {}
         self._scripts: dict[str, list[str]] = {}
-        # The patterns of servers by their names, and the directories above the files that they may include.
+        # Patterns by server name, and the directories above the files they may match.
         self._included: dict[str, list[re.Pattern[str]]] = {}
         self._excluded: dict[str, list[re.Pattern[str]]] = {}
         self._tops: list[str] = []
@@ -211,7 +211,7 @@ class WatchSet:
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
                 self._tops += [_parted(each)[0] for each in patterns]
-        # Servers that name no files of variables may read one that is not there yet.
+        # Servers without configured env files may read one that does not exist yet.
         beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
         self._named = list(dict.fromkeys([*files, *beside, *referred]))
         self._marks: dict[str, Mark] = self._looks()
@@ -227,7 +227,7 @@ class WatchSet:
                 self._marks[path] = mark
 
     def directories(self) -> Iterator[str]:
-        """Every directory in which a change may matter."""
+        """Every directory in which a change may be relevant."""
         for path in self._named:
             for found in {path, os.path.realpath(path)}:
                 if os.path.isdir(found):
@@ -238,12 +238,12 @@ class WatchSet:
             yield from code_directories(top)
 
     def configuration_changed(self) -> bool:
-        """Whether the configuration or what it refers to looks other than when this was last asked."""
+        """Whether the configuration or a referenced file has changed since the last check."""
         before, self._marks = self._marks, self._looks()
         return before != self._marks
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers whose files are among the paths; None: all of which any file is watched."""
+        """The servers with files among the paths; None: all servers with watched files."""
         if paths is None:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)
@@ -269,7 +269,7 @@ class WatchSet:
         yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
-        """The servers with code in these directories that was saved since then, after their oldest worker's start."""
+        """The servers with code in these directories saved since then and after their oldest worker's start."""
         saved = {path: time for directory in directories for path, time in _times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
@@ -287,7 +287,7 @@ class WatchSet:
 
 
 def _referred(config: Table) -> Iterator[str]:
-    """The files of variables and the certificates of a server."""
+    """The env files and certificates of a server."""
     env_file = config.get("env_file")
     yield from [env_file] if isinstance(env_file, str) else env_file or ()
     tls = config.get("tls")
@@ -296,7 +296,7 @@ def _referred(config: Table) -> Iterator[str]:
 
 
 def _times(directory: str) -> Iterator[tuple[str, float]]:
-    """The files of the directory, and when each was last written or renamed."""
+    """The files of the directory, with the time each was last written or renamed."""
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError):
@@ -305,7 +305,7 @@ def _times(directory: str) -> Iterator[tuple[str, float]]:
 
 
 def _change_lines(changed: Changed) -> Iterator[str]:
-    """`web, api: main.py changed, restarting`: a line for the servers that have the same files."""
+    """A line such as `web, api: main.py changed, restarting` for all servers with the same files."""
     names_of: dict[tuple[str, ...], list[str]] = {}
     for name, files in changed.items():
         names_of.setdefault(tuple(files), []).append(name)
@@ -316,14 +316,14 @@ def _change_lines(changed: Changed) -> Iterator[str]:
 
 
 def _parted(pattern: str) -> tuple[str, list[str]]:
-    """The directory below which a pattern means files, without links, and the parts that follow."""
+    """The directory below which a pattern matches files, with links resolved, and the remaining parts."""
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
     return os.path.realpath("/".join(parts[:first]) or "/"), parts[first:]
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """A pattern of files as a regular expression for the paths that it means, and for those below them."""
+    """A file pattern as a regular expression for the matching paths and all paths below them."""
     top, parts = _parted(pattern)
     text = re.escape(top.rstrip("/"))
     for part in parts:
@@ -339,10 +339,10 @@ def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool
 
 
 def _code_directory(config: Table) -> str:
-    """The directory below which a change of `*.py` is a change of the server; "" if there is none.
+    """The directory below which a change of `*.py` counts as a change of the server, or "".
 
-    That of a command in Python is where it runs. Any other command may be a database, which a change of Python code
-    does not concern; one in "/" has its code elsewhere. A job under way is not begun again.
+    For a Python command it is the working directory. Any other command may be a database, unaffected by Python
+    code; a command that runs in "/" has its code elsewhere. A running job is not restarted.
     """
     if not config.get("command"):
         return str(config.get("app_dir") or "")
@@ -351,7 +351,7 @@ def _code_directory(config: Table) -> str:
 
 
 def _is_python(config: Table) -> bool:
-    """Whether the command runs a script or an interpreter of Python, or a program that is one, such as celery."""
+    """Whether the command runs Python: an interpreter, a script, or a program written in Python, such as celery."""
     if any(path.endswith(CODE) for path in _scripts(config)):
         return True
     word = str(config["command"][0])
@@ -368,7 +368,7 @@ def _is_python(config: Table) -> bool:
 
 
 def _scripts(config: Table) -> Iterator[str]:
-    """The scripts that a command names, its program included, below the directory in which it runs."""
+    """The scripts in a command, including its program, below its working directory."""
     if not config.get("command") or config.get("job"):
         return
     top = os.path.realpath(str(config.get("cwd") or ""))
@@ -384,7 +384,7 @@ def _stamp(path: str) -> Mark:
         status = os.stat(path)
     except OSError:
         return None
-    # Of a directory its entries are looked at themselves.
+    # The entries of a directory are checked one by one.
     return (
         (status.st_ino, 0, 0) if os.path.isdir(path) else (status.st_ino, status.st_mtime_ns, status.st_size)
     )
@@ -396,7 +396,7 @@ def _is_code(path: str) -> bool:
 
 
 def _holds_code(path: str) -> bool:
-    """Whether this is a directory, so a new one, with code in it."""
+    """Whether this is a (new) directory with code in it."""
     return (
         os.path.isdir(path)
         and _may_hold_code(path)
@@ -405,7 +405,7 @@ def _holds_code(path: str) -> bool:
 
 
 def code_directories(top: str) -> Iterator[str]:
-    """The directory and those below it that may hold code: no hidden ones, no virtual environments."""
+    """The directory and its subdirectories that may hold code, except hidden ones and virtual environments."""
     for directory, names, _ in os.walk(top):
         names[:] = [name for name in names if _may_hold_code(os.path.join(directory, name))]
         yield directory

@@ -1,4 +1,4 @@
-"""The changes that a reload makes, as printed lines: the plan, its summary, and the note that it is due."""
+"""Renders the changes made by a reload: the plan, its summary, and the note that a reload is due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolctl.frozen_value import Table
 
 _SHOWN_FILES = 3
 CODE_NOT_COMPARED = " (code is not compared: `poolctl restart` takes it)"
-# Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
+# Sign, colour and summary word for each kind of change; changes of processes come first.
 KINDS = {
     "add": ("+", "32", "added"),
     "remove": ("-", "31", "removed"),
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def change_lines(result: Result, colours: bool = False) -> list[str]:
-    """The lines about a detected change: the plan of a reload, or `~ users: code`."""
+    """The lines for a detected change: the plan of a reload, or `~ users: code`."""
     if isinstance(result, ReloadResult):
         return plan_text(result, colours, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
@@ -32,9 +32,9 @@ def change_lines(result: Result, colours: bool = False) -> list[str]:
 def plan_text(
     result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
-    """The plan, a line for each change, and its summary; without control characters but those of colours.
+    """The plan, one line per change, and its summary; without control characters except colours.
 
-    `with_code`: changed code is found as well.
+    `with_code`: changed code is detected as well.
     """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
@@ -47,7 +47,7 @@ def plan_text(
 
 
 def plan_lines(changes: Iterable[PlannedChange], colours: bool = False) -> Iterable[str]:
-    """`+ orders 127.0.0.1:8082`, `~ users: env.A, app`: one line for each change."""
+    """One line per change: `+ orders 127.0.0.1:8082`, `~ users: env.A, app`."""
     for change in changes:
         sign, colour, _ = KINDS.get(change.change, ("?", "0", ""))
         text = printable(f"{sign} {change.name}{_detail(change)}")
@@ -65,7 +65,7 @@ def _detail(change: PlannedChange) -> str:
 
 def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
     counts: dict[str, int] = {}
-    names = set()  # a server may have more than one of them
+    names = set()  # a server may have several of them
     for change in changes:
         counts[change.change] = counts.get(change.change, 0) + 1
         names.add(change.name)
@@ -77,7 +77,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 
 def drift_line(table: Table) -> str:
-    """`pool.toml has changed since the pool read it; …`, of an answer's `changed`."""
+    """`pool.toml has changed since the pool read it; …`, from an answer's `changed`."""
     found = ChangedFiles.from_json(table)
     place = ""
     if found.problem is not None:
@@ -86,9 +86,9 @@ def drift_line(table: Table) -> str:
 
 
 def public_drift_line(table: Table, directory: str) -> str:
-    """The same for readers who may not see values of the configuration, which a problem quotes.
+    """The same without quoted values, for readers who may not see the configuration.
 
-    Paths are written as from this directory.
+    Paths are relative to this directory.
     """
     found = ChangedFiles.from_json(table)
     place = ""

@@ -1,6 +1,6 @@
-"""How outcomes are shown. The one printer of both lanes; standard library only.
+"""Renders outcomes for both lanes. Standard library only.
 
-Results go to standard output, everything else to standard error. JSON is one document, whatever happened.
+Results go to standard output, everything else to standard error. JSON is always one document.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pid", "workers", "uptime", "restarts", "tags")
-FIGURES = ("cpu", "memory")  # of the processes: in a wide table where they were measured, after the workers
-WIDE_COLUMNS = 120  # of a terminal, into which `-o wide` fits
-# Columns that a narrow terminal omits, in this order.
+FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
+WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
+# Columns omitted on a narrow terminal, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied",
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
-HEADINGS = {"pid": "pids"}  # the first of them, next to the number of workers
-# Columns that are there if one of the servers is a job with a schedule; the second in a wide table.
+HEADINGS = {"pid": "pids"}  # the first is next to the number of workers
+# Columns shown if a server is a job with a schedule; the second only in a wide table.
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
-KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
+KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
 COLOURS = {
     "running": "32",
     "ok": "32",
@@ -57,7 +57,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether colours may be written: a terminal that has some, and a user who wants them."""
+    """Whether to write colours: the terminal supports them, and the user has not disabled them."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
@@ -67,7 +67,7 @@ def paint(text: str, colour: str) -> str:
 
 
 def show(outcome: Outcome) -> int:
-    """Print the outcome in its form ("" is a line for people); return its exit code."""
+    """Print the outcome in its form ("": a line for people); returns its exit code."""
     if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
         outcome.items = [
             item.but(expose=without_password(item.expose)) if isinstance(item, Item) else item
@@ -91,12 +91,12 @@ def show(outcome: Outcome) -> int:
 
 
 def write_json(document: object) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to standard output."""
     sys.stdout.write(json.dumps(document, default=str) + "\n")
 
 
 def width_of(stream: TextIO) -> int:
-    """How many columns a terminal has; 0 for what is none, which takes lines of any length."""
+    """The number of columns of the terminal; 0 if it is not a terminal, where lines may have any length."""
     if not stream.isatty():
         return 0
     try:
@@ -106,7 +106,7 @@ def width_of(stream: TextIO) -> int:
 
 
 def stdout_fd() -> int:
-    """Standard output as a descriptor; -1 when something else stands in for it."""
+    """The descriptor of standard output; -1 if it was replaced by an object without one."""
     try:
         return sys.stdout.fileno()
     except (OSError, ValueError, AttributeError):
@@ -116,8 +116,8 @@ def stdout_fd() -> int:
 def text_of(items: Sequence[Value], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 
-    In a table that would not fit into `width` columns long cells are shortened, and then those columns are left out
-    that say least; a wide one has all of its columns.
+    If a table does not fit into `width` columns, long cells are shortened, and then the least important columns are
+    omitted; a wide table keeps all columns.
     """
     if output == "jsonl":
         return "".join(json.dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
@@ -142,9 +142,9 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
 def fitting(
     items: Sequence[Value], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
-    """A table in so many columns of a terminal, if it fits without those that are dispensable; 0: of any width.
+    """A table that fits into `width` columns if omitting dispensable columns allows it; 0 means any width.
 
-    Long cells are shortened before a column is left out.
+    Long cells are shortened before a column is omitted.
     """
     if not width or not items:
         return table(items, columns, colours)
@@ -163,11 +163,11 @@ def fitting(
     return table(items, [column for column in columns if column not in left_out], colours, limits)
 
 
-_SHORT, _SHORTEST = 16, 12  # cells are shortened to the second only when no column can be left out any more
+_SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when no more columns can be omitted
 
 
 def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[dict[str, int], bool]:
-    """How wide the cells of each column may be, the widest shortened first; and whether the table fits then."""
+    """The maximum cell width of each column, shortening the widest first, and whether the table then fits."""
     limits = {column: max(len(HEADINGS.get(column, column)), *cells) for column, cells in lengths.items()}
     excess = sum(limits.values()) + 2 * (len(limits) - 1) - width
     while excess > 0:
@@ -180,7 +180,7 @@ def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[d
 
 
 def _shortened(text: str, limit: int) -> str:
-    """The text without its middle, if it is longer: its beginning and its end tell it from others."""
+    """The text shortened in the middle if too long: beginning and end distinguish it from others."""
     if len(text) <= limit:
         return text
     end = (limit - 1) // 2
@@ -193,7 +193,7 @@ def table(
     colours: bool = False,
     limits: Mapping[str, int] | None = None,
 ) -> str:
-    """A table with a header, as wide as its words. No items: nothing at all, so that scripts see nothing."""
+    """A table with a header. Without items the text is empty, for scripts."""
     if not items:
         return ""
     rows = [[_cell(item, column) for column in columns] for item in items]
@@ -213,7 +213,7 @@ def table(
 
 
 def field_text(item: Value, field: str) -> str:
-    """One field of an item as scripts want it: lists by commas, nothing for what is not known."""
+    """A field of an item for scripts: lists are joined by commas, unknown values are empty."""
     if field == "uptime" and isinstance(item, Item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
     if field in FIGURES:
@@ -229,7 +229,7 @@ def field_text(item: Value, field: str) -> str:
 
 
 def _usage(item: Value, field: str) -> str:
-    """CPU or memory of a server's processes; "" for one that was not measured, or has none."""
+    """CPU or memory of a server's processes; "" if not measured, or without processes."""
     if not (isinstance(item, Measured) and item.pids):
         return ""
     if field == "cpu":
@@ -242,7 +242,7 @@ def _usage(item: Value, field: str) -> str:
 
 
 def explain(outcome: Outcome) -> None:
-    """Warnings, notes and errors, each with its fix, on standard error. Quiet keeps the errors."""
+    """Print warnings, notes and errors with their fixes to standard error; with --quiet only errors."""
     for word, colour, texts in (("warning", "33", outcome.warnings), ("note", "36", outcome.notes)):
         if texts and not outcome.quiet:
             label = _label(word, colour, coloured(sys.stderr))
@@ -260,10 +260,10 @@ def _say(stream: TextIO, lines: list[str]) -> None:
 
 
 def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
-    """The errors in their order; a hint that several have in a row is printed once, after the last of them."""
+    """The errors in order; a hint shared by consecutive errors is printed once, after the last of them."""
     lines: list[str] = []
     for each, following in zip(errors, [*errors[1:], None], strict=True):
-        # One with a place in a file keeps its hint in its line.
+        # An error with a place in a file keeps its hint on its line.
         is_repeated = (
             following is not None and following.hint == each.hint and not (each.file or following.file)
         )
@@ -272,10 +272,10 @@ def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
 
 
 def error_lines(each: ErrorEntry, colours: bool = False) -> Iterable[str]:
-    """One error: what it is about, what happened, and the fix."""
+    """The lines of one error: its subject, the problem, and the fix."""
     message = printable(each.message or "failed", keep_lines=True)
     if each.file:
-        # FILE:LINE:COLUMN: as compilers write it, so that editors and greps find the place
+        # FILE:LINE:COLUMN: as compilers print it, which editors recognise
         where = paint(_where(each), "1") if colours else _where(each)
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(each.hint)}" if each.hint else "")
@@ -287,7 +287,7 @@ def error_lines(each: ErrorEntry, colours: bool = False) -> Iterable[str]:
     label = f"  {paint('hint:', '36') if colours else 'hint:'} "
     for line in each.hint.split("\n") if each.hint else ():
         yield label + printable(line)
-        label = " " * len("  hint: ")  # what follows is about the line above: the place in an expression
+        label = " " * len("  hint: ")  # further lines mark the place in an expression above
 
 
 def _where(each: ErrorEntry) -> str:
@@ -296,7 +296,7 @@ def _where(each: ErrorEntry) -> str:
 
 
 def from_here(path: str) -> str:
-    """The path as a person in the working directory would write it."""
+    """The path, relative to the working directory if it is below it."""
     try:
         return within(path, os.getcwd())
     except OSError:
@@ -304,7 +304,7 @@ def from_here(path: str) -> str:
 
 
 def within(path: str, directory: str) -> str:
-    """The path as a person in the directory would write it."""
+    """The path, relative to the directory if it is below it."""
     here = directory.rstrip("/") + "/"
     return path[len(here) :] if here != "/" and path.startswith(here) else path
 
@@ -326,7 +326,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count_text(number: float) -> str:
-    """A number with at most one digit after the point where it is small: "0", "4.2", "847"."""
+    """A number, with one decimal place if it is small: "0", "4.2", "847"."""
     return f"{number:.1f}" if number < 10 and number != int(number) else f"{number:.0f}"
 
 
@@ -340,7 +340,7 @@ def latency(seconds: float | None) -> str:
 
 
 def kept_until(item: Item) -> str:
-    """`until 18:00` in the reader's time zone, when a window ends that keeps the server awake or asleep; or ""."""
+    """The end of the window that keeps the server awake or asleep, `until 18:00` in local time; or ""."""
     if not item.kept_until:
         return ""
     import time
@@ -352,18 +352,18 @@ def kept_until(item: Item) -> str:
 
 
 def next_run(item: Item) -> str:
-    """When the job runs next, in the reader's time zone: `2026-11-23 03:00 CET`; "" for one that is not going to."""
+    """The next run of the job in local time: `2026-11-23 03:00 CET`; "" if none is planned."""
     return local_time(item.next_run_at, "%Y-%m-%d %H:%M %Z") if item.next_run_at else ""
 
 
 def last_run(item: Item) -> str:
-    """`failed 2026-11-22 03:00`, in the reader's time zone; "" for a job that has not run yet."""
+    """The last run of the job in local time: `failed 2026-11-22 03:00`; "" if it has not run yet."""
     run = item.last_run
     return f"{run['result']} {local_time(run['started_at'], '%Y-%m-%d %H:%M')}" if run else ""
 
 
 def run_line(item: Item) -> str:
-    """`backup: succeeded after 1.2s`: how the last run of the job has ended."""
+    """The outcome of the job's last run: `backup: succeeded after 1.2s`."""
     assert item.last_run is not None
     from datetime import datetime
 
@@ -372,14 +372,14 @@ def run_line(item: Item) -> str:
 
 
 def local_time(text: str, form: str) -> str:
-    """The time in ISO 8601 as strftime(3) writes it in the reader's time zone."""
+    """The ISO 8601 time formatted with strftime(3) in local time."""
     from datetime import datetime
 
     return datetime.fromisoformat(text).astimezone().strftime(form)
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
-    """The text without control characters: what a file or an app says must not drive the terminal."""
+    """The text without control characters: output of files or apps must not control the terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -404,7 +404,7 @@ def _cell(item: Value, column: str) -> str:
         if column == LAST_RUN:
             return last_run(item) or "-"
         if column == "bind" and item.address:
-            # an inherited socket: its key says nothing of where it listens
+            # an inherited socket: its key does not contain its address
             return f"{field_text(item, column)} ({field_text(item, 'address')})"
     return field_text(item, column) or "-"
 
@@ -418,14 +418,14 @@ def _label(word: str, colour: str, colours: bool) -> str:
 
 
 def servers(count: int, of: int | None = None) -> str:
-    """`3 servers`, `1 server`, `2 of 3 servers`."""
+    """A count such as `3 servers`, `1 server`, `2 of 3 servers`."""
     if of is not None and count != of:
         return f"{count} of {of} server{'' if of == 1 else 's'}"
     return f"{count} server{'' if count == 1 else 's'}"
 
 
 def of_dependents(result: Result, done: str = "") -> str:
-    """`, and 2 that depend on it`, followed by what was done to them; "" for none. It follows a line with a count."""
+    """The end of a sentence after a count: `, and 2 that depend on it` with a participle; "" for no dependents."""
     count = len(result.dependents or ())
     if not count:
         return ""
@@ -435,7 +435,7 @@ def of_dependents(result: Result, done: str = "") -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL with a mask in the place of its password."""
+    """The URL with its password masked."""
     if "@" not in url:
         return url
     from poolctl.config import masked_text

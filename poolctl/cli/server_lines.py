@@ -1,4 +1,4 @@
-"""Lines about servers that several commands print: how many are ready, where they are, what one that hung did."""
+"""Lines about servers for several commands: numbers of ready servers, addresses, stacks of hung workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MOST_ADDRESSES = 10
 MOST_STACK_LINES = 20
 _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
-# States that are as they should be without being ready.
+# Intended states of servers that are not ready.
 _ASIDE = ("sleeping", "draining", "disabled")
 
 # States in which a server is not expected to be ready.
@@ -21,31 +21,31 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """How many are ready, and of how many: those at rest do not count, unless they are ready (a job)."""
+    """The numbers of ready and expected servers; servers at rest do not count unless ready (a job)."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
 
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
-    """`3 servers ready` or `3 servers restarted`, with those in other intended states in brackets."""
+    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets."""
     if not result.items:
         done = (
             "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
         )
         return "" if result.exit_code else done
-    # One that sleeps and is ready is a job that waits for its time.
+    # A sleeping server that is ready is a job waiting for its time.
     asides = {state: sum(item.state == state and not item.ready for item in result.items) for state in _ASIDE}
     ready = sum(item.ready for item in result.items)
     count = len(result.items) - sum(asides.values())
     line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"
-    if not waited:  # the old processes of those that restart are ready meanwhile
+    if not waited:  # the old processes of restarting servers are still ready
         line = f"{servers(count)} restarting" if restarted else f"{servers(count)} starting, {ready} ready"
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
 
 
 def address_lines(items: Iterable[Value]) -> list[str]:
-    """Where clients find the servers, `users  http://localhost:8081`: of the first ten, and how many more there are."""
+    """The URLs of the first ten servers, `users http://localhost:8081`, and the number of further ones."""
     found = [
         (printable(item.name), without_password(printable(item.expose)))
         for item in items
@@ -58,7 +58,7 @@ def address_lines(items: Iterable[Value]) -> list[str]:
 
 
 def stack_lines(document: Table) -> list[str]:
-    """The worker, and the first lines of its stacks, the main thread's innermost call first."""
+    """The worker and the first lines of its stacks, the main thread's innermost call first."""
     from itertools import islice
 
     from poolctl.runners.stack_report import WorkerStacks

@@ -1,4 +1,4 @@
-"""Requests to a running supervisor, which is launched where a command may do so."""
+"""Requests to a running supervisor, which some commands launch if needed."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer", bound=Result)
 
-# Commands that the pool completes even if the caller stops waiting.
+# Requests that the pool completes even if the caller stops waiting.
 _ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove", "rollout")
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
     "process that exits (see supervisor.log next to its socket)"
 )
-_LAUNCHES = 4  # so often at most is a pool launched that other commands stop at once
+_LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
 
 
 def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
-    """The supervisor's answer; `more` goes to its options. Raises NoSupervisor, UsageError for a bad selector."""
+    """The supervisor's answer; `more` is added to the options. Raises NoSupervisor, UsageError for a bad selector."""
     return ask_for(Result, request, pool, verb, more)
 
 
@@ -51,7 +51,7 @@ def ask_for(
     verb: str = "",
     more: Mapping[str, object] | None = None,
 ) -> Answer:
-    """As `ask`, for a verb whose answer is of this class."""
+    """Like `ask`, for a verb with an answer of this class."""
     options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
@@ -65,7 +65,7 @@ def ask_for(
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
-    await_pool_end(result)  # so that the next command meets nothing of this pool
+    await_pool_end(result)  # so that the next command finds no remains of this pool
     if progress.warnings:
         result = result.but(warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
     return result
@@ -79,9 +79,9 @@ def gateway_table(
     names: Iterable[str],
     dispensable: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome with its text: lines as a table, which has its header even if it is empty, or names.
+    """The outcome with its text: a table, with a header even if empty, or names.
 
-    Without -o wide a narrow terminal omits dispensable columns, and those that are empty.
+    Without -o wide, empty columns are omitted, and on a narrow terminal dispensable ones.
     """
     if outcome.errors:
         return outcome
@@ -100,7 +100,7 @@ def gateway_table(
 
 
 def await_pool_end(result: Result) -> None:
-    """Return when the last process of the pool has exited, if the pool ends with this answer."""
+    """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
         await_end(result.keeper_pid or 0)
 
@@ -113,19 +113,19 @@ def _call(
     progress: Progress,
     timeout: float | None,
 ) -> Answer:
-    """The answer of the supervisor that is there, or of its successor if it was about to end."""
+    """The answer of the current supervisor, or of its successor if it was about to exit."""
     while True:
         before = _mark(pool.socket)
         try:
             return Client(pool.socket).ask(kind, verb, body, progress, timeout)
         except SupervisorEnded:
-            # One that ends as it should takes its socket away before it hangs up; one that was killed does not.
+            # A supervisor that exits regularly removes its socket before closing connections; a killed one does not.
             if _mark(pool.socket) == before:
                 raise
 
 
 def _mark(path: str) -> tuple[int, int] | None:
-    """The identity of the socket at that path."""
+    """The identity of the socket at the path."""
     try:
         found = os.stat(path)
     except OSError:
@@ -134,13 +134,13 @@ def _mark(path: str) -> tuple[int, int] | None:
 
 
 def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Result:
-    """Like ask(), but a pool without a supervisor gets one. The supervisor itself judges the files."""
+    """Like ask(), but launches a supervisor if there is none. The supervisor itself validates the files."""
     try:
         return ask(request, pool, verb)
-    except (NoSupervisor, SupervisorEnded):  # the one that was there may have been about to end
+    except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit
         if not pool.files or request.get("pool"):
             raise
-    # what is wrong with the command is said before anything is launched
+    # mistakes in the command are reported before anything is launched
     request.options()
     request.selector()
     log = SupervisorLog(pool)
@@ -149,10 +149,10 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
     except (NoSupervisor, SupervisorEnded) as ended:
         failure = log.explained(ended)
         if isinstance(ended, SupervisorEnded):
-            _end_idle(pool)  # the next one, which the keeper has started
+            _end_idle(pool)  # its successor, started by the keeper
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
-        # Nothing was done, and nothing is left behind.
+        # Nothing was done, so nothing is left behind.
         return result.but(ended=_end_idle(pool))
     if is_empty(result) and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
@@ -162,7 +162,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
 
 
 def is_empty(result: Result) -> bool:
-    """Whether a start has found neither a server nor a route."""
+    """Whether a start found neither servers nor routes."""
     return not (result.items or result.exit_code or result.without_servers)
 
 
@@ -171,14 +171,14 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
         launch(pool)
         try:
             return ask(request, pool, "start")
-        except NoSupervisor:  # another command has stopped it before it came to ours
+        except NoSupervisor:  # another command stopped it before this request was handled
             continue
     launch(pool)
     return ask(request, pool, "start")
 
 
 class SupervisorLog:
-    """The log of the supervisor that is about to be launched, from its present end on."""
+    """The log of the supervisor about to be launched, from its current end on."""
 
     def __init__(self, pool: PoolRef) -> None:
         self._path = f"{pool.directory}/supervisor.log"
@@ -189,9 +189,9 @@ class SupervisorLog:
             self._end = 0
 
     def explained(self, failure: NoSupervisor | SupervisorEnded) -> ControlError:
-        """The reason in the log why the supervisor could not even start, or else the same failure.
+        """The reason from the log why the supervisor could not start, or else the same failure.
 
-        A supervisor that ended before the request came is not there, one that ended after it has not answered.
+        `failure` is NoSupervisor if the supervisor exited before the request, and SupervisorEnded if after it.
         """
         if not (why := last_words(self._path, self._end)):
             return failure
@@ -202,7 +202,7 @@ class SupervisorLog:
 
 
 def _without_servers(pool: PoolRef) -> Outcome:
-    """The outcome of files that hold no server; the supervisor that found nothing to do is ended."""
+    """The outcome for files without servers; the supervisor launched for them is stopped."""
     from poolctl.cli.offline import no_server
 
     _end_idle(pool)
@@ -210,17 +210,17 @@ def _without_servers(pool: PoolRef) -> Outcome:
 
 
 def _end_idle(pool: PoolRef) -> bool:
-    """End the supervisor that was launched for nothing, unless it has got something to do; whether it has ended."""
+    """Stop the needlessly launched supervisor unless it has work by now; returns whether it has exited."""
     try:
         result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
     except ControlError:
-        return False  # another command has stopped it
+        return False  # stopped by another command
     await_pool_end(result)
     return bool(result.ended)
 
 
 def launch(pool: PoolRef) -> None:
-    """A supervisor in the background for this pool; it listens from now on, and answers when it is up."""
+    """Launch a supervisor for this pool in the background. Its socket listens at once; it answers when started."""
     refuse_without_linux()
     from poolctl.supervisor.launch import launch as launch_supervisor
 
@@ -228,8 +228,8 @@ def launch(pool: PoolRef) -> None:
 
 
 def refuse_without_linux() -> None:
-    """Raise ControlError where processes cannot be started; other commands, and the library, work there."""
-    if not sys.platform.startswith("linux"):  # poolctl.platform would load the modules of sockets
+    """Raise ControlError if processes cannot be started here; the library and other commands do not need them."""
+    if not sys.platform.startswith("linux"):  # poolctl.platform would import socket modules
         raise ControlError(
             "only Linux can run servers in processes of their own",
             hint="here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",
@@ -237,9 +237,9 @@ def refuse_without_linux() -> None:
 
 
 def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) -> Result:
-    """The servers as they are now, `measured` with their figures while a supervisor runs.
+    """The current state of the servers, with figures if `measured` and a supervisor runs.
 
-    Failure for a selection that matches nothing and for invalid files.
+    Failure if the selection matches nothing or the files are invalid.
     """
     result: Result
     try:
@@ -259,7 +259,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
-    """As a service's main process, report the keeper as the new one: systemd can stop it. Else do nothing."""
+    """If this is a service's main process, report the keeper to systemd as the new one, so that it can be stopped."""
     from poolctl.control import sd_notify
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
@@ -268,7 +268,7 @@ def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
         try:
             keeper = Client(pool.socket).ping().keeper_pid
         except ControlError:
-            return  # it has ended already, and so does the service
+            return  # it has already exited, which ends the service
         sd_notify.notify(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))
 
 
@@ -278,10 +278,9 @@ _DONE = frozenset({"running", "stopped", "completed", "failed", "disabled", "sle
 
 
 class Progress:
-    """Takes the supervisor's messages; shows how many servers are done and which are awaited.
+    """Receives the supervisor's messages, and shows how many servers are done and which are pending.
 
-    Calls come from the command's thread. rich's thread draws the line several times a second; both use
-    one dictionary.
+    Called from the command's thread. rich's thread draws the line several times a second; both use one dictionary.
     """
 
     def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -297,7 +296,7 @@ class Progress:
 
     @property
     def wanted(self) -> bool:
-        """Whether it is shown: otherwise the supervisor need not report every step."""
+        """Whether it is shown; otherwise the supervisor need not report every step."""
         return self._enabled or self._verbose
 
     def __enter__(self) -> Progress:
@@ -312,16 +311,16 @@ class Progress:
     def __exit__(self, *raised: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer.join()  # a display that is just being made must be made before it can be taken down
+            self._timer.join()  # the display must be complete before it can be removed
         if self._status is not None:
             self._status.stop()
 
     def __call__(self, line: ProgressLine) -> None:
-        """What the supervisor says before its answer."""
+        """Handle a message that the supervisor sends before its answer."""
         if line.warning is not None:
             self.warnings.append(line.warning)
         if line.notice is not None and not self._quiet and self.verb != "status":
-            # At once: it may be what the command waits for. Of `status` it is a part of the answer.
+            # Printed at once, because the command may be waiting for it. For `status` it is part of the answer.
             sys.stderr.write(f"waiting: {line.notice}\n")
             sys.stderr.flush()
         step = line.progress
@@ -332,13 +331,15 @@ class Progress:
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
             sys.stderr.flush()
         self._states[name] = (state, ready)
-        if state in _DONE if step.done is None else step.done:  # None: of a supervisor of an earlier version
+        if (
+            state in _DONE if step.done is None else step.done
+        ):  # None: from a supervisor of an earlier version
             self._waiting.pop(name, None)
         else:
             self._waiting[name] = None
 
     def line(self) -> str:
-        """One line: how many are done, which are awaited."""
+        """One line: the number of finished servers, and the names of pending ones."""
         states = self._states.copy()
         waiting = [name for name in states if name in self._waiting]
         done = len(states) - len(waiting)
@@ -360,10 +361,10 @@ class Progress:
 
 
 def start_unsignalled(thread: Thread) -> None:
-    """Start the thread with all signals blocked, for itself and for those that it starts.
+    """Start the thread with all signals blocked, in it and in threads that it starts.
 
-    The kernel gives a signal to any thread that does not block it: one that the main thread waits for with
-    sigwaitinfo(2) would be lost to a thread that draws a progress display.
+    The kernel delivers a signal to any thread that does not block it: a signal for which the main thread waits with
+    sigwaitinfo(2) could be taken by the thread that draws a progress display.
     """
     import signal as signals
 

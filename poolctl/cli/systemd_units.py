@@ -1,4 +1,4 @@
-"""Unit files for systemd: a service that runs the pool, and the sockets that it opens for `fd:` servers."""
+"""Generates systemd units: a service that runs the pool, and sockets for `fd:` servers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
 MADE_BY = "Made by `poolctl export systemd`."
-# Time for everything but the servers' own stopping, generously.
+# A generous time for everything except stopping the servers.
 _MARGIN_SECONDS = 15
-# A supervisor that hangs is replaced after fifteen; systemd has to act only when that has not helped.
+# A hung supervisor is replaced after fifteen seconds; systemd has to act only if that does not help.
 _WATCHDOG_SECONDS = 60
 _HANDED_ON = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
-# A restart fixes none of these.
+# Exit codes that a restart cannot fix.
 _HOPELESS = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
-# Nothing that a worker may need: neither its files, nor devices, nor programs that are set-user-ID.
+# Restricts nothing a worker may need: files, devices, set-user-ID programs.
 _HARDENING = (
     "ProtectKernelModules", "ProtectKernelLogs", "ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname",
     "LockPersonality", "RestrictRealtime",
@@ -28,7 +28,7 @@ BACKLOG = 2048
 
 
 class ServicePool(NamedTuple):
-    """The pool of the units; `poolctl` is the command's own argument vector, `listen` addresses by `fd:` name."""
+    """The pool for the units; `poolctl` is the command's argument vector, `listen` holds addresses by `fd:` name."""
 
     name: str
     files: Sequence[str]
@@ -36,14 +36,14 @@ class ServicePool(NamedTuple):
     poolctl: Sequence[str]
     env: Mapping[str, str]
     listen: Mapping[str, str]
-    user: str = ""  # as whom the system runs it, "" for root
+    user: str = ""  # the user that runs the service, "" for root
     gateway: GatewayConfig | None = None
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
-    """The texts of the units by the names of their files; `of_user` for the service manager of a user.
+    """The texts of the units by file name; `of_user` for a user's service manager.
 
-    Raises ValueError for what cannot be written.
+    Raises ValueError for values that a unit cannot contain.
     """
     stem = unit_name(f"poolctl-{pool.name}")
     sockets = _sockets(pool, stem)
@@ -51,7 +51,7 @@ def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
 
 
 def missing_variables(pool: ServicePool) -> list[str]:
-    """The variables without a default that the files have, and a service has not."""
+    """The variables without a default that the files use and a service lacks."""
     found: dict[str, None] = {}
     for file in pool.files:
         if os.path.isfile(file):
@@ -101,7 +101,7 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
 
 
 def stop_seconds(servers: Sequence[ServerConfig], gateway: GatewayConfig | None = None) -> int:
-    """How long a stop in the order of the dependencies may take: the longest chain, each to its very limit."""
+    """The maximum duration of a stop in dependency order: the longest chain with all limits used up."""
     return int(longest_stop_seconds(servers, gateway)) + _MARGIN_SECONDS
 
 
@@ -144,7 +144,7 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
 
 
 def _listen(pool: ServicePool, server: ServerConfig) -> str:
-    """Where systemd is to listen: what was said, else what clients use, if that is an address of this machine."""
+    """The address for systemd to listen on: the given one, else the servers' `expose` if it is local."""
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):
         return said
@@ -168,7 +168,7 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 
 def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
-    """The text of a unit file. A key that is "#" makes a comment of its value, "" an empty line."""
+    """The text of a unit file. The key "#" makes its value a comment, "" an empty line."""
     lines = [f"# {comment}" for comment in comments]
     for name, entries in sections:
         lines += ["", f"[{name}]"]
@@ -178,9 +178,9 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 
 
 def text(value: str) -> str:
-    """A value that is taken as it is written, up to the end of the line: a path, a description.
+    """A value used verbatim up to the end of the line: a path, a description.
 
-    Raises ValueError for what would be the end of the line, or be stripped from it.
+    Raises ValueError for line breaks and characters that would be stripped.
     """
     if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
         raise ValueError(f"{value!r} cannot be written into a unit file")
@@ -188,7 +188,7 @@ def text(value: str) -> str:
 
 
 def word(value: str) -> str:
-    """One word of a list of words: quoted where it has to be."""
+    """One word of a list, quoted if necessary."""
     if "\0" in value:
         raise ValueError(f"{value!r} cannot be written into a unit file")
     value = value.replace("%", "%%")
@@ -198,12 +198,12 @@ def word(value: str) -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """A command line; in its arguments `$` begins a variable unless it is doubled, in the program's path never does."""
+    """A command line. `$` is doubled in arguments, where it would begin a variable, but not in the program's path."""
     return " ".join([word(argv[0]), *(word(argument.replace("$", "$$")) for argument in argv[1:])])
 
 
 def unit_name(name: str) -> str:
-    """The name as the first part of a unit's own (systemd.unit(5)): others of its characters become hyphens."""
+    """The name as the first part of a unit name (systemd.unit(5)): invalid characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9:_.-]", "-", name)
 
 

@@ -1,6 +1,6 @@
-"""The whole command line as a Typer application, made from what the commands declare.
+"""The whole command line as a Typer application, generated from the commands' declarations.
 
-It reads what the fast lane leaves to it, and prints the help.
+It parses command lines that the fast lane leaves to it, and prints the help.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIRST_STEPS = (
     "poolctl start     in the background; or: poolctl run",
     "poolctl list      the servers; then: logs NAME, restart NAME, stop",
 )
-# What `poolctl --help` lists; `poolctl help --all` lists every command.
+# The commands in `poolctl --help`; `poolctl help --all` lists every command.
 FIRST_COMMANDS = {
     *(
         "init",
@@ -64,7 +64,7 @@ Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
-    """The outcome of a command line. Raises UsageError and what commands raise; prints nothing but help."""
+    """The outcome of a command line. Raises UsageError and the commands' exceptions; prints only help."""
     words, own_command = split(as_help(list(args)))
     application = build(perform)
     if not words:
@@ -83,7 +83,7 @@ def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
 
 @functools.cache
 def build(perform: Perform = perform) -> typer.core.TyperGroup:
-    """The application. Its commands are made when they are needed, and hand their requests to `perform`."""
+    """The application. Its commands are created on demand, and pass their requests to `perform`."""
     app = typer.Typer(
         name="poolctl",
         cls=_Group,
@@ -128,7 +128,7 @@ _ALL_COMMANDS = "poolctl.all_commands"
 
 
 class _Group(typer.core.TyperGroup):
-    """Lists the commands by their sections: those to begin with, or with `help --all` every one."""
+    """Lists commands by section: the most important ones, or with `help --all` all of them."""
 
     def list_commands(self, ctx: object) -> list[str]:
         return list(self.commands)
@@ -146,7 +146,7 @@ class _Group(typer.core.TyperGroup):
 
 
 class _Command(typer.core.TyperCommand):
-    """Shows arguments and options as they are declared, without the types that Typer names."""
+    """Shows arguments and options as declared, without Typer's type names."""
 
     declared: Command
 
@@ -176,7 +176,7 @@ def _write_options(formatter: Any, title: str, options: Sequence[Option]) -> Non
 
 
 class _Commands(Mapping[str, object]):
-    """The commands by name. Each is made when it is asked for: Typer takes 50 ms for all of them."""
+    """The commands by name, each created on demand, because Typer is slow to create all of them."""
 
     def __init__(self, perform: Perform) -> None:
         self._perform = perform
@@ -198,7 +198,7 @@ class _Commands(Mapping[str, object]):
 
 
 def _made(verb: str, declared: Command, perform: Perform) -> object:
-    """Typer's command, which hands a request with the values of its options to `perform`."""
+    """A Typer command that passes a request with its option values to `perform`."""
     accepted = (*declared.arguments, *declared.options)
     lists = {option.key for option in accepted if option.kind == LIST}
 
@@ -223,7 +223,7 @@ def _made(verb: str, declared: Command, perform: Perform) -> object:
 
 
 def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
-    """Annotation and default of each option, by its key. Values stay text: requests judge them."""
+    """Annotation and default of each option, by key. Values stay text and are validated by the request."""
     found: dict[str, tuple[object, object]] = {}
     for option in options:
         metavar = option.metavar or None
@@ -244,7 +244,7 @@ def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
 
 
 def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object, object]]) -> None:
-    """Give the function the signature that Typer reads: the context, then these parameters."""
+    """Set the function's signature for Typer: the context, then these parameters."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
     parameters += [
@@ -256,7 +256,7 @@ def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object
 
 
 def _epilog(declared: Command) -> str | None:
-    """The paragraphs below the options, their lines kept; None for a command that explains itself."""
+    """The paragraphs below the options, with their line breaks; None if there are none."""
     paragraphs = []
     if declared.notes:
         paragraphs.append("\b\n" + "\n".join(declared.notes))

@@ -1,4 +1,4 @@
-"""Mistakes in a command line, each in one sentence with its fix, also for users who know the words of other tools."""
+"""Explains mistakes in a command line, each in one sentence with its fix, including words of other tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from poolctl.cli.command_line import near_word, verb_of
 from poolctl.cli.outcome import UsageError
 from poolctl.exit_codes import USAGE
 
-# Commands of docker, kubectl, pm2, supervisorctl and systemctl, and what they are called here.
+# Commands of docker, kubectl, pm2, supervisorctl and systemctl, and poolctl's equivalents.
 OTHER_COMMANDS = {
     "ps": "list",
     "ls": "list",
@@ -31,7 +31,7 @@ OTHER_COMMANDS = {
     "check": "validate",
     "serve": "run",
 }
-# Their options: the option of ours that a command must have ("" for none), and how it is used.
+# Their options: our option that the command must have ("" for none), and how to use it.
 OTHER_OPTIONS = {
     "--format": ("-o", "-o FORM"),
     "--json": ("-o", "-o json"),
@@ -44,9 +44,9 @@ _IN_BACKGROUND = ("-d", "--detach", "--background", "--daemon")
 
 
 def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
-    """The option parser's complaint in our words; None for an error that is not the parser's.
+    """The UsageError for an error of the option parser; None for any other error.
 
-    Recognised by its methods: releases of Typer differ in where the class comes from.
+    Parser errors are recognised by their methods, because releases of Typer differ in the class's module.
     """
     describe = getattr(error, "format_message", None)
     if describe is None or getattr(error, "exit_code", None) != USAGE:
@@ -71,13 +71,13 @@ def _command_hint(verb: str) -> str:
 
 
 def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
-    """How the option is called here, or the one that was probably meant; "" if there is none like it."""
+    """The option's equivalent here, or the option probably meant; "" if there is no similar one."""
     if moved := _after_command(option, words):
         return f"options come after the command: {moved}"
     command = command_named(verb)
     accepted = [*(command.options if command else COMMON), HELP_OPTION]
     spellings = [spelling for each in accepted for spelling in each.spellings]
-    if option in spellings:  # it is known, and something else is wrong
+    if option in spellings:  # the option is known, so the mistake is elsewhere
         return ""
     needed, meant = OTHER_OPTIONS.get(option, ("", ""))
     if needed in spellings:
@@ -91,7 +91,7 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
 
 
 def _after_command(option: str, words: Sequence[str]) -> str:
-    """The command line with the option after the command that has it; "" for an option in its place."""
+    """The command line with the option moved after the command that has it; "" if it is in its place."""
     at = next((at for at, word in enumerate(words) if command_named(word)), 0)
     command = command_named(words[at])
     if not at or command is None or not any(option in each.spellings for each in command.options):

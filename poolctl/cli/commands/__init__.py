@@ -1,1 +1,1 @@
-"""The commands: one module each, which declares `COMMAND` and has `perform(request)`, which returns an Outcome."""
+"""The commands, one module each, with a declaration `COMMAND` and a function `perform` that returns an Outcome."""

@@ -1,4 +1,4 @@
-"""`poolctl add`: a new server, from options or from a file."""
+"""`poolctl add`: adds servers, from options or from a file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from poolctl.frozen_value import Table
 if TYPE_CHECKING:
     from poolctl.cli.live_change import WriteBack
 
-# Lists that can be written as on a command line.
+# Lists that can be written as a command line.
 LISTS: dict[str, Callable[[str], list[str]]] = {
     "command": shlex.split,
     "depends_on": lambda text: [word.strip() for word in text.split(",")],
     "tags": lambda text: [word.strip() for word in text.split(",")],
 }
 
-# Options for keys of the server, by name.
+# Options that set keys of the server, by name.
 KEYS = {"bind": "bind", "app": "app", "program": "command"}
 
 COMMAND = Command(
@@ -55,13 +55,13 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Add the server, or every server of the file; started when this returns, and with --save written."""
+    """Add and start the server, or every server of the file; with --save also write it."""
     save = saves(request)
     pool = find_pool(request)
     tables, base_dir = new_servers(request, pool)
     if not save:
         return _together([_added(request, pool, table, base_dir) for table in tables])
-    request.options()  # a wrong one is said before anything is read
+    request.options()  # a wrong value is reported before anything is read
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
 
@@ -78,7 +78,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
-    """Failure (8) for a name or an address that another server has."""
+    """Failure (8) for a name or address that is taken."""
     from poolctl.config import conflicts
 
     servers = [(server.name, server.address) for server in files.now]
@@ -89,7 +89,7 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
 
 
 def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
-    """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
+    """PoolValidateError with the problems of the server itself, without places in a file."""
     from poolctl.config import Surroundings, added_server
 
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
@@ -114,7 +114,7 @@ def _in_files(files: WriteBack, tables: list[Table]) -> Outcome:
 
 
 def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
-    """The tables to add, as a file would have them, and the directory that their relative paths begin in."""
+    """The tables to add, as in a file, and the directory that their relative paths refer to."""
     file = request.get("file")
     options = [o for o in ("server", *KEYS, "set") if request.get(o)]
     if file is None:
@@ -154,7 +154,7 @@ def _from_options(request: CommandRequest) -> Table:
 
 
 def _setting(word: str) -> Table:
-    """`env.LEVEL=debug` as a table. A value that TOML does not understand is text, as are its dates."""
+    """`env.LEVEL=debug` as a table. A value that is not TOML, or is a date, is text."""
     key, equals, text = word.partition("=")
     try:
         if not equals:
@@ -221,7 +221,7 @@ def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) 
 
 
 def _together(outcomes: list[Outcome]) -> Outcome:
-    """One outcome of several: every server, every failure, and the gravest exit code."""
+    """Combine several outcomes: all servers, all failures, and the most severe exit code."""
     whole = Outcome()
     for each in outcomes:
         whole.items += each.items

@@ -1,4 +1,4 @@
-"""`poolctl backends`: the backends of the gateway; with an action, send their traffic elsewhere or back."""
+"""`poolctl backends`: lists the backends of the gateway; with an action, redirects or restores their traffic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMAND = Command(
 
 
 class _Line(Value):
-    """A backend as the table shows it."""
+    """A backend as a row of the table."""
 
     backend: str
     routes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""`poolctl completion SHELL`: the script that makes a shell complete poolctl's words, printed or installed."""
+"""`poolctl completion SHELL`: prints or installs the completion script for a shell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The script as text, or what has been written."""
+    """The script as text, or the files written."""
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
         raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SCRIPTS)}")

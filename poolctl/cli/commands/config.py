@@ -1,4 +1,4 @@
-"""`poolctl config`: the configuration as it takes effect, files merged, defaults filled in."""
+"""`poolctl config`: prints the effective configuration, with files merged and defaults filled in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poolctl.control.answers import Described
 from poolctl.errors import ControlError
 from poolctl.frozen_value import Table
 
-# Fields that are not configured.
+# Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
 
 COMMAND = Command(
@@ -59,7 +59,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _text(name: str, table: Table | list[Table]) -> str:
-    """A table other than the servers', or a list of them; a url keeps its `${…}` references."""
+    """A table other than a server's, or a list of tables; URLs keep their `${…}` references."""
     if isinstance(table, list):
         return "\n".join(table_text(f"[[{name}]]", escaped(each) | _as_written(each)) for each in table)
     return table_text(f"[{name}]", escaped(table))
@@ -70,7 +70,7 @@ def _as_written(table: Table) -> Table:
 
 
 def _as_they_are(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
-    """The same servers with the state of the running pool, if the selection or output needs it."""
+    """The same servers with their running state, if the selection or output needs it."""
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items
     try:

@@ -1,4 +1,4 @@
-"""`poolctl dashboard`: where the page of the running pool is, and how to get in."""
+"""`poolctl dashboard`: prints a link to the page of the running pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, se
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """A link that needs no login: what stands behind `#` is not sent to any server. Raises NoSupervisor."""
+    """A link that needs no login: the part after `#` is never sent to a server. Raises NoSupervisor."""
     result = ask_for(DashboardResult, request, find_pool(request))
     text = None
     if link := result.dashboard:

@@ -1,4 +1,4 @@
-"""`poolctl disable`: stop servers, and keep them stopped until they are enabled."""
+"""`poolctl disable`: stops servers, and keeps them stopped until they are enabled."""
 
 from __future__ import annotations
 

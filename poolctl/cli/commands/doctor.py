@@ -1,4 +1,4 @@
-"""`poolctl doctor`: what is wrong with this machine or this pool, and the fix."""
+"""`poolctl doctor`: finds problems of this machine and pool, and suggests fixes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, 
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """One line for each check; exit 1 if there is a problem. With --quiet only warnings and problems."""
+    """Print one line per check; exit 1 if there is a problem. With --quiet only warnings and problems."""
     pool, found = _pool(request)
     context = CheckContext(pool, os.environ)
     findings = [*found, *(finding for check in _checks() for finding in _looked(check, context))]
@@ -38,7 +38,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
-    """The pool, None when there is none or it cannot be had; and why, if that was asked for."""
+    """The pool, None if there is none or it is not accessible; and the reason if a pool was named."""
     try:
         return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:
@@ -64,7 +64,7 @@ def _looked(check: Check, context: CheckContext) -> list[CheckResult]:
 
 
 def _table(findings: list[CheckResult]) -> str:
-    """A line for each; a fix that several have in a row is printed once, after the last of them."""
+    """One line per finding; a fix shared by consecutive findings is printed once, after the last of them."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for finding, following in zip(findings, [*findings[1:], None], strict=True):

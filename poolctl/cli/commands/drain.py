@@ -1,4 +1,4 @@
-"""`poolctl drain`: take servers out of rotation."""
+"""`poolctl drain`: takes servers out of rotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`poolctl enable`: enable servers and start them."""
+"""`poolctl enable`: enables servers and starts them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_NAMES = 10  # so many at most are in a command that is proposed
+_NAMES = 10  # maximum number of servers named in a suggested command
 
 COMMAND = Command(
     "Enable servers and start them.",
@@ -39,7 +39,7 @@ def _lines(result: Result) -> Iterator[str]:
     if enabled := [each for each in result.items if each.name not in before | dependents]:
         ready = f", {sum(each.ready for each in enabled)} ready"
         if all(each.state == "stopped" for each in enabled):
-            ready = ""  # of a pool without a supervisor
+            ready = ""  # the pool has no supervisor
         yield f"{servers(len(enabled))} enabled{ready}{of_dependents(result, 'started')}"
     resting = [
         each
@@ -53,7 +53,7 @@ def _lines(result: Result) -> Iterator[str]:
 
 
 def _start_them(resting: Sequence[Item]) -> str:
-    """They were enabled before, and run only when they are started."""
+    """The note that these servers were already enabled, but are not running."""
     if len(resting) == 1:
         (one,) = resting
         return f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"

@@ -1,4 +1,4 @@
-"""`poolctl events`: what has happened in the pool, and with -f what happens."""
+"""`poolctl events`: prints the pool's past events, and with -f follows new ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
+    """Print the last events, and with -f new ones until interrupted. `-o json` prints JSON lines."""
     check_line_format(request)
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
@@ -76,7 +76,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 class _EventStream:
-    """The events of one pool, its supervisors coming and going."""
+    """The events of one pool, across restarts of its supervisor."""
 
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
@@ -84,8 +84,7 @@ class _EventStream:
         self.path, self._last = self._journal(pool)
 
     def _journal(self, pool: PoolRef) -> tuple[str, int]:
-        """Where the journal is and the number of its last event: the supervisor knows, else the files, else it is
-        where it is by default."""
+        """The journal's path and its last event's number, from the supervisor, else from the files or by default."""
         try:
             answer = self._client.ask(EventsResult, "events", {"options": {"lines": 0}}, timeout=5)
             if answer.path:
@@ -105,9 +104,9 @@ class _EventStream:
         sys.stdout.flush()
 
     def follow(self, write: Callable[[JournalEvent], None]) -> None:
-        """Every event that comes; without a supervisor those that another one writes down. Never returns.
+        """Print every new event; without a supervisor, events that a later supervisor writes. Never returns.
 
-        Raises BrokenPipeError when the output has lost its reader, even if there is nothing to print.
+        Raises BrokenPipeError when the output has lost its reader, even with nothing to print.
         """
         from poolctl.platform import await_readable
 
@@ -125,13 +124,13 @@ class _EventStream:
             except (NoSupervisor, SupervisorEnded, ControlError):
                 newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
-                    self._last = 0  # the journal was removed, and another has begun
+                    self._last = 0  # the journal was removed, and a new one started
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
             await_readable(-1, _AGAIN_SECONDS, reader)
 
 
 def _configured(pool: PoolRef) -> str:
-    """The path that [events] configures; "" when the files cannot be read: the journal still can."""
+    """The path configured in [events]; "" if the files cannot be read, which does not prevent reading the journal."""
     from poolctl.config import load
 
     try:
@@ -166,7 +165,7 @@ def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[JournalE
 
 
 def _time(stamped: str) -> str:
-    """The time of an event on this machine's clock."""
+    """The time of an event in local time."""
     try:
         return f"{datetime.fromisoformat(stamped).astimezone():%Y-%m-%d %H:%M:%S}"
     except ValueError:

@@ -1,4 +1,4 @@
-"""`poolctl export`: the pool as another system wants to have it written."""
+"""`poolctl export`: writes the pool as configuration for another system."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ExportedFile(Value):
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The files for that system, printed, or written into a directory."""
+    """Print the files for the other system, or write them into a directory."""
     one_of("export", str(request.get("system")), SYSTEMS)
     return _for_haproxy(request) if request.get("system") == "haproxy" else _for_systemd(request)
 
@@ -126,7 +126,7 @@ def _command() -> list[str]:
 
 
 def _user() -> str:
-    """As whom the pool runs here, "" for root: a service of the system's runs as that one, too."""
+    """The user that runs the pool here, "" for root; a system service runs as the same user."""
     if not os.geteuid():
         return ""
     try:
@@ -136,7 +136,7 @@ def _user() -> str:
 
 
 def _outcome(request: CommandRequest, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
-    """The files printed, or written; these commands come next."""
+    """Print or write the files, followed by the commands to run next."""
     directory = request.get("into")
     if directory:
         return _written(str(directory), texts, made_by, commands)

@@ -1,4 +1,4 @@
-"""`poolctl filter`: the servers of which one field equals a pattern, or contains an expression."""
+"""`poolctl filter`: lists servers with a field that equals a pattern, or contains a match of an expression."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMAND = Command(
         "--target",
         metavar="FIELD",
         words=FIELDS,
-        help="Print this field of each match, one a line.",
+        help="Print this field of each match, one per line.",
     ),
     section=INSPECT,
     examples=(
@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The matching servers, or with --target one field of each. The selector's options narrow further."""
+    """The matching servers, or with --target one field of each. Selector options narrow the result further."""
     field = one_of("FIELD", request.get("filter_field"), FIELDS)
     target = request.get("target")
     if target is not None:
@@ -70,7 +70,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _without_selection(request: CommandRequest) -> dict[str, object]:
-    """The request's values for asking after every server."""
+    """The request's values, changed to select every server."""
     return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
 
@@ -84,7 +84,7 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 
 
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """The spellings that the pattern stands for: of an address any, of an exposed address one without its scheme."""
+    """The spellings matched by the pattern: any spelling of an address; an exposed address also without its scheme."""
     if field == "bind":
         from poolctl.address import canonical
 

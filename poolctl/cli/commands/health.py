@@ -1,4 +1,4 @@
-"""`poolctl health`: how the servers and the gateway's routes are."""
+"""`poolctl health`: shows the health of servers and of the gateway's routes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMAND = Command(
 
 
 class _HealthLine(Value):
-    """A route or a server as the table shows it."""
+    """A route or a server as a row of the table."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""`poolctl init`: a starter pool.toml, and a tiny application for it when asked."""
+"""`poolctl init`: writes a starter pool.toml, and on request a minimal application for it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 '''
 APP_FILE = "hello.py"
-# An application that is there already: `app = FastAPI()` at the beginning of a line.
+# An existing application: `app = FastAPI()` at the beginning of a line.
 _FRAMEWORKS = "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_application"
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
@@ -133,13 +133,15 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Write the files; what is there already is left alone unless --force says otherwise (8)."""
+    """Write the files. Existing files are kept (exit 8) unless --force is given."""
     path = _path(request)
     directory = os.path.dirname(path) or "."
     found = "" if request.get("with_app") else existing_app(directory)
     with_app = bool(request.get("with_app"))
     if not with_app:
-        _refuse([path] if os.path.lexists(path) and not request.get("force") else [])  # before it asks
+        _refuse(
+            [path] if os.path.lexists(path) and not request.get("force") else []
+        )  # before the user is asked
         with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _asked(request)
     app = found or "hello:app"
     name = (
@@ -165,7 +167,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _path(request: CommandRequest) -> str:
-    """The file to write: that of -c, else pool.toml in the directory. UsageError for one that cannot be ours."""
+    """The file to write: the path given by -c, else pool.toml in the directory. UsageError for an unsuitable one."""
     named = request.get("config") or []
     directory = request.get("directory")
     if not named:
@@ -178,7 +180,7 @@ def _path(request: CommandRequest) -> str:
 
 
 def existing_app(directory: str) -> str:
-    """`module:attribute` of an application in one of the usual files, "" if there is none."""
+    """`module:attribute` of an application found in a usual file, or ""."""
     for file in _USUAL_FILES:
         try:
             with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:
@@ -191,7 +193,7 @@ def existing_app(directory: str) -> str:
 
 
 def _asked(request: CommandRequest) -> bool:
-    """Whether the user, if there is one at the terminal, wants an application too."""
+    """Whether the user wants an application as well; asked only on a terminal."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     while True:
@@ -201,7 +203,7 @@ def _asked(request: CommandRequest) -> bool:
         answer = line.strip().lower()
         if line and answer in ("", "y", "yes"):
             return True
-        if not line or answer in ("n", "no"):  # the end of the input is no answer
+        if not line or answer in ("n", "no"):  # end of input means no
             return False
         sys.stderr.write("Please answer yes or no.\n")
 

@@ -1,4 +1,4 @@
-"""`poolctl list`: the selected servers, asked of the supervisor, else read from the files."""
+"""`poolctl list`: lists the selected servers, from the supervisor or else from the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = Command(
         "--field",
         metavar="FIELD",
         words=(*FIELDS, UPTIME),
-        help="Print this field of each server, one a line.",
+        help="Print this field of each server, one per line.",
     ),
     section=INSPECT,
     fields=(*FIELDS, UPTIME, *FIGURES),
@@ -33,7 +33,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The selected servers as they are now; without a supervisor all of them are stopped."""
+    """The current state of the selected servers; without a supervisor all are stopped."""
     measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))
     result = selected(request, find_pool(request), measured=measured)
     outcome = Outcome.of(result, form="table")

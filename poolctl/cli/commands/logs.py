@@ -1,4 +1,4 @@
-"""`poolctl logs`: what the selected servers have written, merged in the order of time."""
+"""`poolctl logs`: prints the output of the selected servers, merged in the order of time."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from poolctl.logs.log_level import LEVELS, canonical_level
 from poolctl.logs.log_line import LogLine
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 
-GATEWAY = "gateway"  # unless a server has this name
-# As they are shown; no server has such a name.
+GATEWAY = "gateway"  # unless a server has the same name
+# Names shown for other logs; a server cannot have such a name.
 _OF_GATEWAY = ("[gateway]", "[access]")
 _SELECTING = ("targets", "name", "bind", "expose", "tag", "state", "health", "invert")
 
@@ -76,11 +76,9 @@ COMMAND = Command(
         help="Only lines of at least this level: debug, info, warning, error, critical.",
     ),
     flag("timestamps", "-t", "--timestamps", help="Show the time of each line (default on a terminal)."),
-    flag("no_timestamps", "--no-timestamps", help="Do not show times, on a terminal either."),
+    flag("no_timestamps", "--no-timestamps", help="Do not show times, even on a terminal."),
     flag("raw", "--raw", help="Print lines unchanged, without the servers' names."),
-    flag(
-        "gateway", "--gateway", help="The gateway's own log and its access log; of no server unless selected."
-    ),
+    flag("gateway", "--gateway", help="The gateway's own log and access log; no servers unless selected."),
     flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
     section=INSPECT,
     examples=(
@@ -93,7 +91,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
+    """Print the last lines, and with -f new ones until interrupted. `-o json` prints JSON lines."""
     check_line_format(request)
     _check(request)
     if request.get("reopen"):
@@ -132,7 +130,7 @@ def _check(request: CommandRequest) -> None:
 
 
 def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
-    """Which lines are wanted; None for all."""
+    """The filter for lines; None for all lines."""
     until, word = request.moment("until"), request.get("level")
     least = one_of("--level", canonical_level(word), LEVELS) if word is not None else ""
     grep = search if request.get("grep") else None
@@ -140,14 +138,14 @@ def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
 
 
 class _Logs(NamedTuple):
-    """The log files by the names that are shown, and whose lines show the IDs of requests."""
+    """The log files by displayed name, and the names whose lines show request IDs."""
 
     paths: dict[str, str]
     request_ids: frozenset[str]
 
 
 def _logs(request: CommandRequest, pool: PoolRef) -> _Logs:
-    """The logs of what is selected."""
+    """The logs of the selection."""
     try:
         return _selected_logs(request, pool)
     except Failure as failure:
@@ -158,7 +156,7 @@ def _logs(request: CommandRequest, pool: PoolRef) -> _Logs:
             or not _has_gateway(request, pool)
         ):
             raise
-    # No server has that name.
+    # No server has this name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
     return _selected_logs(CommandRequest(request.verb, values), pool)
 
@@ -180,7 +178,7 @@ def _selected_logs(request: CommandRequest, pool: PoolRef) -> _Logs:
 
 
 def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
-    """Whether the pool has a gateway, by its supervisor or else by its files."""
+    """Whether the pool has a gateway, according to its supervisor or else its files."""
     whole = CommandRequest(request.verb, {**request.values, **dict.fromkeys(_SELECTING)})
     try:
         return ask(whole, pool, "list").gateway is not None
@@ -193,7 +191,7 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
 
 
 def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
-    """The function that formats a line."""
+    """A function that formats a line."""
     if request.output.startswith("json"):
         return _document
     if request.get("raw"):
@@ -218,7 +216,7 @@ def _times(request: CommandRequest) -> str:
 
 
 def _reopen(request: CommandRequest) -> Outcome:
-    """Have every log file reopened after another program has moved them; return when that is done."""
+    """Have all log files reopened after another program has moved them; return when this is done."""
     try:
         result = ask(request, find_pool(request), "reopen")
     except NoSupervisor:
@@ -281,10 +279,10 @@ def _document(line: LogLine) -> str:
 
 
 class LineSearch:
-    """Whether one of the users' regular expressions is found in a text. UsageError for an invalid one.
+    """Whether one of the user's regular expressions matches in a text. UsageError for an invalid one.
 
-    Within `with`, one that takes too long in a single text ends with UsageError: `re` looks for signals while it
-    matches, in the main thread.
+    As a context manager in the main thread, it raises UsageError if matching a single text takes too long: `re`
+    checks for signals while it matches.
     """
 
     def __init__(self, option: str, expressions: Sequence[str]) -> None:
@@ -293,9 +291,9 @@ class LineSearch:
         except BadExpression as bad:
             raise UsageError(f"{option}: {bad}", hint=bad.hint) from None
         self._option = option
-        self._texts = 0  # searched so far
+        self._texts = 0  # texts searched so far
         self._searching = False
-        self._seen = -1  # how many there were at the last tick
+        self._seen = -1  # texts searched at the last tick
         self._before: object = None
 
     def __call__(self, text: str) -> bool:
@@ -308,7 +306,7 @@ class LineSearch:
     def __enter__(self) -> LineSearch:
         if self._searches and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGVTALRM, self._tick)
-            # Of processor time, so that load on the machine does not count; a timer for each text would cost more.
+            # A timer of processor time, so that load on the machine does not count; one timer per text would cost more.
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS, LIMIT_SECONDS)
         return self
 

@@ -1,4 +1,4 @@
-"""`poolctl metrics`: the figures of the pool as Prometheus reads them."""
+"""`poolctl metrics`: prints the pool's metrics in the format of Prometheus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The text; as JSON, the selected servers with their figures. Raises NoSupervisor."""
+    """The metrics as text; with -o json the selected servers with their figures. Raises NoSupervisor."""
     pool = find_pool(request)
     if request.output:
         return Outcome.of(ask_for(StatsResult, request, pool, "stats"))

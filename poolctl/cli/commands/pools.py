@@ -1,4 +1,4 @@
-"""`poolctl pools`: the pools of this user that have a supervisor, wherever their files are."""
+"""`poolctl pools`: lists this user's pools that have a supervisor, wherever their files are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = Command("List this user's running pools, wherever their files are.", O
 
 
 class RunningPool(Value):
-    """One pool. `servers` and `ready` are None for a supervisor that does not answer, and `message` says why."""
+    """One pool. If its supervisor does not answer, `servers` and `ready` are None and `message` says why."""
 
     name: str
     files: tuple[str, ...]
@@ -36,7 +36,7 @@ class RunningPool(Value):
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
+    """All pools with name, files, the supervisor's pid, and the number of ready servers."""
     found = [pool for path in _directories() if (pool := _pool(path)) is not None]
     pools = [pool for pool, _ in found]
     outcome = Outcome(pools)
@@ -55,15 +55,15 @@ def _directories() -> Iterator[str]:
         except OSError:
             continue
         for name in names:
-            # @NAME is a link to one of the others.
+            # @NAME is a link to another directory.
             if not name.startswith("@") and os.path.exists(f"{root}/{name}/{pool_paths.SOCKET_NAME}"):
                 yield f"{root}/{name}"
 
 
 def _pool(path: str) -> tuple[RunningPool, str] | None:
-    """One pool, and how many of its servers are ready of those that should be; None without a listener.
+    """One pool, with the numbers of ready and expected servers; None without a listener.
 
-    One that does not answer is described by its info file.
+    A supervisor that does not answer is described by its info file.
     """
     client = Client(f"{path}/{pool_paths.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     info = pool_paths.read_info(path)
@@ -93,7 +93,7 @@ def _pool(path: str) -> tuple[RunningPool, str] | None:
 
 
 def _table(pools: list[tuple[RunningPool, str]]) -> str:
-    """No pool: nothing at all, so that scripts see nothing."""
+    """Without pools the text is empty, for scripts."""
     rows = [("NAME", "PID", "READY", "FILES")]
     for pool, ready in pools:
         files = " ".join(from_here(str(file)) for file in pool.files)

@@ -1,4 +1,4 @@
-"""`poolctl register`: a service becomes a backend of a route, or sends its heartbeat."""
+"""`poolctl register`: registers a service as a backend of a route, or sends its heartbeat."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND = Command(
         "probe",
         "--probe",
         metavar="PATH",
-        help="Check its health with GET PATH; one that fails is taken out.",
+        help="Check its health with GET PATH; take it out of rotation while failing.",
     ),
     OUTPUT,
     section=CHANGES,
@@ -43,7 +43,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Register it. Raises NoSupervisor."""
+    """Register the service. Raises NoSupervisor."""
     if not request.get("to"):
         raise UsageError("register: the URL is missing", hint="poolctl register NAME --to http://HOST:PORT")
     given = {"ttl": request.seconds("ttl"), "weight": _weight(request.get("weight"))}

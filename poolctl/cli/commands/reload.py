@@ -1,4 +1,4 @@
-"""`poolctl reload`: the changed file takes effect, exactly the difference; --dry-run prints it."""
+"""`poolctl reload`: applies the changes of the files to the running pool; --dry-run prints them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Apply the difference between what runs and what is written, or print it."""
+    """Apply or print the difference between the running and the written configuration."""
     dry_run = bool(request.get("dry_run"))
     if request.get("watch") and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
@@ -59,7 +59,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A warning for files that were named and are not those that the pool was started with."""
+    """A warning if other files are named than the pool was started with."""
     if len(request.get("config") or ()) < 2:
         return []
     files = Client(pool.socket).ping().files or pool.files
@@ -72,7 +72,7 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
 
 
 def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
-    """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
+    """Reload now and on every change, until Ctrl-C or the end of the pool."""
     from poolctl.cli.reload_on_change import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")

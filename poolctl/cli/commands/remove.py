@@ -1,4 +1,4 @@
-"""`poolctl remove`: stop servers, and take them out of the pool."""
+"""`poolctl remove`: stops servers, and removes them from the pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Stop the selected servers, and take them out of the pool."""
+    """Stop the selected servers, and remove them from the pool."""
     return change(
         request,
         lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),

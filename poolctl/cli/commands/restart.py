@@ -1,4 +1,4 @@
-"""`poolctl restart`: each selected server is replaced without refusing a connection."""
+"""`poolctl restart`: replaces the processes of the selected servers without refusing a connection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Restart the selected servers; returns when each is ready, or with the reason why it is not."""
+    """Restart the selected servers; returns when each is ready or has failed, with the reason."""
     pool = find_pool(request)
     result = ask_or_launch(request, pool)
     if not result.ended:
@@ -50,7 +50,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _done_line(request: CommandRequest, result: Result) -> str:
-    """The result for people. A job with a schedule runs only if it is named."""
+    """The message. A job with a schedule runs only if it is named."""
     waited = not request.get("no_wait")
     named = {target.casefold() for target in request.selector().targets}
     jobs = [item for item in result.items if item.next_run_at]
@@ -66,7 +66,7 @@ def _done_line(request: CommandRequest, result: Result) -> str:
 
 
 def _restarted_line(result: Result) -> str:
-    """Counts only replaced servers: where the replacement failed the old process is still ready."""
+    """Count only replaced servers: if the replacement failed, the old process is still ready."""
     failed = {error.name for error in result.errors}
     restarted = [item for item in result.items if item.ready and item.name not in failed]
     return f"{servers(len(restarted), len(result.items))} restarted" if result.items else ""

@@ -1,4 +1,4 @@
-"""`poolctl rollout`: new code or configuration for a share of a server's traffic."""
+"""`poolctl rollout`: tries new code or configuration with a share of a server's traffic."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ COMMAND = Command(
         kind=LIST,
         help='Withdraw it when this is so: "errors > 1%", "p99 > 2 × before". Repeatable.',
     ),
-    Option("min_requests", "--min-requests", metavar="N", help="No verdict before so many. Default: 100."),
-    flag("pause", "--pause", help="Never promote it by itself: `rollout promote` does."),
+    Option(
+        "min_requests", "--min-requests", metavar="N", help="Minimum requests before a verdict. Default: 100."
+    ),
+    flag("pause", "--pause", help="Never promote automatically; use `rollout promote`."),
     flag(
         "force",
         "--allow-larger-share",
         old=("--force",),
-        help="Accept more than twice the share that was asked for.",
+        help="Accept more than twice the requested share.",
     ),
     NO_WAIT,
     OUTPUT,
@@ -67,7 +69,7 @@ COMMAND = Command(
 
 
 class _RolloutLine(Value):
-    """A rollout as the table shows it: figures of the new workers, and after a slash of the others."""
+    """A rollout as a row of the table: figures of the new workers / of the other workers."""
 
     name: str
     state: str
@@ -81,7 +83,7 @@ class _RolloutLine(Value):
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The outcome of the rollout, or how it stands. Raises NoSupervisor."""
+    """The outcome of the rollout, or its progress. Raises NoSupervisor."""
     first, *rest = request.get("words") or [""]
     action, names = (first, rest) if first in ACTIONS else ("begin", [first, *rest])
     if action == "status":
@@ -95,7 +97,7 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollout", options)
     if request.output:
         return _shown(request, result)
-    # The end of the others is among the errors.
+    # The outcomes of other rollouts are among the errors.
     failed = {error.name for error in result.errors}
     return Outcome.of(result, "\n".join(_sentence(each) for each in result.items if each.name not in failed))
 

@@ -1,4 +1,4 @@
-"""`poolctl routes`: the gateway's route table; with `explain`, which route a URL takes and why."""
+"""`poolctl routes`: prints the gateway's route table; with `explain`, the route of a URL and the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMMAND = Command(
         metavar="[explain URL]",
         kind=LIST,
         words=("explain",),
-        help="A URL, or its host and path: which route takes it, and why no other one. Default: list all.",
+        help="A URL, or its host and path: explain which route it takes, and why. Default: list all.",
     ),
     Option(
         "method",
@@ -53,7 +53,7 @@ COMMAND = Command(
         "--header",
         metavar="'NAME: VALUE'",
         kind=LIST,
-        help="A header of the request to explain; repeatable. Host replaces that of the URL.",
+        help="A header of the request to explain; repeatable. Host replaces the URL's host.",
     ),
     OUTPUT,
     section=INSPECT,
@@ -72,7 +72,7 @@ COMMAND = Command(
 
 
 class _RouteLine(Value):
-    """A route as the table shows it."""
+    """A route as a row of the table."""
 
     alias: str
     host: str
@@ -96,7 +96,7 @@ class _RouteLine(Value):
 
 
 class ExplainedRoute(Value):
-    """A route that may take a request: whether it does, and why."""
+    """A candidate route for a request: whether it matches, and why."""
 
     alias: str
     host: str
@@ -108,12 +108,12 @@ class ExplainedRoute(Value):
 
     @property
     def match(self) -> str:
-        """The same for people."""
+        """The explanation for people."""
         return "yes" if self.matched else "no"
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The routes as the supervisor answers (raises NoSupervisor), or the explanation."""
+    """The routes from the supervisor (raises NoSupervisor), or the explanation."""
     action, *words = request.get("words") or [""]
     if action:
         one_of("routes", action, ("explain",))
@@ -150,7 +150,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _taken_out(result: RoutesResult) -> list[str]:
-    """Warnings of registered services that get no requests, of the first few."""
+    """Warnings about registered services that get no requests, for the first few."""
     found = [
         f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
         for route in result.items
@@ -162,10 +162,10 @@ def _taken_out(result: RoutesResult) -> list[str]:
 
 
 class Asked:
-    """The request to explain: the parts of its URL as routes are compared with them."""
+    """The request to explain, with the parts of its URL in the form that routes are matched against."""
 
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
-        """Raises UsageError for a header without a colon, or a URL with a user."""
+        """Raises UsageError for a header without a colon or a URL with user information."""
         from urllib.parse import quote
 
         from poolctl.routing.match import normal_host
@@ -181,12 +181,12 @@ class Asked:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
         self._named = self.headers.get("host", authority)
         self.host = normal_host(self._named)
-        # As clients send it: what a URL cannot hold is escaped.
+        # As clients send it: characters not allowed in a URL are escaped.
         self.path = quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F)))) or "/"
         self.normal = normal_path(self.path)
 
     def take_host_from(self, header: str) -> None:
-        """Compare the host that this header names, if the request has it."""
+        """Match against the host in this header, if the request has it."""
         from poolctl.routing.match import normal_host
 
         self.host = normal_host(self.headers.get(header.lower()) or self._named)
@@ -242,7 +242,7 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
 
 
 def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
-    """The routes of the table in force, or those of the files."""
+    """The routes of the active table, or of the files."""
     pool = find_pool(request)
     try:
         options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}
@@ -273,7 +273,7 @@ def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
 
 
 def _match(known: CandidatesResult, asked: Asked) -> Match | None:
-    """What the gateway's own table says."""
+    """The explanation from the gateway's own table."""
     from poolctl.routing.route_table import RouteTable, write_table
 
     fd = write_table(known.routes, known.generation)
@@ -295,7 +295,7 @@ def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
         to, status = match.route.redirect.to, match.route.redirect.status
         return f"{asked} takes the route {match.route.alias}, which redirects to {to} ({status})"
     targets = ", ".join(target.key for target in match.route.to) or "nothing"
-    within = asked.tls and match.whole_host  # passed by its host
+    within = asked.tls and match.whole_host  # proxied by its host
     why = proxy_reason(match.route, tls=within)
     if not why and asked.normal != asked.path:
         why = f"the path is sent as {asked.normal}"

@@ -1,4 +1,4 @@
-"""`poolctl run`: the pool in the foreground, or around a command (`run -- CMD…`)."""
+"""`poolctl run`: runs the pool in the foreground, or for the duration of a command (`run -- CMD…`)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from poolctl.frozen_value import Table
     from poolctl.monitor.journal import JournalEvent
 
-# `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
+# If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
 
 COMMAND = Command(
@@ -65,7 +65,7 @@ COMMAND = Command(
     TIMEOUT,
     NO_DEPS,
     WATCH,
-    flag("no_access_log", "--no-access-log", help="Log no requests, whatever the file says."),
+    flag("no_access_log", "--no-access-log", help="Log no requests, even if the file enables it."),
     flag("debug", "--debug", help="Run a single server in this process, so that breakpoints work."),
     Option("log_format", "--log-format", metavar="FORM", help="Servers' output as text (default) or json."),
     Option(
@@ -86,7 +86,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Run the pool until it is stopped; the exit code says how it ended."""
+    """Run the pool until it stops. The exit code says how it ended."""
     if request.get("debug"):
         from poolctl.cli.run.debug_server import perform as become
 
@@ -99,7 +99,7 @@ def perform(request: CommandRequest) -> Outcome:
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)
-    request.selector(), request.options()  # a wrong one is said before anything runs
+    request.selector(), request.options()  # a wrong value is reported before anything runs
     _refuse_running(Client(pool.socket))
     with (
         BackgroundStream(sys.stderr) as stderr,
@@ -109,19 +109,19 @@ def perform(request: CommandRequest) -> Outcome:
         session = RunSession(request, pool, command, limit_seconds, wakeup=signals.wakeup)
         if sd_notify.enabled(
             os.environ
-        ):  # no terminal hangs up; it is the order to reload: systemd.service(5)
+        ):  # not a hangup of a terminal: systemd.service(5) uses SIGHUP as the order to reload
             signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
         code = _run(session, path, signals)
-        session.report()  # here, where a reader who does not read holds nothing up
+        session.report()  # printed here, where a reader that has stopped reading blocks nothing
     session.outcome.exit_code = code
     return session.outcome
 
 
 def _run(session: RunSession, path: str, signals: StopSignals) -> int:
-    """Launch the pool, serve until something ends it, and stop it; the exit code."""
+    """Launch the pool, serve until something ends it, and stop it; returns the exit code."""
     keeper_pid, lifeline, log = 0, -1, SupervisorLog(session.pool)
     try:
-        with deferred_signals():  # what is half launched could not be waited for
+        with deferred_signals():  # nothing could wait for a half-launched pool
             from poolctl.supervisor.launch import launch
 
             keeper_pid, lifeline = launch(session.pool.files, session.environment(), lifeline=True)
@@ -139,13 +139,13 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         if lifeline >= 0:
             session.stop(code)
             os.close(lifeline)
-            await_end(keeper_pid)  # also if the supervisor was about to end and did not answer
+            await_end(keeper_pid)  # even if the supervisor was exiting and did not answer
             code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
             session.print_conclusion()
             if session.command and sys.stderr.isatty():
-                session.say("the pool has stopped")  # which the end of CMD does not show
+                session.say("the pool has stopped")  # not visible from the end of CMD
     except (KeyboardInterrupt, Terminated):
-        pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
+        pass  # the third signal: the lifeline closes with this process, and the keeper stops the rest
     return code
 
 
@@ -168,14 +168,14 @@ def _refuse_running(client: Client) -> None:
     )
 
 
-# Time that remains of the stop timeout when the remaining processes are killed.
+# Remaining time of the stop timeout when the remaining processes are killed.
 _KILLING_SECONDS = 1.0
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
 _ALIVE = ("running", "starting", "backoff", "draining")
 
 
 class RunSession:
-    """One `run`: the pool it has launched, for as long as it holds the lifeline.
+    """One `run` with its pool, which runs while this process holds the lifeline.
 
     `limit_seconds` limits the whole stop. `wakeup` is the wake-up pipe of StopSignals.
     """
@@ -193,14 +193,14 @@ class RunSession:
         self.pool = pool
         self.command = command
         self.client = Client(pool.socket)
-        self._orders = Client(pool.socket, wakeup=wakeup)  # for the main thread only
+        self._orders = Client(pool.socket, wakeup=wakeup)  # used by the main thread only
         self.outcome = Outcome()
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
         self._events = PoolEvents(self.client, self._happened)
         self._last_lines: LastLines | None = None
-        self._failed: list[str] = []  # the names of servers that did not start
+        self._failed: list[str] = []  # servers that did not start
         self._ran = False
         self._begun = time()
         self._ending = threading.Event()
@@ -209,11 +209,11 @@ class RunSession:
 
     @property
     def _prints_logs(self) -> bool:
-        """Whether the servers' output is shown: with a command or a document, that is what is printed."""
+        """Whether the servers' output is shown; with a command or -o json that output is printed instead."""
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
-        """The pool's environment: in a terminal's, servers log requests by default."""
+        """The pool's environment; in a terminal, servers log requests by default."""
         if self.request.get("no_access_log"):
             from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
@@ -223,7 +223,7 @@ class RunSession:
         return os.environ
 
     def start(self) -> bool:
-        """Start what is selected; whether there is something to stay for."""
+        """Start the selected servers; returns whether there is anything to wait for."""
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if self._prints_logs:
             self._printer = LogPrinter(
@@ -231,7 +231,7 @@ class RunSession:
             )
             self._printer.start()
         self._events.start()
-        quiet = self.request.quiet or not self.command  # without a command the logs are the progress
+        quiet = self.request.quiet or not self.command  # without a command, the logs show the progress
         with Progress("start", quiet=quiet) as progress:
             result = self._orders.ask(Result, "start", body, progress, self.request.seconds("timeout"))
         self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
@@ -250,7 +250,7 @@ class RunSession:
         return alive and self.outcome.exit_code == FAILED and not self.command
 
     def watch(self) -> None:
-        """Apply what changes from now on, if that is wanted; returns at once."""
+        """Apply changes from now on, if requested; returns at once."""
         if self.request.get("watch"):
             from poolctl.cli.reload_on_change import PoolWatcher
 
@@ -276,11 +276,11 @@ class RunSession:
         try:
             for result in watcher.changes(self._ending.is_set):
                 self.changed(result)
-        except Failure as failure:  # what more there is to watch cannot be; the pool runs on
+        except Failure as failure:  # further paths cannot be watched; the pool keeps running
             self._explain(failure.outcome)
 
     def changed(self, result: Result) -> None:
-        """Print what came of a change of the files, between the servers' output."""
+        """Print the outcome of a change of the files, between the servers' output."""
         from poolctl.cli.reload_plan import change_lines
 
         for line in change_lines(result, coloured(sys.stderr) and not self._objects):
@@ -292,7 +292,7 @@ class RunSession:
         explain(outcome)
 
     def stay(self, lifeline: int, signals: StopSignals) -> int:
-        """Until the pool has ended, or a signal is raised; the exit code if it was the pool."""
+        """Wait until the pool has ended, or a signal is raised; returns the exit code if the pool ended."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
@@ -305,21 +305,21 @@ class RunSession:
             if serves := serves_line(self._gateway):
                 self.say(serves)
         self.say(f"{line}, Ctrl-C to stop")
-        self.report()  # failures are printed now, while the others serve
+        self.report()  # failures are printed now, while other servers run
         if not self.outcome.exit_code:
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
-        signals.wait_for_end(lifeline)  # the other end is the keeper's
+        signals.wait_for_end(lifeline)  # the keeper holds the other end
         return DONE
 
     def report(self) -> None:
-        """Say what went wrong so far; a JSON document says it at the end."""
+        """Print the problems so far; a JSON document has them at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
             explain(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str, lifeline: int) -> int:
-        """The exit code of the user's command, which a pool that cannot go on ends with SIGTERM.
+        """Run the user's command; returns its exit code. If the pool cannot continue, the command gets SIGTERM.
 
         With -o json its output goes to standard error.
         """
@@ -329,11 +329,11 @@ class RunSession:
         environment = command_environment(self.pool, self.client.ask(Result, "list").items)
         foreground = UserCommand(path, self.command, environment)
         self._ran = True
-        self._events.died.clear()  # those of the start have been reported by it
+        self._events.died.clear()  # the start has reported its own failures
         return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
 
     def status_of_pool(self, code: int) -> int:
-        """The status that the pool itself has ended with, if a server that it cannot be without has failed."""
+        """The exit status of the pool itself, if a mandatory server has failed."""
         left = read_exit(self.pool.directory)
         if left is None:
             return code
@@ -345,7 +345,7 @@ class RunSession:
         return read_exit(self.pool.directory) is not None
 
     def _conclude(self, code: int) -> None:
-        """Find out, while the pool is there, what explains the failure of the command or of its servers."""
+        """Collect explanations for the failure of the command or its servers while the pool still exists."""
         self._events.finish()
         if not self.command:
             return
@@ -356,7 +356,7 @@ class RunSession:
             self._last_lines = LastLines.of(self.client, self.pool, names, since=stamp(self._begun))
 
     def print_conclusion(self) -> None:
-        """Name the servers that died while the command ran, and print the last lines of those that matter."""
+        """Name the servers that died while the command ran, and print the last lines of the relevant servers."""
         if not self.command:
             return
         if self._ran:
@@ -368,7 +368,7 @@ class RunSession:
     def stop(self, code: int) -> None:
         """Stop everything after the command has ended with `code`.
 
-        A signal meanwhile kills what is left at once, and so does the end of the time.
+        A signal meanwhile, or the timeout, kills the remaining processes at once.
         """
         self._ending.set()
         sd_notify.notify(os.environ, sd_notify.STOPPING)
@@ -387,7 +387,7 @@ class RunSession:
 
     def _stop(self, options: dict[str, object]) -> None:
         try:
-            # The last lines of the servers are the progress.
+            # The servers' last lines show the progress.
             with Progress("stop", quiet=self.request.quiet or self._prints_logs) as progress:
                 result = self._orders.ask(Result, "stop", {"options": options}, progress)
         except ControlError:

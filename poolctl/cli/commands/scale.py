@@ -1,4 +1,4 @@
-"""`poolctl scale`: another number of workers."""
+"""`poolctl scale`: changes the number of workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Give the selected servers so many workers."""
+    """Set the number of workers of the selected servers."""
     if request.get("auto"):
         return _automatic(request)
     saves(request)
@@ -46,7 +46,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _automatic(request: CommandRequest) -> Outcome:
-    """Let the triggers of the selected servers set their numbers of workers."""
+    """Let the triggers of the selected servers control their numbers of workers."""
     if saves(request):
         raise UsageError(
             "scale: --auto changes no file", hint="leave out --save: a reload returns to the triggers, too"

@@ -1,4 +1,4 @@
-"""`poolctl schema`: the JSON Schema of the configuration, for editors."""
+"""`poolctl schema`: prints the JSON Schema of the configuration, for editors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The schema as text; it stands for itself, without the frame of the other documents."""
+    """The schema as text, without the envelope of other documents."""
     from poolctl.config import json_schema
 
     return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")

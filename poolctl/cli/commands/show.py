@@ -1,4 +1,4 @@
-"""`poolctl show`: everything about the selected servers, with the origin of each value."""
+"""`poolctl show`: prints all details of the selected servers, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
 _NEXT_LINE = "\n" + " " * 13
-_WIDTH = 78  # of the line that names the keys at their defaults
+_WIDTH = 78  # the width of the line that lists the keys with default values
 
 COMMAND = Command(
     "Show everything about servers.",
@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The servers with what runs of them and what is configured."""
+    """The servers with their running state and their configuration."""
     pool = find_pool(request)
     items: Sequence[Details | Described]
     warnings: Sequence[str] = ()
@@ -64,7 +64,7 @@ def perform(request: CommandRequest) -> Outcome:
 
         items = described_from_files(request, pool)
     if not request.get("reveal"):
-        # Also what an older supervisor says, or the files.
+        # Also for answers of an older supervisor, and for the files.
         items = [item.but(config=masked(item.config)) for item in items]
     text = None
     if not request.output:
@@ -109,7 +109,7 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
 
 
 def _last_run(run: Table) -> str:
-    """`failed: exited with status 3 (2026-11-22 03:00:00 to 03:00:02 CET)`, in the reader's time zone."""
+    """A run such as `failed: exited with status 3 (2026-11-22 03:00:00 to 03:00:02 CET)`, in local time."""
     began = local_time(run["started_at"], "%Y-%m-%d %H:%M:%S")
     same_day = local_time(run["ended_at"], "%Y-%m-%d") == began[:10]
     ended = local_time(run["ended_at"], "%H:%M:%S %Z" if same_day else "%Y-%m-%d %H:%M:%S %Z")
@@ -118,7 +118,7 @@ def _last_run(run: Table) -> str:
 
 
 def _routes(routes: Sequence[RouteToServer]) -> str:
-    """A line for each of them."""
+    """One line for each."""
     lines = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in routes]
     return _NEXT_LINE.join(map(printable, lines)) or "-"
 
@@ -130,9 +130,9 @@ def _fact(item: Item, key: str) -> str:
 
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
-    """The values that are not the defaults, or all of them, each with its place in the files."""
+    """The values that differ from the defaults, or all values, each with its place in the files."""
     leaves = _leaves(config)
-    # Places are not known once the files have changed, and that of a whole table is none of each key in it.
+    # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
     places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}
     unsure = [key for key in places if key not in origin and places[key] != _DEFAULT]
     usual = _usual() if unsure else {}
@@ -148,14 +148,14 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
 
 
 def _usual() -> Table:
-    """What each key of a server is when it is left out."""
+    """The default of each key of a server."""
     from poolctl.config import Section, ServerConfig
 
     return dict(_leaves(Section.to_dict(ServerConfig.usual())))
 
 
 def _defaults(keys: Iterable[str]) -> list[str]:
-    """Comment lines that name these keys, each table once."""
+    """Comment lines with these keys; each table appears once."""
     lines = ["    # at their defaults (shown by --full):"]
     for key in dict.fromkeys(key.partition(".")[0] for key in keys):
         if len(lines[-1]) + len(key) > _WIDTH:
@@ -175,7 +175,7 @@ def _leaves(table: Table, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _origin(key: str, origin: dict[str, str]) -> str:
-    """The place of the value itself, or of the nearest table around it that is given as a whole."""
+    """The place of the value itself, or of the nearest enclosing table that is given as a whole."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))

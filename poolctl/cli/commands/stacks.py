@@ -1,4 +1,4 @@
-"""`poolctl stacks`: what the threads and tasks of workers do now."""
+"""`poolctl stacks`: prints the current stacks of the workers' threads and tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`poolctl start`: the selected servers and their dependencies, with a supervisor if none runs."""
+"""`poolctl start`: starts the selected servers and their dependencies, and a supervisor if needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Start the selected servers; returns when each is ready, or with the reason why it is not."""
+    """Start the selected servers; returns when each is ready or has failed, with the reason."""
     pool = find_pool(request)
     result = ask_or_launch(request, pool)
     if not result.ended:
@@ -50,7 +50,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _goes_on(names: list[str]) -> str:
-    """The note that servers which have failed are tried again."""
+    """The note that failed servers will be retried."""
     whole = len(names) <= _MOST_NAMES
     listed = ", ".join(names) if whole else f"{len(names)} servers"
     return f"poolctl keeps trying to start {listed}; poolctl stop{' ' + ' '.join(names) if whole else ''} ends that"

@@ -1,4 +1,4 @@
-"""`poolctl status`: the pool in one line, and what is not as it should be."""
+"""`poolctl status`: prints the pool's state in one line, and its problems."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# Of Docker's HEALTHCHECK; it knows no other than this and 0.
+# Docker's HEALTHCHECK accepts only 0 and 1.
 UNHEALTHY = 1
 
 COMMAND = Command(
@@ -38,7 +38,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The summary of the selected servers; exit 0 when all that should run is ready, else 3 (a health check: 1)."""
+    """The summary of the selected servers; exit 0 if every enabled server is ready, else 3 (1 as a health check)."""
     if not request.get("healthcheck"):
         return _status(request)
     from poolctl.cli.outcome import outcome_of
@@ -86,7 +86,7 @@ def _status(request: CommandRequest) -> Outcome:
 
 
 def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
-    """What the last worker did that hung, or was not ready in time, of each server that is not ready."""
+    """For each server that is not ready, the stacks of its last worker that hung or was not ready in time."""
     late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
         return []

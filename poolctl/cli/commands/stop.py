@@ -1,4 +1,4 @@
-"""`poolctl stop`: end the selected servers; without a selection the supervisor too."""
+"""`poolctl stop`: stops the selected servers; without a selection the supervisor as well."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Stop the selected servers; returns when each has stopped, or with why it has not."""
+    """Stop the selected servers; returns when each has stopped or failed to stop, with the reason."""
     pool = find_pool(request)
     try:
         result = ask(request, pool)
@@ -61,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _stopped_line(result: Result, *, waited: bool) -> str:
-    """`2 servers stopped: users, orders`, of those that ran, or were to run."""
+    """A message such as `2 servers stopped: users, orders`, about servers that ran or were about to."""
     active = [item for item in result.items if item.name not in (result.unchanged or ())]
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
@@ -71,21 +71,21 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    """`: a, b and 38 more`; "" for none."""
+    """A list such as `: a, b and 38 more`; "" for no servers."""
     shown = names if len(names) <= _MOST_NAMES else names[:_MOST_NAMES]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return f": {', '.join(shown)}{more}" if shown else ""
 
 
 def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
-    """The selected servers of a pool that does not run."""
+    """The selected servers of a pool that is not running."""
     if request.selector().selects_all and not request.output:
-        return []  # they are not printed, so that no file has to be read
+        return []  # they are not printed, so no file has to be read
     return _from_files(request, pool, [])
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
-    """The selected servers of the files; without a selection a broken file keeps nothing from being stopped."""
+    """The selected servers of the files; without a selection, a broken file does not prevent the stop."""
     from poolctl.cli.offline import select_from_files
 
     try:
@@ -97,7 +97,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
-    """End the selected servers that still serve, and without a selection the gateway; None when there are none."""
+    """Stop the selected servers that still serve, and without a selection the gateway; None if nothing serves."""
     from poolctl.runners.runner_registry import find_orphans, orphans_exist
     from poolctl.supervisor.gateway import orphaned_gateway
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
@@ -118,7 +118,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     warnings = _end(chosen, limit_seconds)
     for orphan in found:
         orphan.close()
-    # After the servers, which may still answer requests that it copies.
+    # After the servers, which may still be answering requests that it forwards.
     gateways = orphaned_gateway.find(pool.directory) if everything else []
     for gateway in gateways:
         if not gateway.end(limit_seconds):
@@ -134,7 +134,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
 
 
 def _end(chosen: list[Orphan], limit_seconds: float) -> list[str]:
-    """End them within the limit, or kill them; a warning for each that had to be killed."""
+    """Stop them within the limit, or kill them; returns a warning for each killed process."""
     for orphan in chosen:
         orphan.ask_to_end()
     deadline = time.monotonic() + limit_seconds

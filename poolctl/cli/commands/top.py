@@ -1,4 +1,4 @@
-"""`poolctl top`: the servers as they are, live; without a terminal as text."""
+"""`poolctl top`: shows a live view of the servers; without a terminal prints it once as text."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ COMMAND = Command(
         words=tuple(dict.fromkeys((*SORTS, *ROUTE_SORTS))),
         help=f"{', '.join(SORTS)}; of routes {', '.join(ROUTE_SORTS)}.",
     ),
-    flag("routes", "--routes", help="Begin with the gateway's routes instead of the servers (Tab switches)."),
+    flag("routes", "--routes", help="Start with the gateway's routes instead of the servers (Tab switches)."),
     section=INSPECT,
     examples=("poolctl top --sort memory", "poolctl top --routes --sort errors"),
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Show the view until it is left; NoSupervisor (6) when none runs. `-o json` prints what it shows."""
+    """Show the view until the user leaves it; NoSupervisor (6) if no supervisor runs. `-o json` prints its data."""
     if request.output not in ("", "json"):
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
@@ -82,7 +82,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 class _View:
-    """The rows to show, of servers or else of routes, and where they come from."""
+    """The rows to show, servers or routes, and their source."""
 
     def __init__(
         self, source: StatsSource, pool: str, interval_seconds: float, gateway: GatewayStatus | None
@@ -109,7 +109,7 @@ def _live(view: _View, frames: int | None) -> Outcome:
     except KeyboardInterrupt:
         return Outcome.of_stream(INTERRUPTED)
     except SignalReceived as ended:
-        # The terminal is restored; now the signal may have its default effect.
+        # The terminal is restored, so the signal may now have its default effect.
         signal.signal(ended.number, signal.SIG_DFL)
         os.kill(os.getpid(), ended.number)
     finally:

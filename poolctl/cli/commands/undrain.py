@@ -1,4 +1,4 @@
-"""`poolctl undrain`: put drained servers back into rotation."""
+"""`poolctl undrain`: puts drained servers back into rotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`poolctl unregister`: a registered service gets no more requests."""
+"""`poolctl unregister`: removes a registered service from its route."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from poolctl.routing.registration_report import RegistrationReport, absolute_url
 
 COMMAND = Command(
     "Take out a service that has registered.",
-    Option("service", metavar="NAME", required=True, help="The name that it has registered as."),
+    Option("service", metavar="NAME", required=True, help="The name under which it is registered."),
     Option("to", "--to", metavar="URL", help="Its URL. Default: every service of this name."),
     OUTPUT,
     section=CHANGES,
@@ -23,7 +23,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Unregister it. Raises NoSupervisor."""
+    """Unregister the service. Raises NoSupervisor."""
     options = {"name": request.get("service"), "to": absolute_url(request.get("to") or "")}
     result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
     lines = (f"{printable(each.name)}: {printable(each.url)} is unregistered" for each in result.items)

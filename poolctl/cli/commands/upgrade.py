@@ -1,4 +1,4 @@
-"""`poolctl upgrade`: a running pool goes on under this version of poolctl, its servers as they are."""
+"""`poolctl upgrade`: upgrades a running pool to this version of poolctl without touching its servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Replace keeper and supervisor if they are of another build; with --restart the servers' workers as well."""
+    """Replace keeper and supervisor if their build differs; with --restart the servers' workers as well."""
     pool = find_pool(request)
     client = Client(pool.socket)
     before = client.ping().version
@@ -44,7 +44,7 @@ def perform(request: CommandRequest) -> Outcome:
             )
     else:
         message = f"poolctl {before} → {__version__}" + (", another build" if before == __version__ else "")
-    # A job that is under way is not to be started again.
+    # A running job must not be started again.
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
     whose = "its" if len(serving) == 1 else "their"
     how = f"{servers(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"

@@ -1,4 +1,4 @@
-"""`poolctl validate`: every problem of every file in one run."""
+"""`poolctl validate`: reports every problem of every file in one run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """`N servers, ok`, or the problems: of the files, of what they refer to, and with --import of the apps."""
+    """`N servers, ok`, or the problems of files, referenced paths and programs, and with --import of apps."""
     pool = find_pool(request, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError
@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _content(config: Configuration) -> str:
-    """How many servers it has; without any, how many routes."""
+    """The number of servers, or of routes if there are no servers."""
     routes = len(config.tables.routes) + len(config.tables.streams)
     if len(config) or not routes:
         return servers(len(config))
@@ -60,14 +60,14 @@ def _content(config: Configuration) -> str:
 
 
 def _not_imported(config: Configuration, request: CommandRequest) -> str:
-    """A remark that the applications may fail to be imported, if there are any."""
+    """The remark that applications, if any, were not imported and may fail."""
     if request.get("import_apps") or all(server.command for server in config):
         return ""
     return " (applications not imported: --import)"
 
 
 def _withheld(config: Configuration) -> list[str]:
-    """Which variables are not passed to servers: a server that relies on one would only fail in production."""
+    """The variables that are not passed to servers: a server that relies on one would fail only in production."""
     names = sorted(config.pool_variables)
     if not names:
         return []
@@ -76,7 +76,7 @@ def _withheld(config: Configuration) -> list[str]:
 
 
 def _judged(outcome: Outcome) -> Outcome:
-    """With its exit code; the problems are what was asked for, so they go where results go."""
+    """The outcome with its exit code; the problems are the result, so they go to standard output."""
     outcome.errors_are_result = True
     outcome.exit_code = INVALID_CONFIGURATION if outcome.errors else DONE
     return outcome

@@ -1,4 +1,4 @@
-"""`poolctl version`."""
+"""`poolctl version`: prints versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMAND = Command("Print the version.", OUTPUT, section=MACHINE)
 
 
 class Versions(Value):
-    """The version of this command, of its interpreter and platform, and of the running supervisor, "" for none."""
+    """The versions of this command, its interpreter and platform, and the running supervisor ("" without one)."""
 
     version: str
     python: str
@@ -26,7 +26,7 @@ class Versions(Value):
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The version; with --verbose those of the interpreter, the platform and the running supervisor too."""
+    """The version; with --verbose also interpreter, platform and running supervisor."""
     if not (request.verbose or request.output):
         return Outcome(text=f"poolctl {__version__}\n", extra={"version": __version__})
     python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"

@@ -1,4 +1,4 @@
-"""`poolctl wait`: until the selected servers are ready, stopped, healthy, or in a state."""
+"""`poolctl wait`: waits until the selected servers are ready, stopped, healthy, or in a given state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 
-# A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
+# One stat per interval is cheap, and a new supervisor is noticed without delay.
 LOOK_SECONDS = 0.05
 
 COMMAND = Command(
@@ -31,7 +31,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Return when the selected servers are what `--for` says; keeps trying while there is no supervisor."""
+    """Return when the selected servers match `--for`; keeps trying while there is no supervisor."""
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds
     goal = str(request.options().get("for") or "ready")
@@ -42,7 +42,7 @@ def perform(request: CommandRequest) -> Outcome:
         try:
             result = ask(_with_timeout(request, left), pool)
         except SupervisorEnded:
-            continue  # another may be there already, or none: the next call shows
+            continue  # the next call shows whether there is a new supervisor
         except NoSupervisor:
             selected = _from_files(request, pool) if selected is None else selected
             if goal == "stopped":
@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _arrived_line(goal: str, result: Result) -> str:
-    """`2 servers ready`, with those that sleep instead in brackets."""
+    """A message such as `2 servers ready`, with sleeping servers in brackets."""
     asleep = 0
     if goal in ("ready", "healthy"):
         asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)

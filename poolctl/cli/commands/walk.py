@@ -1,4 +1,4 @@
-"""`poolctl walk [TARGET…] -- CMD…`: CMD once for each server, its output in one piece, failures at the end."""
+"""`poolctl walk [TARGET…] -- CMD…`: runs CMD for each server; keeps each output together, failures last."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 
 LINE = ("name", "bind", "state")
-# How long a child that Ctrl-C has reached may take to end before it is killed.
+# The time a child has to exit after Ctrl-C before it is killed.
 PATIENCE_SECONDS = 5.0
-# A signal that comes between the interpreter's last look for one and its waiting for a lock is seen when that ends.
+# A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 LOOK_SECONDS = 0.2
 
 COMMAND = Command(
@@ -44,7 +44,7 @@ COMMAND = Command(
 
 
 class Walked(Item):
-    """A server, and what the command has done for it: its exit code, and its output."""
+    """The run of the command for one server: exit code and output."""
 
     exit_code: int
     stdout: str
@@ -52,21 +52,21 @@ class Walked(Item):
 
 
 class Walk:
-    """One walk: which command, how many at once, and the children that are alive."""
+    """One walk: the command, its parallelism, and the running children."""
 
     def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
         self.command = command
         self.jobs = jobs
         self.fail_fast = fail_fast
-        self.keep = keep  # the output goes into the document instead of to the terminal
+        self.keep = keep  # the output goes into the document, not to the terminal
         self.children: set[subprocess.Popen[bytes]] = set()
         self.ending = False
-        # A child is registered before the children are ended, or it is not started: an interrupt that comes while a
-        # thread is being started leaves one that the pool of threads does not know, and waits for no more.
+        # A child is either registered before the children are stopped, or not started: an interrupt while a thread
+        # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.beginning = threading.Lock()
 
     def runs(self, items: Sequence[Item]) -> Iterator[Walked]:
-        """The runs as they are done. Stops all children when interrupted."""
+        """The runs as they complete. Stops all children when interrupted."""
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
         waiting = list(reversed(items))
@@ -128,7 +128,7 @@ class Walk:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Run CMD for the selected servers in the file's order; exit 1 when it failed for any of them."""
+    """Run CMD for the selected servers in the file's order; exit 1 if it fails for any server."""
     jobs = _jobs(request)
     pool = find_pool(request)
     items = _selected(request, pool)
@@ -204,7 +204,7 @@ _placeholder = re.compile(r"\{(" + "|".join(WORDS) + r")\}")
 
 
 def facts(item: Item) -> dict[str, str]:
-    """Every word's value for one server; what does not apply (the port of a Unix socket) is empty."""
+    """The values of all placeholders for one server; inapplicable values (the port of a Unix socket) are empty."""
     host, port = _host_and_port(item.bind)
     pids = item.pids
     known = {"host": host, "port": port, "pid": str(pids[0]) if pids else ""}
@@ -212,12 +212,12 @@ def facts(item: Item) -> dict[str, str]:
 
 
 def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a command about this server: POOLCTL_NAME and the others, over `base`."""
+    """The environment of the command for this server: `base` with POOLCTL_NAME and other variables."""
     return {**base, **{PREFIX + word.upper(): value for word, value in facts(item).items()}}
 
 
 def arguments(command: list[str], item: Item) -> list[str]:
-    """The command with `{name}`, `{port}` … replaced; other braces stay, so that JSON can be written as it is."""
+    """The command with `{name}`, `{port}` … replaced; other braces stay, so JSON needs no escaping."""
     known = facts(item)
     return [_placeholder.sub(lambda match: known[match[1]], word) for word in command]
 

@@ -1,8 +1,8 @@
-"""What a shell offers for the last word of a command line: `poolctl __complete WORD...`.
+"""Completes the last word of a command line: `poolctl __complete WORD...`.
 
-Each line of the answer is a word that begins as the last one does; a tab and its meaning follow where that is known.
-`:files`, `:directories` and `:command` leave the word to the shell: a path, or a command of the user's after `--`.
-It is quick, it never fails and never prints anything else, because it runs on every press of Tab.
+Each line of the answer is a word with the prefix typed so far, followed by a tab and a description if there is one.
+`:files`, `:directories` and `:command` leave the word to the shell: a path, or a command after `--`. It must be
+fast, and never fails or prints anything else, because it runs on every press of Tab.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    Offer = tuple[str, str]  # a word, and what it means
+    Offer = tuple[str, str]  # a word and its description
     Server = tuple[str, str, str, tuple[str, ...]]  # name, address, state, tags
 
 ANSWER_SECONDS = 1.0
-# Words that would have to be quoted are left to the fingers.
+# Words that need quoting are not offered.
 _word = re.compile(r"[A-Za-z0-9._@%+,:=/-]+")
 
 
 def complete(words: Sequence[str]) -> int:
-    """Print what may stand in the place of the last word; 0 whatever happens."""
+    """Print the completions of the last word; always returns 0."""
     try:
         found = [(word, meaning) for word, meaning in _offers(words) if _word.fullmatch(word)]
         sys.stdout.write("".join(f"{word}\t{meaning}".rstrip() + "\n" for word, meaning in found))
@@ -77,7 +77,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
 
 
 def _commands(begun: str) -> list[Offer]:
-    """The commands that begin like this: only their modules are imported for what they say of themselves."""
+    """The commands with this prefix; only their modules are imported, for their descriptions."""
     found = [(verb, command_named(verb)) for verb in names() if verb.startswith(begun)]
     return [(verb, _sentence(command.help)) for verb, command in found if command]
 
@@ -87,7 +87,7 @@ def _sentence(help: str) -> str:
 
 
 class _CommandLine:
-    """The words before the last one: the command, its options and arguments, and the option whose value comes next."""
+    """The parsed words before the last: the command, its options and arguments, and an option awaiting its value."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.verb = ""
@@ -117,7 +117,7 @@ class _CommandLine:
                 self.options = _by_spelling((*self.command.options, HELP_OPTION))
 
     def split(self, word: str) -> tuple[Option | None, str, str | None]:
-        """The option of a word, the text before its value, and the value; None if the word has none."""
+        """The option in a word, the text before its value, and the value; None if it has no option with a value."""
         name, equals, value = word.partition("=")
         if not word.startswith("--") and len(word) > 2:
             name, equals, value = word[:2], "=" * (word[2] == "="), word[2:].removeprefix("=")
@@ -127,7 +127,7 @@ class _CommandLine:
         return (option, name + equals, value) if option and option.takes_value else (None, word, None)
 
     def argument(self) -> Option | None:
-        """The argument whose place the last word has."""
+        """The argument at the position of the last word."""
         declared = self.command.arguments if self.command else []
         if self.arguments < len(declared):
             return declared[self.arguments]
@@ -139,7 +139,7 @@ def _by_spelling(options: Iterable[Option]) -> dict[str, Option]:
 
 
 def _unquoted(word: str) -> str:
-    """The word as the command would get it: bash and zsh hand over what has been typed."""
+    """The word as the command would receive it; bash and zsh pass it as typed."""
     if "'" not in word and '"' not in word and "\\" not in word:
         return word
     import shlex
@@ -152,12 +152,12 @@ def _unquoted(word: str) -> str:
 
 
 def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
-    """The values of an option or argument that begin like this."""
+    """The values of an option or argument with this prefix."""
     if option.completes in (FILES, DIRECTORIES):
         return [(f":{option.completes}", "")]
     offers: Iterable[Offer] = ((word, "") for word in option.words)
     if option.key == "output" and "name" in option.words and line.command:
-        head = "".join(begun.rpartition(",")[:2])  # fields with commas between them
+        head = "".join(begun.rpartition(",")[:2])  # comma-separated fields
         forms = () if head else option.words
         offers = ((head + word, "") for word in dict.fromkeys((*forms, *line.command.fields)))
     elif option.completes:
@@ -166,7 +166,7 @@ def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
 
 
 def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
-    """What there is in the pool that -c and --pool name; `~` is as it was typed."""
+    """The contents of the pool named by -c or --pool; `~` is still unexpanded."""
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import find_pool
 
@@ -211,7 +211,7 @@ def _servers(pool: PoolRef) -> list[Server]:
 
 
 def _in_files(paths: Sequence[str]) -> Iterator[Server]:
-    """The servers as they stand in files and directories: nothing is validated."""
+    """The servers in the files, without validation."""
     from poolctl.config import read_documents
 
     for document in read_documents([*paths])[0]:

@@ -1,4 +1,4 @@
-"""Installing a completion script for the user: the script into its shell's directory, and the line that loads it."""
+"""Installs a completion script for the user: the script in the shell's directory, and the line that loads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARK = "# completion of poolctl"
 
 
 def install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
-    """Write the script and what loads it; the paths of the files that have changed, none the second time.
+    """Write the script and the line that loads it; returns the paths of changed files, empty if already installed.
 
     Raises Failure for a home that is not this user's, as under sudo, and for files that cannot be written.
     """
@@ -37,7 +37,7 @@ def install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
 
 
 def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
-    """The script's path, the file that a shell reads at its start, "" if it need not, and the line for that."""
+    """The script's path, the shell's startup file ("" if none is needed), and the line for it."""
     data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
     if shell == "fish":
         config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -54,7 +54,7 @@ def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, st
 
 
 def _refuse_if_foreign(path: str) -> None:
-    """Raise Failure for a file, or else the directory in which it would be made, that belongs to another user."""
+    """Raise Failure if the file, or the directory for a missing file, belongs to another user."""
     while not os.path.lexists(path):
         path = os.path.dirname(path) or "."
     for found in (os.lstat(path), os.stat(path)):
@@ -65,7 +65,7 @@ def _refuse_if_foreign(path: str) -> None:
 
 
 def _write(path: str, text: str) -> bool:
-    """Replace the file's content; False if it has this one already."""
+    """Replace the file's content; False if it is unchanged."""
     if _content(path) == text:
         return False
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -75,7 +75,7 @@ def _write(path: str, text: str) -> bool:
 
 
 def _append(path: str, line: str) -> bool:
-    """Add the line to the file; False if it is there already."""
+    """Add the line to the file; False if it is already there."""
     before = _content(path)
     if line in before.splitlines(keepends=True):
         return False

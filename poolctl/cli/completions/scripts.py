@@ -1,4 +1,4 @@
-"""The completion scripts of shells: each asks `poolctl __complete` for every word (see candidates.py)."""
+"""The completion scripts for shells; each calls `poolctl __complete` for every word (see candidates.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input and the result of a check: the machine's and the pool's files, its supervisor, and a finding."""
+"""The input of a check (files of machine and pool, and the supervisor) and its result."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class CheckContext:
-    """Never raises: what cannot be had is empty, and `problems` or `silence` say why.
+    """Never raises: inaccessible data is empty, and `problems` or `silence` say why.
 
-    `pool` is None when no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
-    names of those that serve on without one; so may the gateway.
+    `pool` is None if no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
+    names of servers that still serve without a supervisor; the gateway may do so as well.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class CheckContext:
         self.items: Sequence[Item] = ()
         self.failures: dict[str, ErrorEntry] = {}
         self.gateway: Table | None = None
-        self.changed: Table | None = None  # files that the pool has not read yet
+        self.changed: Table | None = None  # changed files not yet read by the pool
         self.orphaned: set[str] = set()
         self.gateway_orphaned = False
         self.silence = ""
@@ -76,30 +76,30 @@ class CheckContext:
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
             self.failures = {each.name: each for each in client.ask(StatusResult, "status").errors}
         except NoSupervisor:
-            return  # what a dead one has left is looked for elsewhere
+            return  # leftovers of a dead pool have their own check
         except ControlError as error:
             self.silence = error.message
 
     @property
     def servers(self) -> Sequence[ServerConfig]:
-        """The servers of the files that are to run."""
+        """The servers in the files that should run."""
         return [server for server in self.config or () if not server.disabled]
 
     @property
     def processes(self) -> int:
-        """How many processes the pool has when all of it runs."""
+        """The number of processes of the pool when all servers run."""
         return _OWN_PROCESSES + sum(max(server.scale.max, 1) for server in self.servers)
 
     @property
     def served(self) -> set[str]:
-        """The names of the servers whose sockets are held, by the supervisor or by what a killed pool has left."""
+        """The servers whose sockets are held by the supervisor or by remains of a killed pool."""
         return self.orphaned | {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only.
+        """The addresses by name except `auto` ones; for a running pool only the servers' addresses.
 
-        Those of an orphaned gateway are left out, too.
+        Addresses of an orphaned gateway are omitted.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
@@ -123,7 +123,7 @@ def _orphaned(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
 
 
 def read(path: str) -> str:
-    """The content of a system file, "" when it cannot be read."""
+    """The content of a system file, "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
@@ -132,13 +132,13 @@ def read(path: str) -> str:
 
 
 def number(path: str) -> int | None:
-    """The number in such a file; None for anything else, such as `max`."""
+    """The number in such a file; None for any other content, such as `max`."""
     text = read(path)
     return int(text) if text.isdecimal() else None
 
 
 class CheckResult(Value):
-    """`check` is what was looked at, `fix` what to do if it is not ok. Commands know items by `name`."""
+    """`check` names the checked object, `fix` says what to do if it is not ok. Commands identify items by `name`."""
 
     name: str
     check: str
@@ -151,15 +151,15 @@ class CheckResult(Value):
 
 
 def ok(check: str, message: str) -> CheckResult:
-    """It is as it should be."""
+    """A result without a problem."""
     return CheckResult(name=check, check=check, status=OK, message=message, fix="")
 
 
 def warning(check: str, message: str, fix: str) -> CheckResult:
-    """It may become a problem."""
+    """A result that may become a problem."""
     return CheckResult(name=check, check=check, status=WARNING, message=message, fix=fix)
 
 
 def problem(check: str, message: str, fix: str) -> CheckResult:
-    """It keeps servers from starting, or from serving as they should."""
+    """A result that prevents servers from starting or from serving correctly."""
     return CheckResult(name=check, check=check, status=PROBLEM, message=message, fix=fix)

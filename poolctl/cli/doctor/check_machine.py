@@ -30,13 +30,13 @@ _FILES = (
 _NET = "/proc/sys/net"
 _LINGER = "/var/lib/systemd/linger"
 _FEW_FOR_A_WORKER = 256
-# A forked worker with a small application; the memory of a real one is unknown.
+# A forked worker with a small application; the memory of the real application is unknown.
 _WORKER_BYTES = 8 << 20
 _OWN_BYTES = 96 << 20
 
 
 def features(context: CheckContext) -> Iterator[CheckResult]:
-    """Each call with what is lost without it."""
+    """Each system call, with the consequence if it is missing."""
     if not LINUX:
         yield problem(
             "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
@@ -97,7 +97,7 @@ _FEATURES = (
 
 
 def logout(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether logind ends it (logind.conf(5), KillUserProcesses)."""
+    """Whether logind kills the pool on logout (logind.conf(5), KillUserProcesses)."""
     if not os.path.exists("/run/systemd/system"):
         yield ok("logout", "no logind that would stop the pool")
         return
@@ -158,7 +158,7 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
-    """How many more processes this user and this control group may have."""
+    """The number of further processes allowed for this user and this control group."""
     need = context.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if (
@@ -180,7 +180,7 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[str]:
-    """The directories of this process's control group and of those above it, of either version (cgroups(7))."""
+    """The directories of this process's control group and its ancestors, in either version (cgroups(7))."""
     for line in read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -195,7 +195,7 @@ def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[st
 
 
 def _threads_of_user() -> int:
-    """Threads, which are what the limit counts."""
+    """The number of threads, which the limit counts."""
     count = 0
     for name in os.listdir("/proc"):
         try:
@@ -207,7 +207,7 @@ def _threads_of_user() -> int:
 
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
-    """The memory available to the pool, if it does not run yet."""
+    """The memory available to the pool if it is not running."""
     available = re.search(r"^MemAvailable:\s+(\d+) kB", read("/proc/meminfo"), re.MULTILINE)
     left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
@@ -232,7 +232,7 @@ def _mib(count: int) -> str:
 
 
 def ports(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether each server could open its address now, if it has not done so."""
+    """Whether each server that has not opened its address could do so now."""
     served = context.served
     failures: dict[str, ListenError] = {}
     free = 0
@@ -260,7 +260,7 @@ def _unix(name: str, path: str) -> Iterator[CheckResult]:
 
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
-    """How many connections may wait while a server restarts or wakes: the kernel's own limit cuts ours."""
+    """The number of connections that may wait while a server restarts or wakes; the kernel's limit caps it."""
     most = read(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
@@ -270,7 +270,7 @@ def backlog(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether a port may be taken by this machine's own outgoing connections before its server comes to it."""
+    """Whether this machine's outgoing connections could take a port before its server opens it."""
     first, _, last = read(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
         return
@@ -300,7 +300,7 @@ def _ranges(text: str) -> list[tuple[int, int]]:
 
 
 def sockets(context: CheckContext) -> Iterator[CheckResult]:
-    """Files of Unix sockets at the addresses of servers that do not run."""
+    """Socket files at the addresses of servers that are not running."""
     for name, address in context.addresses.items():
         if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue
@@ -320,7 +320,7 @@ def _is_socket(path: str) -> bool:
 
 
 def answers(path: str) -> bool:
-    """Whether a process listens on that Unix socket."""
+    """Whether a process listens on the Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)

@@ -1,4 +1,4 @@
-"""The pool's directories and files: owners, permissions, file systems, free space; leftovers of dead pools."""
+"""Checks the pool's directories and files: owners, permissions, file systems, free space, leftovers of dead pools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCARCE_FILES = 256
 
 
 def runtime(context: CheckContext) -> Iterator[CheckResult]:
-    """Where the control socket is: usable, private, not on a network file system."""
+    """Whether the directory of the control socket is usable, private, and not on a network file system."""
     try:
         if context.pool is not None:
             pool_paths.control_socket(context.pool.directory)
@@ -44,7 +44,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _root(context: CheckContext) -> str:
-    """The directory itself, or the nearest above it that is there. Raises ControlError when it cannot be used."""
+    """The directory itself, or its nearest existing ancestor. Raises ControlError if it cannot be used."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
     for path in pool_paths.candidates(context.env):
@@ -67,7 +67,7 @@ def _why(path: str) -> str:
 
 
 def state(context: CheckContext) -> Iterator[CheckResult]:
-    """Where logs and the journal of events are."""
+    """The directories of logs and event journal."""
     if context.pool is None:
         return
     path = pool_paths.state_dir(context.env, context.pool.key)
@@ -89,7 +89,7 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def disks(context: CheckContext) -> Iterator[CheckResult]:
-    """Where the files say that logs and events are to lie: each disk once, that of the state directory aside."""
+    """The configured directories of logs and events, one per disk, except the state directory's disk."""
     if context.pool is None or context.config is None:
         return
     events = context.config.tables.events
@@ -103,7 +103,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def files(context: CheckContext) -> Iterator[CheckResult]:
-    """Who may change the pool's files, whose commands are run."""
+    """Whether other users may change the pool's files, whose commands are run."""
     if context.pool is not None:
         found = [each for file in context.pool.files for each in _file(file)]
         yield from found or [ok("files", ", ".join(context.pool.files))]
@@ -150,7 +150,7 @@ def _room(check: str, path: str) -> Iterator[CheckResult]:
 
 
 def _network(path: str) -> str:
-    """The type of the network file system on which the path lies, "" for one of this machine."""
+    """The type of the network file system of the path, "" for a local one."""
     path = os.path.realpath(path)
     mounts = [line.partition(" - ") for line in read("/proc/self/mountinfo").splitlines()]
     found = ""
@@ -164,7 +164,7 @@ def _network(path: str) -> str:
 
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
-    """Everything in the runtime directories that is no running pool's."""
+    """Everything in the runtime directories that belongs to no running pool."""
     found = [each for root in pool_paths.candidates(context.env) for each in _left_in(root, context)]
     yield from found or [ok("leftovers", "none")]
 
@@ -185,7 +185,7 @@ def _left_in(root: str, context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _links(root: str, key: str) -> list[str]:
-    """The names under which the pool is found as well."""
+    """The aliases of the pool."""
     links = (f"{root}/{name}" for name in _names(root) if name.startswith("@"))
     return [link for link in links if os.path.islink(link) and os.readlink(link) == key]
 

@@ -1,4 +1,4 @@
-"""The pool itself: its configuration, its supervisor, its servers, and the versions of all."""
+"""Checks the pool itself: its configuration, supervisor, servers, and all versions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 
 
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
-    """Every problem of the files and of what they refer to."""
+    """All problems of the files and of referenced paths and programs."""
     for each in context.problems:
         place = f"{from_here(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
         text = ": ".join(filter(None, (place, each.name or each.key, each.message)))
@@ -53,7 +53,7 @@ def configuration(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def certificates(context: CheckContext) -> Iterator[CheckResult]:
-    """Those of the files that have expired, or soon will."""
+    """Certificates that have expired or will soon."""
     if context.config is None:
         return
     tls = [server.name for server in context.servers if server.tls]
@@ -68,14 +68,14 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def interpreters(context: CheckContext) -> Iterator[CheckResult]:
-    """Those that root runs and that another user can modify."""
+    """Interpreters run by root that another user can modify."""
     for each in context.config.warnings if context.config is not None else ():
         if getattr(each, "key", "").endswith(".python"):
             yield warning("interpreters", f"{each.name}: {each.message}", each.hint)
 
 
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether it answers, and its keeper answers it; the pool's own endpoints that it cannot serve."""
+    """Whether the supervisor and its keeper answer, and which of the pool's own endpoints it cannot serve."""
     about = context.about
     if context.silence:
         yield problem("supervisor", context.silence, "poolctl start; see supervisor.log next to its socket")
@@ -93,7 +93,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
         if table == "[proxmox]":
-            # The last inventory stays in use: every route is served.
+            # The last inventory stays in use, so every route is served.
             yield warning(table, why, "check url, verify and the token, then run poolctl reload")
             continue
         yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
@@ -106,7 +106,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _fix(table: str, why: str) -> str:
-    """For a table that is not served; the supervisor tries it again by itself."""
+    """The problem of a table that is not served; the supervisor retries automatically."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
     if table == "[events]":
@@ -121,7 +121,7 @@ def _fix(table: str, why: str) -> str:
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:
-    """Those of a running pool that are not as they should be."""
+    """Servers of a running pool with problems."""
     bad = 0
     for item in context.items:
         name, state = item.name, item.state
@@ -144,7 +144,7 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def installed(context: CheckContext) -> Iterator[CheckResult]:
-    """This poolctl against the supervisor that runs."""
+    """Whether the versions of this poolctl and the running supervisor match."""
     python = ".".join(map(str, sys.version_info[:3]))
     about = context.about
     running = about.version if about is not None else ""
@@ -162,7 +162,7 @@ def installed(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def packages(context: CheckContext) -> Iterator[CheckResult]:
-    """The packages of the servers' interpreters: uvicorn at least."""
+    """The required packages of the servers' interpreters, at least uvicorn."""
     using: dict[str, list[ServerConfig]] = {}
     for server in context.servers:
         if not server.command:
@@ -199,7 +199,7 @@ def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
 
 
 def _asked(python: str, user: str | None) -> Table | str:
-    """Its packages, or why they are unknown."""
+    """The packages of an interpreter, or the reason why they are unknown."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [python, "-c", _ASK],

@@ -1,4 +1,4 @@
-"""The environment of the command of `run -- CMD…`: which pool it runs in, and where the servers are."""
+"""The environment for the command of `run -- CMD…`, with the pool and the servers' addresses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PARTS = ("url", "port")
 def command_environment(
     pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """`base` with POOLCTL_CONFIG, and for each server POOLCTL_URL_NAME and POOLCTL_PORT_NAME as far as it has them.
+    """`base` with POOLCTL_CONFIG, and POOLCTL_URL_NAME and POOLCTL_PORT_NAME for each server that has them.
 
-    Failure (5), with the place, for two names that are one there.
+    Failure (5), with the place, if two names map to the same variable.
     """
     there = [item for item in items if item.state != "disabled" and item.expose]
     if taken := _alike(there):
@@ -32,7 +32,7 @@ def command_environment(
             parts = address_parts(item.expose, parse(item.address or item.bind))
         except AddressError:
             parts = {"url": item.expose}
-        if item.address and item.expose == item.bind:  # of an inherited socket, which has no other address
+        if item.address and item.expose == item.bind:  # an inherited socket has no other address
             parts["url"] = f"http://{item.address}"
         found |= {
             f"POOLCTL_{part.upper()}_{word(item.name)}": parts[part] for part in _PARTS if part in parts
@@ -41,7 +41,7 @@ def command_environment(
 
 
 def word(name: str) -> str:
-    """The name of a server as a part of a variable's: `users-v1` is `USERS_V1`."""
+    """The name of a server as a part of a variable name: `users-v1` becomes `USERS_V1`."""
     return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
@@ -63,6 +63,6 @@ def _refused(pool: PoolRef, first: Item, second: Item) -> Outcome:
     finding = Finding(("name",), message, "rename one of them", second.name)
     config = load(pool)
     problems = config.located((server, finding) for server in config if server.name == second.name)
-    if not problems:  # added live
+    if not problems:  # a server added live
         return Outcome.failed(INVALID_CONFIGURATION, message, finding.hint)
     return Outcome(errors=[ErrorEntry.of(each) for each in problems], exit_code=INVALID_CONFIGURATION)

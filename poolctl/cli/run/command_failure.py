@@ -1,4 +1,4 @@
-"""What explains the failure of a `run -- CMD…`: which servers died, and the last lines of their output."""
+"""Explains the failure of a `run -- CMD…`: the servers that died, and the last lines of their output."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _MOST_SERVERS = 10
 
 
 def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
-    """A line for each server that died, with the reason of its last death."""
+    """One line for each server that died, with the reason for its last exit."""
     for name, reasons in died.items():
         times = f" {len(reasons)} times" if len(reasons) > 1 else ""
         yield printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
 
 
 class LastLines(NamedTuple):
-    """The log files of the servers that matter, and since when."""
+    """The log files of the relevant servers, and the start time."""
 
     paths: dict[str, str]
     since: str
 
     @classmethod
     def of(cls, client: Client, pool: PoolRef, names: Iterable[str], since: str) -> LastLines:
-        """Those of the servers with these names."""
+        """The logs of the servers with these names."""
         chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
         try:
             items = client.ask(ShowResult, "show").items
             paths = log_paths([item for item in items if item.log_files is not False], pool)
-        except ControlError:  # the pool has ended by itself
+        except ControlError:  # the pool has already ended
             logs = f"{pool_paths.state_dir(os.environ, pool.key)}/logs"
             paths = {name: f"{logs}/{name}.log" for name in chosen}
         return cls({name: paths[name] for name in chosen if name in paths}, since)
 
     def text(self, env: Mapping[str, str] = os.environ, *, objects: bool = False) -> str:
-        """The lines of each server under a head, which GitHub's and GitLab's logs fold."""
+        """The lines of each server under a heading that GitHub and GitLab can fold."""
         from poolctl.logs.log_tail import tail
 
         texts: list[str] = []
@@ -68,7 +68,7 @@ def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Itera
         before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
     yield before
-    # The name before each line also keeps a server from writing commands for GitHub, which begin lines.
+    # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
     yield from (f"{name} | {terminal_text(line.text, colours=False)}\n" for line in lines)
     yield after
 

@@ -1,4 +1,4 @@
-"""`poolctl run --debug NAME`: this process becomes the server, in this terminal."""
+"""`poolctl run --debug NAME`: runs a server in this process, so that breakpoints work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 if TYPE_CHECKING:
     from poolctl.listeners.port_ledger import PortLedger
 
-# They are about a pool, or about waiting for one.
+# Options about a pool, or about waiting for one.
 _NOT_WITH = {
     "command": "a command", "watch": "--watch", "output": "-o", "log_format": "--log-format",
     "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
@@ -42,9 +42,9 @@ _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
 def perform(request: CommandRequest) -> NoReturn:
-    """Serve the one selected server here, as its user, with its environment, until Ctrl-C.
+    """Run the selected server in this process, as its user and with its environment, until Ctrl-C.
 
-    No supervisor is asked, what it depends on is not started, and it has one worker. Failure, with the reason.
+    No supervisor is involved, dependencies are not started, and there is one worker. Raises Failure with the reason.
     """
     for option, said in _NOT_WITH.items():
         if request.get(option):
@@ -65,7 +65,7 @@ def perform(request: CommandRequest) -> NoReturn:
     except ServerError as problem:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
     spec["index"] = 0
-    # The developer wants to see the requests, in uvicorn's own format.
+    # Developers want to see requests, in uvicorn's own format.
     spec["uvicorn"]["access_log"] = not request.get("no_access_log")
     for name in withheld_variables.present():
         del os.environ[name]
@@ -142,7 +142,7 @@ def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tl
     if server.command:
         spec["argv"] = argument_vector(server)
         for listener in listeners:
-            listener.setblocking(True)  # programs expect it so (sd_listen_fds(3))
+            listener.setblocking(True)  # as expected by programs (sd_listen_fds(3))
         _move_descriptors([listener.fileno() for listener in listeners], _FIRST_INHERITED_FD)
         become_program(spec, len(listeners))
     fds = [spec_file(spec), *(listener.fileno() for listener in listeners), *tls_fds]
@@ -155,7 +155,7 @@ def _become(server: ServerConfig, spec: Spec, listeners: list[socket.socket], tl
 
 
 def _move_descriptors(fds: Iterable[int], first: int) -> None:
-    """Have them at `first` and the numbers that follow, and let them outlive an exec."""
+    """Move the descriptors to `first` and the following numbers, and make them inheritable."""
     given = list(fds)
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
     for number, fd in enumerate(lifted, first):

@@ -1,4 +1,4 @@
-"""What happens to the servers of a `run`: a line for each crash, each restart, and each server that is given up."""
+"""Reports what happens to the servers of a `run`: one line per crash, restart, and server given up."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from poolctl.frozen_value import Table
 
 _KINDS = ["lifecycle", "recovery", "pool"]
-# Between two supervisors.
+# The pause between attempts while the supervisor is replaced.
 _AGAIN_SECONDS = 0.2
-# The keeper replaces a supervisor that hangs; no question is needed whether it still answers.
+# No pings are needed, because the keeper replaces a hung supervisor.
 _SILENCE_SECONDS = 86400.0
 _LAST_SECONDS = 2.0
 
 
 class PoolEvents:
-    """Follows the pool's events, and reports each problem once: its line, and its level."""
+    """Follows the pool's events, and reports the line and level of each problem once."""
 
     def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
         self._client = client
@@ -33,23 +33,21 @@ class PoolEvents:
         self._last = 0
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self.died: dict[
-            str, list[str]
-        ] = {}  # the reasons by the server's name, in the order of the first ones
+        self.died: dict[str, list[str]] = {}  # reasons by server name, in the order of the first problem
 
     def start(self) -> None:
-        """Begin with what happens next; returns at once."""
+        """Follow new events from now on; returns at once."""
         start_unsignalled(threading.Thread(target=self._follow, name="events", daemon=True))
 
     def finish(self) -> None:
-        """Report what has happened up to now, and nothing later."""
+        """Report all events up to now, then stop."""
         with self._lock:
             if self._over.is_set():
                 return
         try:
             self._ask(self._client, {"after": self._last, "lines": MOST_LINES}, _LAST_SECONDS)
         except ControlError:
-            pass  # no supervisor any more: it has reported its end
+            pass  # the supervisor has reported its end
         self._over.set()
 
     def _follow(self) -> None:

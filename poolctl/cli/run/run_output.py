@@ -1,4 +1,4 @@
-"""The output of `run`: the servers' lines and its own; a reader that is slow, stuck or gone holds up nothing else."""
+"""The output of `run`: the servers' lines and its own. A slow, stuck or missing reader delays nothing else."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
 from poolctl.logs.log_line import stamp
 
-# How long a text is waited for, so that it stands before what is printed next; it is written later otherwise.
+# Maximum wait for a text, so that it precedes the next one; after that it is written later.
 PATIENCE_SECONDS = 0.5
-# How long the last of them are waited for.
+# Maximum wait for the last texts.
 END_SECONDS = 2.0
 MOST_TEXTS = 1000
-# How long `run` waits for output that the servers write while they stop.
+# Maximum wait for output that the servers write while they stop.
 LAST_WORDS_SECONDS = 2.0
 
 
 @contextlib.contextmanager
 def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
-    """Another stream into the same descriptor, for a while.
+    """Temporarily replace a stream by a second one with the same descriptor.
 
-    A thread that is blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
+    A thread blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
     """
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):
-        yield stream  # no descriptor: a string takes everything
+        yield stream  # without a descriptor a string takes everything
         return
     stream.flush()
     own = open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
     try:
         yield own
     finally:
-        # Left open, it would try once more to write what has no reader, and since Python 3.13 complain about that.
+        # If left open, it would retry the write without a reader at exit, and since Python 3.13 report an error.
         with contextlib.suppress(OSError):
             own.close()
 
 
 class BackgroundStream:
-    """A text stream that a thread of its own writes; what cannot be written is dropped.
+    """A text stream written by a thread of its own; text that cannot be written is dropped.
 
-    `write` waits until the text is written, but not for a reader that has stopped reading: then texts are queued, up
-    to a limit. Leaving the context waits for them a little longer.
+    `write` waits until the text is written, unless the reader has stopped reading: then texts are queued up to a
+    limit. Leaving the context waits for them a little longer.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -74,7 +74,7 @@ class BackgroundStream:
             self._hand_over("").acquire(timeout=END_SECONDS)
 
     def write(self, text: str) -> int:
-        """Have the text written."""
+        """Pass the text to the thread."""
         if self._texts.qsize() < MOST_TEXTS:
             written = self._hand_over(text)
             if not self._stuck:
@@ -82,12 +82,12 @@ class BackgroundStream:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: `write` hands over everything."""
+        """Does nothing, because `write` buffers nothing."""
 
     def _hand_over(self, text: str) -> threading.Lock:
-        """The lock that is released when the text is written.
+        """Queue the text; returns a lock that is released when it is written.
 
-        A signal's exception may come at any moment in the main thread, so it shares with the thread no lock but this.
+        A signal handler may raise at any time in the main thread, so this is the only lock it shares with the thread.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
@@ -105,14 +105,14 @@ class BackgroundStream:
                     stream.write(text)
                     stream.flush()
                 except (OSError, ValueError):
-                    pass  # no reader, or no stream any more
+                    pass  # the reader or the stream is gone
                 if self._texts.empty():
                     self._stuck = False
                 written.release()
 
 
 class LogPrinter:
-    """Prints what the pool's servers write from now on, each line with its server's name before it, or as an object."""
+    """Prints new output of the pool's servers, each line prefixed with the server's name, or as an object."""
 
     def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool = False) -> None:
         self._objects = objects
@@ -124,7 +124,7 @@ class LogPrinter:
         self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start; returns at once."""
         start_unsignalled(self._thread)
 
     def finish(self) -> None:
@@ -138,18 +138,18 @@ class LogPrinter:
         try:
             items = self._client.ask(ShowResult, "show").items
         except ControlError:
-            return  # the command that waits for the start says why
+            return  # the command waiting for the start reports the reason
         paths = log_paths(items, self._pool)
         if self._objects:
             form: JsonLines | PrefixedLines = JsonLines()
-        else:  # a file, or a collector of a container's output, gets the lines unchanged
+        else:  # files and log collectors of containers get the lines unchanged
             times = STAMPS if self._times else NO_TIMES
             terminal = sys.stdout.isatty()
             asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
             ids = asked if terminal and not self._times else None
             form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
         try:
-            # The command flushes sys.stdout while this thread may be blocked.
+            # A separate stream, because the command flushes sys.stdout while this thread may be blocked.
             with stream_of_its_own(sys.stdout) as stdout:
                 for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
                     stdout.write(form.line(line))

@@ -1,4 +1,4 @@
-"""The signals of `run`: which end it, which its command gets, and the duties of a container's first process."""
+"""The signals of `run`: signals that end it, signals passed to its command, and the duties of a container's PID 1."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from poolctl.exit_codes import NOT_EXECUTABLE, NOT_FOUND
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
-# Sent to us, meant for the command.
+# Passed on to the command.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-# SI_KERNEL of sigaction(2): the terminal's own signals, which the command has got already.
+# SI_KERNEL of sigaction(2): sent by the terminal, so the command has received it as well.
 FROM_KERNEL = 0x80
-# Signals that Python ignores, and a program expects at their default.
+# Signals ignored by Python, which programs expect at their default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
-# Docker kills what has not ended after ten.
+# Docker kills the container after ten.
 STOP_SECONDS = 8.0
 _KILLED = 128 + signal.SIGKILL
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -31,7 +31,7 @@ _WATCHED = (signal.SIGCHLD, *PASSED_ON)
 
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
-    """The path of the program. Failure with 127 when there is none, with 126 when it cannot be executed."""
+    """The path of the program. Failure with 127 if it does not exist, with 126 if it cannot be executed."""
     name = command[0]
     found = shutil.which(name, path=env.get("PATH", os.defpath)) if name else None
     if found:
@@ -45,7 +45,7 @@ def program(command: Sequence[str], env: Mapping[str, str]) -> str:
 
 
 class UserCommand:
-    """One command of the user's. run() blocks until it has ended."""
+    """The user's command. run() blocks until it has exited."""
 
     def __init__(self, path: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         self._path = path
@@ -55,9 +55,9 @@ class UserCommand:
     def run(
         self, *, stdout: int | None = None, lifeline: int = -1, unwanted: Callable[[], bool] = lambda: False
     ) -> int:
-        """The command's exit status, 128 + N when signal N ended it. Signals sent to us reach it meanwhile.
+        """Run the command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-        When the other end of `lifeline` is closed and the command is `unwanted` then, it is asked to end.
+        If the other end of `lifeline` is closed and the command is then `unwanted`, it gets SIGTERM.
         """
         watched = (signal.SIGCHLD, signal.SIGIO, *PASSED_ON)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -94,7 +94,7 @@ class UserCommand:
 
 
 def _ended(lifeline: int) -> bool:
-    """Whether the other end of the pipe is closed; if not, SIGIO says it later (fcntl(2), O_ASYNC)."""
+    """Whether the other end of the pipe is closed; if not, SIGIO will report it (fcntl(2), O_ASYNC)."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
@@ -103,7 +103,7 @@ def _ended(lifeline: int) -> bool:
 
 
 def _stop_sigio(lifeline: int) -> None:
-    """Stop SIGIO, which would kill this process when it no longer waits for it."""
+    """Disable SIGIO, which would kill this process once it no longer waits for the signal."""
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
     while signal.sigtimedwait((signal.SIGIO,), 0):
         continue
@@ -115,9 +115,9 @@ def is_first_process() -> bool:
 
 
 def continue_in_child(limit_seconds: float) -> None:
-    """Return in a child. This process does not: it passes signals on, reaps orphans, and ends with the child's status.
+    """Return in a child. This process passes signals on, reaps orphans, and exits with the child's status.
 
-    `limit_seconds` after a signal that ends the pool it ends in any case, and the kernel everything else with it.
+    It exits at the latest `limit_seconds` after a signal that ends the pool; the kernel then kills everything else.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
@@ -134,7 +134,7 @@ class _Init:
         self._status: int | None = None
 
     def run(self) -> int:
-        """Until the child has ended; if it was killed, until its pool has ended too, which it does by itself."""
+        """Wait until the child has exited, and if it was killed, until its pool has ended as well."""
         while True:
             patience = 3600.0 if self._due is None else self._due - time.monotonic()
             came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
@@ -147,7 +147,7 @@ class _Init:
                 return self._status
 
     def _pass_on(self, came: signal.struct_siginfo) -> None:
-        # The terminal's own signals have reached the child as well.
+        # The terminal sends its signals to the child as well.
         if came.si_code != FROM_KERNEL and self._status is None:
             os.kill(self._child, came.si_signo)
         if came.si_signo in _ENDING:
@@ -158,7 +158,7 @@ class _Init:
             self._due = time.monotonic() + self._limit_seconds
 
     def _reap(self) -> bool:
-        """Whether nothing is left to reap."""
+        """Reap children; returns whether no child is left."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self._child:
@@ -171,26 +171,26 @@ class _Init:
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-# Sent to ourselves: a signal is all that ends whatever the main thread waits for.
+# Sent to this process: only a signal interrupts every kind of wait in the main thread.
 _OUTPUT_LOST = signal.SIGIO
 
 
 class Terminated(BaseException):
-    """SIGTERM, SIGHUP, or output without a reader: stop cleanly. `except Exception` must not catch it."""
+    """SIGTERM, SIGHUP, or output without a reader: stop cleanly. Not caught by `except Exception`."""
 
 
 class StopSignals:
-    """Raises in the main thread what ends a `run`: KeyboardInterrupt for SIGINT, Terminated for SIGTERM and SIGHUP.
+    """Raises in the main thread on a signal that ends `run`: KeyboardInterrupt for SIGINT, else Terminated.
 
-    A second signal raises again. When the stop began because the reader of the output is gone, the first signal
-    is ignored, because the stop has begun. SIGALRM, the end of the time for the stop, always raises Terminated.
+    A second signal raises again. If the stop began because the reader of the output is gone, the first signal is
+    ignored. SIGALRM, sent at the end of the time for the stop, always raises Terminated.
     """
 
     def __init__(self) -> None:
         self._stopping = False
         self._unasked = False  # it stops without a signal from the user
         self._before: dict[int, Handler] = {}
-        self.interrupted = False  # SIGINT was granted already
+        self.interrupted = False  # SIGINT has already raised
         self.wakeup = -1  # readable when a signal has arrived
         self._waker = self._waker_before = -1
 
@@ -214,9 +214,9 @@ class StopSignals:
         os.close(self._waker)
 
     def wait_for_end(self, fd: int) -> None:
-        """Return when the other end of the pipe is closed; signals raise meanwhile.
+        """Return when the other end of the pipe is closed; signals raise in the meantime.
 
-        One that comes just before poll(2) is in the wake-up pipe: poll(2) alone would go on waiting.
+        A signal just before poll(2) is in the wake-up pipe; otherwise poll(2) would keep waiting.
         """
         poll = select.poll()
         poll.register(fd, 0)  # errors are always reported
@@ -226,7 +226,7 @@ class StopSignals:
 
     @staticmethod
     def output_lost() -> None:
-        """Stop, unless already stopping: the reader of the output is gone. From any thread."""
+        """Stop, unless already stopping, because the reader of the output is gone. Callable from any thread."""
         os.kill(os.getpid(), _OUTPUT_LOST)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -245,7 +245,7 @@ class StopSignals:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Let what is begun here be finished: the first of the signals takes effect behind it, a second one at once."""
+    """Let this block complete: a first signal takes effect after it, a second one at once."""
     before: dict[int, Handler] = {number: signal.getsignal(number) for number in _STOPPING}
     came: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Rows of a table: their order, which of them are shown, and which one is selected."""
+"""The rows of a table: their order, filter and selection."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ if TYPE_CHECKING:
 
 
 class HasName(Protocol):
-    """Something with a name of its own."""
+    """A row with a unique name."""
 
     @property
     def name(self) -> str:
-        """Unlike that of any other row."""
+        """The name, different for each row."""
 
 
 Row = TypeVar("Row", bound=HasName)
 
 
 class Board(Generic[Row]):
-    """The rows as they are sorted and filtered, which of them is selected, and which part is on the screen.
+    """The sorted and filtered rows, the selected row, and the part on the screen.
 
-    The selection stays on its row while others come and go. `height` is the number of rows on the screen. `orders` are
-    the names of the orders, `keys` the keys that choose them; "problems", "file" and "name" are three of them.
+    The selection stays on its row while rows are added and removed. `height` is the number of rows on the screen.
+    `orders` are the names of the orders, including "problems", "file" and "name", `keys` the keys that choose them.
     """
 
     orders: ClassVar[Sequence[str]]
     largest_first: ClassVar[Sequence[str]]
     keys: ClassVar[str]
-    sample_seconds = 0.0  # between two values of a chart; 0: unknown
+    sample_seconds = 0.0  # seconds between two values of a chart; 0: unknown
 
     def __init__(self, *, sort: str = "problems") -> None:
-        self.rows: Sequence[Row] = ()  # in the order of the file
-        self.is_known = False  # there was a result
+        self.rows: Sequence[Row] = ()  # in file order
+        self.is_known = False  # a result has arrived
         self.shown: list[Row] = []
         self.height = 1
         self.top = 0
@@ -43,16 +43,16 @@ class Board(Generic[Row]):
         self._at = 0
 
     def figure(self, row: Row) -> float | None:
-        """What the row is sorted by in the present order, which is neither that of the file nor by name."""
+        """The sort key of the row in the current order, which is not by file or name."""
         raise NotImplementedError
 
     def words(self, row: Row) -> str:
-        """The text in which the words of a filter are found."""
+        """The text searched for the words of a filter."""
         raise NotImplementedError
 
     @property
     def selected(self) -> Row | None:
-        """The row that keys act on; None when none is shown."""
+        """The row that keys act on; None if no row is shown."""
         return self.shown[self._at] if self.shown else None
 
     @property
@@ -62,46 +62,46 @@ class Board(Generic[Row]):
 
     @property
     def position(self) -> int:
-        """Which of the shown rows is selected, from 1; 0 for none."""
+        """The position of the selected row among the shown rows, from 1; 0 for none."""
         return self._at + 1 if self.shown else 0
 
     @property
     def falling(self) -> bool:
-        """Whether the largest comes first."""
+        """Whether the largest value comes first."""
         return (self.sort in self.largest_first) is not self.reverse
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Take the newest result; rows that are not in it are gone."""
+        """Take the newest result, which replaces all rows."""
         self.rows, self.is_known = rows, True
         self._arrange()
 
     def move(self, rows: int) -> None:
-        """Select another row, so many further down."""
+        """Move the selection down by `rows`."""
         self._select(self._at + rows)
 
     def move_to(self, at: int) -> None:
-        """Select the row of this number from 0; -1 is the last."""
+        """Select the row with this index; -1 is the last."""
         self._select(len(self.shown) - 1 if at < 0 else at)
 
     def resize(self, height: int) -> None:
-        """Show so many rows."""
+        """Set the number of rows on the screen."""
         self.height = max(1, height)
         self._select(self._at)
 
     def narrow(self, text: str) -> None:
-        """Show only the rows in which each of these words is found; case is ignored."""
+        """Show only rows that contain all of these words, ignoring case."""
         self.filter = text
         self._arrange()
 
     def sort_by(self, sort: str) -> None:
-        """Sort by one of the orders; by the same once more: the other way round. The first row is selected then."""
+        """Sort by an order, or reverse it if it is the current one, and select the first row."""
         self.reverse = self.sort == sort and not self.reverse
         self.sort = sort
         self._arrange()
         self._select(0)
 
     def sort_next(self, step: int) -> None:
-        """Sort by the next order, or the one before."""
+        """Sort by the next or previous order."""
         orders = list(self.orders)
         self.sort_by(orders[(orders.index(self.sort) + step) % len(orders)])
 
@@ -119,7 +119,7 @@ class Board(Generic[Row]):
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
 
     def _in_order(self, rows: list[Row]) -> list[Row]:
-        """The rows sorted; equal ones by name, problems as in the file; unknown figures last."""
+        """The sorted rows: equal rows by name, problems in file order, unknown figures last."""
         if self.sort == "problems":
             return sorted(rows, key=lambda row: self.figure(row) or 0.0, reverse=self.reverse)
         if self.sort in ("file", "name"):

@@ -1,4 +1,4 @@
-"""Frames: the lines that the screen shows, or that are printed without a terminal."""
+"""Frames: the lines shown on the screen, or printed without a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NARROW = 100
 
 
 def head_lines(board: ServerBoard, gateway: GatewayStatus | None, pool: str, width: int) -> list[Text]:
-    """One line of the servers' states, one of their figures, and one of the gateway, if there is one."""
+    """A line with the servers' states, a line with their figures, and a line for the gateway, if any."""
     lines = [_states(board.rows, pool, width), _totals(board.rows, width)]
     return lines if gateway is None else [*lines, _gateway(gateway, width)]
 
@@ -54,7 +54,7 @@ def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
 
 
 def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
-    """How many servers are in each state, in words or only by its sign."""
+    """The number of servers in each state, with its name or only its sign."""
     counts = Counter(row.state for row in rows)
     line = Text(no_wrap=True, end="").append(f" {pool} ", "bold reverse")
     line.append(f"  {servers(len(rows))}", "bold")
@@ -91,12 +91,12 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     return total if total.cell_len <= width else line
 
 
-# What a narrow screen omits of the gateway, in this order.
+# Parts of the gateway's line omitted on a narrow screen, in this order.
 _DISPENSABLE = ("p50", "mem", "cpu", "conn")
 
 
 def _gateway(gateway: GatewayStatus, width: int) -> Text:
-    """Its state, and its figures or its problem."""
+    """The gateway's state, and its figures or its problem."""
     sign, style = STATES.get(gateway.state, ("?", ""))
     start = Text(" ", no_wrap=True, end="").append(f"{sign} gateway", style)
     if gateway.problem:
@@ -130,21 +130,21 @@ def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
 
 
 def _sum(figures: Iterable[float | None]) -> float | None:
-    """The sum of those that are known; None when none of them is."""
+    """The sum of the known values; None if all are unknown."""
     found = list(figures)
     known = [figure for figure in found if figure is not None]
     return sum(known) if known or not found else None
 
 
 def _summed(series: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The sum of several histories, of which the last values belong together."""
+    """The sum of several histories, aligned at their last values."""
     newest_first = zip_longest(*(reversed(values) for values in series), fillvalue=0.0)
     return [_sum(values) for values in newest_first][::-1]
 
 
 Hints = Sequence[tuple[str, str]]
 
-_LOW = 10  # a screen of fewer lines is for the table
+_LOW = 10  # a screen with fewer lines shows only the table
 _FILTER, _SORT, _PAUSE, _SELECT = ("/", "filter"), ("<>", "sort"), ("Space", "pause"), ("↑↓", "select")
 _HINTS = (
     _FILTER, ("l", "logs"), ("r", "restart"), ("s", "stop"), _SORT, ("d", "drain"), ("+-", "workers"), _PAUSE, _SELECT,
@@ -154,7 +154,7 @@ _ALWAYS = (("?", "help"), ("q", "quit"))
 
 
 class Notice(NamedTuple):
-    """A message in the last line instead of the hints."""
+    """A message on the last line, in place of the hints."""
 
     text: str
     style: str = ""
@@ -171,9 +171,9 @@ def table_frame(
     gateway: GatewayStatus | None = None,
     routes: RouteBoard | None = None,
 ) -> list[Text]:
-    """The totals, the table of the servers, or of the routes if there is one, and the last line.
+    """The totals, the table of servers (or routes, if given), and the last line.
 
-    Gives the board of that table the number of rows that there is room for.
+    Sets the number of rows of the table's board to the available space.
     """
     width, height = size
     board: Board[Any] = servers if routes is None else routes
@@ -223,7 +223,7 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
 
 
 def hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
-    """Keys and what they do, as many as fit; `always` are those that stand at the end in any case."""
+    """As many key hints as fit, followed by the hints in `always`."""
     left = width - len(at_right) - 2 - sum(map(_hint_width, always))
     shown = []
     for hint in hints:
@@ -294,7 +294,7 @@ _TEXT_WIDTH = 120
 def frame_text(
     board: ServerBoard, pool: str, gateway: GatewayStatus | None = None, routes: RouteBoard | None = None
 ) -> str:
-    """The totals and the whole table, of the routes if there is one; in colours only for a terminal."""
+    """The totals and the whole table of servers (or routes, if given); coloured only for a terminal."""
     width = shutil.get_terminal_size((_TEXT_WIDTH, 24)).columns
     colours = coloured(sys.stdout)
     out = io.StringIO()

@@ -1,4 +1,4 @@
-"""The running view: keys, answers, the clock and signals, and what each of them changes on the screen."""
+"""The running view: handles keys, answers, the clock and signals, and updates the screen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NOTICE_SECONDS = 4.0
 
 
 class Action(NamedTuple):
-    """A verb for one server. `question` is asked first if something stops by it."""
+    """A verb for one server. `question` asks for confirmation if it stops something."""
 
     verb: str
     name: str
@@ -82,7 +82,7 @@ class LiveView:
     ) -> None:
         self._servers = board
         self._gateway = gateway
-        self._routes = routes  # while they are shown
+        self._routes = routes  # while the routes are shown
         self._source = source
         self._pool = pool
         self._interval = interval_seconds
@@ -107,7 +107,7 @@ class LiveView:
         return self._servers if self._routes is None else self._routes
 
     def run(self, screen: Screen, signals: TerminalSignals) -> None:
-        """Show the view until it is left. Raises KeyboardInterrupt, and what `signals` say ends it."""
+        """Show the view until the user leaves it. Raises KeyboardInterrupt, and the exceptions of `signals`."""
         while not self._over:
             screen.draw(self._frame(screen))
             self._wait(screen, signals)
@@ -139,7 +139,7 @@ class LiveView:
         )  # fmt: skip
 
     def _wait(self, screen: Screen, signals: TerminalSignals) -> None:
-        """Until something has happened, or it is time for something."""
+        """Wait for an event or the next deadline."""
         sources = [screen.fileno(), self._asking.fileno(), signals.fileno()]
         if self._pane is not None and self._pane.fileno() >= 0:
             sources.append(self._pane.fileno())
@@ -167,8 +167,6 @@ class LiveView:
             times.append(self._notice_until)
         return max(0.0, min(times) - now) if times else None
 
-    # Answers of the supervisor.
-
     def _updated(self, result: StatsResult | ControlError) -> None:
         self._waiting = False
         self._ask_at = monotonic() + self._interval
@@ -188,7 +186,7 @@ class LiveView:
         if (board := self._routes) is not None:
 
             def received(result: RoutesResult | ControlError) -> None:
-                # Whatever keeps it from answering is said of the servers.
+                # The servers' own request reports why there is no answer.
                 if isinstance(result, RoutesResult):
                     board.receive(result.items, monotonic())
 
@@ -216,8 +214,6 @@ class LiveView:
     def _say(self, text: str, style: str = "", *, lasting: bool = False) -> None:
         self._notice = Notice(text, style)
         self._notice_until = monotonic() + (60.0 if lasting else _NOTICE_SECONDS)
-
-    # Keys.
 
     def _press(self, key: str, screen: Screen) -> None:
         if key == "redraw":
@@ -283,7 +279,7 @@ class LiveView:
             self._press_row(key, self._servers.selected)
 
     def _switch(self) -> None:
-        """From the servers to the routes, or back."""
+        """Switch between servers and routes."""
         if self._routes is None and self._gateway is None:
             self._say("the pool has no gateway")
             return
@@ -304,7 +300,7 @@ class LiveView:
                 self._act(action)
 
     def _move(self, key: str) -> bool:
-        """Whether the key moves the selection; it has been moved."""
+        """Move the selection if the key does so; returns whether it does."""
         board = self._board
         steps = {"up": -1, "down": 1, "page up": -board.height, "page down": board.height}
         if key in steps:
@@ -316,7 +312,7 @@ class LiveView:
         return True
 
     def close(self) -> None:
-        """Leave what the view has open."""
+        """Close everything the view has open."""
         if self._pane is not None:
             self._pane.close()
         os.close(self._asking.fileno())

@@ -1,4 +1,4 @@
-"""The log of a server on the screen: its last lines and those that come, searched and narrowed by level."""
+"""The log of a server on the screen: its last and new lines, with search and a level filter."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _KEPT_LINES = 2000
 _STYLES = {
     "error": "red", "critical": "bold red", "warning": "yellow", "debug": "bright_black", "trace": "bright_black",
 }  # fmt: skip
-# The levels that a key goes through, each with those above it; "" shows all lines.
+# Minimum levels that a key cycles through; "" shows all lines.
 _LEVELS = ("", "info", "warning", "error")
 _FOUND = "black on yellow"
 
 
 class LogPane:
-    """The last lines of the file and those that come. `back` is how many lines the reader has scrolled up.
+    """The last and new lines of a file. `back` is the number of lines scrolled up.
 
-    `least` is the level of the lines that are shown, and of those above it; `words` is the text that is searched.
+    `least` is the minimum level of the shown lines; `words` is the search text.
     """
 
     def __init__(self, name: str, path: str) -> None:
@@ -51,19 +51,19 @@ class LogPane:
         return f"<LogPane {self.path}, {len(self._lines)} lines>"
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there may be more; -1: look from time to time."""
+        """A descriptor that is readable when there may be new lines; -1: poll periodically."""
         return self._follower.fileno()
 
     def read(self) -> bool:
-        """Whether anything came."""
+        """Read new lines; returns whether there were any."""
         return self._take(self._follower.read()) > 0
 
     def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         self._follower.close()
 
     def press(self, key: str, page: int) -> bool:
-        """React to a key; False for one that leaves the log. `page` is the number of lines on the screen."""
+        """Handle a key; returns False if it leaves the log. `page` is the number of lines on the screen."""
         if self.typing:
             self._type(key)
             return True
@@ -87,18 +87,18 @@ class LogPane:
         return True
 
     def scroll(self, lines: int) -> None:
-        """Go up by so many lines, down by a negative number; 0 lines back is the end, which is followed."""
+        """Scroll up by `lines`, or down if negative; at the end new lines are followed."""
         self.back = max(0, min(self.back + lines, len(self._lines) - 1))
 
     def show_level(self, least: str) -> None:
-        """Show the lines of at least this level, "" for all, from their end."""
+        """Show lines of at least this level ("": all), from the end."""
         self.least, self.back = least, 0
         self._wanted = LineFilter(least=least)
         self._lines.clear()
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Go up to the next line with the words, with a negative step down; `here`: the last shown line counts."""
+        """Scroll up to the next match, or down if `step` is negative; with `here` including the last shown line."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):
@@ -109,11 +109,11 @@ class LogPane:
 
     @property
     def found(self) -> int:
-        """How many of the lines have the words."""
+        """The number of lines that contain the words."""
         return sum(self._matches(line) for line in self._lines) if self.words else 0
 
     def visible(self, width: int, height: int) -> list[Text]:
-        """The lines that fit on a screen of this size, long lines broken."""
+        """The lines for a screen of this size; long lines are wrapped."""
         found: list[Text] = []
         for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
             if self.words:
@@ -147,7 +147,7 @@ class LogPane:
     def _show(self, lines: Iterable[LogLine]) -> int:
         made = [text for line in self._wanted.forwards(lines) for text in _texts(line)]
         self._lines.extend(made)
-        if self.back:  # what is being read stays where it is
+        if self.back:  # scrolled lines stay in place
             self.scroll(len(made))
         return len(made)
 

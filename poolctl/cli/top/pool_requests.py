@@ -1,4 +1,4 @@
-"""The requests of the view to the supervisor, made in threads so that it never waits for one."""
+"""The view's requests to the supervisor, made in threads so that the view never waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
 
 Answer = TypeVar("Answer")
-# Of the verb `stats`: what the view shows besides what `-o json` prints.
+# Options of the verb `stats`: data for the view in addition to `-o json`.
 STATS_OPTIONS = {"errors": True}
 
 
@@ -44,7 +44,7 @@ class StatsSource:
 
 
 def gateway_of(result: StatsResult) -> GatewayStatus | None:
-    """The gateway in this answer; None for a pool without one, or for selected servers."""
+    """The gateway in this answer; None without a gateway, or if servers were selected."""
     return None if result.gateway is None else GatewayStatus.from_json(result.gateway)
 
 
@@ -62,7 +62,7 @@ class BackgroundRequests:
         return self._read
 
     def ask(self, request: Callable[[], Answer], answered: Callable[[Answer | ControlError], None]) -> None:
-        """Make the request; `deliver` calls `answered` with its answer, or with the reason why there is none."""
+        """Make the request; `deliver` calls `answered` with the answer, or with the reason for its absence."""
 
         def run() -> None:
             answer: Answer | ControlError
@@ -74,12 +74,12 @@ class BackgroundRequests:
             try:
                 os.write(self._write, b".")
             except OSError:
-                pass  # full: it is readable already; closed: the view has ended
+                pass  # full: already readable; closed: the view has ended
 
         start_unsignalled(threading.Thread(target=run, name="asks", daemon=True))
 
     def deliver(self) -> None:
-        """Pass on all answers since the last call."""
+        """Deliver all answers since the last call."""
         try:
             os.read(self._read, 4096)
         except BlockingIOError:

@@ -13,12 +13,12 @@ from .board import Board
 from .table import FAINT, Cell, Column, format_count, format_seconds
 
 _STATES = {STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
-_PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # those that are not problems: 2
+_PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # states that are not problems have rank 2
 _WAYS = {PASS: "green", PROXY: "yellow", STREAM: "cyan"}
 
 
 class RouteRow(NamedTuple):
-    """A route, with its requests and errors a second since the last result; None in the first one."""
+    """A route, with requests and errors per second since the last result (None at first)."""
 
     report: RouteReport
     requests_per_second: float | None = None
@@ -26,12 +26,12 @@ class RouteRow(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Distinguishes a stream from a route with the same alias."""
+        """The row's name, which distinguishes a stream from a route with the same alias."""
         return f"{self.report.alias} (stream)" if self.report.way == STREAM else self.report.alias
 
 
 class RouteBoard(Board[RouteRow]):
-    """Filtered by words in alias, host, path, targets, way or state."""
+    """The routes as rows; filters search alias, host, path, targets, way and state."""
 
     orders, keys = ("problems", "name", "requests", "waiting", "errors", "latency", "file"), "PNRWELF"
     largest_first = ("requests", "waiting", "errors", "latency")
@@ -39,10 +39,10 @@ class RouteBoard(Board[RouteRow]):
     def __init__(self, *, sort: str = "problems") -> None:
         super().__init__(sort=sort)
         self._at_seconds = 0.0
-        self._counts: dict[str, tuple[int, int]] = {}  # requests and errors by the rows' names
+        self._counts: dict[str, tuple[int, int]] = {}  # requests and errors by row name
 
     def receive(self, reports: Iterable[RouteReport], now: float) -> None:
-        """Take the newest result, of this time in seconds."""
+        """Take the newest result, received at this time in seconds."""
         seconds, before = now - self._at_seconds, self._counts
         rows = []
         for report in reports:

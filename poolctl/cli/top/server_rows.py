@@ -21,7 +21,7 @@ _PASSING = ("starting", "stopping", "draining")
 
 
 def _problem(row: Measured) -> float:
-    """0 for a server that fails, 1 for one that may, 2 for one on its way, 3 for the others."""
+    """The rank of a server: 0 failing, 1 possibly failing, 2 in transition, 3 otherwise."""
     if row.state in ("failed", "backoff") or row.health == "ko":
         return 0.0
     if row.health == "warn" or (row.state == "running" and not row.ready):
@@ -29,7 +29,7 @@ def _problem(row: Measured) -> float:
     return 2.0 if row.state in _PASSING else 3.0
 
 
-# The fields compared in each order; the order of the file, and by name, compare nothing else.
+# The fields compared in each order except file and name.
 SORTS: dict[str, Callable[[Measured], float | None]] = {
     "problems": _problem,
     "name": lambda row: None,
@@ -47,7 +47,7 @@ SORTS: dict[str, Callable[[Measured], float | None]] = {
 
 
 class ServerBoard(Board[Measured]):
-    """Filtered by words in name, address, state, health or a tag."""
+    """The servers as rows; filters search name, address, state, health and tags."""
 
     orders, keys = tuple(SORTS), "PNSHRELMCUXF"
     largest_first = ("requests", "errors", "latency", "memory", "cpu", "uptime", "restarts")

@@ -1,4 +1,4 @@
-"""The table: its columns, which of them find room, and the figures and sparklines in them."""
+"""The table: its columns, their selection by width, and the figures and sparklines in them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from poolctl.control.answers import Measured, Stats, StatsHistory
 from .board import Board
 
 _UNKNOWN = "-"
-BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together
-# Of a value that hardly changes (memory) the change is shown, but a ripple is not to look like a wave.
+BARS = "▁▂▃▄▅▆▇"  # without the full block, so that bars of adjacent rows stay separate
+# A slowly changing value (memory) is scaled to show changes, but not noise.
 _LEAST_SPAN = 0.2
 GAP = 1
 LONGEST_CHART = 30
@@ -82,9 +82,9 @@ def _digits(number: float, most: int = 3) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
-    """The newest values, right-aligned, one a column; a space where none is known.
+    """The newest values, right-aligned, one per column; a space for an unknown value.
 
-    With `from_zero` the lowest bar is 0; otherwise they move around the middle.
+    With `from_zero` the lowest bar is 0; otherwise bars are centred.
     """
     shown = list(values)[-width:] if width > 0 else []
     known = [value for value in shown if value is not None]
@@ -102,12 +102,12 @@ def _bar(value: float, span: float) -> str:
     return BARS[min(len(BARS) - 1, int(value / span * (len(BARS) - 1) + 0.5))]
 
 
-# The text of a row's cell so many columns wide, and its style.
+# The text of a cell with a given width, and its style.
 Cell = Callable[[Any, int], tuple[str, str]]
 
 
 class Column(NamedTuple):
-    """`priority`: the lower, the sooner it finds room. A chart grows where there is room; its heading has its span."""
+    """Columns with lower `priority` are placed first. A chart fills free space; its heading shows its time span."""
 
     title: str
     sort: str
@@ -215,7 +215,7 @@ COLUMNS = (
 
 
 def place(width: int, names: int, all_columns: Sequence[Column]) -> list[Placed]:
-    """The columns for a screen so wide, on which the longest name takes `names` cells; the first one has names."""
+    """The columns for a screen of this width; the first has names, of at most `names` cells."""
     longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
     name = min(longest, max(_SHORTEST_NAME, width // 4))
     widths = {column: column.width for column in all_columns}
@@ -243,7 +243,7 @@ def table_lines(
     cursor: bool = True,
     all_rows: bool = False,
 ) -> list[Text]:
-    """The head and the visible rows; with `cursor` the selected one stands out."""
+    """The header and the visible rows; with `cursor` the selected row is highlighted."""
     rows = board.shown if all_rows else board.visible
     longest = max((cell_len(row.name) for row in board.rows), default=0)
     columns = place(width, longest, all_columns)
@@ -272,7 +272,7 @@ def _line(columns: Iterable[Placed], row: object, selected: bool, screen: int) -
     for column, width in columns:
         _gap(line)
         text, style = column.cell(row, width)
-        # Colours of their own would make patches of the selected row.
+        # Coloured cells would interrupt the highlight of the selected row.
         line.append(_fitted(text, width, column.right), "" if selected else style)
     if selected:
         line.append(" " * (screen - line.cell_len))
@@ -286,7 +286,7 @@ def _gap(line: Text) -> None:
 
 
 def _fitted(text: str, width: int, right: bool) -> str:
-    """The text in exactly so many cells; what does not fit ends with "…"."""
+    """The text in exactly `width` cells; a longer text is cut and ends with "…"."""
     cells = cell_len(text)
     if cells > width:
         return set_cell_size(text, width - 1) + "…" if width > 1 else set_cell_size(text, width)

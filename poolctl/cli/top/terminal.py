@@ -1,4 +1,4 @@
-"""The terminal while the view runs: its modes, drawing only what changed, key presses, and signals."""
+"""The terminal while the view runs: modes, incremental drawing, key presses, and signals."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-# The alternate screen without a cursor; mouse and wrapping stay as they are (xterm's control sequences, DECSET).
+# The alternate screen without a cursor; mouse and wrapping are unchanged (xterm's control sequences, DECSET).
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
-# Terminals that know it show a frame when it is whole; the others ignore it.
+# Terminals that support it show a frame once it is complete; others ignore it.
 _BEGIN_FRAME, _END_FRAME = "\x1b[?2026h", "\x1b[?2026l"
 _LEAVE_SECONDS = 1.0
 _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾▴µ↑↓←→", "*oooo" + "x.o-" + "_.-:=+#" + "~v^u^v<>")
 
 
 class Screen:
-    """`with Screen() as screen`: keys come at once and unseen, and whatever happens all is as before afterwards.
+    """`with Screen() as screen`: keys arrive at once and without echo; on exit the terminal is always restored.
 
-    A terminal that takes no output (Ctrl-S, a hung connection) holds up frames, but neither keys nor the end.
+    A terminal that accepts no output (Ctrl-S, a hung connection) delays frames, but neither keys nor the exit.
     """
 
     def __init__(self) -> None:
@@ -54,19 +54,19 @@ class Screen:
         self.give_back()
 
     def take(self) -> None:
-        """Have the terminal, from the start or again. Signals of keys (Ctrl-C, Ctrl-Z) stay signals."""
+        """Take the terminal, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
         self._before = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
         self.resize()
 
     def give_back(self) -> None:
-        """Put everything back. Never fails, and takes a second at most: the terminal may be gone."""
+        """Restore the terminal, which may be gone. Never fails, and takes at most a second."""
         if self._before is None:
             return
         before, self._before = self._before, None
         try:
-            # Linux undoes a Ctrl-S only where tcflow(3) itself has stopped the output.
+            # Linux resumes output with tcflow(3) only if tcflow(3), not Ctrl-S, has stopped it.
             termios.tcflow(self._out, termios.TCOOFF)
             termios.tcflow(self._out, termios.TCOON)
             self._write(_LEAVE)
@@ -81,12 +81,12 @@ class Screen:
             pass
 
     def resize(self) -> None:
-        """Take the terminal's size as it is now, and draw all of the next frame."""
+        """Read the terminal's current size, and redraw the next frame completely."""
         self.width, self.height = self._measure()
         self._drawn = []
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Show these lines, unless the frame before has not been taken; lines that are shown already are not sent."""
+        """Show these lines unless the previous frame is still being sent; only changed lines are sent."""
         if self._unsent:
             return
         texts = self._rendered(list(lines[: self.height]))
@@ -102,11 +102,11 @@ class Screen:
         self._drawn = texts
 
     def writers(self) -> list[int]:
-        """The descriptor to wait for until it takes the rest of a frame; empty when there is none."""
+        """The descriptor to wait for while the rest of a frame is unsent; else empty."""
         return [self._out] if self._unsent else []
 
     def flush(self) -> None:
-        """Send more of what the terminal has not taken yet."""
+        """Send more of the unsent output."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._out, self._unsent) :]
@@ -114,14 +114,14 @@ class Screen:
             pass
 
     def read(self) -> bytes:
-        """The typed bytes; empty when the terminal is gone."""
+        """The typed bytes; empty if the terminal is gone."""
         try:
             return os.read(self._in, 4096)
         except OSError:
             return b""
 
     def fileno(self) -> int:
-        """The descriptor that is readable when something was typed."""
+        """The descriptor that is readable after a key press."""
         return self._in
 
     def _rendered(self, lines: list[Text]) -> list[str]:
@@ -146,7 +146,7 @@ class Screen:
 
 
 def _non_blocking(fd: int) -> int:
-    """The terminal, opened again: the mode of `fd` is shared with the shell. `fd` itself where that is not allowed."""
+    """The terminal, reopened because the mode of `fd` is shared with the shell; `fd` itself if not allowed."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -157,7 +157,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class SignalReceived(Exception):
-    """A signal says that it is over; `number` is which."""
+    """Signal `number` ends the view."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -165,7 +165,7 @@ class SignalReceived(Exception):
 
 
 class TerminalSignals:
-    """`with TerminalSignals() as signals`: signals are only noted, and `fileno` is readable when one has come."""
+    """`with TerminalSignals() as signals`: signals are only recorded, and make `fileno` readable."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -188,11 +188,11 @@ class TerminalSignals:
         os.close(self._write)
 
     def fileno(self) -> int:
-        """The descriptor that is readable when a signal has come."""
+        """The descriptor that is readable after a signal."""
         return self._read
 
     def take(self) -> set[int]:
-        """The signals since the last call. Raises KeyboardInterrupt for Ctrl-C, SignalReceived for another end."""
+        """The signals since the last call. Raises KeyboardInterrupt for Ctrl-C, else SignalReceived."""
         try:
             came = set(os.read(self._read, 4096))
         except BlockingIOError:
@@ -203,14 +203,14 @@ class TerminalSignals:
         return came
 
     def stop_here(self) -> None:
-        """Stop as a program that does nothing about Ctrl-Z; returns when the shell lets it go on."""
+        """Stop with the default effect of Ctrl-Z; returns when the shell continues this process."""
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, _noted)
 
 
 def _noted(number: int, frame: object) -> None:
-    """The number is in the pipe already (signal.set_wakeup_fd)."""
+    """Does nothing: the number is already in the pipe (signal.set_wakeup_fd)."""
 
 
 _SEQUENCES = {
@@ -225,13 +225,13 @@ _SINGLE = {
 }  # fmt: skip
 
 
-# A whole escape sequence (ECMA-48 §5.4), or one character; and what may become a sequence at the end of the input.
+# A complete escape sequence (ECMA-48 §5.4) or one character; and the beginning of a sequence at the end of input.
 _KEY = re.compile(r"\x1b[\[O][ -?]*[@-~]|.", re.DOTALL)
 _BEGUN = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
 
 
 class Keys:
-    """Takes bytes, gives names of keys ("up", "enter") and characters; an escape sequence may come in pieces."""
+    """Turns bytes into names of keys ("up", "enter") and characters; an escape sequence may arrive in pieces."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -239,18 +239,18 @@ class Keys:
 
     @property
     def pending(self) -> bool:
-        """Whether there is the beginning of a sequence, which after a moment is nothing but the Escape key."""
+        """Whether the beginning of a sequence is pending, which after a moment counts as the Escape key."""
         return bool(self._begun)
 
     def feed(self, data: bytes) -> list[str]:
-        """The keys that are complete now."""
+        """Add bytes; returns the keys completed by them."""
         text = self._begun + self._decoder.decode(data)
         begun = _BEGUN.search(text)
         self._begun = begun[0] if begun else ""
         return _named(_KEY.findall(text.removesuffix(self._begun)))
 
     def flush(self) -> list[str]:
-        """The keys that are left when nothing follows: Escape, and what was typed after it."""
+        """The keys left if no more bytes follow: Escape and the characters after it."""
         text, self._begun = self._begun, ""
         return _named(text)
 

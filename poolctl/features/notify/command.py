@@ -1,4 +1,4 @@
-"""`poolctl notify test`: a test notification to each receiver, and whether it arrived."""
+"""`poolctl notify test`: sends a test notification to each receiver, and reports whether it arrived."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Send it by the supervisor, with its environment; without one by this command, with its own."""
+    """Send through the supervisor with its environment, or without one from this command with its own."""
     action, *names = request.get("words") or [""]
     if action != "test":
         problem = f"unknown action {action!r}" if action else "the action is missing"
