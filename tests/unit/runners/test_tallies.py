@@ -127,7 +127,9 @@ def test_every_reading_of_a_page_with_random_numbers_fits_the_history_of_figures
                 array("q", counts)
                 seen = list(total)
                 tally.add(seen, counts)
-                entry: Any = SimpleNamespace(name="web", restarts=0, config=SimpleNamespace(command=None))
+                entry: Any = SimpleNamespace(
+                    name="web", observed=SimpleNamespace(restarts=0), config=SimpleNamespace(command=None)
+                )
                 ring.take(pool.now, [ServerSnapshot(entry, seen, [], counts=True)])
                 tally.add(total, tally.completed(counts))
                 array("q", total)

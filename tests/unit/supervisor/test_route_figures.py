@@ -83,8 +83,8 @@ class Stage:
     @contextmanager
     def figures(self) -> Iterator[RouteFigures]:
         entry = SimpleNamespace(
-            config=self.config, workers={}, state="running", health=Status.OK, ready=True, name="web", failure=None,
-            uptime_seconds=lambda now: 1.0,
+            config=self.config, observed=SimpleNamespace(workers={}, failure=None), state="running",
+            health=Status.OK, ready=True, name="web", uptime_seconds=lambda now: 1.0,
         )  # fmt: skip
         core: Any = SimpleNamespace(
             clock=ManualClock(),

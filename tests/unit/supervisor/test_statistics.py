@@ -34,7 +34,9 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     worker: Any = SimpleNamespace(
         id="web.1.0", placement=SimpleNamespace(pid=1), phase=SimpleNamespace(value="ready")
     )
-    entry: Any = SimpleNamespace(name="web", restarts=0, config=SimpleNamespace(command=command))
+    entry: Any = SimpleNamespace(
+        name="web", observed=SimpleNamespace(restarts=0), config=SimpleNamespace(command=command)
+    )
     zeros = [0] * tally.COUNTED
     page = blank_page().tolist()
     seen = ServerSnapshot(entry, zeros, [(worker, page, Usage())], counts=True)
