@@ -10,7 +10,7 @@ from poolctl.states import State, in_words
 
 from .core import Core
 from .decision_input import Listener
-from .failure_output import LAST_LINES, LINES_READ, explaining, is_quoted
+from .failures import LAST_LINES, LINES_READ, explaining, is_quoted
 from .server_entry import Entry
 
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)

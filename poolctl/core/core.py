@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
+from poolctl.address import Address
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
+from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner
 
-from .address_changes import Addresses, same_listener
-from .canaries import Canaries
-from .decide import Stop
-from .decision_input import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
+from .address_changes import Addresses, abandoned, same_listener
+from .decide import Action, Arm, Drain, Stop, decide
+from .decision_input import (
+    ASLEEP,
+    IN_BACKOFF,
+    LEAVING,
+    NO_OVERRIDES,
+    Desired,
+    Listener,
+    Overrides,
+    Phase,
+    View,
+)
 from .decision_trace import Trace
-from .failure_output import last_lines
+from .failures import last_lines
 from .health_checks import HealthChecks
 from .perform import Executor
-from .reconcile import Reconciler
 from .scheduled_runs import ScheduledRuns
 from .server_changes import Recorder, Workqueue
-from .server_entry import Entry, RunningHook, Worker
+from .server_entry import Canary, Entry, RunningHook, Worker
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
 from .stack_reports import StackReports
+
+# Another program may take the port between the choice and the use of it.
+_OPEN_ATTEMPTS = 3
+
+
+class TrafficSplit(Protocol):
+    """Sends a share of a server's requests to the address of its canary."""
+
+    def split_obstacle(self, server: str) -> str | None:
+        """Why it cannot for this server, "" if it can; None for one whose requests do not come through it."""
+        ...
 
 
 class Core:
@@ -56,24 +77,17 @@ class Core:
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
+        self.listeners: set[Callable[[Entry], None]] = {self.health.look}
+        self.traffic_split: TrafficSplit | None = None  # the gateway of the pool, if it has one
+        self._calm = calm
+        self._trace = trace
         self._executor = Executor(
-            runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder,
-            random.Random(),
-        )  # fmt: skip
-        self.canaries = Canaries(runner, clock, self._queue, self.servers, self._executor)
-        self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
-        self._reconciler = Reconciler(
-            self._queue,
-            self.servers,
-            self._addresses,
-            self._executor,
-            SleepWindows(clock, self._queue),
-            self._runs,
-            calm=calm,
-            trace=trace,
+            runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder
         )
-        self.listeners = self._reconciler.listeners
-        self.listeners.add(self.health.look)
+        self._windows = SleepWindows(clock, self._queue)
+        self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
+        self._summaries: dict[str, tuple[object, ...]] = {}
+        self._queue.feed(self._settle)
 
     def touch(self, entry: Entry) -> None:
         """The entry has changed: decide on it before the loop sleeps again."""
@@ -90,6 +104,76 @@ class Core:
     async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
         """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
         return await last_lines(self.runner, entry.name, lines, since)
+
+    # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
+
+    def _settle(self) -> None:
+        touched: dict[str, Entry] = {}
+        for entry in self._queue.batch():
+            name = entry.name
+            touched[name] = entry
+            self._addresses.review(entry)
+            self._review_sleep(entry)
+            self._runs.review(entry)
+            for action in self._decide(entry):
+                self._executor.perform(entry, action)
+            self._wake_neighbours(entry)
+            for held in self._addresses.tidy(entry):
+                self._executor.close(held)
+            if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
+                self.forget(entry)
+                # Its dependencies need not wait for it any more.
+                self._queue.update(self.servers.dependents(entry))
+            elif not entry.removed:
+                # A dependency that stops may have waited for the last worker that needed it.
+                self._queue.update(self.servers.removed.values())
+        if self._queue:
+            self._queue.schedule()
+        for entry in touched.values():
+            for listener in list(self.listeners):
+                listener(entry)
+
+    def _decide(self, entry: Entry) -> list[Action]:
+        view = self.view(entry)
+        decided = actions = decide(view)
+        if self._calm and entry.name not in self._queue.commanded:
+            # Watching starts no worker, and the request that comes counts as a command.
+            actions = [action for action in decided if isinstance(action, Arm)]
+        if self._trace is not None:
+            self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
+        return actions
+
+    def _review_sleep(self, entry: Entry) -> None:
+        kept = entry.kept
+        entry.observed.needed = any(dependent.up for dependent in self.servers.dependents(entry))
+        self._windows.review(entry)
+        if entry.kept == ASLEEP:
+            entry.observed.called = False
+            if kept != ASLEEP and entry.observed.workers:
+                # Its workers leave, and keep their names until they have ended.
+                entry.next_generation()
+        if entry.listener.armed is not None and (
+            entry.listener.armed is not entry.config or entry.listener.state is not Listener.OPEN
+        ):
+            # The server's configuration or address has changed since it is watched.
+            self._executor.disarm(entry)
+
+    def view(self, entry: Entry) -> View:
+        """The facts on which the next actions for the entry depend."""
+        return entry.view(
+            may_start=self.servers.may_start(entry),
+            may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
+            may_open=self._addresses.may_open(entry),
+            abandoned=tuple(held.key for held in abandoned(entry)),
+        )
+
+    def _wake_neighbours(self, entry: Entry) -> None:
+        summary = entry.summary()
+        if self._summaries.get(entry.name) != summary:
+            self._summaries[entry.name] = summary
+            neighbours = (*self.servers.dependents(entry), *self.servers.dependencies(entry))
+            for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
+                self._queue.add(neighbour)
 
     # Changes of the desired state.
 
@@ -140,7 +224,7 @@ class Core:
         if not entry.removed:
             entry.become(desired)
         entry.observed.called, entry.desired.automatic = False, None
-        self.canaries.end(entry)
+        self._end_canary(entry)
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -151,7 +235,7 @@ class Core:
         for worker in entry.observed.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not self._executor.workers.go_back(entry):
+        if entry.wanted and not self._executor.go_back(entry):
             entry.order_stop()
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
@@ -170,7 +254,7 @@ class Core:
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
             return
-        self.canaries.withdraw(entry)
+        self.withdraw_canary(entry)
         is_replaced = entry.begun
         entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
@@ -228,6 +312,124 @@ class Core:
             worker.idle = idle
             self.touch(entry)
 
+    # Canaries.
+
+    async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
+        """The configuration with an address of its own on this machine, which is open. Raises ServerError."""
+        for attempt in range(_OPEN_ATTEMPTS):
+            made = config.at(_address_apart(config.address))
+            try:
+                await self.runner.open(made)
+            except ServerError:
+                if attempt == _OPEN_ATTEMPTS - 1:
+                    raise
+            else:
+                break
+        return made
+
+    def close_canary_address(self, config: ServerConfig) -> None:
+        """Close that address again: nothing was begun there."""
+        self._executor.close(config)
+
+    def begin_canary(
+        self,
+        entry: Entry,
+        config: ServerConfig,
+        count: int,
+        *,
+        share: float = 0.0,
+        apart: ServerConfig | None = None,
+    ) -> Canary:
+        """Let so many workers of a new generation serve beside those of the server, with this configuration.
+
+        They are `apart` from these with that form of it (see `open_canary_address`), for this share of the requests.
+        """
+        entry.desired.newest += 1
+        now, is_apart = self.clock.monotonic(), apart is not None
+        entry.desired.canary = Canary(
+            entry.desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
+        )
+        entry.desired.canary_generation, entry.desired.canary_share = entry.desired.newest, share
+        self.servers.revise()
+        self._queue.touch(entry)
+        return entry.desired.canary
+
+    def promote_canary(self, entry: Entry) -> None:
+        """Let the new code and configuration serve alone: the workers before leave once all others are ready.
+
+        The workers of a canary that is apart serve on until it is withdrawn: they cannot move to the server's address.
+        """
+        canary = entry.desired.canary
+        assert canary is not None
+        if canary.is_apart:
+            entry.order_restart()
+            entry.desired.code_since = self.clock.monotonic()
+        else:
+            self._end_canary(entry)
+            entry.desired.generation, entry.desired.code_since = canary.generation, canary.code_since
+            for worker in entry.observed.workers.values():
+                if worker.generation == canary.generation and worker.phase is Phase.READY:
+                    entry.observed.files, entry.observed.certificate_ends = (
+                        worker.files,
+                        worker.certificate_ends,
+                    )
+            entry.observed.restarts += 1
+        self.servers.configure(entry, canary.promoted)
+        self._queue.touch(entry)
+
+    def withdraw_canary(self, entry: Entry) -> None:
+        """End the workers of the server's canary, if it has one; its own serve on."""
+        canary = self._end_canary(entry)
+        if canary is None:
+            return
+        for worker in list(entry.observed.workers.values()):
+            if worker.generation == canary.generation and worker.phase not in LEAVING:
+                is_fit = worker.phase is Phase.READY and not worker.stuck
+                self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
+        self._queue.touch(entry)
+
+    def _end_canary(self, entry: Entry) -> Canary | None:
+        """The server's canary, which is none any more; its address is closed once its workers have left."""
+        canary = entry.desired.canary
+        entry.desired.canary, entry.desired.canary_generation, entry.desired.canary_share = None, 0, 0.0
+        if canary is not None and canary.is_apart:
+            entry.listener.withdrawn = canary
+            entry.listener.former.append(canary.config)
+            self.servers.revise()
+        return canary
+
+    def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
+        """Adopt the canary of a previous supervisor with the first of its workers, if it is apart.
+
+        The gateway of that supervisor sends requests to it until it is withdrawn here. If it was not recorded yet, it
+        has no share any more.
+        """
+        is_apart = worker.config.key != entry.config.key and worker.generation > entry.desired.generation
+        is_of_it = is_apart or (
+            entry.desired.canary_share and worker.generation == entry.desired.canary_generation
+        )
+        if is_of_it and worker.phase not in LEAVING and entry.desired.canary is None:
+            canary = Canary(worker.generation, 0, worker.config, 0.0, entry.config)
+            canary.is_apart, canary.is_lost, canary.share = True, True, entry.desired.canary_share
+            entry.desired.canary = canary
+
+    def withdraw_lost_canaries(self) -> list[Entry]:
+        """Withdraw the canaries that a previous supervisor had begun; their servers. Each is returned once."""
+        lost = [
+            entry
+            for entry in self.servers.entries.values()
+            if (
+                entry.desired.canary_generation
+                if entry.desired.canary is None
+                else entry.desired.canary.is_lost
+            )
+        ]
+        for entry in lost:
+            self.withdraw_canary(entry)
+            entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
+            self._queue.note(entry)
+        return lost
+
     # Changes of the servers.
 
     def add(
@@ -260,7 +462,10 @@ class Core:
 
     def forget(self, entry: Entry) -> None:
         """Drop a server that is at rest."""
-        self._reconciler.forget(entry)
+        self.servers.forget(entry)
+        self._summaries.pop(entry.name, None)
+        if self._trace is not None:
+            self._trace.forget(entry.name)
 
     def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these, whatever its configuration says."""
@@ -285,7 +490,7 @@ class Core:
         or waiting server is tried again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
-        self.canaries.withdraw(entry)
+        self.withdraw_canary(entry)
         entry.desired.source = None
         self.servers.configure(entry, config)
         if not config.scale.is_automatic:
@@ -428,7 +633,7 @@ class Core:
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is Phase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self.canaries.adopt(entry, worker)
+        self._adopt_canary(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
         restore_certificate(entry, worker, self.clock.time())
@@ -457,3 +662,11 @@ class Core:
         if entry.wanted or entry.removed or not entry.at_rest:
             # The others need no decision, and would delay the servers of the first command.
             self.touch(entry)
+
+
+def _address_apart(address: Address) -> Address:
+    """An address of the same kind that this machine alone reaches: the application sees similar clients there."""
+    if address.kind == "unix":
+        return Address("unix", path=f"{address.path}.canary")
+    host = "::1" if address.is_ipv6 else "127.0.0.1"
+    return Address("tcp", host=host, port=free_port(host))

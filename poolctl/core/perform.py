@@ -1,15 +1,19 @@
-"""Performs the decided actions, and notes their outcome in the entries."""
+"""Performs the decided actions on listeners and workers, and notes their outcome in the entries."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import signal
+from dataclasses import replace
 from functools import partial
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
-from poolctl.errors import ServerError
-from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed
+from poolctl.errors import PoolStopError, ServerError
+from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
+from poolctl.units import format_duration
 
 from .address_changes import Addresses
 from .decide import (
@@ -22,28 +26,55 @@ from .decide import (
     Drain,
     EndHook,
     FallAsleep,
+    Next,
     Open,
     Release,
     Rotate,
     RunHook,
     Spawn,
     Stop,
+    judge,
 )
-from .decision_input import ASLEEP, Desired, Listener, Phase
+from .decision_input import ASLEEP, LEAVING, Desired, Listener, Phase
+from .failures import (
+    LAST_LINES,
+    LINES_READ,
+    cause_of,
+    explained,
+    explaining,
+    failure_of,
+    given_up,
+    is_quoted,
+    last_lines,
+    note_failure,
+    restarting,
+)
 from .health_checks import HealthChecks
-from .server_changes import Recorder, Workqueue, caused_by
-from .server_entry import Entry, RunningHook, Worker
+from .scheduled_runs import end_run, moment_text
+from .server_changes import Event, Recorder, Workqueue, caused_by
+from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
+from .server_files import certificate_ends, digests, report_expired
 from .server_hooks import ServerHooks
 from .servers import Servers
 from .stack_reports import StackReports
-from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
+# Time for a worker whose event loop is stuck to end by itself, in case it comes round.
+STUCK_SECONDS = 1.0
+_OWN_SOCKET = (
+    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
+    'or write socket = "program" to let it open its own'
+)
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class Executor:
-    """One task for the life of each worker, and one for each action on it."""
+    """One task for the life of each worker, and one for each action on it.
+
+    The entry shows the progress of its workers, and the consequences of their exits.
+    """
 
     def __init__(
         self,
@@ -55,14 +86,18 @@ class Executor:
         health: HealthChecks,
         stacks: StackReports,
         recorder: Recorder,
-        rng: random.Random,
     ) -> None:
+        self.hooks = ServerHooks(runner, clock, queue, recorder)
         self._runner = runner
         self._sleep = runner.capabilities.sleep
+        self._clock = clock
         self._queue = queue
         self._addresses = addresses
-        self.workers = WorkerLifecycle(runner, clock, queue, servers, health, stacks, recorder, rng)
-        self.hooks = ServerHooks(runner, clock, queue, self.workers, recorder)
+        self._servers = servers
+        self._health = health
+        self._stacks = stacks
+        self._recorder = recorder
+        self._random = random.Random()
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -86,7 +121,7 @@ class Executor:
             case Drain(name):
                 worker = entry.observed.workers[name]
                 worker.phase = Phase.DRAINING
-                self._queue.run(self.workers.drain(entry, worker))
+                self._queue.run(self._drain_worker(entry, worker))
             case Stop(name):
                 self._stop(entry, entry.observed.workers[name])
             case Rotate(name, in_rotation):
@@ -115,29 +150,29 @@ class Executor:
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
         entry.observed.workers[worker.id] = worker
-        worker.task = self._queue.run(self.workers.live(entry, worker))
+        worker.task = self._queue.run(self._live(entry, worker))
 
     def _stop(self, entry: Entry, worker: Worker) -> None:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
             # A worker whose successor waits for its end leaves its connections to that.
             successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-            self._queue.run(self.workers.stop(entry, worker, replaced=successor))
+            self._queue.run(self._stop_worker(entry, worker, replaced=successor))
         else:
-            cancel(worker)
+            _cancel(worker)
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Continue with a worker that another supervisor has placed."""
-        worker.task = self._queue.run(self.workers.go_on(entry, worker))
+        worker.task = self._queue.run(self._go_on(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """End the worker at once, although it may be leaving already."""
         worker.phase = Phase.STOPPING
         worker.stop_seconds = 0
         if worker.placement is not None:
-            self._queue.run(self.workers.stop(entry, worker))
+            self._queue.run(self._stop_worker(entry, worker))
         else:
-            cancel(worker)
+            _cancel(worker)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that belongs to no server any more."""
@@ -153,8 +188,10 @@ class Executor:
             if entry.wanted and entry.desired.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
-                self.workers.note(entry, message, hint, of_a_worker=False)
-                self.workers.go_back(entry)
+                # Earlier output does not explain it.
+                entry.observed.failed_since = self._clock.time()
+                note_failure(entry, message, hint)
+                self.go_back(entry)
         # Without running workers to keep, the start itself reports the problem.
         entry.observed.feasible = generation
         entry.observed.checking = False
@@ -171,9 +208,10 @@ class Executor:
             entry.listener.state, entry.listener.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
-                self.workers.note(entry, message, hint, of_a_worker=False, cause=error)
-                if not self.workers.go_back(entry):
-                    self.workers.died(entry, Exit(message=message), was_ready=False)
+                entry.observed.failed_since = self._clock.time()
+                note_failure(entry, message, hint, cause=error)
+                if not self.go_back(entry):
+                    self._died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener.state = Listener.OPEN
             self._addresses.opened(entry, opened)
@@ -237,7 +275,7 @@ class Executor:
         for worker in entry.observed.workers.values():
             if worker.phase is Phase.READY:
                 worker.phase = Phase.DRAINING
-                self._queue.run(self.workers.drain(entry, worker, replaced=True))
+                self._queue.run(self._drain_worker(entry, worker, replaced=True))
         self._queue.touch(entry, progressed=True)
 
     def preload(self, entry: Entry) -> None:
@@ -259,11 +297,11 @@ class Executor:
         entry.listener.armed = None
         entry.observed.called = True
         loop = asyncio.get_running_loop()
-        loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.desired.newest)
+        loop.call_later(entry.config.start_timeout, self._dismiss, entry, entry.desired.newest)
         with caused_by("a request"):
             self._queue.touch(entry, progressed=True)
 
-    def _give_up(self, entry: Entry, newest: int) -> None:
+    def _dismiss(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
@@ -280,4 +318,425 @@ class Executor:
 
     def _came_to_nothing(self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]) -> None:
         if worker.ready_at is None:
-            self._give_up(entry, newest)
+            self._dismiss(entry, newest)
+
+    # Workers that start.
+
+    async def _live(self, entry: Entry, worker: Worker) -> None:
+        """Place the worker and watch it until it ends."""
+        exit_ = Exit(message="was stopped before it was placed")
+        if worker.phase is Phase.PLACING:
+            exit_ = await self._place(entry, worker)
+        if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
+            # Files read by a worker that failed before it was ready are not in use.
+            entry.observed.files = worker.files_before or entry.observed.files
+        if worker.phase not in LEAVING:
+            await self._find_cause(entry, worker, exit_)
+        await self._end(entry, worker, exit_)
+
+    async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Add the reason that the worker printed, unless it gave one itself.
+
+        A ready worker that is replaced at once, as after its first death within the window, is not explained.
+        """
+        failure, config = worker.failure, worker.config
+        since = self._clock.monotonic() - config.restart.window
+        waits = config.restart.policy == "no" or any(each >= since for each in entry.observed.restart_times)
+        if worker.ready_at is not None and waits and not exit_.ok:
+            failure = worker.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
+        late = worker.given_up and bool(config.command)
+        if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):
+            return
+        lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
+        refused = bool(exit_.status) and not late and worker.ready_at is None
+        cause = cause_of(lines, config, refused=refused)
+        worker.address_taken = cause.own_address and worker.ready_at is None
+        if cause.text and (cause.own_address or not late) and not is_quoted(cause.text, failure.message):
+            is_ours = worker.address_taken and config.command and not config.binds_itself
+            hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
+            worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
+
+    # The socket of a command that does not take the pool's.
+
+    def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
+        """Whether the program may be started once more without the pool's listener, which is in its way."""
+        config = worker.config
+        return (
+            not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
+            and bool(config.command)
+            and not any("{fd}" in word for word in config.command or ())
+            and worker.config is entry.config
+            and entry.wanted
+            and entry.desired.retries
+            and not entry.observed.workers
+            and entry.size == config.scale.min == 1
+        )
+
+    def _open_its_own(self, entry: Entry, found: str) -> None:
+        entry.observed.socket_found = found
+        self._servers.configure(entry, entry.config.but(socket="program" if found == "tried" else "pool"))
+        self._queue.touch(entry, progressed=True)
+
+    def _note_socket(self, entry: Entry, worker: Worker) -> None:
+        """Note which socket the program, which is ready, has been found to use; report its own once."""
+        if not worker.config.command or not worker.config.listens:
+            return
+        if entry.observed.socket_found != "tried":
+            entry.observed.socket_found = entry.observed.socket_found or (
+                "" if worker.config.binds_itself else "pool"
+            )
+            return
+        entry.observed.socket_found = "program"
+        message = (
+            f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
+            'socket = "program" to its table: a restart ends the old process first'
+        )
+        entry.observed.warnings.append(f"{entry.name}: {message}")
+        logger.warning("%s %s", entry.name, message)
+        self._recorder.emit(Event("lifecycle", "own socket", entry.name, entry.config.key, message))
+
+    async def _go_on(self, entry: Entry, worker: Worker) -> None:
+        """Watch a worker that another supervisor has placed until it ends."""
+        await self._end(entry, worker, await self._watch(entry, worker))
+
+    async def _place(self, entry: Entry, worker: Worker) -> Exit:
+        worker.placed_at = self._clock.time()
+        worker.certificate_ends = certificate_ends(worker.config)
+        worker.files_before, worker.files = _files_before(entry, worker), digests(worker.config)
+        if worker.generation == entry.desired.generation:
+            entry.observed.files = worker.files
+            self._queue.note(entry)
+        try:
+            if worker.config.preload and not await self._prepare(entry, worker):
+                return Exit(message="was stopped before its application was imported")
+            app_state.set(entry.desired.app_state)  # in the context of this worker's task
+            worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
+        except Exception as error:
+            worker.failure = failure_of(entry, *explained(error), cause=error)
+            return Exit(message=worker.failure.message)
+        self._check_certificate(entry, worker)
+        if worker.phase is Phase.PLACING:
+            worker.phase = Phase.STARTING
+            self._queue.touch(entry, progressed=True)
+        return await self._watch(entry, worker)
+
+    def _check_certificate(self, entry: Entry, worker: Worker) -> None:
+        """Report a file whose certificate has expired."""
+        assert worker.placement is not None
+        expired, used = worker.certificate_ends, worker.placement.certificate_ends
+        if expired is None or expired > self._clock.time():
+            return
+        if used is not None and used > expired:
+            worker.certificate_ends, worker.passed_over = used, expired
+            # For the next reload, the file still differs from the one in use.
+            if worker.generation == entry.desired.generation and "tls" in worker.files_before:
+                entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
+        report_expired(self._recorder, entry, worker, expired)
+
+    async def _watch(self, entry: Entry, worker: Worker) -> Exit:
+        """See the worker become ready, unless it is leaving already, and end."""
+        assert worker.placement is not None
+        ending = asyncio.ensure_future(self._runner.watch(worker.placement))
+        if worker.phase is Phase.STARTING:
+            await self._become_ready(entry, worker, ending)
+        elif worker.phase in LEAVING:
+            # That was decided before it had a process.
+            leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
+            self._queue.run(leave(entry, worker))
+        return await ending
+
+    async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        assert worker.placement is not None
+        config, logs = worker.config, f"poolctl logs {entry.name}"
+        silence = _silence(config)
+        try:
+            await self._runner.begun(worker.placement)
+            async with asyncio.timeout(None if config.job else config.start_timeout):
+                await self._runner.ready(worker.placement)
+                silence = ""
+                if config.health.gated:
+                    await self._health.admit(entry, worker, ending)
+        except WorkerFailed as error:
+            if not (config.job and error.exit is not None and error.exit.ok):
+                worker.failure = failure_of(entry, error.message, error.hint, cause=error)
+        except Exception as error:
+            message, hint = explained(error)
+            if isinstance(error, TimeoutError):
+                why = self._health.message(entry, worker) or silence
+                message = (
+                    f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
+                )
+                message = await self._stacks.start_timed_out(entry, worker, message)
+                hint = f"{logs}; start_timeout says how long it may take"
+            worker.failure = failure_of(entry, message, hint or logs, cause=error)
+            worker.given_up = True
+            await self._runner.stop(worker.placement, 0)
+        else:
+            # The run of a job with a schedule is never ready: it ends.
+            if worker.phase is Phase.STARTING and config.every is None:
+                worker.phase = Phase.READY
+                worker.ready_at = self._clock.monotonic()
+                self._note_socket(entry, worker)
+                entry.count_restart(worker)
+                entry.observed.called = True
+                entry.desired.retries = entry.desired.retries or entry.complete
+                if worker.generation == entry.desired.generation:
+                    entry.observed.certificate_ends = worker.certificate_ends
+                self._queue.touch(entry, progressed=True)
+
+    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
+        """Import the application before the worker is placed; False if the worker is not wanted any more.
+
+        Raises ServerError or WorkerFailed, as the runner does.
+        """
+        canary = entry.desired.canary if entry.is_of_canary(worker.generation) else None
+        since = entry.desired.code_since if canary is None else canary.code_since
+        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, since))
+        await asyncio.wait({worker.preparing})
+        if worker.preparing.cancelled():
+            return False
+        entry.observed.preload_problem = worker.preparing.result()
+        warning = f"{entry.name}: preload = true has no effect: {entry.observed.preload_problem}"
+        if entry.observed.preload_problem and warning not in entry.observed.warnings:
+            entry.observed.warnings.append(warning)
+        return worker.phase is Phase.PLACING
+
+    # Workers that are stopped.
+
+    async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+        """Let the worker finish its requests, then end it; `replaced`: another one takes over its connections."""
+        assert worker.placement is not None
+        replaced = replaced or _is_replaced(entry, worker)
+        await self._runner.leave(worker.placement, replaced=replaced)
+        worker.left = True
+        self._queue.touch(entry, progressed=True)
+        await self._runner.drain(worker.placement, replaced=replaced)
+        if worker.id in entry.observed.workers:
+            await self._stop_worker(entry, worker, replaced=replaced)
+
+    async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+        """End the worker, killed after its `stop_seconds`; without them after its server's `stop_timeout`.
+
+        A stuck one cannot use that time, while its connections wait.
+        """
+        assert worker.placement is not None
+        limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
+        if worker.stuck:
+            limit = min(limit, STUCK_SECONDS)
+        worker.unstoppable = False
+        try:
+            exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)
+        except TimeoutError:
+            worker.unstoppable = True
+            message = f"could not be ended, not even by SIGKILL ({worker.placement.where})"
+            note_failure(entry, message, "see what it waits for", PoolStopError)
+            self._queue.touch(entry, progressed=True)
+            return
+        if exit_.signal == signal.SIGKILL:
+            entry.observed.warnings.append(f"{entry.name}: had to be killed after {format_duration(limit)}")
+
+    # Workers that have ended.
+
+    async def _end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Note its end, and report the run of a job with a schedule that failed, or that did not fail again."""
+        before, last = entry.health, entry.schedule.last_run
+        self._ended(entry, worker, exit_)
+        run = entry.schedule.last_run
+        if run is last or not entry.on_schedule:
+            return
+        after = entry.health
+        if run["result"] == RUN_FAILED:
+            lines = await last_lines(self._runner, entry.name, LINES_READ, run["started_at"])
+            message, output = run["message"], explaining(lines)[-LAST_LINES:]
+            event = Event(
+                "health", "run failed", entry.name, entry.config.key, message,
+                before=before.value, after=after.value, worker=worker.id, severity="error", output=output,
+            )  # fmt: skip
+        elif after is not before:
+            event = Event(
+                "health", "run succeeded", entry.name, entry.config.key,
+                before=before.value, after=after.value, worker=worker.id,
+            )  # fmt: skip
+        else:
+            return
+        self._recorder.emit(event)
+
+    def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """The worker has ended, stopped or by itself."""
+        entry.observed.workers.pop(worker.id, None)
+        worker.exit = exit_
+        if worker.phase not in LEAVING:
+            self._unordered_end(entry, worker, exit_)
+        elif entry.schedule.run_since:
+            end_run(entry, exit_, self._clock.time(), stopped=True)
+        self._queue.touch(entry, progressed=True)
+
+    def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        was_ready = worker.ready_at is not None
+        entry.observed.failed_since = worker.placed_at
+        if worker.address_taken and self._may_open_its_own(entry, worker):
+            self._open_its_own(entry, "tried")
+            return
+        if worker.address_taken and entry.observed.socket_found == "tried":
+            # It is not the pool's listener that is in its way.
+            self._open_its_own(entry, "pool")
+        if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
+            when = "" if was_ready else " before it was ready"
+            entry.desired.canary.failure = (
+                worker.failure.message if worker.failure else f"{exit_.message}{when}"
+            )
+            return
+        if not was_ready and not (worker.config.job and exit_.ok):
+            failure = worker.failure or failure_of(
+                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
+            )
+            entry.observed.failures += 1
+            entry.observed.failure = failure
+        if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
+            return
+        if worker.given_up and exit_.ok:
+            exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
+        if worker.generation == entry.desired.generation and entry.wanted:
+            if worker.failure is not None:
+                exit_ = replace(exit_, message=worker.failure.message)
+            self._died(entry, exit_, was_ready=was_ready)
+            worker.next_step = entry.observed.next_step
+
+    def go_back(self, entry: Entry) -> bool:
+        """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
+        serving = [
+            each
+            for each in entry.observed.workers.values()
+            if each.phase is Phase.READY
+            and each.generation != entry.desired.generation
+            and not entry.is_of_canary(each.generation)
+        ]
+        if not serving:
+            return False
+        staying = max(serving, key=lambda each: each.generation)
+        entry.desired.generation = staying.generation
+        entry.desired.retries = True
+        # Its workers are replaced by forks of the existing import, whatever was requested since.
+        entry.desired.code_since = 0.0
+        self._servers.configure(entry, staying.config)
+        return True
+
+    def _died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
+        """The server ended by itself or could not start: it is completed, failed, or in backoff."""
+        now = self._clock.monotonic()
+        entry.observed.last_exit, entry.observed.next_step = exit_, ""
+        if entry.failed:
+            return  # given up because of another worker
+        if entry.config.every is not None:
+            entry.become(Desired.SCHEDULED)
+            end_run(entry, exit_, self._clock.time())
+            if not exit_.ok and entry.schedule.next_run is not None:
+                entry.observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
+            return
+        entry.schedule.run_since = 0.0
+        if entry.config.job:
+            entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
+            if not exit_.ok:
+                entry.observed.next_step = given_up(entry)
+            return
+        verdict = judge(
+            entry.config.restart,
+            exit_,
+            was_ready=was_ready,
+            restarts=entry.observed.restart_times,
+            now=now,
+            jitter=self._random.uniform(-1, 1),
+            retries=entry.desired.retries,
+        )
+        if entry.completed and verdict.next is not Next.FAILED:
+            return
+        if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.observed.needed:
+            # It ended while idle, as socket-activated programs do, or because the previous supervisor had put it to
+            # sleep. The next request wakes it.
+            entry.observed.called = False
+        elif verdict.next is Next.DONE:
+            entry.become(Desired.COMPLETED)
+            entry.observed.next_step = "not restarted"
+        elif verdict.next is Next.FAILED and entry.observed.recovering and not was_ready and _serves(entry):
+            # Serving workers stay although the replacement of an unhealthy one does not start.
+            self._back_off(entry, entry.config.restart.backoff.max)
+        elif verdict.next is Next.FAILED:
+            entry.observed.next_step = given_up(entry, verdict.restarts)
+            self._fail(entry)
+            if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
+                note_failure(entry, verdict.reason, f"poolctl logs {entry.name}")
+        else:
+            window = entry.config.restart.window
+            entry.observed.restart_times = [
+                each for each in entry.observed.restart_times if now - each <= window
+            ] + [now]
+            entry.observed.restarts += 1
+            if was_ready and verdict.delay_seconds > 0:
+                entry.observed.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
+            self._back_off(entry, verdict.delay_seconds)
+
+    def _fail(self, entry: Entry) -> None:
+        """Let it fail. One that sleeps without traffic sleeps again after the window; a request wakes it then."""
+        entry.become(Desired.FAILED)
+        restart = entry.config.restart
+        if entry.sleepy and entry.desired.retries and restart.policy != "no":
+            entry.observed.called = False
+            loop = asyncio.get_running_loop()
+            entry.observed.timers.append(loop.call_later(restart.window, self._end_backoff, entry))
+
+    def _back_off(self, entry: Entry, delay_seconds: float) -> None:
+        entry.observed.next_step = restarting(delay_seconds, len(entry.observed.restart_times))
+        if delay_seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        entry.become(Desired.BACKOFF)
+        entry.observed.timers.append(loop.call_later(delay_seconds, self._end_backoff, entry))
+        if delay_seconds > entry.config.start_timeout:
+            entry.observed.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
+
+    def _end_backoff(self, entry: Entry) -> None:
+        entry.become(Desired.RUN)
+        self._queue.touch(entry, progressed=True)
+
+    def _refuse(self, entry: Entry) -> None:
+        entry.become(Desired.REFUSING)
+        self._queue.touch(entry, progressed=True)
+
+
+def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
+    """The digests of the files in use until the replacement that the worker is part of, or until now."""
+    workers = entry.observed.workers.values()
+    if any(each.phase is Phase.READY and each.generation < worker.generation for each in workers):
+        for each in workers:
+            if each.generation == worker.generation and each.files:
+                return each.files_before
+    return entry.observed.files
+
+
+def _cancel(worker: Worker) -> None:
+    """Give up a worker without a process that is not wanted any more."""
+    if worker.preparing is not None:
+        worker.preparing.cancel()
+
+
+def _silence(config: ServerConfig) -> str:
+    """The reason why a program is not ready yet; "" where none is known."""
+    if not config.command or config.job or not (config.notify or config.listens):
+        return ""
+    return (
+        "it has not sent READY=1" if config.notify else f"nothing has accepted a connection on {config.key}"
+    )
+
+
+def _serves(entry: Entry) -> bool:
+    return any(each.phase is Phase.READY for each in entry.observed.workers.values())
+
+
+def _is_replaced(entry: Entry, worker: Worker) -> bool:
+    """Whether another worker takes over the connections that this one has."""
+    return any(
+        each.phase is Phase.READY
+        and each.config.key == worker.config.key
+        and bool(each.config.tls) is bool(worker.config.tls)
+        for each in entry.observed.workers.values()
+    )

@@ -544,6 +544,15 @@ class Entry:
         canary = self.desired.canary
         return canary.config if canary is not None and self.is_of_canary(generation) else self.config
 
+    @property
+    def config_apart(self) -> ServerConfig | None:
+        """The configuration of its canary while that has an address of its own, which may be closing already."""
+        if self.desired.canary is not None and self.desired.canary.is_apart:
+            return self.desired.canary.config
+        before = self.listener.withdrawn
+        is_open = before is not None and before.config in (*self.listener.former, *self.listener.releasing)
+        return before.config if before is not None and is_open else None
+
     def next_generation(self) -> None:
         """Place further workers in a new generation."""
         self.desired.newest += 1

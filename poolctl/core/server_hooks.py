@@ -11,10 +11,9 @@ from poolctl.runners.runner_protocol import Exit, Placement, Runner
 from poolctl.units import format_duration
 
 from .decision_input import BEFORE_START, Desired
-from .failure_output import LINES_READ, cause_of, is_quoted, last_lines
+from .failures import LINES_READ, cause_of, explained, given_up, is_quoted, last_lines, note_failure
 from .server_changes import Event, Recorder, Workqueue
 from .server_entry import Entry, RunningHook
-from .worker_lifecycle import WorkerLifecycle, explained, given_up
 
 _NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
 
@@ -24,18 +23,10 @@ logger = logging.getLogger("poolctl.supervisor")
 class ServerHooks:
     """Runs hooks, one of a server at a time. A start waits for its hook, and fails with it; a stop only waits."""
 
-    def __init__(
-        self,
-        runner: Runner,
-        clock: Clock,
-        queue: Workqueue,
-        workers: WorkerLifecycle,
-        recorder: Recorder,
-    ) -> None:
+    def __init__(self, runner: Runner, clock: Clock, queue: Workqueue, recorder: Recorder) -> None:
         self._runner = runner
         self._clock = clock
         self._queue = queue
-        self._workers = workers
         self._recorder = recorder
 
     def begin(self, entry: Entry, hook: RunningHook) -> None:
@@ -140,7 +131,7 @@ class ServerHooks:
             # The lines that it printed belong to the report of the failure.
             entry.observed.failed_since = begun_at
             entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
-            self._workers.note(entry, message, hint)
+            note_failure(entry, message, hint)
             entry.become(Desired.FAILED)
 
     def _report(self, entry: Entry, message: str) -> None:

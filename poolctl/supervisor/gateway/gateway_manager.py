@@ -84,7 +84,7 @@ class GatewayManager(SidecarManager):
         self._renewal: asyncio.TimerHandle | None = None
         self._zygote: GatewayZygote | None = None
         self._preparing: asyncio.TimerHandle | None = None
-        core.canaries.split = self
+        core.traffic_split = self
         core.listeners.add(self._look)
 
     @property
@@ -288,7 +288,7 @@ class GatewayManager(SidecarManager):
         )
         self._events.record("pool", "passed connections ended", message=message)
         for entry in {entry.name: entry for entry, _ in old}.values():
-            self._core.canaries.withdraw(entry)
+            self._core.withdraw_canary(entry)
             self._core.renew(entry, entry.desired.generation)
         self._ending_kept = names
         try:

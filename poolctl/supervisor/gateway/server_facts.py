@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from poolctl.core.canaries import config_apart
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
@@ -26,7 +25,7 @@ def server_of(name: str) -> str:
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
     """The pair of the server's canary and its address; None without them."""
-    config = config_apart(entry)
+    config = entry.config_apart
     if config is None:
         return None
     return ServerFacts(name=canary_name(entry.name), bind=config.key, tls=bool(config.tls))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 
 from poolctl.config import ServerConfig
-from poolctl.core.canaries import config_apart
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 
@@ -28,7 +27,7 @@ class ServerReports:
 
     def look(self, entry: Entry) -> bool:
         """Whether the server has another canary than at the last look, or none any more."""
-        config = config_apart(entry)
+        config = entry.config_apart
         if config is self._canaries.get(entry.name):
             return False
         self._canaries.pop(entry.name, None)
@@ -43,7 +42,7 @@ class ServerReports:
         for name, entry in self._core.entries.items():
             if name in names:
                 found.append(entry.config)
-                if (canary := config_apart(entry)) is not None:
+                if (canary := entry.config_apart) is not None:
                     found.append(canary.but(name=canary_name(name)))
         return found
 

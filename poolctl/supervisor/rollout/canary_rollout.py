@@ -67,7 +67,7 @@ class CanaryRollout:
         self._base = self._target = entry.desired.generation  # that of the others, and of what replaces them
         self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
         share = 0.0 if plan.apart is None else plan.share
-        self._canary: Canary = core.canaries.begin(
+        self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
         )
         core.listeners.add(self._look)
@@ -147,7 +147,7 @@ class CanaryRollout:
             self._measure()
             self._state, self.reason = PROMOTING, reason
             with caused_by(f"rollout: {reason}"):
-                self._core.canaries.promote(self.entry)
+                self._core.promote_canary(self.entry)
             self._target = self.entry.desired.generation
 
     def withdraw(self, reason: str) -> None:
@@ -155,7 +155,7 @@ class CanaryRollout:
         if self._state in (STARTING, RUNNING):
             self._measure()
             with caused_by(f"rollout: {reason}"):
-                self._core.canaries.withdraw(self.entry)
+                self._core.withdraw_canary(self.entry)
             self._end(WITHDRAWN, reason)
 
     def _look(self, entry: Entry) -> None:
@@ -192,7 +192,7 @@ class CanaryRollout:
         """Let the canary leave that is apart, and not the serving generation by now."""
         if self.entry.desired.canary is self._canary:
             with caused_by(f"rollout: {self.reason}"):
-                self._core.canaries.withdraw(self.entry)
+                self._core.withdraw_canary(self.entry)
 
     def _look_at_workers(self) -> None:
         workers = [
@@ -222,7 +222,7 @@ class CanaryRollout:
             return
         if self._timer is not None:
             self._timer.cancel()
-        split = self._core.canaries.split
+        split = self._core.traffic_split
         if self.plan.apart is not None and (split is None or split.split_obstacle(self.entry.name) != ""):
             self.withdraw("requests for the server do not come through the gateway any more")
             return

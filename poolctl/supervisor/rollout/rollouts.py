@@ -10,7 +10,6 @@ from typing import NamedTuple
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.rollout_answers import RolloutReport, RolloutResult
-from poolctl.core.canaries import config_apart
 from poolctl.core.configuration_diff import differences, is_live, listed
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
@@ -37,7 +36,7 @@ class Rollouts:
         self._context = context
         self._core = context.core
         self._rollouts: dict[str, CanaryRollout] = {}
-        for entry in self._core.canaries.withdraw_lost():
+        for entry in self._core.withdraw_lost_canaries():
             context.events.record(
                 "config",
                 "rollout withdrawn",
@@ -114,7 +113,7 @@ class Rollouts:
 
     async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """The plan with an address of the canary's own, or why it shares the server's."""
-        split = self._core.canaries.split
+        split = self._core.traffic_split
         obstacle = None if split is None else split.split_obstacle(entry.name)
         if obstacle != "":
             plan = plan._replace(why=obstacle or "")
@@ -122,7 +121,7 @@ class Rollouts:
                 _refuse_too_large(entry, plan)
             return plan
         try:
-            plan = plan._replace(apart=await self._core.canaries.open_apart(plan.config))
+            plan = plan._replace(apart=await self._core.open_canary_address(plan.config))
         except ServerError as error:
             raise _NoRollout(
                 f"{entry.name}: its canary has no address: {error.message}", error.hint
@@ -131,7 +130,7 @@ class Rollouts:
             self._check(entry)
         except _NoRollout:
             assert plan.apart is not None
-            self._core.canaries.close_apart(plan.apart)
+            self._core.close_canary_address(plan.apart)
             raise
         return plan
 
@@ -139,8 +138,8 @@ class Rollouts:
         """Whether the address of its last canary is closed, soon if not now: another one may have the same."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVES_SECONDS):
-                await self._until(entry, lambda: config_apart(entry) is None)
-        return config_apart(entry) is None
+                await self._until(entry, lambda: entry.config_apart is None)
+        return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
         """The outcome of this request at the previous supervisor; None unless that had promoted its canary."""

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
-from poolctl.core import reconcile
+from poolctl.core import core
 from poolctl.core.core import Core
 from poolctl.core.decide import Action, decide
 from poolctl.core.decision_input import ASLEEP, AWAKE, LEAVING, Listener, Overrides, Phase, View
@@ -83,8 +83,8 @@ class Histories(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.loop = SteppedLoop(self.clock)
         self.runner = SteppedRunner()
-        self.decide: Callable[[View], list[Action]] = reconcile.decide
-        reconcile.decide = self.checked
+        self.decide: Callable[[View], list[Action]] = core.decide
+        core.decide = self.checked
 
     @initialize(db=options, api=options, depends=st.booleans(), runs=st.booleans())
     def begin(self, db: dict[str, Any], api: dict[str, Any], depends: bool, runs: bool) -> None:
@@ -150,7 +150,7 @@ class Histories(RuleBasedStateMachine):
         if not any(
             step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
         ):
-            assert not decide(self.core._reconciler.view(entry)), f"{entry.name} is not decided on"
+            assert not decide(self.core.view(entry)), f"{entry.name} is not decided on"
             scale = entry.config.scale
             if entry.wanted and (scale.awake or scale.asleep):
                 windows = ((ASLEEP, scale.asleep), (AWAKE, scale.awake))
@@ -318,7 +318,7 @@ class Histories(RuleBasedStateMachine):
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"
         finally:
-            reconcile.decide = self.decide
+            core.decide = self.decide
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 

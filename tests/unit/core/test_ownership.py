@@ -19,8 +19,14 @@ from poolctl.core.server_entry import (
 )
 
 PACKAGE = Path(poolctl.__file__).parent
-VALUES = (DesiredState, ObservedState, ServerListener, ScheduleState, HookState)
-OWNED = {each.name for kind in (Entry, Worker, *VALUES) for each in fields(kind)} - {"config"}
+VALUES = {
+    "desired": DesiredState,
+    "observed": ObservedState,
+    "listener": ServerListener,
+    "schedule": ScheduleState,
+    "hooks": HookState,
+}
+OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}
 MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 
@@ -42,13 +48,16 @@ def changes(source: str) -> Iterator[tuple[int, str]]:
         for target in targets:
             while isinstance(target, ast.Subscript):
                 target = target.value
-            if (
-                isinstance(target, ast.Attribute)
-                and target.attr in OWNED
-                and not (target.attr == "state" and isinstance(target.value, ast.Name))  # of something else
-                and ast.unparse(target.value) != "self"
-            ):
+            if isinstance(target, ast.Attribute) and is_owned(ast.unparse(target.value), target.attr):
                 yield node.lineno, ast.unparse(target)
+
+
+def is_owned(owner: str, name: str) -> bool:
+    """Whether the core owns this attribute of the expression `owner`."""
+    value = VALUES.get(owner.rpartition(".")[2])
+    return (name in OWNED and owner != "self") or (
+        value is not None and name in {each.name for each in fields(value)}
+    )
 
 
 def test_only_the_core_changes_an_entry_or_a_worker() -> None:

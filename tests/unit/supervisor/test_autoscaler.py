@@ -232,10 +232,10 @@ def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
         with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(2, in_flight=25)
-            the.desk.core.canaries.begin(the.web, the.web.config, 1)
+            the.desk.core.begin_canary(the.web, the.web.config, 1)
             await the.pass_time(60, in_flight=0)
             assert the.web.size == 3
-            the.desk.core.canaries.withdraw(the.web)
+            the.desk.core.withdraw_canary(the.web)
             await the.pass_time(60)
             assert the.web.size == 1
 

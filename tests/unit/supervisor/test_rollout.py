@@ -307,7 +307,7 @@ class Split:
 @pytest.fixture
 def routed(desk: RolloutDesk) -> RolloutDesk:
     """Its server "web" is reached through a gateway."""
-    desk.core.canaries.split = Split()
+    desk.core.traffic_split = Split()
     return desk
 
 
@@ -365,7 +365,7 @@ def test_promotion_whose_workers_do_not_start_leaves_the_others_and_ends_the_can
 ) -> None:
     async def work() -> None:
         desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": FAILS for index in range(3)})
-        desk.core.canaries.split = Split()
+        desk.core.traffic_split = Split()
         await desk.started()
         desk.files.written[0] = web(workers=3, env={"TURN": "2"})
         await desk.rollout(wait=False)
@@ -398,7 +398,7 @@ def test_other_command_closes_the_address_of_the_canary(routed: RolloutDesk, ver
 def test_stop_during_a_promotion_ends_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": NEVER for index in range(3)})
-        desk.core.canaries.split = Split()
+        desk.core.traffic_split = Split()
         await desk.started()
         outcome = desk.rollout(pause=True)
         await turns()
@@ -416,7 +416,7 @@ def test_where_the_gateway_cannot_share_whole_workers_are_taken_and_the_reason_i
     desk: RolloutDesk,
 ) -> None:
     async def work() -> None:
-        desk.core.canaries.split = Split("HAProxy serves its routes")
+        desk.core.traffic_split = Split("HAProxy serves its routes")
         await desk.started()
         answer = await desk.ask("rollout", "web", share=0.05)
         assert answer["errors"][0]["message"].endswith(
@@ -463,7 +463,7 @@ def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
         await turns()
         await routed.look()
         assert not outcome.done()
-        routed.core.canaries.split = Split(obstacle)
+        routed.core.traffic_split = Split(obstacle)
         await routed.look()
         (item,) = (await outcome)["items"]
         assert item["reason"] == "requests for the server do not come through the gateway any more"

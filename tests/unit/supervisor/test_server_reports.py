@@ -55,9 +55,9 @@ class Stage:
     async def begin(self) -> str:
         """Start the server and a canary of it, whose address is returned."""
         await self.desk.ask("start")
-        canaries = self.desk.core.canaries
-        apart = await canaries.open_apart(self.entry.config)
-        canaries.begin(self.entry, self.entry.config, 1, share=0.25, apart=apart)
+        core = self.desk.core
+        apart = await core.open_canary_address(self.entry.config)
+        core.begin_canary(self.entry, self.entry.config, 1, share=0.25, apart=apart)
         await turns()
         return apart.key
 
@@ -86,7 +86,7 @@ def test_pair_of_a_canary_is_sent_before_its_share_and_forgotten_after_it(stage:
         facts = stage.process.known["web"][0]
         assert (facts.canary, facts.canary_bind, facts.canary_share) == (CANARY, address, 0.25)
         stage.process.order.clear()
-        stage.desk.core.canaries.withdraw(stage.entry)
+        stage.desk.core.withdraw_canary(stage.entry)
         stage.send()
         assert stage.process.known["web"][0].canary == ""
         assert CANARY in stage.process.known  # until its address is closed

@@ -1,14 +1,31 @@
-"""The reason of a failure in the output of a program."""
+"""Failures of servers: their messages and hints, and the reason in the output of a program."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
-from poolctl.runners.runner_protocol import Runner
+from poolctl.errors import PoolError, PoolStartError, ServerError
+from poolctl.runners.runner_protocol import Runner, WorkerFailed
+from poolctl.units import format_duration
+
+from .decide import restarts_within
+from .server_entry import Entry
+
+_MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
+_FIXES = {
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: "raise the machine's limit of open files: fs.file-max",
+    errno.ENOSPC: "free some space",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u, or the container's",
+}
 
 # The output of one start: most of a traceback says nothing to an operator.
 LINES_READ = 500
@@ -39,10 +56,74 @@ _TAKEN = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was
 # After a colon, "port" or the host of a tuple of Python.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
 _SECONDS = 60  # numbers below are those of a time of day
-
-
 # Commands and reports of failures wait this long for the output of a server.
 LOGS_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+def note_failure(
+    entry: Entry,
+    message: str,
+    hint: str,
+    kind: type[PoolError] = PoolStartError,
+    *,
+    cause: Exception | None = None,
+) -> None:
+    """Note that an attempt to start or stop the server has failed."""
+    entry.observed.failures += 1
+    entry.observed.failure = failure_of(entry, message, hint, kind, cause=cause)
+
+
+def failure_of(
+    entry: Entry,
+    message: str,
+    hint: str,
+    kind: type[PoolError] = PoolStartError,
+    *,
+    cause: Exception | None = None,
+) -> ServerError:
+    """The failure of a server, with the code of the attempt."""
+    failure = ServerError(
+        message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
+    )
+    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the failure.
+    original = cause.__cause__ if isinstance(cause, ServerError) else cause
+    failure.__cause__ = None if original is None else original.with_traceback(None)
+    return failure
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """The message and the hint for an exception of a runner.
+
+    An unexpected one is logged: the server has failed in any case, and no exception may be lost.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
+    if not isinstance(error, (ServerError, WorkerFailed, OSError)):
+        logger.error("not expected of a runner", exc_info=error)
+    return getattr(error, "message", str(error)), getattr(error, "hint", "")
+
+
+def restarting(delay_seconds: float, count: int) -> str:
+    """What follows from an end: the restart, with its pause, and which one within the window it is."""
+    # Random parts of a pause are of no interest.
+    pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
+    when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
+    return f"{when} ({_ordinal(count)} time)" if count > 1 else when
+
+
+def given_up(entry: Entry, restarts: int = 0) -> str:
+    """What follows from an end that is final, and where to look; `restarts` is how many it took."""
+    after = (
+        f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
+    )
+    return f"{after}: poolctl logs {entry.name}"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number // 10 % 10 != 1 else "th"
+    return f"{number}{ending}"
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:

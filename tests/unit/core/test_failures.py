@@ -7,7 +7,7 @@ import traceback
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.failure_output import cause_of, explaining
+from poolctl.core.failures import cause_of, explaining
 
 FRAMES = ['  File "/srv/app.py", line 1, in <module>', "    raise RuntimeError('broken release')"]
 PLACE = FRAMES[0].strip()
