@@ -56,16 +56,17 @@ class Addresses:
 
     def adopt(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
         """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
+        listener, canary = entry.listener, entry.desired.canary
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
-            entry.listener.state, entry.listener.bound = Listener.OPEN, entry.config
+            listener.state, listener.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
             # The other one cannot be open as well; the move begins again.
-            entry.listener.state, entry.listener.bound = Listener.OPEN, config
-        elif entry.desired.canary is not None and same_listener(config, entry.desired.canary.config):
+            listener.state, listener.bound = Listener.OPEN, config
+        elif canary is not None and same_listener(config, canary.config):
             return
-        elif not any(same_listener(config, held) for held in entry.listener.former):
-            entry.listener.former.append(config)
+        elif not any(same_listener(config, held) for held in listener.former):
+            listener.former.append(config)
         if entry.removed or config is not entry.config:
             self.leave(entry)
         self._queue.touch(entry)
@@ -76,31 +77,30 @@ class Addresses:
 
     def review(self, entry: Entry) -> None:
         """Check whether the entry's listener is still the configured one."""
-        if entry.listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
+        listener = entry.listener
+        if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
-        for held in entry.listener.former:
+        for held in listener.former:
             if same_listener(held, entry.config):
                 # Back to the old address: the replacement has failed.
-                entry.listener.former.remove(held)
-                if entry.listener.bound is not None:
-                    entry.listener.former.append(entry.listener.bound)
-                entry.listener.bound, entry.listener.state = held, Listener.OPEN
+                listener.former.remove(held)
+                if listener.bound is not None:
+                    listener.former.append(listener.bound)
+                listener.bound, listener.state = held, Listener.OPEN
                 return
-        if entry.listener.bound is None or same_listener(entry.listener.bound, entry.config):
-            entry.listener.vacates = (
-                entry.listener.vacates
-                and entry.listener.bound is not None
-                and self._wanted_by(entry, entry.listener.bound) != []
+        if listener.bound is None or same_listener(listener.bound, entry.config):
+            listener.vacates = (
+                listener.vacates
+                and listener.bound is not None
+                and self._wanted_by(entry, listener.bound) != []
             )
             return
         self._leaving[entry.name] = entry
-        if overlaps(entry.listener.bound.address, entry.config.address) or self._wanted_by(
-            entry, entry.listener.bound
-        ):
-            entry.listener.vacates = True
+        if overlaps(listener.bound.address, entry.config.address) or self._wanted_by(entry, listener.bound):
+            listener.vacates = True
         else:
-            entry.listener.former.append(entry.listener.bound)
-            entry.listener.bound, entry.listener.state = None, Listener.CLOSED
+            listener.former.append(listener.bound)
+            listener.bound, listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
         """Whether no other server, and no older address of its own, blocks its listener."""
@@ -167,11 +167,11 @@ class Addresses:
         ]
 
     def _in_the_way(self, entry: Entry, other: Entry) -> bool:
-        mine = entry.config
+        mine, listener = entry.config, other.listener
         held = [
-            *other.listener.former,
-            *other.listener.releasing,
-            *([other.listener.bound] if other.listener.bound is not None and other is not entry else []),
+            *listener.former,
+            *listener.releasing,
+            *([listener.bound] if listener.bound is not None and other is not entry else []),
         ]
         for each in held:
             if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
@@ -183,11 +183,12 @@ class Addresses:
         )
 
     def _holds_more(self, entry: Entry) -> bool:
+        listener = entry.listener
         if (
-            entry.listener.former
-            or entry.listener.releasing
-            or entry.listener.vacates
-            or (entry.rests and entry.listener.bound is not None)
+            listener.former
+            or listener.releasing
+            or listener.vacates
+            or (entry.rests and listener.bound is not None)
         ):
             return True
         return any(
@@ -201,14 +202,13 @@ def _is_of(canary: Canary | None, worker: Worker) -> bool:
 
 def abandoned(entry: Entry) -> list[ServerConfig]:
     """The former listeners of the entry from which no worker accepts any more."""
-    if not entry.listener.former:
+    listener = entry.listener
+    if not listener.former:
         return []
     accepting = [
         worker.config
         for worker in entry.observed.workers.values()
         # A canary has connections in its backlog until the gateway knows that it leaves.
-        if worker.phase not in LEAVING or (_is_of(entry.listener.withdrawn, worker) and not worker.left)
+        if worker.phase not in LEAVING or (_is_of(listener.withdrawn, worker) and not worker.left)
     ]
-    return [
-        held for held in entry.listener.former if not any(same_listener(held, each) for each in accepting)
-    ]
+    return [held for held in listener.former if not any(same_listener(held, each) for each in accepting)]

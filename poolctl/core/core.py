@@ -367,8 +367,8 @@ class Core:
         else:
             self._end_canary(entry)
             entry.desired.generation, entry.desired.code_since = canary.generation, canary.code_since
-            for worker in entry.observed.workers.values():
-                if worker.generation == canary.generation and worker.phase is Phase.READY:
+            for worker in entry.observed.ready:
+                if worker.generation == canary.generation:
                     entry.observed.files, entry.observed.certificate_ends = (
                         worker.files,
                         worker.certificate_ends,
@@ -382,8 +382,8 @@ class Core:
         canary = self._end_canary(entry)
         if canary is None:
             return
-        for worker in list(entry.observed.workers.values()):
-            if worker.generation == canary.generation and worker.phase not in LEAVING:
+        for worker in entry.observed.staying:
+            if worker.generation == canary.generation:
                 is_fit = worker.phase is Phase.READY and not worker.stuck
                 self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
         self._queue.touch(entry)
@@ -586,8 +586,8 @@ class Core:
         """Load the server's current certificates into its running workers. Raises ServerError."""
         entry.observed.files, ends = digests(entry.config), certificate_ends(entry.config)
         self._queue.note(entry)
-        for worker in list(entry.observed.workers.values()):
-            if worker.placement is not None and worker.phase not in LEAVING:
+        for worker in entry.observed.staying:
+            if worker.placement is not None:
                 await self.runner.renew_tls(worker.placement, entry.config)
                 worker.certificate_ends, worker.passed_over = ends, None
         entry.observed.certificate_ends = ends
@@ -647,9 +647,7 @@ class Core:
     def resume(self, entry: Entry) -> None:
         """Continue after adoption: the serving generation may be newer than recorded, or leaving altogether."""
         self._queue.note(entry)
-        staying = {
-            worker.generation for worker in entry.observed.workers.values() if worker.phase not in LEAVING
-        }
+        staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:
             newer = [generation for generation in staying if generation > entry.desired.generation]
             if newer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
-from .decision_input import LEAVING, Phase
+from .decision_input import LEAVING
 from .server_changes import Event, Recorder, Workqueue
 from .server_entry import Entry, Worker
 
@@ -53,9 +53,8 @@ class HealthChecks:
             if there is None or there.phase in LEAVING or there.placement is not probes.placement:
                 probes.stop()
                 self._drop(entry, worker_id)
-        for worker in list(entry.observed.workers.values()):
-            if worker.phase is Phase.READY:
-                self._attend_to(entry, worker)
+        for worker in entry.observed.ready:
+            self._attend_to(entry, worker)
         self._note(entry)
 
     def message(self, entry: Entry, worker: Worker) -> str:
@@ -165,8 +164,7 @@ class _WorkerListener(NamedTuple):
 
 
 def _stuck(entry: Entry) -> str:
-    ready = (worker for worker in entry.observed.workers.values() if worker.phase is Phase.READY)
-    return next((_is_stuck(worker) for worker in ready if worker.stuck), "")
+    return next((_is_stuck(worker) for worker in entry.observed.ready if worker.stuck), "")
 
 
 def _is_stuck(worker: Worker) -> str:

@@ -272,10 +272,9 @@ class Executor:
         # The activator, or the next worker, takes over the connections that these have.
         entry.observed.called, entry.desired.automatic = False, None
         entry.next_generation()
-        for worker in entry.observed.workers.values():
-            if worker.phase is Phase.READY:
-                worker.phase = Phase.DRAINING
-                self._queue.run(self._drain_worker(entry, worker, replaced=True))
+        for worker in entry.observed.ready:
+            worker.phase = Phase.DRAINING
+            self._queue.run(self._drain_worker(entry, worker, replaced=True))
         self._queue.touch(entry, progressed=True)
 
     def preload(self, entry: Entry) -> None:
@@ -606,10 +605,8 @@ class Executor:
         """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
         serving = [
             each
-            for each in entry.observed.workers.values()
-            if each.phase is Phase.READY
-            and each.generation != entry.desired.generation
-            and not entry.is_of_canary(each.generation)
+            for each in entry.observed.ready
+            if each.generation != entry.desired.generation and not entry.is_of_canary(each.generation)
         ]
         if not serving:
             return False
@@ -657,7 +654,12 @@ class Executor:
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
             entry.observed.next_step = "not restarted"
-        elif verdict.next is Next.FAILED and entry.observed.recovering and not was_ready and _serves(entry):
+        elif (
+            verdict.next is Next.FAILED
+            and entry.observed.recovering
+            and not was_ready
+            and entry.observed.ready
+        ):
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._back_off(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
@@ -705,9 +707,8 @@ class Executor:
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
     """The digests of the files in use until the replacement that the worker is part of, or until now."""
-    workers = entry.observed.workers.values()
-    if any(each.phase is Phase.READY and each.generation < worker.generation for each in workers):
-        for each in workers:
+    if any(each.generation < worker.generation for each in entry.observed.ready):
+        for each in entry.observed.workers.values():
             if each.generation == worker.generation and each.files:
                 return each.files_before
     return entry.observed.files
@@ -728,15 +729,9 @@ def _silence(config: ServerConfig) -> str:
     )
 
 
-def _serves(entry: Entry) -> bool:
-    return any(each.phase is Phase.READY for each in entry.observed.workers.values())
-
-
 def _is_replaced(entry: Entry, worker: Worker) -> bool:
     """Whether another worker takes over the connections that this one has."""
     return any(
-        each.phase is Phase.READY
-        and each.config.key == worker.config.key
-        and bool(each.config.tls) is bool(worker.config.tls)
-        for each in entry.observed.workers.values()
+        each.config.key == worker.config.key and bool(each.config.tls) is bool(worker.config.tls)
+        for each in entry.observed.ready
     )

@@ -177,6 +177,16 @@ class ObservedState:
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: Table = persisted(factory=dict)
 
+    @property
+    def ready(self) -> list[Worker]:
+        """The workers that are ready, in rotation or not, healthy or not."""
+        return [worker for worker in self.workers.values() if worker.phase is Phase.READY]
+
+    @property
+    def staying(self) -> list[Worker]:
+        """The workers that are not leaving."""
+        return [worker for worker in self.workers.values() if worker.phase not in LEAVING]
+
 
 @dataclass(slots=True)
 class ServerListener:
@@ -261,11 +271,8 @@ class Entry:
     @property
     def is_disabled(self) -> bool:
         """Nothing may start it, by a live change or by its configuration."""
-        return (
-            self.config.disabled
-            if self.desired.overrides.disabled is None
-            else self.desired.overrides.disabled
-        )
+        overridden = self.desired.overrides.disabled
+        return self.config.disabled if overridden is None else overridden
 
     @property
     def out(self) -> bool:
@@ -397,7 +404,7 @@ class Entry:
             or self.awaits_hook
         ):
             return False
-        return all(worker.phase in LEAVING for worker in self.observed.workers.values())
+        return not self.observed.staying
 
     @property
     def asleep(self) -> bool:
@@ -436,9 +443,8 @@ class Entry:
             return State.DISABLED if self.is_disabled else State.STOPPED
         if self.on_schedule:
             return State.RUNNING
-        for worker in self.observed.workers.values():
-            if worker.phase is Phase.READY:
-                return State.DRAINING if self.out else State.RUNNING
+        if self.observed.ready:
+            return State.DRAINING if self.out else State.RUNNING
         if self.desired.state in IN_BACKOFF:
             return State.BACKOFF
         if self.asleep:
@@ -452,7 +458,7 @@ class Entry:
             return True
         if self.desired.state.rests:
             return self.completed and self.config.job
-        return any(worker.phase is Phase.READY and not worker.ko for worker in self.observed.workers.values())
+        return any(not worker.ko for worker in self.observed.ready)
 
     @property
     def ready(self) -> bool:
@@ -478,7 +484,7 @@ class Entry:
     @property
     def health_of_workers(self) -> Status:
         """The health of its ready workers; warn when they differ."""
-        ready = [worker for worker in self.observed.workers.values() if worker.phase is Phase.READY]
+        ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
         return Status.of_all(worker.status for worker in ready) or Status.UNKNOWN
@@ -510,19 +516,13 @@ class Entry:
     @property
     def pids(self) -> list[int]:
         """The pids of its workers: of those that stay, or, when it stops, of those that leave."""
-        staying = [worker for worker in self.observed.workers.values() if worker.phase not in LEAVING]
-        found = sorted(
-            staying or self.observed.workers.values(), key=lambda worker: (worker.generation, worker.index)
-        )
+        found = self.observed.staying or self.observed.workers.values()
+        found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
         """How long a worker has been ready without a break, as far as the present ones go back."""
-        since = [
-            worker.ready_at
-            for worker in self.observed.workers.values()
-            if worker.ready_at is not None and worker.phase is Phase.READY
-        ]
+        since = [worker.ready_at for worker in self.observed.ready if worker.ready_at is not None]
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
@@ -560,7 +560,7 @@ class Entry:
 
     def order_start(self) -> None:
         """Let its hook run before the next worker; a server whose stop has not begun goes on without."""
-        if any(each.phase not in LEAVING for each in self.observed.workers.values()):
+        if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
             self.hooks.before_start_due = self.config.hooks is not None and bool(

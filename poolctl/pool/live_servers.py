@@ -16,7 +16,7 @@ from poolctl.config import Dependency, ServerConfig
 from poolctl.core.availability import Availability
 from poolctl.core.await_servers import until
 from poolctl.core.core import Core
-from poolctl.core.decision_input import LEAVING, Listener, Phase
+from poolctl.core.decision_input import LEAVING, Listener
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry
@@ -326,7 +326,7 @@ class Host:
         if entry.rests and not entry.observed.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
         state, is_ready = State(entry.state), entry.ready
-        ready = [worker for worker in entry.observed.workers.values() if worker.phase is Phase.READY]
+        ready = entry.observed.ready
         probed = any(worker.config.health.probed for worker in ready)
         listening = entry.listener.bound if entry.listener.state is Listener.OPEN else None
         return Snapshot(

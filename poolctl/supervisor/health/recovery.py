@@ -152,7 +152,7 @@ class WorkerRecovery:
             situation = Situation(
                 strategy,
                 histories=[_history(entry, each.worker) for each in problems],
-                ready=sum(each.phase is Phase.READY for each in entry.observed.workers.values()),
+                ready=len(entry.observed.ready),
                 size=entry.size,
                 overlaps=entry.may_overlap,
                 under_way=bool(entry.observed.recovering),
