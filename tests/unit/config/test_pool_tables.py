@@ -11,7 +11,8 @@ from poolctl import PoolConfig
 from poolctl.config import GatewayConfig, RouteConfig
 from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables
 from tests.config_files import SERVER, load_text, told
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 ALL = """
 [metrics]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
 from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed
-from tests.unit.pool.scripted_runner import ScriptedRunner
+from tests.unit.runners.scripted_runner import ScriptedRunner
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):

@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
 from poolctl.core.decision_trace import Trace, why_nothing
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"
 
@@ -23,11 +23,11 @@ def test_only_the_environment_turns_it_on() -> None:
 
 def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        desk = Desk(web("api"), trace=Trace())
-        await desk.ask("start")
+        pool = OrderedCore(web("api"), trace=Trace())
+        await pool.start()
         await turns()
         caplog.clear()
-        await desk.ask("restart")
+        await pool.restart()
         await turns()
 
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
@@ -38,7 +38,7 @@ def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptu
 
 def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        await Desk(web()).ask("start")
+        await OrderedCore(web()).start()
 
     with caplog.at_level(logging.INFO, "poolctl.supervisor"):
         run(scenario())

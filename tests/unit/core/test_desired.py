@@ -9,7 +9,7 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.core.decision_input import FOLLOWS, Desired, ImpossibleChange
 from poolctl.core.server_entry import Entry
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import OrderedCore, run, web
 
 
 def entry() -> Entry:
@@ -59,12 +59,12 @@ def test_a_backoff_ends_with_its_timers() -> None:
 
 def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> None:
     async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        server = desk.core.entries["web"]
-        await desk.ask("stop", "web")
+        pool = OrderedCore(web())
+        await pool.start()
+        server = pool.core.entries["web"]
+        await pool.stop("web")
         for disabled in (True, False):
-            desk.core.change(server, web(disabled=disabled), live=True)
+            pool.core.change(server, web(disabled=disabled), live=True)
             assert server.desired.state is Desired.STOPPED
 
     run(scenario())
@@ -72,12 +72,12 @@ def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_en
 
 def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled() -> None:
     async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        server = desk.core.entries["web"]
-        desk.core.change(server, web(disabled=True), live=True)
+        pool = OrderedCore(web())
+        await pool.start()
+        server = pool.core.entries["web"]
+        pool.core.change(server, web(disabled=True), live=True)
         assert server.desired.state is Desired.IDLE
-        desk.core.change(server, web(), live=True)
+        pool.core.change(server, web(), live=True)
         assert server.desired.state is Desired.RUN
 
     run(scenario())

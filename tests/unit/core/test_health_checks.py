@@ -9,34 +9,28 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
+from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}
 
 
 class Ward:
-    """A desk whose workers answer their probes with the status that the test wants of them."""
+    """A pool whose workers answer their probes with the status that the test wants of them."""
 
     def __init__(self, *servers: ServerConfig) -> None:
-        self.desk = Desk(*servers)
+        self.pool = OrderedCore(*servers)
         self.statuses: dict[str, int] = {}
         self.answered: dict[str, int] = {}
-        self.events: list[dict[str, Any]] = []
         self.unhealthy: list[str] = []
-        self.desk.events.subscribe(self._recorded)
-        self.desk.core.health.unhealthy.add(self._is_unhealthy)
+        self.pool.core.health.unhealthy.add(self._is_unhealthy)
         self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def entry(self) -> Entry:
-        return next(iter(self.desk.core.entries.values()))
-
-    def _recorded(self, event: JournalEvent) -> None:
-        if event.kind == "health":
-            self.events.append(event.to_json())
+        return next(iter(self.pool.core.entries.values()))
 
     def _is_unhealthy(self, entry: Entry, worker: Worker, reason: str) -> None:
         self.unhealthy.append(f"{worker.id}: {reason}")
@@ -44,8 +38,8 @@ class Ward:
     async def accept(self) -> None:
         """Answer on every connection that is made."""
         while True:
-            while self.desk.runner.asked:
-                worker, _, sock = self.desk.runner.asked.pop()
+            while self.pool.runner.asked:
+                worker, _, sock = self.pool.runner.asked.pop()
                 self._serving.add(asyncio.ensure_future(self._serve(worker, sock)))
             await asyncio.sleep(0)
 
@@ -61,9 +55,12 @@ class Ward:
             while not condition():
                 await asyncio.sleep(0.005)
 
+    @property
+    def events(self) -> list[Event]:
+        return [event for event in self.pool.events if event.kind == "health"]
+
     def recorded(self) -> list[str]:
-        self.desk.events.flush()
-        return [f"{event['before']} {event['after']}: {event['message']}" for event in self.events]
+        return [f"{event.before} {event.after}: {event.message}" for event in self.events]
 
 
 @asynccontextmanager
@@ -73,7 +70,7 @@ async def ward(health: Any, **keys: Any) -> AsyncIterator[Ward]:
     try:
         yield found
     finally:
-        await found.desk.ask("stop")
+        await found.pool.stop()
         accepting.cancel()
         await turns()
 
@@ -82,26 +79,26 @@ def test_workers_accept_when_they_have_passed_and_rest_while_others_are_better()
     async def scenario() -> None:
         async with ward({"readiness": {"http": "/", **QUICK}}, workers=2) as it:
             it.statuses = {"web.1.0": 503, "web.1.1": 503}
-            start = it.desk.begin("start")
+            start = it.pool.begin(it.pool.start())
             await it.until(lambda: len(it.answered) == 2)
-            assert it.desk.states() == {"web": "starting"}
-            assert not any(line.startswith("work") for line in it.desk.runner.log)
+            assert it.pool.states() == {"web": "starting"}
+            assert not any(line.startswith("work") for line in it.pool.runner.log)
             it.statuses.clear()
-            assert (await start)["exit_code"] == 0
-            assert {"work web.1.0", "work web.1.1"} <= set(it.desk.runner.log)
+            assert await start == []
+            assert {"work web.1.0", "work web.1.1"} <= set(it.pool.runner.log)
             assert (it.entry.health, it.entry.ready) == ("ok", True)
             it.statuses["web.1.0"] = 500
-            await it.until(lambda: it.entry.health == "warn" and "rest web.1.0" in it.desk.runner.log)
+            await it.until(lambda: it.entry.health == "warn" and "rest web.1.0" in it.pool.runner.log)
             assert it.entry.ready
             it.statuses["web.1.1"] = 500
             await it.until(lambda: it.entry.health == "ko")
             await turns()
-            assert "rest web.1.1" not in it.desk.runner.log
+            assert "rest web.1.1" not in it.pool.runner.log
             assert not it.entry.ready
             it.statuses.clear()
-            it.desk.runner.log.clear()
+            it.pool.runner.log.clear()
             await it.until(lambda: it.entry.health == "ok")
-            assert it.desk.runner.log == ["work web.1.0"]
+            assert it.pool.runner.log == ["work web.1.0"]
 
     run(scenario())
 
@@ -109,11 +106,11 @@ def test_workers_accept_when_they_have_passed_and_rest_while_others_are_better()
 def test_worker_in_the_place_of_a_dead_one_is_probed() -> None:
     async def scenario() -> None:
         async with ward({"liveness": {"http": "/", **QUICK}}, restart="always") as it:
-            await it.desk.ask("start")
+            await it.pool.start()
             await it.until(lambda: it.entry.health == "ok" and it.answered)
-            it.desk.runner.end("web.1.0", Exit.from_signal(9))
+            it.pool.runner.end("web.1.0", Exit.from_signal(9))
             await it.until(lambda: it.entry.observed.restarts == 1 and it.entry.ready)
-            assert [*it.desk.runner.running] == ["web.1.0"]
+            assert [*it.pool.runner.running] == ["web.1.0"]
             await it.until(lambda: it.entry.health == "ok")
             it.statuses["web.1.0"] = 500
             await it.until(lambda: it.entry.health == "ko")
@@ -125,7 +122,7 @@ def test_worker_in_the_place_of_a_dead_one_is_probed() -> None:
 def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none() -> None:
     async def scenario() -> None:
         async with ward({"readiness": {"http": "/", **QUICK}}) as it:
-            await it.desk.ask("start")
+            await it.pool.start()
             await it.until(lambda: it.answered.get("web.1.0", 0) > 3)
             assert it.recorded() == []
             it.statuses["web.1.0"] = 500
@@ -138,8 +135,7 @@ def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none()
                 "ko warn: is recovering",
                 "warn ok: is healthy again",
             ]
-            assert it.events[0]["cause"] == "readiness probe"
-            assert it.events[0]["worker"] == "web.1.0"
+            assert (it.events[0].cause, it.events[0].worker) == ("readiness probe", "web.1.0")
 
     run(scenario())
 
@@ -147,11 +143,11 @@ def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none()
 def test_worker_that_fails_its_liveness_is_reported_until_it_has_ended_and_not_probed_afterwards() -> None:
     async def scenario() -> None:
         async with ward({"liveness": {"http": "/", **QUICK}}) as it:
-            await it.desk.ask("start")
+            await it.pool.start()
             it.statuses["web.1.0"] = 500
             await it.until(lambda: len(it.unhealthy) >= 2)
             assert set(it.unhealthy) == {"web.1.0: liveness ko: GET /: status 500"}
-            await it.desk.ask("stop")
+            await it.pool.stop()
             count = it.answered["web.1.0"]
             await asyncio.sleep(0.1)
             assert it.answered["web.1.0"] == count
@@ -163,15 +159,15 @@ def test_worker_that_fails_its_liveness_is_reported_until_it_has_ended_and_not_p
 def test_a_changed_probe_asks_another_thing_of_the_same_worker() -> None:
     async def scenario() -> None:
         async with ward({}) as it:
-            await it.desk.ask("start")
+            await it.pool.start()
             assert it.entry.health == "ok"
             it.statuses["web.1.0"] = 500
-            it.desk.core.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
+            it.pool.core.change(it.entry, web(health={"readiness": {"http": "/", **QUICK}}), live=True)
             await it.until(lambda: it.entry.health == "ko")
-            it.desk.core.change(it.entry, web(), live=True)
+            it.pool.core.change(it.entry, web(), live=True)
             await it.until(lambda: it.entry.health == "ok")
             assert it.entry.ready
-            assert set(it.desk.runner.running) == {"web.1.0"}
+            assert set(it.pool.runner.running) == {"web.1.0"}
 
     run(scenario())
 
@@ -180,11 +176,10 @@ def test_a_worker_that_dies_while_it_is_asked_is_a_failure_of_the_start() -> Non
     async def scenario() -> None:
         async with ward({"readiness": {"http": "/", **QUICK}}) as it:
             it.statuses["web.1.0"] = 503
-            start = it.desk.begin("start")
+            start = it.pool.begin(it.pool.start())
             await it.until(lambda: it.answered)
-            it.desk.runner.end("web.1.0", Exit.from_status(7))
-            done = await start
-            assert done["exit_code"] == 1
-            assert "exited with status 7 before it was ready" in done["errors"][0]["message"]
+            it.pool.runner.end("web.1.0", Exit.from_status(7))
+            (problem,) = await start
+            assert "exited with status 7 before it was ready" in problem.message
 
     run(scenario())

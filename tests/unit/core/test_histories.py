@@ -21,11 +21,11 @@ from poolctl.core.decide import Action, decide
 from poolctl.core.decision_input import ASLEEP, AWAKE, LEAVING, Listener, Overrides, Phase, View
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
-from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from poolctl.time_windows import period_at
 from tests.examples import examples
+from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step
 
@@ -90,7 +90,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, db: dict[str, Any], api: dict[str, Any], depends: bool, runs: bool) -> None:
         self.depends = depends
         configs = [configured("db", depends, db), configured("api", depends, api)]
-        self.core = Core(configs, self.runner, self.clock, Events(self.clock))
+        self.core = Core(configs, self.runner, self.clock, RecordedEvents())
         if runs:
             # By chance hardly a history would get that far.
             for entry in self.core.entries.values():

@@ -21,7 +21,7 @@ from poolctl.core.server_entry import DesiredState, Entry, Worker
 from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.stepped_runner import SteppedLoop
-from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
+from tests.unit.runners.scripted_runner import NEVER, ScriptedRunner
 
 BEGIN = datetime(2026, 11, 23, 2, 0, tzinfo=UTC).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0

@@ -11,8 +11,8 @@ from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
-from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
+from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 
 BOTH = {"before_start": ["before"], "after_stop": ["after"]}
@@ -29,7 +29,7 @@ class Stage:
         web = ServerConfig(
             name="web", bind="127.0.0.1:8002", app="a:b", hooks=BOTH, depends_on=["db"], restart="no"
         )
-        self.core = Core([db, web], self.runner, self.clock, Events(self.clock))
+        self.core = Core([db, web], self.runner, self.clock, RecordedEvents())
 
     def order(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
         async def ordered() -> None:

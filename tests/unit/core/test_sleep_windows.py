@@ -14,9 +14,9 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.core.sleep_windows import window_text
-from poolctl.monitor.event_queue import Events
+from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
-from tests.unit.pool.scripted_runner import ScriptedRunner
+from tests.unit.runners.scripted_runner import ScriptedRunner
 
 # A Monday.
 BEGIN = datetime(2026, 11, 23, 7, 30, tzinfo=UTC).timestamp()
@@ -32,7 +32,7 @@ class Stage:
         self.runner = ScriptedRunner()
 
     def begin(self, *servers: ServerConfig) -> None:
-        self.core = Core(servers, self.runner, self.clock, Events(self.clock))
+        self.core = Core(servers, self.runner, self.clock, RecordedEvents())
         for entry in self.core.entries.values():
             self.do(self.core.start, entry)
 

@@ -10,38 +10,37 @@ import pytest
 from poolctl.core.decision_input import Desired
 from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Exit
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
 
 
 def sleepy(name: str = "web", **keys: Any) -> Any:
     return web(name, scale={"min": 0, "idle": 1}, **keys)
 
 
-def quiet(desk: Desk, name: str, *, idle: bool = True) -> None:
+def quiet(pool: OrderedCore, name: str, *, idle: bool = True) -> None:
     """All workers of the server say that they have had no traffic, or that they have some again."""
-    entry = desk.core.entries[name]
+    entry = pool.core.entries[name]
     for worker in list(entry.observed.workers.values()):
-        desk.core.idle(entry, worker.id, idle)
+        pool.core.idle(entry, worker.id, idle)
 
 
-async def woken(desk: Desk, name: str) -> None:
-    desk.runner.ring(name)
+async def woken(pool: OrderedCore, name: str) -> None:
+    pool.runner.ring(name)
     await turns()
-    assert desk.states()[name] == "running"
+    assert pool.states()[name] == "running"
 
 
 def test_server_is_watched_after_a_start_woken_by_a_request_and_drained_when_idle() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        answer = await desk.ask("start")
-        assert (answer["exit_code"], desk.states()) == (0, {"web": "sleeping"})
-        await woken(desk, "web")
-        quiet(desk, "web")
+        pool = OrderedCore(sleepy())
+        assert (await pool.start(), pool.states()) == ([], {"web": "sleeping"})
+        await woken(pool, "web")
+        quiet(pool, "web")
         await turns()
-        assert desk.states() == {"web": "sleeping"}
-        await woken(desk, "web")
-        assert desk.runner.log[1:] == [
+        assert pool.states() == {"web": "sleeping"}
+        await woken(pool, "web")
+        assert pool.runner.log[1:] == [
             "arm web", "place web.1.0", "arm web", "drain web.1.0", "stop web.1.0 10", "place web.2.0",
         ]  # fmt: skip
 
@@ -50,58 +49,58 @@ def test_server_is_watched_after_a_start_woken_by_a_request_and_drained_when_idl
 
 def test_order_to_wake_starts_a_sleeping_server_and_leaves_others_alone() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
-        await desk.ask("start")
+        pool = OrderedCore(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await pool.start()
         for _ in range(3):
-            desk.core.wake(desk.core.entries["web"])
+            pool.core.wake(pool.core.entries["web"])
         await turns()
-        desk.core.wake(desk.core.entries["web"])
+        pool.core.wake(pool.core.entries["web"])
         await turns()
-        assert desk.states() == {"db": "running", "web": "running"}
-        assert [line for line in desk.runner.log if line.startswith("place")] == [
+        assert pool.states() == {"db": "running", "web": "running"}
+        assert [line for line in pool.runner.log if line.startswith("place")] == [
             "place db.1.0",
             "place web.1.0",
         ]
-        await desk.ask("stop")
-        desk.core.wake(desk.core.entries["web"])
+        await pool.stop()
+        pool.core.wake(pool.core.entries["web"])
         await turns()
-        assert desk.states() == {"db": "stopped", "web": "stopped"}
+        assert pool.states() == {"db": "stopped", "web": "stopped"}
 
     run(scenario())
 
 
 def test_request_while_it_drains_starts_another_worker_next_to_the_draining_one() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        await woken(desk, "web")
-        desk.runner.may_drain = asyncio.Event()
-        quiet(desk, "web")
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        await woken(pool, "web")
+        pool.runner.may_drain = asyncio.Event()
+        quiet(pool, "web")
         await turns()
-        assert desk.states() == {"web": "draining"}
-        assert (await desk.ask("status"))["exit_code"] == 0
-        await woken(desk, "web")
-        assert len(desk.core.entries["web"].observed.workers) == 2
-        desk.runner.may_drain.set()
+        assert pool.states() == {"web": "draining"}
+        assert not pool.core.entries["web"].is_missing
+        await woken(pool, "web")
+        assert len(pool.core.entries["web"].observed.workers) == 2
+        pool.runner.may_drain.set()
         await turns()
-        assert list(desk.core.entries["web"].observed.workers) == ["web.2.0"]
+        assert list(pool.core.entries["web"].observed.workers) == ["web.2.0"]
 
     run(scenario())
 
 
 def test_order_to_wake_a_server_that_falls_asleep_starts_another_worker() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        await woken(desk, "web")
-        desk.runner.may_drain = asyncio.Event()
-        quiet(desk, "web")
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        await woken(pool, "web")
+        pool.runner.may_drain = asyncio.Event()
+        quiet(pool, "web")
         await turns()
-        desk.core.entries["web"].listener.armed = None  # its listener is not watched yet
-        desk.core.wake(desk.core.entries["web"])
+        pool.core.entries["web"].listener.armed = None  # its listener is not watched yet
+        pool.core.wake(pool.core.entries["web"])
         await turns()
-        assert desk.states() == {"web": "running"}
-        desk.runner.may_drain.set()
+        assert pool.states() == {"web": "running"}
+        pool.runner.may_drain.set()
         await turns()
 
     run(scenario())
@@ -109,31 +108,31 @@ def test_order_to_wake_a_server_that_falls_asleep_starts_another_worker() -> Non
 
 def test_traffic_that_begins_again_keeps_it_awake() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        await woken(desk, "web")
-        quiet(desk, "web")
-        quiet(desk, "web", idle=False)
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        await woken(pool, "web")
+        quiet(pool, "web")
+        quiet(pool, "web", idle=False)
         await turns()
-        assert desk.states() == {"web": "running"}
+        assert pool.states() == {"web": "running"}
 
     run(scenario())
 
 
 def test_dependencies_wake_first_and_sleep_last() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
-        await desk.ask("start")
-        assert desk.states() == {"db": "sleeping", "web": "sleeping"}
-        await woken(desk, "web")
-        placed = [line for line in desk.runner.log if line.startswith("place")]
+        pool = OrderedCore(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await pool.start()
+        assert pool.states() == {"db": "sleeping", "web": "sleeping"}
+        await woken(pool, "web")
+        placed = [line for line in pool.runner.log if line.startswith("place")]
         assert placed == ["place db.1.0", "place web.1.0"]
-        quiet(desk, "db")
+        quiet(pool, "db")
         await turns()
-        assert desk.states() == {"db": "running", "web": "running"}
-        quiet(desk, "web")
+        assert pool.states() == {"db": "running", "web": "running"}
+        quiet(pool, "web")
         await turns()
-        assert desk.states() == {"db": "sleeping", "web": "sleeping"}
+        assert pool.states() == {"db": "sleeping", "web": "sleeping"}
 
     run(scenario())
 
@@ -141,16 +140,16 @@ def test_dependencies_wake_first_and_sleep_last() -> None:
 @pytest.mark.parametrize("deps", [True, False])
 def test_dependencies_wake_first_after_a_restart_too_if_they_are_to_run(deps: bool) -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
-        await desk.ask("start", "web", deps=deps)
-        await woken(desk, "web")
-        await desk.ask("restart", "web")
+        pool = OrderedCore(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await pool.start("web", deps=deps)
+        await woken(pool, "web")
+        await pool.restart("web")
         for name in ("web", "db"):
-            quiet(desk, name)
+            quiet(pool, name)
         await turns()
-        desk.runner.log.clear()
-        await woken(desk, "web")
-        placed = [line for line in desk.runner.log if line.startswith("place")]
+        pool.runner.log.clear()
+        await woken(pool, "web")
+        placed = [line for line in pool.runner.log if line.startswith("place")]
         assert placed == (["place db.2.0", "place web.3.0"] if deps else ["place web.3.0"])
 
     run(scenario())
@@ -158,71 +157,69 @@ def test_dependencies_wake_first_after_a_restart_too_if_they_are_to_run(deps: bo
 
 def test_server_that_always_runs_keeps_its_dependencies_awake() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy("db"), web("web", depends_on=["db"]))
-        await desk.ask("start")
-        quiet(desk, "db")
+        pool = OrderedCore(sleepy("db"), web("web", depends_on=["db"]))
+        await pool.start()
+        quiet(pool, "db")
         await turns()
-        assert desk.states() == {"db": "running", "web": "running"}
-        await desk.ask("stop", "web")
+        assert pool.states() == {"db": "running", "web": "running"}
+        await pool.stop("web")
         await turns()
-        assert desk.states() == {"db": "sleeping", "web": "stopped"}
+        assert pool.states() == {"db": "sleeping", "web": "stopped"}
 
     run(scenario())
 
 
 def test_a_restart_of_one_that_sleeps_is_none() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        answer = await desk.ask("restart", "web")
-        assert (answer["exit_code"], answer["items"][0]["restarts"]) == (0, 0)
-        assert desk.states() == {"web": "sleeping"}
-        answer = await desk.ask("stop", "web")
-        assert desk.states() == {"web": "stopped"}
-        assert not any(line.startswith("place") for line in desk.runner.log)
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        assert (await pool.restart("web"), pool.core.entries["web"].observed.restarts) == ([], 0)
+        assert pool.states() == {"web": "sleeping"}
+        await pool.stop("web")
+        assert pool.states() == {"web": "stopped"}
+        assert not any(line.startswith("place") for line in pool.runner.log)
 
     run(scenario())
 
 
 def test_one_that_has_had_enough_by_itself_sleeps_and_one_that_is_needed_does_not() -> None:
     async def scenario() -> None:
-        desk = Desk(
+        pool = OrderedCore(
             sleepy("db", restart="on-failure"), sleepy("web", depends_on=["db"], restart="on-failure")
         )
-        await desk.ask("start")
-        await woken(desk, "web")
-        desk.runner.end("web.1.0", Exit.from_status(0))
+        await pool.start()
+        await woken(pool, "web")
+        pool.runner.end("web.1.0", Exit.from_status(0))
         await turns()
-        assert desk.states()["web"] == "sleeping"
-        await woken(desk, "web")
-        desk.runner.end("db.1.0", Exit.from_status(0))
+        assert pool.states()["web"] == "sleeping"
+        await woken(pool, "web")
+        pool.runner.end("db.1.0", Exit.from_status(0))
         await turns()
-        assert desk.states()["db"] == "stopped"
+        assert pool.states()["db"] == "stopped"
 
     run(scenario())
 
 
 def test_one_that_dies_awake_is_started_again() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy(restart="on-failure"))
-        await desk.ask("start")
-        await woken(desk, "web")
-        desk.runner.end("web.1.0", Exit.from_signal(9))
+        pool = OrderedCore(sleepy(restart="on-failure"))
+        await pool.start()
+        await woken(pool, "web")
+        pool.runner.end("web.1.0", Exit.from_signal(9))
         await turns()
-        assert (desk.states(), desk.core.entries["web"].observed.restarts) == ({"web": "running"}, 1)
+        assert (pool.states(), pool.core.entries["web"].observed.restarts) == ({"web": "running"}, 1)
 
     run(scenario())
 
 
 def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy(), web=FAILS)
-        await desk.ask("start")
-        desk.runner.ring("web")
+        pool = OrderedCore(sleepy(), web=FAILS)
+        await pool.start()
+        pool.runner.ring("web")
         await turns()
-        assert desk.states() == {"web": "failed"}
-        answer = await desk.ask("start", "web")
-        assert (answer["exit_code"], desk.states()) == (0, {"web": "sleeping"})
+        assert pool.states() == {"web": "failed"}
+        assert (await pool.start("web"), pool.states()) == ([], {"web": "sleeping"})
 
     run(scenario())
 
@@ -230,22 +227,22 @@ def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> 
 def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wakes() -> None:
     async def scenario() -> None:
         policy = {"policy": "on-failure", "limit": 1, "window": 0.2, "backoff": {"initial": 0, "max": 0}}
-        desk = Desk(sleepy(restart=policy))
-        entry = desk.core.entries["web"]
-        await desk.ask("start")
-        await woken(desk, "web")
+        pool = OrderedCore(sleepy(restart=policy))
+        entry = pool.core.entries["web"]
+        await pool.start()
+        await woken(pool, "web")
         for _ in range(2):
-            (worker,) = desk.runner.running
-            desk.runner.end(worker, Exit.from_signal(9))
+            (worker,) = pool.runner.running
+            pool.runner.end(worker, Exit.from_signal(9))
             await turns()
-        assert desk.states() == {"web": "failed"}
-        successor = Desk(sleepy(restart=policy)).core.entries["web"]
+        assert pool.states() == {"web": "failed"}
+        successor = OrderedCore(sleepy(restart=policy)).core.entries["web"]
         restore(successor, record_of(entry))
         assert (successor.desired.state, successor.sleeps) == (Desired.RUN, True)
         async with asyncio.timeout(60):
-            while desk.states() != {"web": "sleeping"}:
+            while pool.states() != {"web": "sleeping"}:
                 await asyncio.sleep(0.01)
-        await woken(desk, "web")
+        await woken(pool, "web")
 
     run(scenario())
 
@@ -253,16 +250,16 @@ def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wak
 def test_stopped_server_that_was_given_up_stays_stopped() -> None:
     async def scenario() -> None:
         policy = {"policy": "on-failure", "limit": 0, "window": 0.01}
-        desk = Desk(sleepy(restart=policy))
-        await desk.ask("start")
-        await woken(desk, "web")
-        (worker,) = desk.runner.running
-        desk.runner.end(worker, Exit.from_signal(9))
+        pool = OrderedCore(sleepy(restart=policy))
+        await pool.start()
+        await woken(pool, "web")
+        (worker,) = pool.runner.running
+        pool.runner.end(worker, Exit.from_signal(9))
         await turns()
-        assert desk.states() == {"web": "failed"}
-        await desk.ask("stop", "web")
+        assert pool.states() == {"web": "failed"}
+        await pool.stop("web")
         await asyncio.sleep(0.05)
-        assert desk.states() == {"web": "stopped"}
+        assert pool.states() == {"web": "stopped"}
 
     run(scenario())
 
@@ -271,13 +268,13 @@ def test_stopped_server_that_was_given_up_stays_stopped() -> None:
 def test_wait_for_a_wake_is_bounded_by_the_start_timeout(script: str) -> None:
     async def scenario() -> None:
         policy = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}, "limit": 100}
-        desk = Desk(sleepy(start_timeout=0.02, restart=policy), web=script)
-        await desk.ask("start")
-        desk.runner.ring("web")
-        dismissed = f"dismiss {desk.core.entries['web'].config.key}"
-        while dismissed not in desk.runner.log:
+        pool = OrderedCore(sleepy(start_timeout=0.02, restart=policy), web=script)
+        await pool.start()
+        pool.runner.ring("web")
+        dismissed = f"dismiss {pool.core.entries['web'].config.key}"
+        while dismissed not in pool.runner.log:
             await asyncio.sleep(0.001)
-        assert desk.states()["web"] != "sleeping"
+        assert pool.states()["web"] != "sleeping"
 
     run(scenario())
 
@@ -286,50 +283,50 @@ def test_server_whose_dependency_is_not_ready_stays_starting_without_its_clients
     None
 ):
     async def scenario() -> None:
-        desk = Desk(web("db"), sleepy(depends_on=["db"], start_timeout=0.02), db=FAILS)
-        await desk.ask("start")
-        assert desk.states() == {"db": "failed", "web": "sleeping"}
-        desk.runner.ring("web")
-        dismissed = f"dismiss {desk.core.entries['web'].config.key}"
-        while dismissed not in desk.runner.log:
+        pool = OrderedCore(web("db"), sleepy(depends_on=["db"], start_timeout=0.02), db=FAILS)
+        await pool.start()
+        assert pool.states() == {"db": "failed", "web": "sleeping"}
+        pool.runner.ring("web")
+        dismissed = f"dismiss {pool.core.entries['web'].config.key}"
+        while dismissed not in pool.runner.log:
             await asyncio.sleep(0.001)
-        assert desk.states() == {"db": "failed", "web": "starting"}
-        desk.runner.script.clear()
-        assert (await desk.ask("start", "db"))["exit_code"] == 0
+        assert pool.states() == {"db": "failed", "web": "starting"}
+        pool.runner.script.clear()
+        assert await pool.start("db") == []
         await turns()
-        assert desk.states() == {"db": "running", "web": "running"}
+        assert pool.states() == {"db": "running", "web": "running"}
 
     run(scenario())
 
 
 def test_changed_idle_time_reaches_running_workers() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        await woken(desk, "web")
-        quiet(desk, "web")
-        entry = desk.core.entries["web"]
-        desk.core.change(entry, web(scale={"min": 0, "idle": 7}), live=True)
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        await woken(pool, "web")
+        quiet(pool, "web")
+        entry = pool.core.entries["web"]
+        pool.core.change(entry, web(scale={"min": 0, "idle": 7}), live=True)
         await turns()
-        assert desk.runner.log[-1] == "idle after 7 web.1.0"
-        assert desk.states() == {"web": "running"}
-        desk.core.change(entry, web(), live=True)
-        assert desk.runner.log[-1] == "idle after 0 web.1.0"
+        assert pool.runner.log[-1] == "idle after 7 web.1.0"
+        assert pool.states() == {"web": "running"}
+        pool.core.change(entry, web(), live=True)
+        assert pool.runner.log[-1] == "idle after 0 web.1.0"
 
     run(scenario())
 
 
 def test_another_configuration_is_watched_as_it_is() -> None:
     async def scenario() -> None:
-        desk = Desk(sleepy())
-        await desk.ask("start")
-        entry = desk.core.entries["web"]
-        desk.core.change(entry, sleepy(bind="127.0.0.1:9999"), live=False)
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.change(entry, sleepy(bind="127.0.0.1:9999"), live=False)
         await turns()
-        assert desk.states() == {"web": "sleeping"}
-        assert desk.runner.opened == {"127.0.0.1:9999"}
-        desk.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+        assert pool.states() == {"web": "sleeping"}
+        assert pool.runner.opened == {"127.0.0.1:9999"}
+        pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
         await turns()
-        assert desk.states() == {"web": "running"}
+        assert pool.states() == {"web": "running"}
 
     run(scenario())

@@ -26,7 +26,7 @@ from poolctl.clock import ManualClock
 from poolctl.pool import loop_thread
 from poolctl.runners.runner_protocol import Exit
 from tests.deadline import wait_until
-from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
+from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
 
 
 def config(name: str, **keys: Any) -> ServerConfig:

@@ -13,7 +13,7 @@ import pytest
 from poolctl import Pool, PoolContext, ServerConfig, State
 from poolctl.pool import loop_thread
 from tests.deadline import wait_until
-from tests.unit.pool.scripted_runner import ScriptedRunner
+from tests.unit.runners.scripted_runner import ScriptedRunner
 
 
 async def _thread() -> threading.Thread:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from poolctl import Field, Pool, Server, ServerConfig
-from tests.unit.pool.scripted_runner import ScriptedRunner
+from tests.unit.runners.scripted_runner import ScriptedRunner
 
 THREADS = 8
 TURNS = 120

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Coroutine, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -23,7 +23,7 @@ from poolctl.supervisor.configuration_reader import ConfigurationReader
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
-from tests.unit.supervisor.slow_runner import SlowRunner
+from tests.unit.runners.scripted_runner import SlowRunner
 
 
 class Files(ActiveConfiguration):
@@ -98,23 +98,3 @@ class Desk:
 
     def states(self) -> dict[str, str]:
         return {name: entry.state for name, entry in self.core.entries.items()}
-
-
-def web(name: str = "web", **keys: Any) -> ServerConfig:
-    keys.setdefault("bind", f"127.0.0.1:{9000 + sum(map(ord, name)) % 900}")
-    return ServerConfig(**{"name": name, "app": "any:app", "restart": "no"} | keys)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    async def watched() -> None:
-        unseen: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        await asyncio.wait_for(work, 30)  # processes are started, on a machine that may be busy
-        assert unseen == [], unseen
-
-    asyncio.run(watched())
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)

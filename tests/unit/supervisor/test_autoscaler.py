@@ -15,7 +15,8 @@ from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.supervisor.scaling.autoscaler import INTERVAL_SECONDS
 from poolctl.supervisor.scaling.pool_scaling import PoolScaling
 from poolctl.worker import tally
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.supervisor.desk import Desk
 
 
 class Load:

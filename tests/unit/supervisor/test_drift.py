@@ -17,9 +17,9 @@ from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import drift
 from poolctl.supervisor.verbs.verbs import Verbs
-from tests.unit.pool.scripted_runner import FAILS
-from tests.unit.supervisor.desk import Desk, run
-from tests.unit.supervisor.slow_runner import SlowRunner
+from tests.unit.core.ordered_core import run
+from tests.unit.runners.scripted_runner import FAILS, SlowRunner
+from tests.unit.supervisor.desk import Desk
 from tests.unit.supervisor.test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\nrestart = "no"\n'

@@ -13,8 +13,9 @@ from poolctl.core.server_changes import caused_by
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.observers.event_recorder import EventRecorder
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
 
 OURS = Path("/proc/self/comm").read_text().strip()
 ABOUT = About.from_json({"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})

@@ -12,7 +12,7 @@ from poolctl.routing.route import StreamRoute, Target
 from poolctl.supervisor.gateway.gateway_listeners import GatewayListeners
 from poolctl.supervisor.gateway.gateway_plan import Certificate, GatewayPlan, plan_of
 from tests.ports import claim_port
-from tests.unit.supervisor.desk import run
+from tests.unit.core.ordered_core import run
 
 
 class Store:

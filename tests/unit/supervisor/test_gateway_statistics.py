@@ -13,7 +13,8 @@ from poolctl.routing.route import Route, Target
 from poolctl.runners.process_watchdog import identity
 from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.gateway_statistics import GatewayStatistics
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 
 class Process:

@@ -12,7 +12,8 @@ from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
-from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.supervisor.desk import Desk, Fixed
 
 
 class Bodies:

@@ -10,7 +10,8 @@ from poolctl.clock import Clock
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.supervisor.health.recovery import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.supervisor.desk import Desk
 
 MIB = 1024 * 1024
 

@@ -13,8 +13,9 @@ from poolctl.config import GatewayConfig, StreamConfig, Tables
 from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
 
 NEW: dict[str, Any] = {"name": "new", "bind": "127.0.0.1:7070", "app": "a:b"}
 

@@ -15,7 +15,8 @@ from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.observers.metrics_server import MetricsServer, _is_local
 from poolctl.supervisor.observers.pool_health import PoolHealth
 from poolctl.supervisor.verbs.verb import Call
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 WELL = RouteHealth(status=HEALTHY, uptime_seconds=3.0, latency_seconds=0.01)
 BROKEN = RouteHealth(status=UNHEALTHY, detail="http://10.0.0.7:9000: no connection")

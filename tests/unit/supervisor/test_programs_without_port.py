@@ -7,8 +7,9 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.runner_protocol import Exit
-from tests.unit.pool.scripted_runner import FAILS
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS
+from tests.unit.supervisor.desk import Desk
 
 
 def queue(**keys: Any) -> ServerConfig:

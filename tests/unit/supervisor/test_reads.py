@@ -22,7 +22,8 @@ from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.supervisor.desk import Desk
 from tests.unit.supervisor.test_state_store import StoreLink
 
 

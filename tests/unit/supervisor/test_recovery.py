@@ -14,9 +14,9 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Capabilities, Exit
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
-from tests.unit.supervisor.slow_runner import SlowRunner
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
+from tests.unit.supervisor.desk import Desk, Fixed
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 

@@ -8,8 +8,9 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.control.answers import ErrorEntry
 from poolctl.runners.runner_protocol import Placement
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
 
 
 def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:

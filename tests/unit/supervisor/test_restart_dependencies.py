@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.pool.scripted_runner import FAILS
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.runners.scripted_runner import FAILS
+from tests.unit.supervisor.desk import Desk
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])

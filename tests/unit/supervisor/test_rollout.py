@@ -17,9 +17,9 @@ from poolctl.supervisor.gateway.server_facts import facts_of
 from poolctl.supervisor.rollout.canary_rollout import CanaryRollout
 from poolctl.supervisor.verbs.verbs import Verbs
 from poolctl.worker import tally
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
-from tests.unit.supervisor.slow_runner import SlowRunner
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
+from tests.unit.supervisor.desk import Desk
 
 ABORT_ON = ["errors > 1%"]
 

@@ -16,7 +16,7 @@ from poolctl.runners.local.tallies import Tallies, Tally
 from poolctl.runners.runner_protocol import Capabilities, Placement
 from poolctl.supervisor.scaling.server_load import Processors, ServerLoad
 from poolctl.worker import tally
-from tests.unit.supervisor.desk import web
+from tests.unit.core.ordered_core import web
 
 
 class Pages:

@@ -15,7 +15,8 @@ from poolctl.supervisor.gateway.computed_routes import ComputedRoutes, RouteSet
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 from poolctl.supervisor.gateway.server_facts import canary_name
 from poolctl.supervisor.gateway.server_reports import ServerReports
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.supervisor.desk import Desk
 
 CANARY = canary_name("web")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.pool.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
 
 
 def unchanged(answer: dict[str, Any]) -> list[str]:

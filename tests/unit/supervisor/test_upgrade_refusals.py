@@ -11,7 +11,8 @@ from poolctl.exit_codes import CONFLICT
 from poolctl.supervisor.verbs import verb
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
 from poolctl.supervisor.verbs.verb import Call
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 AFTER = f"{poolctl.__version__}.1"
 

@@ -14,8 +14,9 @@ from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
 from poolctl.supervisor.verbs.verb import Call
-from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER
-from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
 
 QUICK = {"backoff": {"initial": 0, "max": 0}, "limit": 2}
 

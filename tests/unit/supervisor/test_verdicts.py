@@ -19,7 +19,8 @@ from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
 from poolctl.supervisor.observers.pool_health import PoolHealth
 from poolctl.supervisor.verbs.verb import Call
-from tests.unit.supervisor.desk import Desk, run
+from tests.unit.core.ordered_core import run
+from tests.unit.supervisor.desk import Desk
 from tests.unit.supervisor.test_route_figures import Stage
 
 URL = "http://10.0.0.7:9000"
