@@ -1,1 +1,1 @@
-"""Figures of poolctl beside what they are compared with, measured in one run: `python -m benchmarks`."""
+"""Measures poolctl and its alternatives in one run: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Waiting until servers answer: the same client for poolctl and for what it is compared with."""
+"""Waits until servers answer, with the same client for poolctl and its alternatives."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def answers(port: int, path: str = "/", status: int = 200) -> bool:
 
 
 def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
-    """Return when every port has answered once; they are asked in their order. Raises TimeoutError.
+    """Return when every port has answered once, asked in order. Raises TimeoutError.
 
-    A few at a time: one after the other, the last figure was the client's own waiting for a hundred turns. And no more
-    than one that does not listen yet: to ask a hundred of those, again and again, took a core from those that started.
+    A few ports are asked in parallel: one after another, the last figure would include the client's own wait for
+    all others. At most one of them does not listen yet: polling a hundred such ports would take a core from the
+    starting servers.
     """
     deadline = time.monotonic() + timeout_seconds
     waiting, asked = deque(ports), dict[socket.socket, int]()
@@ -62,12 +63,12 @@ def _is_answered(connection: socket.socket, status: int = 200) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many ports on which nothing listens now, below the kernel's range for outgoing connections."""
+    """Ports on which nothing listens, below the kernel's range for outgoing connections."""
     return [port for port, _ in zip(_free(), range(count), strict=False)]
 
 
 def _free() -> Iterator[int]:
-    # From somewhere on: two that measure at once must not choose the same ones.
+    # A random start, so that two concurrent measurements choose different ports.
     first = random.randrange(FIRST_PORT, LAST_PORT)
     for port in (*range(first, LAST_PORT), *range(FIRST_PORT, first)):
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""What it costs the gateway to choose a backend for a request and to take its result, without any input and output."""
+"""The gateway's cost of choosing a backend for a request and recording its result, without input and output."""
 
 from __future__ import annotations
 

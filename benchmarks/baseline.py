@@ -1,4 +1,4 @@
-"""What poolctl is compared with: a plain loop that launches one `uvicorn` process a server."""
+"""The baseline for poolctl: a plain loop that launches one `uvicorn` process per server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import answers, processes
 
 
 class BareLoop:
-    """`with BareLoop(directory, ports) as loop`: N processes of `uvicorn app:app`; killed at the end at the latest."""
+    """`with BareLoop(directory, ports) as loop`: N processes of `uvicorn app:app`, killed at the latest on exit."""
 
     def __init__(self, directory: Path, ports: list[int]) -> None:
         self.directory = directory
@@ -32,7 +32,7 @@ class BareLoop:
         return [child.pid for child in self.children]
 
     def start_seconds(self) -> float:
-        """How long from the first launch until every server had answered a request."""
+        """The time from the first launch until every server has answered a request."""
         started = time.perf_counter()
         with open(self.directory / "uvicorn.log", "ab") as log:
             for port in self.ports:
@@ -45,7 +45,7 @@ class BareLoop:
         return time.perf_counter() - started
 
     def stop_seconds(self) -> float:
-        """How long from the first SIGTERM until every process had ended."""
+        """The time from the first SIGTERM until every process has exited."""
         started = time.perf_counter()
         for child in self.children:
             child.terminate()

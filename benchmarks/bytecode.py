@@ -1,4 +1,4 @@
-"""What is compared is installed: nothing is compiled again in each of its processes."""
+"""Ensures that all compared programs have bytecode, so that no process compiles at its start."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import poolctl
 
 
 def keep_bytecode(package: Path = Path(poolctl.__file__).parent) -> None:
-    """Compile the package, as an installer does with every package, and let applications be compiled once, too.
+    """Compile the package, as installers do, and let applications be compiled once as well.
 
-    uvicorn has its bytecode from its installation. A checkout has none where `PYTHONDONTWRITEBYTECODE` is set, and 150
-    modules of it were compiled at each start.
+    uvicorn has its bytecode from its installation. A checkout has no bytecode if `PYTHONDONTWRITEBYTECODE` is set,
+    and would compile its modules at each start.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(package, quiet=2)

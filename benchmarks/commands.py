@@ -1,4 +1,4 @@
-"""Wall time of commands beside the start of a bare interpreter."""
+"""Wall time of commands compared to the start of a bare interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .report import Row
 
 SERVERS = 100
 MANY_SERVERS = 1000
-TURNS = 7  # commands are short: more of them for each repetition
+TURNS = 7  # commands are short, so each repetition runs several
 
 
 def run(options: Namespace) -> Iterator[Row]:
@@ -40,7 +40,7 @@ def run(options: Namespace) -> Iterator[Row]:
 def _alternately(
     project: Project, commands: dict[str, tuple[str, ...]], repeat: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of each command and of a bare interpreter, in turns, so that noise meets all of them alike."""
+    """Milliseconds of each command and of a bare interpreter, interleaved so that noise affects all of them."""
     found: dict[str, list[float]] = {name: [] for name in ("bare", *commands)}
     for _ in range(repeat):
         started = time.perf_counter()

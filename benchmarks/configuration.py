@@ -1,4 +1,4 @@
-"""Loading and validating large files beside the bare parse of the same file, in one process."""
+"""Loading and validating large files compared to only parsing them, in one process."""
 
 from __future__ import annotations
 

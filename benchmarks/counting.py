@@ -1,7 +1,7 @@
-"""What it costs a request to be counted: one worker that counts beside one that does not, in short turns.
+"""The cost of counting requests: a worker that counts compared to one that does not, in short turns.
 
-A worker is one thread: the processor time of a request limits its throughput. It is the kernel's own account, so
-that other work on the machine disturbs it little.
+A worker is one thread, so the processor time per request limits its throughput. The kernel accounts for it, so
+other load on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _ENGINES = {
 
 
 class Side:
-    """One worker, and connections that ask it as fast as it answers."""
+    """One worker, and connections that send requests as fast as it answers."""
 
     def __init__(self, port: int, pid: int) -> None:
         self._schedstat = Path(f"/proc/{pid}/schedstat")
         self._socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(CONNECTIONS)]
 
     def request_microseconds(self, seconds: float) -> float:
-        """The worker's processor time by request."""
+        """The worker's processor time per request."""
         spent, requests, ends = self._processor_ns(), 0, time.perf_counter() + seconds
         while time.perf_counter() < ends:
             for sock in self._socks:
@@ -66,9 +66,9 @@ def run(options: Namespace) -> Iterator[Row]:
             items = json.loads(project.run("list", "-o", "json"))["items"]
             sides = [Side(port, item["pids"][0]) for port, item in zip(project.ports, items, strict=True)]
             for side in sides:
-                side.request_microseconds(5 * ROUND_SECONDS)  # the first requests are not like the others
+                side.request_microseconds(5 * ROUND_SECONDS)  # the first requests are slower
             for turn in range(rounds):
-                # Whoever comes second is not always the same one.
+                # The order alternates.
                 for number in (0, 1) if turn % 2 else (1, 0):
                     found[number].append(sides[number].request_microseconds(ROUND_SECONDS))
             for side in sides:

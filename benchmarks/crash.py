@@ -1,4 +1,4 @@
-"""What clients notice when processes of the pool are killed or exchanged: how long they wait, and what is lost."""
+"""The effects on clients when processes of the pool are killed or replaced: waiting times and lost requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ mode = "proxy"
 
 def run(options: Namespace) -> Iterator[Row]:
     kills = 2 if options.quick else KILLS
-    with Project(kills) as project:  # one each: a worker that dies often waits before it is replaced
+    with Project(
+        kills
+    ) as project:  # one kill per server, because repeated deaths of a worker delay its replacement
         project.run("start")
         pids = [pid for _, (pid,) in _known(project).items()]
         served = [_kill_worker(pid, port) for pid, port in zip(pids, project.ports, strict=True)]
@@ -54,7 +56,7 @@ def run(options: Namespace) -> Iterator[Row]:
         taken, lost, sent = [], 0, 0
         for _ in range(
             turns
-        ):  # each in a pool of its own: for a supervisor that dies often the keeper makes pauses
+        ):  # each in a separate pool, because repeated deaths of a supervisor delay its restart
             with Project(SERVERS, app=Path(apps.__file__).read_text()) as project:
                 project.run("start")
                 with Load(project.ports, "keep_alive", connections=8) as load:
@@ -66,7 +68,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 
 def _kill_gateway(kills: int) -> tuple[list[float], dict[str, list[float]]]:
-    """Milliseconds of a bare interpreter's start, and of requests on a passed and on a proxied route, in turns."""
+    """Milliseconds of a bare interpreter's start and of requests on a passed and a proxied route, interleaved."""
     bare: list[float] = []
     stalls: dict[str, list[float]] = {"/passed": [], "/proxied": []}
     with Project(2) as project:
@@ -77,7 +79,7 @@ def _kill_gateway(kills: int) -> tuple[list[float], dict[str, list[float]]]:
         before = None
         for _ in range(kills):
             _until(lambda before=before: _gateway(project) not in (None, before))
-            time.sleep(CALM_SECONDS)  # so that its own successor has been prepared
+            time.sleep(CALM_SECONDS)  # until its own successor is prepared
             started = time.perf_counter()
             subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
             bare.append(1000 * (time.perf_counter() - started))
@@ -94,19 +96,19 @@ def _kill_gateway(kills: int) -> tuple[list[float], dict[str, list[float]]]:
 
 def _answered_after(port: int, path: str) -> float:
     started = time.perf_counter()
-    while not answers.answers(port, path):  # at most in the moment in which the kernel ends it
+    while not answers.answers(port, path):  # refused at most while the kernel terminates it
         continue
     return 1000 * (time.perf_counter() - started)
 
 
 def _gateway(project: Project) -> int | None:
-    """The pid of the gateway's process, while there is one."""
+    """The pid of the gateway's process, if it is running."""
     pid: int | None = json.loads(project.run("status", "-o", "json"))["gateway"].get("pid")
     return pid
 
 
 def _same_workers(project: Project, act: Callable[[Project], None]) -> float:
-    """How many milliseconds until `act` is over and commands are answered, with the same workers as before."""
+    """The milliseconds until `act` has returned and commands are answered, with unchanged workers."""
     pids = _known(project)
     started = time.perf_counter()
     act(project)
@@ -118,7 +120,7 @@ def _same_workers(project: Project, act: Callable[[Project], None]) -> float:
 
 
 def _kill(*roles: str) -> Callable[[Project], None]:
-    """SIGKILL, and the wait for a successor that has said who it is."""
+    """Send SIGKILL, and wait for a successor that has identified itself."""
 
     def kill(project: Project) -> None:
         before = _info(project)
@@ -145,10 +147,10 @@ EXCHANGES: dict[str, tuple[Callable[[Project], None], float | None]] = {
 
 
 def _kill_worker(pid: int, port: int) -> float:
-    """How many milliseconds a request waits that is sent when the only worker of its server has been killed."""
+    """The milliseconds that a request waits if it is sent just after its server's only worker was killed."""
     os.kill(pid, signal.SIGKILL)
     started = time.perf_counter()
-    while not answers.answers(port):  # at most in the moment in which the kernel ends it
+    while not answers.answers(port):  # refused at most while the kernel terminates it
         continue
     return 1000 * (time.perf_counter() - started)
 
@@ -160,7 +162,7 @@ def _known(project: Project) -> dict[str, list[int]]:
 
 
 def _info(project: Project) -> dict[str, int]:
-    """What the supervisor has written down; nothing while there is none."""
+    """The supervisor's own record; empty while none runs."""
     for path in (project.directory / "run").glob("[!@]*/info.json"):
         found: dict[str, int] = json.loads(path.read_text())
         return found

@@ -1,7 +1,7 @@
-"""The two programs that can serve the gateway's clients: poolctl's own, and HAProxy with the configuration of the pool.
+"""Compares the two programs that can serve the gateway's clients: poolctl's own, and HAProxy with the pool's routes.
 
-Each has a pool of its own with the same route, which it proxies, and one processor together with its worker; the
-clients run on the others.
+Each has its own pool with the same proxied route, and shares one processor with its worker; the clients run on the
+other processors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 
 def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
-    """The ways to a worker through this program, without and with TLS."""
+    """The ways to a worker through this program, with and without TLS."""
     project = stack.enter_context(Project(1, app=APP))
     pem, key = certificate(project.directory)
     plain, tls = answers.free_ports(2)

@@ -1,4 +1,4 @@
-"""How evenly long-lived connections are spread over the workers of one server."""
+"""The distribution of long-lived connections over the workers of one server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _connect(port: int, scheme: str) -> socket.socket:
 
 @contextmanager
 def _short_connections(port: int, scheme: str) -> Iterator[None]:
-    """Meanwhile clients connect, ask once, and close."""
+    """Run clients that connect, send one request, and close."""
     over = threading.Event()
 
     def ask() -> None:
@@ -101,7 +101,7 @@ def _round(
     begin: Callable[[socket.socket], None],
     again: Callable[[socket.socket], None],
 ) -> list[int]:
-    """The connections of each worker, a moment after all were opened; then each has to answer `again`."""
+    """The connections of each worker, shortly after all were opened; then each must answer `again`."""
     socks = []
     for _ in range(CONNECTIONS):
         socks.append(_connect(port, scheme))
@@ -116,7 +116,7 @@ def _round(
 
 
 def _counts(port: int, clients: set[int], pids: list[int]) -> list[int]:
-    """How many of the connections each worker has. While one is handed over, no worker may have it."""
+    """The number of connections of each worker. During a handover no worker may have a connection."""
     deadline = time.monotonic() + _HANDED_OVER_SECONDS
     while True:
         sockets = _sockets(port, clients)
@@ -153,7 +153,7 @@ def _read_until(sock: socket.socket, end: bytes) -> None:
 
 
 def _sockets(port: int, clients: set[int]) -> set[str]:
-    """The server's ends of the connections of these clients' ports, as links of descriptors show them."""
+    """The server's ends of the connections from these client ports, as shown by links of descriptors."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     found = set()
     for each in map(str.split, lines):

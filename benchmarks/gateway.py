@@ -1,9 +1,9 @@
-"""The gateway beside nginx and HAProxy: one worker, reached in every way, in short turns that alternate.
+"""Compares the gateway with nginx and HAProxy: one worker, reached in every way, in short alternating turns.
 
-Every measured process runs on one processor, the clients on the others: so a rate is what one core achieves. Processor
-times are those of the kernel, from /proc: on a busy machine rates favour processes that lead sessions, as workers do
-(autogroups, sched(7)). Programs that poll send equal requests, whose route the gateway knows; browsers send others each
-time.
+Every measured process runs on one processor and the clients on the others, so rates are per core. Processor times
+come from the kernel (/proc): on a busy machine rates favour processes that lead sessions, as workers do
+(autogroups, sched(7)). Polling programs send identical requests, whose route the gateway has cached; browsers vary
+them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ PIECES = [LARGE[at : at + 65536] for at in range(0, len(LARGE), 65536)]
 
 
 class Way(Side):
-    """A way to the worker: its own port, or that of a process before it."""
+    """A way to the worker: its own port, or the port of a process in front of it."""
 
     def __init__(
         self, name: str, port: int, worker: int, before: int | None, tls: ssl.SSLContext | None = None
@@ -143,7 +143,7 @@ def _browser_new_connection(way: Way) -> int:
 
 
 def _browse(way: Way, socks: list[socket.socket]) -> int:
-    """A request on each of them, none like the one before: another path, referer and cookie."""
+    """Send a request on each connection, with a different path, referer and cookie each time."""
     for user, sock in enumerate(socks):
         number = next(_numbers)
         fields = _BROWSER_FIELDS % (number - 1, user, number)
@@ -209,7 +209,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 
 def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
-    """The ways with and without TLS, each with its processes running."""
+    """The ways with and without TLS, with their processes running."""
     project = stack.enter_context(Project(1, app=APP))
     directory = project.directory
     pem, key = certificate(directory)
@@ -248,7 +248,7 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
 
 @contextmanager
 def on_one_processor(pids: list[int]) -> Iterator[None]:
-    """Run the processes on the first processor, and this one on the others, if there are others."""
+    """Run the processes on the first processor, and this one on the others, if there are any."""
     usable = os.sched_getaffinity(0)
     first = {min(usable)}
     if len(usable) > 1:
@@ -264,7 +264,7 @@ def on_one_processor(pids: list[int]) -> Iterator[None]:
 
 @contextmanager
 def all_descriptors() -> Iterator[None]:
-    """As many as this process and those that it starts may have."""
+    """Raise the limit of descriptors for this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -292,7 +292,7 @@ def _memory(ways: list[Way], most: int) -> Iterator[Row]:
 
 
 def _latency(ways: list[Way], rounds: int) -> Iterator[Row]:
-    """One request at a time: what a way adds to the worker's own time."""
+    """The latency that a way adds to the worker's own, with one request at a time."""
     found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
     for way in _in_turns(ways, rounds):
         taken = []
@@ -331,7 +331,7 @@ def in_short_turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> d
 
 
 def _in_turns(ways: list[Way], rounds: int) -> Iterator[Way]:
-    """Every way once in each round, not always in the same order."""
+    """Every way once per round, in varying order."""
     for number in range(rounds):
         first = number % len(ways)
         yield from ways[first:] + ways[:first]
@@ -347,7 +347,7 @@ def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
         )  # fmt: skip
     for name, turns in found.items():
         others = [] if name == "nginx" else found.get("nginx", [])
-        # Of a connection that was passed the gateway sees nothing more.
+        # The gateway does no work for a connection that it has passed.
         if name != DIRECT and (name != PASS or mode in (_NEW_CONNECTION, _NEW_BROWSER)):
             yield Row(
                 f"processor time of the gateway, {mode}, {name}", "µs",

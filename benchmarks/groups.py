@@ -1,8 +1,8 @@
-"""The groups of figures: each is a module here with `run(options)`, which yields rows as they are measured."""
+"""The groups of figures: modules of this package with `run(options)`, which yields rows as they are measured."""
 
 from __future__ import annotations
 
-# One line each, so that groups that are added at once stay out of each other's way.
+# One per line, so that concurrent additions do not conflict.
 GROUPS = {
     "lifecycle": "start, restart and stop of N servers; their memory, and their cost when idle",
     "commands": "commands beside the start of a bare interpreter",

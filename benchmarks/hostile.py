@@ -1,4 +1,4 @@
-"""How long files that want to do harm keep `validate` busy."""
+"""The time that malicious files keep `validate` busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start, restart and stop of N servers; what they cost in memory and when idle."""
+"""Start, restart and stop of N servers; their memory and idle cost."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .project import Project
 from .report import Row
 
 MIB = 1024 * 1024
-MEASURED_SIZE = 100  # memory and idle cost are looked at with this many servers, or the most there are
-# A uvicorn process that does nothing: enough to tell whether the comparison fits into memory.
+MEASURED_SIZE = 100  # memory and idle cost are measured with this many servers, or the maximum available
+# The size of an idle uvicorn process, to decide whether the comparison fits into memory.
 UVICORN_BYTES = 24 * MIB
 
 
 class Samples:
-    """What one size gave, over all repetitions."""
+    """The results of one size over all repetitions."""
 
     def __init__(self) -> None:
         self.start: list[float] = []
@@ -67,7 +67,7 @@ def _pool(project: Project, samples: Samples, costs: list[dict[str, float]], idl
     if idle_seconds:
         everyone = [pid for pids in project.roles().values() for pid in pids]
         idle = processes.idle_percent(everyone, idle_seconds)
-        # After that: the process that has read the files ends when it has been idle for ten seconds.
+        # Later, because the process that reads the files exits after ten idle seconds.
         roles = project.roles()
         pss = {role: [processes.pss_bytes(pid) / MIB for pid in pids] for role, pids in roles.items()}
         costs.append(

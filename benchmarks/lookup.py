@@ -17,7 +17,7 @@ from .report import Row
 ENTRIES = 100_000
 FEW = 1_000
 LOADS = 20_000
-# A hundred times the entries: constant but for the processor's caches, which a linear search would not be.
+# With a hundred times the entries the time is constant except for cache effects, unlike a linear search.
 GROWTH = 5
 
 
@@ -49,7 +49,7 @@ def _configs(count: int) -> Iterator[ServerConfig]:
 
 
 def _pool_and_overhead(servers: list[Server]) -> tuple[Pool, int]:
-    """A pool of servers that exist already, and what it added to the memory they use."""
+    """A pool of existing servers, and its additional memory."""
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()

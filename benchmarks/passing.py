@@ -1,6 +1,6 @@
-"""A connection that the gateway passes to a worker, beside one that the worker accepts from its own port.
+"""Compares connections passed by the gateway with connections that a worker accepts from its own port.
 
-Short turns on both ports, and the kernel's account of processor time, as in `serving`.
+Short turns on both ports; processor time from the kernel, as in `serving`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .project import Project
 from .report import Row
 from .serving import APP, ROUND_SECONDS, ROUNDS, Side, another_field, keep_alive, new_connection
 
-# Of the rates, as targets have it: 0.97 for requests of kept connections, 0.9 for a new connection each.
+# Targets for the ratio of rates: 0.97 for kept connections, 0.9 for a new connection per request.
 _ANOTHER_FIELD = "keep-alive, other fields"
 _MOST_RATIOS = {"keep-alive": 1 / 0.97, _ANOTHER_FIELD: 1 / 0.9, "new connection": 1 / 0.9}
 _MOST_GATEWAY_MICROSECONDS = 40
@@ -59,7 +59,7 @@ def _measured(
         for number in (0, 1) if turn % 2 else (1, 0):
             before, counted = gateway.processor_ns(), 0
             taken = (passed, own)[number].request_microseconds(counting, ROUND_SECONDS)
-            if turn >= 0:  # the first requests are not like the others
+            if turn >= 0:  # the first requests are slower
                 found[number].append(taken)
                 if number == 0:
                     spent.append((gateway.processor_ns() - before) / 1000 / counted)

@@ -1,4 +1,4 @@
-"""nginx and HAProxy with one process each, beside which the gateway is measured."""
+"""nginx and HAProxy with one process each, for comparison with the gateway."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ listen clients
 
 
 def is_installed(name: str) -> bool:
-    """Whether the peer can be measured; if not, it is said how to install it."""
+    """Whether the peer is installed; if not, print how to install it."""
     if shutil.which(_PACKAGES[name], path=_PATH):
         return True
     print(f"  {name} is not installed and left out: apt-get install {_PACKAGES[name]}", file=sys.stderr)
@@ -97,7 +97,7 @@ def is_installed(name: str) -> bool:
 def http_peer(
     name: str, directory: Path, *, plain: int, tls: int, backend: int, certificate: Path
 ) -> Iterator[int]:
-    """The pid of its process that proxies HTTP from both ports to the backend's."""
+    """Run a process that proxies HTTP from both ports to the backend's; yields its pid."""
     values = {"plain": plain, "tls": tls, "backend": backend, "certificate": certificate}
     if name == "nginx":
         text = _nginx(directory, _NGINX_HTTP.format(directory=directory, **values))
@@ -109,7 +109,7 @@ def http_peer(
 
 @contextmanager
 def stream_peer(name: str, directory: Path, *, plain: int, backend: int) -> Iterator[int]:
-    """The pid of its process that copies from the port to the backend's: nginx datagrams, HAProxy connections."""
+    """Run a process that copies from the port to the backend's (nginx: datagrams, HAProxy: connections)."""
     values = {"plain": plain, "backend": backend}
     if name == "nginx":
         text = _nginx(directory, _NGINX_UDP.format(**values))
@@ -122,7 +122,7 @@ def stream_peer(name: str, directory: Path, *, plain: int, backend: int) -> Iter
 def _nginx(directory: Path, body: str) -> str:
     module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
     modules = f"load_module {module};\n" if body.startswith("stream") and module.exists() else ""
-    # As root it would give its processes to another user, who has no access to the directory.
+    # As root it would run its processes as a user without access to the directory.
     user = "" if os.geteuid() else "user root;\n"
     return _NGINX.format(modules=modules, directory=directory, user=user, body=body)
 

@@ -1,4 +1,4 @@
-"""Servers of a heavy framework: each imports it for itself, or all share one import (`preload`); start, wake, crash."""
+"""Servers with a heavy framework, imported by each or shared with `preload`: start, wake, crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVERS = 100
 CRASHES = 40
 _IMPORT_SECONDS = 30.0
 
-# Two routes and their models each: a service of middling size, and a large one.
+# Modules with two routes and their models: a medium-sized service, and a large one.
 MIDDLING, LARGE = 20, 90
 
 
@@ -102,7 +102,7 @@ def _import_milliseconds(project: Project) -> float:
 
 
 def _crash_milliseconds(project: Project, servers: int) -> list[float]:
-    """How long a request waits that is sent when the only worker of its server has been killed; one for each server."""
+    """The time a request waits if sent just after its server's only worker was killed, for each server."""
     pids = [item["pids"][0] for item in json.loads(project.run("list", "-o", "json"))["items"]]
     found = []
     for pid, port in list(zip(pids, project.ports, strict=True))[:servers]:
@@ -113,13 +113,13 @@ def _crash_milliseconds(project: Project, servers: int) -> list[float]:
 
 def _answer_milliseconds(port: int) -> float:
     started = time.perf_counter()
-    while not answers.answers(port):  # which happens at most in the moment in which the kernel ends a process
+    while not answers.answers(port):  # happens at most while the kernel terminates the process
         continue
     return 1000 * (time.perf_counter() - started)
 
 
 def _wait_for_the_import(project: Project) -> None:
-    """Return when the application has been imported ahead: then its process does nothing any more."""
+    """Return when the application has been preloaded, that is, its zygote is idle."""
     deadline, used = time.monotonic() + _IMPORT_SECONDS, -1.0
     while time.monotonic() < deadline:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""What it costs the supervisor to probe: a thousand questions each second, over HTTP, to workers that answer."""
+"""The supervisor's cost of probing: a thousand HTTP probes per second to healthy workers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .project import Project
 from .report import Row
 
 QUESTIONS_PER_SECOND = 1000
-# A thousand workers need more memory than most machines that this runs on have to spare; to the supervisor it is the
-# questions that cost.
+# A thousand workers need more memory than most machines have to spare, and the supervisor's cost depends on the
+# number of probes.
 SERVERS = 250
 WATCHED_SECONDS = 10.0
 

@@ -1,4 +1,4 @@
-"""What processes cost, from /proc."""
+"""The cost of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GONE_SECONDS = 10.0
 
 
 def pss_bytes(pid: int) -> int:
-    """The proportional share of memory of one process; what it shares with others counts by parts."""
+    """The memory of a process, with shared pages divided among their users (PSS)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
@@ -20,12 +20,12 @@ def pss_bytes(pid: int) -> int:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """How long all threads of the processes have run on a processor, to the nanosecond."""
+    """The processor time of all threads of the processes, in nanosecond resolution."""
     return sum(_seconds_by_process(pids).values())
 
 
 def _seconds_by_process(pids: Iterable[int]) -> dict[int, float]:
-    """Of those that have not ended."""
+    """The values of processes that have not exited."""
     found = {}
     for pid in pids:
         try:
@@ -37,7 +37,7 @@ def _seconds_by_process(pids: Iterable[int]) -> dict[int, float]:
 
 
 def idle_percent(pids: Iterable[int], seconds: float) -> float:
-    """Which part of one core the processes use together while nothing is asked of them; without any that end."""
+    """The share of one core that the processes use together while idle, except processes that exit."""
     before, started = _seconds_by_process(pids), time.monotonic()
     time.sleep(seconds)
     after = _seconds_by_process(before)
@@ -46,7 +46,7 @@ def idle_percent(pids: Iterable[int], seconds: float) -> float:
 
 
 def marked_with(mark: str) -> dict[int, list[str]]:
-    """The arguments, by pid, of every other process whose environment or arguments hold a text."""
+    """The arguments, by pid, of all other processes whose environment or arguments contain a text."""
     found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -61,7 +61,7 @@ def marked_with(mark: str) -> dict[int, list[str]]:
 
 
 def end(pids: Iterable[int]) -> None:
-    """Kill what is left of these processes."""
+    """Kill the processes that are left."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

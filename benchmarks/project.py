@@ -1,4 +1,4 @@
-"""A pool of N small servers in a directory of its own, and the installed command run in it."""
+"""A pool of N small servers in its own directory, and runs of the installed command in it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ async def app(scope, receive, send):
 
 
 def command() -> list[str]:
-    """How the installed command is called: the script beside this interpreter, or the module."""
+    """The installed command: the script next to this interpreter, or the module."""
     script = Path(sys.executable).with_name("poolctl")
     return [str(script)] if script.exists() else [sys.executable, "-m", "poolctl"]
 
 
 class Project:
-    """`with Project(n) as project`: at the end every process of it is gone, by pid."""
+    """`with Project(n) as project`: on exit all its processes are killed, by pid."""
 
     def __init__(self, servers: int, *, disabled: int = 0, app: str = APP, defaults: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="poolbench-", dir="/tmp"))
@@ -68,7 +68,7 @@ class Project:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """What the command printed. Raises RuntimeError with its words when it failed."""
+        """The output of the command. Raises RuntimeError with the output if it fails."""
         done = subprocess.run(
             [*self.command, *arguments], cwd=self.directory, env=self.env,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
@@ -80,15 +80,15 @@ class Project:
         return done.stdout
 
     def seconds(self, *arguments: str) -> float:
-        """How long the command took."""
+        """The duration of the command."""
         started = time.perf_counter()
         self.run(*arguments)
         return time.perf_counter() - started
 
     def start_seconds(self) -> tuple[float, float]:
-        """How long until `start` returned, and until every server had answered a request.
+        """The time until `start` returned, and until every server had answered a request.
 
-        They are asked from the first moment on, as those of the bare loop are.
+        Servers are polled from the beginning, as in the bare loop.
         """
         with ThreadPoolExecutor(1) as beside:
             started = time.perf_counter()
@@ -98,11 +98,11 @@ class Project:
             return command.result(), answered
 
     def processes(self) -> dict[int, list[str]]:
-        """The arguments of every process of this pool, by pid."""
+        """The arguments of all processes of this pool, by pid."""
         return processes.marked_with(str(self.directory))
 
     def gateway(self) -> int:
-        """The pid of the process that serves the gateway's clients, if that is the pool's own engine."""
+        """The pid of the process that serves the gateway's clients, if it is the pool's own engine."""
         pid: int = json.loads(self.run("status", "-o", "json"))["gateway"]["pid"]
         return pid
 
@@ -117,7 +117,7 @@ class Project:
 
 
 def _role(arguments: list[str]) -> str:
-    """From `python bootstrap.py PART …`, as all of them are started."""
+    """The part in `python bootstrap.py PART …`, by which all of them are started."""
     parts = [later for earlier, later in itertools.pairwise(arguments) if "bootstrap" in earlier]
     part = parts[0] if parts else "other"
     return {"worker": "zygote", "logs": "logger"}.get(part, part)

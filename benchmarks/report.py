@@ -1,4 +1,4 @@
-"""What was measured, as a table and as JSON."""
+"""The results as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Row:
-    """One figure: every sample, what it is compared with, and the most that it should be."""
+    """One figure: all samples, the samples it is compared with, and its target."""
 
     what: str
     unit: str
@@ -35,14 +35,14 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Of the medians; None when there is nothing to compare with."""
+        """The ratio of the medians; None without samples to compare with."""
         if not self.against_samples or not statistics.median(self.against_samples):
             return None
         return self.median / statistics.median(self.against_samples)
 
     @property
     def reached(self) -> bool | None:
-        """Whether every target of this figure is reached; None when it has none."""
+        """Whether all targets of this figure are reached; None without targets."""
         verdicts = []
         if self.most is not None:
             verdicts.append(self.median <= self.most)
@@ -72,7 +72,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def store(rows: Sequence[Row]) -> Path:
-    """The path of the JSON file with the rows and the machine that they were measured on."""
+    """Write the rows and a description of the machine to a JSON file; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
     document = {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()}

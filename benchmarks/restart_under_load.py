@@ -1,7 +1,7 @@
-"""Restarts and reloads while clients never pause: how many requests were sent, how many got no complete answer.
+"""Restarts and reloads under constant load: the numbers of requests sent, and without a complete answer.
 
-Pipelining over TLS is told, not promised: the state of a TLS connection is in its process, and what the client has sent
-ahead is lost with the connection.
+Losses with pipelining over TLS are reported but allowed: the state of a TLS connection belongs to its process, so
+requests sent ahead are lost with the connection.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.load.report import Report
 from .project import Project
 from .report import Row
 
-RESTARTS = 8  # of each kind of server, every other one by a reload of a changed file
-REQUESTS = 1_000_000  # at the least, of all kinds together
+RESTARTS = 8  # per kind of server; every other one by a reload of a changed file
+REQUESTS = 1_000_000  # minimum, of all kinds together
 DRAIN_SECONDS = 3.0
 QUICK_DRAIN_SECONDS = 0.3
 CONNECTIONS = {
@@ -32,11 +32,11 @@ CONNECTIONS = {
 PAUSES = {"keep_alive": 0.0, "pipelined": 0.0}
 LOOK_SECONDS = 0.2
 OTHER_PAUSE_SECONDS = 0.002
-STREAM_SHARE, CHUNKS = 0.7, 20  # of the drain: what is slow can end in it
+STREAM_SHARE, CHUNKS = 0.7, 20  # drain timeout, long enough for slow requests
 
 
 class Kind(NamedTuple):
-    """How a server is served."""
+    """The protocol of a server."""
 
     loop: str
     implementation: str
@@ -95,7 +95,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 
 def _restarted(kind: Kind, restarts: int, requests: int, drain_seconds: float) -> dict[str, Report]:
-    """What each mode came to, all of them at once on one server that is restarted so often."""
+    """The result of each mode, with all modes at once on one server that is restarted repeatedly."""
     app = Path(apps.__file__).read_text()
     with contextlib.ExitStack() as stack:
         project = stack.enter_context(Project(1, app=app))
@@ -119,7 +119,7 @@ def _restarted(kind: Kind, restarts: int, requests: int, drain_seconds: float) -
 
 
 def _wait(loads: dict[str, Load], requests: int, seconds: float) -> None:
-    """For so long at the least, and until so many requests were answered."""
+    """Wait at least this long, and until this many requests were answered."""
     time.sleep(seconds)
     while sum(load.look().complete for load in loads.values()) < requests:
         time.sleep(LOOK_SECONDS)

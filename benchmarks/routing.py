@@ -23,7 +23,7 @@ FEW = 10
 PROCESSES = 10
 CACHED_LOOKUPS = 20_000
 OTHER_LOOKUPS = 2_000
-# Opens the table, looks one route up, and reports what that added to its own memory, and to what it has mapped.
+# Opens the table, looks up one route, and reports the increase of private and of mapped memory.
 _READER = """
 import sys
 from poolctl.routing.route_table import RouteTable
@@ -128,7 +128,7 @@ def _alias_microseconds(fd: int, count: int) -> float:
 
 
 def _memory_kib(fd: int) -> tuple[list[float], list[float]]:
-    """What opening the table adds to each of several processes: memory of its own, and resident pages."""
+    """The private memory and resident pages that opening the table adds to each of several processes."""
     readers = [
         subprocess.Popen(
             [sys.executable, "-c", _READER, str(fd)], pass_fds=[fd], cwd=Path(__file__).parent.parent,

@@ -1,4 +1,4 @@
-"""Servers with triggers: how long until a new worker answers, and what watching a hundred of them costs."""
+"""Servers with triggers: the time until a new worker answers, and the cost of watching a hundred of them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ IN_FLIGHT = 2
 TRIGGERS = f"scale = {{ max = 4, triggers = {{ in_flight = {IN_FLIGHT} }} }}"
 EACH = 'in_flight = 20, queue = 10, requests_per_second = 500, p50 = "50ms", p99 = "300ms", cpu = 0.8'
 ALL_TRIGGERS = f"scale = {{ max = 4, triggers = {{ {EACH} }} }}"
-SETTLED_SECONDS = 3.0  # until all is imported that a start leaves for later, and the averages are there
+SETTLED_SECONDS = 3.0  # until deferred imports are done and averages are available
 PATIENCE_SECONDS = 20.0
 PAUSE_SECONDS = 0.005
-# Says which process answers; a request for /slow is in progress for a minute.
+# Answers with the pid; a request for /slow takes a minute.
 APP = """
 import asyncio, os
 
@@ -68,7 +68,7 @@ def run(options: Namespace) -> Iterator[Row]:
 
 
 def _first_answers(servers: int) -> list[float]:
-    """How long it takes from the load to the first answer of another worker, of each server in turn."""
+    """The time from the load to the first answer of a second worker, for each server in turn."""
     with Project(servers, app=APP, defaults=TRIGGERS) as project:
         project.run("start")
         time.sleep(SETTLED_SECONDS)

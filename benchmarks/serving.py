@@ -1,7 +1,7 @@
-"""What a request costs a worker beside stock uvicorn: the same application, loop and parser, in short turns.
+"""The cost of a request in a worker compared to stock uvicorn with the same application, loop and parser.
 
-A worker is one thread: the processor time of a request limits its throughput. It is the kernel's own account, so
-that other work on the machine disturbs it little.
+A worker is one thread, so the processor time per request limits its throughput. The kernel accounts for it, so
+other load on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UPGRADE = (
 _END = b"hello\n"
 _ENGINES = {"uvloop and httptools": ("uvloop", "httptools"), "asyncio and h11": ("asyncio", "h11")}
 
-# An application up to its answer to a request.
+# The beginning of an application, up to its answer to a request.
 APP_BEGINNING = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -62,7 +62,7 @@ APP = (
 
 
 class Side:
-    """One worker, and clients that ask it as fast as it answers."""
+    """One worker, and clients that send requests as fast as it answers."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
@@ -73,7 +73,7 @@ class Side:
         return socket.create_connection(("127.0.0.1", self.port), 10)
 
     def kept(self, first: bytes = b"") -> list[socket.socket]:
-        """The same connections in every turn; `first` is what each sends once."""
+        """The same connections in every turn; each sends `first` once."""
         if not self._kept:
             self._kept = [self.connect() for _ in range(CONNECTIONS)]
             for sock in self._kept if first else ():
@@ -82,7 +82,7 @@ class Side:
         return self._kept
 
     def request_microseconds(self, ask: Callable[[Side], int], seconds: float) -> float:
-        """The worker's processor time by request."""
+        """The worker's processor time per request."""
         spent, requests, ends = self.processor_ns(), 0, time.perf_counter() + seconds
         while time.perf_counter() < ends:
             requests += ask(self)
@@ -121,7 +121,7 @@ def keep_alive(side: Side) -> int:
 
 
 def another_field(side: Side) -> int:
-    """Requests on kept connections, none with the same fields as the one before."""
+    """Requests on kept connections, each with different fields."""
     field = b"x-request-id: %x\r\n\r\n" % time.perf_counter_ns()
     return _exchange(side.kept(), _REQUEST.removesuffix(b"\r\n") + field)
 
@@ -171,11 +171,9 @@ def run(options: Namespace) -> Iterator[Row]:
 def _measured(what: str, sides: list[Side], ask: Callable[[Side], int], rounds: int) -> Row:
     found: tuple[list[float], list[float]] = ([], [])
     for side in sides:
-        side.request_microseconds(
-            ask, min(rounds, 5) * ROUND_SECONDS
-        )  # the first requests are not like the others
+        side.request_microseconds(ask, min(rounds, 5) * ROUND_SECONDS)  # the first requests are slower
     for turn in range(rounds):
-        # The one that comes second is not always the same.
+        # The order alternates.
         for number in (0, 1) if turn % 2 else (1, 0):
             found[number].append(sides[number].request_microseconds(ask, ROUND_SECONDS))
     for side in sides:
@@ -185,7 +183,7 @@ def _measured(what: str, sides: list[Side], ask: Callable[[Side], int], rounds: 
 
 def _stock(directory: Path, port: int, loop: str, parser: str) -> subprocess.Popen[bytes]:
     arguments = ["--loop", loop, "--http", parser, "--ws", "websockets-sansio", "--log-level", "warning"]
-    arguments.append("--no-proxy-headers")  # the pool's server has none in its default configuration either
+    arguments.append("--no-proxy-headers")  # as in the default configuration of the pool's server
     argv = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--no-access-log", *arguments]
     with open(directory / "uvicorn.log", "ab") as log:
         stock = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The gateway's streams beside HAProxy (connections) and nginx (datagrams), before a process that sends all back."""
+"""Compares the gateway's streams with HAProxy (connections) and nginx (datagrams) in front of an echo process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ asyncio.run(main(int(sys.argv[1])))
 
 
 class Way(Side):
-    """A way to the process that sends all back. The processor time is that of the process before it."""
+    """A way to the echo process. The processor time is measured for the process in front of it."""
 
     def __init__(self, name: str, port: int, before: int, kind: socket.SocketKind) -> None:
         super().__init__(port, before)
@@ -164,7 +164,7 @@ def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int
 
 
 def _wait_for(way: Way, ask: Callable[[Way], int]) -> None:
-    """Ask until it is answered: the process has just been started."""
+    """Retry until it answers, because the process was just started."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -179,7 +179,7 @@ def _wait_for(way: Way, ask: Callable[[Way], int]) -> None:
 
 @contextmanager
 def _echo(port: int) -> Iterator[int]:
-    """The pid of a process that sends back what arrives on the port."""
+    """Start a process that echoes everything it receives on the port; returns its pid."""
     process = subprocess.Popen(
         [sys.executable, "-c", _ECHO, str(port)], stdin=subprocess.DEVNULL, env=os.environ
     )

@@ -1,4 +1,4 @@
-"""Servers without a process: how long the first request takes, and what a thousand of them cost."""
+"""Servers without a process: the latency of the first request, and the cost of a thousand of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SLEEPERS = 1000
 WATCHED_SECONDS = 5.0
 OWN_PORT = "its own port"
 WAYS = {"passed": "pass", "proxied": "proxy"}
-GATEWAY_MS = 5  # what a wake through the gateway may take longer
-SETTLED_SECONDS = 2.0  # until all is imported that a start leaves for later
+GATEWAY_MS = 5  # the allowed additional time of a wake through the gateway
+SETTLED_SECONDS = 2.0  # until deferred imports are done
 
 
 def run(options: Namespace) -> Iterator[Row]:
@@ -56,10 +56,10 @@ def run(options: Namespace) -> Iterator[Row]:
 def _wake_milliseconds(
     servers: int, app: str, defaults: str, idle_seconds: int = 60, *, again: bool = False
 ) -> list[float]:
-    """How long each server takes to answer the request that wakes it, one after the other.
+    """The time each server takes to answer the request that wakes it, one after another.
 
-    All but the first one, which may have to wait for what `start` has left to be done: the import of what workers are
-    forked from. With `again` it is the second wake of each, of listeners that an application has had before.
+    Except the first one, which may have to wait for imports deferred by `start`. With `again` it is the second wake
+    of each, with listeners that an application has already used.
     """
     scale = f"scale = {{ min = 0, idle = {idle_seconds} }}"
     with Project(servers + 1, app=app, defaults=f"{defaults}{scale}") as project:
@@ -72,7 +72,7 @@ def _wake_milliseconds(
 
 
 def _through_the_gateway(wakes: int, repeat: int) -> Iterator[Row]:
-    """The same through the gateway, in turns with servers whose own ports are asked."""
+    """The same through the gateway, interleaved with servers on their own ports."""
     found: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in (OWN_PORT, *WAYS)}
     for _ in range(repeat):
         for way, taken in _wake_milliseconds_by_way(wakes).items():

@@ -1,6 +1,6 @@
 """A live table of a pool: `python examples/watch.py poolctl -c pool.toml`; Ctrl-C ends it.
 
-It reads nothing but `poolctl list -o json`, so it is also an example of how a script follows a pool.
+It uses only `poolctl list -o json`, so it is also an example of a script that follows a pool.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ ended = threading.Event()
 
 
 def servers(poolctl: list[str]) -> list[dict[str, Any]]:
-    """The items of `list`; none while the pool is coming or going."""
-    # A session of its own: Ctrl-C in the terminal is for this program, not for a listing on its way.
+    """The items of `list`; empty while the pool starts or ends."""
+    # In its own session, so that Ctrl-C in the terminal does not reach a running listing.
     done = subprocess.run([*poolctl, "list", "-o", "json"], capture_output=True, start_new_session=True)
     items: list[dict[str, Any]] = json.loads(done.stdout)["items"] if done.returncode == 0 else []
     return items
@@ -44,7 +44,7 @@ def main(poolctl: list[str]) -> None:
     while not ended.is_set():
         items = servers(poolctl)
         state = [(item["name"], item["state"], item["pids"]) for item in items]
-        # Into a file or a pipe goes only what is new.
+        # Only changes are written to a file or a pipe.
         if items and (live or state != shown):
             shown = state
             print("\x1b[H\x1b[2J" if live else "", table([COLUMNS, *map(row, items)]), sep="")

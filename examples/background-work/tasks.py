@@ -19,7 +19,7 @@ def add(text: str) -> None:
 
 
 def take() -> Path | None:
-    """The oldest task, which no other process can take any more."""
+    """Take the oldest task, so that no other process can take it."""
     for name in sorted(os.listdir(QUEUE)):
         try:
             return (QUEUE / name).rename(TAKEN / name)
@@ -29,12 +29,12 @@ def take() -> Path | None:
 
 
 def finish(task: Path) -> None:
-    """The task is done, by this process."""
+    """Record that this process has done the task."""
     result = {"text": task.read_text(), "worker": os.getpid()}
     task.write_text(json.dumps(result))
     task.rename(DONE / task.name)
 
 
 def done() -> list[dict[str, object]]:
-    """What has been done, in the order in which it was asked for."""
+    """The completed tasks, in the order they were added."""
     return [json.loads((DONE / name).read_text()) for name in sorted(os.listdir(DONE))]

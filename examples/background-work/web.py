@@ -1,4 +1,4 @@
-"""POST adds a task, GET shows what has been done."""
+"""POST adds a task, GET shows the completed tasks."""
 
 import json
 

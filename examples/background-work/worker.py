@@ -1,4 +1,4 @@
-"""Does one task after the other. At SIGTERM it finishes the one that it has."""
+"""Processes tasks one by one. At SIGTERM it finishes the current one."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def leave(number, frame):
 
 signal.signal(signal.SIGTERM, leave)
 
-# sd_notify(3): from here on the pool takes it for started.
+# sd_notify(3): from here on the pool considers it started.
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
     notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 

@@ -30,7 +30,7 @@ WITHOUT_PROGRAMS = ("in this process", "daemon over a host")
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A running host of servers (see host_runner), as the environment by which a supervisor uses it."""
+    """A running host of servers (see host_runner); the value is the environment that makes a supervisor use it."""
     path = tmp_path / "host"
     argv = [sys.executable, "-m", "tests.behaviour.host_runner", str(path)]
     process = subprocess.Popen(argv, cwd=REPOSITORY)
@@ -45,7 +45,7 @@ def host(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(params=["in this process", "in processes", "daemon", "daemon over a host"])
 def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]]:
-    """`make_pool(table, …)` gives the pool of these servers, not started; each test is run with every kind."""
+    """`make_pool(table, …)` creates a pool of these servers without starting it; each test runs with every kind."""
     made: list[AnyPool] = []
 
     def make(
@@ -59,7 +59,7 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]
             pytest.skip("several workers need processes")
         pool: AnyPool
         if request.param.startswith("daemon"):
-            # The host first: it ends after the pool.
+            # Created first, so that the host ends after the pool.
             variables = request.getfixturevalue("host") if request.param == "daemon over a host" else {}
             real: RealPool = request.getfixturevalue("real_pool")
             real.env |= variables

@@ -1,7 +1,7 @@
-"""A third kind of runner: servers are tasks of a host process that is reached over a socket. No pids, no files.
+"""A third kind of runner: servers are tasks of a host process behind a socket, without pids and files.
 
-`POOLCTL_RUNNER=tests.behaviour.host_runner` has a supervisor use it, `HOST` names the socket. The host itself is
-`python -m tests.behaviour.host_runner SOCKET`; it ends what a supervisor has placed when that supervisor has gone.
+A supervisor uses it with `POOLCTL_RUNNER=tests.behaviour.host_runner`; `HOST` names the socket. The host itself is
+`python -m tests.behaviour.host_runner SOCKET`; it ends the workers of a supervisor that has exited.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def frame(message: object) -> bytes:
 
 
 async def received(reader: asyncio.StreamReader) -> Any:
-    """The next message. Raises IncompleteReadError at the end."""
+    """The next message. Raises IncompleteReadError at the end of the stream."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     return pickle.loads(await reader.readexactly(length))
 
@@ -171,7 +171,7 @@ class Host:
     def __init__(self) -> None:
         self._runner = InlineRunner()
         self._tasks: set[asyncio.Task[None]] = set()
-        # By worker id, begun with the worker: it may have ended when the supervisor asks whether it is ready.
+        # By worker id, started with the worker, which may have ended before the supervisor asks whether it is ready.
         self._ready: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

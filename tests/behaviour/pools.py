@@ -56,7 +56,7 @@ db, web = make("db"), make("web")
 
 
 class AnyPool(Protocol):
-    """What the tests ask of every kind of pool. Methods that act return the failures by server."""
+    """The interface of every kind of pool for tests. Methods that act return failures by server."""
 
     runs_programs: bool  # `command` and jobs
 
@@ -71,17 +71,17 @@ class AnyPool(Protocol):
 
 
 class Site:
-    """A directory with the applications, and the servers' tables as the tests complete them."""
+    """A directory with the applications, and default values for the servers' tables."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Modules are imported once per process, and all tests of one process share it.
+        # Modules are imported once per process and shared by all its tests.
         self.module = f"apps_{uuid.uuid4().hex}"
         (directory / f"{self.module}.py").write_text(APPS)
         self.ports: dict[str, int] = {}
 
     def server(self, name: str, **keys: Any) -> dict[str, Any]:
-        """A table of the configuration: served from a free port by the application of that name."""
+        """A server's table with a free port and the application of this name."""
         table: dict[str, Any] = {
             "name": name,
             "app_dir": str(self.directory),
@@ -98,25 +98,25 @@ class Site:
         return {"restart": "no", **table}
 
     def instance(self, name: str) -> str:
-        """Which instance of the server answers: another one after a restart. Raises OSError when none does."""
+        """The instance of the server that answers, different after a restart. Raises OSError if none answers."""
         reply = get(self.ports[name])
         assert reply.status == 200
         return reply.text
 
     def let(self, name: str, what: str, *, be: bool = True) -> None:
-        """From now on the application of that name hangs in its startup, fails in it, or is ill (or does not)."""
+        """Set whether the application of this name hangs or fails in its startup, or is unhealthy."""
         path = self.directory / f"{name}.{what}"
         path.touch() if be else path.unlink()
 
     @property
     def history(self) -> list[str]:
-        """What the applications have written down, in its order."""
+        """The applications' records, in order."""
         path = self.directory / "history"
         return path.read_text().splitlines() if path.exists() else []
 
 
 class PythonPool:
-    """`Pool` with the runner of this process, or one of processes."""
+    """A `Pool` with the runner for this process, or for separate processes."""
 
     def __init__(self, tables: list[dict[str, Any]], runner: ProcessRunner | None) -> None:
         self._runner = runner
@@ -186,7 +186,7 @@ class DaemonPool:
 
 
 def failures_of(act: Callable[[], None]) -> Failures:
-    """The messages, by server, of what the call raises."""
+    """The messages, by server, of the error that the call raises."""
     try:
         act()
     except PoolError as error:
@@ -195,7 +195,7 @@ def failures_of(act: Callable[[], None]) -> Failures:
 
 
 def in_background(act: Callable[[], Failures]) -> Callable[[], Failures]:
-    """Begin the call; what is returned waits for its end and gives its failures."""
+    """Start the call; returns a function that waits for its end and returns its failures."""
     found: list[Failures] = []
     thread = threading.Thread(target=lambda: found.append(act()))
     thread.start()

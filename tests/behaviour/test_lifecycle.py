@@ -1,4 +1,4 @@
-"""What becomes of servers that start, stop, fail and are replaced: the same in every kind of pool."""
+"""Starting, stopping, failing and replacing servers, with the same results in every kind of pool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.deadline import wait_until
 
 from .pools import Site, in_background
 
-# A program that binds the port itself, accepts once it was let, and says READY=1 if it is asked to.
+# A program that binds the port itself, accepts once allowed, and sends READY=1 if requested.
 PROGRAM = """
 import http.server, os, socket, sys
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,5 +1,5 @@
-"""A seeded program of kills, restarts, reloads, floods and full disks against a real pool under load.
+"""A seeded program of kills, restarts, reloads, floods and full disks, run against a real pool under load.
 
-`python -m tests.chaos --seed N --minutes 10`; the same seed is the same program. What must be true all the time is in
-`watch`, what must be true afterwards in `leaks`.
+`python -m tests.chaos --seed N --minutes 10`; a seed always gives the same program. `watch` checks the invariants
+during a run, `leaks` the state afterwards.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seed N --minutes 10`: one program against a real pool; a fault is told with its history."""
+"""`python -m tests.chaos --seed N --minutes 10`: runs a program against a real pool; reports faults with all steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""`python -m tests.chaos.endless --restarts 10000`: restarts in a row under load, and nothing of the pool grows.
+"""`python -m tests.chaos.endless --restarts 10000`: restarts in a row under load, without growth of the pool.
 
-Looked at between the restarts: descriptors, threads, memory and files. What is there after the first tenth must be all
-that is there at the end.
+Descriptors, threads, memory and files are checked between restarts: none may grow after the first tenth.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MOST_GROWTH_BYTES = 2 * MIB
 
 @dataclass(frozen=True)
 class Look:
-    """What there was after so many restarts."""
+    """The resources in use after a number of restarts."""
 
     restarts: int
     holdings: dict[str, Holdings]
@@ -43,7 +42,7 @@ class Look:
 
 
 def run(restarts: int, say: Callable[[str], None] = print) -> Report:
-    """What the clients met meanwhile. Raises Fault when something grows or a request is lost."""
+    """Perform the restarts; returns the clients' results. Raises Fault if a resource grows or a request is lost."""
     stage = Stage()
     try:
         stage.ok("start", "plain")
@@ -75,7 +74,7 @@ def _restart(client: Client) -> None:
 
 
 def _look(stage: Stage, restarts: int, seconds: float) -> Look:
-    """Taken when the worker before has gone."""
+    """Taken after the previous worker has exited."""
     deadline = time.monotonic() + leaks.QUIET_SECONDS
     while len(workers := _workers(stage)) > 1:
         if time.monotonic() > deadline:
@@ -86,7 +85,7 @@ def _look(stage: Stage, restarts: int, seconds: float) -> Look:
 
 
 def _workers(stage: Stage) -> list[int]:
-    """The forked processes that are the keeper's children; a zygote's child waits to become the next worker."""
+    """Forked children of the keeper, without a zygote's child that waits to become the next worker."""
     roles = stage.roles()
     return sorted(set(roles["forked"]).intersection(children(roles["keeper"][0])))
 

@@ -1,12 +1,12 @@
-"""Fault points: the supervisor, or the keeper, is killed after each message of a start, a restart, a reload and a stop.
+"""Fault points: kills the supervisor or the keeper after each message of a start, a restart, a reload and a stop.
 
     python -m tests.chaos.faults [--every N] [--seconds S]
 
-Afterwards the command is repeated, and everything has to be as if nothing had happened. Servers that are not stopped
-are asked all the time, over connections that stay and over new ones: not one request may be lost.
+Afterwards the command is repeated, and the result must be the same as without the fault. Servers that are not
+stopped get requests all the time, over kept and new connections: no request may be lost.
 
-Then successors: without a command in between a supervisor is killed, a worker crashes, and the next supervisors are
-killed after each message or file of theirs. All servers have to run afterwards.
+Then, without a command, a supervisor is killed, a worker crashes, and the next supervisors are killed after each of
+their messages or files. All servers must run afterwards.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _HELPERS = (" keeper ", " supervisor ", " logs ", " zygote")
 
 
 def fuse_of(pool: RealPool) -> Path:
-    """The file that arms a fault of the pool's supervisor (see fault/sitecustomize.py), to be made before it starts."""
+    """The file that arms a fault of the pool's supervisor (see fault/sitecustomize.py); create it before the start."""
     fuse = pool.runtime / "fuse"
     pool.env |= {"PYTHONPATH": str(Path(__file__).with_name("fault")), "POOLCTL_FAULT": str(fuse)}
     return fuse
 
 
 class Faults:
-    """A pool whose next supervisor or keeper can be told when to die. `always` is a server that no command touches."""
+    """A pool whose next supervisor or keeper can be killed at a given point. No command touches the server `always`."""
 
     def __init__(self, directory: Path, runtime: Path) -> None:
         self.pool = RealPool(directory, runtime)
@@ -52,9 +52,9 @@ class Faults:
         self.answered = 0
 
     def perform(self, command: str, victim: str, number: int) -> bool:
-        """Perform the command with the victim killed after the message of that number, and then until it succeeds.
+        """Perform the command with the victim killed after this message, then repeat it until it succeeds.
 
-        False when the command has fewer messages.
+        False if the command has fewer messages.
         """
         self.fuse.write_text(f"{victim} {number}")
         self.pool.run(*command.split())
@@ -70,7 +70,7 @@ class Faults:
 
     @contextlib.contextmanager
     def asked(self, *names: str) -> Iterator[None]:
-        """Ask these servers all the time; every request is answered."""
+        """Send requests to these servers all the time; every one must be answered."""
         targets = [self.ports[name] for name in names]
         with (
             Load(targets, "keep_alive", echo=False, connections=3, pause=_PAUSE_SECONDS) as staying,
@@ -83,7 +83,7 @@ class Faults:
             self.answered += load.report.complete
 
     def check_serving(self, *names: str) -> None:
-        """All that should serve does, and nothing else is there."""
+        """Check that all expected servers serve, and nothing else is left."""
         wait_until(lambda: {name for name, item in self.pool.items().items() if item["ready"]} == set(names))
         for name in names:
             assert get(self.ports[name]).status == 200
@@ -94,13 +94,13 @@ class Faults:
         assert set(sockets) == {"control.sock"}, sockets
 
     def check_gone(self) -> None:
-        """Nothing of the pool is left."""
+        """Check that nothing of the pool is left."""
         wait_until(lambda: not self.pool.processes(), what=lambda: f"left: {self.pool.processes()}")
         assert list(self.pool.runtime.glob("*/*.sock")) == []
         assert list(self.pool.runtime.glob("@*")) == []
 
     def _strangers(self) -> list[str]:
-        """Processes that should not be there: of each helper one, the workers that are listed, and no zombie."""
+        """Unexpected processes: zombies, and any besides one of each helper and the listed workers."""
         info = self.pool.info()
         known = {pid for item in self.pool.items().values() for pid in item["pids"]}
         found = []
@@ -121,7 +121,7 @@ class Faults:
 
 
 def waits_to_be_a_worker(pid: int, processes: dict[int, str]) -> bool:
-    """Whether a zygote has forked it ahead of a request; a worker is the keeper's child."""
+    """Whether a zygote has pre-forked the process; a worker is a child of the keeper."""
     try:
         return " zygote" in processes.get(stat(pid).parent, "")
     except OSError:
@@ -136,14 +136,14 @@ def _stays(pid: int) -> bool:
 
 
 def points(every: int, first: int = 1) -> Iterator[int]:
-    """First, and then every so many."""
+    """The points from `first`, with a distance of `every`."""
     while True:
         yield first
         first += every
 
 
 def lifecycle(faults: Faults, victim: str, number: int) -> bool:
-    """One start, restart, reload and stop, each with the victim killed at that point; False when none has so many."""
+    """Start, restart, reload and stop, with the victim killed at this point; False if all have fewer messages."""
     fired = faults.perform("start", victim, number)
     faults.check_serving("always", "a", "b")
     with faults.asked("always", "a", "b"):
@@ -180,9 +180,9 @@ def changes(faults: Faults, victim: str, number: int) -> bool:
 
 
 def successors(faults: Faults, number: int) -> bool:
-    """Two supervisors in a row are killed at that point of their beginning, while no client asks them anything.
+    """Kill two supervisors in a row at this point of their startup, without any command.
 
-    False when they begin with fewer messages and files.
+    False if their startup has fewer messages and files.
     """
     pool = faults.pool
     pool.ok("start")
@@ -195,7 +195,7 @@ def successors(faults: Faults, number: int) -> bool:
         os.kill(before["a"]["pids"][0], signal.SIGKILL)
         wait_until(lambda: not is_alive(killed))
         wait_until(lambda: not faults.fuse.exists() or _has_taken_over(pool, keeper))
-        with contextlib.suppress(AssertionError):  # what it says when it has begun counts as well
+        with contextlib.suppress(AssertionError):  # the message at the end of its startup counts as well
             wait_until(lambda: not faults.fuse.exists(), timeout_seconds=_LAST_SECONDS)
         fired = not faults.fuse.exists()
         faults.fuse.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def successors(faults: Faults, number: int) -> bool:
 
 
 def _has_taken_over(pool: RealPool, keeper: int) -> bool:
-    """The supervisor that runs has shown itself and written its record."""
+    """The running supervisor has contacted its keeper and written its record."""
     info = pool.info()
     (record,) = pool.runtime.glob("[!@]*/wanted.json")
     supervisor = info["supervisor_pid"]
@@ -222,7 +222,7 @@ def _has_taken_over(pool: RealPool, keeper: int) -> bool:
 
 
 def main() -> None:
-    """Run every point of every command with every victim, or as many as the time allows."""
+    """Run every point of every command with every victim, or as many as time allows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="leave out the points between")
     parser.add_argument("--first", type=int, default=1)

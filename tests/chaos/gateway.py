@@ -1,14 +1,14 @@
-"""`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load, each request counted.
+"""`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load; every request counts.
 
-Two servers behind one gateway, clients of every kind all the time, and one event after the other: restarts, reloads of
-routes and certificates, upgrades to another version, killed and stopped processes. What must be true:
+Two servers behind one gateway, clients of every kind all the time, and a sequence of events: restarts, reloads of
+routes and certificates, upgrades to another version, killed and stopped processes. Invariants:
 
-- No request on a passed or a new connection fails, whatever happens. If the gateway is killed, it may hold one that it
-  has accepted, or got back, and not passed on.
-- A proxied request fails only if the gateway that copies it is killed: one for each connection at most.
-- No event but a change of the gateway's process closes a connection that a client keeps, not even the restart of its
-  server; a passed one outlives that as well.
-- A WebSocket ends with 1012, never without a word; with the gateway's death only if it was proxied.
+- No request on a passed or a new connection ever fails, except on a connection that a killed gateway has accepted,
+  or got back, and not yet passed on.
+- A proxied request fails only if the gateway that copies it is killed: at most one per connection.
+- Only a change of the gateway's process closes a kept connection, not even the restart of its server; passed
+  connections survive that change as well.
+- A WebSocket is always closed with 1012; the gateway's death closes it only if it was proxied.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .stage import Fault
 ROOT = Path(__file__).parents[2]
 SETTLED_SECONDS = 120.0
 STOPPED_SECONDS = 1.0
-ANSWERS = 20  # of each client's kind after an event, before the next one
+ANSWERS = 20  # requests of each kind of client between two events
 FILE = """
 [gateway]
 bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}]
@@ -104,7 +104,7 @@ CLIENTS = {
 
 @dataclass
 class Outcome:
-    """What all events of one kind have done to the clients."""
+    """The effects of all events of one kind on the clients."""
 
     times: int = 0
     seconds: float = 0.0
@@ -119,7 +119,7 @@ class Outcome:
 
 
 class GatewayChaos:
-    """The pool, its clients and the events that it goes through, by name: methods without arguments."""
+    """The pool, its clients and the events, which are methods without arguments, by name."""
 
     def __init__(self, seed: int, say: Callable[[str], None]) -> None:
         self.room = Path(tempfile.mkdtemp(prefix="pcg-", dir="/tmp"))
@@ -146,7 +146,7 @@ class GatewayChaos:
             for name, each in CLIENTS.items()
         }  # fmt: skip
 
-    # The events.
+    # Events.
 
     def restart_of_a_server(self) -> None:
         self._command("restart", self.chance.choice(("one", "two")))
@@ -164,7 +164,7 @@ class GatewayChaos:
         self._command("reload")
 
     def upgrade(self) -> None:
-        """To another version, whose gateway takes the place of this one."""
+        """Upgrade to another version, whose gateway replaces this one."""
         before = self._gateway()
         self._install()
         self._command("upgrade")
@@ -191,7 +191,7 @@ class GatewayChaos:
         os.kill(self._gateway(), signal.SIGKILL)
 
     def stopped_supervisor_without_a_keeper(self) -> None:
-        """The kernel continues it."""
+        """The kernel continues the process."""
         info = self.pool.info()
         os.kill(info["supervisor_pid"], signal.SIGSTOP)
         os.kill(info["keeper_pid"], signal.SIGKILL)
@@ -203,15 +203,15 @@ class GatewayChaos:
         self._pause(self._gateway())
 
     def stopped_gateway(self) -> None:
-        """Nothing but the pool continues it."""
+        """Only the pool continues the process."""
         pid = self._gateway()
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: not is_alive(pid) or stat(pid).state not in "Tt", timeout_seconds=SETTLED_SECONDS)
 
-    # How they are made and judged.
+    # Running and judging events.
 
     def run(self, requests: int, events: tuple[str, ...] = ()) -> dict[str, Outcome]:
-        """All events in rounds, each time in another order, until so many requests are complete. Raises Fault."""
+        """Run all events in rounds, in varying order, until the number of requests is complete. Raises Fault."""
         certificate(self.directory)
         self._install()
         self._write()
@@ -267,7 +267,7 @@ class GatewayChaos:
             self.say(self.faults[-1])
 
     def _settle(self, before: dict[str, Report]) -> dict[str, Report]:
-        """Wait until everything is there again and every kind of client has been answered; the counts then."""
+        """Wait until everything runs again and every kind of client has been answered; returns the counts."""
         wait_until(self._is_whole, timeout_seconds=SETTLED_SECONDS, what="the pool is whole again")
         start = self._look() if before else {}
         deadline = time.monotonic() + SETTLED_SECONDS
@@ -293,7 +293,7 @@ class GatewayChaos:
         return {name: load.look() for name, load in self.loads.items()}
 
     def _install(self) -> None:
-        """Let commands be those of a copy of this package, as the next version; the checkout may change meanwhile."""
+        """Use a copy of this package for commands, as the next version; the checkout may change meanwhile."""
         self.versions += 1
         place = self.room / f"version{self.versions}"
         shutil.copytree(self.room / "package", place / "poolctl")
@@ -306,7 +306,7 @@ class GatewayChaos:
         return [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gateway"]
 
     def _zygote(self) -> int:
-        """The process that forks gateways, once it waits."""
+        """The process that forks gateways, once it is idle."""
         found: list[int] = wait_until(
             lambda: [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gwfork"],
             timeout_seconds=SETTLED_SECONDS,
@@ -334,7 +334,7 @@ class GatewayChaos:
         (self.directory / "pool.toml").write_text(FILE.format(**self.ports, root=ROOT) + extra)
 
     def close(self) -> None:
-        """End the clients and the pool, whatever has happened."""
+        """Stop the clients and the pool, even after a fault."""
         for load in self.loads.values():
             with contextlib.suppress(Exception):
                 load.stop()

@@ -1,4 +1,4 @@
-"""An application that attacks the pool by way of the sockets which it shares with it: `/flood`, `/forge`, …"""
+"""An application that attacks the pool through their shared sockets: `/flood`, `/forge`, …"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def app(scope: apps.Scope, receive: apps.Receive, send: apps.Send) -> None
 
 
 def flood() -> None:
-    """More messages than anybody reads, each with descriptors."""
+    """More messages than are read, each with descriptors."""
     _send(CONTROL, b'{"id": []}', times=80, descriptors=[1] * 250)
     _send(CONTROL, b'{"event": "tls", "error": "%s"}' % (b"x" * 9000), times=20_000)
 
@@ -37,13 +37,13 @@ def forge() -> None:
 
 
 def block() -> None:
-    """What the pool has to read without waiting makes it wait, if it trusts the flags."""
+    """Clear the non-blocking flag of shared sockets, which blocks the pool if it relies on it."""
     for fd in (CONTROL, LISTENER, GIVE, TAKE):
         os.set_blocking(fd, True)
 
 
 def stuff() -> None:
-    """What is no connection among those that wait for the next worker."""
+    """Put descriptors that are not connections among those waiting for the next worker."""
     null = os.open(os.devnull, os.O_RDONLY)
     try:
         _send(GIVE, b'{"t": "conn"}', times=60, descriptors=[null])
@@ -53,7 +53,7 @@ def stuff() -> None:
 
 
 def count() -> None:
-    """What no worker can have counted, on the page of counts."""
+    """Write impossible values into the page of counts."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
             if "poolctl-tally" in os.readlink(f"/proc/self/fd/{fd}"):

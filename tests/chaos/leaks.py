@@ -1,4 +1,4 @@
-"""What a pool's processes hold: descriptors, threads, memory; and what is left when they have gone."""
+"""Checks the resources of a pool's processes (descriptors, threads, memory), and leftovers after their exit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.processes import descriptors
 
 from .stage import Fault, Stage
 
-# An event loop's executor makes its threads when they are first needed, and keeps them.
+# An event loop's executor creates its threads on first use, and keeps them.
 MOST_THREADS = 1 + min(32, (os.cpu_count() or 1) + 4)
 MIB = 1024 * 1024
 OWN = ("keeper", "supervisor", "logger", "zygote")
-# A supervisor loads what it needs for a reload when the first one is asked for. `endless` is stricter.
+# A supervisor imports modules for a reload on first use. `endless` is stricter.
 MOST_GROWTH_BYTES = 12 * MIB
-# Where the logger notes what it moves, and the two ends of what it copies that to: made for the first line.
+# The logger's record of its move in progress, and both ends of its sink pipe, created for the first line.
 NOTE = "/memfd:poolctl-log (deleted)"
 LATER = {NOTE: 1, "pipe": 2}
 QUIET_SECONDS = 8.0
@@ -27,7 +27,7 @@ QUIET_SECONDS = 8.0
 
 @dataclass(frozen=True)
 class Holdings:
-    """Of one process: how many descriptors of each kind, how many threads, how much memory of its own."""
+    """The resources of a process: descriptors by kind, threads, private memory."""
 
     kinds: dict[str, int]
     threads: int
@@ -38,7 +38,7 @@ def holdings(pid: int) -> Holdings:
     kinds = Counter(
         re.sub(r":\[\d+\]|\d+", "", target)
         for target in descriptors(pid).values()
-        if not target.endswith("/keeper.lock")  # one, of every keeper but the first
+        if not target.endswith("/keeper.lock")  # one, in every keeper but the first
     )
     threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     return Holdings(dict(kinds), threads, private_bytes(pid))
@@ -52,7 +52,7 @@ def private_bytes(pid: int) -> int:
 
 
 def take(stage: Stage) -> dict[str, Holdings]:
-    """By role; a role that is there more than once, or not, is a fault."""
+    """The resources by role; a missing or duplicate role is a fault."""
     found = {}
     for role, pids in stage.roles().items():
         if role in OWN:
@@ -63,7 +63,7 @@ def take(stage: Stage) -> dict[str, Holdings]:
 
 
 def same(stage: Stage, before: dict[str, Holdings], *, within_seconds: float = QUIET_SECONDS) -> None:
-    """Raise Fault unless every process holds what it held at a quiet start, as soon as all is quiet again."""
+    """Raise Fault unless every process, once idle, holds the same resources as at a quiet start."""
     found: list[str] = []
 
     def compared() -> bool:
@@ -83,7 +83,7 @@ def differences(
     *,
     most_growth_bytes: int = MOST_GROWTH_BYTES,
 ) -> list[str]:
-    """What a process holds now and did not hold before, in words."""
+    """A description of the additional resources of a process."""
     found = []
     for role, holds in now.items():
         earlier = before[role]

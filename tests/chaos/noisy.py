@@ -1,4 +1,4 @@
-"""An application that prints more than its log may keep."""
+"""An application that prints more than its log can hold."""
 
 from __future__ import annotations
 

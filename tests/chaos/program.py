@@ -1,4 +1,4 @@
-"""What happens in which order: a pure function of the seed, whatever the pool makes of it."""
+"""The sequence of steps: a pure function of the seed, independent of the pool."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SERVERS = (
     "tls",
     "noisy",
     "sleepy",
-)  # under load; `moving` comes and goes, `hostile` attacks
-# Out of rotation every answer is the last one of its connection: what was pipelined behind it has to be sent again.
+)  # under load; `moving` is stopped and started, `hostile` attacks
+# Out of rotation every answer closes its connection: requests pipelined behind it have to be sent again.
 SERVERS_TO_DRAIN = tuple(name for name in SERVERS if name != "several")
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
 MOST_WORKERS = 4
@@ -24,13 +24,13 @@ ATTACKS = ("flood", "forge", "block", "stuff", "count")
 _HELPERS = ("worker", "logger", "zygote", "app zygote")
 _PAUSES_MS = (0, 20, 200, 600, 1500)
 ROUND_STEPS = 30
-# In one round, which is about a minute: for a supervisor that dies more often the keeper makes pauses of up to 30 s.
+# Per round of about a minute: a supervisor that dies more often is restarted with delays of up to 30 s.
 MOST_SUPERVISORS = 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that is done to the pool. `what` is a function of `steps`."""
+    """One action on the pool. `what` is a function of `steps`."""
 
     number: int
     what: str
@@ -38,7 +38,7 @@ class Step:
 
     @property
     def supervisors(self) -> int:
-        """How many supervisors end in it, with the keepers that look after them."""
+        """The number of supervisors that end in this step, with their keepers."""
         named = [
             self.what,
             self.options.get("role"),
@@ -56,7 +56,7 @@ class Step:
 
 
 def rounds(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterator[list[Step]]:
-    """The program in parts, each of which a fresh pool goes through."""
+    """The program in parts, each for a fresh pool."""
     steps = program(seed, roles, verbs)
     ahead = next(steps)
     while True:
@@ -69,7 +69,7 @@ def rounds(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterato
 
 
 def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterator[Step]:
-    """Steps without an end. `roles` may be killed, `verbs` may be used besides start, stop and restart."""
+    """An endless sequence of steps. `roles` may be killed; `verbs` may be used besides start, stop and restart."""
     chance = random.Random(seed)
     kinds = {
         "kill": 6,
@@ -113,13 +113,13 @@ def _options(
                 "after_ms": chance.choice((0, 5, 20, 50, 100, 200, 400)),
             }
         case "storm":
-            # Keeper and supervisor at once is another matter: `kill_both`.
+            # Killing keeper and supervisor at once has its own step, `kill_both`.
             both = chance.choice(("keeper", "supervisor"))
             possible = [role for role in roles if role != both]
             victims = chance.sample(possible, min(len(possible), chance.randint(2, 3)))
             return {"roles": tuple(sorted(victims)), "server": chance.choice(SERVERS)}
         case "in_silence":
-            # Two supervisors and a worker between them, and what else there is room for.
+            # Two supervisors and a worker between them, and further roles up to the limit.
             between = [(chance.choice(_HELPERS), chance.choice(SERVERS)) for _ in range(chance.randint(0, 2))]
             first, last = (chance.choice(("keeper", "supervisor")) for _ in range(2))
             deaths = [(first, ""), ("worker", chance.choice(SERVERS)), *between, (last, "")]

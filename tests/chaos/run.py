@@ -1,4 +1,4 @@
-"""One run of a program: rounds of steps under load, each round from a quiet start to a stop that leaves nothing."""
+"""Runs a program: rounds of steps under load, each from a quiet start to a stop that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERBS: tuple[str, ...] = ("reload", "scale", "drain", "disable", "kill_both", "u
 
 
 def run(seed: int, seconds: float, say: Callable[[str], None] = print) -> int:
-    """How many steps were made. Raises Fault, whose text holds the seed and every step so far."""
+    """Run the program; returns the number of steps. Raises Fault with the seed and all steps so far."""
     history: list[Step] = []
     parts = rounds(seed, ROLES, VERBS)
     began = time.monotonic()
@@ -45,7 +45,7 @@ def _round(
     stage.write()
     stage.ok("start")
     stage.settled()
-    # Whatever is made only when it is first needed has been made then.
+    # By then, everything created on first use exists.
     stage.ok("restart")
     assert get(stage.ports["sleepy"]).status == 200
     stage.settled(asleep=("sleepy",))

@@ -1,4 +1,4 @@
-"""The pool that all this happens to: its servers, its files, its processes by what they are."""
+"""The pool under test: its servers, its files, its processes by role."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.real_pool import Done, RealPool
 from .program import SERVERS
 
 ROOT = Path(__file__).parents[2]
-SETTLED_SECONDS = 90.0  # a supervisor that dies often is started again with a pause of up to 30 s
+SETTLED_SECONDS = 90.0  # a supervisor that dies often is restarted with delays of up to 30 s
 PARTS = {"keeper": "keeper", "supervisor": "supervisor", "logs": "logger", "worker zygote": "zygote"}
-APP_ZYGOTE = "poolctl-app"  # what ps calls it
+APP_ZYGOTE = "poolctl-app"  # its name in ps
 SHOWN_SECONDS = 0.5
 DISK_BYTES = 8 * 1024 * 1024
 _FORKED_WITHOUT_EXEC = 0x40  # PF_FORKNOEXEC of proc(5)'s flags
 
 
 class Fault(Exception):
-    """Something that must always be true was not."""
+    """An invariant was violated."""
 
 
 class Stage:
-    """A real pool in a directory of its own, on a small disk of its own where that can be made."""
+    """A real pool in its own directory, on a small disk of its own where mounting is allowed."""
 
     def __init__(self) -> None:
         self.room = Path(tempfile.mkdtemp(prefix="pcc-", dir="/tmp"))
@@ -40,7 +40,7 @@ class Stage:
         self.directory.mkdir()
         self.has_disk = self._mount()
         self.pool = RealPool(self.directory, self.runtime)
-        # A tracer has files and memory of its own.
+        # A tracer has its own files and memory.
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
         self.pool.write_hello(*(name for name in (*SERVERS, "moving", "hostile", "extra") if name != "unix"))
         self.ports = self.pool.ports
@@ -52,11 +52,11 @@ class Stage:
         self.write()
 
     def address(self, name: str) -> str:
-        """Where a client finds the server."""
+        """The address of the server for clients."""
         return f"unix:{self.directory}/u.sock" if name == "unix" else f"127.0.0.1:{self.ports[name]}"
 
     def write(self, *, broken: bool = False) -> None:
-        """The pool's file as it should be now."""
+        """The pool's file in its current form."""
         text = f"""
             [defaults]
             app = "tests.load.apps:app"
@@ -83,7 +83,7 @@ class Stage:
         self.pool.write("pool.toml", text + ("\n            bind = broken" if broken else ""))
 
     def run(self, *args: str) -> Done:
-        """One command; a traceback is a fault whatever the exit says."""
+        """Run a command; a traceback is a fault with any exit code."""
         done = self.pool.run(*args)
         if "Traceback" in done.stderr:
             raise Fault(str(done))
@@ -98,9 +98,9 @@ class Stage:
     def settled(
         self, *, stopped: tuple[str, ...] = (), asleep: tuple[str, ...] = ()
     ) -> dict[str, dict[str, Any]]:
-        """The servers, by name, once all that should serve is ready and nothing else is going on.
+        """The servers by name, once all expected ones are ready and no change is in progress.
 
-        `asleep`: those that must have no process, when nobody asks for them.
+        `asleep`: servers that must have no process without requests.
         """
         deadline = time.monotonic() + SETTLED_SECONDS
         while True:
@@ -137,9 +137,9 @@ class Stage:
         )
 
     def roles(self) -> dict[str, list[int]]:
-        """The pids of the pool's own programs, and of the forked ones (workers, and what waits to become one).
+        """The pids of the pool's own programs, and of forked processes (workers and pre-forked ones).
 
-        An app zygote is both.
+        An app zygote is in both.
         """
         found: dict[str, list[int]] = {
             "keeper": [],
@@ -169,18 +169,18 @@ class Stage:
         return roles["keeper"] + roles["supervisor"]
 
     def has_taken_over(self) -> bool:
-        """Whether the supervisor that runs has long since shown itself: it knows all that its keeper holds."""
+        """Whether the running supervisor has been connected for long enough to know everything its keeper holds."""
         path = next(self.runtime.glob("[!@]*/info.json"))
         info = json.loads(path.read_text())
         shown_for = time.time() - path.stat().st_mtime
         return [info["keeper_pid"], info["supervisor_pid"]] == self.own() and shown_for > SHOWN_SECONDS
 
     def zombies(self) -> list[int]:
-        """Children of the keeper that nobody has reaped."""
+        """Zombie children of the keeper."""
         return [pid for keeper in self.roles()["keeper"] for pid in children(keeper) if not is_alive(pid)]
 
     def words(self) -> str:
-        """What the pool's own processes have written."""
+        """The log of the pool's own processes."""
         return "\n".join(
             f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
             for path in sorted(self.runtime.glob("*/*.log"))
@@ -188,7 +188,7 @@ class Stage:
         )
 
     def close(self) -> dict[int, str]:
-        """Stop the pool and remove everything; what had to be killed."""
+        """Stop the pool and remove everything; returns the processes that had to be killed."""
         left = self.pool.end()
         if self.has_disk:
             subprocess.run(["umount", "-l", str(self.runtime)], check=False)

@@ -1,4 +1,4 @@
-"""What each step of a program does. A step returns when the pool is as it should be again, or raises Fault."""
+"""The steps of a program. A step returns when the pool has recovered, or raises Fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Steps:
         self.stage = stage
         self.watch = watch
 
-    # What the pool is told to do.
+    # Commands to the pool.
 
     def restart(self, server: str) -> None:
         self._operate("restart", server=server)
@@ -46,7 +46,7 @@ class Steps:
         self.stage.settled()
 
     def upgrade(self) -> None:
-        """Another supervisor takes over in order; every worker stays."""
+        """A new supervisor takes over regularly; all workers stay."""
         before = self.stage.settled()
         self._operate("upgrade")
         self._same_workers(before)
@@ -63,7 +63,7 @@ class Steps:
         self.stage.settled()
 
     def drain(self, server: str) -> None:
-        """A drained server is out of rotation, and answers whoever asks it directly."""
+        """A drained server is out of rotation, but answers direct requests."""
         self.stage.ok("drain", server)
         self.watch.check()
         self.stage.ok("undrain", server)
@@ -76,13 +76,13 @@ class Steps:
         self.stage.settled()
 
     def as_written(self) -> None:
-        """As the file had it at the start of the round, and quiet."""
+        """Restore the file from the start of the round, and wait until the pool is quiet."""
         if self.stage.has_extra or self.stage.workers["several"] != 2:
             self._operate("reload", change="remove", server="plain")
-        self.stage.ok("restart")  # a zygote that was killed comes back when it is needed
+        self.stage.ok("restart")  # a killed zygote is restarted on demand
         self.stage.settled(asleep=("sleepy",))
 
-    # What happens to it.
+    # Faults.
 
     def kill(self, role: str, victim: str, index: int) -> None:
         for pid in self._victims(role, victim, index):
@@ -92,7 +92,7 @@ class Steps:
     def kill_during(
         self, operation: str, role: str, victim: str, index: int, after_ms: int, **options: object
     ) -> None:
-        """The operation ends well or with a clear error, and can be repeated."""
+        """The operation succeeds or fails with a clear error, and can be repeated."""
         victims = self._victims(role, victim, index)
         command = self._command(operation, **options)
         process = self.stage.pool.spawn(*command)
@@ -110,14 +110,14 @@ class Steps:
         self.stage.settled()
 
     def storm(self, roles: tuple[str, ...], server: str) -> None:
-        """Several at one moment."""
+        """Several processes are killed at once."""
         victims = [(role, pid) for role in roles for pid in self._victims(role, server, 0)]
         for role, pid in victims:
             self._kill(role, server, pid)
         self.stage.settled()
 
     def kill_both(self) -> None:
-        """Without keeper and supervisor workers serve on; the next start takes them over as they are."""
+        """Without keeper and supervisor, workers keep serving; the next start adopts them."""
         before = self.stage.settled()
         roles = self.stage.roles()
         with self.watch.without("sleepy"):
@@ -129,23 +129,23 @@ class Steps:
         self._same_workers(before)
 
     def vanish(self) -> None:
-        """What the pool is found by is removed, as a cleaner of /tmp does it: it is there again, and nothing else."""
+        """The files by which the pool is found are removed, as by a cleaner of /tmp, and must be restored exactly."""
         before = self.stage.settled()
         for place in (*self.stage.runtime.glob("*/control.sock"), *self.stage.runtime.glob("*/info.json")):
-            with contextlib.suppress(FileNotFoundError):  # by way of the pool's name
+            with contextlib.suppress(FileNotFoundError):  # through the pool's name
                 place.unlink()
         wait_until(lambda: [*self.stage.runtime.glob("*/info.json")])
         self._same_workers(before)
 
     def freeze(self) -> None:
-        """A zygote that is stopped is done without, and ends when it goes on."""
-        # One that has forked is up: a zygote has longer to begin than to fork.
+        """A stopped zygote is bypassed, and exits once continued."""
+        # A zygote that has forked is up: its startup timeout is longer than its fork timeout.
         self.stage.ok("restart", "moving")
         frozen = self.stage.roles()["zygote"]
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
         try:
-            # The first fork may be made by the child that waits for it already, the second one needs the zygote.
+            # The first fork may be a pre-forked child; the second one needs the zygote.
             self.stage.ok("restart", "plain")
             self.stage.ok("restart", "plain")
         finally:
@@ -155,7 +155,7 @@ class Steps:
         wait_until(lambda: not any(map(is_alive, frozen)))
 
     def freeze_idle(self) -> None:
-        """A zygote that is stopped while nothing is forked is found, and the next fork waits for nothing."""
+        """A zygote stopped while idle is detected, so that the next fork does not wait."""
         self.stage.ok("restart", "moving")
         frozen = self.stage.roles()["zygote"]
         for pid in frozen:
@@ -165,7 +165,7 @@ class Steps:
         self.stage.settled()
 
     def freeze_supervisor(self) -> None:
-        """One that is stopped goes on when its keeper is killed, and replaces that: no other process could."""
+        """A stopped supervisor continues when its keeper is killed, and replaces it: no other process could."""
         (keeper,), (supervisor,) = self.stage.roles()["keeper"], self.stage.roles()["supervisor"]
         wait_until(self.stage.has_taken_over, timeout_seconds=FROZEN_SECONDS)
         os.kill(supervisor, signal.SIGSTOP)
@@ -174,13 +174,13 @@ class Steps:
         self.stage.settled()
 
     def in_silence(self, deaths: tuple[tuple[str, str, int], ...]) -> None:
-        """Several die one after the other, and no command comes in between: (role, server, pause in ms) each."""
+        """Several processes die one after another without a command in between: (role, server, pause in ms) each."""
         workers = {name: list(item["pids"]) for name, item in self.stage.settled().items()}
         for role, server, pause_ms in deaths:
             if role == "keeper":
-                # Both at once is another matter: `kill_both`.
+                # Both at once has its own step, `kill_both`.
                 wait_until(self.stage.has_taken_over, timeout_seconds=FROZEN_SECONDS)
-            # Of a worker only what it was at the beginning is known without asking.
+            # Without asking, only a worker's initial state is known.
             known = workers[server] if role == "worker" else []
             for pid in [known.pop(0)] if known else self.stage.roles().get(role, []):
                 self._kill(role, server, pid)
@@ -189,23 +189,23 @@ class Steps:
         self.stage.settled()
 
     def freeze_keeper(self, server: str) -> None:
-        """A keeper that is stopped is continued; a worker that dies meanwhile is replaced."""
+        """A stopped keeper is continued; a worker that dies meanwhile is replaced."""
         (keeper,) = self.stage.roles()["keeper"]
         victims = self._victims("worker", server, 0)
         os.kill(keeper, signal.SIGSTOP)
         for pid in victims:
             self._kill("worker", server, pid)
-        # Clients are answered meanwhile, and cause the keeper to be pinged.
+        # Clients are still answered, and the keeper is pinged.
         self.stage.settled()
         wait_until(lambda: stat(keeper).state != "T", timeout_seconds=FROZEN_SECONDS)
         if self.stage.roles()["keeper"] != [keeper]:
             raise Fault("a keeper that was only stopped was replaced")
 
     def attack(self, deed: str) -> None:
-        """An application harms its own server at most, and that is served again."""
+        """An application can harm only its own server, which recovers."""
         before = self.stage.settled()
         own = self.stage.own()
-        with contextlib.suppress(OSError, HTTPException):  # its worker may be killed while it attacks
+        with contextlib.suppress(OSError, HTTPException):  # its worker may be killed during the attack
             get(self.stage.ports["hostile"], f"/{deed}")
         self.watch.check()
         self._same_workers({name: item for name, item in before.items() if name != "hostile"})
@@ -216,7 +216,7 @@ class Steps:
             raise Fault(f"replaced after an attack: {own}, now {self.stage.own()}")
 
     def pause(self, seconds: float) -> None:
-        """Everything stands still, as in a paused container; nothing is replaced for it."""
+        """Everything is paused, as in a paused container; nothing is replaced."""
         before = self.stage.settled()
         own = self.stage.own()
         paused = list(self.stage.pool.processes())
@@ -230,7 +230,7 @@ class Steps:
             raise Fault(f"replaced after a pause: {own}, now {self.stage.own()}")
 
     def flood(self, server: str, connections: int) -> None:
-        """Connections that say nothing, or half of something; whoever asks properly is still answered."""
+        """Connections send nothing, or incomplete requests; complete requests are still answered."""
         with contextlib.ExitStack() as held:
             for number in range(connections):
                 sock = held.enter_context(self._connect(server))
@@ -240,7 +240,7 @@ class Steps:
         self.stage.settled()
 
     def full_disk(self, then: str, server: str) -> None:
-        """Nothing can be written; what serves goes on serving, and afterwards all is as before."""
+        """Nothing can be written; servers keep serving, and afterwards everything recovers."""
         with self._no_room():
             time.sleep(0.2)
             self.watch.check()
@@ -254,8 +254,6 @@ class Steps:
                 time.sleep(0.3)
             self.watch.check()
         self.stage.settled()
-
-    # How.
 
     def _operate(self, operation: str, **options: object) -> None:
         done = self.stage.run(*self._command(operation, **options))
@@ -321,7 +319,7 @@ class Steps:
     @contextlib.contextmanager
     def _no_room(self) -> Iterator[None]:
         if not self.stage.has_disk:
-            # Without the right to mount one: the logger may make no file longer than it is.
+            # Without permission to mount: the logger may not extend any file.
             for pid in self.stage.roles()["logger"]:
                 resource.prlimit(
                     pid, resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1])

@@ -1,4 +1,4 @@
-"""Some chaos, and that its judges are able to condemn."""
+"""A short chaos run, and tests that the checks detect faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stage() -> Iterator[Stage]:
 @pytest.mark.heavy
 @pytest.mark.timeout(240)
 def test_some_chaos_loses_nothing_and_leaves_nothing() -> None:
-    assert run(SEED, 30) > 2  # steps; how many more depends on the machine
+    assert run(SEED, 30) > 2  # minimum steps; the rest depends on the machine
 
 
 @pytest.mark.heavy

@@ -1,10 +1,10 @@
-"""Clients of every kind, all the time, and what may never happen to them.
+"""Clients of every kind, and the invariants for their requests.
 
-- No request is refused, answered wrongly or left unanswered, whatever is killed, restarted, reloaded or scaled.
-- A request may be cut only by the death of the very worker that had it: each killed worker of a server allows one
-  cut for each request that its clients can have under way.
-- Without keeper and supervisor a server that sleeps has nobody who holds its listener: it is not asked then.
-- `moving` has no clients: it is the one that is stopped and started, and stopped servers refuse.
+- No request is refused, answered wrongly or left unanswered during kills, restarts, reloads and scaling.
+- A request may be cut off only by the death of its worker: each killed worker of a server excuses one cut for each
+  request that its clients can have in progress.
+- Without keeper and supervisor no process holds the listener of a sleeping server: it gets no requests then.
+- `moving` has no clients: it is stopped and started, and stopped servers refuse connections.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.load import Load, Report
 from .stage import Fault, Stage
 
 PAUSE_SECONDS = 0.03
-PAUSES = {"sleepy": 0.16}  # it falls asleep just when the next request comes
+PAUSES = {"sleepy": 0.16}  # it falls asleep just as the next request arrives
 PATIENCE_SECONDS = 20.0
 CLIENTS: dict[str, tuple[tuple[str, int], ...]] = {
     "plain": (("keep_alive", 3), ("new_connection", 2)),
@@ -33,7 +33,7 @@ DEPTH = 4
 
 
 class Watch:
-    """The clients of one stage, and how many cuts each server's dead workers have excused."""
+    """The clients of one stage, and the number of cuts excused for each server."""
 
     def __init__(self, stage: Stage) -> None:
         self.loads: dict[tuple[str, str], Load] = {}
@@ -51,7 +51,7 @@ class Watch:
             load.start()
 
     def stop(self) -> None:
-        """The end of all clients; what was under way is waited for, and counts."""
+        """Stop all clients; requests in progress are waited for, and count."""
         with contextlib.ExitStack() as stack:
             for load in self.loads.values():
                 stack.callback(load.stop)
@@ -59,14 +59,14 @@ class Watch:
         self.answered = sum(load.report.complete + load.report.messages for load in self.loads.values())
 
     def abort(self) -> None:
-        """End the clients after a fault, whatever they have to say."""
+        """Stop the clients after a fault, ignoring their results."""
         for load in self.loads.values():
             with contextlib.suppress(Exception):
                 load.stop()
 
     @contextlib.contextmanager
     def without(self, server: str) -> Iterator[None]:
-        """Nobody asks that server meanwhile; what it was asked before counts."""
+        """Pause requests to the server; earlier ones still count."""
         paused = {key: self.loads.pop(key) for key in list(self.loads) if key[0] == server}
         reports = [(key, load.stop()) for key, load in paused.items()]
         try:
@@ -78,11 +78,11 @@ class Watch:
             self.loads |= paused
 
     def check(self) -> None:
-        """Raise Fault when something has happened that may not."""
+        """Raise Fault if an invariant was violated."""
         self._judge((key, load.look()) for key, load in self.loads.items())
 
     def died(self, server: str) -> None:
-        """A worker of that server has been killed."""
+        """A worker of the server was killed."""
         self.deaths[server] += 1
 
     def _judge(self, reports: Iterator[tuple[tuple[str, str], Report]]) -> None:

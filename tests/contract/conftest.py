@@ -1,4 +1,4 @@
-"""The tests of the contract look at what hundreds of commands print: few of them start a process for it."""
+"""The contract tests check the output of hundreds of commands, most of which run in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract §2: files, their lookup and merging, interpolation, and every problem at once."""
+"""Contract §2: files, their lookup and merging, interpolation, and reporting all problems at once."""
 
 from __future__ import annotations
 

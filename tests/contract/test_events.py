@@ -1,4 +1,4 @@
-"""Contract §5: events, told with and without a supervisor, over a broken file and over supervisors that die."""
+"""Contract §5: events with and without a supervisor, with a broken file, and across supervisor deaths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def told(pool: RealPool, *args: str) -> list[dict[str, Any]]:
 
 
 class Following:
-    """`events -f` in the background, and what it has printed so far: of the past no more than the last event."""
+    """`events -f` in the background, and its output so far, which begins with the last event."""
 
     def __init__(self, pool: RealPool, *args: str) -> None:
         self.process = pool.spawn("events", "-f", "-n1", "-o", "jsonl", *args)
@@ -106,7 +106,7 @@ def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
         real_pool.ok("drain", "web")
         real_pool.ok("undrain", "web")
         wait_until(following.seen("draining", round_))
-    # The next event may be rotating them now.
+    # The next event may be rotating the files.
     names = ["e.jsonl", "e.jsonl.1", "e.jsonl.2", "e.jsonl.3"]
     wait_until(lambda: sorted(path.name for path in real_pool.directory.glob("e.jsonl*")) == names)
     wait_until(following.seen("running", 5))
@@ -123,7 +123,7 @@ def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
         file.write('{"time": "2026-')
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: real_pool.run("status").code == 0 and real_pool.info()["supervisor_pid"] != before)
-    # What came between, a worker that had become ready, may have been on its way.
+    # An event in between (a worker became ready) may still have been queued.
     wait_until(lambda: told(real_pool)[-1]["event"] == "supervisor started")
     numbers = [each["seq"] for each in told(real_pool)]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
@@ -178,7 +178,7 @@ def test_from_python_the_events_come_as_dictionaries(
     with pytest.raises(PoolParamError):
         list(client.events("nobody"))
     coming = client.events(follow=True, lines=1, kinds=["audit"])
-    assert next(coming)["event"] == "start done"  # so that it follows by now
+    assert next(coming)["event"] == "start done"  # by now it follows the journal
     real_pool.ok("drain", "web")
     assert next(coming)["message"] == "drain web"
     coming.close()

@@ -1,4 +1,4 @@
-"""Contract §5: what each command's exit says, with one JSON document on every path and nothing beside it."""
+"""Contract §5: each command's exit code, with exactly one JSON document in every case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def server(name: str, port: int, extra: str = "", app: str = "hello:app") -> str
 
 
 def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, object]]]:
-    """The one document of a command that ends with this code. What follows `--` is the user's command."""
+    """The single document of a command that exits with this code. Words after `--` are the user's command."""
     words, dashes, command = line.partition(" -- ")
     done = pool.run(*words.split(), "-o", "json", *(["--", *command.split()] if dashes else []))
     assert done.code == code, str(done)
@@ -36,7 +36,7 @@ def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, o
 
 
 def check(pool: RealPool, expected: list[tuple[str, int, Sequence[str]]]) -> None:
-    """Each command ends with its code, and its document has exactly these servers."""
+    """Each command exits with its code, and its document has exactly these servers."""
     for line, code, names in expected:
         found = document(pool, line, code)
         assert {item["name"] for item in found["items"]} == set(names), line

@@ -1,4 +1,4 @@
-"""Contract §2 and §4: probes decide on health and readiness; a liveness that is ko sets off the recovery."""
+"""Contract §2 and §4: probes decide on health and readiness; a failing liveness probe triggers recovery."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"" if scope["path"] == "/odd" else b"version 42"})
 """
 QUICK = 'interval = "100ms", timeout = "20s", fall_count_warn = 1, fall_count_ko = 3'
-# The readiness of each server; the files unready-NAME and dead-NAME break them.
+# The readiness of each server; the files unready-NAME and dead-NAME make probes fail.
 PROBES = {
     "http": f'readiness = {{ http = "/unready-http", {QUICK} }}',
     "body": f'readiness = {{ http = "/unready-body", body = "version [0-9]+", {QUICK} }}',
@@ -101,7 +101,7 @@ def test_a_server_that_never_becomes_ready_is_a_failure_with_the_probes_words(po
     path = pool.directory / "pool.toml"
     text = path.read_text()
     (pool.directory / "unready-http").touch()
-    for seconds in (1, 5, 25):  # in which a busy machine has answered three probes
+    for seconds in (1, 5, 25):  # long enough for three probes on a busy machine
         limits = f'start_timeout = {seconds}\nrestart = "no"'
         path.write_text(text.replace('name = "http"', f'name = "http"\n{limits}'))
         done = pool.run("start", "http", "tcp", "-o", "json")

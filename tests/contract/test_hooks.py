@@ -1,4 +1,4 @@
-"""Commands that run once a server: before its first worker, and after its last one."""
+"""Commands that run once per server: before its first worker, and after its last one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unmeasured
 
 Until = Callable[..., Any]
 
-# Notes its argument and some of what it has been given; a second argument is its exit status.
+# Records its argument and part of its environment; a second argument is its exit status.
 HOOK = """
 import os, sys
 
@@ -53,7 +53,7 @@ def notes(pool: RealPool) -> list[str]:
 
 
 def seen(pool: RealPool, hook: str) -> dict[str, Any]:
-    """What the hook was given."""
+    """The hook's recorded environment."""
     found: dict[str, Any] = json.loads((pool.directory / f"{hook}.json").read_text())
     return found
 
@@ -117,7 +117,7 @@ def test_before_start_that_cannot_be_found_fails_the_start(real_pool: RealPool) 
     assert "web: hooks.before_start exited with status 127: cannot run 'no-such-program'" in done.stderr
 
 
-# A child that ignores what the process is asked, in a hook that does not end.
+# A hook that does not end, with a child that ignores signals.
 TREE = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

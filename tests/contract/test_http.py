@@ -1,4 +1,4 @@
-"""Contract §2: what the keys of `http`, `limits` and `log` do, asked of one real pool."""
+"""Contract §2: the effects of the keys of `http`, `limits` and `log`, on one real pool."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SERVERS = {
 
 @pytest.fixture
 def ports(real_pool: RealPool, free_port: Callable[[], int]) -> dict[str, int]:
-    """The port of each server, all of them started."""
+    """The ports of the started servers."""
     real_pool.write("tell.py", TELL)
     ports = {name: free_port() for name in SERVERS}
     real_pool.write(
@@ -58,7 +58,7 @@ def ports(real_pool: RealPool, free_port: Callable[[], int]) -> dict[str, int]:
 
 
 def ask(port: int, path: str = "/", *headers: str) -> tuple[int, dict[str, Any]]:
-    """The status, and what the app has told, of one request on a connection of its own."""
+    """The status and the app's report of one request on its own connection."""
     lines = [f"GET {path} HTTP/1.1", "Host: a.test", "Connection: close", *headers]
     with socket.create_connection(("127.0.0.1", port), 60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -98,7 +98,7 @@ def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
     real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
-    for seconds in ("0.5", "5", "20"):  # in which the supervisor of a busy machine can answer
+    for seconds in ("0.5", "5", "20"):  # long enough for the supervisor of a busy machine
         done = real_pool.run("start", "--timeout", seconds)
         assert done.code == 124, str(done)
         if "web" in done.stderr:

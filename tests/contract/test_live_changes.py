@@ -51,7 +51,7 @@ def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
 
 @pytest.fixture
 def pool(shared_pool: RealPool) -> RealPool:
-    """Servers a and b, ready: one pool for all tests, in which what the one before has changed is undone."""
+    """Servers a and b, ready: one pool for all tests, which undoes the previous test's changes."""
     shared_pool.write("hello.py", HELLO_APP)
     shared_pool.write("pool.toml", "".join(server(name, port) for name, port in shared_pool.ports.items()))
     if shared_pool.run("reload").code == NO_SUPERVISOR:
@@ -321,7 +321,7 @@ def test_the_commands_own_timeout_is_124_and_a_servers_is_its_failure(
 ) -> None:
     pool.write("slow.py", "import time\ntime.sleep(600)\n")
     new = ["--bind", f"127.0.0.1:{free_port()}", "--app", "slow:app"]
-    for seconds in ("0.5", "5", "20"):  # in which the supervisor of a busy machine can answer
+    for seconds in ("0.5", "5", "20"):  # long enough for the supervisor of a busy machine
         late = pool.run("add", "slow", *new, "--timeout", seconds, "-o", "json")
         assert late.code == 124, str(late)
         if late.json["items"]:
@@ -432,7 +432,7 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
         lines = map(json.loads, pool.ok("logs", "a", "-n", "all", "-o", "json").stdout.splitlines())
         return [(line["name"], line["line"]) for line in lines]
 
-    # The last line of a worker may come between the two.
+    # A worker's last line may come between the two.
     wait_until(lambda: (found := read()) and printed() == found)
     assert {name for name, _ in read()} == {"a"}
     with pytest.raises(poolctl.PoolParamError):
@@ -440,7 +440,7 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
 
 
 def replace_file(pool: RealPool, text: str) -> None:
-    """Replace pool.toml as a whole, so that nobody reads half of it."""
+    """Replace pool.toml atomically, so that no process reads half of it."""
     pool.write("pool.toml.new", text).rename(pool.directory / "pool.toml")
 
 
@@ -450,7 +450,7 @@ def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
     text = (pool.directory / "pool.toml").read_text()
     watching = pool.spawn("reload", "--watch", "-o", "json")
     assert watching.stdout is not None
-    # Servers whose code was saved after their start are restarted, too: those documents have neither.
+    # Servers whose code was saved after their start are restarted as well.
     documents = (json.loads(line) for line in watching.stdout)
     reloads = (each for each in documents if "changes" in each or each["errors"])
     assert next(reloads)["changes"] == []

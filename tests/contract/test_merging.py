@@ -1,4 +1,4 @@
-"""Contract §2: several files make one configuration, and paths belong to the file that says them."""
+"""Contract §2: several files form one configuration, and relative paths refer to the file that contains them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def server(name: str, bind: str, extra: str = "", app: str = "hello:app") -> str
 
 
 def shown(pool: RealPool, *options: str, **more: Any) -> dict[str, dict[str, Any]]:
-    """The effective configuration of each server, by name in their order."""
+    """The effective configuration of each server, by name, in order."""
     return {
         each["name"]: each["config"] for each in pool.ok(*options, "show", "-o", "json", **more).json["items"]
     }

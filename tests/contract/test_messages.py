@@ -1,4 +1,4 @@
-"""Each problem says what was found, what is allowed, and for a near miss what was probably meant (§2)."""
+"""Each problem states the found value, the allowed values, and for a near miss the probable intention (§2)."""
 
 from __future__ import annotations
 

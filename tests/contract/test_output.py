@@ -1,4 +1,4 @@
-"""Contract §5: what is printed, where, and in which shape; walk, show, config, logs, small commands."""
+"""Contract §5: output, its streams and its forms; walk, show, config, logs, small commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None
     of_features = [name for feature in features() for name in feature.commands]
     for name in [*COMMANDS, *of_features]:
         assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
-    # One interpreter for all: each of them is as a command of its own, and has no more to say.
+    # One interpreter for all, as each behaves like a command of its own.
     script = "import sys\nfrom poolctl.cli.main import main\nsys.exit(sum(main([name, '-h']) for name in sys.argv[1:]))"
     helps = subprocess.run(
         [sys.executable, "-c", script, *COMMANDS], env=pool.env, capture_output=True, text=True, timeout=60
@@ -169,7 +169,7 @@ def test_show_of_a_running_pool_has_its_configuration(pool: RealPool) -> None:
 def test_logs_are_merged_named_and_limited(pool: RealPool, until: Any) -> None:
     add_to_app(pool, "for n in range(20): print('line', n, flush=True)")
     pool.ok("start")
-    # Output goes through the logger: a worker may be ready before its lines are in the file.
+    # Output goes through the logger, so a worker may be ready before its lines are in the file.
     until(lambda: all("line 19" in pool.ok("logs", name).stdout for name in ("a", "b")))
     assert len(pool.ok("logs", "-n", "3", "a").stdout.splitlines()) == 3
     merged = pool.ok("logs").stdout

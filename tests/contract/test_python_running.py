@@ -1,4 +1,4 @@
-"""Contract §6: what a pool in this process does while its servers run, from any thread."""
+"""Contract §6: operations on a pool in this process while its servers run, from any thread."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ async def slowly(scope: Any, receive: Any, send: Any) -> None:
 
 def test_a_timeout_passes_for_those_that_are_late_only(make: Make) -> None:
     pool = Pool([make("late", app=slowly), make("failing", app=failing), make("good")])
-    for seconds in (1.5, 6, 24):  # in which a busy machine starts the others
+    for seconds in (1.5, 6, 24):  # long enough to start the others on a busy machine
         with pytest.raises(PoolStartError) as caught:
             pool.start_sync(timeout=timedelta(seconds=seconds))
         children = {child.name: child for child in caught.value.exceptions}
@@ -340,7 +340,7 @@ def test_server_removed_during_a_start_is_not_started(make: Make) -> None:
     async def start_and_remove() -> Server | None:
         starting = [asyncio.ensure_future(each.start()) for each in (pool, view)]
         await asyncio.sleep(0)
-        await Pool().start()  # in turn: both have begun
+        await Pool().start()  # in turn, so that both have started
         server = pool.load_and_delete(later)
         pool.delete(last)
         go.set()

@@ -48,7 +48,7 @@ def test_a_signal_while_the_pool_comes_up_leaves_nothing(
     pool: RealPool, until: Any, number: int, code: int
 ) -> None:
     running = pool.spawn("run")
-    until(lambda: [*pool.runtime.glob("*/control.sock")])  # it is being launched
+    until(lambda: [*pool.runtime.glob("*/control.sock")])  # the pool is being launched
     running.send_signal(number)
     running.communicate(timeout=50)
     assert running.returncode == code

@@ -1,4 +1,4 @@
-"""Contract §3: one selector language, here on a pool that does not run."""
+"""Contract §3: one selector language, here on a pool that is not running."""
 
 from __future__ import annotations
 

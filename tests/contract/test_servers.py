@@ -1,4 +1,4 @@
-"""Contract §2: what the keys of a server do, on real processes."""
+"""Contract §2: the effects of a server's keys, on real processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": json.dumps(told).encode()})
 """
 
-# A program that is no Python application: it answers on descriptor 3, or binds the port that it is given.
+# A program other than an ASGI application: it answers on descriptor 3, or binds the given port.
 PROGRAM = """
 import json, os, socket, sys
 if "bind" in sys.argv:
@@ -60,13 +60,13 @@ while True:
 
 @pytest.fixture
 def serve(real_pool: RealPool) -> Serve:
-    """Writes a pool of one server with these lines; its port."""
+    """Write a pool of one server with these lines; returns its port."""
     return partial(write_server, real_pool)
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
-    """One for all tests of what a server does, however it was started."""
+    """One pool for all tests that do not depend on how the server was started."""
     with pool_in(tmp_path_factory.mktemp("pool")) as shared:
         shared.warm = True
         yield shared
@@ -74,7 +74,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
 
 @pytest.fixture
 def run(pool: RealPool) -> Serve:
-    """As `serve`, in the shared pool, where a reload has started the server and ended that of the test before."""
+    """Like `serve`, in the shared pool: a reload starts the server and stops the previous test's."""
 
     def write_and_start(*lines: str, **options: str) -> int:
         port = write_server(pool, *lines, **options)
@@ -316,7 +316,7 @@ def test_output_goes_to_the_named_file_and_old_ones_are_kept(pool: RealPool, run
 
 
 def certificate(directory: Path) -> str:
-    """A self-signed certificate for localhost; the lines of its table."""
+    """Create a self-signed certificate for localhost; returns the lines of its table."""
     import datetime
 
     x509 = pytest.importorskip("cryptography.x509")

@@ -1,4 +1,4 @@
-"""Contract §2: how values are spelled, their defaults, units and ranges, in files, in Python and in the schema."""
+"""Contract §2: spellings, defaults, units and ranges of values, in files, in Python and in the schema."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A guest book with two faces: `public` reads and adds entries, `admin` removes them."""
+"""A guest book with two interfaces: `public` reads and adds entries, `admin` removes them."""

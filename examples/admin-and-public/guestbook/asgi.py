@@ -1,4 +1,4 @@
-"""The least of ASGI that the two interfaces need."""
+"""The minimal ASGI code that the two interfaces need."""
 
 from __future__ import annotations
 

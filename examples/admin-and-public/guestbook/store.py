@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def entries() -> Iterator[sqlite3.Connection]:
-    """The open database; what is changed in it is kept."""
+    """The open database; changes are committed."""
     connection = sqlite3.connect(os.environ["GUESTBOOK"], timeout=5)
     try:
         with connection:

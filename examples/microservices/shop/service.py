@@ -1,4 +1,4 @@
-"""What the three services share: JSON over ASGI without a framework, and calls from one service to another."""
+"""Shared code of the three services: JSON over ASGI without a framework, and calls between services."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Handler = Callable[[str, Any], Awaitable[tuple[int, Any]]]
 
 
 def service(handlers: dict[str, Handler]) -> Callable[[Any, Any, Any], Awaitable[None]]:
-    """An ASGI application that answers each method with what its handler makes of path and JSON body."""
+    """An ASGI application that answers each method with its handler's result for path and JSON body."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":

@@ -1,10 +1,10 @@
-"""Kills a supervisor, or its keeper, after its N-th message or file: found in PYTHONPATH, awake in supervisors only.
+"""Kills a supervisor or its keeper after its N-th message or file. Loaded from PYTHONPATH, active in supervisors only.
 
-The file that POOLCTL_FAULT names arms it: `self N`, `parent N`, or `self N TIMES` for as many supervisors in a row. The
-last time it takes the file away before.
+The file named by POOLCTL_FAULT arms it: `self N`, `parent N`, or `self N TIMES` for several supervisors in a row.
+Before the last one it removes the file.
 
-Instead of being killed the supervisor hangs with `busy N` (in a loop) or `blocked N` (in a system call), and is stopped
-(SIGSTOP) with `stopped N`. With `orphan` it is stopped between its keeper's death and the start of another keeper.
+With `busy N` the supervisor hangs in a loop instead, with `blocked N` in a system call, and with `stopped N` it
+gets SIGSTOP. With `orphan` it is stopped between its keeper's death and the start of the next keeper.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def _install() -> None:
         with contextlib.suppress(FileNotFoundError), open(_FILE) as file:
             stopped = file.read() == "orphan"
         if stopped:
-            # Its files are closed before its children notice its end.
+            # Its files are closed before its children notice its exit.
             while os.getppid() == keeper:
                 time.sleep(0.001)
             os.unlink(_FILE)

@@ -1,4 +1,4 @@
-"""The books and what they cost."""
+"""The books and their prices."""
 
 from __future__ import annotations
 
