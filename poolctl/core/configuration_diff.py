@@ -78,7 +78,7 @@ def plan(
         if before is None:
             found.append(_new(server, live=server.name in missing))
         else:
-            found += _changed(before, server, files.get(server.name, {}))
+            found += changed(before, server, files.get(server.name, {}))
     return found
 
 
@@ -100,7 +100,8 @@ def _new(server: ServerConfig, *, live: bool) -> Change:
     return _change(Kind.ADD, server, message="is new")
 
 
-def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
+def changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
+    """The changes from a server in force to this configuration of it, with these digests of its files."""
     agreed = _agreed(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():

@@ -235,11 +235,11 @@ class Host:
                 text = text.replace(name, handle.name)
         return text
 
-    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool) -> bool:
+    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool = False) -> bool:
         """Give the server an entry with this configuration, or its entry the configuration; whether that is another.
 
         A server that runs gets it if its own has changed since, or for a restart: a handler may give a new application
-        each time.
+        each time. With `live` its workers continue under it.
         """
         source = handle.config
         if handle.entry is None:
@@ -254,7 +254,7 @@ class Host:
             self.relate(handle, config.depends_on)
             return False
         handle.furnished.append((config, source))
-        self.core.change(handle.entry, config, live=False)
+        self.core.change(handle.entry, config, live=live)
         return True
 
     async def wait_until(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from poolctl.config import ServerConfig
+from poolctl.config import Configuration, ServerConfig
 from poolctl.errors import (
     PoolAddError,
+    PoolError,
     PoolMonitorError,
     PoolParamError,
+    PoolStartError,
     ServerError,
 )
 from poolctl.frozen_value import Table
@@ -27,12 +30,16 @@ from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.field_filter import Field, checked, matching, values
 from poolctl.states import State
 
+from . import loop_thread
+from .hot_reload import HotReload
 from .live_servers import living
 from .loop_thread import LOCK
 from .pool_context import Handler, PoolContext, Shared
 from .pool_members import Members
 from .server import Server, StartAndStop
+from .server_lists import Servers, configuration_of
 from .server_monitor import Monitor
+from .start_stop import Timeout
 
 if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
@@ -45,6 +52,8 @@ class Pool(Members, StartAndStop):
     A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
     is raised, and not tried again.
     """
+
+    _started = False  # and not stopped since
 
     def __init__(
         self,
@@ -157,6 +166,36 @@ class Pool(Members, StartAndStop):
             )
         self._shared.handler = fn
 
+    # Hot reload.
+
+    async def apply(self, configs: Servers) -> None:
+        """Bring the pool to these servers: those that are new or differ are started and restarted, others untouched.
+
+        `configs` are ServerConfigs, mappings or a PoolConfig; servers are known by their names. A running server is
+        replaced as by `restart`, or takes the change over where `poolctl reload` would do so; one that was stopped
+        stays stopped, and those that are gone stop. New ones start if the pool was started and not stopped since, or
+        if one of its servers runs. Returns when all of that is done. Raises PoolRestartError with every failure, where
+        the others have been attempted: a server whose configuration is invalid, or whose replacement fails, goes on as
+        before. PoolParamError for what is no list, and for a view.
+        """
+        reload = await asyncio.to_thread(self._hot_reload, self._to_apply(configs))
+        await loop_thread.run(reload.run())
+
+    def apply_sync(self, configs: Servers) -> None:
+        """`apply`, blocking."""
+        loop_thread.refuse_own_thread()
+        loop_thread.run_sync(self._hot_reload(self._to_apply(configs)).run())
+
+    def _to_apply(self, configs: Servers) -> Configuration:
+        if self._is_view:
+            raise PoolParamError("a view has no servers of its own to replace", hint="apply() on its pool")
+        return configuration_of(configs, self._shared.tls)
+
+    def _hot_reload(self, configuration: Configuration) -> HotReload:
+        handles = [living(server) for server in self.values()]
+        runs = self._started or any(handle is not None and handle.busy for handle in handles)
+        return HotReload(self, configuration, runs=runs)
+
     def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
         error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
         error.pool = self
@@ -176,6 +215,14 @@ class Pool(Members, StartAndStop):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
+        self._started = True
+        return super()._start(timeout, kind)
+
+    def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
+        self._started = False
+        return super()._stop(timeout)
 
     def _chosen(self) -> tuple[Sequence[Server], Pool]:
         return [*self._snapshot().values()], self

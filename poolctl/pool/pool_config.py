@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolctl.config import (
     Configuration,
     Finding,
-    Place,
     Problem,
     ServerConfig,
     TLSConfig,
     conflicts,
     dependency_findings,
     load,
-    no_certificate,
     problem_of,
     shown,
-    with_addresses,
 )  # fmt: skip
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
 from .pool import Pool
 from .pool_context import Handler, PoolContext
-from .server import with_port
+from .server_lists import Servers, configurations, with_ports
 
 if TYPE_CHECKING:
     from poolctl.runners.runner_protocol import Runner
-
-Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 
 class PoolConfig(Configuration):
@@ -62,24 +57,11 @@ class PoolConfig(Configuration):
         return config
 
     def _made(self, servers: Servers) -> list[ServerConfig]:
-        made: list[ServerConfig] = []
         try:
-            given = list(servers)
+            made, self._problems = configurations(servers)
         except TypeError:
-            given = []
+            made = []
             self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
-        for index, server in enumerate(given):
-            if isinstance(server, ServerConfig):
-                made.append(server)
-            elif isinstance(server, Mapping):
-                try:
-                    made.append(ServerConfig(**{str(key): value for key, value in server.items()}))
-                except PoolValidateError as error:
-                    self._problems += error.exceptions
-            else:
-                message = f"{shown(server)} is neither a ServerConfig nor a mapping"
-                hint = "write ServerConfig(name=…, bind=…)"
-                self._problems.append(Problem(message, place=Place(key=f"[{index}]"), hint=hint))
         return made
 
     def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
@@ -147,17 +129,8 @@ class PoolConfig(Configuration):
         """
         pool = Pool(handler=handler or self._handler, context=context or self._context, runner=runner)
         pool._shared.tls = self._tls
-        port_range = "-".join(map(str, self.settings.port_range))
-        errors: list[ServerError] = [*self._problems]
-        servers: list[ServerConfig] = []
-        for server in self._servers:
-            try:
-                if server.tls is True and self._tls is None:
-                    raise self._located(server, no_certificate())
-                servers.append(with_port(server, port_range))
-            except ServerError as error:
-                errors.append(error)
-        for server in with_addresses(servers) if self.files else servers:
+        servers, errors = with_ports(self, {})
+        for server in servers:
             try:
                 pool.store_new(server)
             except PoolAddError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, TypeVar
 
 from poolctl.address import AddressError, UsedPorts, canonical, overlapping
@@ -130,7 +130,8 @@ class Members(Mapping[str, Server]):
             server = self.load(bind)
             if server is not None:
                 self._changes += 1
-                del self._servers[server.bind]
+                # In a view it may have another address than when it was put there.
+                del self._servers[bind if bind in self._servers else _key(bind)]
                 self._ports.count(server.config.address, -1)
                 if not self._is_view:
                     self._see_off([server])
@@ -145,6 +146,21 @@ class Members(Mapping[str, Server]):
             self._ports.reset()
             if not self._is_view:
                 self._see_off(servers)
+
+    def _arrange(self, servers: Sequence[Server]) -> list[Server]:
+        """Hold these servers, in this order; those that were held and are not among them are returned.
+
+        Their addresses must not overlap. Called under LOCK.
+        """
+        staying = set(servers)
+        gone = [server for server in self._servers.values() if server not in staying]
+        self._changes += 1
+        self._servers = {server.bind: server for server in servers}
+        self._ports.reset()
+        for server in servers:
+            server._move(self._shared)
+        self._see_off(gone)
+        return gone
 
     def _see_off(self, servers: Iterable[Server]) -> None:
         """Order those that run to stop. Called under LOCK."""

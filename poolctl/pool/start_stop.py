@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -54,12 +54,15 @@ async def start(
     limit: float | None,
     pool: Membership | None = None,
     kind: type[PoolError] = PoolStartError,
+    live: Container[Startable] = (),
+    beside: Sequence[Handle] = (),
 ) -> None:
     """Return when all answer, dependencies first; as PoolRestartError when all have been replaced. Raises the kind.
 
-    One server alone, without a `pool`, is started without what it depends on.
+    One server alone, without a `pool`, is started without what it depends on. The workers of `live` servers take their
+    configuration over instead of being replaced. The servers `beside` them may be depended on, and go on as they are.
     """
-    await _StartOrder(kind, limit, pool).run(servers)
+    await _StartOrder(kind, limit, pool, live, beside).run(servers)
 
 
 async def stop(servers: Sequence[Startable], limit: float | None) -> None:
@@ -122,6 +125,7 @@ class _Ordered:
     handle: Handle
     config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
     startable: bool
+    live: bool = False  # its workers take the configuration over
 
     @property
     def entry(self) -> Entry:
@@ -132,11 +136,20 @@ class _Ordered:
 class _StartOrder:
     """One order to start or restart servers, on the engine's loop."""
 
-    def __init__(self, kind: type[PoolError], limit: float | None, pool: Membership | None) -> None:
+    def __init__(
+        self,
+        kind: type[PoolError],
+        limit: float | None,
+        pool: Membership | None,
+        live: Container[Startable],
+        beside: Sequence[Handle],
+    ) -> None:
         self._kind = kind
         self._limit = limit
         self._deadline = None if limit is None else asyncio.get_running_loop().time() + limit
         self._pool = pool
+        self._live = live
+        self._beside = beside
         self._needed: set[str] = set()  # the names of those that others of them depend on
         self._errors: dict[Startable, ServerError] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
@@ -234,8 +247,11 @@ class _StartOrder:
                 except ServerError as error:
                     self._refuse(server, handle, error)
                     startable = False
-            found.append(_Ordered(server, handle, config, startable))
-        return [each for each in found if each.startable or each.server.name in self._needed]
+            live = server in self._live
+            # The next run of a job has the new configuration, and nobody waits for the one under way.
+            startable = startable and not (live and config.every is not None)
+            found.append(_Ordered(server, handle, config, startable, live))
+        return [each for each in found if each.startable or each.live or each.server.name in self._needed]
 
     def _refuse(self, server: Startable, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -253,10 +269,11 @@ class _StartOrder:
             begun = self._begun.setdefault(host, [])
             begun += [each.handle for each in group]
             names = {handle: host.reserve(handle) for handle in begun}
-            needed = dependencies_among(begun, names)
+            names |= {each: each.entry.name for each in self._beside if each.host is host and each.entry}
+            needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = [
-                host.admit(each.handle, self._furnished(each, names, needed), replace=replace)
+                host.admit(each.handle, self._furnished(each, names, needed), replace=replace, live=each.live)
                 for each in group
             ]
             entries = [each.entry for each in group if each.startable]
@@ -294,13 +311,15 @@ class _StartOrder:
             self._refuse(each.server, each.handle, problem)
             return
         each.handle.refusal = None
+        each.handle.awaiting.add(self)
         core.give_state(entry, each.server._shared.values)
         runs = entry.wanted and bool(entry.observed.workers)
+        if each.live:
+            return
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
         elif changed or not (entry.wanted and entry.ready):
             core.start(entry, ignore_dependencies=self._pool is None, retries=entry.sleepy)
-        each.handle.awaiting.add(self)
 
     # Waiting for it.
 
@@ -321,7 +340,7 @@ class _StartOrder:
         """Abandon what is not ready yet, unless another order waits for it as well; whether it was abandoned."""
         handle = each.handle
         handle.awaiting.discard(self)
-        if handle.host is None or handle.awaiting or not each.startable:
+        if handle.host is None or handle.awaiting or not each.startable or each.live:
             return False
         if each.entry.failed or each.entry.settled:
             return False

@@ -84,8 +84,9 @@ def test_lifecycle_methods_are_coroutines_with_blocking_twins() -> None:
             assert inspect.iscoroutinefunction(getattr(kind, name))
             assert not inspect.iscoroutinefunction(getattr(kind, f"{name}_sync"))
             assert inspect.signature(getattr(kind, f"{name}_sync")).parameters["timeout"].default is None
-    assert inspect.iscoroutinefunction(Pool.join)
-    assert not inspect.iscoroutinefunction(Pool.join_sync)
+    for name in ("join", "apply"):
+        assert inspect.iscoroutinefunction(getattr(Pool, name))
+        assert not inspect.iscoroutinefunction(getattr(Pool, f"{name}_sync"))
 
 
 def test_replaced_or_removed_server_is_stopped_and_join_awaits_it(pool: Pool, make: Make) -> None:

@@ -1,0 +1,163 @@
+"""Hot reload of a pool that a program holds: of servers in its own process, and of processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import Pool, PoolConfig, PoolRestartError, ServerConfig, State
+from poolctl.pool import loop_thread
+from poolctl.runners.embedded_runner import ProcessRunner
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.load import Load
+from tests.ports import claim_port
+
+INSTANCE_APP = """
+import uuid
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        scope["state"]["instance"] = uuid.uuid4().hex
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["state"]["instance"].encode()})
+"""
+
+
+@pytest.fixture(params=["inline", "processes"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    runner = ProcessRunner() if request.param == "processes" else None
+    made = Pool(runner=runner)
+    yield made
+    made.stop_sync()
+    if runner is not None:
+        loop_thread.run_sync(runner.aclose())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    # A process imports a module once: each test has one of its own.
+    (tmp_path / f"{tmp_path.name}_app.py").write_text(INSTANCE_APP)
+    return tmp_path
+
+
+def config(directory: Path, name: str, **keys: Any) -> ServerConfig:
+    bind = f"127.0.0.1:{claim_port()}"
+    app = f"{directory.name}_app:app"
+    return ServerConfig(**{"name": name, "bind": bind, "app": app, "app_dir": str(directory)} | keys)
+
+
+def instances(servers: list[ServerConfig]) -> list[str]:
+    return [get(server.address.port).body.decode() for server in servers]
+
+
+def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path) -> None:
+    servers = [config(directory, name) for name in ("same", "tagged", "other", "gone")]
+    same, tagged, other, gone = servers
+    pool.apply_sync(servers)
+    pool.start_sync()
+    before, pids = instances(servers), [server.pids for server in pool.values()]
+    pool.apply_sync([config(directory, each.name, bind=each.bind) for each in servers])
+    assert instances(servers) == before, "equal configurations touch nothing"
+    assert [server.pids for server in pool.values()] == pids
+    new = config(directory, "new")
+    pool.apply_sync([same, tagged.but(tags=("x",)), other.but(drain_timeout=1.0), new])
+    after = instances([same, tagged, other])
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+    assert instances([new])
+    assert pool.load(tagged.bind).config.tags == ("x",)  # type: ignore[union-attr]
+    with pytest.raises(ConnectionRefusedError):
+        get(gone.address.port)
+
+
+def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
+    pool: Pool, directory: Path
+) -> None:
+    a, b, c, d = servers = [config(directory, name) for name in "abcd"]
+    pool.apply_sync(servers)
+    pool.start_sync()
+    before = instances(servers)
+    changed = [
+        a.but(app="tests.asgi_apps:nothing"),
+        {"name": "b", "bind": b.bind, "app": b.app, "workers": "many"},
+        c.but(drain_timeout=1.0),
+    ]
+    with pytest.raises(PoolRestartError) as caught:
+        pool.apply_sync(changed)
+    assert [(error.name, error.code) for error in caught.value.exceptions] == [("b", 1322), ("a", 1325)]
+    after = instances([a, b, c])
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+    with pytest.raises(ConnectionRefusedError):
+        get(d.address.port)
+    pool.apply_sync([a, b, c.but(drain_timeout=1.0)])
+    assert instances([a, b, c]) == after
+    assert {server.state for server in pool.values()} == {State.RUNNING}
+
+
+@pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
+def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
+    servers = [
+        ServerConfig(name=name, bind=f"127.0.0.1:{claim_port()}", app="tests.load.apps:app")
+        for name in ("changed", "renamed", "same")
+    ]
+    changed, renamed, same = servers
+    pool.apply_sync(servers)
+    pool.start_sync()
+    with Load([each.address.port for each in servers], mode, connections=6, pause=0.002) as load:
+        for number in range(1, 4):
+            answered = load.look().complete
+            wait_until(lambda enough=answered + 100: load.look().complete > enough)
+            pool.apply_sync(
+                [
+                    changed.but(drain_timeout=float(number)),
+                    # Another server, at whose start idle connections of the one before are closed.
+                    renamed.but(name=f"renamed-{number}") if mode == "new_connection" else renamed,
+                    same,
+                    ServerConfig(name=f"new-{number}", bind=f"127.0.0.1:{claim_port()}", app=same.app),
+                ]
+            )
+        report = load.stop()
+    assert report.failed == 0, repr(report)
+    assert report.sent == report.complete > 300
+    assert len(pool) == 4
+
+
+@pytest.mark.parametrize("pool", ["processes"], indirect=True)
+def test_apply_follows_a_file(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    port = claim_port()
+
+    def written(env: str, more: str = "") -> PoolConfig:
+        path.write_text(
+            f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "tests.asgi_apps:hello"\n'
+            f'env = {{ LEVEL = "{env}" }}\n{more}'
+        )
+        return PoolConfig.load(path)
+
+    async def scenario() -> None:
+        pool.apply_sync(written("info"))
+        async with pool:
+            (web,) = pool.values()
+            (pid,) = web.pids
+            await pool.apply(written("info"))
+            assert web.pids == [pid]
+            await pool.apply(written("debug"))
+            assert web.pids != [pid]
+            (pid,) = web.pids
+            with pytest.raises(PoolRestartError) as caught:
+                await pool.apply(written("debug", '[[server]]\nname = "other"\nbinf = "127.0.0.1:1"\n'))
+            assert "binf" in str(caught.value)
+            assert web.pids == [pid]
+
+    asyncio.run(scenario())
