@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -41,32 +40,36 @@ class HaproxyRefusal(Exception):
 class HaproxyProcess:
     """A process of the program; `exited` is done when it has ended."""
 
-    def __init__(self, argv: Sequence[str], descriptors: Sequence[int], stderr: int | None = None) -> None:
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+    def __init__(self, process: asyncio.subprocess.Process, socket_path: str) -> None:
+        self.pid = process.pid
+        self.socket_path = socket_path
+        self.exited = asyncio.ensure_future(process.wait())
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls,
+        argv: Sequence[str],
+        descriptors: Sequence[int],
+        *,
+        socket_path: str = "",
+        stderr: int | None = None,
+    ) -> HaproxyProcess:
+        """Execute it with these descriptors, under the same numbers. Raises OSError."""
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
             stderr=stderr,
             pass_fds=descriptors,
             # Not killed with our group: it finishes what it serves.
             start_new_session=True,
         )
-        self.pid = self._process.pid
-        self.socket_path = ""
-        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pidfd = os.pidfd_open(self.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
-
-    def _ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        code = self._process.wait()
-        if not self.exited.done():
-            self.exited.set_result(code)
+        return cls(process, socket_path)
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
-        if not self.exited.done():
+        with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     async def ask(self, command: str) -> str:
@@ -152,7 +155,8 @@ class HaproxyProgram:
             self._write(name, content)
         path, output = os.path.join(self.directory, MAIN_FILE), os.memfd_create("poolctl-haproxy")
         try:
-            checker = HaproxyProcess([self.program, "-c", "-f", path], setup.numbers, output)
+            command = [self.program, "-c", "-f", path]
+            checker = await HaproxyProcess.start(command, setup.numbers, stderr=output)
             if await checker.exited:
                 lines = read_file(output).decode("utf-8", "replace").splitlines()
                 alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
@@ -183,8 +187,8 @@ class HaproxyProgram:
             # Quiet: it would log each change of a server for ever.
             argv = [sys.executable, "-IS", launch.__file__, str(os.getpid())]
             argv += [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
-            process = HaproxyProcess(argv, [*setup.numbers, listener.fileno()])
-        process.socket_path = path
+            descriptors = [*setup.numbers, listener.fileno()]
+            process = await HaproxyProcess.start(argv, descriptors, socket_path=path)
         try:
             await self._serves(process)
             for command in setup.drained():
