@@ -17,7 +17,7 @@ from typing import Protocol
 
 from poolctl.keeper import wire
 
-from . import untrusted_messages
+from . import untrusted_messages, withheld_variables
 
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
@@ -318,6 +318,25 @@ class Link:
         # It usually refers to our owner: without this cycle both are freed at once, and not by the collector.
         receiver, self._receiver = self._receiver, Receiver()
         receiver.lost()
+
+
+async def spawn(
+    keeper: Link,
+    argv: Sequence[str],
+    output: str,
+    theirs: socket.socket,
+    without: Sequence[str] | None = None,
+) -> int:
+    """The pid of a program that the keeper starts in a session of its own, with `theirs` as its descriptor 3.
+
+    `theirs` is closed here. `without`: the variables left out of its environment, the withheld ones if not given.
+    Raises LinkLost.
+    """
+    left_out = withheld_variables.present() if without is None else without
+    order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
+    with theirs:
+        reply, _ = await keeper.call(order, [theirs.fileno()])
+    return int(reply["pid"])
 
 
 def _close(fds: Sequence[int]) -> None:

@@ -18,8 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners import withheld_variables
-from poolctl.runners.process_link import Link, LinkLost, Receiver
+from poolctl.runners.process_link import Link, LinkLost, Receiver, spawn
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
 from poolctl.units import format_duration
 
@@ -59,20 +58,24 @@ class SidecarProcess(Receiver):
     async def spawn(cls, keeper: Link, directory: str, mark: str) -> Self:
         """Let the keeper start the process, which waits for its first message. Raises LinkLost."""
         ours, theirs = wire.pair()
-        order = {
-            "op": "spawn",
-            "argv": command(sys.executable, cls.part),
-            "output": os.path.join(directory, cls.output),
-            "session": True,
-            "without": withheld_variables.present(),
-        }
-        with theirs:
-            try:
-                reply, _ = await keeper.call(order, [theirs.fileno()])
-            except BaseException:
-                ours.close()
-                raise
-        return cls(ours, identity(int(reply["pid"])), mark)
+        argv = command(sys.executable, cls.part)
+        try:
+            pid = await spawn(keeper, argv, os.path.join(directory, cls.output), theirs)
+        except BaseException:
+            ours.close()
+            raise
+        return cls(ours, identity(pid), mark)
+
+    @classmethod
+    async def adopted(cls, keeper: Link, entry: str) -> Self | None:
+        """The process whose link is in the keeper's store, if there is one. Raises LinkLost."""
+        reply, fds = await keeper.call({"op": "get", "name": entry})
+        return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
+
+    def keep(self, keeper: Link, entry: str) -> None:
+        """Put the link into the keeper's store for the next supervisor."""
+        meta = {**self.known, "mark": self.mark}
+        keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
     async def ready(self, directory: str) -> None:
         """Return when it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
@@ -241,15 +244,15 @@ class SidecarManager:
                 max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
             )
 
+    def _use(self, process: SidecarProcess) -> None:
+        """Use this process from now on, which the keeper gets the link to."""
+        process.keep(self._keeper, self.entry)
+        self._watch(process)
+
     def _watch(self, process: SidecarProcess) -> None:
         """Use this process from now on; the keeper holds its link."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._ended(process))
-
-    def _keep(self, process: SidecarProcess) -> None:
-        """Put the link into the keeper's store for the next supervisor."""
-        meta = {**process.known, "mark": process.mark}
-        self._keeper.send({"op": "put", "name": self.entry, "meta": meta}, [process.link.sock.fileno()])
 
     def _ended(self, process: SidecarProcess) -> None:
         if self._process is not process:

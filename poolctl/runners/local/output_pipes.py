@@ -18,8 +18,7 @@ from poolctl.logs.internal_log import OwnLogs
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
-from .. import withheld_variables
-from ..process_link import Descriptor, Link, LinkLost, Receiver
+from ..process_link import Descriptor, Link, LinkLost, Receiver, spawn
 from ..process_watchdog import ProcessWatchdog
 from ..runner_protocol import RunnerEvents
 
@@ -95,17 +94,7 @@ class Output(Receiver):
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
         argv = command(sys.executable, "logs", *self._orphanage, isolated=True)
-        with theirs:
-            await self._keeper.call(
-                {
-                    "op": "spawn",
-                    "argv": argv,
-                    "output": self._diagnostics,
-                    "session": True,
-                    "without": withheld_variables.present(),
-                },
-                [theirs.fileno()],
-            )
+        await spawn(self._keeper, argv, self._diagnostics, theirs)
         self._keeper.send({"op": "put", "name": fd_store.LOGGER}, [ours])
         return ours
 

@@ -386,8 +386,7 @@ class GatewayManager(SidecarManager):
         self._sync(process)
         process.begin()
         await process.ready(self._environment.directory)
-        self._keep(process)
-        self._watch(process)
+        self._use(process)
         # Changes since it was spawned.
         self._sync(process)
         if before is not None:
@@ -414,10 +413,7 @@ class GatewayManager(SidecarManager):
             self._end_zygote()
         if self._zygote is None:
             zygote = await GatewayZygote.spawn(self._keeper, self._environment.directory, wanted)
-            meta = {**zygote.known, "mark": wanted}
-            self._keeper.send(
-                {"op": "put", "name": fd_store.GATEWAY_ZYGOTE, "meta": meta}, [zygote.link.sock.fileno()]
-            )
+            zygote.keep(self._keeper, fd_store.GATEWAY_ZYGOTE)
             self._use_zygote(zygote)
         assert self._zygote is not None
         return self._zygote
@@ -495,9 +491,8 @@ class GatewayManager(SidecarManager):
             await self._adopt_pair()
         await self.reports.adopt()
         await self._adopt_zygote()
-        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
-        if fds:
-            process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
+        process = await GatewayProcess.adopted(self._keeper, self.entry)
+        if process is not None:
             self.reports.follow(process)
             plan = await self._plan()
             self._current = plan and plan.keeping(self._listeners.settings)
@@ -509,10 +504,9 @@ class GatewayManager(SidecarManager):
             self._watch(process)
 
     async def _adopt_zygote(self) -> None:
-        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_ZYGOTE})
-        if not fds:
+        zygote = await GatewayZygote.adopted(self._keeper, fd_store.GATEWAY_ZYGOTE)
+        if zygote is None:
             return
-        zygote = GatewayZygote(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
         zygote.is_up = True
         self._use_zygote(zygote)
         if not zygote.is_of_keeper:  # another keeper has started it

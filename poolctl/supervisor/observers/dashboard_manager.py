@@ -16,7 +16,7 @@ from poolctl.control.answers import failure
 from poolctl.control.observer_answers import DashboardLink, DashboardResult
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.keeper import fd_store, wire
+from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import close_listener, refuse
 from poolctl.listeners.unix_listener import identity_of
 from poolctl.monitor.event_queue import Events
@@ -81,8 +81,7 @@ class DashboardPage(SidecarManager):
             before = None
         self._tried.set()
         process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
-        self._keep(process)
-        self._watch(process)
+        self._use(process)
         if before is not None:
             before.end()
         self._succeeded()
@@ -98,10 +97,9 @@ class DashboardPage(SidecarManager):
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.DASHBOARD_LINK})
-        if fds:
-            meta = reply["meta"]
-            self._watch(DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"])))
+        process = await DashboardProcess.adopted(self._keeper, self.entry)
+        if process is not None:
+            self._watch(process)
 
     async def _open(self, bind: str) -> None:
         self._sockets = await self._opener.listen(parse(bind))

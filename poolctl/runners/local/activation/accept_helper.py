@@ -16,8 +16,7 @@ from poolctl.bootstrap import command
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 
-from ... import withheld_variables
-from ...process_link import HasDescriptor, Link, LinkLost, Receiver
+from ...process_link import HasDescriptor, Link, LinkLost, Receiver, spawn
 
 # Longer than the helper's own limit: it can be stopped, or get no processor.
 _SILENT_SECONDS = 1.0
@@ -103,20 +102,15 @@ class AcceptHelper(Receiver):
 
     async def _start(self, link: Link, theirs: socket.socket) -> None:
         argv = command(sys.executable, "acceptor", isolated=True)
-        order = {"op": "spawn", "argv": argv, "output": self._output, "session": True}
-        with theirs:
-            try:
-                reply, _ = await self._keeper.call(
-                    {**order, "without": withheld_variables.present()}, [theirs]
-                )
-            except LinkLost:
-                return  # its exit also closes the link
+        try:
+            pid = await spawn(self._keeper, argv, self._output, theirs)
+        except LinkLost:
+            return  # its exit also closes the link
         if link is self._link:
-            self._pid = int(reply["pid"])
-            put = {"op": "put", "name": fd_store.ACCEPTOR, "meta": {"pid": self._pid}}
-            self._keeper.send(put, [link.sock])
+            self._pid = pid
+            self._keeper.send({"op": "put", "name": fd_store.ACCEPTOR, "meta": {"pid": pid}}, [link.sock])
         else:
-            self._kill(int(reply["pid"]))
+            self._kill(pid)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver."""

@@ -16,7 +16,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.platform import process_start
 
 from ... import untrusted_messages, withheld_variables
-from ...process_link import Link, LinkLost, Receiver, Refused
+from ...process_link import Link, LinkLost, Receiver, Refused, spawn
 from ...runner_protocol import WorkerFailed
 from ..fork_verification import Children, Forged, Process
 
@@ -226,11 +226,9 @@ class Zygotes:
         without = self._without[source.key]
         if source.user is not None:
             argv, output = as_user(*source.user, argv), os.devnull
-        order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": without}
         ours, theirs = wire.pair()
-        with theirs:
-            reply, _ = await self._keeper.call(order, [theirs.fileno()])
-        meta = {"without": without, "pid": reply["pid"], "start": process_start(reply["pid"])}
+        pid = await spawn(self._keeper, argv, output, theirs, without)
+        meta = {"without": without, "pid": pid, "start": process_start(pid)}
         self._keeper.send(
             {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
         )
