@@ -1,6 +1,7 @@
-"""A child process that answers requests over a socket, its standard input; it ends with the object that stands for it.
+"""A child process that answers requests over a socket, its standard input: started when it is needed, ended when idle.
 
-Limits of time, and another process in the place of one that has ended, are for those who ask. Standard library only.
+It ends with the object that stands for it, and with this process. Limits of time are for those who ask. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -14,15 +15,26 @@ import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-    from collections.abc import Mapping, Sequence
+    from asyncio import AbstractEventLoop, TimerHandle
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 20
 _EXIT_CHECKS, _EXIT_CHECK_SECONDS = 250, 0.02
 
 
 class ChildEnded(Exception):
-    """The process has ended, or has closed its end of the socket."""
+    """The process has ended, or has closed its end of the socket.
+
+    `status` is its exit status, or the negative number of the signal that killed it; None if it has not ended.
+    """
+
+    def __init__(self, process: ChildProcess) -> None:
+        super().__init__(f"process {process.pid} has ended")
+        self.process = process
+        self.status: int | None = None
 
 
 class ChildProcess:
@@ -59,13 +71,14 @@ class ChildProcess:
         self.pid = self._process.pid
         # Also when nothing has ended it: its loop may be gone.
         self.end = weakref.finalize(self, _end, self._link, self._process, os.getpid())
+        self.has_answered = False
 
     async def send(self, data: bytes) -> None:
         """Send it all. Raises ChildEnded."""
         try:
             await _loop().sock_sendall(self._link, data)
         except OSError as error:
-            raise ChildEnded from error
+            raise ChildEnded(self) from error
 
     async def line(self, most_bytes: int) -> bytes:
         """The next line without its end, or that many bytes of a longer one. Raises ChildEnded."""
@@ -82,7 +95,7 @@ class ChildProcess:
         return self._taken(size)
 
     async def exit_status(self) -> int | None:
-        """Its exit status, or the negative number of the signal that killed it; None if it does not end for 5 s."""
+        """See ChildEnded; waits for 5 s."""
         import asyncio
 
         for _ in range(_EXIT_CHECKS):
@@ -95,15 +108,62 @@ class ChildProcess:
         try:
             data = await _loop().sock_recv(self._link, _CHUNK_BYTES)
         except OSError as error:
-            raise ChildEnded from error
+            raise ChildEnded(self) from error
         if not data:
-            raise ChildEnded
+            raise ChildEnded(self)
         self._received += data
 
     def _taken(self, size: int) -> bytes:
         found = bytes(self._received[:size])
         del self._received[:size]
         return found
+
+
+class ChildOnDemand:
+    """A child that `start` starts when it is asked, and that ends when it has been idle; asked once at a time.
+
+    `process` is the present one, and may be one that was started before.
+    """
+
+    def __init__(
+        self, start: Callable[[], ChildProcess], idle_seconds: float, process: ChildProcess | None = None
+    ) -> None:
+        import asyncio
+
+        self.process = process
+        self._start = start
+        self._idle_seconds = idle_seconds
+        self._turn = asyncio.Lock()
+        self._idle: TimerHandle | None = None
+
+    async def ask(self, exchange: Callable[[ChildProcess], Awaitable[T]]) -> T:
+        """What `exchange` returns; after an exception the process is ended. Raises ChildEnded, with its status.
+
+        Raises also what `start` raises.
+        """
+        async with self._turn:
+            if self._idle is not None:
+                self._idle.cancel()
+            process = self.process = self.process or self._start()
+            try:
+                found = await exchange(process)
+            except BaseException as error:
+                # Its next answer would be taken for the one to another request.
+                if isinstance(error, ChildEnded):
+                    error.status = await process.exit_status()
+                self.close()
+                raise
+            process.has_answered = True
+            self._idle = _loop().call_later(self._idle_seconds, self.close)
+            return found
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._idle is not None:
+            self._idle.cancel()
+        process, self.process = self.process, None
+        if process is not None:
+            process.end()
 
 
 def _loop() -> AbstractEventLoop:

@@ -335,7 +335,7 @@ async def spawn(
     left_out = withheld_variables.present() if without is None else without
     order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
     with theirs:
-        reply, _ = await keeper.call(order, [theirs.fileno()])
+        reply, _ = await keeper.call(order, [theirs])
     return int(reply["pid"])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from poolctl import bootstrap
-from poolctl.child_process import ChildEnded, ChildProcess
+from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
 from poolctl.selection.regular_expressions import FASTER, SLOW
 
 # The process limits its own CPU time. One that does not run at all is killed after this time.
@@ -38,14 +38,11 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 
 
 class Matcher:
-    """Belongs to the running loop. Questions are answered in order; the first one starts `process`."""
+    """Belongs to the running loop. Questions are answered in order; the first one starts the process."""
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
         self._stuck_seconds = stuck_seconds
-        self._idle_seconds = idle_seconds
-        self.process: ChildProcess | None = None
-        self._turn = asyncio.Lock()
-        self._idle: asyncio.TimerHandle | None = None
+        self.child = ChildOnDemand(_start, idle_seconds)
         self._asked: set[asyncio.Task[None]] = set()
 
     def ask(
@@ -63,50 +60,27 @@ class Matcher:
     async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
         """The texts in which one of the expressions is found."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
-        async with self._turn:
-            self._keep_process()
-            try:
-                answer = await self._answer(question)
-            except BaseException:
-                self._end_process()  # its next answer would be taken for the one to another question
-                raise
-            self._idle = asyncio.get_running_loop().call_later(self._idle_seconds, self._end_process)
-            return answer
 
-    async def _answer(self, question: bytes) -> Answer:
-        try:
-            process = self.process = self.process or _start()
-        except OSError as error:
-            return Answer(_NOTHING, f"cannot start the regex process: {error.strerror or error}")
-        try:
+        async def exchange(process: ChildProcess) -> bytes:
             async with asyncio.timeout(self._stuck_seconds):
                 await process.send(question)
-                found, problem, hint = json.loads(await process.line(_MOST_ANSWER_BYTES))
+                return await process.line(_MOST_ANSWER_BYTES)
+
+        try:
+            found, problem, hint = json.loads(await self.child.ask(exchange))
         except TimeoutError:
-            self._end_process()
             return TOO_SLOW
-        except ChildEnded:
-            status = await process.exit_status()
-            self._end_process()
-            return TOO_SLOW if status == -signal.SIGVTALRM else _EXITED
+        except ChildEnded as ended:
+            return TOO_SLOW if ended.status == -signal.SIGVTALRM else _EXITED
+        except OSError as error:
+            return Answer(_NOTHING, f"cannot start the regex process: {error.strerror or error}")
         return TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint)
 
     def close(self) -> None:
         """Stop the process; pending questions are not answered."""
         for task in self._asked:
             task.cancel()
-        self._end_process()
-
-    def _end_process(self) -> None:
-        self._keep_process()
-        if self.process is not None:
-            self.process.end()
-            self.process = None
-
-    def _keep_process(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self.child.close()
 
 
 def _start() -> ChildProcess:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any
 
 from poolctl import __version__
-from poolctl.child_process import ChildEnded, ChildProcess
+from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
 from poolctl.config import Marks, Reading, ServerConfig, Surroundings
 from poolctl.config.__main__ import MOST_KEPT, message, reader_command
 from poolctl.control.answers import Result, failure
@@ -104,15 +104,15 @@ async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: flo
         await asyncio.wait({answering})
 
 
-async def _exit_reason(process: ChildProcess) -> tuple[str, bool]:
-    """Why it has ended by itself, and whether it was killed."""
-    status = await process.exit_status()
+def _exit_reason(ended: ChildEnded) -> str:
+    """Why the process has ended by itself."""
+    process, status = ended.process, ended.status
     if status is None:
         how = "has closed its link"
     else:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     why = last_words(process.output, process.output_start)
-    return f"{how}: {why}" if why else how, status is not None and status < 0
+    return f"{how}: {why}" if why else how
 
 
 class ConfigurationReader:
@@ -134,15 +134,11 @@ class ConfigurationReader:
     ) -> None:
         self._log = os.path.join(directory, "supervisor.log")
         self._command = list(command) or reader_command()
-        self._idle_seconds = idle_seconds
         self._stalled_seconds = stalled_seconds
-        self._turn = asyncio.Lock()
+        self._child = ChildOnDemand(self._start, idle_seconds, process)
         self._number = 0
         # The requests for the readings that a process keeps, by their numbers, and what the files held then.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
-        self._idle: asyncio.TimerHandle | None = None
-        self._process = process
-        self._has_answered = False
 
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
@@ -204,58 +200,38 @@ class ConfigurationReader:
 
     def close(self) -> None:
         """End the process, if there is one."""
-        if self._idle is not None:
-            self._idle.cancel()
-        process, self._process = self._process, None
-        if process is not None:
-            process.end()
+        self._child.close()
 
     async def _ask(
         self, *request: object, seconds: float | None = None, stalled_seconds: float | None = None
     ) -> Any:
-        async with self._turn:
-            if self._idle is not None:
-                self._idle.cancel()
-            try:
-                return await self._exchange(message(request), seconds, stalled_seconds)
-            except BaseException:
-                self.close()
-                raise
-            finally:
-                if self._process is not None:
-                    loop = asyncio.get_running_loop()
-                    self._idle = loop.call_later(self._idle_seconds, self.close)
+        async def exchange(process: ChildProcess) -> Any:
+            async with asyncio.timeout(seconds):
+                await process.send(message(request))
+                answer = _answer(process)
+                if stalled_seconds is not None:
+                    answer = _unless_stalled(answer, process.pid, stalled_seconds)
+                return await answer
 
-    async def _exchange(self, request: bytes, seconds: float | None, stalled_seconds: float | None) -> Any:
         was_killed = False
         while True:
-            process = self._process = self._process or self._start()
             try:
-                async with asyncio.timeout(seconds):
-                    await process.send(request)
-                    answer = _answer(process)
-                    if stalled_seconds is not None:
-                        answer = _unless_stalled(answer, process.pid, stalled_seconds)
-                    found = await answer
-                self._has_answered = True
-                return found
+                return await self._child.ask(exchange)
             except TimeoutError:
-                message = f"the process that reads the files has not answered for {seconds:g} s"
-                raise ReaderFailed(message, f"try again; see {self._log}") from None
-            except ChildEnded:
-                # Otherwise it may have ended long ago.
-                if not self._has_answered:
-                    reason, killed = await _exit_reason(process)
+                silent = f"the process that reads the files has not answered for {seconds:g} s"
+                raise ReaderFailed(silent, f"try again; see {self._log}") from None
+            except ChildEnded as ended:
+                # One that has answered may have ended long ago.
+                if not ended.process.has_answered:
+                    killed = ended.status is not None and ended.status < 0
                     if was_killed or not killed:
-                        message = f"the files cannot be read: the process that does it {reason}"
-                        raise ReaderFailed(message, f"see {self._log}") from None
+                        failed = f"the files cannot be read: the process that does it {_exit_reason(ended)}"
+                        raise ReaderFailed(failed, f"see {self._log}") from None
                     was_killed = True
-                self.close()
 
     def _start(self) -> ChildProcess:
-        self._has_answered = False
         try:
             return ChildProcess(self._command, output=self._log)
         except OSError as error:
-            message = f"the files cannot be read: {self._command[0]} cannot be run: {error.strerror or error}"
-            raise ReaderFailed(message, "is poolctl being installed at this moment? Try again") from error
+            failed = f"the files cannot be read: {self._command[0]} cannot be run: {error.strerror or error}"
+            raise ReaderFailed(failed, "is poolctl being installed at this moment? Try again") from error

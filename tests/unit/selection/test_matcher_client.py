@@ -28,7 +28,7 @@ def run(
             async with asyncio.timeout(40):
                 await work(matcher)
         finally:
-            process = matcher.process
+            process = matcher.child.process
             matcher.close()
             if process is not None:
                 pid = process.pid
@@ -39,7 +39,7 @@ def run(
 
 def test_texts_in_which_one_of_the_expressions_is_found_are_reported() -> None:
     async def scenario(matcher: Matcher) -> None:
-        assert matcher.process is None, "nothing has been asked yet"
+        assert matcher.child.process is None, "nothing has been asked yet"
         texts = ["web-1", "WEB", "\ud800", "ü\n", ""]
         assert await matcher.answer(["^web", "ü"], texts) == Answer(frozenset({0, 3}))
         assert await matcher.answer(["[[]"], ["[", "a"]) == Answer(frozenset({0}))
@@ -71,13 +71,13 @@ def test_an_invalid_expression_is_reported_with_position_and_fix(
 def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
-        first = matcher.process
+        first = matcher.child.process
         asked = [matcher.answer([expression], [HOSTILE]) for expression in ("^a", SLOW, "b$", SLOW, "^b")]
         answers = await asyncio.gather(*asked)
         assert [answer if answer is TOO_SLOW else answer.found for answer in answers] == [
             {0}, TOO_SLOW, {0}, TOO_SLOW, set(),
         ]  # fmt: skip
-        assert matcher.process is first
+        assert matcher.child.process is first
 
     run(scenario)
 
@@ -85,12 +85,12 @@ def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> Non
 def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_question() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
-        first = matcher.process
+        first = matcher.child.process
         asked = [matcher.answer(["[^x]*y"], [text]) for text in ("y", "z" * 1_000_000, "ay")]
         answers = await asyncio.gather(*asked)
         assert answers[1] is TOO_SLOW
         assert [answer.found for answer in answers] == [{0}, set(), {0}]
-        assert matcher.process is not first
+        assert matcher.child.process is not first
 
     run(scenario)
 
@@ -111,8 +111,8 @@ def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
 async def started(matcher: Matcher) -> int:
     """The pid of its process, which has answered."""
     assert (await matcher.answer(["a"], ["a"])).found == {0}
-    assert matcher.process is not None
-    return matcher.process.pid
+    assert matcher.child.process is not None
+    return matcher.child.process.pid
 
 
 def test_a_process_that_does_not_run_any_more_is_replaced() -> None:
@@ -143,7 +143,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
 def test_an_idle_process_ends_and_is_started_again_on_demand() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
-        while matcher.process:
+        while matcher.child.process:
             await asyncio.sleep(0.01)
         assert (await matcher.answer(["a"], ["a"])).found == {0}
 
@@ -159,7 +159,7 @@ async def ask():
     await matcher.answer(["a"], ["a"])
     question = asyncio.ensure_future(matcher.answer([{SLOW!r}], [{HOSTILE!r}]))
     await asyncio.sleep(0.01)
-    print(matcher.process.pid, flush=True)
+    print(matcher.child.process.pid, flush=True)
     await question
 
 asyncio.run(ask())
