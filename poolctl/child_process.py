@@ -82,7 +82,7 @@ class ChildProcess:
 
     async def line(self, most_bytes: int) -> bytes:
         """The next line without its end, or that many bytes of a longer one. Raises ChildEnded."""
-        while (end := self._received.find(b"\n")) < 0 and len(self._received) < most_bytes:
+        while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
             await self._receive()
         found = self._taken(end if end >= 0 else most_bytes)
         del self._received[: end >= 0]
