@@ -16,9 +16,8 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.worker.load_app import LoadFailed, load_app
-from poolctl.worker.serving.access_log import AccessLog, FailedRequests
+from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.request_counting import Counted
 from poolctl.worker.serving.shared_listener import stop_reading
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
 
@@ -141,6 +140,7 @@ class InlineWorker:
                 drain_seconds=self.server.drain_timeout,
                 stop_seconds=stop_seconds(self.server),
                 resting=self.server.health.gated,
+                failed="logger" if self.server.http.access_log == "errors" else None,
                 **connection_limits(self.server),
             )
             await self._uvicorn.run(listeners, self._answer)
@@ -170,10 +170,7 @@ class InlineWorker:
         config = uvicorn.Config(app, log_config=None, **drainable(settings))
         config.load()
         config.lifespan_class = functools.partial(_Lifespan, self)
-        protocol: Any = config.http_protocol_class
-        config.http_protocol_class = _without_access_log(protocol)
-        if access_log == "errors":
-            config.loaded_app = Counted(config.loaded_app, None, FailedRequests("logger"))
+        config.access_log = False
         if access_log is True or server.http.request_id:
             log = "logger" if access_log is True else None
             config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
@@ -244,12 +241,3 @@ def _imported(server: ServerConfig) -> Any:
         sys.path.insert(0, server.app_dir)
     names = ("app", "factory", "handlers", "handler_key")
     return load_app({name: getattr(server, name) for name in names})
-
-
-@functools.cache
-def _without_access_log(protocol: Any) -> type[asyncio.Protocol]:
-    def quiet(self: Any, *args: Any, **kwargs: Any) -> None:
-        protocol.__init__(self, *args, **kwargs)
-        self.access_log = False
-
-    return type(protocol.__name__, (protocol,), {"__init__": quiet})

@@ -124,15 +124,30 @@ def unit_of(path: Path) -> str:
     return first.removesuffix(".py")
 
 
+# A parser of HTTP, and with it the module of its connections, may be missing.
+_IMPORTS = """
+import sys
+from importlib import import_module
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if "httptools" not in error.name and "zttp" not in error.name or error.name.startswith("poolctl"):
+            raise
+print(*sys.modules)
+"""
+
+
 @cache
 def modules_after_importing(name: str) -> set[str]:
     """What a fresh interpreter holds after it has imported the module, or every module of the package."""
     directory = PACKAGE / name
     files = [path.relative_to(PACKAGE).with_suffix("") for path in directory.rglob("*.py")]
     parts = [".".join(file.parts) for file in files] or [name]
-    imports = ", ".join(f"poolctl.{part.removesuffix('.__init__')}" for part in parts)
+    modules = [f"poolctl.{part.removesuffix('.__init__')}" for part in parts]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys, {imports}; print(*sys.modules)"],
+        [sys.executable, "-I", "-c", _IMPORTS, str(PACKAGE.parent), *modules],
         capture_output=True, text=True, timeout=100, check=True,
     )  # fmt: skip
     return {module.split(".")[0] for module in done.stdout.split()}

@@ -27,8 +27,9 @@ from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly, has_left
 
 from .accepted_connections import AcceptedConnections
-from .connection_state import PoolServerState
+from .connection_state import Drainable, PoolServerState
 from .evenness import Evenness
+from .http1_or_2 import Http1Or2
 from .routed_connections import RoutedConnection, make_routed
 from .shared_listener import ROOM_PART, Listening, SharedListener, TlsListener, close_all, stop_reading
 from .uvicorn_parts import State
@@ -344,7 +345,8 @@ class SharedListeners:
             return ReadBefore(self._make_adopted(None, False, None), routed.received, self._server_state)
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
-            made.take_over(until, asked=asked)
+            if isinstance(made, Drainable):
+                made.take_over(until, asked=asked)
         elif isinstance(made, RoutedConnection):
             made.head = None  # it is there, and needs no time
         return made  # type: ignore[no-any-return]
@@ -390,10 +392,10 @@ class ReadBefore(asyncio.Protocol):
 
 
 def protocol_factory(
-    config: uvicorn.Config, server_state: PoolServerState, app_state: State, kind: type | None = None
+    config: uvicorn.Config, server_state: PoolServerState, app_state: State
 ) -> Callable[[], Any]:
-    """What makes the protocol of each new connection, of this class or else of the configuration's."""
-    made: Any = kind or config.http_protocol_class
+    """A function that makes the protocol of each new connection."""
+    made: Any = config.http_protocol_class if server_state.http2 is None else Http1Or2
     return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ...keeper.connection_handover import unread_bytes
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
+from .access_log import FailedRequests
 from .evenness import Evenness
 from .request_counting import Batch
 from .uvicorn_parts import ServerState
@@ -62,7 +63,7 @@ class WatchedTasks(Tasks):
 class Connections(set[Any]):
     """The connections of a worker; the state is notified before each new one and after each end.
 
-    With `http` they are counted on the tally: objects of other classes than these are WebSockets.
+    On the tally objects of other classes than `http` are counted as WebSockets.
     """
 
     def __init__(self, state: PoolServerState) -> None:
@@ -118,6 +119,8 @@ class Connections(set[Any]):
 
 class Drainable:
     """A connection that can leave a worker; each kind overrides what it can do."""
+
+    __slots__ = ()
 
     transport: Any
 
@@ -234,6 +237,8 @@ class PoolServerState(ServerState):
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
         self.batch: Batch | None = None  # counts that are not on the page yet
+        self.failed: FailedRequests | None = None  # logs requests that failed
+        self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.heads = Heads()
         self.on_limit: Callable[[], None] = lambda: None  # see LimitedServerState
         self.draining = False  # each response is the last one of its connection

@@ -1,4 +1,9 @@
-"""Connections of HTTP/1.1 that can be drained: uvicorn's protocols, whose requests are counted and limited.
+"""Connections of HTTP/1.1 that can be drained: the part that does not depend on the parser.
+
+A class for each parser combines it with uvicorn's protocol class. Requests are counted, and their heads limited.
+
+A connection that is between two requests can move to another worker: it is sent through the adoption pair with its
+unread bytes, and the copy here is dropped silently, since the connection itself lives on.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured:
 1–2 % of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and
@@ -12,21 +17,28 @@ A request whose head arrives in one piece costs a comparison.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 from collections.abc import Iterable
+from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any
 
 import uvicorn
 
+from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Routed, unread_bytes
+from poolctl.keeper.wire import WireError
 
 from ..tally import MALFORMED, STATUS
 from .connection_state import Drainable, PoolServerState
-from .request_counting import MANY
+from .request_counting import MANY, send_counted
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0
+_FIRST_PAUSE_SECONDS = 0.003
+_LAST_PAUSE_SECONDS = 0.05
 CLOSE = (b"connection", b"close")
 # A read of at most this size cannot exceed the limit: `http.max_head_size` is not smaller.
 SMALL_BYTES = 4096
@@ -55,11 +67,18 @@ class Head:
 FIRST = Head()  # a first head of which nothing has arrived yet
 
 
-class Lingering(Drainable, Http1Protocol):
-    """Mixed in before one of uvicorn's protocol classes for HTTP/1.1."""
+class Http1Connection(Drainable, Http1Protocol):
+    """Precedes one of uvicorn's protocol classes for HTTP/1.1 among the bases of the class for its parser."""
+
+    # CPython shares the names of thirty attributes between the objects of a class; uvicorn's have twenty-eight. Beyond
+    # that each object takes 1.3 KB more, and each access more time.
+    __slots__ = ("batch", "begun_ns", "head")
 
     server_state: PoolServerState
+    can_move = True  # to another worker after its first request
     lingering = False
+    _pause_seconds = 0.0
+    _trying: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -68,7 +87,9 @@ class Lingering(Drainable, Http1Protocol):
         app_state: State,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.initialize(config, server_state, app_state, _loop)
+        super().__init__(config, server_state, app_state, _loop)
+        if not config.access_log:
+            self.access_log = False
         self.head: Head | None = FIRST
         self.batch = server_state.batch
         self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
@@ -77,6 +98,16 @@ class Lingering(Drainable, Http1Protocol):
     def idle(self) -> bool:
         """No request is in progress."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether every byte that was read belongs to a request that has its complete response."""
+        raise NotImplementedError
+
+    @classmethod
+    def routed(cls) -> type[Http1Connection]:
+        """The class for connections that the gateway has passed on with their route."""
+        raise NotImplementedError
 
     @property
     def carried(self) -> Routed | None:
@@ -121,46 +152,132 @@ class Lingering(Drainable, Http1Protocol):
         """The bytes that end the response in progress if it has no length of its own."""
         return b""
 
+    def leave(self) -> None:
+        """Move to another worker as soon as possible; linger if there is none."""
+        if self.server_state.moves_to is None:
+            self.linger()
+        else:
+            self._move()
+
+    def _move(self) -> None:
+        transport, state = self.transport, self.server_state
+        if state.moves_to is None or transport is None or transport.is_closing():
+            return
+        if self not in state.connections or transport.get_protocol() is not self:
+            return  # it has become a WebSocket, or was refused
+        if not self.between_requests:
+            return  # busy: tried again after the next response
+        transport.pause_reading()
+        if transport.get_write_buffer_size():
+            self._try_again()
+        elif self._give(state.moves_to):
+            transport.abort()
+        else:
+            # No room: the other workers are busy. Serve until there is.
+            transport.resume_reading()
+            self._try_again()
+
+    def _try_again(self) -> None:
+        if self._trying is not None and not self._trying.cancelled():
+            self._trying.cancel()
+        # The first time at the end of this iteration: uvloop writes then.
+        self._trying = self.loop.call_later(self._pause_seconds, self._move)
+        self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+
     def shutdown(self) -> None:
-        """Close an idle connection; a response in progress is the last one, and says so."""
+        """Close an idle connection, unless it can still move; a response in progress is the last one, and says so."""
+        if self.server_state.moves_to is not None:
+            return
         super().shutdown()
         if not self.idle:
             self._answer_and_close()
 
+    def hand_over(self, end: socket.socket) -> bool:
+        """See Drainable."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self not in self.connections:
+            return False
+        if transport.get_protocol() is not self or not self.between_requests:
+            return False
+        transport.pause_reading()
+        if transport.get_write_buffer_size() or not self._give(end):
+            transport.resume_reading()
+            return False
+        transport.abort()
+        self.connections.discard(self)  # it counts no more, even before the loop has noticed
+        return True
+
+    def _give(self, end: socket.socket) -> bool:
+        # A lingering connection has a shorter limit, which does not apply any more.
+        limits = {} if self.lingering else self.time_left()
+        try:
+            fd = self.transport.get_extra_info("socket").fileno()
+            connection_handover.give(end, fd, limits, self.carried)
+        except (OSError, WireError):
+            return False
+        return True
+
+    def handle_websocket_upgrade(self, *event: Any) -> None:
+        """Become a WebSocket, here or in another worker."""
+        if not self._upgrades_elsewhere(event):
+            super().handle_websocket_upgrade(*event)
+
+    def _upgrades_elsewhere(self, event: tuple[Any, ...]) -> bool:
+        state = self.server_state
+        if state.evenness is None or state.stays or self.scheme != "http" or self.carried is not None:
+            return False
+        return state.evenness.passes_on_websocket(Upgrade(self, *event))
+
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
-    def on_headers_complete(self) -> None:
-        before = self.cycle
-        self.headers_complete()
-        if self.cycle is not before:  # not an upgrade, for which uvicorn still needs the list
-            # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
-            self.headers = []
-            batch = self.batch
-            if batch is not None:
-                batch.started += 1
-                if batch.timer is None:
-                    batch.soon()
-                if before is None or before.response_complete:
-                    self.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
-        if self.server_state.draining:
-            self._last_request()
-
-    def handle_events(self, *events: Any) -> None:
-        before = self.cycle
-        self.take_events(*events)
-        batch = self.batch
-        if batch is not None and self.cycle is not before:
+    def request_begins(self, before: Any) -> None:
+        """Count the newest request, and its response. `before` is uvicorn's object for the request before it."""
+        batch, state = self.batch, self.server_state
+        if batch is not None:
             batch.started += 1
             if batch.timer is None:
                 batch.soon()
-            self.begun_ns = monotonic_ns()  # the previous request has its response
-        if self.server_state.draining:
+            if before is None or before.response_complete:
+                self.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
+        if batch is not None or state.failed is not None:
+            self.cycle.send = partial(send_counted, self, self.cycle)
+        if state.draining:
             self._last_request()
+
+    def log_failure(self, cycle: Any, status: int) -> None:
+        """See Counts."""
+        failed = self.server_state.failed
+        if failed is not None:
+            begun_ns = self.begun_ns
+            failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
+
+    def response_ends(self) -> None:
+        """Count the response in progress, which is complete."""
+        batch = self.batch
+        if batch is not None:
+            batch.complete += 1
+            begun_ns = self.begun_ns
+            if begun_ns:
+                # A pipelined request begins now.
+                self.begun_ns = now_ns = monotonic_ns()
+                batch.latencies_ns.append(now_ns - begun_ns)
+            if batch.timer is None:
+                batch.soon()
+
+    def may_leave(self) -> None:
+        """Leave the worker, if it drains: a response is complete, and uvicorn has begun to read on."""
+        state = self.server_state
+        # The response did not say that it is the last one: the client may send another request.
+        if state.draining and self.idle and not self.transport.is_closing():
+            self.close_when_quiet(QUIET_SECONDS)
+        if state.moves_to is not None:
+            # Before anything else is read: a client that never pauses would keep this worker alive for ever.
+            self.leave()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
         due = state.handshake_is_over(self) if state.expected else None
-        self.made(transport)
+        super().connection_made(transport)
         unread = self.head is FIRST and self not in state.heads.due
         if unread:
             state.heads.wait(self, due)
@@ -178,32 +295,13 @@ class Lingering(Drainable, Http1Protocol):
         if cycle is not None and not cycle.response_complete and self.batch is not None:
             self.batch.unanswered(self, cycle)
         self.stop_timer()
-        self.lost(exc)
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         if self.batch is not None:
             self.batch.tally[MALFORMED] += 1
+            self.batch.tally[STATUS + 4] += 1
         super().send_400_response(msg)
-
-    def on_response_complete(self) -> None:
-        batch = self.batch
-        if batch is not None:
-            batch.complete += 1
-            begun_ns = self.begun_ns
-            if begun_ns:
-                # A pipelined request begins now.
-                self.begun_ns = now_ns = monotonic_ns()
-                batch.latencies_ns.append(now_ns - begun_ns)
-            if batch.timer is None:
-                batch.soon()
-        self.response_complete()
-        state = self.server_state
-        # The response did not say that it is the last one: the client may send another request.
-        if state.draining and self.idle and not self.transport.is_closing():
-            self.close_when_quiet(QUIET_SECONDS)
-        if state.moves_to is not None:
-            # Before anything else is read: a client that never pauses would keep this worker alive for ever.
-            self.leave()
 
     def _last_request(self) -> None:
         """A request has begun while the worker drains."""
@@ -220,7 +318,7 @@ class Lingering(Drainable, Http1Protocol):
     def data_received(self, data: bytes) -> None:
         before = self.cycle
         if self.head is None and len(data) <= SMALL_BYTES:
-            self.feed(data)
+            super().data_received(data)
             cycle = self.cycle
             # The usual case, and the cheapest: a request in one piece, after others.
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
@@ -230,7 +328,7 @@ class Lingering(Drainable, Http1Protocol):
             return
         size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
-            self.feed(data)
+            super().data_received(data)
             cycle = self.cycle
             if "method" not in (self.scope or ()) or (
                 cycle is before and (cycle is None or cycle.response_complete)
@@ -360,10 +458,45 @@ class Lingering(Drainable, Http1Protocol):
             super().timeout_keep_alive_handler()
 
 
+class Upgrade:
+    """A connection whose last request asks for a WebSocket; `event` is what its parser has made of the head, if any."""
+
+    def __init__(self, connection: Any, event: Any = None) -> None:
+        self._connection = connection
+        self._event = event
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See HasHandOver. The head goes with the connection."""
+        connection = self._connection
+        transport = connection.transport
+        if not connection.idle or transport.is_closing():
+            return False
+        transport.pause_reading()
+        if not transport.get_write_buffer_size():
+            fd = transport.get_extra_info("socket").fileno()
+            with contextlib.suppress(OSError, WireError):
+                connection_handover.give(end, fd, None, connection_handover.Routed("", received=self._head()))
+                transport.abort()
+                connection.connections.discard(connection)
+                return True
+        transport.resume_reading()
+        return False
+
+    def _head(self) -> bytes:
+        connection, event = self._connection, self._event
+        if event is None:  # httptools
+            first = connection.scope["method"].encode(), connection.url
+            headers = connection.scope["headers"]
+        else:
+            first, headers = (event.method, event.target), connection.headers
+        lines = [b"%b %b HTTP/1.1\r\n" % first, *(b"%b: %b\r\n" % each for each in headers), b"\r\n"]
+        return b"".join(lines)
+
+
 class RefusedConnection(asyncio.Protocol):
     """A connection whose last response has been written: further data from its client is read and discarded."""
 
-    def __init__(self, before: Lingering) -> None:
+    def __init__(self, before: Http1Connection) -> None:
         self._before = before
 
     def connection_lost(self, exc: Exception | None) -> None:

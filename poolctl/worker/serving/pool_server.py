@@ -17,12 +17,12 @@ from ..peer_counts import PeerCounts
 from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import FailedRequests, watch_requests
+from .connection_classes import connection_class, http2_class
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
-from .draining import Moving, drainable_protocol, http_classes
 from .evenness import Evenness
-from .http1_connection import Lingering
+from .http1_connection import Http1Connection
 from .probe_connections import ProbeConnections
-from .request_counting import Batch, Counted, count_statuses
+from .request_counting import Batch
 from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
 from .websocket_close import close_websocket
 from .worker_routes import Routes, show_proxied_routes
@@ -106,7 +106,6 @@ class PoolServer(uvicorn.Server):
         self._probes: ProbeConnections | None = None
         self._page: int | None = None  # to join once it has started
         self._http2 = http2
-        self._failed = None if failed is None else FailedRequests(failed)
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._adoption = adoption
@@ -120,6 +119,7 @@ class PoolServer(uvicorn.Server):
         if routes is not None and self.server_state.batch is not None:
             routes.requests = self.server_state.batch.passed
             routes.failures = self.server_state.batch.failed
+        self.server_state.failed = None if failed is None else FailedRequests(failed)
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         # Apart from `changed`, which is set whenever the last request in progress ends.
@@ -171,16 +171,15 @@ class PoolServer(uvicorn.Server):
     @property
     def _can_migrate(self) -> bool:
         # The state of a TLS connection is in this process.
-        movable = isinstance(self.config.http_protocol_class, type) and issubclass(
-            self.config.http_protocol_class, Moving
-        )
+        kind: Any = self.config.http_protocol_class
+        movable = not self._http2 and issubclass(kind, Http1Connection) and kind.can_move
         return movable and self._adoption is not None and self.config.ssl is None
 
     @property
     def looks_at_routes(self) -> bool:
         """Whether later requests of a passed connection that are another server's go back to the gateway."""
         kind: Any = self.config.http_protocol_class
-        return self.config.ssl is not None or issubclass(getattr(kind, "http1", kind), Lingering)
+        return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
     def give_back_connections(self) -> None:
         """Give the gateway what it has passed, each connection before its next request."""
@@ -230,9 +229,7 @@ class PoolServer(uvicorn.Server):
             sock.close()
             return
         if self._probes is None:  # most workers are never probed
-            self._probes = ProbeConnections(
-                self.config, self.lifespan.state, self.server_state.batch, self._listeners
-            )
+            self._probes = ProbeConnections(self.config, self.lifespan.state, self._listeners)
         self._probes.answer(question, sock)
 
     def rotate(self, in_rotation: bool) -> None:
@@ -253,6 +250,8 @@ class PoolServer(uvicorn.Server):
         self.acceptor.show_taking()
         for connection in self._http_connections():
             connection.stay() if kept else connection.linger()
+        if not kept:
+            self._close_unknown()
 
     async def _start(self) -> None:
         config = self.config
@@ -275,17 +274,13 @@ class PoolServer(uvicorn.Server):
             raise StartupFailed(_NOT_STARTED)
 
     def _prepare_protocol(self) -> None:
-        uvicorns: Any = self.config.http_protocol_class
-        ours = self.config.http_protocol_class = drainable_protocol(uvicorns, http2=self._http2)
-        batch = self.server_state.batch
-        if batch is not None:
-            self.server_state.connections.http = http_classes(ours)
+        config, state = self.config, self.server_state
+        kind: Any = config.http_protocol_class
+        kind = config.http_protocol_class = connection_class(kind)
+        state.http2 = http2_class() if self._http2 else None
+        state.connections.http = (Drainable, kind, *([state.http2] if self._http2 else []))
         if self._routes is not None:
-            show_proxied_routes(self.config, self._routes)
-        if not count_statuses(uvicorns, batch, self._failed) and (
-            batch is not None or self._failed is not None
-        ):
-            self.config.loaded_app = Counted(self.config.loaded_app, batch, self._failed)
+            show_proxied_routes(config, self._routes)
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)
@@ -304,6 +299,7 @@ class PoolServer(uvicorn.Server):
             self.server_state.draining = not self.migrates
             for connection in self._http_connections():
                 connection.leave()
+            self._close_unknown()
         if self.lingers:
             await self._linger()
         elif self.migrates:
@@ -336,6 +332,13 @@ class PoolServer(uvicorn.Server):
 
     def _http_connections(self) -> list[Drainable]:
         return [each for each in self.server_state.connections if isinstance(each, Drainable)]
+
+    def _close_unknown(self) -> None:
+        """Close connections of a class that cannot be drained, each after its response in progress."""
+        connections = self.server_state.connections
+        for each in list(connections):
+            if type(each) in connections.http and not isinstance(each, Drainable):
+                each.shutdown()
 
     async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
         """Wait until no connection and no task is left, or with `or_stopped` until `stop` is called."""

@@ -15,13 +15,11 @@ from typing import Any
 
 import uvicorn
 
-from ..tally import STATUS
 from .accepted_connections import AcceptedConnections
 from .accepting import protocol_factory
 from .access_log import unwatched
 from .connection_state import Heads, PoolServerState
-from .request_counting import Batch, Counted
-from .uvicorn_parts import App, Message, Receive, Scope, Send, State
+from .uvicorn_parts import Message, State
 from .worker_routes import ANYWHERE
 
 _KEPT_SECONDS = 86400.0  # the prober closes it
@@ -34,12 +32,10 @@ class ProbeConnections:
         self,
         config: uvicorn.Config,
         app_state: State,
-        batch: Batch | None,
         listeners: Sequence[socket.socket],
     ) -> None:
         self._config = config
         self._app_state = app_state
-        self._batch = batch
         self._address = _address(listeners)
         self._secure = False
         self.server_state = PoolServerState()
@@ -70,13 +66,9 @@ class ProbeConnections:
                 connection.transport.abort()
 
     def _make_protocol(self) -> asyncio.Protocol:
-        http1 = getattr(self._config.http_protocol_class, "http1", None)
-        made = protocol_factory(self._config, self.server_state, self._app_state, http1)()
+        made = protocol_factory(self._config, self.server_state, self._app_state)()
         made.access_log = False
-        counted = isinstance(made.app, Counted)
-        made.app = unwatched(made.app.inner if counted else made.app)
-        if self._batch is not None and not counted:
-            made.app = _uncounted(made.app, self._batch)
+        made.app = unwatched(made.app)
         made.timeout_keep_alive = _KEPT_SECONDS
         made.connection_made = functools.partial(self._made, made)
         return made  # type: ignore[no-any-return]
@@ -105,34 +97,3 @@ def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
             host, port = listener.getsockname()[:2]
             return ANYWHERE.get(host, host), port
     return None
-
-
-def _uncounted(app: App, batch: Batch) -> App:
-    """The application, with its responses subtracted from the counts by status."""
-
-    def subtract(status: int) -> None:
-        slot = STATUS + status // 100
-        if slot in batch.slots:
-            batch.slots.remove(slot)
-        else:
-            batch.tally[slot] -= 1
-
-    async def ask(scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def answer(message: Message) -> None:
-            nonlocal started
-            await send(message)
-            if message["type"] == "http.response.start":
-                started = True
-                subtract(message["status"])
-
-        try:
-            await app(scope, receive, answer)
-        except BaseException:
-            if not started:
-                # uvicorn sends its own response now.
-                asyncio.get_running_loop().call_soon(subtract, 500)
-            raise
-
-    return ask

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from bisect import bisect_right
-from collections.abc import Callable
-from http import HTTPStatus
-from time import monotonic_ns
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from ..tally import (
     BOUNDS_NS,
@@ -21,17 +18,8 @@ from ..tally import (
     error_slot,
     route_slot,
 )
-from .access_log import LEAST_FAILURE, FailedRequests
-from .uvicorn_parts import (
-    STATUS_TABLES,
-    App,
-    Http1Protocol,
-    Message,
-    Receive,
-    RequestResponseCycle,
-    Scope,
-    Send,
-)
+from .access_log import LEAST_FAILURE
+from .uvicorn_parts import Message
 
 SOON_SECONDS = 0.01
 MANY = 16
@@ -104,7 +92,7 @@ class Batch:
         if self.on_write is not None:
             self.on_write()
 
-    def unanswered(self, connection: Http1Protocol, newest: RequestResponseCycle) -> None:
+    def unanswered(self, connection: object, newest: Any) -> None:
         """The connection is closed: its newest request, and those before it in the pipeline, get no response."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
@@ -140,95 +128,23 @@ class Batch:
                 written = up_to
 
 
-class Statuses:
-    """Replaces uvicorn's table of status lines: each lookup is a response that begins.
+class Counts(Protocol):
+    """A connection that counts its responses; without a batch it only logs failures."""
 
-    Only a failed request is looked at more closely: its status is not among the `rows`.
-    """
+    batch: Batch | None
 
-    __slots__ = ("count", "failed", "rows", "table")
-
-    def __init__(self, table: dict[int, bytes], batch: Batch, failed: FailedRequests | None) -> None:
-        self.table = table
-        self.rows = {
-            status: (line, STATUS + status // 100) for status, line in table.items() if status < LEAST_FAILURE
-        }
-        self.count = batch.slots.append
-        self.failed = failed
-
-    def __getitem__(self, status: int) -> bytes:
-        try:
-            line, slot = self.rows[status]
-        except KeyError:
-            line, slot = self.table[status], STATUS + status // 100
-            if self.failed is not None:
-                _log(self.failed, sys._getframe(1).f_locals.get("self"), status)
-        self.count(slot)
-        return line
+    def log_failure(self, cycle: Any, status: int) -> None:
+        """Log a request that is being answered with this status."""
 
 
-def _log(failed: FailedRequests, cycle: Any, status: int) -> None:
-    """Log the request that `cycle`, the caller of the lookup, is about to answer; not that of a health probe."""
-    connection: Any = getattr(getattr(cycle, "on_response", None), "__self__", None)
-    if getattr(connection, "batch", None) is not None:
-        begun_ns = connection.begun_ns  # 0 where it is not timed
-        failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
-
-
-def count_statuses(protocol: type, batch: Batch | None, failed: FailedRequests | None = None) -> bool:
-    """Count all responses of uvicorn's HTTP protocol class by status, with None no more; False if that is impossible.
-
-    There is one batch for a process, because all servers in it share the table. `failed` logs those that failed.
-    """
-    module = sys.modules.get(protocol.__module__)
-    able = False
-    for name in STATUS_TABLES:
-        table = getattr(module, name, None)
-        if type(table) is Statuses:
-            able = True
-            if batch is None:
-                setattr(module, name, table.table)
-            else:
-                table.count, table.failed = batch.slots.append, failed
-        elif type(table) is dict:
-            able = True
-            if batch is not None:
-                setattr(module, name, Statuses(table, batch, failed))
-    return able
-
-
-class Counted:
-    """An application whose responses are counted by status, for protocol classes without such a table.
-
-    Those that failed are logged. Without a batch they only are.
-    """
-
-    def __init__(self, app: App, batch: Batch | None, failed: FailedRequests | None = None) -> None:
-        self.inner = app
-        self._batch = batch
-        self._failed = failed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.inner(scope, receive, send)
-            return
-        begun = False
-
-        async def answer(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                self._answered(scope, message["status"])
-            await send(message)
-
-        try:
-            await self.inner(scope, receive, answer)
-        finally:
-            if not begun:
-                self._answered(scope, HTTPStatus.INTERNAL_SERVER_ERROR)  # uvicorn's own response
-
-    def _answered(self, scope: Scope, status: int) -> None:
-        if self._batch is not None:
-            self._batch.slots.append(STATUS + status // 100)
-        if self._failed is not None and status >= LEAST_FAILURE:
-            self._failed.log(scope, status)
+def send_counted(connection: Counts, cycle: Any, message: Message) -> Awaitable[None]:
+    """`send` of uvicorn's object for a request; the connection counts the response by its status when it begins."""
+    if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
+        del cycle.send  # this function, which refers to the object: only the garbage collector would end that
+        status = message["status"]
+        if 100 <= status < 600:  # uvicorn raises an error for any other
+            if connection.batch is not None:
+                connection.batch.slots.append(STATUS + status // 100)
+            if status >= LEAST_FAILURE:
+                connection.log_failure(cycle, status)
+    return type(cycle).send(cycle, message)  # type: ignore[no-any-return]

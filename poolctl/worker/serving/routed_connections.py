@@ -15,7 +15,6 @@ its next request may be for another server.
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -30,8 +29,8 @@ from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import admits, passed_match
 
 from .connection_state import PoolServerState
-from .http1_connection import FIRST, QUIET_SECONDS, SMALL_BYTES, Lingering
-from .http2 import Http1Or2
+from .http1_connection import FIRST, QUIET_SECONDS, Http1Connection
+from .http1_or_2 import Http1Or2
 from .uvicorn_parts import State
 from .worker_routes import KNOWN_BYTES, MOST_REMEMBERED_BYTES, KnownRequest, Look, Routes, show_route
 
@@ -41,19 +40,15 @@ _LAST_PAUSE_SECONDS = 0.05
 _BAD_REQUEST = "Invalid HTTP request received."
 
 
-class RoutedConnection(Lingering):
-    """Mixed in before the class of other connections."""
+class RoutedConnection(Http1Connection):
+    """Precedes the class of other connections among the bases of the class for its parser."""
+
+    __slots__ = ()
 
     look: Look
-    # Methods of that class by other names: super() would cost each request as much as the look.
-    unrouted: Callable[[bytes], None]  # data_received
-    fed: Callable[[bytes], None]  # the same for a small, whole message, which has no limits to observe
-    complete: Callable[[], None]  # on_response_complete
-    begun: Callable[[asyncio.Transport], None]  # connection_made
-    ended: Callable[[Exception | None], None]  # connection_lost
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.begun(transport)
+        super().connection_made(transport)
         # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
         if self.look.pending:
             self.loop.call_soon(self.look_again)
@@ -66,7 +61,7 @@ class RoutedConnection(Lingering):
             look.pending = b""
             look.routes.waiting.discard(self)
             self._stop_timer()
-        self.ended(exc)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         look = self.look
@@ -77,15 +72,12 @@ class RoutedConnection(Lingering):
             # The whole of it is one message; that of another route waits for the response before it.
             if known is not None and (look.context is known.context or self.idle):
                 look.route, look.context = known.route, known.context
-                if self.head is None and len(data) <= SMALL_BYTES:
-                    self.fed(data)
-                else:
-                    self.unrouted(data)
+                super().data_received(data)
                 return
         self._look(data)
 
     def on_response_complete(self) -> None:
-        self.complete()
+        super().on_response_complete()
         if (self.server_state.draining or not self.look.routes.keeps) and self._returns():
             return
         if self.look.pending:
@@ -104,7 +96,7 @@ class RoutedConnection(Lingering):
 
     def _move(self) -> None:
         if self.look.routes.keeps:
-            super()._move()  # type: ignore[misc]
+            super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
         """See Drainable."""
@@ -126,12 +118,12 @@ class RoutedConnection(Lingering):
 
     @property
     def between_requests(self) -> bool:
-        """See Moving."""
-        return super().between_requests and not self.look.body  # type: ignore[misc]
+        """See Http1Connection."""
+        return super().between_requests and not self.look.body
 
     @property
     def carried(self) -> Routed:
-        """See Lingering."""
+        """See Http1Connection."""
         return self.look.carried()
 
     def look_again(self) -> None:
@@ -152,7 +144,7 @@ class RoutedConnection(Lingering):
             if known is not None and not known.body:
                 look.accept(known)
                 look.ready = True
-                self.unrouted(data)
+                super().data_received(data)
                 return
         if look.pending:
             arrived, data, before = data, look.pending + data, len(look.pending)
@@ -176,7 +168,7 @@ class RoutedConnection(Lingering):
                 self._refuse_body(begun=not begins)
                 return
             message, data = data[:end], data[end:]
-            self.unrouted(message)
+            super().data_received(message)
             if not self._stays(data):
                 return
         look.ready = not look.body
@@ -396,8 +388,10 @@ def make_routed(
     With TLS all of it belongs to one server, and there is nothing to look at.
     """
     kind: Any = config.http_protocol_class
-    if config.ssl is None:
-        kind = _routed_class(kind)
+    if config.ssl is None and issubclass(kind, Http1Connection):
+        kind = kind.routed()
+    elif server_state.http2 is not None:
+        kind = Http1Or2
     look = Look(routes, routed)
     made = kind(config=config, server_state=server_state, app_state=app_state)
     if isinstance(made, RoutedConnection):
@@ -409,20 +403,3 @@ def make_routed(
     elif hasattr(made, "app"):
         show_route(made, look)
     return made
-
-
-@functools.cache
-def _routed_class(protocol: Any) -> Any:
-    """The class for connections that are looked at; the given one if it has no part for that."""
-    protocol = getattr(protocol, "http1", protocol)
-    if not issubclass(protocol, Lingering):
-        return protocol
-    names = {
-        "__slots__": ("look",),
-        "unrouted": protocol.data_received,
-        "fed": protocol.feed if protocol.data_received is Lingering.data_received else protocol.data_received,
-        "complete": protocol.on_response_complete,
-        "begun": protocol.connection_made,
-        "ended": protocol.connection_lost,
-    }
-    return type(f"Routed{protocol.__name__}", (RoutedConnection, protocol), names)

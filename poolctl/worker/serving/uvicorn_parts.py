@@ -29,28 +29,45 @@ from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.server import ServerState
 
 if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol as Http2Protocol
 
-    class Http1Protocol(HttpToolsProtocol):
-        """The class before which a mixin stands, with DIRECT."""
+    class Http1Protocol(asyncio.Protocol):
+        """What uvicorn's protocol classes for HTTP/1.1 have in common."""
 
-        initialize = HttpToolsProtocol.__init__
-        made = HttpToolsProtocol.connection_made
-        lost = HttpToolsProtocol.connection_lost
-        feed = HttpToolsProtocol.data_received
-        headers_complete = HttpToolsProtocol.on_headers_complete
-        message_complete = HttpToolsProtocol.on_message_complete
-        response_complete = answered = HttpToolsProtocol.on_response_complete
+        app: Any
+        access_log: bool
+        connections: Any
+        cycle: Any
+        client: Any
+        flow: Any
+        headers: Any
+        loop: asyncio.AbstractEventLoop
+        scheme: Any
+        scope: Any
+        server: Any
+        timeout_keep_alive: Any
+        timeout_keep_alive_task: asyncio.TimerHandle | None
+        transport: asyncio.Transport
 
-        def take_events(self, *events: Any) -> None: ...
+        def __init__(
+            self, config: uvicorn.Config, server_state: Any, app_state: State, _loop: Any = None
+        ) -> None: ...
+
+        def handle_websocket_upgrade(self, *event: Any) -> None: ...
+
+        def on_response_complete(self) -> None: ...
+
+        def send_400_response(self, msg: str) -> None: ...
+
+        def shutdown(self) -> None: ...
+
+        def timeout_keep_alive_handler(self) -> None: ...
 
 else:
-    Http1Protocol = Http2Protocol = RequestResponseCycle = object
+    Http1Protocol = object
 
 __all__ = [
-    "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol", "Http2Protocol",
-    "LifespanOn", "Message", "Receive", "RequestResponseCycle", "Scope", "Send", "ServerState", "State",
+    "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol",
+    "LifespanOn", "Message", "Receive", "Scope", "Send", "ServerState", "State",
     "get_client_addr", "get_path_with_query_string",
 ]  # fmt: skip
 
@@ -98,20 +115,6 @@ MODULES = (
     "uvicorn.loops.uvloop",
     "uvicorn.middleware.proxy_headers",
 )
-
-# Methods that the mixins call of their protocol class without super(), by the names under which they do: looking them
-# up by super() would cost a tenth of the work done there.
-DIRECT = {
-    "initialize": "__init__",
-    "made": "connection_made",
-    "lost": "connection_lost",
-    "feed": "data_received",
-    "headers_complete": "on_headers_complete",
-    "message_complete": "on_message_complete",
-    "response_complete": "on_response_complete",
-    "answered": "on_response_complete",
-    "take_events": "handle_events",
-}
 
 
 class UvicornParts(NamedTuple):
@@ -193,8 +196,6 @@ WEBSOCKETS = {
     ),
 }  # fmt: skip
 
-# The table in which a module of protocol classes looks up the first line of each response, by status.
-STATUS_TABLES = ("STATUS_LINE", "STATUS_PHRASES")
 # The application that answers above limit_concurrency, by its name in such a module.
 BUSY_APP = "service_unavailable"
 
@@ -203,8 +204,9 @@ LOCAL_ADDRESS, REMOTE_ADDRESS, LOGGING = "get_local_addr", "get_remote_addr", "l
 
 # A configuration, once it is loaded.
 CONFIG = (
-    "app", "backlog", "date_header", "encoded_headers", "get_loop_factory", "h11_max_incomplete_event_size", "http",
-    "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app", "ssl", "ws", "ws_protocol_class",
+    "access_log", "app", "backlog", "date_header", "encoded_headers", "get_loop_factory",
+    "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app",
+    "ssl", "ws", "ws_protocol_class",
 )  # fmt: skip
 SERVER = (
     "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
@@ -313,10 +315,3 @@ def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
     context.load_cert_chain(paths[0], paths[1], tls["password"])
     if len(paths) > 2:
         context.load_verify_locations(paths[2])
-
-
-def http2_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's class for HTTP/2. Raises ImportError where it is missing, or zttp is."""
-    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
-
-    return ZttpH2Protocol

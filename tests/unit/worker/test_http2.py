@@ -19,8 +19,8 @@ from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.route import Route, Target
 from poolctl.routing.table_file import write_table
-from poolctl.worker.serving import http1_connection, http2
-from poolctl.worker.serving.http2 import PREFACE, Frames
+from poolctl.worker.serving import http1_connection, http1_or_2
+from poolctl.worker.serving.http1_or_2 import PREFACE
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
@@ -29,6 +29,8 @@ from tests.serving import Client, Engine, Pair, accepted, leaving, served, turns
 zttp = pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
     pytest.skip("this uvicorn has no HTTP/2", allow_module_level=True)
+
+from poolctl.worker.serving import http2_connection  # noqa: E402
 
 BIG = 1_000_000
 HIGHEST = 2**31 - 1
@@ -41,7 +43,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (http1_connection, http2, http2):
+    for module in (http1_connection, http1_or_2, http2_connection):
         monkeypatch.setattr(module, "QUIET_SECONDS", 0.15)
 
 
@@ -232,7 +234,7 @@ def test_frames_are_followed_however_they_are_cut() -> None:
     conn.send_request(b"GET", b"/", b"2", [(b"host", b"test"), (b"a", b"b" * 3000)]).end_message()
     sent = conn.data_to_send()
     for size in (1, 7, len(sent)):
-        frames = Frames()
+        frames = http2_connection.Frames()
         assert frames.within
         for at in range(0, len(sent), size):
             frames.feed(sent[at : at + size])

@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 
 from poolctl.worker.serving.accepting import protocol_factory
+from poolctl.worker.serving.connection_classes import connection_class
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.draining import drainable_protocol
 from tests.asgi_apps import hello
 from tests.virtual_loop import VirtualLoop
 
@@ -50,7 +50,7 @@ class Kept:
         self.wire = Wire(sock)
         config = uvicorn.Config(hello, http="httptools", timeout_keep_alive=75, log_config=None)
         config.load()
-        config.http_protocol_class = drainable_protocol(config.http_protocol_class)  # type: ignore[arg-type]
+        config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
         self.loop.run_until_complete(self._connect(config))
 
     async def _connect(self, config: uvicorn.Config) -> None:

@@ -8,20 +8,14 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
-from poolctl.worker.serving.request_counting import Batch, count_statuses
+from poolctl.worker.serving.request_counting import Batch
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, Client, Engine, blank_page, served, until
+from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served, until
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
+@pytest.fixture(params=ENGINES + ZTTP, ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Any:
-    yield request.param
-    # The tables of first lines are the process's.
-    for name in ("httptools_impl.HttpToolsProtocol", "h11_impl.H11Protocol"):
-        module, _, attribute = name.partition(".")
-        count_statuses(
-            getattr(__import__(f"uvicorn.protocols.http.{module}", fromlist=["x"]), attribute), None
-        )
+    return request.param
 
 
 @pytest.fixture
@@ -148,6 +142,19 @@ def test_invalid_request_is_counted_as_such(engine: Engine, page: memoryview) ->
             client.writer.write(b"this is no HTTP\r\n\r\n")
             assert (await client.answer())[0] == 400
             assert (page[tally.MALFORMED], page[tally.STARTED], in_flight(page)) == (1, 0, 0)
+            assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 0, 0, 1, 0]
+
+    engine.run(scenario())
+
+
+def test_status_that_does_not_exist_is_not_counted(engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(engine, scripted, tally=page) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            await client.send("/700")
+            assert await client.at_end()
+            await until(lambda: page[tally.BROKEN] == 1)
+            assert sum(page[tally.STATUS : tally.COUNTED]) == 0
 
     engine.run(scenario())
 

@@ -19,7 +19,13 @@ from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import UvicornParts
 from tests.serving import Client, Engine, served
 
-MIXINS = ("http1_connection", "draining", "http2")
+CONNECTIONS = (
+    "http1_connection",
+    "httptools_connection",
+    "h11_connection",
+    "zttp_connection",
+    "http2_connection",
+)
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
@@ -77,9 +83,8 @@ def test_protocol_class_for_websockets_has_every_part(name: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["httptools", "h11"])
-def test_response_looks_up_its_first_line_in_a_listed_table(implementation: str) -> None:
+def test_module_has_the_application_that_answers_above_the_limit(implementation: str) -> None:
     module = importlib.import_module(f"uvicorn.protocols.http.{implementation}_impl")
-    assert [name for name in parts.STATUS_TABLES if hasattr(module, name)]
     assert callable(getattr(module, parts.BUSY_APP))
 
 
@@ -104,14 +109,15 @@ def test_modules_that_are_imported_before_the_first_fork_exist() -> None:
         assert importlib.util.find_spec(name) is not None, name
 
 
-def test_only_the_list_imports_from_below_uvicorn() -> None:
+def test_only_the_list_and_connections_import_from_below_uvicorn() -> None:
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvicorn.")
     }
-    assert found == {"worker/serving/uvicorn_parts.py"}
+    connections = {*CONNECTIONS, "connection_classes"} - {"http1_connection"}
+    assert found == {f"worker/serving/{name}.py" for name in {*connections, "uvicorn_parts"}}
 
 
 def test_names_used_of_uvicorns_objects_are_listed() -> None:
@@ -129,7 +135,7 @@ def test_names_used_of_uvicorns_objects_are_listed() -> None:
         for path in SERVING.glob("*.py")
         for holder, name in uses(ast.parse(path.read_text()))
         if holder in listed and name not in listed[holder] and not name.startswith("__")
-        if holder != "super" or path.stem in MIXINS
+        if holder != "super" or path.stem in CONNECTIONS
     }
     assert unlisted == set()
 
@@ -140,18 +146,20 @@ def test_names_used_of_a_websocket_are_listed() -> None:
     assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
 
 
-def test_names_that_mixins_take_from_their_protocol_class_are_listed() -> None:
-    trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in MIXINS]
+def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
+    trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in CONNECTIONS]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
-    mixins = [each for each in classes if each.name.startswith(("Lingering", "Movable", "Moving"))]
-    assert len(mixins) == 7
-    own = {name for each in mixins for name in defined(each)} | parts.DIRECT.keys()
+    connections = [
+        each for each in classes if each.name.endswith("Connection") and each.name != "RefusedConnection"
+    ]
+    assert len(connections) == 8
+    own = {name for each in connections for name in defined(each)}
     listed = {
         name
         for each in (parts.HTTP1, parts.HTTPTOOLS, parts.H11, parts.ZTTP, parts.HTTP2)
         for name in (*each.methods, *each.attributes)
     }
-    used = {name for each in mixins for holder, name in uses(each) if holder == "self"}
+    used = {name for each in connections for holder, name in uses(each) if holder == "self"}
     assert used - own <= listed
 
 

@@ -2,27 +2,25 @@
 
 After a GOAWAY a client opens no further streams and continues on another connection; streams that it opened before are
 answered (RFC 9113 §6.8). So the first GOAWAY names the highest stream that can exist, and the last one, with which an
-idle connection closes, the highest one that existed. A new connection may turn out to be HTTP/1.1: with TLS the
-negotiated protocol decides, otherwise the first bytes do.
+idle connection closes, the highest one that existed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 
-from ...keeper.connection_handover import give, unread_bytes
-from ...keeper.wire import WireError
+from ...keeper.connection_handover import unread_bytes
 from .connection_state import Drainable, PoolServerState
-from .http1_connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
-from .uvicorn_parts import Http2Protocol, State
-from .worker_routes import HasContext, show_route
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from .http1_connection import QUIET_SECONDS, Head, wants_events
+from .http1_or_2 import PREFACE
+from .request_counting import send_counted
+from .uvicorn_parts import State
 
 _HEADER_BYTES = 9  # RFC 9113 §4.1
 _HEADERS, _CONTINUATION = 1, 9
@@ -31,8 +29,8 @@ _NO_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 7, 11
 _HIGHEST_STREAM = 2**31 - 1
 
 
-class LingeringHttp2(Drainable, Http2Protocol):
-    """Mixed in before that class."""
+class Http2Connection(Drainable, ZttpH2Protocol):
+    """A connection of HTTP/2, which finishes its requests in the worker that has it."""
 
     server_state: PoolServerState
     head: Head | None = None
@@ -45,6 +43,8 @@ class LingeringHttp2(Drainable, Http2Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        if not config.access_log:
+            self.access_log = False
         self.lingering = False
         self.batch = self.server_state.batch
         self._frames = Frames()
@@ -96,10 +96,13 @@ class LingeringHttp2(Drainable, Http2Protocol):
             self.conn.stream(event.stream_id).reset(_REFUSED_STREAM)
             return
         super().handle_request(event)
-        if event.end_stream and (cycle := self.cycles.get(event.stream_id)) is not None:
+        cycle: Any = self.cycles[event.stream_id]
+        if event.end_stream:
             # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
             cycle.message_event.set()
+        if self.batch is not None or self.server_state.failed is not None:
+            cycle.send = partial(send_counted, self, cycle)
         self._newest = max(self._newest, event.stream_id)
         self._head_is_over()
         if self.batch is not None:
@@ -107,6 +110,13 @@ class LingeringHttp2(Drainable, Http2Protocol):
             self.batch.started += 1
             if self.batch.timer is None:
                 self.batch.soon()
+
+    def log_failure(self, cycle: Any, status: int) -> None:
+        """See Counts."""
+        failed = self.server_state.failed
+        if failed is not None:
+            begun_ns = self._begun_ns.get(cycle.stream.stream_id)
+            failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
 
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)
@@ -223,116 +233,3 @@ class Frames:
         if kind in (_HEADERS, _CONTINUATION):
             self.head_bytes += self._left
             self._head_goes_on = not flags & _END_HEADERS
-
-
-class Http1Or2(Drainable, asyncio.Protocol):
-    """A connection until its protocol is known; `http1` and `http2` are the classes that it can get then.
-
-    Without TLS it is HTTP/2 if it begins with the client's preface (RFC 9113 §3.3).
-    """
-
-    http1: type[Lingering]
-    http2: type[LingeringHttp2]
-    look: HasContext | None = None  # of a connection that the gateway has passed on
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: PoolServerState,
-        app_state: State,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        self.idle = True
-        self.server_state = server_state
-        self._made_with = config, server_state, app_state
-        self._loop = _loop or asyncio.get_event_loop()
-        self._data = b""
-        self._timer: asyncio.TimerHandle | None = None
-        self._until: tuple[float | None, bool] | None = None
-        self.head: Head | None = FIRST
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        due = self.server_state.handshake_is_over(self)
-        self.transport = transport
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            self._set_up(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
-        elif self._until is not None and self._until[1]:
-            self._set_up(self.http1)  # it was handed over between two requests
-        else:
-            self.server_state.connections.add(self)
-            self.server_state.heads.wait(self, due if self._until is None else self._until[0])
-            if self.server_state.draining:
-                self.linger()
-            elif self.server_state.evenness is not None:
-                self.server_state.evenness.arrived(self, unread=self._until is None and self.look is None)
-
-    def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable: only before the first byte is that known to be right."""
-        if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
-            return False
-        self.transport.pause_reading()
-        limits = {"until": self.server_state.heads.due[self], "asked": False}
-        try:
-            give(end, self.transport.get_extra_info("socket").fileno(), limits)
-        except (OSError, WireError):
-            self.transport.resume_reading()
-            return False
-        self.transport.abort()
-        self.server_state.connections.discard(self)
-        return True
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        if len(self._data) >= len(PREFACE) or not PREFACE.startswith(self._data):
-            self.server_state.connections.discard(self)
-            self._set_up(self.http2 if self._data.startswith(PREFACE) else self.http1, self._end())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.server_state.connections.discard(self)
-        self._end()
-
-    def head_is_late(self) -> None:
-        """Nothing has arrived, or only a part of the preface of HTTP/2."""
-        self._end()
-        self.transport.close()
-
-    def take_over(self, until: float | None, *, asked: bool) -> None:
-        """See LimitedHead."""
-        self._until = until, asked
-
-    def linger(self) -> None:
-        """Close if no data arrives for a moment; a request that arrives is the last one."""
-        self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
-
-    def shutdown(self) -> None:
-        """Close."""
-        self.transport.close()
-
-    def _close_if_silent(self) -> None:
-        if self.transport.get_protocol() is self and not self._data and not unread_bytes(self.transport):
-            self.transport.close()
-
-    def _end(self) -> float | None:
-        due = self.server_state.heads.due.get(self)
-        self.server_state.heads.end(self)
-        return due
-
-    def _set_up(self, kind: type[Lingering | LingeringHttp2], due: float | None = None) -> None:
-        protocol = kind(*self._made_with, _loop=self._loop)
-        if self._until is not None:
-            until, asked = self._until
-            protocol.take_over(until, asked=asked)
-        if self.look is not None and isinstance(protocol, (Lingering, LingeringHttp2)):
-            show_route(protocol, self.look)
-        self.transport.set_protocol(protocol)
-        if due is not None:
-            self.server_state.heads.wait(
-                protocol, due
-            )  # so it is not taken for one of which nothing has been read
-        protocol.connection_made(self.transport)
-        if due is not None and protocol.head is not None:
-            self.server_state.heads.wait(protocol, due)
-        if self._data:
-            protocol.data_received(self._data)

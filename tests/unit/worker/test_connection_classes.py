@@ -9,7 +9,8 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from poolctl.worker.serving import uvicorn_parts
-from poolctl.worker.serving.draining import Closing, drainable_protocol
+from poolctl.worker.serving.connection_classes import connection_class
+from poolctl.worker.serving.http1_connection import Http1Connection
 from tests.serving import ENGINES, Client, Engine, blank_page, served
 
 
@@ -33,17 +34,8 @@ class Unheard(asyncio.Protocol):
         self.transport.close()
 
 
-class Rewritten(H11Protocol):
-    """One that has another way of handling its events."""
-
-    def handle_events(self, first: Any, second: Any) -> None:  # type: ignore[override]
-        raise NotImplementedError
-
-
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
-    drainable_protocol.cache_clear()
-
     async def scenario() -> None:
         async with served(Engine(loop, "h11"), config={"http": Unheard}) as (server, _, port, running):
             client = await Client.connect(port)
@@ -64,9 +56,10 @@ def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, th
     assert uvicorn_parts.drainable({"http": "zttp"}) == {"http": "zttp"}
 
 
-def test_known_protocol_class_that_lacks_a_part_counts_as_unknown() -> None:
-    assert issubclass(drainable_protocol(Rewritten), Closing)
-    assert not issubclass(drainable_protocol(H11Protocol), Closing)
+def test_known_protocol_class_that_lacks_a_part_counts_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert issubclass(connection_class(H11Protocol), Http1Connection)
+    monkeypatch.delattr(H11Protocol, "handle_events")
+    assert connection_class(H11Protocol) is H11Protocol
 
 
 @pytest.mark.parametrize("engine", ENGINES[2:], ids="-".join)
