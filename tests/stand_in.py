@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.control.answers import Item
+from poolctl.json_form import from_json
 
 Send = Callable[[dict[str, Any]], None]
 Answer = Callable[[str, dict[str, Any], Send], Awaitable[dict[str, Any] | bytes | None]]
@@ -112,7 +113,7 @@ def item(name: str, port: int = 8081, **changes: Any) -> dict[str, Any]:
 
 def server(name: str, port: int = 8081, **changes: Any) -> Item:
     """The same as a command has it."""
-    return Item.from_json(item(name, port, **changes))
+    return from_json(Item, item(name, port, **changes))
 
 
 def result(*items: dict[str, Any], exit_code: int = 0, **more: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ file. Standard library only, without `typing` and `dataclasses`, because every c
 from __future__ import annotations
 
 from poolctl.control.answers import Item
+from poolctl.json_form import field_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FORMATS = ("table", "wide", "json", "jsonl", "name")
 LINE_FORMATS = FORMATS[:4]  # for commands that print lines as they arrive; both JSON forms are JSON lines
 # The stable keys of an item, in the column order of `-o wide`.
 _SOMETIMES = ("address", "kept", "kept_until", "next_run_at", "last_run")
-FIELDS = tuple(name for name in Item.annotations if name not in _SOMETIMES)
+FIELDS = tuple(name for name in field_names(Item) if name not in _SOMETIMES)
 UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STATES = (
     "disabled",

@@ -19,7 +19,7 @@ from poolctl.cli.command import (
     module_of,
 )
 from poolctl.cli.outcome import UsageError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import count_text, duration
 from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.control.answers import Result
-    from poolctl.frozen_value import Table
 
 _INDENT = "  "
 
@@ -19,18 +19,18 @@ def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
     if result.gateway is None:
         return ""
     outcome.extra["gateway"] = result.gateway
-    return gateway_line(GatewayStatus.from_json(result.gateway), width)
+    return gateway_line(from_json(GatewayStatus, result.gateway), width)
 
 
 def problem_line(gateway: Table) -> str:
     """The reason why it does not serve all its addresses, on a separate line; "" if it does."""
-    problem = GatewayStatus.from_json(gateway).problem
+    problem = from_json(GatewayStatus, gateway).problem
     return f"\n{_INDENT}{problem}" if problem else ""
 
 
 def serves_line(gateway: Table) -> str:
     """The addresses for clients; "" if it does not serve."""
-    status = GatewayStatus.from_json(gateway)
+    status = from_json(GatewayStatus, gateway)
     return f"the gateway serves {', '.join(status.addresses)}" if status.state == "running" else ""
 
 

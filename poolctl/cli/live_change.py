@@ -6,6 +6,7 @@ The change of the files is checked first, and written after the live change.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
@@ -221,7 +222,7 @@ class WriteBack:
         if any(MASK in each.message for each in instructions):
             hint += f" ({MASK} stands for a secret)"
         first = error(USAGE, "--save changes TOML files only: nothing was changed, live or in a file", hint)
-        others = [ErrorEntry.of(each).but(code=first.code, error=first.error) for each in instructions]
+        others = [replace(ErrorEntry.of(each), code=first.code, error=first.error) for each in instructions]
         return Outcome(errors=[first, *others], exit_code=USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:

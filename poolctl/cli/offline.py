@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -19,7 +20,6 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
-from poolctl.frozen_value import Value
 from poolctl.selection.regular_expressions import FASTER
 from poolctl.selection.selector import select
 
@@ -98,7 +98,7 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
 
 def described(server: ServerConfig) -> Described:
     """A server with its effective configuration and the origin of each value."""
-    return Described.extending(item(server), config=server.to_dict(), origin=server.origin)
+    return Described(**vars(item(server)), config=server.to_dict(), origin=server.origin)
 
 
 def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Described]:
@@ -109,7 +109,7 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
         items = _with_routes(items, config)
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
-        items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
+        items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
     return choose(items, request)
 
 
@@ -120,7 +120,7 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
 
     routes = (each for each in routes_of(config, config.tables) if not isinstance(each, ExcludedRoute))
     found = routes_to_servers(routes)
-    return [each.but(routes=found.get(each.name, ())) for each in items]
+    return [replace(each, routes=found.get(each.name, ())) for each in items]
 
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
@@ -142,7 +142,8 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     return items
 
 
-class OfflineSummary(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineSummary:
     """The summary of a pool without a supervisor."""
 
     files: tuple[str, ...]
@@ -180,7 +181,8 @@ def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
     uptime = time.monotonic() - min(since) if since else 0.0
-    return item(server).but(
+    return replace(
+        item(server),
         state="running" if since else "starting",
         ready=bool(since),
         health="ok" if since else "unknown",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from poolctl import exit_codes
 from poolctl.control.answers import SCHEMA, ErrorEntry, Result
+from poolctl.json_form import Table, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from poolctl.frozen_value import Table, Value
 
 
 class UsageError(Exception):
@@ -41,7 +40,7 @@ class Outcome:
 
     def __init__(
         self,
-        items: Sequence[Value] = (),
+        items: Sequence[object] = (),
         *,
         errors: Sequence[ErrorEntry] = (),
         warnings: Sequence[str] = (),
@@ -82,7 +81,7 @@ class Outcome:
             message=message,
             form=form,
             text=text,
-            extra=result.to_json(*printed) if printed else None,
+            extra=to_json(result, *printed) if printed else None,
         )
         made.changed = result.changed
         return made
@@ -101,8 +100,8 @@ class Outcome:
 
     def document(self) -> Table:
         """The JSON document of this outcome."""
-        items = [item.to_json() for item in self.items]
-        errors = [error.to_json() for error in self.errors]
+        items = [to_json(item) for item in self.items]
+        errors = [to_json(error) for error in self.errors]
         document: Table = {"schema": SCHEMA, **self.extra, "items": items, "errors": errors}
         if self.warnings:
             document["warnings"] = self.warnings
@@ -136,7 +135,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
     if isinstance(failure, PoolError):
         invalid = isinstance(failure, PoolValidateError)
         code = exit_codes.INVALID_CONFIGURATION if invalid else exit_codes.FAILED
-        return Outcome(errors=[ErrorEntry.from_json(each) for each in failure.to_list()], exit_code=code)
+        return Outcome(errors=[from_json(ErrorEntry, each) for each in failure.to_list()], exit_code=code)
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     # By name, so that their modules are imported only if needed.

@@ -26,7 +26,7 @@ from poolctl.control.answers import Details, ReloadResult, Result, ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.logs.follow import DirectoryWatch
 
 # Editors, checkouts and deployments write many files: one change ends after this time without writes.

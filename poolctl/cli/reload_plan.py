@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from poolctl.cli.render import error_lines, from_here, paint, printable, servers, within
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
 from poolctl.control.drift_answer import ChangedFiles
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, from_json
 
 _SHOWN_FILES = 3
 CODE_NOT_COMPARED = " (code is not compared: `poolctl restart` takes it)"
@@ -78,10 +79,10 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 def drift_line(table: Table) -> str:
     """`pool.toml has changed since the pool read it; …`, from an answer's `changed`."""
-    found = ChangedFiles.from_json(table)
+    found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:
-        place = next(iter(error_lines(found.problem.but(hint="")))).removeprefix("error: ")
+        place = next(iter(error_lines(replace(found.problem, hint="")))).removeprefix("error: ")
     return _drift_line(found, [from_here(path) for path in found.files], place)
 
 
@@ -90,7 +91,7 @@ def public_drift_line(table: Table, directory: str) -> str:
 
     Paths are relative to this directory.
     """
-    found = ChangedFiles.from_json(table)
+    found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:
         place = f"{within(found.problem.file or found.files[0], directory)}:{found.problem.line or 1}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 
 from poolctl.cli.outcome import Outcome
 from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Measured, Result
-from poolctl.frozen_value import Value
+from poolctl.json_form import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("": a line for people); returns its exit code."""
     if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
         outcome.items = [
-            item.but(expose=without_password(item.expose)) if isinstance(item, Item) else item
+            replace(item, expose=without_password(item.expose)) if isinstance(item, Item) else item
             for item in outcome.items
         ]
     if outcome.streamed:
@@ -113,14 +114,14 @@ def stdout_fd() -> int:
         return -1
 
 
-def text_of(items: Sequence[Value], output: str, colours: bool = False, width: int = 0) -> str:
+def text_of(items: Sequence[object], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 
     If a table does not fit into `width` columns, long cells are shortened, and then the least important columns are
     omitted; a wide table keeps all columns.
     """
     if output == "jsonl":
-        return "".join(json.dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
+        return "".join(json.dumps({"schema": SCHEMA, **to_json(item)}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         servers = [item for item in items if isinstance(item, Item)]
         more = {
@@ -140,7 +141,7 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
 
 
 def fitting(
-    items: Sequence[Value], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
+    items: Sequence[object], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
     """A table that fits into `width` columns if omitting dispensable columns allows it; 0 means any width.
 
@@ -188,7 +189,7 @@ def _shortened(text: str, limit: int) -> str:
 
 
 def table(
-    items: Sequence[Value],
+    items: Sequence[object],
     columns: Sequence[str],
     colours: bool = False,
     limits: Mapping[str, int] | None = None,
@@ -212,7 +213,7 @@ def table(
     return "\n".join(lines) + "\n"
 
 
-def field_text(item: Value, field: str) -> str:
+def field_text(item: object, field: str) -> str:
     """A field of an item for scripts: lists are joined by commas, unknown values are empty."""
     if field == "uptime" and isinstance(item, Item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
@@ -228,7 +229,7 @@ def field_text(item: Value, field: str) -> str:
     return printable(str(value))
 
 
-def _usage(item: Value, field: str) -> str:
+def _usage(item: object, field: str) -> str:
     """CPU or memory of a server's processes; "" if not measured, or without processes."""
     if not (isinstance(item, Measured) and item.pids):
         return ""
@@ -267,7 +268,7 @@ def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
         is_repeated = (
             following is not None and following.hint == each.hint and not (each.file or following.file)
         )
-        lines += error_lines(each.but(hint="") if is_repeated else each, colours)
+        lines += error_lines(replace(each, hint="") if is_repeated else each, colours)
     return lines
 
 
@@ -388,7 +389,7 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
     )
 
 
-def _cell(item: Value, column: str) -> str:
+def _cell(item: object, column: str) -> str:
     if isinstance(item, Item):
         if column == "pids" and item.pids:
             more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.cli.render import printable, servers, without_password
 from poolctl.control.answers import Item, Result
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     return f"{line} ({said})" if said else line
 
 
-def address_lines(items: Iterable[Value]) -> list[str]:
+def address_lines(items: Iterable[object]) -> list[str]:
     """The URLs of the first ten servers, `users http://localhost:8081`, and the number of further ones."""
     found = [
         (printable(item.name), without_password(printable(item.expose)))
@@ -63,6 +63,6 @@ def stack_lines(document: Table) -> list[str]:
 
     from poolctl.runners.stack_report import WorkerStacks
 
-    stacks = WorkerStacks.from_json(document)
+    stacks = from_json(WorkerStacks, document)
     head = f"worker {stacks.worker} (pid {stacks.pid})"
     return [*map(printable, [head, *islice(stacks.lines(), MOST_STACK_LINES)])]

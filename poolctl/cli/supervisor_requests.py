@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from rich.status import Status
-
-    from poolctl.frozen_value import Value
 
     Answer = TypeVar("Answer", bound=Result)
 
@@ -67,14 +66,14 @@ def ask_for(
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
     await_pool_end(result)  # so that the next command finds no remains of this pool
     if progress.warnings:
-        result = result.but(warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
+        result = replace(result, warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
     return result
 
 
 def gateway_table(
     request: CommandRequest,
     outcome: Outcome,
-    lines: Sequence[Value],
+    lines: Sequence[object],
     columns: Sequence[str],
     names: Iterable[str],
     dispensable: Sequence[str] = (),
@@ -153,11 +152,11 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, so nothing is left behind.
-        return result.but(ended=_end_idle(pool))
+        return replace(result, ended=_end_idle(pool))
     if is_empty(result) and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
     if warning := others_named_alike(pool):
-        return result.but(warnings=(*result.warnings, warning))
+        return replace(result, warnings=(*result.warnings, warning))
     return result
 
 

@@ -31,7 +31,7 @@ from poolctl.cli.command_line import CommandRequest, as_help, perform, split
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.usage_errors import usage_error
 from poolctl.exit_codes import USAGE
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 HELP = {"help_option_names": ["-h", "--help"]}
 FIRST_STEPS = (

@@ -5,16 +5,16 @@ A verb whose answer has more fields than `Result` has its own class here, and th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Value
+from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar
-
     from poolctl.config import ServerConfig
     from poolctl.errors import PoolError
-    from poolctl.frozen_value import Table
 
 SCHEMA = 1
 # The version of what two versions of poolctl say to each other, as docs/architecture.md lists it. A change that the
@@ -25,7 +25,8 @@ TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
 
 
-class Item(Value):
+@dataclass(frozen=True, kw_only=True)
+class Item:
     """One server as every command prints it."""
 
     name: str
@@ -47,15 +48,14 @@ class Item(Value):
         None  # its last run that has ended: result, started_at, ended_at, status, signal, message
     )
 
-    def to_json(self, *names: str) -> Table:
-        """See Value. A program without a port is not exposed: null."""
-        table = super().to_json(*names)
+    def finish_json(self, table: Table) -> None:
+        """See to_json. A program without a port is not exposed: null."""
         if table.get("expose") == "" and self.bind.startswith("process:"):
             table["expose"] = None
-        return table
 
 
-class ErrorEntry(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorEntry:
     """One entry of `errors`: of a server, of the pool, or with the place in a file."""
 
     code: int
@@ -74,7 +74,7 @@ class ErrorEntry(Value):
     @classmethod
     def of(cls, problem: ServerError) -> ErrorEntry:
         """The error as JSON documents have it."""
-        return cls.from_json(problem.to_dict())
+        return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
         """The error to raise. Exit codes of the command line mean nothing there: a group fills in its own code."""
@@ -84,7 +84,8 @@ class ErrorEntry(Value):
         )
 
 
-class Result(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
     """The last line of a verb's answer; the classes of some verbs add fields.
 
     `PRINTED` names the fields that the command's JSON document has besides the servers and the errors.
@@ -108,7 +109,8 @@ class Result(Value):
     changed: Table | None = None  # files that differ from what the pool has read: a ChangedFiles
 
 
-class ServerStep(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStep:
     """The present state of a server that a command waits for."""
 
     name: str
@@ -119,7 +121,8 @@ class ServerStep(Value):
     done: bool | None = None  # it has reached the goal of the command, or has failed
 
 
-class ProgressLine(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressLine:
     """A line that comes before the result: one of these. With the notice of a rollout comes its canary's generation."""
 
     progress: ServerStep | None = None
@@ -129,7 +132,8 @@ class ProgressLine(Value):
     generation: int | None = None
 
 
-class About(Value):
+@dataclass(frozen=True, kw_only=True)
+class About:
     """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
 
     `keeper_problem` is what is wrong with its keeper, `not_served` names the tables (gateway, dashboard, metrics)
@@ -149,6 +153,7 @@ class About(Value):
     not_served: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class PingResult(About):
     """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build).
 
@@ -164,6 +169,7 @@ class PingResult(About):
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Summary(About):
     """The pool, and the number of its servers in each state and health."""
 
@@ -174,6 +180,7 @@ class Summary(About):
     health: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusResult(Result):
     """Of `status`."""
 
@@ -182,7 +189,8 @@ class StatusResult(Result):
     summary: Summary | None = None
 
 
-class PlannedChange(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
     """A line of a reload's plan; `change` is a Kind of core.configuration_diff."""
 
     name: str
@@ -192,6 +200,7 @@ class PlannedChange(Value):
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadResult(Result):
     """Of `reload`; files with problems have no plan."""
 
@@ -200,6 +209,7 @@ class ReloadResult(Result):
     changes: tuple[PlannedChange, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventsResult(Result):
     """Of `events`: the number of the newest event, and the journal's path."""
 
@@ -207,13 +217,15 @@ class EventsResult(Result):
     path: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeResult(Result):
     """Of `upgrade`: the pid of the supervisor that is replaced, None if it is of this build already."""
 
     upgraded_from: int | None = None
 
 
-class ProbeResult(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
     """The last result of a worker's probe."""
 
     kind: str
@@ -222,7 +234,8 @@ class ProbeResult(Value):
     latency_seconds: float | None
 
 
-class WorkerDetails(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDetails:
     """One worker, of `show`."""
 
     id: str
@@ -236,7 +249,8 @@ class WorkerDetails(Value):
     placed_at: float | None = None
 
 
-class LiveChanges(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveChanges:
     """The live changes that win over the configuration."""
 
     workers: int | None = None
@@ -245,7 +259,8 @@ class LiveChanges(Value):
     added: bool | None = None
 
 
-class RouteToServer(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteToServer:
     """A route of the gateway that leads to the server: `protocol` is http, or tcp or udp of a stream.
 
     `host` of a stream is the gateway's own address.
@@ -257,6 +272,7 @@ class RouteToServer(Value):
     path: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class Described(Item):
     """A server with its effective configuration, and where each value comes from.
 
@@ -268,6 +284,7 @@ class Described(Item):
     routes: tuple[RouteToServer, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class Details(Item):
     """A running server, of `show`."""
 
@@ -288,13 +305,15 @@ class Details(Item):
     stacks: Table | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShowResult(Result):
     """Of `show`."""
 
     items: tuple[Details, ...] = ()
 
 
-class StatsHistory(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsHistory:
     """Samples at each interval, oldest first; None where the figure is unknown (see Stats)."""
 
     interval_seconds: float
@@ -304,7 +323,8 @@ class StatsHistory(Value):
     errors_per_second: tuple[float | None, ...] | None = None  # on request
 
 
-class WorkerStats(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStats:
     """The figures of one worker; those that it counts itself are left out where it counts none (see Stats)."""
 
     id: str
@@ -319,7 +339,8 @@ class WorkerStats(Value):
     connections: int | None = None
 
 
-class Stats(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
     """The figures of a server over all its workers, None if unknown; `counted` is False for programs."""
 
     requests_total: int | None
@@ -344,19 +365,22 @@ class Stats(Value):
     errors_per_second: float | None = None  # on request
 
 
+@dataclass(frozen=True, kw_only=True)
 class Measured(Item):
     """A server with its figures."""
 
     stats: Stats
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatsResult(Result):
     """Of `stats`."""
 
     items: tuple[Measured, ...] = ()
 
 
-class Observed(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
     """Status and availability of a server, as Pool.monitor reports it."""
 
     status: str
@@ -371,12 +395,14 @@ class Observed(Value):
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class Monitored(Item):
     """A server with its snapshot."""
 
     monitor: Observed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorResult(Result):
     """Of `monitor`."""
 
@@ -407,4 +433,4 @@ def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
 
 def entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
     """Every error of a group."""
-    return tuple(map(ErrorEntry.from_json, errors.to_list()))
+    return tuple(from_json(ErrorEntry, each) for each in errors.to_list())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
@@ -26,15 +27,14 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.message_head import BadMessage, request_head
 from poolctl.http.message_reader import ResponseReader
+from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import TypeVar
 
-    from poolctl.frozen_value import Table, Value
-
-    Answer = TypeVar("Answer", bound=Value)
+    Answer = TypeVar("Answer")
 
 OK = 200
 _FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
@@ -223,7 +223,7 @@ class Client:
                 hint="see supervisor.log in its runtime directory",
             )
         now = self.ask(Result, "list", {"options": {"counts": True}})
-        return result.but(items=now.items, changed=now.changed)
+        return replace(result, items=now.items, changed=now.changed)
 
     def _connect(self) -> socket:
         connection = socket(AF_UNIX, SOCK_STREAM)
@@ -432,7 +432,7 @@ def _decode(line: bytes) -> Table:
 def _value(kind: type[Answer], document: object) -> Answer:
     try:
         if isinstance(document, dict):
-            return kind.from_json(document)
+            return from_json(kind, document)
     except ValueError:
         pass
     raise not_understood()

@@ -15,9 +15,9 @@ from poolctl.config import OPEN_FILES_RESERVE
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.exit_codes import FAILED
-from poolctl.frozen_value import Table, Value
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage, RequestHead
+from poolctl.json_form import Table, to_json
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -48,7 +48,7 @@ class Request:
     attach: Attach = cannot_attach
 
 
-Handler = Callable[[Request, Progress], Awaitable[Value]]
+Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
@@ -138,11 +138,11 @@ class ControlServer:
         def line(document: Table) -> None:
             response.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
 
-        answer = await self._answer(request, lambda interim: line(interim.to_json()))
-        line({"result": answer.to_json()})
+        answer = await self._answer(request, lambda interim: line(to_json(interim)))
+        line({"result": to_json(answer)})
         await response.finish()
 
-    async def _answer(self, request: Request, progress: Progress) -> Value:
+    async def _answer(self, request: Request, progress: Progress) -> object:
         try:
             return await self._handle(request, progress)
         except ConnectionError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.control.answers import ErrorEntry
-from poolctl.frozen_value import Value
 
 
-class ChangedFiles(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedFiles:
     """The files that have changed, and how many servers and tables a reload would add, remove and change.
 
     The numbers are None while they are not known. `problem` is the first of `problems` of files that are not valid.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from poolctl.control.answers import Result, RouteToServer
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport
 from poolctl.routing.route import ExcludedRoute, Route
@@ -12,12 +15,12 @@ from poolctl.routing.route_report import RouteReport
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import ClassVar
 
     from poolctl.routing.route import StreamRoute
 
 
-class GatewayStats(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStats:
     """What the gateway's process does; None is unknown.
 
     Passed requests are those that workers have served on connections from the gateway. A stream's connections count as
@@ -39,7 +42,8 @@ class GatewayStats(Value):
     cpu_percent: float | None
 
 
-class GatewayStatus(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStatus:
     """The gateway of a pool: `state` is running, starting or failed, and `problem` says what it cannot serve.
 
     `addresses` are URLs, with tcp:// and udp:// for streams; `routes` does not count excluded ones. `stats` are left
@@ -56,18 +60,21 @@ class GatewayStatus(Value):
     stats: GatewayStats | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostsResult(Result):
     """Of `hosts`, and of `host`, which changes some."""
 
     items: tuple[HostReport, ...] = ()  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationsResult(Result):
     """Of `register` and `unregister`: the services that were named."""
 
     items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesResult(Result):
     """Of `routes`: every route, the excluded ones too. `generation` is that of the table in force, 0 for none.
 
@@ -82,12 +89,14 @@ class RoutesResult(Result):
     refused: Table | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResult(Result):
     """Of `registry`: the generation of the table, 0 for none. Its descriptor comes before this."""
 
     generation: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatesResult(Result):
     """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table.
 

@@ -18,7 +18,7 @@ from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.control.pool_registry import PoolRegistry
-    from poolctl.frozen_value import Table
+    from poolctl.json_form import Table
 
 _ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 # Of its time-to-live: two heartbeats may be lost.

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from poolctl.control.answers import Result
-from poolctl.frozen_value import Value
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import ClassVar
-
-    from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsResult(Result):
     """Of `metrics`."""
 
     text: str
 
 
-class HealthReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
     """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out.
 
     `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route is called so. A latency
@@ -32,20 +31,20 @@ class HealthReport(Value):
     latency_seconds: float | None = None
     detail: str | None = None
 
-    def to_json(self, *names: str) -> Table:
-        """See Value."""
-        table = super().to_json(*names)
-        if self.uptime_seconds is not None and "latency_seconds" in (names or ("latency_seconds",)):
+    def finish_json(self, table: Table) -> None:
+        """See to_json."""
+        if self.uptime_seconds is not None:
             table.setdefault("latency_seconds", None)
-        return table
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthResult(Result):
     """Of `health`."""
 
     items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryResult(Result):
     """Of `history`: for each figure its values in the ended slots, oldest first, None for unknown ones.
 
@@ -57,13 +56,15 @@ class HistoryResult(Result):
     series: Table
 
 
-class DashboardLink(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardLink:
     """The address of the dashboard, and the token to log in with."""
 
     url: str
     token: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DashboardResult(Result):
     """Of `dashboard`."""
 

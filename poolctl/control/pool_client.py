@@ -20,12 +20,12 @@ from poolctl.errors import (
     PoolStartError,
     PoolStopError,
 )
+from poolctl.json_form import Table, to_json
 from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.control.reload_document import ReloadDocument
-    from poolctl.frozen_value import Table
     from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
 
@@ -43,7 +43,7 @@ class PoolClient(GatewayClient):
 
     def ping(self) -> Table:
         """Return the supervisor's version and process ids."""
-        return self._client.ping().to_json()
+        return to_json(self._client.ping())
 
     def list(self, *targets: str, selector: Selection = None) -> Table:
         """Return the selected servers as they are now."""
@@ -373,7 +373,7 @@ class PoolClient(GatewayClient):
 
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """
-        return checked("upgrade", self._client.upgrade(force=force).to_json(), PoolRestartError)
+        return checked("upgrade", to_json(self._client.upgrade(force=force)), PoolRestartError)
 
 
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:

@@ -13,7 +13,7 @@ import sys
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     if sys.version_info >= (3, 12):

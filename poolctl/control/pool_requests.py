@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from poolctl import exit_codes as codes
 from poolctl.control.answers import ErrorEntry
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+from poolctl.json_form import Table, from_json
 from poolctl.units import parse_duration
-
-if TYPE_CHECKING:
-    from poolctl.frozen_value import Table
 
 Selection = Mapping[str, object] | None
 # Seconds, "1m30s", or a timedelta; None for no limit.
@@ -36,7 +33,7 @@ def checked(
     code = result.get("exit_code", codes.DONE)
     if code in accepted:
         return result
-    children = [ErrorEntry.from_json(each).to_error() for each in result.get("errors", ())]
+    children = [from_json(ErrorEntry, each).to_error() for each in result.get("errors", ())]
     if code == codes.TIMED_OUT:
         for child in children:
             child.__cause__ = TimeoutError(child.message)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.control.answers import Result
-from poolctl.frozen_value import Value
 
 
-class RolloutFigures(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutFigures:
     """What the workers of one generation did since the rollout began; None is unknown.
 
     Errors are responses with a 5xx status, and those that the application broke off. `memory_bytes` is that of the
@@ -26,7 +28,8 @@ class RolloutFigures(Value):
         return self.errors / self.requests if self.requests else None
 
 
-class RolloutReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutReport:
     """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn, `reason` why it ended.
 
     `share_asked` and `share` are from 0 to 1: the second is the same behind a gateway, else what whole workers allow.
@@ -54,6 +57,7 @@ class RolloutReport(Value):
         return self.state in ("promoted", "withdrawn")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult(Result):
     """Of `rollout` and `rollouts`."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.control.answers import Result
 from poolctl.runners.stack_report import WorkerStacks
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StacksResult(Result):
     """Of `stacks`: one item for each worker of the selected servers."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.states import PASSING
 
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"

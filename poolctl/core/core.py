@@ -10,7 +10,7 @@ from poolctl.address import Address
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner
 

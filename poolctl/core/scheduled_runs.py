@@ -10,7 +10,7 @@ import asyncio
 from datetime import datetime
 
 from poolctl.clock import Clock
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import next_time
 

@@ -9,7 +9,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 from .server_entry import Cause, Entry
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 from poolctl.time_windows import NO_PERIOD, Period

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 from .address_changes import Addresses
 from .decision_input import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides

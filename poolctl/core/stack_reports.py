@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from poolctl.json_form import to_json
 from poolctl.runners.runner_protocol import Runner
 
 from .server_changes import Event, Recorder
@@ -74,7 +75,7 @@ class StackReports:
                 worker=worker.id,
                 pid=stacks.pid,
                 severity="info",
-                stacks=[stacks.to_json()],
+                stacks=[to_json(stacks)],
             )
         )
         return message

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from ..frozen_value import Table
+from ..json_form import Table
 from ..worker import tally
 
 # Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ..frozen_value import Table
+from ..json_form import Table, from_json
 from ..routing.decision import PassedRequests
 from ..routing.networks import is_within
 from ..routing.route_table import RouteTable, write_table
@@ -169,7 +169,7 @@ class Edge:
             from .machines import Machines
 
             self.machines = Machines(self)
-        found = MachineState.from_json(state)
+        found = from_json(MachineState, state)
         if found.state:
             self.machines.put(found)
         else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from ..address import AddressError, parse
-from ..frozen_value import Value
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -48,7 +48,8 @@ class Endpoint(NamedTuple):
         return cls(address.kind, address.host, address.port or 0, tls=tls)
 
 
-class ServerFacts(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
     """What the supervisor reports of a routed server.
 
     `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
@@ -71,7 +72,8 @@ class ServerFacts(Value):
     context_key: str = ""
 
 
-class MachineState(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
     """What the supervisor reports of the container or virtual machine behind a URL (`host`).
 
     `why` it could not be started, and in how many seconds that may be tried again. A start may take `start_seconds`,
@@ -92,7 +94,8 @@ class MachineState(Value):
     answers: int = 0
 
 
-class ProbeState(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeState:
     """What the supervisor has found out about the backend with this URL: `why` it fails, or that it has `answered`."""
 
     host: str

@@ -11,6 +11,7 @@ from poolctl.keeper import wire
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
 
+from ..json_form import from_json, to_json
 from .backends import Backends
 from .endpoint import ProbeState, ServerFacts
 from .host_orders import HostOrders
@@ -74,7 +75,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         """See SupervisedProcess."""
         yield {"t": "pair"}, self._own_pair
         for listener in self._listeners.values():
-            yield {"t": "listener", "listener": listener.settings.to_json()}, listener.sockets
+            yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def adopted(self, link: Link) -> None:
         """See SupervisedProcess."""
@@ -95,7 +96,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self.host_orders.restore(message["states"])
 
     def _probed(self, message: wire.Message, fds: list[int]) -> None:
-        self.all_backends.probed(ProbeState.from_json(message["state"]))
+        self.all_backends.probed(from_json(ProbeState, message["state"]))
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
         self.host_orders.follow(message)

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 
-from poolctl.frozen_value import Table
 from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
@@ -20,6 +19,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
+from ..json_form import Table, from_json
 from .acceptor import Acceptor, GivenBack
 from .backends import Backends
 from .edge import Edge
@@ -163,7 +163,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     # What is in force.
 
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
-        settings = GatewaySettings.from_json(message["settings"])
+        settings = from_json(GatewaySettings, message["settings"])
         if self._edge is None:
             log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
@@ -179,7 +179,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._given_back = GivenBack(self.edge, self._own_pair[-1])
 
     def _server(self, message: wire.Message, fds: list[int]) -> None:
-        facts = ServerFacts.from_json(message["facts"])
+        facts = from_json(ServerFacts, message["facts"])
         name, number = facts.name, int(message["pair"])
         if self._servers.get(name) != facts:
             self._servers[name] = facts
@@ -259,8 +259,8 @@ class GatewayServer(OrderedGateway[OpenListener]):
     # Listeners.
 
     def _listener(self, message: wire.Message, fds: list[int]) -> None:
-        settings = ListenerSettings.from_json(message["listener"])
-        route = None if message["route"] is None else StreamRoute.from_json(message["route"])
+        settings = from_json(ListenerSettings, message["listener"])
+        route = None if message["route"] is None else from_json(StreamRoute, message["route"])
         self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)
         if before is not None and not before.changed(settings, route, fds):

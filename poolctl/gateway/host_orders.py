@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..frozen_value import Table
+from ..json_form import Table
 from ..keeper import wire
 from ..routing.host_report import HostState
 from ..runners.supervised_process import SupervisedProcess

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from .backends import (
@@ -99,7 +100,7 @@ class Machines:
     def drop(self, url: str) -> None:
         """The backend of this URL is in none of them."""
         if (machine := self._machines.get(url)) is not None:
-            self.put(machine.state.but(state=MachineState.UNKNOWN))
+            self.put(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
 
     def _rank(self, state: MachineState) -> None:

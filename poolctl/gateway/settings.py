@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from poolctl import __version__
+from dataclasses import dataclass
 
-from ..frozen_value import Value
+from poolctl import __version__
 
 # Which program serves the clients.
 POOLCTL, HAPROXY = "poolctl", "haproxy"
 HTTP, TCP, UDP = "http", "tcp", "udp"
 
 
-class ListenerSettings(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSettings:
     """One address of the gateway, in canonical form, and the number of its sockets.
 
     `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the alias of its route; `tls` says
@@ -38,7 +39,8 @@ class ListenerSettings(Value):
         return self.protocol, self.alias
 
 
-class OperatorSettings(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
     """Where an operator is informed of incoming requests, and how often at most.
 
     `url` is http://HOST:PORT, https://HOST:PORT, either with a path, or unix:/PATH. With https the operator's
@@ -60,7 +62,8 @@ class OperatorSettings(Value):
         return f"<OperatorSettings {self.url}>"
 
 
-class GatewaySettings(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
     """The table [gateway] in force, with the listeners in the order of their descriptors.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
 from poolctl.core.server_changes import Event
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 
 from .journal import Journal, JournalEvent, newest_first

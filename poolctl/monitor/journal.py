@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_tail import OpenLog
 

@@ -18,7 +18,7 @@ from poolctl.errors import (
     PoolStartError,
     ServerError,
 )
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.routing.route_health import (
     RouteHealth,
     health_info,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
 from poolctl.config import ServerConfig
 from poolctl.runners.runner_protocol import Placement
@@ -43,8 +44,12 @@ def _of_this_process(config: ServerConfig, placement: Placement) -> WorkerStacks
         return _unknown(config, placement, "it has ended")
     text = "\n".join(describe(None, engine.thread.ident, engine.loop)).encode(errors="backslashreplace")
     threads, tasks = parse(text, PYTHON, config)
-    return _unknown(config, placement, "").but(
-        source=PYTHON, place=place_of(threads), threads=tuple(threads), tasks=tuple(tasks)
+    return replace(
+        _unknown(config, placement, ""),
+        source=PYTHON,
+        place=place_of(threads),
+        threads=tuple(threads),
+        tasks=tuple(tasks),
     )
 
 
@@ -61,7 +66,7 @@ def _of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> list[Work
         return [
             _unknown(config, each, "this process's own loop does not answer") for _, config, each in asked
         ]
-    return [each.but(name=config.name) for each, (_, config, _) in zip(found, asked, strict=True)]
+    return [replace(each, name=config.name) for each, (_, config, _) in zip(found, asked, strict=True)]
 
 
 def _unknown(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:

@@ -15,6 +15,7 @@ from hmac import compare_digest
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from ..json_form import from_json
 from .registry import TableRegistry
 from .route import Route, Target
 from .route_table import RouteTable
@@ -181,7 +182,7 @@ def _context(scope: Scope) -> RouteContext:
     route = fields["route"]
     if not isinstance(route, Route):
         # Of the worker's own poolctl, where the application's interpreter has one, too.
-        route = Route.from_json(route.to_json())
+        route = from_json(Route, route.to_json())
     return RouteContext(route, fields["name"], fields["url"])
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from ..frozen_value import Value
 
 
 class HostState(StrEnum):
@@ -23,7 +22,8 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half-open"
 
 
-class HostReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
     """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
 
     `state` is a HostState, as it was ordered; `health`, one of route_health.STATUSES, says how it is; `available`

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-
-from ..frozen_value import Value
+from dataclasses import dataclass
 
 # Its probe has not succeeded yet; it gets requests; its probe fails; its time-to-live has passed.
 STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
 
 
-class RegistrationReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationReport:
     """One service, registered as a backend of the route `name`. `state` is starting, serving, failing or silent.
 
     `why` is the problem of the last probe, or says that it is silent. `since` is the time of the last change of state

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from ..frozen_value import Value
+from ..json_form import from_json
 from .match import normal_host
 from .route import ExcludedRoute, Route, StreamRoute
 
@@ -27,7 +27,7 @@ class _Keyed(Protocol):
 
 R = TypeVar("R", bound=_Keyed)
 R_co = TypeVar("R_co", bound=_Keyed, covariant=True)
-Kind = TypeVar("Kind", bound=Value)
+Kind = TypeVar("Kind", bound=Route | StreamRoute | ExcludedRoute)
 
 
 class Routes(Protocol[R_co]):
@@ -320,4 +320,4 @@ class TableRegistry(_Reading):
 
 def _own(kind: type[Kind], route: Kind) -> Kind:
     """The route as a value of this interpreter's poolctl: a worker's table may be of the worker's own."""
-    return route if isinstance(route, kind) else kind.from_json(route.to_json())
+    return route if isinstance(route, kind) else from_json(kind, route.to_json())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from ..frozen_value import Value
+from dataclasses import dataclass
+
+from ..json_form import Table, to_json
 
 PASS, PROXY, AUTO = "pass", "proxy", "auto"
 # Where a route comes from.
 FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
 
 
-class Target(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
     """Where a route leads: to a server of the pool by its name, or to a URL.
 
     A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; of a stream's target, HOST:PORT.
@@ -26,14 +29,16 @@ class Target(Value):
         return self.server or self.url
 
 
-class Header(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
     """A header: its name in lower case, and its value."""
 
     name: str
     value: str = ""
 
 
-class Timeouts(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
     """In seconds, 0 for none: to connect, to the head of the response, between two bytes of a body, in all."""
 
     connect: float = 5.0
@@ -42,7 +47,8 @@ class Timeouts(Value):
     total: float = 0.0
 
 
-class Limit(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
     """How much of it at once, 0 for no limit: requests in flight, new ones a second, and those that may wait.
 
     `queue_seconds` is how long one waits for its turn. A `burst` of 0 is one second's worth.
@@ -55,7 +61,8 @@ class Limit(Value):
     queue_seconds: float = 5.0
 
 
-class BreakerRule(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerRule:
     """When a backend is left alone: after so many failures in a row, or such a share of them within the window.
 
     The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
@@ -73,7 +80,8 @@ class BreakerRule(Value):
     max_open: float = 0.5
 
 
-class Redirect(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redirect:
     """Where clients are sent instead: to the same URL by "https", or to a URL.
 
     A URL without a path gets path and query of the request.
@@ -86,7 +94,8 @@ class Redirect(Value):
 HTTPS = "https"
 
 
-class Route(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
     """A route for HTTP.
 
     `host` is exact ("users.example.com"), "*.example.com" for every name below it, a bare first label ("users"), a
@@ -131,6 +140,10 @@ class Route(Value):
     other_user: str = ""
     other_user_tls: str = ""
 
+    def to_json(self) -> Table:
+        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        return to_json(self)
+
     @property
     def only_plain(self) -> bool:
         """Whether requests that come by TLS do not take it."""
@@ -142,7 +155,8 @@ class Route(Value):
         return bool(self.add_headers or self.set_headers or self.remove_headers)
 
 
-class StreamRoute(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRoute:
     """A route for TCP connections or UDP datagrams: `bind` is the gateway's own address for it, in canonical form."""
 
     alias: str
@@ -157,14 +171,23 @@ class StreamRoute(Value):
     timeouts: Timeouts = Timeouts()
     breaker: BreakerRule = BreakerRule()
 
+    def to_json(self) -> Table:
+        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        return to_json(self)
 
-class ExcludedRoute(Value):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedRoute:
     """A route that is known and not served, with the reason."""
 
     alias: str
     reason: str
     host: str = ""
     provider: str = FILE
+
+    def to_json(self) -> Table:
+        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        return to_json(self)
 
 
 def passable(route: Route, *, tls: bool = False) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..frozen_value import Value
+from ..json_form import field_names
 
 FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
@@ -19,7 +20,8 @@ _SERVING = (HEALTHY, NAPPING)
 _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
 
 
-class RouteHealth(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteHealth:
     """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so.
 
     The latency is that of the last probe's answer, None where nothing was measured.
@@ -66,7 +68,7 @@ def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime, latency and detail of each route, by its alias, as JSON has them."""
-    return {alias: _shown(health, *RouteHealth.annotations) for alias, health in healths.items()}
+    return {alias: _shown(health, *field_names(RouteHealth)) for alias, health in healths.items()}
 
 
 def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..frozen_value import Value
+from dataclasses import dataclass, replace
+
 from .registration_report import RegistrationReport
 from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
 
@@ -10,7 +11,8 @@ from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
 PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
 
 
-class MachineReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineReport:
     """The machine behind the target `to` of a route: a node with the VMID 0, or a container (lxc) or virtual machine
     (qemu) with its `state` as the inventory has it.
     """
@@ -26,7 +28,8 @@ class MachineReport(Value):
         return f"{self.node}/{self.vmid} {self.name} ({self.state})" if self.vmid else self.node
 
 
-class RouteReport(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteReport:
     """One route. `to` are its `destinations`, `way` is pass, proxy, stream or excluded, `why` is the
     reason for proxy and excluded.
 
@@ -91,6 +94,8 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
         provider=route.provider,
     )
     if isinstance(route, StreamRoute):
-        return report.but(host=route.bind, way=STREAM)
+        return replace(report, host=route.bind, way=STREAM)
     why = proxy_reason(route, tls=tls)
-    return report.but(host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why)
+    return replace(
+        report, host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why
+    )

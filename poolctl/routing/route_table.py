@@ -16,6 +16,7 @@ from binascii import crc32
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ..json_form import from_json
 from .match import (
     DEFAULT,
     DOMAIN,
@@ -144,7 +145,8 @@ class RouteTable:
 
     def __iter__(self) -> Iterator[Route]:
         """Every route, in the order in which they were given; each is decoded for the caller."""
-        yield from map(Route.from_json, self._values(HEADER.size, self._count))
+        for table in self._values(HEADER.size, self._count):
+            yield from_json(Route, table)
 
     def close(self) -> None:
         """Unmap the table. Matches that were found in it stay valid."""
@@ -219,20 +221,20 @@ class RouteTable:
     def get_stream(self, alias: str) -> StreamRoute | None:
         """The stream of this alias, or None."""
         offset = self._find(STREAM + alias)
-        return None if offset is None else StreamRoute.from_json(self._json(offset))
+        return None if offset is None else from_json(StreamRoute, self._json(offset))
 
     def get_excluded(self, alias: str) -> ExcludedRoute | None:
         """The excluded route of this alias, or None."""
         offset = self._find(EXCLUDED + alias)
-        return None if offset is None else ExcludedRoute.from_json(self._json(offset))
+        return None if offset is None else from_json(ExcludedRoute, self._json(offset))
 
     def streams(self) -> Iterator[StreamRoute]:
         """Every stream, in the order in which they were given."""
-        return map(StreamRoute.from_json, self._values(*self._others[0]))
+        return (from_json(StreamRoute, table) for table in self._values(*self._others[0]))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
         """Every excluded route, in the order in which they were given."""
-        return map(ExcludedRoute.from_json, self._values(*self._others[1]))
+        return (from_json(ExcludedRoute, table) for table in self._values(*self._others[1]))
 
     @property
     def num_streams(self) -> int:
@@ -347,7 +349,7 @@ class RouteTable:
             at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))
 
     def _route(self, offset: int) -> Route:
-        return Route.from_json(self._json(offset))
+        return from_json(Route, self._json(offset))
 
     def _json(self, offset: int) -> Any:
         length, size = ENTRY.unpack_from(self._map, offset)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ..frozen_value import Value
 from .match import DEFAULT, EXACT, HostPattern, host_pattern
 from .route import Route, passable
 
@@ -27,7 +27,9 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
     `users` has the user of each server of the pool by its name, whether a route leads to it or not.
     """
     if _only(users.values()) is not None:
-        return [each.but(other_user="", other_user_tls="") if each.other_user else each for each in routes]
+        return [
+            replace(each, other_user="", other_user_tls="") if each.other_user else each for each in routes
+        ]
     first = _first_of_each_user(routes, users)
     found: list[Route] = []
     for route in routes:
@@ -40,7 +42,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
             other = next((what for theirs, what in first.items() if theirs != user), "")
             if other:
                 reason = f"{server} ({user}) would get later requests of its clients for {other}"
-        found.append(route.but(other_user=reason, other_user_tls=mixed))
+        found.append(replace(route, other_user=reason, other_user_tls=mixed))
     return found
 
 
@@ -71,7 +73,8 @@ def _listed(users: Mapping[str, str]) -> str:
     return " and ".join(first.values())
 
 
-class KeptHost(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptHost:
     """A host whose TLS connections a server has, and the hosts within it whose requests are for other users."""
 
     host: str
@@ -80,7 +83,8 @@ class KeptHost(Value):
     others: tuple[str, ...] = ()
 
 
-class Kept(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
     """The connections that workers may have kept: those without TLS of servers of one user, and those of hosts."""
 
     user: str = ""
@@ -141,7 +145,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
     """The routes, of which none to one of these servers passes a connection any more."""
     return [
-        each.but(other_user=CHANGING, other_user_tls=CHANGING)
+        replace(each, other_user=CHANGING, other_user_tls=CHANGING)
         if any(target.server in servers for target in each.to)
         else each
         for each in routes

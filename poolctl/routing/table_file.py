@@ -17,9 +17,10 @@ import os
 import struct
 from binascii import crc32
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
-from ..frozen_value import Value
 from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix, prefixes
 from .route import ExcludedRoute, Route, StreamRoute
 
@@ -155,16 +156,21 @@ def paths_above(paths: Iterable[str]) -> set[str]:
     return {prefix for path in paths for prefix in prefixes(path, path.count("/")) if prefix != path}
 
 
-def _changed_fields(value: Value) -> dict[str, Any]:
+def _changed_fields(value: Any) -> dict[str, Any]:
     """A value as JSON has it, without the fields that have their defaults."""
     return {
         name: _in_json(field)
-        for name, default in type(value).defaults.items()
+        for name, default in _defaults(type(value))  # type: ignore[arg-type]
         if (field := getattr(value, name)) is not default
     }
 
 
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, object], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
+
+
 def _in_json(field: object) -> object:
-    if isinstance(field, Value):
+    if is_dataclass(field):
         return _changed_fields(field)
     return [_in_json(each) for each in field] if isinstance(field, tuple) else field

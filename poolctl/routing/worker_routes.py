@@ -7,15 +7,16 @@ URLs or limits, and where servers run as several users only the routes to server
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import fields
 
 from .route import HTTPS, PROXY, Header, Redirect, Route, Target, passable
 
 # What decides, and what applications see of their route (see `context`). `to` and `mode` say less than in the pool.
 _KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
 _LEFT_OUT = [
-    (name, default)
-    for name, default in Route.defaults.items()
-    if name not in (*_KNOWN, "headers", "mode", "to")  # of a redirect, whether it takes requests by TLS
+    (field.name, field.default)
+    for field in fields(Route)
+    if field.name not in (*_KNOWN, "headers", "mode", "to")  # of a redirect, whether it takes requests by TLS
 ]
 
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.worker.load_app import LoadFailed, load_app
 from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed

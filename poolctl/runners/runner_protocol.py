@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.frozen_value import Table
+    from poolctl.json_form import Table
     from poolctl.worker.tally import Counts
 
     from .routing_protocol import Routing

@@ -9,7 +9,8 @@ A runner's module has `make(site)`, which gives the Runner of a supervisor. It m
 
 from __future__ import annotations
 
-from poolctl.frozen_value import Value
+from dataclasses import dataclass
+
 from poolctl.keeper import rendezvous
 
 TYPE_CHECKING = False
@@ -59,7 +60,8 @@ VARIABLE = "POOLCTL_RUNNER"
 _MODULES = {"local": "poolctl.runners.local"}
 
 
-class RunnerSite(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSite:
     """The pool that a runner works for. `open_files` are the soft and the hard limit of its processes.
 
     `directory` is that of the pool's runtime files. `environments` holds, by server, the variables that replace the

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
-
-from poolctl.frozen_value import Value
 
 from .untrusted_messages import printable
 
@@ -32,7 +31,8 @@ _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
 
 
-class Frame(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
     """A call: the function, its file, relative where that is shorter, and the line; 0 if unknown.
 
     `library` is set where the file is of the standard library or of an installed package.
@@ -47,7 +47,8 @@ class Frame(Value):
         return f"{self.function} ({self.file}:{self.line or '?'})"
 
 
-class ThreadStack(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadStack:
     """A thread of Python, and what it does: the most recent call first. `name` is empty if unknown."""
 
     name: str
@@ -55,7 +56,8 @@ class ThreadStack(Value):
     frames: tuple[Frame, ...]
 
 
-class TaskStack(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStack:
     """So many tasks of the event loop that wait at the same place, with the names of some."""
 
     count: int
@@ -64,7 +66,8 @@ class TaskStack(Value):
     frames: tuple[Frame, ...]
 
 
-class KernelThread(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelThread:
     """A thread as the kernel sees it; what the supervisor may not read is empty (proc(5): wchan, syscall, stack)."""
 
     tid: int
@@ -75,7 +78,8 @@ class KernelThread(Value):
     stack: tuple[str, ...]
 
 
-class WorkerStacks(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStacks:
     """What a worker does. `source` is python, faulthandler (no tasks, no names) or empty, `problem` says why.
 
     `place` is where its main thread hangs, in the application's innermost call; empty where it waits for events.
@@ -94,10 +98,11 @@ class WorkerStacks(Value):
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
         """The same, with so many threads, groups of tasks and calls of each at most."""
-        return self.but(
-            threads=tuple(each.but(frames=each.frames[:frames]) for each in self.threads[:stacks]),
-            tasks=tuple(each.but(frames=each.frames[:frames]) for each in self.tasks[:stacks]),
-            kernel=tuple(each.but(stack=each.stack[:frames]) for each in self.kernel[:stacks]),
+        return replace(
+            self,
+            threads=tuple(replace(each, frames=each.frames[:frames]) for each in self.threads[:stacks]),
+            tasks=tuple(replace(each, frames=each.frames[:frames]) for each in self.tasks[:stacks]),
+            kernel=tuple(replace(each, stack=each.stack[:frames]) for each in self.kernel[:stacks]),
         )
 
     def lines(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.platform import sealed_file
 from poolctl.worker.control_socket import spec_digest
 

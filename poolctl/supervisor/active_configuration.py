@@ -32,6 +32,7 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import replace_file
 from poolctl.runners import withheld_variables
@@ -193,7 +194,7 @@ class ActiveConfiguration:
             first=first,
         )
         name = default_name(self.files[0])
-        problems = [ErrorEntry.from_json(problem) for problem in reading.problems]
+        problems = [from_json(ErrorEntry, problem) for problem in reading.problems]
         if problems:
             return ResolvedConfig(name, problems=problems, marks=reading.marks)
         try:
@@ -211,7 +212,7 @@ class ActiveConfiguration:
             marks=reading.marks,
             files=reading.files,
             number=number,
-            unreadable=[ErrorEntry.from_json(each) for each in reading.unreadable],
+            unreadable=[from_json(ErrorEntry, each) for each in reading.unreadable],
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
@@ -222,7 +223,7 @@ class ActiveConfiguration:
         if not resolved.number:
             return []
         problems, resolved.remarks = await self._reader.outside(resolved.number, names)
-        return [ErrorEntry.from_json(problem) for problem in problems]
+        return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
         """Where the files say what is in force of these servers, as far as that can be found."""

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry
-from poolctl.frozen_value import Value
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.runner_protocol import Placement
@@ -101,7 +101,7 @@ class ManagedPool:
         self.files = list(files)
         self.over = asyncio.Event()
         self._begun = asyncio.Event()
-        self._orders: set[asyncio.Task[Value]] = set()  # of clients that left before the pool had begun
+        self._orders: set[asyncio.Task[object]] = set()  # of clients that left before the pool had begun
         self.replacement: tuple[list[str], list[str]] | None = None
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
@@ -247,17 +247,17 @@ class ManagedPool:
         self.events.record("pool", "calm", message=what, severity="error")
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
 
-    async def _handle(self, request: Request, progress: Progress) -> Value:
+    async def _handle(self, request: Request, progress: Progress) -> object:
         if not self._begun.is_set():
             if request.verb == "ping":
-                return PingResult.extending(self.identity(), reading=True)
+                return PingResult(**vars(self.identity()), reading=True)
             await self._wait_to_begin(request)
         if self._configuration.problems:
             ended = Result(ended=True, keeper_pid=self.shut_down())
             if request.verb == "stop":
                 return ended
             problems = tuple(self._configuration.problems)
-            return ended.but(errors=problems, exit_code=self._configuration.exit_code)
+            return replace(ended, errors=problems, exit_code=self._configuration.exit_code)
         if self._ending:
             # A request between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
@@ -385,7 +385,7 @@ class ManagedPool:
             await self._observers.addresses_tried()
             await self._operator.attempted()
             problems = [*self._operator.problems, *self._observers.problems]
-            result = result.but(warnings=(*result.warnings, *problems))
+            result = replace(result, warnings=(*result.warnings, *problems))
         return result
 
     def shut_down(self) -> int:

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 
 from poolctl.bootstrap import command
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import Link, LinkLost, Receiver, spawn

@@ -11,7 +11,6 @@ from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_entry import Entry
-from poolctl.frozen_value import Value
 from poolctl.states import in_words
 
 _SOON_SECONDS = 0.05
@@ -43,7 +42,7 @@ class Service:
     def around(self, handle: Handler) -> Handler:
         """The same request handler, with systemd notified of reloads."""
 
-        async def notified(request: Request, progress: Progress) -> Value:
+        async def notified(request: Request, progress: Progress) -> object:
             dry_run = (request.body.get("options") or {}).get("dry_run")
             if request.verb != "reload" or dry_run:
                 return await handle(request, progress)

@@ -30,9 +30,9 @@ from poolctl.control.client import Client, options_of_this_version
 from poolctl.control.observer_answers import DashboardResult
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError, PoolError
-from poolctl.frozen_value import Table
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper.reap import children, kill_children
 from poolctl.platform import become_subreaper
 from poolctl.worker.process_setup import START_VARIABLES
@@ -97,7 +97,11 @@ def check(files: list[str]) -> str | None:
         except TrialFailed as failed:
             return str(failed)
     print(
-        json.dumps(TakeoverCheck(problem=problem, errors=tuple(map(ErrorEntry.from_json, errors))).to_json())
+        json.dumps(
+            to_json(
+                TakeoverCheck(problem=problem, errors=tuple(from_json(ErrorEntry, each) for each in errors))
+            )
+        )
     )
     return None
 

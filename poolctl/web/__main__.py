@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import name_process

@@ -22,7 +22,7 @@ from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.observer_answers import HistoryResult
 from poolctl.control.rollout_answers import RolloutResult
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, to_json
 
 from .event_streams import Tails, with_pulse
 from .login_sessions import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Session, Sessions
@@ -199,8 +199,8 @@ class _Page:
     async def _server(self, request: Request) -> Response:
         """Workers and failure of one server."""
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
-        items = [item.to_json(*_DETAILS) for item in found.items]
-        return JSONResponse({"items": items, "errors": [each.to_json() for each in found.errors]})
+        items = [to_json(item, *_DETAILS) for item in found.items]
+        return JSONResponse({"items": items, "errors": [to_json(each) for each in found.errors]})
 
     async def _history(self, request: Request) -> Response:
         """Figures of the last hour or day, of a server or of the pool."""
@@ -208,7 +208,7 @@ class _Page:
         if span not in SPANS or (server and not _is_name(server)):
             return JSONResponse({"error": f"a span is one of {', '.join(SPANS)}"}, 400)
         found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
-        return JSONResponse(found.to_json("slot_seconds", "slots", "series"))
+        return JSONResponse(to_json(found, "slot_seconds", "slots", "series"))
 
     async def _rollout(self, request: Request) -> Response:
         """The rollout of one server: the one under way, or the last one."""
@@ -216,7 +216,7 @@ class _Page:
         if not _is_name(name):
             return JSONResponse({"error": "name is that of a server"}, 400)
         found = await self._hub.ask(RolloutResult, "rollouts", [name], {})
-        return JSONResponse({"items": [each.to_json() for each in found.items]})
+        return JSONResponse({"items": [to_json(each) for each in found.items]})
 
     async def _routes(self, request: Request) -> Response:
         """The gateway with its first routes and hosts, and how many more there are of each."""
@@ -225,8 +225,8 @@ class _Page:
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
         return JSONResponse({
             "gateway": gateway,
-            "routes": [each.to_json() for each in routes[:_MOST_ROWS]],
-            "hosts": [each.to_json() for each in hosts.items[:_MOST_ROWS]],
+            "routes": [to_json(each) for each in routes[:_MOST_ROWS]],
+            "hosts": [to_json(each) for each in hosts.items[:_MOST_ROWS]],
             "more_routes": max(0, len(routes) - _MOST_ROWS),
             "more_hosts": max(0, len(hosts.items) - _MOST_ROWS),
             "problem": hosts.errors[0].message if hosts.errors else "",
@@ -255,7 +255,7 @@ class _Page:
         else:
             result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
         return JSONResponse(
-            result.to_json("items", "errors", "warnings", "exit_code", "dependents", "unchanged")
+            to_json(result, "items", "errors", "warnings", "exit_code", "dependents", "unchanged")
         )
 
 

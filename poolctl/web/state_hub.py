@@ -19,7 +19,7 @@ from poolctl.config import masked_text
 from poolctl.control.answers import Item, Measured, PingResult, ShowResult, StatsResult
 from poolctl.control.client import ask_async, messages_async
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table, field_names, to_json
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.journal import JournalEvent
 
@@ -35,9 +35,9 @@ _MOST_EVENTS = 300
 _MOST_WAITING = 200
 
 Changes = list[tuple[float, str]]  # seconds since 1970 and level, oldest first
-Answer = TypeVar("Answer", bound=Value)
+Answer = TypeVar("Answer")
 
-_ITEM_FIELDS = tuple(Item.annotations)
+_ITEM_FIELDS = tuple(field_names(Item))
 
 OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
 _RESTING = {
@@ -125,7 +125,7 @@ class PoolSnapshot:
 
     def __init__(self, about: PingResult | None = None) -> None:
         shown = ("name", "version", "python", "supervisor_pid", "files")
-        self.about = about.to_json(*shown) if about is not None else {}
+        self.about = to_json(about, *shown) if about is not None else {}
         self.items: dict[str, Table] = {}
         self.figures: dict[str, Table] = {}
         self.series: dict[str, Table] = {}
@@ -136,12 +136,12 @@ class PoolSnapshot:
         known, self.figures, self.series = self.figures, {}, {}
         changed = []
         for server in servers:
-            item = server.to_json(*_ITEM_FIELDS)
+            item = to_json(server, *_ITEM_FIELDS)
             item["expose"] = masked_text(server.expose)
             item["level"] = level(server.state, server.ready, server.health)
             self.items[server.name] = item
-            self.figures[server.name] = server.stats.to_json(*FIGURES)
-            self.series[server.name] = server.stats.history.to_json(*SERIES)
+            self.figures[server.name] = to_json(server.stats, *FIGURES)
+            self.series[server.name] = to_json(server.stats.history, *SERIES)
             if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
                 changed.append(server.name)
         news = {name: each for name, each in self.figures.items() if each != known.get(name)}

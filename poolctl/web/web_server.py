@@ -14,7 +14,7 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
 
 # From the connection, or from a request's first byte, to the end of its body.

@@ -16,6 +16,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
+from ..json_form import from_json
 from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
 
@@ -51,11 +52,11 @@ class ProvidedModules:
 def provide_modules() -> None:
     """Let whatever is imported in this process and its forks find them, from now on."""
     for kind in (Route, StreamRoute, ExcludedRoute):
-        kind.from_json({})  # it finds the types of its fields in modules that will have been forgotten
+        from_json(kind, {})  # it finds the types of its fields in modules that will have been forgotten
     modules = {
         name: module
         for name, module in sys.modules.items()
-        if name.startswith("poolctl.routing.") or name == "poolctl.frozen_value"
+        if name.startswith("poolctl.routing.") or name == "poolctl.json_form"
     }
     path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "gateway", "routes.py")
     spec = importlib.util.spec_from_file_location(_EXPORTS, path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
+from poolctl.json_form import to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
@@ -277,10 +278,10 @@ def add_routes(stage: Stage) -> None:
     stage.pool.gateway = {
         "state": "running", "problem": "", "addresses": ["http://127.0.0.1:80"], "routes": 1, "stats": stats,
     }  # fmt: skip
-    stage.pool.routes = [route.to_json()]
+    stage.pool.routes = [to_json(route)]
     stage.pool.hosts = [
-        HostReport(host="api", routes=("api",), health="healthy", connections=7).to_json(),
-        open_.to_json(),
+        to_json(HostReport(host="api", routes=("api",), health="healthy", connections=7)),
+        to_json(open_),
     ]
 
 
@@ -545,7 +546,7 @@ def test_rollout_is_shown_with_its_figures_and_promoted(page: Page, stage: Stage
         name="web-1", state="running", share=0.1, for_seconds=300.0, elapsed_seconds=42.0, abort_on=("errors > 1%",),
         canary=new, before=others,
     )  # fmt: skip
-    stage.pool.rollouts.append(report.to_json())
+    stage.pool.rollouts.append(to_json(report))
     enter(page, stage, "server/web-1")
     rollout = page.locator("#server-rollout")
     rollout.get_by_text("running · 10 % of the traffic · 42s of 5m · withdrawn on errors > 1%").wait_for()

@@ -13,6 +13,7 @@ from poolctl.control.answers import PlannedChange, ReloadResult
 from poolctl.control.reload_document import Change, ReloadDocument
 from poolctl.core.configuration_diff import Kind
 from poolctl.gateway.routes import Route
+from poolctl.json_form import field_names
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,6 @@ def test_help_shows_fields_and_their_defaults() -> None:
 
 
 def test_type_of_a_reload_is_what_a_reload_returns() -> None:
-    assert Change.__annotations__.keys() == PlannedChange.annotations.keys()
+    assert Change.__annotations__.keys() == {*field_names(PlannedChange)}
     assert set(get_args(get_type_hints(Change)["change"])) == {each.value for each in Kind}
-    assert ReloadDocument.__annotations__.keys() <= ReloadResult.annotations.keys()
+    assert ReloadDocument.__annotations__.keys() <= {*field_names(ReloadResult)}

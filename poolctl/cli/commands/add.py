@@ -16,7 +16,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
 from poolctl.exit_codes import CONFLICT, FAILED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 if TYPE_CHECKING:
     from poolctl.cli.live_change import WriteBack

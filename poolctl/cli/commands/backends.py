@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.cli.command import BACKEND_ACTIONS, BACKENDS, INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
@@ -9,7 +11,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.gateway_answers import HostsResult
-from poolctl.frozen_value import Value
+from poolctl.json_form import field_names
 from poolctl.routing.host_report import HostReport, HostState
 
 COLUMNS = (
@@ -35,7 +37,7 @@ COMMAND = Command(
     ),
     OUTPUT,
     section=INSPECT,
-    fields=("backend", *HostReport.annotations),
+    fields=("backend", *field_names(HostReport)),
     examples=(
         "poolctl backends disable users --for 30s",
         "poolctl backends drain users     then: poolctl backends enable users",
@@ -43,7 +45,8 @@ COMMAND = Command(
 )
 
 
-class _Line(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
     """A backend as a row of the table."""
 
     backend: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from poolctl.cli.command import FILE_COMMANDS, FORMATS, REVEAL, SELECTION, Command, output
 from poolctl.cli.command_line import CommandRequest
@@ -13,7 +14,7 @@ from poolctl.cli.supervisor_requests import ask
 from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.control.answers import Described
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")
@@ -40,7 +41,7 @@ def perform(request: CommandRequest) -> Outcome:
     note = ""
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
-        items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
+        items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
         tables = masked(tables, hidden=hidden)
         shown = repr(([each.config for each in items], tables))
         note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
@@ -78,6 +79,8 @@ def _as_they_are(items: list[Described], request: CommandRequest, pool: PoolRef)
     except ControlError:
         return items
     return [
-        item.but(**{key: getattr(running[item.name], key) for key in STATE}) if item.name in running else item
+        replace(item, **{key: getattr(running[item.name], key) for key in STATE})
+        if item.name in running
+        else item
         for item in items
     ]

@@ -6,6 +6,7 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag, output
@@ -14,7 +15,6 @@ from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.exit_codes import CONFLICT, FAILED
-from poolctl.frozen_value import Value
 
 if TYPE_CHECKING:
     from poolctl.cli.systemd_units import ServicePool
@@ -46,7 +46,8 @@ COMMAND = Command(
 )
 
 
-class ExportedFile(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
     """A file for another system. `name` is its path if it has been written."""
 
     name: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome
@@ -9,7 +11,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import latency
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.observer_answers import HealthReport, HealthResult
-from poolctl.frozen_value import Value
+from poolctl.json_form import field_names
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
 
 COLUMNS = {
@@ -30,7 +32,7 @@ COMMAND = Command(
     flag("routes", "--routes", help="The routes only."),
     OUTPUT,
     section=INSPECT,
-    fields=tuple(HealthReport.annotations),
+    fields=tuple(field_names(HealthReport)),
     examples=("poolctl health --depth simple -o json",),
     notes=(
         "Exit 3: a route does not serve, or a server that should run is not ready.",
@@ -40,7 +42,8 @@ COMMAND = Command(
 )
 
 
-class _HealthLine(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HealthLine:
     """A route or a server as a row of the table."""
 
     name: str

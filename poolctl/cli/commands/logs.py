@@ -39,7 +39,7 @@ from poolctl.control import pool_paths
 from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_level import LEVELS, canonical_level
 from poolctl.logs.log_line import LogLine

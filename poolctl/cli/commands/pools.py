@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
@@ -14,14 +15,15 @@ from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Value
+from poolctl.json_form import to_json
 
 ANSWER_SECONDS = 2.0
 
 COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=MACHINE)
 
 
-class RunningPool(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningPool:
     """One pool. If its supervisor does not answer, `servers` and `ready` are None and `message` says why."""
 
     name: str
@@ -73,7 +75,7 @@ def _pool(path: str) -> tuple[RunningPool, str] | None:
         result = client.ask(StatusResult, "status", timeout=0.0)
         servers, ready = len(result.items), sum(item.ready for item in result.items)
         counted = "/".join(map(str, count_ready(result.items)))
-        info |= result.to_json("summary").get("summary") or {}
+        info |= to_json(result, "summary").get("summary") or {}
     except NoSupervisor:
         return None
     except ControlError as silent:

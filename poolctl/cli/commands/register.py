@@ -9,7 +9,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import RegistrationsResult
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, field_names
 from poolctl.routing.registration_report import SERVING, RegistrationReport, absolute_url
 
 COMMAND = Command(
@@ -33,7 +33,7 @@ COMMAND = Command(
     ),
     OUTPUT,
     section=CHANGES,
-    fields=tuple(RegistrationReport.annotations),
+    fields=tuple(field_names(RegistrationReport)),
     examples=(
         "poolctl register users --to http://10.0.0.7:9000 --ttl 30s",
         "poolctl register docs --to http://10.0.0.8:90 --path /docs --probe /health",

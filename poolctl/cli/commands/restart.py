@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from poolctl.cli.command import (
     ALLOW_EXPIRED,
     CALLER_ENV,
@@ -58,7 +60,7 @@ def _done_line(request: CommandRequest, result: Result) -> str:
     others = [item for item in result.items if item not in jobs]
     lines = []
     if others or not jobs:
-        lines.append(ready_line(result.but(items=tuple(others)), waited=waited, restarted=True))
+        lines.append(ready_line(replace(result, items=tuple(others)), waited=waited, restarted=True))
     lines += [run_line(item) if waited and item.last_run else f"{item.name}: runs" for item in runs]
     if len(jobs) > len(runs):
         lines.append("jobs with a schedule were left alone: poolctl restart NAME runs one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.cli.command import LIFECYCLE, LIST, NO_WAIT, OUTPUT, SERVERS, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
@@ -9,7 +11,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.rollout_answers import RolloutFigures, RolloutReport, RolloutResult
-from poolctl.frozen_value import Value
+from poolctl.json_form import field_names
 
 ACTIONS = ("status", "promote", "abort", "pause", "resume")
 COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")
@@ -51,7 +53,7 @@ COMMAND = Command(
     NO_WAIT,
     OUTPUT,
     section=LIFECYCLE,
-    fields=tuple(RolloutReport.annotations),
+    fields=tuple(field_names(RolloutReport)),
     examples=(
         "poolctl rollout web --canary 10% --promote-after 5m",
         "poolctl rollout web --abort-on 'errors>1%' --abort-on 'p99>2×before'",
@@ -68,7 +70,8 @@ COMMAND = Command(
 )
 
 
-class _RolloutLine(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RolloutLine:
     """A rollout as a row of the table: figures of the new workers / of the other workers."""
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
@@ -13,7 +14,7 @@ from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
-from poolctl.frozen_value import Value
+from poolctl.json_form import field_names
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route_report import PASS, PROXY, RouteReport
 
@@ -57,7 +58,7 @@ COMMAND = Command(
     ),
     OUTPUT,
     section=INSPECT,
-    fields=(*RouteReport.annotations, "matched"),
+    fields=(*field_names(RouteReport), "matched"),
     examples=(
         "poolctl routes explain https://users.example.com/v1/users",
         "poolctl routes explain /v1/users --method POST --header 'X-Beta: 1'",
@@ -71,7 +72,8 @@ COMMAND = Command(
 )  # fmt: skip
 
 
-class _RouteLine(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RouteLine:
     """A route as a row of the table."""
 
     alias: str
@@ -95,7 +97,8 @@ class _RouteLine(Value):
     why: str
 
 
-class ExplainedRoute(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedRoute:
     """A candidate route for a request: whether it matches, and why."""
 
     alias: str
@@ -330,7 +333,7 @@ def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
 def _line(route: RouteReport) -> _RouteLine:
     shown = {
         name: getattr(route, name)
-        for name in _RouteLine.annotations
+        for name in field_names(_RouteLine)
         if name not in ("p50", "p99", "machines")
     }
     machines = ", ".join(map(str, route.machines or ()))

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from poolctl.cli.reload_on_change import PoolWatcher
-    from poolctl.frozen_value import Table
+    from poolctl.json_form import Table
     from poolctl.monitor.journal import JournalEvent
 
 # If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
@@ -21,7 +23,7 @@ from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Described, Details, Item, RouteToServer, ShowResult
 from poolctl.control.client import NoSupervisor
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def perform(request: CommandRequest) -> Outcome:
         items = described_from_files(request, pool)
     if not request.get("reveal"):
         # Also for answers of an older supervisor, and for the files.
-        items = [item.but(config=masked(item.config)) for item in items]
+        items = [replace(item, config=masked(item.config)) for item in items]
     text = None
     if not request.output:
         import sys

@@ -14,6 +14,7 @@ from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
 from poolctl.control.answers import Item, ShowResult, StatusResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.json_form import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _status(request: CommandRequest) -> Outcome:
             items,
             exit_code=NOT_AS_DESIRED,
             message=_without_supervisor(items, pool),
-            extra={"summary": summary_of(items, pool).to_json()},
+            extra={"summary": to_json(summary_of(items, pool))},
         )
     outcome = Outcome.of(result)
     summary = result.summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import ENDED, LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
@@ -16,6 +17,7 @@ from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
 from poolctl.control.pool_paths import state_dir
 from poolctl.errors import PoolError
+from poolctl.json_form import Table, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 _MOST_NAMES = 5
-_ENDED = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
+_ENDED: Table = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
 COMMAND = Command(
     "Stop servers; without a selection the supervisor too.",
@@ -110,7 +112,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
         return None
     found = find_orphans(os.environ, pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
-    items = _from_files(request, pool, [Item.from_json({"name": name}) for name in running if name])
+    items = _from_files(request, pool, [from_json(Item, {"name": name}) for name in running if name])
     names = {each.name for each in items}
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
@@ -127,7 +129,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
-    items = [each.but(**_ENDED) if each.name in ended else each for each in items]
+    items = [replace(each, **_ENDED) if each.name in ended else each for each in items]
     what = f"{servers(len(ended))} and the gateway" if gateways else servers(len(ended))
     message = f"{what} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)

@@ -9,6 +9,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import RegistrationsResult
+from poolctl.json_form import field_names
 from poolctl.routing.registration_report import RegistrationReport, absolute_url
 
 COMMAND = Command(
@@ -17,7 +18,7 @@ COMMAND = Command(
     Option("to", "--to", metavar="URL", help="Its URL. Default: every service of this name."),
     OUTPUT,
     section=CHANGES,
-    fields=tuple(RegistrationReport.annotations),
+    fields=tuple(field_names(RegistrationReport)),
     examples=("poolctl unregister users --to http://10.0.0.7:9000",),
 )
 

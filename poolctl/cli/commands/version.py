@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import dataclass
 
 from poolctl import __version__
 from poolctl.cli.command import MACHINE, OUTPUT, Command
@@ -11,12 +12,13 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Value
+from poolctl.json_form import to_json
 
 COMMAND = Command("Print the version.", OUTPUT, section=MACHINE)
 
 
-class Versions(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
     """The versions of this command, its interpreter and platform, and the running supervisor ("" without one)."""
 
     version: str
@@ -30,12 +32,14 @@ def perform(request: CommandRequest) -> Outcome:
     if not (request.verbose or request.output):
         return Outcome(text=f"poolctl {__version__}\n", extra={"version": __version__})
     python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
-    versions = Versions(
-        version=__version__,
-        python=python,
-        platform=platform.platform(),
-        supervisor=_of_supervisor(request),
-    ).to_json()
+    versions = to_json(
+        Versions(
+            version=__version__,
+            python=python,
+            platform=platform.platform(),
+            supervisor=_of_supervisor(request),
+        )
+    )
     lines = [f"poolctl {__version__}"]
     if request.verbose:
         lines += [f"{key} {value}" for key, value in versions.items() if key != "version" and value]

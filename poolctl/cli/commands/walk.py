@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
@@ -43,6 +44,7 @@ COMMAND = Command(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Walked(Item):
     """The run of the command for one server: exit code and output."""
 
@@ -162,7 +164,7 @@ def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
         many = len(request.get("targets") or ()) > 1
         if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
             hint = outcome.errors[0].hint + "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
-            outcome.errors[0] = outcome.errors[0].but(hint=hint)
+            outcome.errors[0] = replace(outcome.errors[0], hint=hint)
         raise
 
 
@@ -186,11 +188,11 @@ def _failure(run: Walked) -> ErrorEntry:
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
     message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
     entry = error(FAILED, message, name=run.name, bind=run.bind)
-    return entry.but(error="ErrorCommand")
+    return replace(entry, error="ErrorCommand")
 
 
 def _walked(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
-    return Walked.extending(item, exit_code=exit_code, stdout=stdout, stderr=stderr)
+    return Walked(**vars(item), exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
 def _text(output: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
@@ -13,7 +14,7 @@ from poolctl.config import ConfigNotFound
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table
 from poolctl.keeper import rendezvous
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def number(path: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-class CheckResult(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
     """`check` names the checked object, `fix` says what to do if it is not ok. Commands identify items by `name`."""
 
     name: str

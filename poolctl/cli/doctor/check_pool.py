@@ -17,7 +17,7 @@ from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, from_json
 
 from .check import CheckContext, CheckResult, ok, problem, warning
 
@@ -98,7 +98,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
             continue
         yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
     if context.gateway is not None and not context.gateway["problem"]:
-        gateway = GatewayStatus.from_json(context.gateway)
+        gateway = from_json(GatewayStatus, context.gateway)
         listed = ", ".join(gateway.addresses)
         yield ok(
             "[gateway]", f"{gateway.state}: {listed}; {gateway.routes} routes" if listed else gateway.state

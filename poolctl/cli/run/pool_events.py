@@ -13,7 +13,7 @@ from poolctl.errors import ControlError
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
 if TYPE_CHECKING:
-    from poolctl.frozen_value import Table
+    from poolctl.json_form import Table
 
 _KINDS = ["lifecycle", "recovery", "pool"]
 # The pause between attempts while the supervisor is replaced.

@@ -15,6 +15,7 @@ from poolctl.control.answers import ShowResult, StatsResult
 from poolctl.control.client import Client
 from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
+from poolctl.json_form import from_json
 
 Answer = TypeVar("Answer")
 # Options of the verb `stats`: data for the view in addition to `-o json`.
@@ -45,7 +46,7 @@ class StatsSource:
 
 def gateway_of(result: StatsResult) -> GatewayStatus | None:
     """The gateway in this answer; None without a gateway, or if servers were selected."""
-    return None if result.gateway is None else GatewayStatus.from_json(result.gateway)
+    return None if result.gateway is None else from_json(GatewayStatus, result.gateway)
 
 
 class BackgroundRequests:

@@ -26,11 +26,14 @@ from typing import (
 from poolctl.config.values.problems import Finding, Path, Tree, problem_of, unreported
 from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
-from poolctl.frozen_value import REQUIRED, FieldSignature
 
 if TYPE_CHECKING:
+    from inspect import Signature
+
     from pydantic import BaseModel
     from pydantic_core import CoreSchema
+
+REQUIRED = object()
 
 
 class Key(NamedTuple):
@@ -61,15 +64,31 @@ def hidden(default: Tree = REQUIRED) -> Tree:
     return Key(default, hidden=True)
 
 
-def _described(section: type[Section]) -> Iterator[tuple[str, object, object]]:
-    annotations = {
-        name: text
-        for each in reversed(section.__mro__)
-        for name, text in vars(each).get("__annotations__", {}).items()
-    }
-    for name, key in section.keys_of.items():
-        if not key.hidden:
-            yield name, annotations[name], "" if key.derived else key.default
+class _KeySignature:
+    """The `__signature__` of a table, whose constructor takes any keyword: its keys, for help() and inspect."""
+
+    def __get__(self, instance: object, owner: type[Section]) -> Signature:
+        from inspect import Parameter, Signature  # no command asks
+
+        annotations = {
+            name: text
+            for each in reversed(owner.__mro__)
+            for name, text in vars(each).get("__annotations__", {}).items()
+        }
+        defaults = {
+            name: "" if key.derived else key.default for name, key in owner.keys_of.items() if not key.hidden
+        }
+        return Signature(
+            [
+                Parameter(
+                    name,
+                    Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if default is REQUIRED else default,
+                    annotation=annotations[name],
+                )
+                for name, default in defaults.items()
+            ]
+        )
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(required,))
@@ -80,7 +99,7 @@ class Section:
     """
 
     __slots__ = ("__dict__", "given")
-    __signature__ = FieldSignature(_described)
+    __signature__ = _KeySignature()
 
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys, and so says how they are validated.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from poolctl.config.model.gateway_tables import RouteConfig
@@ -146,7 +147,7 @@ def _joined(route: Route, registered: Iterable[RegisteredBackend]) -> Route:
         for each in registered
         if each.serving and each.url not in there
     ]
-    return route.but(to=(*route.to, *more))
+    return replace(route, to=(*route.to, *more))
 
 
 def _excluded(name: str, reason: str, host: str = "") -> ExcludedRoute:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -386,5 +387,5 @@ def _breaker(given: StreamBreaker) -> BreakerRule:
         probes=given.probes,
     )
     if isinstance(given, RouteBreaker):
-        rule = rule.but(statuses=tuple(sorted({*given.statuses})), max_open=given.max_open)
+        rule = replace(rule, statuses=tuple(sorted({*given.statuses})), max_open=given.max_open)
     return rule

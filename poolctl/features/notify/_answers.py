@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from poolctl.control.answers import Result
-from poolctl.frozen_value import Value
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import ClassVar
 
 
-class ReceiverResult(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverResult:
     """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
 
     name: str
@@ -18,6 +17,7 @@ class ReceiverResult(Value):
     message: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyResult(Result):
     """Of `notify`."""
 

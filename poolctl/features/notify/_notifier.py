@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolctl.clock import Clock
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import replace_file

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, from_json
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.units import format_duration
@@ -288,7 +288,7 @@ def _text_with_stacks(event: JournalEvent) -> str:
     stacks = event.detail.get("stacks")
     if not isinstance(stacks, list) or not stacks:
         return _text(event)
-    lines = WorkerStacks.from_json(stacks[0]).lines()
+    lines = from_json(WorkerStacks, stacks[0]).lines()
     return "\n".join([_text(event), *(f"  {line}" for line in islice(lines, _STACK_LINES))])
 
 

@@ -19,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
 from poolctl.clock import Clock
-from poolctl.frozen_value import Table
 from poolctl.http.forward_proxy import proxy_for
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage, ResponseHead
+from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld_variables

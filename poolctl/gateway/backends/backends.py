@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from random import Random
 
-from ...frozen_value import Table
+from ...json_form import Table, to_json
 from ...logs.log_line import stamp
 from ...routing.host_report import BreakerState, HostReport, HostState
 from ...routing.route import Route
@@ -175,7 +175,7 @@ class Backends:
     def snapshot(self) -> list[Table]:
         """Every host with its state: the fields of HostReport."""
         now = self.now()
-        return [self._row(each, now).to_json() for each in self._backends.values()]
+        return [to_json(self._row(each, now)) for each in self._backends.values()]
 
     def healths(self) -> dict[str, dict[str, Table]]:
         """The health of each backend as each route has it, of the routes that have backends already (see `aliases`).
@@ -183,7 +183,7 @@ class Backends:
         A stream's name has a prefix, since an HTTP route may have the same alias.
         """
         return {
-            name: {key: each.to_json() for key, each in found.healths().items()}
+            name: {key: to_json(each) for key, each in found.healths().items()}
             for name, (_, found) in self._routes.items()
         }
 

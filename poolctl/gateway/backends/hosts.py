@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 
-from ...frozen_value import Table, Value
+from ...json_form import Table, from_json, to_json
 from ...routing.host_report import HostState
 
 # Ten years: longer than any pause that is meant, and still a date.
@@ -16,7 +17,8 @@ _MOST_SECONDS = 10 * 365 * 86_400.0
 Listener = Callable[[str, HostState, str], None]
 
 
-class HostRecord(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
     """The state of a host. `since` and `until` are seconds since 1970, 0 for none."""
 
     host: str
@@ -155,7 +157,7 @@ class HostManager:
     def to_json(self) -> Table:
         """What `restore` needs after a restart: the hosts that are not active."""
         records = [each for each in self.records() if each.state != HostState.ACTIVE]
-        return {"hosts": [each.to_json() for each in records]}
+        return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
         """Take over the states that a predecessor has left. Listeners hear of those that are not over.
@@ -165,7 +167,7 @@ class HostManager:
         wall = self._wall()
         for entry in table.get("hosts") or ():
             try:
-                record = HostRecord.from_json(entry)
+                record = from_json(HostRecord, entry)
                 state = HostState(record.state)
             except (ValueError, AttributeError):
                 continue

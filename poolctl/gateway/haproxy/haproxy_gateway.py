@@ -14,7 +14,6 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from poolctl.frozen_value import Table
 from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
@@ -22,6 +21,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
+from ...json_form import Table, from_json
 from ..backends import Backends, HostManager
 from ..counts import Counts
 from ..endpoint import ServerFacts
@@ -85,7 +85,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     # What is in force.
 
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
-        settings = GatewaySettings.from_json(message["settings"])
+        settings = from_json(GatewaySettings, message["settings"])
         if self._in_force is None:
             log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
@@ -110,7 +110,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     def _server(self, message: wire.Message, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
-        facts = ServerFacts.from_json(message["facts"])
+        facts = from_json(ServerFacts, message["facts"])
         self._stale.discard(("forget", facts.name))
         self._withdrawn.discard(facts.name)
         self._servers[facts.name] = facts
@@ -147,8 +147,8 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._follow_soon()
 
     def _listener(self, message: wire.Message, fds: list[int]) -> None:
-        settings = ListenerSettings.from_json(message["listener"])
-        route = None if message["route"] is None else StreamRoute.from_json(message["route"])
+        settings = from_json(ListenerSettings, message["listener"])
+        route = None if message["route"] is None else from_json(StreamRoute, message["route"])
         sockets = [socket.socket(fileno=fd) for fd in fds]
         self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)

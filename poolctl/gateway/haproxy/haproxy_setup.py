@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from ...frozen_value import Table
+from ...json_form import Table
 from ...routing.route import Route, StreamRoute
 from ..backends import Backends
 from ..endpoint import Endpoint, ServerFacts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 
-from ...frozen_value import Table
+from ...json_form import Table
 from ...worker import tally
 from ..backends import Backends
 from ..counts import Counts, Traffic

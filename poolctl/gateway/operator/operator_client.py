@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from random import Random
 from urllib.parse import urlsplit
 
-from ...frozen_value import Table
 from ...http.http_client import exchange
 from ...http.message_head import BadMessage
+from ...json_form import Table
 from ...runners.listener_opener import in_daemon_thread
 from ..settings import OperatorSettings
 from .unsent_counts import COUNT, DUE_NS, OtherCounts, UnsentCounts

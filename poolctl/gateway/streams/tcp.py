@@ -21,7 +21,7 @@ from .flow import Flow
 from .idle_order import IdleOrder
 
 if TYPE_CHECKING:
-    from ...frozen_value import Table
+    from ...json_form import Table
     from ...routing.route import StreamRoute
     from ..edge import Edge
 

@@ -16,7 +16,7 @@ from .idle_order import IdleOrder
 from .socket_events import SocketEvents
 
 if TYPE_CHECKING:
-    from ...frozen_value import Table
+    from ...json_form import Table
     from ...routing.route import StreamRoute
     from ..edge import Edge
 

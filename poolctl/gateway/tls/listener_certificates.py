@@ -6,7 +6,7 @@ import os
 import ssl
 from collections.abc import Sequence
 
-from ...frozen_value import Table
+from ...json_form import Table
 
 PROTOCOLS = ["http/1.1"]
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from poolctl.json_form import from_json
 from poolctl.platform import kernel_threads, status_of
 from poolctl.worker.stack_dump import ASK, ASK_AGAIN
 
@@ -95,7 +96,7 @@ class StackReader:
                 found = await in_daemon_thread(functools.partial(kernel_threads, pid, _MOST_THREADS))
         except TimeoutError:
             return ()
-        return tuple(KernelThread.from_json({**each, "name": printable(each["name"])}) for each in found)
+        return tuple(from_json(KernelThread, {**each, "name": printable(each["name"])}) for each in found)
 
 
 def _obstacle(worker: LocalWorker) -> str:

@@ -11,7 +11,8 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, Protocol
 
 from poolctl.config import (
     MASK,
@@ -23,6 +24,7 @@ from poolctl.config import (
     users_of,
     with_registrations,
 )
+from poolctl.json_form import from_json, to_json
 from poolctl.keeper.rendezvous import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
@@ -37,7 +39,7 @@ _KEY_CHARACTERS = 32
 # A reload changes many servers, one after the other.
 _GATHER_SECONDS = 0.01
 # The fields of routes that hold headers.
-_HEADERS = [name for name, (kind, _) in Route.annotations.items() if kind == "tuple[Header, ...]"]
+_HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header, ...]"]
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -63,7 +65,7 @@ class RouteSet(NamedTuple):
     def ending(self, servers: frozenset[str]) -> RouteSet:
         """The same, while the connections that these servers have kept are ended."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
-        return self._replace(http=tuple(ending(self.http, servers)), kept=self.kept.but(user=user))
+        return self._replace(http=tuple(ending(self.http, servers)), kept=replace(self.kept, user=user))
 
     @property
     def served(self) -> list[Route | StreamRoute]:
@@ -330,7 +332,7 @@ def _key(secret: bytes, server: str, user: str) -> str:
 def _read(path: str) -> Kept | None:
     try:
         with open(path, "rb") as file:
-            return Kept.from_json(json.load(file))
+            return from_json(Kept, json.load(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -339,7 +341,7 @@ def _read(path: str) -> Kept | None:
 
 
 def _write(path: str, kept: Kept) -> None:
-    replace_file(path, json.dumps(kept.to_json()).encode())
+    replace_file(path, json.dumps(to_json(kept)).encode())
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
@@ -359,14 +361,14 @@ def masked_route(route: Route) -> Route:
     Masked are the values of headers that it adds, which resolved variables may be in, and of its conditions those of
     headers with a secret's name.
     """
-    fields = {
+    changes: dict[str, Any] = {
         name: tuple(_masked_header(each, is_condition=name == "headers") for each in headers)
         for name in _HEADERS
         if (headers := getattr(route, name))
     }
-    return route.but(**fields) if fields else route
+    return replace(route, **changes) if changes else route
 
 
 def _masked_header(header: Header, *, is_condition: bool) -> Header:
     value = masked(header.value, ("headers", header.name)) if is_condition else MASK
-    return header.but(value=value if header.value else "")
+    return replace(header, value=value if header.value else "")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from poolctl.address import overlaps, parse
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import UDP, ListenerSettings
+from poolctl.json_form import from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import close_listener, refuse
 from poolctl.listeners.unix_listener import Identity, identity_of
@@ -42,7 +43,7 @@ class GatewayListeners:
                 if key in self._open:
                     continue
                 reply, fds = await self._keeper.call({"op": "get", "name": name})
-                self.settings[key] = ListenerSettings.from_json(reply["meta"])
+                self.settings[key] = from_json(ListenerSettings, reply["meta"])
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
                 self._identities[key] = identity_of(self.settings[key].bind)
             if not names:
@@ -89,7 +90,7 @@ class GatewayListeners:
     def _keep(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
         name = f"{fd_store.GATEWAY_LISTENER}{key}"
-        self._keeper.send({"op": "put", "name": name, "meta": listener.to_json()}, self._open[key])
+        self._keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
         """Close the others: their connections are refused from now on."""

@@ -18,6 +18,7 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import HAPROXY, ListenerSettings
+from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.host_report import HostReport
@@ -194,7 +195,7 @@ class GatewayManager(SidecarManager):
             report = None
         if report is None:
             return None
-        rows = map(HostReport.from_json, report["hosts"])
+        rows = (from_json(HostReport, row) for row in report["hosts"])
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:

@@ -14,8 +14,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from poolctl.core.core import Core
-from poolctl.frozen_value import Table
 from poolctl.gateway.counts import ERRORS
+from poolctl.json_form import Table
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_figures import BOUNDS_SECONDS
 from poolctl.monitor.server_metrics import Row, families_of, family_of

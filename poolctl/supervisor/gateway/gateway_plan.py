@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
 from poolctl.config import GatewayConfig, Tables, certificate_names, haproxy_program, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
 from poolctl.gateway.settings import HAPROXY, HTTP, GatewaySettings, ListenerSettings, OperatorSettings
+from poolctl.json_form import Table
 from poolctl.routing.route import StreamRoute
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def plan_of(
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(
-        settings_of(gateway, directory, state_directory).but(operator=_operator(tables.operator, env, name)),
+        replace(
+            settings_of(gateway, directory, state_directory), operator=_operator(tables.operator, env, name)
+        ),
         listeners,
         routes,
         tuple(_certificates(gateway, env)),

@@ -9,9 +9,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from poolctl.frozen_value import Table
 from poolctl.gateway.endpoint import MachineState, ProbeState, ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.json_form import Table, to_json
 from poolctl.keeper import wire
 from poolctl.platform import process_parent, read_file
 from poolctl.routing.route import StreamRoute
@@ -59,7 +59,7 @@ class GatewayProcess(SidecarProcess):
 
     def configure(self, settings: GatewaySettings) -> None:
         """Put these settings in force."""
-        self._send("settings", settings, {"t": "settings", "settings": settings.to_json()})
+        self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
         """Take from this pair the connections that workers give back; it keeps both ends for the next supervisor."""
@@ -75,7 +75,7 @@ class GatewayProcess(SidecarProcess):
         """Accept connections, or datagrams, of this listener."""
         message = {
             "t": "listener",
-            "listener": listener.to_json(),
+            "listener": to_json(listener),
             "route": None if route is None else route.to_json(),
         }
         self._send(f"listener {listener.key}", (listener, route, mark), message, sockets)
@@ -108,7 +108,7 @@ class GatewayProcess(SidecarProcess):
     def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
         """Serve this server's routes as these facts say, passing connections through its pair if it has one."""
         pair = 0 if give is None else pair_number(give)
-        message = {"t": "server", "facts": facts.to_json(), "pair": pair}
+        message = {"t": "server", "facts": to_json(facts), "pair": pair}
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
     def forget(self, server: str) -> None:
@@ -165,19 +165,19 @@ class GatewayProcess(SidecarProcess):
         """Use these states of the machines behind URLs, and those of no others."""
         known = {name.removeprefix("machine ") for name in self._sent if name.startswith("machine ")}
         for host, state in states.items():
-            self._send(f"machine {host}", state, {"t": "machine", "state": state.to_json()})
+            self._send(f"machine {host}", state, {"t": "machine", "state": to_json(state)})
         for host in known - states.keys():
             del self._sent[f"machine {host}"]
-            self.link.send({"t": "machine", "state": MachineState(host=host).to_json()})
+            self.link.send({"t": "machine", "state": to_json(MachineState(host=host))})
 
     def report_probes(self, states: Mapping[str, ProbeState]) -> None:
         """Use these results of probes of URLs, and of no others."""
         known = {name.removeprefix("probe ") for name in self._sent if name.startswith("probe ")}
         for host, state in states.items():
-            self._send(f"probe {host}", state, {"t": "probed", "state": state.to_json()})
+            self._send(f"probe {host}", state, {"t": "probed", "state": to_json(state)})
         for host in known - states.keys():
             del self._sent[f"probe {host}"]
-            self.link.send({"t": "probed", "state": ProbeState(host=host).to_json()})
+            self.link.send({"t": "probed", "state": to_json(ProbeState(host=host))})
 
     def inform(self, connections: Mapping[str, int]) -> None:
         """Balance by these numbers of connections that the workers of servers have."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from poolctl.core.core import Core
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file

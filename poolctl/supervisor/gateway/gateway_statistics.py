@@ -7,13 +7,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
-from poolctl.frozen_value import Table
 from poolctl.gateway.settings import HTTP, ListenerSettings
+from poolctl.json_form import Table, to_json
 from poolctl.monitor.server_figures import Usage
 from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
@@ -87,12 +88,12 @@ class GatewayStatistics:
     async def _in_status(self, call: Call, result: Result) -> Result:
         if not call.selector.selects_all or self._manager.tables.gateway is None:
             return result
-        return self._within(call, result, self.status().but(stats=await self.stats()))
+        return self._within(call, result, replace(self.status(), stats=await self.stats()))
 
     def _within(self, call: Call, result: Result, status: GatewayStatus) -> Result:
         if not call.selector.selects_all or self._manager.tables.gateway is None:
             return result
-        return result.but(gateway=status.to_json())
+        return replace(result, gateway=to_json(status))
 
     @property
     def serving_pid(self) -> int | None:

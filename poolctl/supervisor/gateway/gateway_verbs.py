@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import closing
+from dataclasses import replace
 
 from poolctl.control.answers import ProgressLine, Result, ShowResult, failure
 from poolctl.control.gateway_answers import (
@@ -18,7 +19,7 @@ from poolctl.control.gateway_answers import (
 from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError
 from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
@@ -77,7 +78,7 @@ class GatewayVerbs:
             for number, each in enumerate(routes.served):
                 report_of_route = figures.of(each)
                 if inventory is not None:
-                    report_of_route = report_of_route.but(machines=inventory.machines(each))
+                    report_of_route = replace(report_of_route, machines=inventory.machines(each))
                 reports.append(report_of_route)
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
@@ -129,7 +130,7 @@ class GatewayVerbs:
         why = f" ({health.detail})" if health.detail else ""
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         warning = f"the route {name} is {health.status}{why}{more}: poolctl health --routes"
-        return result.but(warnings=(*result.warnings, warning))
+        return replace(result, warnings=(*result.warnings, warning))
 
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
@@ -159,7 +160,9 @@ class GatewayVerbs:
         await self._gateway.routes.settled()
         routes = self._gateway.routes.routes
         found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
-        return result.but(items=tuple(each.but(routes=found.get(each.name, ())) for each in result.items))
+        return replace(
+            result, items=tuple(replace(each, routes=found.get(each.name, ())) for each in result.items)
+        )
 
     async def reopen(self, call: Call, result: Result) -> Result:
         """Reopen the gateway's access log too."""
@@ -169,7 +172,7 @@ class GatewayVerbs:
             await process.reopen_log()
         except (LinkLost, TimeoutError):
             late = "[gateway]: its process does not answer: its access log may not be reopened yet"
-            return result.but(warnings=(*result.warnings, late))
+            return replace(result, warnings=(*result.warnings, late))
         return result
 
     async def hosts(self, call: Call) -> HostsResult:
@@ -184,14 +187,16 @@ class GatewayVerbs:
             if service.state != SERVING and not (url in rows and rows[url].routes):
                 row = rows.get(url) or HostReport(host=url)
                 status = service.health.status
-                rows[url] = row.but(routes=(service.settings.name,), available=False, health=status, why=why)
+                rows[url] = replace(
+                    row, routes=(service.settings.name,), available=False, health=status, why=why
+                )
         return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
         """Of a server, with the connections of its workers, to which most of its clients were passed."""
-        found = HostReport.from_json(row)
+        found = from_json(HostReport, row)
         known = found.host in self._core.entries
-        return found.but(connections=self._gateway.reports.connections(found.host)) if known else found
+        return replace(found, connections=self._gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
@@ -211,12 +216,12 @@ class GatewayVerbs:
             errors = tuple(failure(PoolParamError, each["message"], each["hint"]) for each in problems)
             return HostsResult(errors=errors, exit_code=NOTHING_MATCHED)
         result = await self.hosts(call)
-        result = result.but(items=tuple(each for each in result.items if each.host in answer["hosts"]))
+        result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
         routing = self._core.runner.capabilities.routing
         late = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
-            result = result.but(warnings=(*result.warnings, warning))
+            result = replace(result, warnings=(*result.warnings, warning))
         return result
 
     async def _report(self) -> Table | None:

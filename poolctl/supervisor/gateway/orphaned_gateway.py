@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from poolctl.clock import SILENT_SECONDS
 from poolctl.gateway.settings import ListenerSettings
+from poolctl.json_form import from_json, to_json
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import peer_credentials, process_start
@@ -77,7 +78,7 @@ def find(directory: str) -> list[OrphanedGateway]:
             if message.get("t") == "pair":
                 orphan.pair = fds
             elif message.get("t") == "listener":
-                orphan.listeners.append((ListenerSettings.from_json(message["listener"]), fds))
+                orphan.listeners.append((from_json(ListenerSettings, message["listener"]), fds))
             elif message.get("t") == "over":
                 orphan.mark = str(message["mark"])
                 break
@@ -133,7 +134,7 @@ class OrphanSearch:
         keeper = self._keeper
         for listener, fds in orphan.listeners:
             name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"
-            keeper.send({"op": "put", "name": name, "meta": listener.to_json()}, fds)
+            keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, fds)
         _, held = await keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
         for fd in held:
             os.close(fd)

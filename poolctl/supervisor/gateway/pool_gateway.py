@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
@@ -13,6 +14,7 @@ from poolctl.control.answers import Result
 from poolctl.core.core import Core
 from poolctl.errors import PoolRestartError, PoolStartError, PoolValidateError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
+from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 
@@ -208,7 +210,7 @@ class PoolGateway:
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The result of a command, once its changes are in force here too; see Daemon."""
-        result = result.but(without_servers=self.is_alone or None)
+        result = replace(result, without_servers=self.is_alone or None)
         manager = self._manager
         if self._registration_address is not None:
             await self._registration_address.attempted()
@@ -219,15 +221,15 @@ class PoolGateway:
             return self._warned(verb, result)
         late = await manager.in_force(call.options.get("timeout")) or await self._behind()
         if late:
-            result = result.but(warnings=(*result.warnings, late))
+            result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
         if whole and verb == "start" and self._statistics is not None and manager.tables.gateway is not None:
-            result = result.but(gateway=self._statistics.status().to_json())
+            result = replace(result, gateway=to_json(self._statistics.status()))
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
-        errors = [as_kind(kind, each).but(name="[gateway]") for each in manager.failures]
-        return result.but(errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
+        errors = [replace(as_kind(kind, each), name="[gateway]") for each in manager.failures]
+        return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
     async def _behind(self) -> str:
         """A warning of workers that have not confirmed the route table; "" if there is none."""
@@ -238,7 +240,7 @@ class PoolGateway:
 
     def _warned(self, verb: str, result: Result) -> Result:
         more = self.problems if verb in _STARTING else ()
-        return result.but(warnings=(*result.warnings, *more))
+        return replace(result, warnings=(*result.warnings, *more))
 
     async def aclose(self) -> None:
         """End it."""

@@ -18,9 +18,9 @@ from poolctl.address import parse
 from poolctl.clock import Clock, RateLimit
 from poolctl.control.answers import Result
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
-from poolctl.frozen_value import Table
 from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
+from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import peer_credentials
 from poolctl.selection.selector import Selector
@@ -197,7 +197,7 @@ class RegistrationEndpoint(HttpEndpoint):
             result = await self._services.register(call, client.name)
         else:
             result = await self._services.unregister(call, client.name)
-        return _STATUSES.get(result.exit_code, 500), json.dumps({"result": result.to_json()}).encode() + b"\n"
+        return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
 
     def _client(self, request: Received, peer: Peer) -> Client:
         """Who sent it. Raises Refused."""

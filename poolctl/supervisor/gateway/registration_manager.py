@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,7 +22,7 @@ from poolctl.control.answers import Result, failure
 from poolctl.control.gateway_answers import RegistrationsResult
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import Family
@@ -188,7 +189,7 @@ class RegistrationManager:
             self._record("audit", "unregistered", each, by=call.by())
         self._forget(found)
         late = await self._in_force(call)
-        return answer.but(warnings=(late,) if late else ())
+        return replace(answer, warnings=(late,) if late else ())
 
     def metrics(self) -> list[Family]:
         """How many services have registered."""

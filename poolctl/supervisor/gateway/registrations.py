@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from poolctl.clock import Clock
 from poolctl.config import RegisteredBackend, Registration, registration_of
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.probes.hysteresis import Hysteresis
 from poolctl.routing.registration_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport

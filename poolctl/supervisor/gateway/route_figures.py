@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from poolctl.core.core import Core
-from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
 from poolctl.gateway.settings import HAPROXY
+from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostState
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
@@ -67,7 +68,8 @@ class RouteFigures:
         if isinstance(route, StreamRoute):
             stream = self._streams.get(route.alias, {})
             begun = stream.get("accepted", stream.get("opened", 0))
-            return report.but(
+            return replace(
+                report,
                 state=health.status,
                 requests=begun,
                 passed=stream.get("passed", 0),
@@ -103,7 +105,7 @@ class RouteFigures:
                 "p50_seconds": latency_seconds(total, _NONE, 0.5),
                 "p99_seconds": latency_seconds(total, _NONE, 0.99),
             }
-        return report.but(**changes)
+        return replace(report, **changes)
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
         """The health of the route: that of its best backend, among them services that get no requests now."""
@@ -126,7 +128,7 @@ class RouteFigures:
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of a route that is not served; with the services, if it is because of these."""
         services = self._services.of(route.alias) if route.provider == REGISTRATION else []
-        return route_report(route).but(registrations=tuple(map(self._services.report, services)) or None)
+        return replace(route_report(route), registrations=tuple(map(self._services.report, services)) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
         """Whether its connections stay with the gateway if they are no TLS, which all of its servers speak."""
@@ -207,10 +209,10 @@ class RouteFigures:
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:
             verdict = {"status": UNKNOWN, "detail": row["why"]}
-        found = RouteHealth() if verdict is None else RouteHealth.from_json(verdict)
+        found = RouteHealth() if verdict is None else from_json(RouteHealth, verdict)
         if entry is None:
-            return found.but(latency_seconds=self._gateway.probes.latency_seconds(key))
+            return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
         own = health_of(self._core, entry)
         if verdict is None or own.status == found.status:
             return own
-        return own.but(status=found.status, detail=found.detail or own.detail)
+        return replace(own, status=found.status, detail=found.detail or own.detail)

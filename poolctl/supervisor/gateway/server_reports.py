@@ -6,6 +6,7 @@ Gateway and runner know the pair of a canary under a name, as they do that of a 
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
@@ -59,7 +60,7 @@ class ServerReports:
             process.serve(canary, self.pairs.get(canary.name))
         facts = facts_of(self._core, entry)
         if self._core.runner.capabilities.routing is not None and not entry.config.command:
-            facts = facts.but(context_key=self._routes.context_keys.get(server, ""))
+            facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
         process.serve(facts, self.pairs.get(server))
         if canary is None:
             process.forget(canary_name(server))

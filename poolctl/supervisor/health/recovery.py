@@ -17,7 +17,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.platform import memory_bytes
@@ -214,7 +214,7 @@ class WorkerRecovery:
             "pids": entry.pids,
             "lines": [],
         }
-        if taken := [each.stacks.to_json() for each in problems if each.stacks is not None]:
+        if taken := [to_json(each.stacks) for each in problems if each.stacks is not None]:
             report["stacks"] = taken[:_MOST_STACKS]
             report["sentences"] = [each.sentence for each in problems]
         if self._core.runner.capabilities.logs is not None:

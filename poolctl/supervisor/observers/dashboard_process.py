@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from poolctl.address import parse
 from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.runners.process_link import Link
 
 from ..sidecar import SidecarProcess

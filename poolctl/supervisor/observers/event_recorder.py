@@ -7,7 +7,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
 from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.core.sleep_windows import window_text
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from poolctl.control.observer_answers import HealthReport, HealthResult
@@ -10,7 +11,7 @@ from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import failed_run
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, from_json
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, RouteHealth, health_in_depth, server_health
 from poolctl.selection.selector import SelectorError
 
@@ -74,7 +75,8 @@ class PoolHealth:
             for name, each in found.in_depth(depth).items()
         )
         return HealthResult(
-            items=tuple(map(HealthReport.from_json, rows)), exit_code=0 if found.serves else NOT_AS_DESIRED
+            items=tuple(from_json(HealthReport, row) for row in rows),
+            exit_code=0 if found.serves else NOT_AS_DESIRED,
         )
 
 
@@ -96,4 +98,4 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
     if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
         return RouteHealth(detail=entry.state)
     health = health_of(core, entry)
-    return health.but(detail=failed) if (failed := failed_run(entry)) else health
+    return replace(health, detail=failed) if (failed := failed_run(entry)) else health

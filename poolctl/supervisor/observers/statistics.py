@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from poolctl.control import answers
 from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
+from poolctl.json_form import Table
 from poolctl.monitor.server_figures import (
     BOUNDS_SECONDS,
     INTERVAL_SECONDS,
@@ -34,9 +36,9 @@ _WINDOW = 5  # intervals over which current rates and latencies are taken
 # The time that one sample may spend on memory; the other processes follow in the next one.
 _SAMPLE_SECONDS = 0.02
 # Unknown without the counters of a runner, and of a program, whose requests poolctl does not see.
-_OF_REQUESTS = (
-    "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
-    "connections", "connections_total", "websockets",
+_UNCOUNTED: Table = dict.fromkeys(
+    ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
+     "connections", "connections_total", "websockets"),
 )  # fmt: skip
 
 
@@ -99,7 +101,7 @@ class Statistics:
         snapshots = await self.look(entries)
         return StatsResult(
             items=tuple(
-                Measured.extending(item, stats=self.figures(seen, with_errors=with_errors))
+                Measured(**vars(item), stats=self.figures(seen, with_errors=with_errors))
                 for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
@@ -109,7 +111,7 @@ class Statistics:
         entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
-                answers.Monitored.extending(item, monitor=self._observed(entry))
+                answers.Monitored(**vars(item), monitor=self._observed(entry))
                 for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
@@ -177,10 +179,10 @@ class Statistics:
             ),
         )
         if with_errors and counted:
-            stats = stats.but(
-                errors_per_second=round(error_rate(before, total, seconds), 3) if watched else 0.0
+            stats = replace(
+                stats, errors_per_second=round(error_rate(before, total, seconds), 3) if watched else 0.0
             )
-        return stats if counted else stats.but(**dict.fromkeys(_OF_REQUESTS))
+        return stats if counted else replace(stats, **_UNCOUNTED)
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
         """The servers' figures now, one by one, so that the loop goes on: many processes take long."""

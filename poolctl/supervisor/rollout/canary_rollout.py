@@ -12,6 +12,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING, Phase
 from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Canary, Entry, Worker
+from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
@@ -267,7 +268,7 @@ class CanaryRollout:
 
     def _record(self, kind: str, message: str, cause: str = "", severity: str = "info") -> None:
         report = self.report()
-        figures = {"canary": report.canary.to_json(), "others": report.before.to_json()}
+        figures = {"canary": to_json(report.canary), "others": to_json(report.before)}
         self._events.record(
             "config", kind, server=self.entry.name, message=message, cause=cause, severity=severity,
             generation=self._canary.generation, **figures,

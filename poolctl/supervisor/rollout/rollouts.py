@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
@@ -14,7 +15,7 @@ from poolctl.core.configuration_diff import differences, is_live, listed
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
 from poolctl.states import in_words
 
@@ -198,8 +199,9 @@ class Rollouts:
         reports = tuple(each.report() for each in rollouts)
         failed = [each for each in reports if each.state == "withdrawn" and not aborted]
         errors = tuple(
-            failure(PoolRestartError, f"withdrawn: {each.reason}", f"poolctl logs {each.name}").but(
-                name=each.name
+            replace(
+                failure(PoolRestartError, f"withdrawn: {each.reason}", f"poolctl logs {each.name}"),
+                name=each.name,
             )
             for each in failed
         )

@@ -10,7 +10,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_changes import NO_CAUSE
 from poolctl.core.server_entry import Entry
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.units import format_duration
 

@@ -21,7 +21,7 @@ from types import FrameType
 
 from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events

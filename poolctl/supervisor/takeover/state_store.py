@@ -18,7 +18,7 @@ from poolctl.clock import Clock
 from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link

@@ -78,7 +78,7 @@ class Lifecycle:
             if self._core.runner.capabilities.counters is None and entry.config.scale.is_automatic
         ]
         asleep = kept_asleep(chosen, self._core.clock.time()) if call.selector.targets else []
-        return result.but(warnings=(*result.warnings, *await warnings, *sleepless, *unmeasured, *asleep))
+        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *unmeasured, *asleep))
 
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered.
@@ -158,14 +158,14 @@ class Lifecycle:
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
         result = await operation.conclude(chosen, call)
-        result = result.but(dependents=names_of(also), unchanged=unchanged)
+        result = replace(result, dependents=names_of(also), unchanged=unchanged)
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
                     await self._finish(call.options.get("timeout"))
             finally:
                 keeper_pid = self._context.daemon.shut_down()
-            return result.but(ended=True, keeper_pid=keeper_pid)
+            return replace(result, ended=True, keeper_pid=keeper_pid)
         return result
 
     async def _finish(self, limit_seconds: float | None) -> None:
@@ -251,7 +251,7 @@ class Lifecycle:
         for entry in enabled:
             self._core.enable(entry)
         result = await operation.conclude(chosen, call)
-        return result.but(dependents=names_of(also), unchanged=unchanged)
+        return replace(result, dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
@@ -271,7 +271,7 @@ class Lifecycle:
         for entry in chosen:
             self._core.disable(entry)
         self._core.servers.note_stopped_with(stopped, chosen)
-        return (await operation.conclude(chosen, call)).but(dependents=names_of(running))
+        return replace((await operation.conclude(chosen, call)), dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
         """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
@@ -299,7 +299,7 @@ class Lifecycle:
         tables = self._context.configuration.tables
         warnings = asyncio.ensure_future(added_warnings(servers, entry.name, tables))
         result = await operation.conclude([entry], call)
-        return result.but(warnings=(*result.warnings, *await warnings))
+        return replace(result, warnings=(*result.warnings, *await warnings))
 
     async def remove(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from poolctl.core.decision_input import NO_OVERRIDES
 from poolctl.core.server_files import digest_of
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.json_form import to_json
 from poolctl.selection.selector import Selector, select
 
 from ..configuration_reader import ReaderFailed
@@ -95,7 +97,7 @@ class ConfigurationDrift:
             self._configuration.marks = difference.marks
             self._core.servers.revise()  # saved for a successor
             return result
-        return result.but(changed=_answer(found.files, difference).to_json())
+        return replace(result, changed=to_json(_answer(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
         """Put changed files in force if no server runs; None if there is nothing to apply, or something runs.
@@ -110,7 +112,7 @@ class ConfigurationDrift:
             return result
         added, removed, changed = counts
         applied = _changed_files(found.files, added=added, removed=removed, changed=changed, applied=True)
-        return result.but(changed=applied.to_json())
+        return replace(result, changed=to_json(applied))
 
     @property
     def _runs(self) -> bool:
@@ -144,7 +146,7 @@ class ConfigurationDrift:
             if select(here, Selector([target]))[1] is not None:
                 new, unmatched = select(difference.new.values(), Selector([target]))
                 if unmatched is not None:
-                    return result.but(changed=_answer(found.files, difference).to_json())
+                    return replace(result, changed=to_json(_answer(found.files, difference)))
                 names.update((each.name, None) for each in new)
         errors = [_not_in_pool(name, difference.files_of_new[name]) for name in names]
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result

@@ -23,7 +23,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import day, passed_over
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
@@ -69,8 +69,8 @@ class Reading:
             counts[entry.state] = counts.get(entry.state, 0) + 1
             healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
         missing = [entry for entry in entries if entry.is_missing]
-        summary = Summary.extending(
-            self._context.daemon.identity(),
+        summary = Summary(
+            **vars(self._context.daemon.identity()),
             servers=len(entries),
             should_run=len(should_run),
             ready=sum(entry.ready for entry in should_run),

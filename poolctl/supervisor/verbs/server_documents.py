@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table, to_json
 from poolctl.runners import withheld_variables
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.states import Status
@@ -67,8 +68,8 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
     if table["http"]["access_log"] and not logged_requests(config):
         table["http"]["access_log"] = False
         origin = origin and {**origin, "http.access_log": "run --no-access-log"}
-    return Details.extending(
-        _item(core, entry, core.clock.monotonic()),
+    return Details(
+        **vars(_item(core, entry, core.clock.monotonic())),
         overrides=LiveChanges(
             workers=live.workers,
             disabled=live.disabled,
@@ -96,7 +97,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         failure=ErrorEntry.of(entry.observed.failure) if entry.observed.failure else None,
         config=table if reveal else masked(table, hidden=withheld_variables.values()),
         origin=origin,
-        stacks=None if (stacks := core.stacks.last(entry)) is None else stacks.to_json(),
+        stacks=None if (stacks := core.stacks.last(entry)) is None else to_json(stacks),
         log_files=False if core.runner.capabilities.log_files is None else None,
     )
 
@@ -125,7 +126,7 @@ def unwell(entry: Entry, complaint: str) -> ServerError:
 
 def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error with the code of the command that failed."""
-    return ErrorEntry.of(failure).but(code=kind.code, error=kind.error)
+    return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 
 
 def _iso(seconds: float | None) -> str | None:

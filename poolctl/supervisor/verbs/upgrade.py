@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE
+from dataclasses import dataclass
 
 from poolctl import __version__, bootstrap
 from poolctl.config import changed_files
@@ -25,7 +26,7 @@ from poolctl.control.answers import (
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
-from poolctl.frozen_value import Value
+from poolctl.json_form import from_json
 
 from ..configuration_reader import ReaderFailed
 from ..takeover import portable_pickle
@@ -38,7 +39,8 @@ _TRIAL_SECONDS = 90.0
 _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 
-class TakeoverCheck(Value):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeoverCheck:
     """The next version's answer to CHECK, which gives it the configuration in force.
 
     `problem`: why it does not understand it, and would read the files instead; `errors` are those of the files then.
@@ -85,7 +87,7 @@ class Upgrade:
         said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
         if not failed:
             try:
-                check = TakeoverCheck.from_json(json.loads(said))
+                check = from_json(TakeoverCheck, json.loads(said))
             except (ValueError, AttributeError):
                 failed = f"its check printed {said[:80]!r}"
             else:

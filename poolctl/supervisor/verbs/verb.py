@@ -19,7 +19,7 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.matcher_client import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select

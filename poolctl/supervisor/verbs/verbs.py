@@ -7,6 +7,7 @@ import os
 import pwd
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
@@ -15,7 +16,7 @@ from poolctl.control.control_server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
 
@@ -94,11 +95,11 @@ class Verbs:
         """Await this when every server has been stopped, before the supervisor ends."""
         self._context.endings.append(finish)
 
-    async def handle(self, request: Request, progress: Progress) -> Value:
+    async def handle(self, request: Request, progress: Progress) -> object:
         """The answer to one request."""
         self.used = True
         if request.verb == "ping":
-            return PingResult.extending(self._daemon.identity(), build=self.build.known)
+            return PingResult(**vars(self._daemon.identity()), build=self.build.known)
         try:
             return await self._answer(request, progress)
         except ImportError as error:
@@ -106,7 +107,7 @@ class Verbs:
                 raise
             return _replaced(str(error))
 
-    async def _answer(self, request: Request, progress: Progress) -> Value:
+    async def _answer(self, request: Request, progress: Progress) -> object:
         if not self._knows(request.verb):
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
@@ -125,7 +126,7 @@ class Verbs:
             # A supervisor without servers ends: it would keep the limit that it was started with.
             if not self._core.servers.unused:
                 return refused.result
-            return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
+            return replace(refused.result, ended=True, keeper_pid=self._daemon.shut_down())
 
     async def _performed(self, verb: str, call: Call) -> Result:
         try:
@@ -148,7 +149,7 @@ class Verbs:
         for extension in self._extended.get(verb, ()):
             result = await extension(call, result)
         if applied is not None:
-            result = result.but(changed=applied.changed)
+            result = replace(result, changed=applied.changed)
         else:
             result = await self._drift.report(verb, call, result)
         if verb not in _OF_SERVERS or result.ended:

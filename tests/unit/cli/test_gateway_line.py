@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolctl.cli.gateway_line import gateway_line
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.json_form import to_json
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -26,41 +28,41 @@ WHOLE = "[gateway] running, http://127.0.0.1:8080, https://127.0.0.1:8443, 12 ro
 
 def test_line_has_what_is_known() -> None:
     assert gateway_line(STATUS) == WHOLE
-    assert gateway_line(STATUS.but(stats=STATS)) == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
-    refused = gateway_line(STATUS.but(stats=STATS.but(refused_total=7)))
+    assert gateway_line(replace(STATUS, stats=STATS)) == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
+    refused = gateway_line(replace(STATUS, stats=replace(STATS, refused_total=7)))
     assert refused.endswith("3 errors, 7 refused")
-    starting = STATUS.but(state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
+    starting = replace(STATUS, state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
     assert gateway_line(starting) == "[gateway] starting, 1 route"
-    assert "1 restart" in gateway_line(STATUS.but(restarts=1))
+    assert "1 restart" in gateway_line(replace(STATUS, restarts=1))
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_line_is_broken_where_a_terminal_ends(width: int) -> None:
-    lines = gateway_line(STATUS.but(stats=STATS), width).split("\n")
+    lines = gateway_line(replace(STATUS, stats=STATS), width).split("\n")
     assert max(map(len, lines)) <= width
-    assert " ".join(line.strip() for line in lines) == gateway_line(STATUS.but(stats=STATS))
+    assert " ".join(line.strip() for line in lines) == gateway_line(replace(STATUS, stats=STATS))
 
 
 def test_gateway_is_no_server_of_the_list(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(item("users"), gateway=STATUS.to_json())):
+    with supervised(always(item("users"), gateway=to_json(STATUS))):
         document = poolctl("list", "-o", "json").json
         assert [each["name"] for each in document["items"]] == ["users"]
-        assert document["gateway"] == STATUS.to_json()
+        assert document["gateway"] == to_json(STATUS)
         for form in ("table", "wide", "name", "jsonl", "name,state"):
             assert "gateway" not in poolctl("list", "-o", form).out, "scripts read lines of servers"
 
 
 def test_start_ends_with_the_addresses_that_clients_use(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(item("users"), gateway=STATUS.to_json())):
+    with supervised(always(item("users"), gateway=to_json(STATUS))):
         assert poolctl("start").out == (
             "1 server ready\nusers  http://127.0.0.1:8081\nthe gateway serves http://127.0.0.1:8080, https://127.0.0.1:8443\n"
         )
-    with supervised(always(item("users"), gateway=STATUS.but(state="failed").to_json())):
+    with supervised(always(item("users"), gateway=to_json(replace(STATUS, state="failed")))):
         assert "gateway" not in poolctl("start").out
 
 
 def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: Supervised) -> None:
-    gateway = STATUS.but(stats=STATS).to_json()
+    gateway = to_json(replace(STATUS, stats=STATS))
     summary: dict[str, Any] = {"name": "shop", "servers": 1, "should_run": 1, "ready": 1}
     with supervised(always(item("users"), gateway=gateway, summary=summary)):
         assert poolctl("status").out.splitlines()[1].startswith(WHOLE)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
 from poolctl.control.answers import ErrorEntry, Item, Measured
+from poolctl.json_form import from_json, to_json
 from tests.stand_in import server
 
 USERS = server("users", 8081, pids=[7], tags=["api", "v1"])
@@ -20,7 +22,7 @@ OFF = server("off", 80, state="disabled", ready=False, health="unknown", pids=[]
 
 
 def failure(message: str, **where: Any) -> ErrorEntry:
-    return ErrorEntry.from_json({"code": 1, "error": "ErrorUnexpected", "message": message, **where})
+    return from_json(ErrorEntry, {"code": 1, "error": "ErrorUnexpected", "message": message, **where})
 
 
 class Terminal(io.StringIO):
@@ -101,7 +103,9 @@ def test_a_long_cell_is_shortened_in_its_middle_before_a_column_is_left_out() ->
 
 
 def test_a_wide_table_fits_into_120_columns_of_a_terminal() -> None:
-    socket = LONG.but(bind="unix:/run/a/long/directory/of/some/service/api.sock", pids=(70001, 70002, 70003))
+    socket = replace(
+        LONG, bind="unix:/run/a/long/directory/of/some/service/api.sock", pids=(70001, 70002, 70003)
+    )
     for width in (80, 120):
         head, *lines = render.text_of([USERS, OFF, LONG, socket], "wide", width=width).splitlines()
         assert head.split()[4:8] == ["BIND", "EXPOSE", "PIDS", "WORKERS"]
@@ -110,7 +114,7 @@ def test_a_wide_table_fits_into_120_columns_of_a_terminal() -> None:
 
 
 def test_a_wide_table_shows_the_workers_that_are_there_of_those_that_are_wanted() -> None:
-    lines = render.text_of([USERS.but(pids=(7, 8), workers=3)], "wide").splitlines()
+    lines = render.text_of([replace(USERS, pids=(7, 8), workers=3)], "wide").splitlines()
     assert "2/3" in lines[1].split()
 
 
@@ -123,7 +127,7 @@ def test_a_wide_table_shows_the_rest_too() -> None:
 
 
 def measured(server: Item, **stats: Any) -> Measured:
-    return Measured.from_json({**server.to_json(), "stats": stats})
+    return from_json(Measured, {**to_json(server), "stats": stats})
 
 
 def test_a_wide_table_shows_cpu_and_memory_where_they_were_measured() -> None:
@@ -160,7 +164,7 @@ def test_fields_are_separated_by_tabs(form: str, line: str) -> None:
 
 def test_json_lines_carry_their_schema() -> None:
     (line,) = render.text_of([USERS], "jsonl").splitlines()
-    assert json.loads(line) == {"schema": 1, **USERS.to_json()}
+    assert json.loads(line) == {"schema": 1, **to_json(USERS)}
 
 
 def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +214,8 @@ def test_json_is_one_document_whatever_else_there_is_to_say(capsys: pytest.Captu
     document = json.loads(capsys.readouterr().out)
     assert document == {
         "schema": 1,
-        "items": [USERS.to_json()],
-        "errors": [failure("no").to_json()],
+        "items": [to_json(USERS)],
+        "errors": [to_json(failure("no"))],
         "warnings": ["slow"],
     }
 
@@ -268,9 +272,7 @@ def test_a_hint_of_consecutive_errors_is_printed_once_after_the_last(
     )
     render.show(Outcome(errors=errors, form="json"))
     document = json.loads(capsys.readouterr().out)
-    assert document["errors"] == [each.to_json() for each in errors], (
-        "each error of the document has its hint"
-    )
+    assert document["errors"] == [to_json(each) for each in errors], "each error of the document has its hint"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from poolctl.config import (
     table_text,
 )
 from poolctl.config.model.gateway_tables import MODES, POLICIES
+from poolctl.json_form import from_json
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
 from poolctl.routing.table_file import write_table
 from poolctl.units import format_duration, format_size
@@ -170,7 +171,7 @@ def test_tables_survive_being_written_and_read_again(tables: dict[str, Any]) -> 
         assert not isinstance(each, ExcludedRoute)
         assert each.to
         kind = Route if isinstance(each, Route) else StreamRoute
-        assert kind.from_json(each.to_json()) == each
+        assert from_json(kind, each.to_json()) == each
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from(

@@ -11,6 +11,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,21 @@ from poolctl.control import control_server as control
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.control.pool_paths import BACKLOG
-from poolctl.frozen_value import Table, Value
+from poolctl.json_form import Table
 from tests.examples import examples
 
-Handle = Callable[[Request, Progress], Awaitable[Value]]
+Handle = Callable[[Request, Progress], Awaitable[object]]
 
 
-class Echo(Value):
+@dataclass(frozen=True, kw_only=True)
+class Echo:
     verb: str
     body: Table | None = None
     uid: int | None = None
     pid: int | None = None
 
 
-async def echo(request: Request, progress: Progress) -> Value:
+async def echo(request: Request, progress: Progress) -> object:
     progress(ProgressLine(notice="web"))
     return Echo(verb=request.verb, body=request.body, uid=request.uid, pid=request.pid)
 
@@ -218,7 +220,7 @@ def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> Non
     async def scenario() -> None:
         begun, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def wait_for_ever(request: Request, progress: Progress) -> Value:
+        async def wait_for_ever(request: Request, progress: Progress) -> object:
             progress(ProgressLine())  # never read: the end arrives as a reset
             begun.set()
             try:
@@ -242,7 +244,7 @@ def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> Non
 @pytest.mark.parametrize("more", [b"\r\n", b"GET /v1/list HTTP/1.1\r\nhost: x\r\n\r\n"])
 def test_request_is_answered_when_more_data_follows_it(tmp_path: Path, more: bytes) -> None:
     async def scenario() -> None:
-        async def slow(request: Request, progress: Progress) -> Value:
+        async def slow(request: Request, progress: Progress) -> object:
             await asyncio.sleep(0.1)
             return Echo(verb=request.verb)
 
@@ -260,7 +262,7 @@ def test_request_is_answered_when_more_data_follows_it(tmp_path: Path, more: byt
 
 def test_failing_handler_is_answered_with_an_error(tmp_path: Path, caplog: Any) -> None:
     async def scenario() -> None:
-        async def broken(request: Request, progress: Progress) -> Value:
+        async def broken(request: Request, progress: Progress) -> object:
             raise RuntimeError("not thought of")
 
         async with serving(tmp_path, broken) as path:
@@ -302,7 +304,7 @@ def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
     async def scenario() -> None:
         begun = asyncio.Event()
 
-        async def slow(request: Request, progress: Progress) -> Value:
+        async def slow(request: Request, progress: Progress) -> object:
             begun.set()
             await asyncio.sleep(0.1)
             return Echo(verb="done")

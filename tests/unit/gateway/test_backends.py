@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.frozen_value import Table
 from poolctl.gateway.backends import (
     Backend,
     Backends,
@@ -20,6 +20,7 @@ from poolctl.gateway.backends import (
 )
 from poolctl.gateway.counts import Counts
 from poolctl.gateway.endpoint import ProbeState, ServerFacts
+from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
 
 URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
@@ -328,9 +329,10 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
     fail(stage.backends.of(before))
     lease = taken(stage.backends.of(before).acquire("1.1.1.1"))
     stage.hosts.disable(URLS[1], 0, "broken disk")
-    changed = before.but(
+    changed = replace(
+        before,
         to=tuple(Target(url=url) for url in URLS),
-        breaker=rule.but(failures=2),
+        breaker=replace(rule, failures=2),
         backend_limit=Limit(concurrency=1),
     )
     stage.backends.apply([changed], {})

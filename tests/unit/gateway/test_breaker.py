@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -113,7 +114,7 @@ def test_probe_that_is_answered_with_an_error_closes_the_breaker_of_the_last_bac
 
 
 def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -> None:
-    breaker = Breaker(CONSECUTIVE.but(probes=2))
+    breaker = Breaker(replace(CONSECUTIVE, probes=2))
     for _ in range(3):
         request(breaker, 0.0, good=False)
     first, second = breaker.enter(), breaker.enter()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl.gateway.settings import GatewaySettings, OperatorSettings
+from poolctl.json_form import from_json, to_json
 from poolctl.routing.route import Target
 from tests.unit.gateway.operator_stage import HANG, Operator
 from tests.unit.gateway.passing_stage import HEAD, Stage, app_route
@@ -23,7 +25,7 @@ def counting(
     async def with_operator(stage: Stage) -> None:
         async with Operator().serving() as operator:
             operator.mode = HANG
-            stage.edge.configure(stage.edge.settings.but(operator=OperatorSettings(url=operator.url)))
+            stage.edge.configure(replace(stage.edge.settings, operator=OperatorSettings(url=operator.url)))
             await scene(stage, operator)
 
     play(loop, with_operator, Stage, directory=str(tmp_path))
@@ -100,7 +102,7 @@ def test_probes_and_icons_which_wake_no_server_are_not_counted(tmp_path: Path, p
 def test_operator_that_is_configured_no_more_is_informed_no_more(tmp_path: Path) -> None:
     async def scene(stage: Stage, operator: Operator) -> None:
         await stage.route(ok)
-        stage.edge.configure(stage.edge.settings.but(operator=None))
+        stage.edge.configure(replace(stage.edge.settings, operator=None))
         assert stage.edge.operator is None
         wire = await stage.client()
         await wire.send(HEAD)
@@ -112,5 +114,5 @@ def test_operator_that_is_configured_no_more_is_informed_no_more(tmp_path: Path)
 
 def test_settings_with_an_operator_survive_json() -> None:
     settings = GatewaySettings(directory="/run", operator=OperatorSettings(url="http://a:1", token="t"))
-    assert GatewaySettings.from_json(settings.to_json()) == settings
-    assert GatewaySettings.from_json({"directory": "/run"}).operator is None
+    assert from_json(GatewaySettings, to_json(settings)) == settings
+    assert from_json(GatewaySettings, {"directory": "/run"}).operator is None

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_access_log_is_written_to_a_new_file_once_it_was_reopened(tmp_path: Path
         async with gateway(tmp_path) as stage:
             log, moved = tmp_path / "access.log", tmp_path / "access.log.1"
             await stage.process.reopen_log()  # without one there is nothing to wait for
-            stage.process.configure(stage.settings.but(access_log=str(log)))
+            stage.process.configure(replace(stage.settings, access_log=str(log)))
             await stage.get()
             while not log.exists():
                 await asyncio.sleep(0.01)
@@ -259,7 +260,7 @@ def test_kernel_keeps_silent_connections_of_http_and_gives_those_of_a_stream_at_
         async with gateway(tmp_path) as stage:
             await stage.settled()
             assert deferral(stage.listener)
-            binding = stage.binding.but(protocol="tcp", alias="db")
+            binding = replace(stage.binding, protocol="tcp", alias="db")
             route = StreamRoute(alias="db", bind=binding.bind, to=(Target(server="web"),))
             stage.process.listen(binding, route, (1,), [stage.listener])
             await stage.settled()
@@ -280,7 +281,7 @@ def test_stream_is_served_and_goes_on_with_another_route(tmp_path: Path) -> None
             stage.process.listen(binding, route, (2,), [listener])
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for idle_seconds in (10.0, 20.0):
-                stage.process.listen(binding, route.but(idle_seconds=idle_seconds), (2,), [listener])
+                stage.process.listen(binding, replace(route, idle_seconds=idle_seconds), (2,), [listener])
                 await stage.settled()
                 writer.write(b"GET / HTTP/1.1\r\n\r\n")
                 assert (await reader.readexactly(40)).endswith(b"ok")
@@ -324,10 +325,10 @@ def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
             backends = stage.server.edge.backends
             before = backends.of(used)
-            stage.publish(3, used.but(policy="first"), unused)
+            stage.publish(3, replace(used, policy="first"), unused)
             await stage.settled()
-            assert (backends.aliases, backends.of(used.but(policy="first"))) == (["a"], before)
-            stage.publish(4, unused, unused.but(alias="c", host="c"))
+            assert (backends.aliases, backends.of(replace(used, policy="first"))) == (["a"], before)
+            stage.publish(4, unused, replace(unused, alias="c", host="c"))
             await stage.settled()
             assert backends.aliases == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
         (setup(ONE), setup(ONE, hosts={"one": "::1"}), ["set server route:r/one addr ::1 port 8081"]),
         (
             setup(ONE, TWO),
-            setup(ONE, TWO.but(weight=3)),
+            setup(ONE, replace(TWO, weight=3)),
             ["set weight route:r/two 3"],
         ),
         (

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -134,7 +135,7 @@ def test_a_rule_of_a_route_has_its_line(route: Route, lines: list[str]) -> None:
 
 
 def test_all_rules_are_accepted(tmp_path: Path) -> None:
-    routes = [route.but(alias=f"a{number}") for number, (route, _) in enumerate(RULES)]
+    routes = [replace(route, alias=f"a{number}") for number, (route, _) in enumerate(RULES)]
     check(made(*routes), tmp_path)
 
 
@@ -168,7 +169,7 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     tls = "bind :::8443 v4v6 name 8443.crt-list ssl crt-list 8443.crt-list alpn"
     assert f"{tls} h2,http/1.1 no-tls-tickets\n" in configuration.text()
     assert "tune.ssl.cachesize 0\n" in configuration.text()
-    http1 = made(settings=settings.but(http2=False), listeners=listeners[:1])
+    http1 = made(settings=replace(settings, http2=False), listeners=listeners[:1])
     assert f"{tls} http/1.1 no-tls-tickets\n" in http1.text()
     open_to_all = made(listeners=[listeners[0]._replace(certificates=certificates[:1])])
     assert open_to_all.files == {"8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n"}
@@ -177,7 +178,7 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     assert "cachesize" not in open_to_all.text()
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
-    trusting = made(settings=settings.but(trusted_proxies=("*",)), listeners=listeners[:1])
+    trusting = made(settings=replace(settings, trusted_proxies=("*",)), listeners=listeners[:1])
     assert "{ src 0.0.0.0/0 ::/0 }" in trusting.text()
     check(trusting, tmp_path)
 
@@ -307,7 +308,9 @@ MORE_REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
 
 @pytest.mark.parametrize("routes", [ROUTES, MANY], ids=["few", "many"])
 def test_haproxy_decides_as_the_gateway_does(tmp_path: Path, routes: list[Route]) -> None:
-    routes = [each.but(to=WEB, add_headers=(Header(name="x-route", value=each.alias),)) for each in routes]
+    routes = [
+        replace(each, to=WEB, add_headers=(Header(name="x-route", value=each.alias),)) for each in routes
+    ]
 
     async def work() -> None:
         async with haproxy(tmp_path, routes) as port:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,14 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
             first = stage.haproxy.process.pid
             assert await stage.answers() == {"one", "two"}
             one = stage.facts["one"]
-            stage.report(one.but(ready=False, state="stopping"))
+            stage.report(replace(one, ready=False, state="stopping"))
             await stage.process.performed()
             assert await stage.answers() == {"two"}
             stage.report(one)
             await stage.process.performed()
             assert await stage.answers() == {"one", "two"}
             # Another address, as after a restart on another port.
-            stage.report(one.but(bind=stage.facts["two"].bind))
+            stage.report(replace(one, bind=stage.facts["two"].bind))
             await stage.process.performed()
             assert await stage.answers() == {"two"}
             assert stage.haproxy.process.pid == first
@@ -195,10 +196,10 @@ def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> No
     async def work() -> None:
         async with gateway(short) as stage:
             one, two = stage.facts["one"], stage.facts["two"]
-            stage.report(one.but(ready=False, state="sleeping"))
+            stage.report(replace(one, ready=False, state="sleeping"))
             await stage.process.performed()
             assert await stage.answers() == {"two"}
-            stage.report(two.but(ready=False, state="stopped"))
+            stage.report(replace(two, ready=False, state="stopped"))
             await stage.process.performed()
             assert await stage.answers() == {"one"}
 
@@ -212,7 +213,7 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
         async with gateway(short) as stage:
             first = stage.haproxy.process
             await stage.add("three")
-            stage.publish(2, BOTH.but(to=(Target(server="two"), Target(server="three"))))
+            stage.publish(2, replace(BOTH, to=(Target(server="two"), Target(server="three"))))
             await stage.process.performed()
             assert await stage.answers() == {"two", "three"}
             assert stage.haproxy.process is first
@@ -228,7 +229,7 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
             clients = [asyncio.ensure_future(load()) for _ in range(3)]
             for generation in range(3, 6):
                 routes = [
-                    BOTH.but(to=(Target(server="three"),)),
+                    replace(BOTH, to=(Target(server="three"),)),
                     Route(alias="two", path=f"/{generation}", to=(Target(server="two"),)),
                 ]
                 stage.publish(generation, *routes)

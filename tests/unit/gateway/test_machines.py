@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolctl.gateway import machines
 from poolctl.gateway.endpoint import MachineState
+from poolctl.json_form import to_json
 from poolctl.routing.route import Route, Target
 from tests.unit.gateway import proxy_stage
 from tests.unit.gateway.proxy_stage import Backend, Wire, ok
@@ -40,7 +42,7 @@ class Stage(proxy_stage.Stage):
     def report(self, state: str, **fields: Any) -> None:
         self.reports += 1
         found = MachineState(**{"host": self.url, "state": state, "start_seconds": 60.0, **fields})
-        self.edge.machine(found.but(answers=self.answers).to_json())
+        self.edge.machine(to_json(replace(found, answers=self.answers)))
 
     def answer(self, state: str, **fields: Any) -> None:
         """Report it as the answer to a wake."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ async def gateway(
     try:
         to = (Target(url=backend.url),)
         made = [
-            each if each.redirect else each.but(to=to, breaker=BreakerRule(failures=0, rate=0.0))
+            each if each.redirect else replace(each, to=to, breaker=BreakerRule(failures=0, rate=0.0))
             for each in routes
         ]
         if engine == "haproxy":
@@ -332,7 +333,7 @@ def test_trusted_proxy_reports_its_client_before_the_first_request(
 
 def test_others_are_not_believed_what_they_report(engine: str, tmp_path: Path) -> None:
     async def work() -> None:
-        routes = [ONLY_THAT.but(host="a.test"), Route(alias="b")]
+        routes = [replace(ONLY_THAT, host="a.test"), Route(alias="b")]
         for accept_proxy, trusted in ((True, ("192.0.2.1",)), (False, ("127.0.0.1",))):
             async with gateway(
                 engine, tmp_path, *routes, trusted_proxies=trusted, accept_proxy=accept_proxy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ class Stage(passing_stage.Stage):
         return backend
 
     def become(self, state: str) -> None:
-        facts = self.facts.but(state=state, ready=state == "running")
+        facts = replace(self.facts, state=state, ready=state == "running")
         self.edge.backends.apply(list(self.edge.table), {"users": facts})
 
     async def ask(
@@ -117,7 +118,7 @@ def test_probe_is_answered_by_another_server_of_the_route_that_is_awake() -> Non
         awake = stage.server("b")
         stage.routes(app_route("users", "b", probe_responses=("/health",)))
         facts = {
-            "users": stage.facts.but(state="sleeping"),
+            "users": replace(stage.facts, state="sleeping"),
             "b": ServerFacts(name="b", state="running", ready=True),
         }
         stage.edge.backends.apply(list(stage.edge.table), facts)

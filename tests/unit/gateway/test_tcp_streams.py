@@ -10,6 +10,7 @@ import struct
 import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,12 +313,12 @@ def test_idle_connections_end_by_the_clock_and_active_ones_stay(run: Run) -> Non
             writer.write(b"x")
             await reader.readexactly(1)
             edge.moved_seconds += 200
-            stream.apply(stream.route.but(idle_seconds=599.0))  # looks at once
+            stream.apply(replace(stream.route, idle_seconds=599.0))  # looks at once
             assert await idle.read() == b""
             writer.write(b"y")
             assert await reader.readexactly(1) == b"y"
             edge.moved_seconds += 600
-            stream.apply(stream.route.but(idle_seconds=600.0))
+            stream.apply(replace(stream.route, idle_seconds=600.0))
             assert await reader.read() == b""
 
     run(main())
@@ -492,7 +493,7 @@ def test_connections_reach_the_canary_of_a_server_in_its_share_and_the_server_if
         return {"db": found}
 
     async def main() -> None:
-        route = a_route().but(to=(Target(server="db"),))
+        route = replace(a_route(), to=(Target(server="db"),))
         async with backend(names(b"server")) as port, backend(names(b"canary")) as canary_port:
             edge = StreamEdge(facts(port, canary_port))
             async with tcp(route, edge) as (_, at):
@@ -513,7 +514,7 @@ REPORT = b"PROXY TCP4 192.0.2.1 10.0.0.2 5000 80\r\n"
 def trusting(*networks: str, head_seconds: float = 60.0) -> StreamEdge:
     """An edge that believes these proxies."""
     edge = StreamEdge()
-    edge.settings = edge.settings.but(trusted_proxies=networks, head_seconds=head_seconds)
+    edge.settings = replace(edge.settings, trusted_proxies=networks, head_seconds=head_seconds)
     return edge
 
 

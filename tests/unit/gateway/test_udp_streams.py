@@ -9,6 +9,7 @@ import resource
 import socket
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_idle_session_ends_by_the_clock(run: Run) -> None:
                     edge.moved_seconds += 40
                     assert await ask(active, b"x") == b"x"
                     edge.moved_seconds += 40
-                    stream.apply(stream.route.but(idle_seconds=59.0))  # looks at once
+                    stream.apply(replace(stream.route, idle_seconds=59.0))  # looks at once
                     await until(lambda: len(stream.sessions) == 1)
                     assert edge.backends.snapshot()[0]["in_flight"] == 1
                     assert await ask(idle, b"x") == b"x"  # with a new one
@@ -299,7 +300,7 @@ def test_drain_forwards_late_answers_and_leaves_new_datagrams_to_a_successor(run
                     assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"answer"
                     assert not draining.done()
                     edge.moved_seconds += 60
-                    stream.apply(route.but(idle_seconds=59.0))  # looks at once
+                    stream.apply(replace(route, idle_seconds=59.0))  # looks at once
                     await draining
                     assert data == b"question"
                     assert stream.snapshot()["datagrams_in"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -187,7 +188,7 @@ def test_removed_route_refuses_those_that_wait(stage: Stage) -> None:
 def test_greater_limit_serves_those_that_wait_at_once(stage: Stage) -> None:
     route = as_route(limit=ONE_AT_ONCE)
     tasks = [stage.wait(stage.backends.of(route)) for _ in range(3)]
-    stage.backends.apply([route.but(limit=ONE_AT_ONCE.but(concurrency=3))], {})
+    stage.backends.apply([replace(route, limit=replace(ONE_AT_ONCE, concurrency=3))], {})
     stage.loop.pass_time()
     assert all(task.done() for task in tasks)
 
@@ -264,7 +265,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(concurrency=st.integers(0, 3), of_backend=st.integers(1, 2))
     def reload(self, concurrency: int, of_backend: int) -> None:
-        self.limit = self.limit.but(concurrency=concurrency)
+        self.limit = replace(self.limit, concurrency=concurrency)
         self.of_backend = Limit(concurrency=of_backend)
         self.lowered = True
         self.apply()

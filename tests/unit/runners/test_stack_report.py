@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
+from poolctl.json_form import from_json, to_json
 from poolctl.runners.stack_report import FAULTHANDLER, PYTHON, ThreadStack, WorkerStacks, parse, place_of
 
 SERVER = ServerConfig(name="web", bind="127.0.0.1:1", app="shop.web:app", app_dir="/srv/shop")
@@ -44,7 +45,7 @@ def test_main_thread_comes_first_and_paths_are_short() -> None:
         "12 tasks Task-1, Task-2 and 10 more, waits for a Future:",
         "  Event.wait (asyncio/locks.py:213)",
     ]
-    assert WorkerStacks.from_json(found.to_json()) == found
+    assert from_json(WorkerStacks, to_json(found)) == found
 
 
 def test_place_is_the_applications_innermost_call() -> None:

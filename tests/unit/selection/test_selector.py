@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.answers import Item
+from poolctl.json_form import from_json
 from poolctl.selection.regular_expressions import compiled
 from poolctl.selection.selector import Selector, SelectorError, Unmatched, select
 
 
 def item(name: str, bind: str, **keys: Any) -> Item:
     usual = {"expose": f"http://{bind}", "tags": [], "state": "running", "health": "ok"}
-    return Item.from_json({"name": name, "bind": bind} | usual | keys)
+    return from_json(Item, {"name": name, "bind": bind} | usual | keys)
 
 
 ITEMS = [
@@ -146,7 +147,7 @@ def test_no_selector_means_all_also_of_nothing() -> None:
 
 
 def test_an_item_without_the_keys_is_not_chosen_by_them() -> None:
-    assert select([Item.from_json({})], Selector(tag=["x"], allow_empty=True)) == ([], None)
+    assert select([from_json(Item, {})], Selector(tag=["x"], allow_empty=True)) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +204,8 @@ def test_a_selector_says_what_it_chooses() -> None:
 def test_choosing_by_name_needs_neither_expressions_nor_addresses() -> None:
     script = (
         "import sys; before = set(sys.modules); from poolctl.selection.selector import *;"
-        "from poolctl.control.answers import Item;"
-        "select([Item.from_json({'name': 'a', 'bind': 'b'})], Selector(['a']));"
+        "from types import SimpleNamespace;"
+        "select([SimpleNamespace(name='a', bind='b')], Selector(['a']));"
         "print(*(set(sys.modules) - before))"
     )
     done = subprocess.run(
@@ -227,7 +228,7 @@ items = st.lists(
             "state": st.sampled_from(["running", "stopped"]),
             "health": st.sampled_from(["ok", "ko"]),
         }
-    ).map(Item.from_json),
+    ).map(lambda table: from_json(Item, table)),
     max_size=6,
 )
 patterns = st.lists(st.sampled_from(["a", "^a", "1$", ".", "b|S", "nothing"]), max_size=2)

@@ -16,6 +16,7 @@ from poolctl.config import Tables
 from poolctl.control.answers import About, ErrorEntry, Result
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
+from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
@@ -76,7 +77,7 @@ class Desk:
         self.verbs = Verbs(self.core, self.events, self, self.files)
 
     def identity(self) -> About:
-        return About.from_json({"keeper_pid": 1})
+        return from_json(About, {"keeper_pid": 1})
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         return result
@@ -91,7 +92,7 @@ class Desk:
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         selector = Selector.from_dict({"targets": list(targets)})
         answer = await self.verbs.perform(verb, Call(selector, options, lambda line: None))
-        return answer.to_json()
+        return to_json(answer)
 
     def begin(self, verb: str, *targets: str, **options: Any) -> asyncio.Task[dict[str, Any]]:
         return asyncio.ensure_future(self.ask(verb, *targets, **options))

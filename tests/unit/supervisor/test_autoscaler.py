@@ -9,6 +9,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.control.answers import About
 from poolctl.core.servers import record_of, restore
+from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.observers.event_recorder import EventRecorder
@@ -44,7 +45,7 @@ class Stage:
         self.load = Load(self.desk)
         self.events: list[JournalEvent] = []
         self.desk.events.subscribe(self.events.append)
-        EventRecorder(self.desk.core, self.desk.events).begin(0, About.from_json({"keeper_pid": 1}))
+        EventRecorder(self.desk.core, self.desk.events).begin(0, from_json(About, {"keeper_pid": 1}))
         self.scaling = PoolScaling(self.desk.core, self.desk.events)
         self.web = self.desk.core.entries["web"]
 

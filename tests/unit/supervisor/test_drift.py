@@ -12,6 +12,7 @@ import pytest
 from poolctl.config import changed_files, marks_of, stamp_of
 from poolctl.config.files.file_marks import Mark
 from poolctl.control.control_server import Request
+from poolctl.json_form import to_json
 from poolctl.keeper.fd_store import Store
 from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -60,7 +61,7 @@ class DeskWithFiles(Desk):
     async def handled(self, verb: str, *targets: str) -> dict[str, Any]:
         """The answer as the control socket gives it."""
         request = Request(verb, {"selector": {"targets": [*targets]}}, os.getuid(), os.getpid())
-        return (await self.verbs.handle(request, lambda line: None)).to_json()
+        return to_json(await self.verbs.handle(request, lambda line: None))
 
 
 def test_edit_is_reported_by_every_command_that_shows_servers_until_a_reload(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from poolctl.control.answers import About
 from poolctl.control.control_server import Request
 from poolctl.core.server_changes import caused_by
+from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.observers.event_recorder import EventRecorder
@@ -18,7 +19,7 @@ from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
 
 OURS = Path("/proc/self/comm").read_text().strip()
-ABOUT = About.from_json({"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
+ABOUT = from_json(About, {"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
 
 
 class Recording:
@@ -44,7 +45,7 @@ async def ask(desk: Desk, verb: str, *targets: str, **options: Any) -> dict[str,
     """The answer to a request as it comes over the control socket, from this very process."""
     body = {"selector": {"targets": list(targets)}, "options": options}
     answer = await desk.verbs.handle(Request(verb, body, os.getpid(), os.getuid()), lambda line: None)
-    return answer.to_json()
+    return to_json(answer)
 
 
 def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
-from poolctl.frozen_value import Table
 from poolctl.gateway.counts import TIMEOUT, Counts
+from poolctl.json_form import Table, to_json
 from poolctl.monitor.exposition import render
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route, Target
@@ -41,7 +41,7 @@ def report(*hosts: HostReport) -> Table:
     stream = {"accepted": 5, "open": 2, "failed": 1, "refused": 1, "bytes_in": 10, "bytes_out": 20}
     return {
         "counts": counts.snapshot(),
-        "hosts": [each.to_json() for each in hosts],
+        "hosts": [to_json(each) for each in hosts],
         "streams": {"db": stream},
         "queued": {"api": 3},
         "queues": {"out": 2},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.frozen_value import Table
+from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.gateway.gateway_verbs import host_order
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
@@ -144,7 +145,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         listener, pair, gateway = (
             peer.store.get(each) or (None, []) for each in (key, fd_store.GATEWAY_PAIR, fd_store.GATEWAY_LINK)
         )
-        assert (listener[0], len(listener[1]), len(pair[1])) == (orphan.binding.to_json(), 1, 2)
+        assert (listener[0], len(listener[1]), len(pair[1])) == (to_json(orphan.binding), 1, 2)
         assert gateway[0]["pid"] == os.getpid()
         orphan.supervise(socket.socket(fileno=os.dup(gateway[1][0])))
         link.close()

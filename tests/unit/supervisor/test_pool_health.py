@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.http.http_client import exchange
+from poolctl.json_form import to_json
 from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.supervisor.observers.metrics_server import MetricsServer, _is_local
@@ -33,7 +34,7 @@ class Routes:
 
 
 async def asked(health: PoolHealth, **options: Any) -> tuple[int, list[dict[str, Any]]]:
-    answer = (await health.verb(Call(Selector(), options, lambda line: None))).to_json()
+    answer = to_json(await health.verb(Call(Selector(), options, lambda line: None)))
     return answer["exit_code"], answer["items"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.clock import Clock, ManualClock
 from poolctl.config import ProxmoxTable
+from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
@@ -83,7 +84,7 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
         ]
         (machine,) = stage.inventory.machines(web)
         where = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web"}
-        assert machine.to_json() == {"to": "http://elsewhere:9000", **where, "state": "stopped"}
+        assert to_json(machine) == {"to": "http://elsewhere:9000", **where, "state": "stopped"}
         assert str(machine) == "pve1/101 web (stopped)"
         # Names suffice: no machine was asked for its addresses.
         assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []

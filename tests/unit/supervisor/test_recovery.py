@@ -327,7 +327,7 @@ class AskedRunner(SlowRunner):
         await self.may_answer.wait()
         if self.fails:
             raise OSError("no")
-        return STACKS.but(worker=worker)
+        return replace(STACKS, worker=worker)
 
 
 async def asked() -> tuple[RecoveryScenario, AskedRunner]:

@@ -13,6 +13,7 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import GatewayConfig, RouteConfig, Tables, registration_of
+from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
@@ -88,7 +89,7 @@ class Registry:
 
     async def ask(self, verb: str, **options: Any) -> Any:
         call = Call(Selector(), {"timeout": None, **options}, lambda line: None, lambda: {"uid": 7})
-        return (await getattr(self.manager, verb)(call)).to_json()
+        return to_json(await getattr(self.manager, verb)(call))
 
     @property
     def trail(self) -> list[tuple[str, str]]:

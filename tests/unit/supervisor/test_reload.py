@@ -7,6 +7,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.control.answers import ErrorEntry
+from poolctl.json_form import from_json
 from poolctl.runners.runner_protocol import Placement
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
@@ -63,7 +64,7 @@ def test_files_with_problems_change_nothing_and_all_problems_are_reported() -> N
         desk = Desk(web("a"))
         await desk.ask("start")
         desk.files.written = [web("new")]
-        desk.files.wrong = [ErrorEntry.from_json({"message": text}) for text in ("one", "two")]
+        desk.files.wrong = [from_json(ErrorEntry, {"message": text}) for text in ("one", "two")]
         answer = await desk.ask("reload")
         assert (answer["exit_code"], len(answer["errors"])) == (5, 2)
         assert desk.states() == {"a": "running"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from poolctl.control.rollout_answers import RolloutFigures
@@ -21,7 +23,7 @@ BEFORE = RolloutFigures(
     latency_p99_seconds=0.1,
     memory_bytes=100_000_000,
 )
-LIKE_BEFORE = BEFORE.but(workers=1, requests=1000, errors=1)
+LIKE_BEFORE = replace(BEFORE, workers=1, requests=1000, errors=1)
 
 
 def judged(
@@ -31,9 +33,9 @@ def judged(
     return verdict(conditions, canary, before, min_requests=100, is_over=is_over)
 
 
-SLOW = LIKE_BEFORE.but(latency_p50_seconds=0.5, latency_p99_seconds=0.25)
-FAILING = LIKE_BEFORE.but(errors=31)
-LARGE = LIKE_BEFORE.but(memory_bytes=200_000_000)
+SLOW = replace(LIKE_BEFORE, latency_p50_seconds=0.5, latency_p99_seconds=0.25)
+FAILING = replace(LIKE_BEFORE, errors=31)
+LARGE = replace(LIKE_BEFORE, memory_bytes=200_000_000)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +63,14 @@ def test_canary_like_the_others_is_promoted_when_its_time_is_over() -> None:
 
 
 def test_there_is_no_verdict_on_requests_before_there_are_enough() -> None:
-    few = LIKE_BEFORE.but(requests=99, errors=99)
+    few = replace(LIKE_BEFORE, requests=99, errors=99)
     assert judged(few, is_over=True) == (Verdict.WAIT, "")
     # Those before are compared with only if there are enough of them.
-    many_fail, idle = LIKE_BEFORE.but(errors=500), BEFORE.but(requests=5)
+    many_fail, idle = replace(LIKE_BEFORE, errors=500), replace(BEFORE, requests=5)
     assert judged(many_fail, "errors > before + 1%", before=idle) == (Verdict.WAIT, "")
     assert judged(many_fail, "errors > 1%", before=idle)[0] is Verdict.WITHDRAW
     # Memory needs no request.
-    assert judged(few.but(memory_bytes=10**9))[0] is Verdict.WITHDRAW
+    assert judged(replace(few, memory_bytes=10**9))[0] is Verdict.WITHDRAW
 
 
 def test_unknown_figures_meet_no_condition() -> None:

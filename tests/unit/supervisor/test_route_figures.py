@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[S
     odd = stage_of(stages, SHOP)
     odd.header_for_host = "X-Host"
     assert odd.report(SHOP).why == "the host is taken from the header X-Host"
-    beta = SHOP.but(alias="beta", headers=(Header(name="x-beta"),), to=(Target(server="other"),))
+    beta = replace(SHOP, alias="beta", headers=(Header(name="x-beta"),), to=(Target(server="other"),))
     crossed = stage_of(stages, beta, SHOP)
     assert (crossed.report(SHOP).way, crossed.report(SHOP).why) == (
         "proxy", "another route of this host and path has conditions",

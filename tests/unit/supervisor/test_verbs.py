@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_answer_of_a_verb_goes_through_all_that_extend_it_in_their_order() -> No
         for word in ("one", "two"):
 
             async def warn(call: Call, result: Result, word: str = word) -> Result:
-                return result.but(warnings=(*result.warnings, word))
+                return replace(result, warnings=(*result.warnings, word))
 
             desk.verbs.extend("list", warn)
         assert (await desk.ask("list"))["warnings"] == ["one", "two"]
@@ -358,9 +359,12 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
 GREET = """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.control.answers import Result
 
 
+@dataclass(frozen=True, kw_only=True)
 class Greeting(Result):
     words: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -172,13 +173,16 @@ def test_route_is_as_good_as_its_best_backend_in_every_pair() -> None:
         try:
             made = {"one": one, "other": other}
             found = {
-                name: facts(state).but(name=name, ready=state == "ready")
+                name: replace(facts(state), name=name, ready=state == "ready")
                 for name, state in made.items()
                 if state != "absent"
             }
             stage.backends.apply(
                 None,
-                {name: each.but(state="running") if each.ready else each for name, each in found.items()},
+                {
+                    name: replace(each, state="running") if each.ready else each
+                    for name, each in found.items()
+                },
             )
             best = min((SERVERS[one], SERVERS[other]), key=STATUSES.index)
             assert stage.report(route).state == best, (one, other)

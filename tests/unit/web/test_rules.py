@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.rollout_answers import RolloutReport
+from poolctl.json_form import to_json
 from poolctl.routing.route_report import RouteReport
 from poolctl.web.app import STATIC
 from poolctl.web.login_sessions import MOST
@@ -219,7 +220,7 @@ def test_no_element_has_the_name_of_a_view_to_which_the_browser_would_scroll() -
 
 
 def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, stage: Stage) -> None:
-    stage.pool.routes = [RouteReport(alias=f"r{number}").to_json() for number in range(510)]
+    stage.pool.routes = [to_json(RouteReport(alias=f"r{number}")) for number in range(510)]
     client.login()
     found = client.send("GET", "/poolctl/routes").json()
     assert [each["alias"] for each in found["routes"][-2:]] == ["r498", "r499"]
@@ -231,7 +232,7 @@ def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, sta
 
 @pytest.mark.parametrize(("action", "state"), [("promote", "promoted"), ("withdraw", "withdrawn")])
 def test_page_gets_a_rollout_and_ends_it(client: Client, stage: Stage, action: str, state: str) -> None:
-    stage.pool.rollouts = [RolloutReport(name="web-1", state="running", share=0.1).to_json()]
+    stage.pool.rollouts = [to_json(RolloutReport(name="web-1", state="running", share=0.1))]
     client.login()
     assert client.send("GET", "/poolctl/rollout?name=*").status == 400
     assert client.send("GET", "/poolctl/rollout?name=web-2").json() == {"items": []}

@@ -15,6 +15,7 @@ PACKAGE = Path(poolctl.__file__).parent
 FORGOTTEN = f"""
 import sys
 import poolctl.worker.zygote
+from poolctl.json_form import from_json
 from poolctl.routing.route import Route as used
 poolctl.worker.preload.prepare_for_forks()
 sys.path[:] = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]
@@ -55,7 +56,7 @@ except ImportError:
 
 def test_worker_reads_routes_and_imports_nothing_before_the_application_asks(tmp_path: Path) -> None:
     code = """
-used.from_json({"alias": "users", "to": [{"server": "users"}], "limit": {"burst": 5}})
+from_json(used, {"alias": "users", "to": [{"server": "users"}], "limit": {"burst": 5}})
 print([name for name in sys.modules if name.startswith("poolctl")])
 """
     assert run(code, tmp_path) == "[]\n"

@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -757,7 +758,7 @@ def test_new_table_is_in_force_for_the_next_request(engine: Engine, table: int) 
         await client.answer()
         await stage.exchange(client, request("leaf.test", "/a/x"))
         moved = [
-            route.but(to=(Target(server="two"),)) if route.alias == "leaf" else route for route in ROUTES
+            replace(route, to=(Target(server="two"),)) if route.alias == "leaf" else route for route in ROUTES
         ]
         newer = write_table(moved, 6)
         stage.routes["one"].renew([newer])

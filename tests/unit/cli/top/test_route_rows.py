@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,10 +60,13 @@ def test_routes_are_loading_before_the_first_answer() -> None:
 def test_rates_are_those_between_two_results() -> None:
     board = board_of()
     assert [row.requests_per_second for row in board.rows] == [None, None, None]
-    board.receive([ROUTES[0].but(requests=920), ROUTES[1].but(requests=1), ROUTES[2].but(requests=12)], 102.0)
+    board.receive(
+        [replace(ROUTES[0], requests=920), replace(ROUTES[1], requests=1), replace(ROUTES[2], requests=12)],
+        102.0,
+    )
     assert [row.requests_per_second for row in board.rows] == [10.0, 0.0, 5.0], "a new process counts from 0"
     assert [row.errors_per_second for row in board.rows] == [0.0, 0.0, 0.0]
-    board.receive([ROUTES[0].but(errors=3), ROUTES[1].but(errors=4)], 104.0)
+    board.receive([replace(ROUTES[0], errors=3), replace(ROUTES[1], errors=4)], 104.0)
     board.sort_by("errors")
     assert [(row.name, row.errors_per_second) for row in board.shown] == [("shop", 1.5), ("out", 0.5)]
 
@@ -115,9 +119,11 @@ def test_wider_terminal_shows_requests_in_the_queue_of_the_limit() -> None:
 
 
 def test_gateway_that_does_not_serve_shows_why() -> None:
-    failed = GATEWAY.but(state="failed", problem="port 80 is in use", stats=None)
+    failed = replace(GATEWAY, state="failed", problem="port 80 is in use", stats=None)
     assert lines((80, 24), gateway=failed)[2] == " ✗ gateway  port 80 is in use"
-    assert lines((80, 24), gateway=GATEWAY.but(state="starting", stats=None))[2] == " ◐ gateway  starting"
+    assert (
+        lines((80, 24), gateway=replace(GATEWAY, state="starting", stats=None))[2] == " ◐ gateway  starting"
+    )
     assert not any("gateway" in line for line in lines((80, 24), gateway=None))
 
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from poolctl.cli.top.server_rows import SORTS, ServerBoard
 from poolctl.control.answers import Measured
+from poolctl.json_form import from_json
 from tests.stand_in import item as document
 
 
 def item(*args: Any, **fields: Any) -> Measured:
-    return Measured.from_json(document(*args, **fields))
+    return from_json(Measured, document(*args, **fields))
 
 
 def board_of(*items: Measured, height: int = 10, sort: str = "file") -> ServerBoard:

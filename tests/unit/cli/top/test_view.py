@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from poolctl.cli.top.live_view import action_of
 from poolctl.cli.top.log_pane import LogPane, log_frame
 from poolctl.cli.top.server_rows import ServerBoard
 from poolctl.control.answers import Measured
+from poolctl.json_form import from_json
 from tests.stand_in import item
 
 STATES = [
@@ -53,7 +55,7 @@ def board_of(count: int, *, measured: bool) -> ServerBoard:
     ]
     if measured:
         items = [{**each, "stats": stats(at)} for at, each in enumerate(items)]
-    board.update([*map(Measured.from_json, items)])
+    board.update([from_json(Measured, each) for each in items])
     return board
 
 
@@ -90,7 +92,7 @@ def test_eighty_columns_show_the_main_figures() -> None:
 def test_errors_a_second_are_a_column_and_a_total() -> None:
     board = board_of(3, measured=True)
     rows = [
-        row.but(name=row.name[-1], stats=row.stats.but(errors_per_second=0.5 * at))
+        replace(row, name=row.name[-1], stats=replace(row.stats, errors_per_second=0.5 * at))
         for at, row in enumerate(board.rows)
     ]
     board.update(rows)
@@ -104,7 +106,9 @@ def test_errors_a_second_are_a_column_and_a_total() -> None:
 def test_charts_have_a_heading_with_their_span() -> None:
     board = board_of(1, measured=True)
     (row,) = board.rows
-    board.update([row.but(stats=row.stats.but(history=row.stats.history.but(interval_seconds=2.0)))])
+    board.update(
+        [replace(row, stats=replace(row.stats, history=replace(row.stats.history, interval_seconds=2.0)))]
+    )
     head = frame(board, (160, 24))[3].plain
     for title in ("REQ", "P99", "MEM"):
         assert re.search(rf"\b{title} \d+s\b", head), head
@@ -114,7 +118,7 @@ def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothin
     board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
     asleep = {**item("asleep", state="sleeping"), "pids": [], "stats": idle}
-    board.update([*map(Measured.from_json, (asleep, {**item("awake"), "stats": idle}))])
+    board.update([from_json(Measured, each) for each in (asleep, {**item("awake"), "stats": idle})])
     asleep, awake = (line.plain for line in frame(board, (80, 24))[4:6])
     assert "0%" not in asleep
     assert "0K" not in asleep
@@ -223,12 +227,12 @@ class TestLog:
      ("+", "running", "scale", False), ("-", "running", "scale", True)],
 )  # fmt: skip
 def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
-    action = action_of(key, Measured.from_json(item("web", state=state, workers=2)))
+    action = action_of(key, from_json(Measured, item("web", state=state, workers=2)))
     assert action is not None
     assert (action.verb, bool(action.question)) == (verb, asks)
     assert action.body()["selector"] == {"targets": ["web"]}
 
 
 def test_the_last_worker_is_not_scaled_away() -> None:
-    assert action_of("-", Measured.from_json(item("web", workers=1))) is None
-    assert action_of("x", Measured.from_json(item("web"))) is None
+    assert action_of("-", from_json(Measured, item("web", workers=1))) is None
+    assert action_of("x", from_json(Measured, item("web"))) is None

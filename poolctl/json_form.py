@@ -1,0 +1,121 @@
+"""Frozen dataclasses as JSON: answers and orders between processes, and files that another version may read.
+
+A field whose default is None is left out while it is None. A field that a document lacks gets its default, or without
+one an empty value ("", 0, an empty tuple); members without a field are ignored, so that versions understand each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    Table = dict[str, Any]  # plain JSON: a configuration, an event
+else:
+    Table = dict
+
+Record = TypeVar("Record")
+
+
+class _FieldForm(NamedTuple):
+    """A field: `missing` stands for a value that a document lacks, `types` are the types that JSON may have there.
+
+    `read` makes a value of JSON, and `write` makes JSON of a value; None where they are the same.
+    """
+
+    name: str
+    missing: object
+    types: tuple[type, ...]
+    read: Callable[[Any], object] | None
+    write: Callable[[Any], object] | None
+    is_optional: bool
+
+
+def to_json(record: object, *names: str) -> Table:
+    """The record as JSON has it; with names, these fields of it.
+
+    A class with a rule of its own has a method `finish_json`, which changes the document.
+    """
+    table: Table = {}
+    kind: Any = type(record)
+    for form in _forms(kind):
+        if names and form.name not in names:
+            continue
+        value = getattr(record, form.name)
+        if value is not None:
+            table[form.name] = value if form.write is None else form.write(value)
+        elif not form.is_optional:
+            table[form.name] = None
+    if finish := getattr(record, "finish_json", None):
+        finish(table)
+    return table
+
+
+def from_json(kind: type[Record], table: Mapping[str, object]) -> Record:
+    """The record of this class that a document holds. Raises ValueError for a field of another type."""
+    values: Table = {}
+    for form in _forms(kind):  # type: ignore[arg-type]
+        value = table.get(form.name)
+        if value is None:
+            value = form.missing
+        elif not isinstance(value, form.types):
+            raise ValueError(f"{form.name} is {value!r}, which is of another type")
+        elif form.read is not None:
+            value = form.read(value)
+        values[form.name] = value
+    return kind(**values)
+
+
+def field_names(kind: Any) -> tuple[str, ...]:
+    """The names of a dataclass's fields, those of its base first."""
+    return tuple(field.name for field in fields(kind))
+
+
+@cache
+def _forms(kind: Any) -> tuple[_FieldForm, ...]:
+    # Kept, because a worker takes the modules that have the types out of sys.modules.
+    types = get_type_hints(kind)
+    found = []
+    for field in fields(kind):
+        empty, accepted, read, write = _form(types[field.name])
+        missing = empty if field.default is MISSING else field.default
+        found.append(_FieldForm(field.name, missing, accepted, read, write, field.default is None))
+    return tuple(found)
+
+
+def _form(
+    kind: Any,
+) -> tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]:
+    """A type's empty value, its types in JSON, what makes a value of JSON, and the reverse."""
+    if isinstance(kind, UnionType):
+        (only,) = (each for each in kind.__args__ if each is not NoneType)
+        _, accepted, read, write = _form(only)
+        return None, accepted, read, write
+    origin = getattr(kind, "__origin__", kind)
+    if origin is tuple:
+        return _form_of_elements(kind.__args__[0])
+    if origin is dict:
+        return {}, (dict,), None, None
+    if kind is float:
+        return 0.0, (int, float), None, None
+    if kind in (str, int, bool):
+        return kind(), (kind,), None, None
+    return from_json(kind, {}), (dict,), lambda table: from_json(kind, table), to_json
+
+
+def _form_of_elements(
+    kind: Any,
+) -> tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]:
+    _, accepted, read, write = _form(kind)
+    if isinstance(kind, UnionType):
+        accepted = (*accepted, NoneType)
+
+    def elements(given: list[object]) -> tuple[object, ...]:
+        if not all(isinstance(each, accepted) for each in given):
+            raise ValueError(f"{given!r} has elements of another type")
+        return tuple(given if read is None else map(read, given))
+
+    return (), (list,), elements, list if write is None else lambda values: [write(each) for each in values]
