@@ -31,7 +31,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-measured test-rest heavy properties unit quick portable portable-unit \
+.PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-unit \
 	portable-processes lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -47,6 +47,7 @@ help:
 	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
+	@echo "make features      the rest works without each feature, in a copy of the tree: ARGS='NAME…'"
 	@echo "make house         figures of the package's structure, with their definitions"
 	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
 	@echo "make completions   regenerates completions/"
@@ -139,6 +140,9 @@ types: dev
 
 floors: dev
 	@$(BIN)/python -m pytest -q tests/unit/test_floors.py
+
+features: dev
+	@$(BIN)/python -m tests.without_features $(ARGS)
 
 house:
 	@python3 .ci/house

@@ -295,5 +295,6 @@ def test_loading_the_plugin_imports_nothing_of_poolctl_but_itself() -> None:
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == [
-        "poolctl", "poolctl.features", "poolctl.features.pytest_plugin", "poolctl.features.pytest_plugin.plugin",
+        "poolctl", "poolctl.feature", "poolctl.features", "poolctl.features.pytest_plugin",
+        "poolctl.features.pytest_plugin.plugin",
     ]  # fmt: skip
