@@ -155,9 +155,10 @@ class ControlServer:
 
 
 def _verb(head: RequestHead) -> str:
-    if not head.path.startswith("/v1/") or head.method not in (b"GET", b"POST"):
-        raise BadMessage(f"there is no {head.path}; try GET /v1/list", 404)
-    verb = head.path.removeprefix("/v1/")
+    path = head.path.decode()
+    if not path.startswith("/v1/") or head.method not in (b"GET", b"POST"):
+        raise BadMessage(f"there is no {path}; try GET /v1/list", 404)
+    verb = path.removeprefix("/v1/")
     return "list" if verb == "servers" else verb
 
 

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from ..http.canonical_head import CanonicalHead, is_incomplete
+from ..http.message_head import RequestHead
 from ..keeper import connection_handover
 from ..keeper.batch_size import BatchSize
 from ..keeper.connection_handover import MOST_HOPS, Routed
@@ -235,7 +235,7 @@ class Arriving(WaitingConnection):
             return b""
 
     def pass_on(
-        self, match: Match, head: CanonicalHead | None = None, hops: int = 0, received: bytes = b""
+        self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
         """Whether the connection was given to a worker, or refused; otherwise the proxy serves it.
 
@@ -284,7 +284,7 @@ class Arriving(WaitingConnection):
             backend.counts.disconnected()
         return True
 
-    def _count(self, route: Route, head: CanonicalHead | None) -> None:
+    def _count(self, route: Route, head: RequestHead | None) -> None:
         """Have the operator informed of the connection, which the proxy does not serve."""
         if (operator := self.edge.operator) is not None:
             method, path = (b"", b"") if head is None else (head.method, head.path)
@@ -309,7 +309,7 @@ class PlainConnection(Arriving):
         if unread is None and not self.received:
             return not ended
         data = self.received + unread if unread else self.received
-        if is_incomplete(data, 0, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
+        if RequestHead.is_incomplete(data, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
             self.scanned = len(data)
             self.silent = self.silent and not data
             # A client that will send nothing more has not sent a request.
@@ -332,7 +332,7 @@ class PlainConnection(Arriving):
         edge = self.edge
         found = edge.passed_requests.find(data, edge.table)
         if found is None:
-            if is_incomplete(data):
+            if RequestHead.is_incomplete(data):
                 edge.passing.refuse(self.sock, 431)
                 return True
             return False

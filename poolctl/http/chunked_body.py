@@ -9,9 +9,10 @@ The work that a sender can cause is bounded in chunks, not only in bytes: each c
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 
-from .message_head import FIELD_LINES, TEXT, UNFIT, BadMessage, compiled
+from .message_head import FIELD_LINES, TEXT, BadMessage, unfit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ Buffer = bytes | memoryview
 MOST_CHUNKS_A_SECOND = 20_000
 # Chunks that a loop with other clients reads in a row: the rest waits for its next turn.
 MOST_CHUNKS_AT_ONCE = 32
-_SIZE = rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n"
-# With the empty line: possessive groups before Python 3.11.5 take half a line for one where the text ends.
-_TRAILER_SECTION = FIELD_LINES + rb"\r\n"
+_size_line = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n").match
+_trailer_section = re.compile(FIELD_LINES + rb"\r\n").fullmatch
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 8 * 1024
 # Extensions of all chunks together; a peer could send nothing but extensions without end.
@@ -90,7 +90,7 @@ class ChunkedBody:
 
     def _read_chunks(self, data: bytes, at: int, most: int) -> Buffer:
         pieces: list[Buffer] = []
-        decode, size_line = self._decode, compiled(_SIZE).match
+        decode = self._decode
         begin = kept = at  # from `kept` on the bytes are passed on as they are
         end, count = len(data), 0
         if self._most_a_second:
@@ -101,7 +101,7 @@ class ChunkedBody:
                 if count == most:
                     self.rest = data[at:]
                     break
-                line = size_line(data, at)
+                line = _size_line(data, at)
                 if line is None:
                     self._keep_line(data, at)
                     break
@@ -164,7 +164,7 @@ class ChunkedBody:
     def _keep_line(self, data: bytes, at: int) -> None:
         """Wait for the rest of a chunk's first line."""
         line = data[at:]
-        if b"\n" in line or len(line) > _MAX_LINE_BYTES or compiled(UNFIT).search(line):
+        if b"\n" in line or len(line) > _MAX_LINE_BYTES or unfit(line):
             raise BadMessage("a chunk without a valid size")
         digits = line.lstrip(_HEX_DIGITS)
         if len(line) - len(digits) > 15 or (digits and (digits == line or digits[:1] not in b"\t ;\r")):
@@ -195,11 +195,11 @@ class ChunkedBody:
         else:
             end = data.find(b"\r\n\r\n", at) + 2
             if end < 2:
-                if len(data) - at > _MAX_TRAILER_BYTES or compiled(UNFIT).search(data, at):
+                if len(data) - at > _MAX_TRAILER_BYTES or unfit(data, at):
                     raise BadMessage("malformed trailers")
                 self._buffer, self._in_trailers = data[at:], True
                 return b""
-        if not compiled(_TRAILER_SECTION).fullmatch(data, at, end + 2) or end - at > _MAX_TRAILER_BYTES:
+        if not _trailer_section(data, at, end + 2) or end - at > _MAX_TRAILER_BYTES:
             raise BadMessage("malformed trailers")
         self.trailers = allowed_trailers(data[at:end]) if end > at else b""
         self.rest = data[end + 2 :]

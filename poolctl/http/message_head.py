@@ -1,45 +1,99 @@
-"""Heads of requests and responses: their grammar, the framing of the body (RFC 9112 §5 and §6), and writing them."""
+"""Heads of requests and responses: the one grammar of every process, the framing of the body, and writing them.
+
+The grammar is that of RFC 9112 §2 to §6, read strictly: a line ends with CRLF, no space stands before a colon, and a
+field that decides where the message ends, or whom it is for, is there once. Only a response may have folded lines.
+"""
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from re import Pattern
-    from typing import ClassVar
+    from collections.abc import Callable, Collection, Iterable
+    from typing import ClassVar, Self
+
+MAX_HEAD_BYTES = 64 * 1024
+# Fields of a head, and options of Connection. Browsers send some thirty, and two.
+MOST_FIELDS = 100
+MOST_OPTIONS = 64
+MOST_INTERIM = 20  # responses before the final one
+# The body has no length of its own: it comes in chunks, or lasts until the connection ends.
+CHUNKED, UNTIL_CLOSE = -1, -2
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
 TEXT = rb"[\t \x21-\x7e\x80-\xff]*+"
-FIELD_LINE = TOKEN + rb":" + TEXT + rb"\r\n"
-
+# Only repetitions of single characters are possessive. Of a group that is repeated possessively, Python 3.11.2 loses
+# the captured text, and may stay in the middle of a repetition that failed. Here a repetition has one way to match.
+FIELD_LINES = rb"(?:" + TOKEN + rb":" + TEXT + rb"\r\n)*"
+HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
 # Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte received so far.
-UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)"
-FIELD_LINES = rb"(?:" + FIELD_LINE + rb")*+"
+unfit = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)").search
 TOKEN_CHARACTERS = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TOKEN_BYTES = TOKEN_CHARACTERS.encode()
+_CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
+_is_host = re.compile(HOST).fullmatch
+_is_length = re.compile(rb"[0-9]{1,15}").fullmatch
+_END = b"\r\n\r\n"
+
 # Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
 # left behind by a client that ended its last body with one (RFC 9112 §2.2).
-_REQUEST_LINE = rb"(?:\r\n)?+(" + TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n"
-_REQUEST_HEAD = _REQUEST_LINE + FIELD_LINES + rb"\r\n"
-_OTHER_VERSION = rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n"
-HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
-# The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
-STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
-_VERSIONS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
-_SHORTEST_STATUS_LINE = len("HTTP/1.1 200")
-# A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
-_FOLDED_FIELD_LINES = rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
-_FOLD = rb"[\t ]*+\r\n[\t ]++"
-_CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
-_MAX_LENGTH_DIGITS = 15
-# Fields of a request's head, and options of Connection. Browsers send some thirty, and two.
-MOST_FIELDS = 100
-MOST_OPTIONS = 64
-_END = b"\r\n\r\n"
-_END_LINES = 2  # that of the start line, and the empty one
+_REQUEST_LINE = rb"(\r\n)?(" + TOKEN + rb") ((?! )(/[!\"$->@-~]*+)?[!\"$-~]*+) HTTP/1\.([01])\r\n"
+_request_head = re.compile(_REQUEST_LINE + FIELD_LINES + rb"\r\n").fullmatch
+_other_version = re.compile(rb"(?:\r\n)?" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n").match
+# The fields that decide where a request ends, or whom it is for. The first letter rules out most others.
+DECISIVE = rb"(?i:host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)"
+_decisive_of_request = re.compile(rb"\n(?=[CEHPTUcehptu])(" + DECISIVE + rb"):[ \t]*+([^\r]*+)").findall
+_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding"))
+_KEEP_ALIVE = {b"connection": b"keep-alive"}
+_CONTINUE = b"100-continue"
+_NO_OPTIONS: frozenset[bytes] = frozenset()
+# RFC 9110 §9.2.2: sent twice they have the effect of one.
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+# Those of a canonical head: llhttp's without CONNECT.
+_METHODS = frozenset(
+    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
+    b" PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE"
+    b"".split()
+)
+_are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*").fullmatch
+_is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?").fullmatch
 
-_compiled: dict[bytes, Pattern[bytes]] = {}
+# The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
+_STATUS_LINE = rb"(HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?)\r\n"
+_response_head = re.compile(_STATUS_LINE + FIELD_LINES + rb"\r\n").fullmatch
+# A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
+_fold = re.compile(rb"[\t ]*+\r\n[\t ]++")
+# Fields about one connection (RFC 9110 §7.6.1): never passed on.
+HOP_BY_HOP = (
+    rb"connection|keep-alive|proxy-connection|proxy-authenticate|proxy-authorization|te"
+    rb"|transfer-encoding|upgrade"
+)
+_decisive_of_response = re.compile(
+    rb"\n(?=[CKPTUckptu])((?i:content-length|" + HOP_BY_HOP + rb")):[ \t]*+([^\r]*+)"
+).findall
+# The heads that nearly all servers send, read in one step. The lines are distinct, so that nothing is tried twice.
+_OTHER_LINES = (
+    rb"(?:(?:[ABDF-JL-OQ-SV-Zabdf-jl-oq-sv-z]|(?!(?i:content-length|"
+    + HOP_BY_HOP
+    + rb"):)[!#$%&'*+.^_`|~0-9CEKPTUcekptu-])"
+    + TOKEN[:-2]
+    + rb"*+:"
+    + TEXT
+    + rb"\r\n)*"
+)
+usual_response_head = re.compile(
+    rb"(HTTP/1\.1 ([2-5][0-9]{2})(?: "
+    + TEXT
+    + rb")?)\r\n"
+    + _OTHER_LINES
+    + rb"(?:(?:(?i:content-length): ?([0-9]{1,15}+)|(?i:transfer-encoding: ?(chunked)))\r\n"
+    + _OTHER_LINES
+    + rb")?\r\n"
+).fullmatch
+_BODILESS = (204, 304)  # RFC 9112 §6.3
+
 # What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
 _PHRASES = {
     200: "OK",
@@ -59,21 +113,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def compiled(expression: bytes) -> Pattern[bytes]:
-    """The pattern of a regular expression, when it is needed first: a command should not wait for all of them."""
-    pattern = _compiled.get(expression)
-    if pattern is None:
-        import re  # three milliseconds, which a short command need not spend
-
-        pattern = _compiled[expression] = re.compile(expression)
-    return pattern
-
-
-def _has_control(text: bytes) -> bool:
-    """Whether there is a control character in it that TEXT does not allow."""
-    return text.translate(None, _CONTROLS) != text
-
-
 class BadMessage(Exception):
     """The received bytes are not a valid message. `status` is that of a server's response to them."""
 
@@ -82,160 +121,307 @@ class BadMessage(Exception):
         self.status = status
 
 
-class MessageHead:
-    """The head of a message that is in order: its bytes from the start line to the empty line.
+def too_many_fields() -> BadMessage:
+    """The error of a head, or a trailer section, with more than MOST_FIELDS."""
+    return BadMessage(f"more than {MOST_FIELDS} fields", 431)
 
-    `content_length` is None where the head names none; `keep_alive`, the sender would keep the connection open.
+
+class MessageHead:
+    """The head of a message.
+
+    `fields` are its lines as they were sent, each after its line break: "\\r\\nHost: a". `end` is the number of bytes
+    up to the body; `body` the length of the body, CHUNKED or UNTIL_CLOSE. `options` are those of Connection, in lower
+    case; `keep_alive`: the sender would keep the connection open.
     """
 
-    start_line: ClassVar[bytes]
-    field_lines: ClassVar[bytes] = FIELD_LINES
+    __slots__ = ("body", "end", "fields", "http_1_1", "keep_alive", "options")
+
+    beginning: ClassVar[bytes] = b""
+    start_line: ClassVar[re.Pattern[bytes]]
     no_start_line: ClassVar[str]
 
-    content_length: int | None = None
-    chunked = False
+    body: int
+    end: int
+    fields: bytes
+    http_1_1: bool
+    keep_alive: bool
+    options: frozenset[bytes]
 
-    def __init__(self, raw: bytes, *, http_1_1: bool) -> None:
-        self.raw = raw
-        self.http_1_1 = self.keep_alive = http_1_1
-        self._lower = raw.lower()
-        if options := self.get(b"connection").lower():
-            # RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides.
-            if options.count(b",") >= MOST_OPTIONS:
-                raise BadMessage(f"more than {MOST_OPTIONS} options of connection", 431)
-            named = {option.strip(b" \t") for option in options.split(b",")}
-            self.keep_alive = (http_1_1 or b"keep-alive" in named) and b"close" not in named
-        if lengths := self.values(b"content-length"):
-            self.content_length = _content_length(lengths)
-        if codings := self.values(b"transfer-encoding"):
-            self.chunked = _is_chunked(codings)
-        if self.chunked and self.content_length is not None:
-            raise BadMessage("both content-length and transfer-encoding")  # RFC 9112 §6.1
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.raw.strip().split(bytes((13,)))[0].decode('latin-1')}>"
+    def __init__(self, raw: bytes) -> None:
+        """Raises BadMessage if these bytes are not a whole head."""
+        raise NotImplementedError
 
     @classmethod
-    def problem(cls, raw: bytes) -> BadMessage:
-        """Why this is not such a head."""
-        known = compiled(cls.start_line).match(raw)
-        return BadMessage("malformed header field" if known else cls.no_start_line)
+    def read(cls, data: bytes, scanned: int = 0, max_bytes: int = MAX_HEAD_BYTES) -> Self | None:
+        """The head that these bytes begin with; None while it is incomplete, and may become one. Raises BadMessage.
+
+        Up to the offset `scanned` an earlier call has found them incomplete.
+        """
+        end = data.find(_END, scanned - 3 if scanned > 3 else 0)
+        if (end + 4 if end >= 0 else len(data)) > max_bytes:
+            raise BadMessage("the head is too large", 431)
+        if end >= 0:
+            return cls(data[: end + 4])
+        if not cls.is_incomplete(data, scanned):
+            raise cls.problem(data)
+        return None
+
+    @classmethod
+    def is_incomplete(cls, data: bytes, scanned: int = 0) -> bool:
+        """Whether these bytes are the beginning of a head, without its end.
+
+        False as soon as more bytes cannot make them a valid one; the caller bounds their number. Up to the offset
+        `scanned` an earlier call has found them incomplete.
+        """
+        line_end = data.find(b"\r\n", 2) + 2  # an empty line may come first
+        return (
+            data.find(_END, max(0, scanned - 3)) < 0
+            and unfit(data, max(0, scanned - 1)) is None
+            and cls.beginning.startswith(data[: len(cls.beginning)])
+            and (line_end <= max(2, scanned) or cls.start_line.match(data) is not None)
+        )
+
+    @classmethod
+    def problem(cls, data: bytes) -> BadMessage:
+        """Why these bytes are not the beginning of such a head."""
+        if not cls.beginning.startswith(data[: len(cls.beginning)]):
+            return BadMessage(cls.no_start_line)
+        if unfit(data.partition(_END)[0]):
+            return BadMessage("a control character, or a line that does not end with CRLF")
+        return BadMessage("malformed header field" if cls.start_line.match(data) else cls.no_start_line)
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of every field of this name, which is in lower case; as they were sent, in their order."""
-        found: list[bytes] = []
-        key = b"\r\n" + name + b":"
-        at = self._lower.find(key)
-        while at >= 0:
-            end = self.raw.index(b"\r\n", at + len(key))
-            found.append(self.raw[at + len(key) : end].strip(b" \t"))
-            at = self._lower.find(key, end)
-        return found
+        return [value.rstrip(b"\t ") for value in _values_of(name)(self.fields)]
 
     def get(self, name: bytes) -> bytes:
         """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
         return b", ".join(self.values(name))
 
+    def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
+        """The decisive fields by name, and whether each is there once and without whitespace behind its value."""
+        if self.fields.count(b"\n") > MOST_FIELDS:
+            raise too_many_fields()
+        decisive: dict[bytes, bytes] = {}
+        plain = True
+        for name, text in sent:
+            name, value = name.lower(), text.rstrip(b" \t")
+            if value != text:
+                plain = False
+            if name in decisive:
+                if name in _ONCE:
+                    raise BadMessage(f"more than one {name.decode()}")
+                plain, value = False, decisive[name] + b", " + value
+            decisive[name] = value
+        return decisive, plain
+
+    def _read_options(self, value: bytes | None) -> None:
+        """RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides."""
+        if value is None:
+            self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1
+            return
+        if value.count(b",") >= MOST_OPTIONS:
+            raise BadMessage(f"more than {MOST_OPTIONS} options of connection", 431)
+        self.options = options = frozenset([option.strip(b" \t") for option in value.lower().split(b",")])
+        self.keep_alive = (self.http_1_1 or b"keep-alive" in options) and b"close" not in options
+
 
 class RequestHead(MessageHead):
-    """The head of a request: its method, its target as it was sent, and its fields."""
+    """The head of a request.
 
-    start_line = _REQUEST_LINE
+    `path` is the target without its query; `host` as it was sent, b"" for none. `upgrade` is the protocol that the
+    client asks to change to, b"" for none (RFC 9110 §7.8). `expects_continue`: the client waits for 100 before it sends
+    the body (RFC 9110 §10.1.1).
+
+    `canonical`: httptools (llhttp) and h11 read it alike, the same method, target, host and end of the message. So a
+    process can decide about the request and leave the bytes to a server with either parser. Where the parsers, or
+    applications behind them, differ, this form is stricter than RFC 9112:
+
+    - llhttp's methods without CONNECT; a target in origin form, or `OPTIONS *`. The absolute form names a second host,
+      and uvicorn's two protocols give an application different paths for it.
+    - No empty line before the head, and no Proxy-Connection, which is Connection to llhttp and nothing to h11.
+    - Each decisive field at most once, in its plain form and without whitespace behind the value.
+    - No body in a request that asks for another protocol: to llhttp its bytes belong to that one.
+
+    Names with an underscore are ordinary names here, as they are for both parsers.
+    """
+
+    __slots__ = ("canonical", "expects_continue", "host", "method", "path", "target", "upgrade")
+
+    start_line = re.compile(_REQUEST_LINE)
     no_start_line = "no request line"
 
     def __init__(self, raw: bytes) -> None:
-        found = compiled(_REQUEST_HEAD).fullmatch(raw)
+        found = _request_head(raw)
         if found is None:
             raise self.problem(raw)
-        self.method, self.target, minor = found.groups()
-        if raw.count(b"\n", found.end(3)) > MOST_FIELDS + _END_LINES:
-            raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
-        super().__init__(raw, http_1_1=minor == b"1")
-        if self.chunked and not self.http_1_1:
-            raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
-        # RFC 9112 §3.2: exactly one, which an older client may leave out.
-        hosts = self.values(b"host")
-        if len(hosts) > 1 or (self.http_1_1 and not hosts):
-            raise BadMessage("more than one host" if hosts else "no host")
-        if hosts and not compiled(HOST).fullmatch(hosts[0]):
+        blank, self.method, self.target, path, minor = found.groups()
+        self.path = path or self.target.partition(b"?")[0]
+        self.http_1_1 = minor == b"1"
+        self.fields = raw[found.end(5) : -4]
+        self.end = len(raw)
+        decisive, plain = self._decide(_decisive_of_request(self.fields))
+        # RFC 9112 §3.2: an older client may leave it out.
+        host = decisive.pop(b"host", None if self.http_1_1 else b"")
+        if host is None:
+            raise BadMessage("no host")
+        if not _is_host(host):
             raise BadMessage("host is not a host name")
+        self.host, self.body, self.upgrade, self.expects_continue = host, 0, b"", False
+        if not decisive or decisive == _KEEP_ALIVE:
+            self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1 or bool(decisive)
+        else:
+            plain = self._read_decisive(decisive) and plain
+        self.canonical = (
+            plain
+            and blank is None
+            and self.method in _METHODS
+            and (path is not None or (self.target == b"*" and self.method == b"OPTIONS"))
+        )
+
+    def __repr__(self) -> str:
+        return f"<RequestHead {self.method.decode()} {self.target.decode()}>"
+
+    def _read_decisive(self, decisive: dict[bytes, bytes]) -> bool:
+        """Whether these fields are in canonical form."""
+        options = decisive.get(b"connection")
+        self._read_options(options)
+        body = _body_of(decisive)
+        if body == CHUNKED and not self.http_1_1:
+            raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
+        self.body = body or 0
+        expected = decisive.get(b"expect", _CONTINUE).lower()
+        self.expects_continue = self.http_1_1 and b"expect" in decisive and expected == _CONTINUE
+        protocol = decisive.get(b"upgrade", b"-")
+        asks = b"upgrade" in decisive and b"upgrade" in self.options
+        if asks and self.http_1_1 and not self.body and _is_protocol(protocol):
+            self.upgrade = protocol
+        return bool(
+            asks == bool(self.upgrade)
+            and expected == _CONTINUE
+            and b"proxy-connection" not in decisive
+            and (options is None or _are_options(options))
+            and _is_protocol(protocol)
+        )
 
     @classmethod
-    def problem(cls, raw: bytes) -> BadMessage:
-        """Why this is not the head of a request."""
-        if compiled(_OTHER_VERSION).match(raw):
+    def problem(cls, data: bytes) -> BadMessage:
+        """See MessageHead."""
+        if _other_version(data):
             return BadMessage("the version is not HTTP/1.1", 505)
-        return super().problem(raw)
+        return super().problem(data)
 
     @property
-    def path(self) -> str:
-        """The target without its query."""
-        return self.target.partition(b"?")[0].decode("ascii")
+    def idempotent(self) -> bool:
+        """Whether the request may be sent again when it is unknown what became of it."""
+        return self.method in _IDEMPOTENT
 
-    @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1)."""
-        return self.http_1_1 and self.get(b"expect").lower() == b"100-continue"
+    def cookie(self, name: str) -> str:
+        """The value of the cookie of this name, "" without one."""
+        pair = rb"(?:^|[;,])[\t ]*+" + re.escape(name.encode()) + rb"=([^;,]*+)"
+        found = re.search(pair, self.get(b"cookie"))
+        return found[1].decode("latin-1").strip("\t ").strip('"') if found else ""
+
+
+def canonical_head(data: bytes) -> RequestHead | None:
+    """The head that these bytes begin with; None if it is not canonical, or not complete."""
+    try:
+        head = RequestHead.read(data, max_bytes=len(data))
+    except BadMessage:
+        return None
+    return head if head is not None and head.canonical else None
 
 
 class ResponseHead(MessageHead):
-    """The head of a response: its status and its fields."""
+    """The head of a response.
 
-    start_line = STATUS_LINE
-    field_lines = _FOLDED_FIELD_LINES
+    `length` is the Content-Length, -1 without one. `decisive` are the fields of framing and about the connection, by
+    their names in lower case; the usual head, with none about the connection, has an empty one. `plain`: each of them
+    is there once, without whitespace behind its value, and means what it says; no line is folded.
+    """
+
+    __slots__ = ("decisive", "length", "plain", "status", "status_line")
+
+    beginning = b"HTTP/1."
+    start_line = re.compile(_STATUS_LINE)
     no_start_line = "no HTTP/1.1 status line"
 
     def __init__(self, raw: bytes) -> None:
-        if not is_response_head(raw):
-            raw = compiled(_FOLD).sub(b" ", raw)
-            if not is_response_head(raw):
-                raise self.problem(raw)
-        self.status = int(raw[9:12])
-        super().__init__(raw, http_1_1=raw[7:8] == b"1")
+        self.end = len(raw)
+        usual = usual_response_head(raw)
+        if usual is not None:
+            self.status_line, status, length, chunked = usual.groups()
+            self.fields = raw[usual.end(1) : -4]
+            self.decisive: dict[bytes, bytes] = {}
+            self.plain = self.http_1_1 = self.keep_alive = True
+            self.options = _NO_OPTIONS
+            if raw.count(b"\n") > MOST_FIELDS + 2:
+                raise too_many_fields()
+            body = int(length) if length is not None else CHUNKED if chunked else None
+        else:
+            found = _response_head(raw)
+            if found is None:
+                raw = _fold.sub(b" ", raw)
+                found = _response_head(raw)
+                if found is None:
+                    raise self.problem(raw)
+            self.status_line, minor, status = found.groups()
+            self.fields = raw[found.end(1) : -4]
+            self.http_1_1 = minor == b"1"
+            self.decisive, plain = self._decide(_decisive_of_response(self.fields))
+            self.plain = plain and len(raw) == self.end
+            self._read_options(self.decisive.get(b"connection"))
+            body = _body_of(self.decisive)
+        self.status = int(status)
+        self.body = UNTIL_CLOSE if body is None else body
+        self.length = self.body if self.body >= 0 else -1
+        if self.status < 200 or self.status in _BODILESS:
+            self.leave_out_body()
+
+    def leave_out_body(self) -> None:
+        """No body follows, whatever the fields say: the response is to a HEAD, or of a status without one."""
+        if self.body == CHUNKED or (self.status == 204 and self.length >= 0):
+            self.plain = False
+        self.body = 0
+        if self.status == 204:
+            self.length = -1
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on the connection after this response."""
+        # Chunks in HTTP/1.0 are a fault, after which nothing else can be expected (RFC 9112 §6.1).
+        return self.keep_alive and (self.body >= 0 or (self.body == CHUNKED and self.http_1_1))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.status}>"
 
 
-def is_response_head(raw: bytes) -> bool:
-    """Whether these are a STATUS_LINE, FIELD_LINES and an empty line; found out without a regular expression."""
-    start, *fields = raw.removesuffix(_END).split(b"\r\n")
-    return (
-        raw.endswith(_END)
-        and start[:9] in _VERSIONS
-        and start[9:12].isdigit()
-        and start[9:10] != b"0"
-        and start[12:13] in (b"", b" ")
-        and len(start) >= _SHORTEST_STATUS_LINE
-        and not _has_control(start)
-        and all(map(_is_field, fields))
-    )
+@lru_cache(maxsize=1024)
+def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
+    return re.compile(rb"\r\n(?i:" + re.escape(name) + rb"):[\t ]*+([^\r\n]*+)").findall
 
 
-def _is_field(line: bytes) -> bool:
-    """Whether the line, without its end, is a FIELD_LINE."""
-    name, colon, value = line.partition(b":")
-    return bool(colon and name) and not name.strip(_TOKEN_BYTES) and not _has_control(value)
+def _body_of(decisive: dict[bytes, bytes]) -> int | None:
+    """The length of the body, or CHUNKED; None without either (RFC 9112 §6.3)."""
+    length, coding = decisive.get(b"content-length"), decisive.get(b"transfer-encoding")
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
+        if length is not None:
+            raise BadMessage("both content-length and transfer-encoding")  # RFC 9112 §6.1
+        return CHUNKED
+    if length is None:
+        return None
+    # Nor as a list, even of equal numbers: RFC 9110 §8.6 leaves that to the recipient.
+    if not _is_length(length):
+        raise BadMessage("content-length is not a number")
+    return int(length)
 
 
 def without_fields(lines: bytes, names: Collection[bytes]) -> bytes:
     """The lines of a head, or of a part of one, without the fields of these names, which are in lower case."""
     kept = [line for line in lines.split(b"\r\n") if line.partition(b":")[0].lower() not in names]
     return b"\r\n".join(kept)
-
-
-def _content_length(values: list[bytes]) -> int:
-    # Neither twice nor as a list, be the numbers equal: RFC 9110 §8.6 leaves that to the recipient.
-    if len(values) > 1:
-        raise BadMessage("more than one content-length")
-    if not values[0].isdigit() or len(values[0]) > _MAX_LENGTH_DIGITS:
-        raise BadMessage("content-length is not a number")
-    return int(values[0])
-
-
-def _is_chunked(values: list[bytes]) -> bool:
-    if len(values) > 1:
-        raise BadMessage("more than one transfer-encoding")
-    if values[0].lower() != b"chunked":
-        raise BadMessage("transfer-encoding is not chunked", 501)  # RFC 9112 §6.1
-    return True
 
 
 def request_head(
@@ -265,7 +451,7 @@ def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
         if not name or name.strip(TOKEN_CHARACTERS):
             raise ValueError(f"{name!r} is not the name of a header")
         line = f"{name}: {value}".encode(errors="surrogateescape")
-        if _has_control(line):
+        if line.translate(None, _CONTROLS) != line:
             raise ValueError(f"the header {name!r} has a control character in its value")
         lines.append(line)
     return b"\r\n".join([*lines, b"", b""])

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 from .chunked_body import MOST_CHUNKS_A_SECOND, ChunkedBody
 from .message_head import (
-    UNFIT,
+    CHUNKED,
+    MAX_HEAD_BYTES,
+    MOST_INTERIM,
+    UNTIL_CLOSE,
     BadMessage,
     MessageHead,
     RequestHead,
     ResponseHead,
-    compiled,
 )
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import ClassVar
-
-MAX_HEAD_BYTES = 64 * 1024
-_END = b"\r\n\r\n"
-_BEGINNING_OF_RESPONSE = b"HTTP/1."
-_MAX_INTERIM = 20
-_BODILESS = (204, 304)  # RFC 9112 §6.3
-_SHARED_HEAD_BYTES, _MOST_SHARED_HEADS = 1024, 128
-_shared_heads: dict[bytes, ResponseHead] = {}
 
 
 class MessageReader:
@@ -36,17 +26,13 @@ class MessageReader:
     as it arrives.
     """
 
-    kind: ClassVar[type[MessageHead]]
-
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
     # thousand readers a second for its probes, and most of them read one piece.
     complete = False
     rest = b""  # the bytes after the message
     _buffer = b""  # not understood yet
-    _scanned = 0  # so many of its bytes are fit for a head
-    _checked = 0  # and so many are whole lines in order
-    _framed: MessageHead | None = None  # the final head, once it is there
-    _left: int | None = None  # of the body; None: it lasts until the connection ends
+    _framed = False  # the final head is there
+    _left = 0  # bytes of the body, or UNTIL_CLOSE
     _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
     _pieces: list[bytes] | None = None  # of the body
     _body_bytes = 0
@@ -58,7 +44,7 @@ class MessageReader:
     @property
     def started(self) -> bool:
         """Whether a part of the message has been received."""
-        return bool(self._buffer) or self._framed is not None
+        return bool(self._buffer) or self._framed
 
     @property
     def body(self) -> bytes:
@@ -72,63 +58,43 @@ class MessageReader:
 
     def feed(self, data: bytes) -> bool:
         """Whether the message is complete with these bytes; `rest` holds the bytes after it. Raises BadMessage."""
-        if self._buffer:
+        scanned = len(self._buffer)
+        if scanned:
             data, self._buffer = self._buffer + data, b""
-        while self._framed is None:
-            end = data.find(_END, max(0, self._scanned - 3))
-            if end < 0:
-                self._check_beginning(data)
+        while not self._framed:
+            head = self._read_head(data, scanned)
+            if head is None:
                 self._buffer = data
                 return False
-            end += len(_END)
-            if end > self._max_head_bytes:
-                raise BadMessage("the head is too large", 431)
-            raw, data = data[:end], data[end:]
-            self._scanned = self._checked = 0
-            self._read_head(raw)
+            data, scanned = data[head.end :], 0
         return self._read_plain(data) if self._chunks is None else self._read_chunks(self._chunks, data)
 
-    def _read_head(self, raw: bytes) -> None:
-        """Understand this head, and say by `_frame` which body follows. Raises BadMessage."""
+    def _read_head(self, data: bytes, scanned: int) -> MessageHead | None:
+        """The head with which these bytes begin, None while it is not complete. Raises BadMessage.
+
+        `_frame` is called with the final one.
+        """
         raise NotImplementedError
 
     def _body_too_large(self) -> bool:
         """The body is larger than it may be: whether that completes the message. Or raise BadMessage."""
         raise NotImplementedError
 
-    def _frame(self, head: MessageHead, left: int | None) -> None:
-        """`left` bytes of a body follow; None: chunks of it, or all that comes until the connection ends."""
-        self._framed = head
-        self._left = left
-        if head.chunked and left is None:
+    def _frame(self, body: int) -> None:
+        """A body follows, of this length, CHUNKED or UNTIL_CLOSE."""
+        self._framed = True
+        self._left = body
+        if body == CHUNKED:
             unlimited = self._max_body_bytes is None
             self._chunks = ChunkedBody(decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND)
 
-    def _check_beginning(self, data: bytes) -> None:
-        """Refuse a part of a head that no more bytes can put in order."""
-        if len(data) > self._max_head_bytes:
-            raise BadMessage("the head is too large", 431)
-        if compiled(UNFIT).search(data, max(0, self._scanned - 1)):
-            raise BadMessage("a control character, or a line that does not end with CRLF")
-        self._scanned = len(data)
-        end = data.rfind(b"\r\n") + 2
-        if end > max(self._checked, 2):  # an empty line may come first
-            begin = self._checked
-            if not begin:
-                start = compiled(self.kind.start_line).match(data)
-                begin = start.end() if start is not None else 0
-            lines = compiled(self.kind.field_lines).match(data, begin, end)
-            if not begin or lines is None or lines.end() != end:
-                raise self.kind.problem(data[:end] + b"\r\n")
-            self._checked = end
-
     def _read_plain(self, data: bytes) -> bool:
         left = self._left
-        if left is not None and len(data) > left:
+        if left >= 0 and len(data) > left:
             data, self.rest = data[:left], data[left:]
         if data and self._add(data):
             return True
-        if left is not None:
+        if left >= 0:
             self._left = left - len(data)
             self.complete = not self._left
         return self.complete
@@ -160,15 +126,15 @@ class MessageReader:
 class RequestReader(MessageReader):
     """Reads one request: `head`, then `body`. The bytes in `rest` belong to the next one."""
 
-    kind = RequestHead
     head: RequestHead | None = None
 
-    def _read_head(self, raw: bytes) -> None:
-        head = self.head = RequestHead(raw)
-        length = head.content_length or 0
-        if self._max_body_bytes is not None and length > self._max_body_bytes:
-            self._body_too_large()
-        self._frame(head, None if head.chunked else length)
+    def _read_head(self, data: bytes, scanned: int) -> RequestHead | None:
+        head = self.head = RequestHead.read(data, scanned, self._max_head_bytes)
+        if head is not None:
+            if self._max_body_bytes is not None and head.body > self._max_body_bytes:
+                self._body_too_large()
+            self._frame(head.body)
+        return head
 
     def _body_too_large(self) -> bool:
         raise BadMessage("the body is too large", 413)
@@ -181,7 +147,6 @@ class ResponseReader(MessageReader):
     beginning is kept, and it counts as complete; the connection is of no further use then.
     """
 
-    kind = ResponseHead
     head: ResponseHead | None = None
     status = 0
     _interim = 0
@@ -194,46 +159,31 @@ class ResponseReader(MessageReader):
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent on the connection, once the response is complete."""
-        head = self.head
-        if head is None or not self.complete or self._truncated or self.rest or not head.keep_alive:
-            return False
-        # A body with neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
-        return head.http_1_1 if self._chunks is not None else self._left == 0
+        usable = self.complete and not self._truncated and not self.rest
+        return usable and self.head is not None and self.head.reusable
 
     def end(self) -> bool:
         """Whether the response is complete now that nothing more comes."""
-        if self._framed is not None and self._left is None and not self._framed.chunked:
-            self.complete = True
+        self.complete = self.complete or self._left == UNTIL_CLOSE
         return self.complete
 
-    def _read_head(self, raw: bytes) -> None:
-        head = _shared_head(raw) if len(raw) <= _SHARED_HEAD_BYTES else ResponseHead(raw)
+    def _read_head(self, data: bytes, scanned: int) -> ResponseHead | None:
+        head = ResponseHead.read(data, scanned, self._max_head_bytes)
+        if head is None:
+            return None
         if head.status == 101:
             raise BadMessage("switches protocols without being asked")
         if head.status < 200:
             self._interim += 1
-            if self._interim > _MAX_INTERIM:
-                raise BadMessage(f"more than {_MAX_INTERIM} interim responses")
-            return
+            if self._interim > MOST_INTERIM:
+                raise BadMessage(f"more than {MOST_INTERIM} interim responses")
+            return head
+        if self._head_only:
+            head.leave_out_body()
         self.head, self.status = head, head.status
-        bodiless = self._head_only or head.status in _BODILESS
-        self._frame(head, 0 if bodiless else head.content_length)
-
-    def _check_beginning(self, data: bytes) -> None:
-        if not data.startswith(_BEGINNING_OF_RESPONSE[: len(data)]):
-            raise ResponseHead.problem(data)
-        super()._check_beginning(data)
+        self._frame(head.body)
+        return head
 
     def _body_too_large(self) -> bool:
         self._truncated = True
         return True
-
-
-def _shared_head(raw: bytes) -> ResponseHead:
-    """The head, parsed once for all workers that send the same one: those of one application do, for a second."""
-    head = _shared_heads.get(raw)
-    if head is None:
-        if len(_shared_heads) >= _MOST_SHARED_HEADS:
-            _shared_heads.clear()
-        head = _shared_heads[raw] = ResponseHead(raw)
-    return head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..http.canonical_head import CanonicalHead, parse
+from ..http.message_head import RequestHead, canonical_head
 from .match import normal_host
 from .networks import is_within
 from .normal_path import read_path
@@ -18,7 +18,7 @@ _LONGEST_KNOWN = 512  # in bytes; longer heads have cookies, and are seldom the 
 class PassedRequest(NamedTuple):
     """A request that may be passed."""
 
-    head: CanonicalHead
+    head: RequestHead
     match: Match
 
 
@@ -36,7 +36,7 @@ class PassedRequests:
             self._known.clear()
         found = self._known.get(data)
         if found is None:
-            head = parse(data)
+            head = canonical_head(data)
             match = None if head is None else passed_match(head, table)
             if head is None or match is None:
                 return None
@@ -48,7 +48,7 @@ class PassedRequests:
         return found
 
 
-def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:
+def passed_match(head: RequestHead, table: RouteTable) -> Match | None:
     """The match of a request whose connection may be passed to any of `Match.servers`; None if the proxy answers it.
 
     That is so without a route, on a route that needs the proxy, and for a path with dot segments: a worker would see it

@@ -6,17 +6,15 @@ import asyncio
 import select
 from typing import Protocol, cast
 
-from ...http.canonical_head import CHUNKED
 from ...http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
-from ...http.message_head import BadMessage
+from ...http.message_head import CHUNKED, MOST_INTERIM, UNTIL_CLOSE, BadMessage
 from ..backends import Backend
 from ..endpoint import Endpoint
-from .response_head import UNTIL_CLOSE, Response, read_response
+from .response_head import Response, read_response
 from .timer_wheel import Timer, TimerWheel
 
 # What is being read: a number of bytes, 0 for nothing; CHUNKED, UNTIL_CLOSE; or:
 _HEAD, _TUNNEL = -3, -4
-_MOST_INTERIM = 20
 # After a tunnel: so long the backend may take for the rest of what the client has sent.
 _SENDING_SECONDS = 60.0
 
@@ -68,6 +66,7 @@ class BackendConnection(asyncio.Protocol):
         self._idle_in: list[BackendConnection] | None = None
         self._expected = 0
         self._buffer = b""  # the beginning of a head, or chunks for the next turn of the loop
+        self._scanned = 0  # the length of that beginning
         self._chunks: ChunkedBody | None = None
         self._turn_due = False  # the loop's next turn goes on with what is in the buffer
         self._paused = False  # the client takes no more for now
@@ -226,10 +225,11 @@ class BackendConnection(asyncio.Protocol):
             if receiver is None:
                 self.close()
                 return
-            response = read_response(data, head_only=self._head_only)
+            response = read_response(data, self._scanned, head_only=self._head_only)
             if response is None:
-                self._buffer = data
+                self._buffer, self._scanned = data, len(data)
                 return
+            self._scanned = 0
             if response.status >= 200:
                 break
             rest = data[response.end :]
@@ -240,8 +240,8 @@ class BackendConnection(asyncio.Protocol):
                 receiver.switched(response, rest)
                 return
             self._interim += 1
-            if self._interim > _MOST_INTERIM:
-                raise BadMessage(f"more than {_MOST_INTERIM} interim responses")
+            if self._interim > MOST_INTERIM:
+                raise BadMessage(f"more than {MOST_INTERIM} interim responses")
             receiver.interim(response)
             data = rest
             if not data:
@@ -251,7 +251,7 @@ class BackendConnection(asyncio.Protocol):
     def _begin(self, receiver: ResponseReceiver, response: Response) -> None:
         data = response.received
         body = self._expected = response.body
-        keep = response.keep_alive
+        keep = response.reusable
         if body >= 0:
             end = response.end + body
             if len(data) < end:

@@ -9,7 +9,7 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import cast
 
 from ...http.chunked_body import Buffer
-from ...http.message_head import BadMessage, chunk
+from ...http.message_head import BadMessage, RequestHead, chunk
 from ...keeper.connection_handover import unread_bytes
 from ..edge import Edge
 from ..tls.listener_certificates import ServerContext
@@ -17,7 +17,7 @@ from .backend_connection import close_writing
 from .exchange import Exchange
 from .forwarded_head import Forwarding
 from .leaving import IDLE_SECONDS, MOST_PASSABLE, leave, pass_on
-from .proxied_request import ProxiedRequest, read_request
+from .proxied_request import read_request
 from .refusal import refusal
 from .request_body import RequestBody
 from .request_routing import RepeatedRequest, RoutedRequest, refused, route_request
@@ -41,7 +41,6 @@ QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
 # More is not copied to be written together with what comes before it.
 LARGE_BYTES = 8 * 1024
-_END_OF_HEAD = b"\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -72,8 +71,8 @@ class ClientConnection(asyncio.Protocol):
             received  # read ahead, the beginning of a head, or chunks for the next turn of the loop
         )
         self._reported = reported  # the client of a trusted proxy's connection
-        self._scanned = 0  # so much of it holds no end of a head
-        self._request: ProxiedRequest | None = None
+        self._scanned = 0  # so much of it is an incomplete head
+        self._request: RequestHead | None = None
         self._last: RepeatedRequest | None = None
         self._exchange: Exchange | None = None
         self._body: RequestBody | None = None  # of the request, as long as more of it is to come
@@ -186,19 +185,14 @@ class ClientConnection(asyncio.Protocol):
                 return True
             self._last = None
         most = edge.settings.max_head_bytes
-        if self._scanned and data.find(_END_OF_HEAD, self._scanned) < 0 and len(data) <= most:
-            self._scanned = len(data) - 3
-            return False
         previous, self._request = self._request, None
         self._keep, found_route = False, None
         try:
-            found = self._request = read_request(
-                data, most, previous if previous is not None and previous.canonical else None
-            )
+            found = self._request = read_request(data, most, previous, scanned=self._scanned)
             if found is None:
                 if not self._scanned:
                     self._timer.start(edge.settings.head_seconds, self._head_expired)
-                self._scanned = max(1, len(data) - 3)
+                self._scanned = len(data)
                 return False
             self._scanned = 0
             self._keep = found.keep_alive and not found.body
@@ -214,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(error.status)
         return True
 
-    def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
+    def _begin(self, request: RequestHead, routed: RoutedRequest) -> None:
         # A worker would take the proxy that reports its clients for all of them.
         self._passable = self._passable + 1 if routed.servers and self._reported is None else 0
         if self._passable > MOST_PASSABLE and pass_on(

@@ -6,7 +6,7 @@ import asyncio
 from time import monotonic
 
 from ...http.chunked_body import Buffer
-from ...http.message_head import BadMessage
+from ...http.message_head import BadMessage, RequestHead
 from ...routing.context import context_line
 from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, Limiter, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
@@ -15,7 +15,6 @@ from .backend_connection import BackendConnection
 from .client_side import ClientSide
 from .forwarded_head import reported, response_fields
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
-from .proxied_request import ProxiedRequest
 from .request_routing import RoutedRequest
 from .response_head import Response
 from .route_answers import answer_of_route
@@ -44,7 +43,7 @@ class Exchange:
         self,
         edge: Edge,
         side: ClientSide,
-        request: ProxiedRequest,
+        request: RequestHead,
         routed: RoutedRequest,
         timer: Timer,
     ) -> None:

@@ -7,22 +7,21 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...http.canonical_head import CHUNKED
 from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
-from ...http.message_head import TOKEN, BadMessage, without_fields
+from ...http.message_head import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
 from ...routing.context import RouteContext, context_headers
 from ...routing.networks import is_within
 from ...routing.route import Header, Route
 from ..backends import Backend
 from ..endpoint import Endpoint
-from .proxied_request import ProxiedRequest
 
 # Fields about one connection (RFC 9110 §7.6.1), and those about the client.
 _REMOVED = re.compile(
-    rb"\r\n(?=[CFHKPTUXcfhkptux])(?:(?i:connection):([^\r\n]*+)|(?:(?i:keep-alive|te|transfer-encoding|upgrade"
-    rb"|http2-settings|proxy-connection|proxy-authenticate|proxy-authorization)|"
+    rb"\r\n(?=[CFHKPTUXcfhkptux])(?:(?i:http2-settings|"
+    + HOP_BY_HOP
+    + rb")|"
     + CLIENT_FIELD
-    + rb"):[^\r\n]*+)"
+    + rb"):[^\r\n]*+"
 )
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
 _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
@@ -55,7 +54,7 @@ class Forwarding:
         self._reported: Fields = []  # with it
         self._lines = b""  # and the same as lines
 
-    def client(self, request: ProxiedRequest) -> str:
+    def client(self, request: RequestHead) -> str:
         """The client's address: the last one on the way here that is not of a trusted proxy.
 
         Behind more proxies than are looked at it is the peer's, as none of the addresses is known to be true.
@@ -69,23 +68,23 @@ class Forwarding:
                 return address
         return self.peer
 
-    def is_secure(self, request: ProxiedRequest) -> bool:
+    def is_secure(self, request: RequestHead) -> bool:
         """Whether the client has sent the request by TLS, to this process or to a trusted proxy."""
         said = request.get(b"x-forwarded-proto") if self.trusted else b""
         return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
 
-    def sender_of(self, request: ProxiedRequest) -> str:
+    def sender_of(self, request: RequestHead) -> str:
         """The client as a log names it: with its port, unless only a proxy knows that."""
         client = self.client(request)
         return f"{client}:{self._port}" if client == self.peer and self._port else client
 
-    def head(self, request: ProxiedRequest, route: Route, target: bytes) -> bytes:
+    def head(self, request: RequestHead, route: Route, target: bytes) -> bytes:
         """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
         fields = request.fields
         if fields == self._fields:
             kept = self._kept
         else:
-            kept = self._kept = _without_hop_by_hop(fields)
+            kept = self._kept = _without_hop_by_hop(request)
             self._fields = fields
         host = request.host
         if route.host_header or not host:
@@ -109,13 +108,9 @@ class Forwarding:
         return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, lines, framing)
 
 
-def _without_hop_by_hop(fields: bytes) -> bytes:
-    parts = _REMOVED.split(fields)  # the fields between those removed, and the values of Connection
-    if len(parts) == 1:
-        return fields
-    kept = b"".join(parts[::2])
-    options = b",".join(filter(None, parts[1::2])).lower().split(b",")
-    named = {option.strip(b"\t ") for option in options} - _PLAIN_OPTIONS
+def _without_hop_by_hop(request: RequestHead) -> bytes:
+    kept = _REMOVED.sub(b"", request.fields)
+    named = request.options - _PLAIN_OPTIONS
     if not named:
         return kept
     if not _NO_OPTIONS.isdisjoint(named) or not all(map(_token, named)):

@@ -12,9 +12,9 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from ...http.message_head import RequestHead
 from ...logs.log_file import LogFile
 from ...logs.log_line import stamp
-from .proxied_request import ProxiedRequest
 from .refusal import phrase_of
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
@@ -45,11 +45,11 @@ class GatewayAccessLog:
     def __repr__(self) -> str:
         return f"<GatewayAccessLog {self.path}: {self.waiting_bytes} bytes wait>"
 
-    def begin(self, request: ProxiedRequest, client: str, version: str) -> AccessLogEntry:
+    def begin(self, request: RequestHead, client: str, version: str) -> AccessLogEntry:
         """The entry of a request, which has begun now. `client` is its client's address, `version` that of HTTP."""
         return AccessLogEntry(self, request, client, version)
 
-    def refused(self, request: ProxiedRequest, client: str, version: str, status: int) -> None:
+    def refused(self, request: RequestHead, client: str, version: str, status: int) -> None:
         """Write the line of a request that no backend was chosen for."""
         self.begin(request, client, version).write(status, 0.0)
 
@@ -109,7 +109,7 @@ class AccessLogEntry:
 
     __slots__ = ("_client", "_given", "_log", "_request", "_version", "request_id")
 
-    def __init__(self, log: GatewayAccessLog, request: ProxiedRequest, client: str, version: str) -> None:
+    def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
         self._log, self._request, self._client, self._version = log, request, client, version
         given = request.values(b"x-request-id")
         self._given = len(given) == 1 and _is_printable_id(given[0]) is not None

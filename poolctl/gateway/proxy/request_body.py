@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ...http.canonical_head import CHUNKED
 from ...http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
-from ...http.message_head import BadMessage
+from ...http.message_head import CHUNKED, BadMessage
 
 
 class RequestBody:

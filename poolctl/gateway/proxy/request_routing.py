@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...http.message_head import BadMessage
+from ...http.message_head import BadMessage, RequestHead
 from ...routing.decision import admits
 from ...routing.match import normal_host
 from ...routing.normal_path import ReadPath, read_path
@@ -18,7 +18,6 @@ from ..edge import Edge
 from ..settings import GatewaySettings
 from ..tls.listener_certificates import ServerContext
 from .forwarded_head import Forwarding
-from .proxied_request import ProxiedRequest
 
 # CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
@@ -46,7 +45,7 @@ class RepeatedRequest(NamedTuple):
     """A request that was all the bytes there were, and its route by this table: programs that poll repeat it."""
 
     data: bytes
-    request: ProxiedRequest
+    request: RequestHead
     routed: RoutedRequest
     table: RouteTable
     settings: GatewaySettings
@@ -56,7 +55,7 @@ def refused(
     edge: Edge,
     status: int,
     http_version: str,
-    request: ProxiedRequest | None,
+    request: RequestHead | None,
     forwarding: Forwarding,
     routed: RoutedRequest | None,
 ) -> None:
@@ -71,7 +70,7 @@ class _Fields(Mapping[str, str]):
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: ProxiedRequest) -> None:
+    def __init__(self, request: RequestHead) -> None:
         self._request = request
 
     def __getitem__(self, name: str) -> str:
@@ -89,7 +88,7 @@ class _Fields(Mapping[str, str]):
 
 
 def route_request(
-    edge: Edge, request: ProxiedRequest, forwarding: Forwarding, certificate: ServerContext | None = None
+    edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
 ) -> RoutedRequest:
     """The route of the request, which came over a connection with this certificate, or without TLS.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from ...http.message_head import RequestHead
 from ...routing.match import EXACT, host_pattern, normal_host
 from ...routing.networks import is_within
 from ...routing.route import Route
-from .proxied_request import ProxiedRequest
 from .refusal import refusal
 from .response_head import Response, read_response
 
 
-def answer_of_route(route: Route, request: ProxiedRequest, client: str) -> Response | None:
+def answer_of_route(route: Route, request: RequestHead, client: str) -> Response | None:
     """The response to this client's request; None if a backend gives it."""
     if route.allow and not is_within(client, route.allow):
         return _response(403, request)
@@ -24,7 +24,7 @@ def answer_of_route(route: Route, request: ProxiedRequest, client: str) -> Respo
     return _response(route.redirect.status, request, b"Location: %b\r\n" % location)
 
 
-def _location(route: Route, request: ProxiedRequest) -> bytes:
+def _location(route: Route, request: RequestHead) -> bytes:
     """Where the client is sent; b"" if it names no host, and the route has none either."""
     assert route.redirect is not None
     to, target = route.redirect.to, b"/" if request.target == b"*" else request.target
@@ -37,7 +37,7 @@ def _location(route: Route, request: ProxiedRequest) -> bytes:
     return f"https://{host}".encode() + target if host else b""
 
 
-def _response(status: int, request: ProxiedRequest, fields: bytes = b"") -> Response:
+def _response(status: int, request: RequestHead, fields: bytes = b"") -> Response:
     head_only = request.method == b"HEAD"
     made = read_response(
         refusal(status, head_only=head_only, keep_alive=True, fields=fields), head_only=head_only

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
+from ...http.message_head import RequestHead
 from ...routing.normal_path import normal_path
 from ...routing.route import Route
 from ..backends import SLEEPING, Backend
 from ..edge import Edge
 from ..operator import OperatorClient
-from .proxied_request import ProxiedRequest
 from .response_head import Response, read_response
 
 RELOAD_SECONDS = 1
@@ -52,7 +52,7 @@ def count_arrival(operator: OperatorClient, route: Route, method: bytes, path: b
         operator.count(route.alias)
 
 
-def own_answer(edge: Edge, backend: Backend, route: Route, request: ProxiedRequest) -> Response | None:
+def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
     """The response to give instead of asking a backend that sleeps or starts; None if the request waits for it.
 
     Has the server woken unless it is spared, so that the connection to it does not have to do that.
@@ -68,7 +68,7 @@ def own_answer(edge: Edge, backend: Backend, route: Route, request: ProxiedReque
     return _response("503 Service Unavailable", "text/html; charset=utf-8", _PAGE, _PAGE_FIELDS)
 
 
-def takes_waiting_page(route: Route, request: ProxiedRequest) -> bool:
+def takes_waiting_page(route: Route, request: RequestHead) -> bool:
     """Whether the request is a browser's for a page, on a route that has a waiting page."""
     return (
         route.waiting_page

@@ -180,8 +180,9 @@ class RegistrationEndpoint(HttpEndpoint):
         if not client.requests.take(1, self.clock.monotonic()):
             raise Refused(429, "too many requests", retry_after="1")
         head = request.head
-        verb = head.path.removeprefix("/v1/")
-        if verb not in _OPTIONS or not head.path.startswith("/v1/"):
+        path = head.path.decode()
+        verb = path.removeprefix("/v1/")
+        if verb not in _OPTIONS or not path.startswith("/v1/"):
             raise Refused(404, "the endpoints are /v1/register and /v1/unregister")
         if head.method != b"POST":
             raise Refused(405, "only POST", allow="POST")

@@ -82,12 +82,13 @@ class MetricsServer(HttpEndpoint):
     async def handle(self, request: Received, response: Responder) -> None:
         """See HttpHandler."""
         head = request.head
+        path = head.path.decode()
         plain = ("content-type", "text/plain")
         if head.method not in (b"GET", b"HEAD"):
             await response.send(405, [("allow", "GET, HEAD"), plain], b"only GET\n")
-        elif head.path != self.path and head.path in HEALTH:
-            await self._send_health(HEALTH[head.path], request, response)
-        elif head.path != self.path:
+        elif path != self.path and path in HEALTH:
+            await self._send_health(HEALTH[path], request, response)
+        elif path != self.path:
             await response.send(404, [plain], f"the metrics are at {self.path}\n".encode())
         else:
             openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))

@@ -116,7 +116,7 @@ class OperatorEndpoint(HttpEndpoint):
         if status := self.access.refusal(request):
             self._report_refusal(request)
             return status, "token missing or wrong" if status == 401 else "address not trusted"
-        if head.path != self.endpoint:
+        if head.path.decode() != self.endpoint:
             return 404, f"the endpoint is {self.endpoint}"
         if head.method != b"POST":
             return 405, "Invalid request method"

@@ -22,8 +22,7 @@ from typing import Any
 
 import uvicorn
 
-from poolctl.http.canonical_head import CanonicalHead, is_incomplete, parse
-from poolctl.http.message_head import BadMessage
+from poolctl.http.message_head import BadMessage, RequestHead, canonical_head
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import admits, passed_match
@@ -184,8 +183,8 @@ class RoutedConnection(Http1Connection):
             known, body = recognised
             look.accept(known)
         else:
-            head = parse(data)
-            if head is None and is_incomplete(data):
+            head = canonical_head(data)
+            if head is None and RequestHead.is_incomplete(data):
                 self._await_rest(data, data)
                 return 0
             if not self._accepts(head, data):
@@ -198,7 +197,7 @@ class RoutedConnection(Http1Connection):
             self.head = FIRST  # measured as a whole
         return end
 
-    def _accepts(self, head: CanonicalHead | None, data: bytes) -> bool:
+    def _accepts(self, head: RequestHead | None, data: bytes) -> bool:
         """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
         look, routes = self.look, self.look.routes
         match = passed_match(head, routes.table) if head is not None and routes.table is not None else None
@@ -243,7 +242,7 @@ class RoutedConnection(Http1Connection):
             protocol.data_received(rest)
         return False
 
-    def _remember(self, head: CanonicalHead, data: bytes) -> None:
+    def _remember(self, head: RequestHead, data: bytes) -> None:
         """Let similar requests pass without being parsed. The head is that with which these bytes begin."""
         look = self.look
         match, routes = look.match, look.routes

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields
 from poolctl.http.chunked_body import ChunkedBody
 from poolctl.http.client_report import ClientReport
+from poolctl.http.known_fields import KnownFields
+from poolctl.http.message_head import CHUNKED, RequestHead
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, extension
 from poolctl.routing.route import Route
@@ -49,7 +50,7 @@ class KnownRequest:
     __slots__ = ("_fields", "_fits", "_version_at", "body", "context", "head", "route")
 
     def __init__(
-        self, head: CanonicalHead, data: bytes, route: str, context: Context, fits: Fits | None
+        self, head: RequestHead, data: bytes, route: str, context: Context, fits: Fits | None
     ) -> None:
         """The head is that at the beginning of these bytes. Without `fits` no other path has the same route."""
         self.route = route

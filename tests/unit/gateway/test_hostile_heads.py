@@ -10,8 +10,8 @@ import pytest
 from poolctl.gateway.proxy.forwarded_head import Forwarding
 from poolctl.gateway.proxy.proxied_request import read_request
 from poolctl.gateway.proxy.response_head import read_response
-from poolctl.http.canonical_head import KnownFields, parse
-from poolctl.http.message_head import MOST_FIELDS, MOST_OPTIONS, BadMessage
+from poolctl.http.known_fields import KnownFields
+from poolctl.http.message_head import MOST_FIELDS, MOST_OPTIONS, BadMessage, canonical_head
 from poolctl.routing.decision import passed_match
 from poolctl.routing.normal_path import read_path
 from poolctl.routing.route import Route, Target
@@ -67,7 +67,7 @@ def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) ->
     forwarding, route = Forwarding("198.51.100.7", "http", ()), Route(alias="a", sticky_cookie="b")
 
     def serve(data: bytes) -> None:
-        head = parse(data)
+        head = canonical_head(data)
         if head is not None:
             passed_match(head, table)
         try:
@@ -99,7 +99,7 @@ def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) ->
 )
 def test_request_with_too_many_fields_or_options_gets_431(fields: bytes, status: int) -> None:
     data = GET + fields + b"\r\n"
-    assert (parse(data) is None) == (status != 200)
+    assert (canonical_head(data) is None) == (status != 200)
     if status == 200:
         assert read_request(data, MOST_BYTES)
     else:

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poolctl.gateway.proxy.forwarded_head import Forwarding
-from poolctl.gateway.proxy.proxied_request import ProxiedRequest, read_request
-from poolctl.http.message_head import BadMessage
+from poolctl.gateway.proxy.proxied_request import read_request
+from poolctl.http.message_head import BadMessage, MessageHead, RequestHead
 from poolctl.routing.route import Route
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.steps import steps_of
@@ -22,7 +22,7 @@ MOST = 65536
 PEER = "198.51.100.7"
 
 
-def read(data: bytes) -> ProxiedRequest:
+def read(data: bytes) -> RequestHead:
     request = read_request(data, MOST)
     assert request is not None
     return request
@@ -68,7 +68,7 @@ class _Llhttp:
         self.complete = True
 
 
-def assert_read_alike(head: bytes, request: ProxiedRequest) -> None:
+def assert_read_alike(head: bytes, request: RequestHead) -> None:
     """Both parsers see in the head that a backend gets what the proxy has seen."""
     method, target, given_fields = by_h11(head)
     llhttp = _Llhttp(head)
@@ -144,8 +144,11 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
     assert (b"connection" in names) == bool(request.upgrade)
 
 
-def facts(request: ProxiedRequest | None) -> list[object]:
-    return [] if request is None else [getattr(request, name) for name in ProxiedRequest.__slots__]
+FACTS = (*MessageHead.__slots__, *RequestHead.__slots__)
+
+
+def facts(request: RequestHead | None) -> list[object]:
+    return [] if request is None else [getattr(request, name) for name in FACTS]
 
 
 @given(
@@ -225,7 +228,7 @@ def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[st
     assert Forwarding(peer, "http", trusted).client(read(CLAIMING)) == client
 
 
-def claiming(hops: list[str]) -> ProxiedRequest:
+def claiming(hops: list[str]) -> RequestHead:
     return read(f"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {','.join(hops)}\r\n\r\n".encode())
 
 
@@ -259,3 +262,20 @@ def test_absolute_target_replaces_the_host() -> None:
     assert (
         re.findall(rb"(?i)\r\nhost:.*", request.fields) == [b"\r\nHost: b:80\r"] or b"a" not in request.fields
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol", "upgrade"),
+    [
+        (b"1.1", b"websocket", b"websocket"),
+        (b"1.1", b"h2c", b""),
+        (b"1.1", b"h2c, websocket", b""),  # a backend might choose the first
+        (b"1.0", b"websocket", b""),  # RFC 9110 §7.8
+    ],
+)
+def test_upgrade_to_one_visible_protocol_is_passed_on(
+    version: bytes, protocol: bytes, upgrade: bytes
+) -> None:
+    data = b"GET / HTTP/%b\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n" % (version, protocol)
+    assert read(data).upgrade == upgrade
+    assert (b"\r\nUpgrade: " in forwarded(data)) == bool(upgrade)

@@ -10,7 +10,7 @@ import h11
 import httptools
 import pytest
 
-from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields, is_incomplete, parse
+from poolctl.http.message_head import CHUNKED, RequestHead, canonical_head
 from tests.http_corpus import REQUESTS
 
 GET = b"GET / HTTP/1.1\r\n"
@@ -98,24 +98,23 @@ OTHER = {
 
 @pytest.mark.parametrize("head", CANONICAL.values(), ids=CANONICAL)
 def test_canonical_head_is_read_as_both_parsers_read_it(head: bytes) -> None:
-    for at in (0, 7):
-        found = parse(b"\r\n\r\nabc"[:at] + head + NEXT, at)
-        assert found is not None
-        assert found.end == at + len(head)
-        assert_read_alike(head, found)
+    found = canonical_head(head + NEXT)
+    assert found is not None
+    assert found.end == len(head)
+    assert_read_alike(head, found)
 
 
 @pytest.mark.parametrize("head", OTHER.values(), ids=OTHER)
 def test_head_in_another_form_is_not_canonical(head: bytes) -> None:
-    assert parse(head) is None
-    assert not is_incomplete(head)
+    assert canonical_head(head) is None
+    assert not RequestHead.is_incomplete(head)
 
 
 @pytest.mark.parametrize(
     "case", [case for case in REQUESTS if b"\r\n\r\n" in case.data], ids=lambda case: case.name
 )
 def test_canonical_head_is_one_that_a_strict_server_accepts(case: Any) -> None:
-    found = parse(case.data)
+    found = canonical_head(case.data)
     if found is not None:
         # What follows the head, and so may be malformed after a canonical one, is the body.
         assert case.status == 200 or found.body
@@ -123,11 +122,12 @@ def test_canonical_head_is_one_that_a_strict_server_accepts(case: Any) -> None:
 
 
 def test_canonical_head_tells_what_decides_about_the_connection() -> None:
-    assert parse(BROWSER) == CanonicalHead(
-        b"GET", b"/v1/users?id=3", b"/v1/users", b"users.example.com:8080", len(BROWSER), 0,
-        http_1_1=True, keep_alive=True, upgrade=False, expects_continue=False,
-    )  # fmt: skip
-    parsed = {name: parse(head) for name, head in CANONICAL.items()}
+    head = canonical_head(BROWSER)
+    assert head is not None
+    assert (head.method, head.target, head.path) == (b"GET", b"/v1/users?id=3", b"/v1/users")
+    assert (head.host, head.end, head.body) == (b"users.example.com:8080", len(BROWSER), 0)
+    assert (head.http_1_1, head.keep_alive, head.upgrade, head.expects_continue) == (True, True, b"", False)
+    parsed = {name: canonical_head(head) for name, head in CANONICAL.items()}
     assert {name for name, head in parsed.items() if head and not head.keep_alive} == {
         "old version without a host", "names in capitals",
     }  # fmt: skip
@@ -141,17 +141,17 @@ def test_canonical_head_tells_what_decides_about_the_connection() -> None:
 def test_beginning_of_a_head_is_incomplete_wherever_it_is_cut() -> None:
     for head in CANONICAL.values():
         for end in range(len(head)):
-            assert parse(head[:end]) is None
-            assert is_incomplete(head[:end])
-        assert not is_incomplete(head)
+            assert canonical_head(head[:end]) is None
+            assert RequestHead.is_incomplete(head[:end])
+        assert not RequestHead.is_incomplete(head)
 
 
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01", b"GET / HTTP/1.1\n", b"GET /\r", b"\r", b"\n", b"GET / HTTP/1.1\r\nX: \0"]
 )
 def test_beginning_that_no_more_bytes_can_make_valid_is_not_incomplete(data: bytes) -> None:
-    assert is_incomplete(data) == (data == b"GET /\r")  # the LF may still come
-    assert not is_incomplete(data + b"a")
+    assert RequestHead.is_incomplete(data) == (data in (b"GET /\r", b"\r"))  # the LF may still come
+    assert not RequestHead.is_incomplete(data + b"a")
 
 
 def test_mutated_head_that_is_canonical_is_read_alike_by_both_parsers() -> None:
@@ -190,9 +190,9 @@ def test_long_head_takes_linear_time(part: bytes) -> None:
 
 def parsing_seconds(data: bytes) -> float:
     began = thread_time()
-    parse(data + b"\r\n\r\n")
-    parse(data)
-    is_incomplete(data)
+    canonical_head(data + b"\r\n\r\n")
+    canonical_head(data)
+    RequestHead.is_incomplete(data)
     return thread_time() - began
 
 
@@ -218,13 +218,13 @@ def mutated(chance: random.Random) -> bytes:
 
 
 def accepted_and_read_alike(head: bytes) -> bool:
-    found = parse(head)
+    found = canonical_head(head)
     if found is not None:
         assert_read_alike(head[: found.end], found)
     return found is not None
 
 
-def assert_read_alike(head: bytes, found: CanonicalHead) -> None:
+def assert_read_alike(head: bytes, found: RequestHead) -> None:
     """Both parsers read this head, a body of that length and the next head as three such things."""
     body = (
         b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
@@ -296,158 +296,3 @@ def read_by_h11(data: bytes) -> list[tuple[bytes, ...]]:
         else:
             break
     return [tuple(each) for each in messages]
-
-
-START = b" HTTP/1.1\r\n"
-FIELDS = START + b"Host: a\r\nAccept: */*\r\nConnection: keep-alive\r\nCookie: a=b\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        FIELDS,
-        FIELDS.replace(b"a=b", b"c=d"),
-        FIELDS.replace(b"Cookie: a=b\r\n", b""),
-        FIELDS.replace(b"Cookie", b"Hostess: c\r\nX-Host: d\r\nCookies"),
-        FIELDS.replace(b"Host", b"X: y\r\nX: y\r\nHost"),
-        START + b"Host: a\r\nConnection: keep-alive\r\n\r\n",
-    ],
-)
-def test_fields_that_decide_like_known_ones_are_recognised(fields: bytes) -> None:
-    known = KnownFields(FIELDS)
-    assert known.body_like(fields) == 0
-    assert known.body_like(FIELDS.replace(b"Accept: */*", b"X-Id: 1")) == 0
-    assert known.body_like(fields) == 0
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        b"",
-        FIELDS[:-2],
-        FIELDS + b"x",
-        FIELDS + b"GET /" + FIELDS,
-        FIELDS + FIELDS,
-        FIELDS.replace(START, b" HTTP/1.0\r\n"),
-        FIELDS.replace(b"Host: a\r\n", b""),
-        FIELDS.replace(b"Host: a", b"Host: b"),
-        FIELDS.replace(b"Host: a", b"Host: a\r\nhost: a"),
-        FIELDS.replace(b"Host: a", b"Host: a\r\nHost: a"),
-        FIELDS.replace(b"Host: a", b"Host: a\r\n b"),
-        FIELDS.replace(b"keep-alive", b"close"),
-        FIELDS.replace(b"Connection: keep-alive\r\n", b""),
-        FIELDS.replace(b"Cookie: a=b", b"Content-Length: 0"),
-        FIELDS.replace(b"Cookie: a=b", b"transfer-encoding: chunked"),
-        FIELDS.replace(b"Cookie: a=b", b"UPGRADE: websocket"),
-        FIELDS.replace(b"Cookie: a=b", b"Expect: 100-continue"),
-        FIELDS.replace(b"Cookie: a=b", b"Proxy-Connection: close"),
-        FIELDS.replace(b"Cookie", b"Host : b\r\nCookie"),
-        FIELDS.replace(b"a=b", b"a\rb"),
-        FIELDS.replace(b"a=b", b"a\nb: c"),
-        FIELDS.replace(b"a=b", b"a\0b"),
-        FIELDS.replace(b"Cookie: a=b", b"Cookie"),
-        FIELDS.replace(b"Cookie: a=b", b""),
-        FIELDS.replace(b"\r\nCookie", b"b\r\nCookie"),
-        START + b"Connection: keep-alive\r\nHost: a\r\n\r\n",  # parsed, as it is seldom
-    ],
-)
-def test_fields_that_may_decide_otherwise_are_not_recognised(fields: bytes) -> None:
-    known = KnownFields(FIELDS)
-    assert known.body_like(fields) is None
-    # Nor when others have shown in which lines the client's requests differ.
-    for other in (b"Cookie: c=d", b"X: y", b"X: y\r\nCookie: a=b\r\nX: z"):
-        assert known.body_like(FIELDS.replace(b"Cookie: a=b", other)) == 0
-    assert known.body_like(fields) is None
-
-
-UPLOAD = START + b"Host: a\r\nX: y\r\nContent-Length: 5\r\nCookie: a=b\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("fields", "length"),
-    [
-        (UPLOAD, 5),
-        (UPLOAD.replace(b"X: y", b"X: z"), 5),
-        (UPLOAD.replace(b": 5", b": 0"), 0),
-        (UPLOAD.replace(b": 5", b": 123456"), 123456),
-        (
-            UPLOAD.replace(
-                b"Content-Length: 5\r\nCookie", b"Cookies: c\r\ncontent-length:7\r\nX: c\r\nCookie"
-            ),
-            7,
-        ),
-        (UPLOAD.replace(b"Content-Length: 5\r\n", b""), None),
-        (UPLOAD.replace(b"Content-Length: 5", b"Content-Length: 5\r\nContent-Length: 5"), None),
-        (UPLOAD.replace(b"Cookie: a=b", b"Cookie: a=b\r\nContent-Length: 5"), None),
-        (UPLOAD.replace(b"X: y", b"Content-Length: 6"), None),
-        (UPLOAD.replace(b": 5", b": 5 "), None),
-        (UPLOAD.replace(b": 5", b": +5"), None),
-        (UPLOAD.replace(b": 5", b": 5, 5"), None),
-        (UPLOAD.replace(b": 5", b": 1234567890123456"), None),
-        (UPLOAD.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked"), None),
-        (UPLOAD.replace(b"X: y", b"Transfer-Encoding: chunked"), None),
-        (UPLOAD.replace(b"X: y", b"Expect: 100-continue"), None),
-    ],
-)
-def test_length_of_the_body_is_the_only_decisive_field_that_may_differ(
-    fields: bytes, length: int | None
-) -> None:
-    known = KnownFields(UPLOAD, 5)
-    for _ in range(2):
-        assert known.body_like(fields) == length
-        assert known.body_like(UPLOAD.replace(b": 5", b": 8")) == 8
-    assert known.body_like(fields) == length
-
-
-def test_body_in_chunks_is_recognised_as_one() -> None:
-    chunked = UPLOAD.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked")
-    known = KnownFields(chunked, CHUNKED)
-    assert known.body_like(chunked.replace(b"X: y", b"X: z")) == CHUNKED
-    assert known.body_like(UPLOAD) is None
-
-
-def test_mutated_fields_that_are_recognised_are_canonical_and_decide_alike() -> None:
-    chosen = random.Random(7)
-    pieces = [
-        *(
-            b"Host: a",
-            b"host: a",
-            b"Host: b",
-            b"Accept: */*",
-            b"Connection: keep-alive",
-            b"Content-Length: 0",
-            b"Content-Length: 5",
-            b"content-length: 17",
-        ),
-        *(
-            b"X: y",
-            b"X:",
-            b" z",
-            b"",
-            b"\r",
-            b"Cookie: c",
-            b"Transfer-Encoding: chunked",
-            b"Upgrade: x",
-            b"\n",
-        ),
-    ]
-    expected = {fields: parse(b"GET /" + fields) for fields in (FIELDS, UPLOAD)}
-    recognised = 0
-    for number in range(20_000):
-        if number % 5 == 0:  # the others meet what was narrowed by those before
-            like = chosen.choice((FIELDS, UPLOAD))
-            head = expected[like]
-            assert head is not None
-            known = KnownFields(like, head.body)
-        lines = [line for line in like.split(b"\r\n")[1:-2] if chosen.random() < 0.9]
-        for piece in chosen.choices(pieces, k=chosen.randrange(3)):
-            lines.insert(chosen.randrange(len(lines) + 1), piece)
-        fields = START + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
-        body = known.body_like(fields)
-        if body is not None:
-            recognised += 1
-            found = parse(b"GET /" + fields)
-            assert found is not None
-            assert found._replace(end=0, body=0) == head._replace(end=0, body=0)
-            assert (found.end, found.body) == (len(b"GET /" + fields), body)
-    assert recognised > 2000

@@ -25,14 +25,14 @@ class Handler:
         self.cancelled = asyncio.Event()
 
     async def handle(self, request: Received, response: Responder) -> None:
-        if request.head.path == "/fail":
+        if request.head.path == b"/fail":
             raise RuntimeError("not thought of")
-        if request.head.path == "/wait":
+        if request.head.path == b"/wait":
             try:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled.set()
-        if request.head.path == "/stream":
+        if request.head.path == b"/stream":
             response.begin(200, [])
             for piece in (b"a", b"", b"bc"):
                 response.write(piece)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from poolctl.http.canonical_head import parse
+from poolctl.http.message_head import canonical_head
 from poolctl.routing import decision
 from poolctl.routing.decision import PassedRequests, passed_host, passed_match
 from poolctl.routing.route import Header, Route, Target
@@ -56,14 +56,14 @@ def table() -> Iterator[RouteTable]:
 def test_connection_is_passed_if_every_such_request_goes_to_servers_of_the_pool(
     table: RouteTable, host: str, target: str, servers: set[str] | None
 ) -> None:
-    parsed = parse(head(host, target))
+    parsed = canonical_head(head(host, target))
     assert parsed is not None
     match = passed_match(parsed, table)
     assert (match and match.servers) == servers
 
 
 def test_request_for_the_whole_server_is_decided_by_its_root(table: RouteTable) -> None:
-    parsed = parse(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    parsed = canonical_head(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
     assert parsed is not None
     match = passed_match(parsed, table)
     assert match is not None

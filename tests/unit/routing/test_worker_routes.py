@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.http.canonical_head import parse
+from poolctl.http.message_head import canonical_head
 from poolctl.routing.decision import passed_match
 from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
@@ -95,7 +95,7 @@ def test_workers_decide_by_their_table_as_the_gateway_does(
     fields: list[dict[str, Any]], host: str, path: str
 ) -> None:
     routes = [Route(alias=str(number), **each) for number, each in enumerate(fields)]
-    head = parse(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    head = canonical_head(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert head is not None
     found = []
     for each in (routes, routes_for_workers(routes)):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
-from poolctl.http.canonical_head import parse
+from poolctl.http.message_head import RequestHead, canonical_head
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
@@ -141,7 +141,7 @@ class Gateway:
             data = received
             with contextlib.suppress(BlockingIOError):
                 data += sock.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            head = parse(data)
+            head = canonical_head(data)
             match = None if head is None else passed_match(head, self.table)
             if match is None:
                 self.refused.append(data)
@@ -164,7 +164,7 @@ class Stage(NamedTuple):
         client, sock = await accepted()
         client.writer.write(first)
         sock.setblocking(False)
-        await until(lambda: parse(peek(sock)))
+        await until(lambda: canonical_head(peek(sock)))
         self.gateway.pass_on(sock)
         return client
 
@@ -319,7 +319,12 @@ def test_request_that_is_like_one_before_is_not_parsed(
 ) -> None:
     async def scenario(stage: Stage) -> None:
         parsed: list[bytes] = []
-        monkeypatch.setattr(routed_connections, "parse", lambda data: (parsed.append(data), parse(data))[1])
+
+        def parse(data: bytes) -> RequestHead | None:
+            parsed.append(data)
+            return canonical_head(data)
+
+        monkeypatch.setattr(routed_connections, "canonical_head", parse)
         first = [request("leaf.test", "/a/1"), post("leaf.test", "/a/1", b"abc")]
         client = await stage.client(first[0])
         await client.answer()
@@ -462,7 +467,7 @@ def with_host(message: bytes, host: str) -> bytes:
 
 
 def expected_answer(message: bytes) -> bytes:
-    head = parse(message)
+    head = canonical_head(message)
     assert head is not None
     table_fd = write_table(ROUTES, 5)
     try:
@@ -515,7 +520,7 @@ def test_any_split_of_pipelined_requests_gives_each_to_the_right_server_once(
 
 
 async def pass_when_complete(sock: socket.socket, gateway: Gateway) -> None:
-    await until(lambda: parse(peek(sock)))
+    await until(lambda: canonical_head(peek(sock)))
     gateway.pass_on(sock)
 
 
@@ -679,7 +684,7 @@ def test_websocket_has_its_route_and_ends_the_look(engine: Engine, table: int, i
         loop = asyncio.get_running_loop()
         connecting = loop.create_task(_connect(ours))
         theirs.setblocking(False)
-        await until(lambda: parse(peek(theirs)))
+        await until(lambda: canonical_head(peek(theirs)))
         stage.gateway.pass_on(theirs)
         websocket = await connecting
         for text in ("hello", "GET / HTTP/1.1\r\nHost: two.test\r\n\r\n"):
@@ -956,7 +961,7 @@ def test_idle_connection_of_a_worker_that_leaves_goes_back_to_the_gateway(
             else:
                 idle.writer.write(request("two.test"))
             taken.setblocking(False)
-            await until(lambda taken=taken: parse(taken.received + peek(taken)))
+            await until(lambda taken=taken: canonical_head(taken.received + peek(taken)))
             stage.gateway.pass_on(taken, received)
         assert (await idle.answer())[2] == b"two / "
         assert (await part.answer())[2] == b"two /x "
