@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from time import monotonic
 
-from .message_head import FIELD_LINES, TEXT, BadMessage, unfit
+from .message_head import FIELD_LINES, MOST_FIELDS, TEXT, BadMessage, unfit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,7 +199,11 @@ class ChunkedBody:
                     raise BadMessage("malformed trailers")
                 self._buffer, self._in_trailers = data[at:], True
                 return b""
-        if not _trailer_section(data, at, end + 2) or end - at > _MAX_TRAILER_BYTES:
+        if (
+            end - at > _MAX_TRAILER_BYTES
+            or data.count(b"\n", at, end) > MOST_FIELDS
+            or not _trailer_section(data, at, end + 2)
+        ):
             raise BadMessage("malformed trailers")
         self.trailers = allowed_trailers(data[at:end]) if end > at else b""
         self.rest = data[end + 2 :]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .message_head import request_head
+from .message_head import BadMessage, ResponseHead, request_head
 
 
 class ProxyError(ConnectionError):
@@ -43,13 +43,11 @@ class ForwardProxy(NamedTuple):
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             writer.write(request_head("CONNECT", authority, [("host", authority), *self.fields]))
             try:
-                head = await stream.readuntil(b"\r\n\r\n")
-            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                head = ResponseHead(await stream.readuntil(b"\r\n\r\n"))
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, BadMessage):
                 raise ProxyError(f"the proxy {self.host}:{self.port} does not answer with HTTP") from None
-            status = head.split(b" ", 2)[1:2]
-            if not head.startswith(b"HTTP/1.") or status[:1] == [] or not status[0].startswith(b"2"):
-                answer = b"".join(status).decode("ascii", "replace")[:3] or "no status"
-                raise ProxyError(f"the proxy {self.host}:{self.port} answered {answer}")
+            if head.status // 100 != 2:
+                raise ProxyError(f"the proxy {self.host}:{self.port} answered {head.status}")
             await writer.start_tls(tls, server_hostname=host)
         except BaseException:
             writer.transport.abort()

@@ -121,11 +121,6 @@ class BadMessage(Exception):
         self.status = status
 
 
-def too_many_fields() -> BadMessage:
-    """The error of a head, or a trailer section, with more than MOST_FIELDS."""
-    return BadMessage(f"more than {MOST_FIELDS} fields", 431)
-
-
 class MessageHead:
     """The head of a message.
 
@@ -198,10 +193,13 @@ class MessageHead:
         """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
         return b", ".join(self.values(name))
 
+    def _take_fields(self, raw: bytes, begin: int) -> None:
+        self.fields = raw[begin:-4]
+        if self.fields.count(b"\n") > MOST_FIELDS:
+            raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
+
     def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
         """The decisive fields by name, and whether each is there once and without whitespace behind its value."""
-        if self.fields.count(b"\n") > MOST_FIELDS:
-            raise too_many_fields()
         decisive: dict[bytes, bytes] = {}
         plain = True
         for name, text in sent:
@@ -258,7 +256,7 @@ class RequestHead(MessageHead):
         blank, self.method, self.target, path, minor = found.groups()
         self.path = path or self.target.partition(b"?")[0]
         self.http_1_1 = minor == b"1"
-        self.fields = raw[found.end(5) : -4]
+        self._take_fields(raw, found.end(5))
         self.end = len(raw)
         decisive, plain = self._decide(_decisive_of_request(self.fields))
         # RFC 9112 §3.2: an older client may leave it out.
@@ -351,12 +349,10 @@ class ResponseHead(MessageHead):
         usual = usual_response_head(raw)
         if usual is not None:
             self.status_line, status, length, chunked = usual.groups()
-            self.fields = raw[usual.end(1) : -4]
+            self._take_fields(raw, usual.end(1))
             self.decisive: dict[bytes, bytes] = {}
             self.plain = self.http_1_1 = self.keep_alive = True
             self.options = _NO_OPTIONS
-            if raw.count(b"\n") > MOST_FIELDS + 2:
-                raise too_many_fields()
             body = int(length) if length is not None else CHUNKED if chunked else None
         else:
             found = _response_head(raw)
@@ -366,7 +362,7 @@ class ResponseHead(MessageHead):
                 if found is None:
                     raise self.problem(raw)
             self.status_line, minor, status = found.groups()
-            self.fields = raw[found.end(1) : -4]
+            self._take_fields(raw, found.end(1))
             self.http_1_1 = minor == b"1"
             self.decisive, plain = self._decide(_decisive_of_response(self.fields))
             self.plain = plain and len(raw) == self.end

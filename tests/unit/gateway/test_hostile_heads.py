@@ -121,6 +121,14 @@ def test_response_with_too_many_options_is_refused() -> None:
         read_response(OK + options(MOST_OPTIONS + 1) + b"\r\n")
 
 
+@pytest.mark.parametrize("field", [b"X: y\r\n", b"Connection: keep-alive\r\n"])
+def test_response_with_too_many_fields_is_refused(field: bytes) -> None:
+    fields = b"X: y\r\n" * (MOST_FIELDS - 2)
+    assert read_response(OK + field + fields + b"\r\n")
+    with pytest.raises(BadMessage):
+        read_response(OK + field * 2 + fields + b"\r\n")
+
+
 def test_fields_that_are_named_by_connection_are_removed_whatever_their_case() -> None:
     request = read_request(
         GET + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", MOST_BYTES

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
-from poolctl.http.message_head import BadMessage
+from poolctl.http.message_head import MOST_FIELDS, BadMessage
 from tests.http_corpus import CHUNKED, REQUESTS
 from tests.steps import steps_of
 
@@ -90,6 +90,11 @@ def test_extensions_and_trailers_are_bounded() -> None:
         ChunkedBody().feed((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 20)
     with pytest.raises(BadMessage):
         ChunkedBody().feed(b"0\r\n" + b"a: b\r\n" * 4000)
+    body = ChunkedBody()
+    body.feed(b"0\r\n" + b"a: b\r\n" * MOST_FIELDS + b"\r\n")
+    assert body.done
+    with pytest.raises(BadMessage):
+        ChunkedBody().feed(b"0\r\n" + b"a: b\r\n" * (MOST_FIELDS + 1) + b"\r\n")
     with pytest.raises(BadMessage):
         ChunkedBody().feed(b"1;" + b"x" * 5000)
 

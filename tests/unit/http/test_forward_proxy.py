@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+
 import pytest
 
 from poolctl.http.forward_proxy import ForwardProxy, ProxyError, proxy_for
@@ -41,3 +44,29 @@ def test_no_proxy_excepts_names_domains_addresses_and_networks(host: str, listed
 def test_value_that_is_no_address_of_a_proxy_is_an_error_without_it(value: str) -> None:
     with pytest.raises(ProxyError, match="HTTPS_PROXY is no address of a proxy"):
         proxy_for("https", "hooks.test", 443, {"HTTPS_PROXY": value})
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"HTTP/1.1 407 Who are you\r\n\r\n", "answered 407"),
+        (b"HTTP/1.0 503\r\nContent-Length: 0\r\n\r\n", "answered 503"),
+        (b"HTTP/1.1 200 OK\n\n\r\n\r\n", "does not answer with HTTP"),
+        (b"HTTP/1.1 2\r\n\r\n", "does not answer with HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer with HTTP"),
+    ],
+)
+def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: bytes, problem: str) -> None:
+    async def refuse(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            proxy = ForwardProxy("127.0.0.1", port)
+            with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{port} {problem}"):
+                await proxy.open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
+
+    asyncio.run(scenario())
