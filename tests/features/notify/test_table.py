@@ -16,7 +16,8 @@ from poolctl.features.notify.table import Notify
 from poolctl.supervisor.takeover import portable_pickle
 from poolctl.units import format_duration
 from tests.config_files import SERVER, load_text, told
-from tests.unit.supervisor.desk import Desk, run, web
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
 BOTH = """
