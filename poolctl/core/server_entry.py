@@ -340,13 +340,14 @@ class Entry:
         self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
     ) -> View:
         """The facts on which the next actions depend."""
+        canary, hook = self.desired.canary, self.hooks.running
         return View(
             desired=self.desired.state,
             generation=self.desired.generation,
             count=self.size,
-            canary=0 if self.desired.canary is None else self.desired.canary.generation,
-            canaries=0 if self.desired.canary is None or self.desired.canary.failure else self.desired.canary.count,
-            apart=self.desired.canary is not None and self.desired.canary.is_apart,
+            canary=0 if canary is None else canary.generation,
+            canaries=0 if canary is None or canary.failure else canary.count,
+            apart=canary is not None and canary.is_apart,
             overlap=self.may_overlap,
             feasible=self.observed.feasible == self.desired.generation,
             checking=self.observed.checking,
@@ -364,8 +365,8 @@ class Entry:
             armed=self.listener.armed is not None,
             before_start_due=self.hooks.before_start_due,
             after_stop_due=self.hooks.after_stop_due,
-            hook="" if self.hooks.running is None else self.hooks.running.name,
-            hook_ends=self.hooks.running is not None and self.hooks.running.ends,
+            hook="" if hook is None else hook.name,
+            hook_ends=hook is not None and hook.ends,
             listener=self.listener.state,
             workers=tuple(
                 WorkerView(
@@ -396,15 +397,13 @@ class Entry:
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
         that is up (`needed`). One that a window keeps asleep has no listener, and is not woken by a request.
         """
-        if (
-            not self.sleepy
-            or self.observed.called
-            or self.observed.needed
-            or self.kept == AWAKE
-            or self.awaits_hook
-        ):
-            return False
-        return not self.observed.staying
+        return self._may_sleep and not self.observed.staying
+
+    @property
+    def _may_sleep(self) -> bool:
+        """No request, dependent, window or hook needs a worker of it."""
+        wakes = self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
+        return self.sleepy and not wakes
 
     @property
     def asleep(self) -> bool:
@@ -419,10 +418,7 @@ class Entry:
     @property
     def up(self) -> bool:
         """It runs or should run: its dependencies must not sleep."""
-        idle = self.sleepy and not (
-            self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
-        )
-        return bool(self.observed.workers) or not (self.rests or idle)
+        return bool(self.observed.workers) or not (self.rests or self._may_sleep)
 
     @property
     def state(self) -> str:
@@ -492,11 +488,10 @@ class Entry:
     @property
     def at_rest(self) -> bool:
         """No worker and no hook runs, nothing accepts, and none of that is wanted."""
-        closed = self.listener.state is Listener.CLOSED and not (
-            self.listener.former or self.listener.releasing
-        )
-        rests = self.rests and not self.on_schedule
-        return rests and not self.observed.workers and closed and not self.cleans_up
+        listener = self.listener
+        if listener.state is not Listener.CLOSED or listener.former or listener.releasing:
+            return False
+        return self.rests and not (self.on_schedule or self.observed.workers or self.cleans_up)
 
     @property
     def complete(self) -> bool:
