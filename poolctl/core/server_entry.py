@@ -1,10 +1,10 @@
-"""The state of one server: the desired one, and the observed one."""
+"""The state of one server: the desired one, the observed one, its listener; and its record for the next supervisor."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
@@ -596,3 +596,72 @@ class Entry:
             self.observed.timers.clear()
         self.desired.state = desired
         self.desired.stopped_with = []
+
+
+# The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
+# entry is left out: most records hold little more than the desired state.
+
+_VALUES = {
+    "desired": DesiredState,
+    "observed": ObservedState,
+    "listener": ServerListener,
+    "schedule": ScheduleState,
+    "hooks": HookState,
+}
+
+
+def _persisted() -> Iterator[tuple[str, str, object]]:
+    """The value of an entry, its field, and the content of that in a new entry."""
+    for value, kind in _VALUES.items():
+        for each in fields(kind):
+            if each.metadata["persisted"]:
+                usual = each.default if each.default_factory is MISSING else each.default_factory()
+                yield value, each.name, usual
+
+
+_PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "overrides")]
+
+
+def record_of(entry: Entry) -> Table:
+    """The record of the entry. The pause before an attempt is not part of it: a successor tries at once."""
+    found = {
+        name: content
+        for value, name, usual in _PLAIN
+        if (content := getattr(getattr(entry, value), name)) != usual
+    }
+    state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
+    if state is not Desired.IDLE:
+        found["desired"] = (Desired.RUN if state in IN_BACKOFF or entry.observed.timers else state).value
+    if failure is not None and not entry.ready:
+        found["failure"] = failure.to_dict()
+    if overrides != NO_OVERRIDES:
+        found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
+    return found
+
+
+def restore(entry: Entry, record: Table) -> None:
+    """Restore the entry from its record, also from one of a version that stored single flags."""
+    for value, name, _ in _PLAIN:
+        if name in record:
+            setattr(getattr(entry, value), name, record[name])
+    entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
+    entry.desired.state = Desired(record["desired"]) if "desired" in record else _from_flags(record)
+    overrides = record.get("overrides")
+    if overrides is None:
+        overrides = {
+            "workers": record.get("count"),
+            "disabled": record.get("disabled"),
+            "out": record.get("out", False),
+        }
+    entry.desired.overrides = Overrides(**overrides)
+
+
+def _from_flags(record: Table) -> Desired:
+    """From the flags that earlier versions wrote: `wanted`, `removed`, `failed`, `done`, `dismissed`."""
+    if record.get("removed"):
+        return Desired.REMOVED
+    if not record.get("wanted"):
+        return Desired.STOPPED if record.get("dismissed") else Desired.IDLE
+    if record.get("failed"):
+        return Desired.FAILED
+    return Desired.COMPLETED if record.get("done") else Desired.RUN

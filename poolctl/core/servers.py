@@ -1,18 +1,15 @@
-"""The servers of the pool by name, with their dependencies, and their records for the next supervisor."""
+"""The servers of the pool by name, with their dependencies."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from poolctl.config import ServerConfig
-from poolctl.errors import ServerError
-from poolctl.json_form import Table
 
 from .address_changes import Addresses
-from .decision_input import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides
-from .server_entry import DesiredState, Entry, HookState, ObservedState, ScheduleState, ServerListener
+from .decision_input import Desired
+from .server_entry import Entry, ServerListener
 
 
 class Servers:
@@ -186,68 +183,3 @@ class Servers:
             not dependent.wanted and (dependent.observed.workers or dependent.cleans_up)
             for dependent in self.dependents(entry)
         )
-
-
-# The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
-# entry is left out: most records hold little more than the desired state.
-
-_VALUES = ("desired", "observed", "listener", "schedule", "hooks")
-
-
-def _persisted() -> Iterator[tuple[str, str, object]]:
-    """The value of an entry, its field, and the content of that in a new entry."""
-    for value, kind in zip(
-        _VALUES, (DesiredState, ObservedState, ServerListener, ScheduleState, HookState), strict=True
-    ):
-        for each in fields(kind):
-            if each.metadata["persisted"]:
-                usual = each.default if each.default_factory is MISSING else each.default_factory()
-                yield value, each.name, usual
-
-
-_PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "overrides")]
-
-
-def record_of(entry: Entry) -> Table:
-    """The record of the entry. The pause before an attempt is not part of it: a successor tries at once."""
-    found = {
-        name: content
-        for value, name, usual in _PLAIN
-        if (content := getattr(getattr(entry, value), name)) != usual
-    }
-    state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
-    if state is not Desired.IDLE:
-        found["desired"] = (Desired.RUN if state in IN_BACKOFF or entry.observed.timers else state).value
-    if failure is not None and not entry.ready:
-        found["failure"] = failure.to_dict()
-    if overrides != NO_OVERRIDES:
-        found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
-    return found
-
-
-def restore(entry: Entry, record: Table) -> None:
-    """Restore the entry from its record, also from one of a version that stored single flags."""
-    for value, name, _ in _PLAIN:
-        if name in record:
-            setattr(getattr(entry, value), name, record[name])
-    entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
-    entry.desired.state = Desired(record["desired"]) if "desired" in record else _from_flags(record)
-    overrides = record.get("overrides")
-    if overrides is None:
-        overrides = {
-            "workers": record.get("count"),
-            "disabled": record.get("disabled"),
-            "out": record.get("out", False),
-        }
-    entry.desired.overrides = Overrides(**overrides)
-
-
-def _from_flags(record: Table) -> Desired:
-    """From the flags that earlier versions wrote: `wanted`, `removed`, `failed`, `done`, `dismissed`."""
-    if record.get("removed"):
-        return Desired.REMOVED
-    if not record.get("wanted"):
-        return Desired.STOPPED if record.get("dismissed") else Desired.IDLE
-    if record.get("failed"):
-        return Desired.FAILED
-    return Desired.COMPLETED if record.get("done") else Desired.RUN

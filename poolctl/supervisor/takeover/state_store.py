@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.config import Marks, ServerConfig, Surroundings, Tables
-from poolctl.core.server_entry import Entry
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file

@@ -6,8 +6,7 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Worker
-from poolctl.core.servers import restore
+from poolctl.core.server_entry import Worker, restore
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from poolctl.core.decision_input import Overrides, Phase
-from poolctl.core.server_entry import Worker
-from poolctl.core.servers import restore
+from poolctl.core.server_entry import Worker, restore
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import FAILS
 

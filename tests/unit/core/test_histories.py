@@ -19,8 +19,7 @@ from poolctl.core import core
 from poolctl.core.core import Core
 from poolctl.core.decide import Action, decide
 from poolctl.core.decision_input import ASLEEP, AWAKE, LEAVING, Listener, Overrides, Phase, View
-from poolctl.core.server_entry import Entry
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from poolctl.time_windows import period_at

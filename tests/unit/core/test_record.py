@@ -17,8 +17,9 @@ from poolctl.core.server_entry import (
     ObservedState,
     ScheduleState,
     ServerListener,
+    record_of,
+    restore,
 )
-from poolctl.core.servers import record_of, restore
 from poolctl.errors import ServerError
 
 VALUES = (DesiredState, ObservedState, ServerListener, ScheduleState, HookState)

@@ -17,8 +17,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import reason_to_skip
 from poolctl.core.server_changes import Event
-from poolctl.core.server_entry import DesiredState, Entry, Worker
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.runners.scripted_runner import NEVER, ScriptedRunner

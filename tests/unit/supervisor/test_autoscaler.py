@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.control.answers import About
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import record_of, restore
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit, Placement

@@ -10,7 +10,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import GatewayConfig, StreamConfig, Tables
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.core.ordered_core import run, turns, web

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.servers import record_of
+from poolctl.core.server_entry import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError

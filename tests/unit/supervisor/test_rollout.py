@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.servers import record_of, restore
+from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import rollout
