@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "Pool", "PoolContext", "Server"]
 
 _HOMES = {
-    "Monitor": "monitor",
+    "Monitor": "server_monitor",
     "Pool": "pool",
-    "PoolContext": "context",
+    "PoolContext": "pool_context",
     "Server": "server",
 }
 

@@ -323,6 +323,11 @@ def test_the_package_gives_what_it_promises_and_nothing_else() -> None:
         poolctl.pool.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("name", poolctl.pool.__all__)
+def test_names_of_the_package_are_those_of_the_api(name: str) -> None:
+    assert getattr(poolctl.pool, name) is getattr(poolctl, name)
+
+
 def test_a_server_costs_the_pool_at_most_150_bytes() -> None:
     base = config("s", "127.0.0.1:1")
     many = [base.at(base.address.with_port(port)).but(name=f"s{port}") for port in range(1, 20_001)]
