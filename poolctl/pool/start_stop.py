@@ -154,7 +154,6 @@ class _StartOrder:
         self._errors: dict[Startable, ServerError] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
         self._handles: list[Handle] = []
-        self._begun: dict[Host, list[Handle]] = {}
 
     async def run(self, servers: Sequence[Startable]) -> None:
         """Raises the kind of error with every failure."""
@@ -165,9 +164,9 @@ class _StartOrder:
         finally:
             for handle in self._handles:
                 handle.orders -= 1
-            for host, handles in self._begun.items():
-                for handle in handles:
-                    host.look(handle)
+            for handle in self._handles:
+                if handle.host is not None:
+                    handle.host.look(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         errors = [
@@ -266,10 +265,9 @@ class _StartOrder:
         for each in ordered:
             hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
         for host, group in hosts.items():
-            begun = self._begun.setdefault(host, [])
-            begun += [each.handle for each in group]
-            names = {handle: host.reserve(handle) for handle in begun}
-            names |= {each: each.entry.name for each in self._beside if each.host is host and each.entry}
+            around = [*self._handles, *self._beside]
+            names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
+            names |= {each.handle: host.reserve(each.handle) for each in group}
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = [
@@ -290,13 +288,10 @@ class _StartOrder:
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
         """The configuration for the core, which knows other names, and only what is started together."""
-        config = each.config
         dependencies = needed[each.handle]
         if self._pool is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
-        changes = {"name": names[each.handle], "depends_on": dependencies}
-        same = all(getattr(config, key) == value for key, value in changes.items())
-        return config if same else config.but(**changes)
+        return each.config.but(name=names[each.handle], depends_on=dependencies)
 
     def _order(self, host: Host, each: _Ordered, *, changed: bool) -> None:
         core, entry = host.core, each.entry
