@@ -55,7 +55,7 @@ def test_start_returns_when_every_server_answers_and_stop_when_none_does(make_po
     ]  # fmt: skip
 
 
-def test_a_server_whose_dependency_failed_is_not_started_and_says_so(make_pool: Any, site: Site) -> None:
+def test_a_server_whose_dependency_failed_is_not_started_and_reports_it(make_pool: Any, site: Site) -> None:
     site.let("db", "fails")
     pool = make_pool(site.server("db"), site.server("web", depends_on=["db"]))
     failures = pool.start()

@@ -60,7 +60,7 @@ def test_the_same_seed_is_the_same_program() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_judges_see_a_refused_request_a_cut_too_many_and_what_is_left(stage: Stage) -> None:
+def test_the_checks_detect_a_refused_request_an_unexcused_cut_and_leftovers(stage: Stage) -> None:
     stage.ok("start")
     items = stage.settled()
     quiet = leaks.take(stage)

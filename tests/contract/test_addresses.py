@@ -151,7 +151,7 @@ def test_localhost_serves_every_loopback_address_it_resolves_to(
         assert http_get(f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}").status == 200
 
 
-def test_a_unix_socket_serves_and_is_gone_after_stop(real_pool: RealPool, http_get: Any) -> None:
+def test_a_unix_socket_serves_and_is_removed_by_stop(real_pool: RealPool, http_get: Any) -> None:
     path = real_pool.runtime / "a.sock"  # short enough, unlike a test's own directory
     write(real_pool, f"unix:{path}")
     real_pool.ok("start")

@@ -96,7 +96,7 @@ def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool
     assert [line.split()[0] for line in real_pool.ok("walk").stdout.splitlines()] == ["web", "sock", "six"]
 
 
-def test_walk_gives_every_pid_the_first_one_first(real_pool: RealPool) -> None:
+def test_walk_lists_every_pid_beginning_with_the_first(real_pool: RealPool) -> None:
     real_pool.write_hello("web", extra="workers = 2")
     real_pool.ok("start")
     pids = ",".join(map(str, real_pool.items()["web"]["pids"]))

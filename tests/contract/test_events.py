@@ -46,7 +46,7 @@ class Following:
         return lambda: sum(event["event"] == word for event in list(self.events)) >= count
 
 
-def test_a_pools_life_is_in_the_journal_also_when_it_is_over(real_pool: RealPool) -> None:
+def test_the_journal_of_a_pool_is_readable_after_its_end(real_pool: RealPool) -> None:
     real_pool.write_hello("a", "b")
     real_pool.ok("start")
     (running,) = told(real_pool, "a", "--kind", "lifecycle")[-1:]

@@ -133,9 +133,7 @@ def child(pool: RealPool) -> int:
     return int(path.read_text() or 0) if path.exists() else 0
 
 
-def test_hook_that_is_too_late_is_killed_with_the_processes_that_it_has_started(
-    real_pool: RealPool, until: Until
-) -> None:
+def test_a_late_hook_is_killed_with_its_child_processes(real_pool: RealPool, until: Until) -> None:
     real_pool.write("tree.py", TREE)
     write(real_pool, f"before_start = {words('tree.py')}", extra='start_timeout = "3s"')
     done = real_pool.run("start")
@@ -222,7 +220,7 @@ def test_stop_ends_a_before_start_that_runs_and_no_worker_is_started(
     assert (real_pool.items()["web"]["state"], notes(real_pool)) == ("stopped", [])
 
 
-def test_hooks_of_a_command_run_around_it_and_wait_for_what_it_depends_on(real_pool: RealPool) -> None:
+def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(real_pool: RealPool) -> None:
     real_pool.write("hook.py", HOOK)
     both = f"hooks = {{ {BOTH} }}"
     real_pool.write(

@@ -78,7 +78,7 @@ def test_a_stopped_server_refuses_connections_and_leaves_no_process(real_pool: R
     assert real_pool.processes() == {}
 
 
-def test_nothing_is_called_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
+def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
     real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
@@ -257,7 +257,7 @@ def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: 
     assert real_pool.items()["web"]["state"] == "running"
 
 
-def test_restart_of_a_stopped_server_does_about_its_dependencies_what_start_does(
+def test_restart_of_a_stopped_server_treats_dependencies_as_start_does(
     real_pool: RealPool, free_port: Any
 ) -> None:
     db, web, off = free_port(), free_port(), free_port()

@@ -172,7 +172,7 @@ def test_enable_starts_disabled_servers_and_remove_prints_removed_ones(pool: Rea
     assert [item["name"] for item in gone.json["items"]] == ["a"]
 
 
-def test_a_taken_name_or_address_is_8_and_an_invalid_one_5(pool: RealPool) -> None:
+def test_a_taken_name_or_address_exits_8_and_an_invalid_one_5(pool: RealPool) -> None:
     taken = f"127.0.0.1:{pool.ports['a']}"
     for save in ([], ["--save"]):
         assert pool.run("add", "a", "--bind", "127.0.0.1:1", "--app", "hello:app", *save).code == 8
@@ -280,7 +280,7 @@ JSON = """\
     ("name", "text", "lines", "workers"),
     [("pool.yaml", YAML, (2, 6), "    workers: 2\n"), ("pool.json", JSON, (2, 5), '    "workers": 2\n')],
 )
-def test_save_of_yaml_and_json_is_2_and_prints_what_to_write_where(
+def test_save_to_yaml_and_json_exits_2_and_prints_the_lines_to_write(
     real_pool: RealPool,
     free_port: Callable[[], int],
     name: str,
@@ -444,7 +444,7 @@ def replace_file(pool: RealPool, text: str) -> None:
     pool.write("pool.toml.new", text).rename(pool.directory / "pool.toml")
 
 
-def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
+def test_watch_applies_the_changed_file_and_reports_a_broken_one(
     pool: RealPool, http_get: Callable[..., Any]
 ) -> None:
     text = (pool.directory / "pool.toml").read_text()

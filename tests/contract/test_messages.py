@@ -45,7 +45,7 @@ SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n
         ('max_memory_restart = "300M"', ["write limits = { memory"]),
     ],
 )  # fmt: skip
-def test_a_problem_names_what_is_allowed_and_what_was_meant(
+def test_a_problem_names_allowed_values_and_the_probable_intention(
     real_pool: RealPool, line: str, words: list[str]
 ) -> None:
     real_pool.write("pool.toml", f"{SERVER}{line}\n")

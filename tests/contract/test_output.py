@@ -83,7 +83,7 @@ def test_json_is_one_document_of_one_shape(pool: RealPool) -> None:
     [("start nobody", 4), ("list --name (", 2), ("-c missing.toml list", 5), ("list --state wrong", 2),
      ("start --timeout soon", 2), ("status", 3), ("wait --timeout 0.2", 124), ("--pool nobody list", 6)],
 )  # fmt: skip
-def test_json_stays_one_document_whatever_happens(pool: RealPool, arguments: str, code: int) -> None:
+def test_json_is_one_document_in_every_case(pool: RealPool, arguments: str, code: int) -> None:
     done = pool.run(*arguments.split(), "-o", "json")
     assert done.code == code, str(done)
     assert done.json["schema"] == 1
@@ -150,7 +150,7 @@ def test_walk_without_a_command_prints_one_line_per_server(pool: RealPool) -> No
     assert "a" in lines[0]
 
 
-def test_show_and_config_say_where_a_value_comes_from(pool: RealPool) -> None:
+def test_show_and_config_name_the_origin_of_a_value(pool: RealPool) -> None:
     text = pool.ok("show", "a").stdout
     assert "pool.toml:3" in text
     assert "drain_timeout" in text

@@ -265,7 +265,7 @@ async def slowly(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
 
 
-def test_a_timeout_passes_for_those_that_are_late_only(make: Make) -> None:
+def test_a_timeout_affects_only_late_servers(make: Make) -> None:
     pool = Pool([make("late", app=slowly), make("failing", app=failing), make("good")])
     for seconds in (1.5, 6, 24):  # long enough to start the others on a busy machine
         with pytest.raises(PoolStartError) as caught:

@@ -126,7 +126,7 @@ def test_the_command_runs_when_all_is_ready_with_its_own_streams(pool: RealPool)
     assert done.stdout == f"b'hello from {port}' typed\n"
 
 
-def test_a_command_that_is_not_there_is_127_and_one_that_cannot_run_126(pool: RealPool) -> None:
+def test_a_missing_command_exits_127_and_a_non_executable_one_126(pool: RealPool) -> None:
     assert pool.run("run", "--", "no-such-command-here").code == 127
     pool.write("plain.txt", "text")
     assert pool.run("run", "--", "./plain.txt").code == 126

@@ -189,7 +189,7 @@ def test_filter_prints_another_field_as_the_seeds_list_does(pool: RealPool) -> N
     assert pool.run("filter", "name", "nobody").code == 4
 
 
-def test_list_prints_one_value_a_line(pool: RealPool) -> None:
+def test_list_prints_one_value_per_line(pool: RealPool) -> None:
     assert pool.ok("list", "--field", "bind").stdout.splitlines()[2] == "[::1]:9000"
     assert pool.ok("list", "-o", "name,state").stdout.splitlines()[3].split() == ["off", "disabled"]
     assert pool.run("list", "--field", "colour").code == 2
