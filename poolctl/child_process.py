@@ -94,6 +94,11 @@ class ChildProcess:
             await self._receive()
         return self._taken(size)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself, or was killed by another process."""
+        return self._process.poll() is not None
+
     async def exit_status(self) -> int | None:
         """See ChildEnded; waits for 5 s."""
         import asyncio
@@ -144,6 +149,8 @@ class ChildOnDemand:
         async with self._turn:
             if self._idle is not None:
                 self._idle.cancel()
+            if self.process is not None and self.process.has_answered and self.process.has_ended:
+                self.close()  # killed while it was idle
             process = self.process = self.process or self._start()
             try:
                 found = await exchange(process)

@@ -110,6 +110,20 @@ def test_idle_process_ends() -> None:
     run(scenario())
 
 
+def test_idle_process_that_was_killed_is_replaced_unnoticed() -> None:
+    async def scenario() -> None:
+        on_demand = ChildOnDemand(lambda: child("link.sendall(b'yes\\n'); link.recv(9)"), 60.0)
+        assert await on_demand.ask(lambda process: process.line(100)) == b"yes"
+        assert on_demand.process is not None
+        pid = on_demand.process.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid))
+        assert await on_demand.ask(lambda process: process.line(100)) == b"yes"
+        on_demand.close()
+
+    run(scenario())
+
+
 def test_process_whose_owner_is_collected_ends() -> None:
     process = child("signal.pause()")
     pid = process.pid
