@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import those before it.
-FEATURES = ("import_foreign", "pytest_plugin", "notify")
+FEATURES = ("import_foreign", "pytest_plugin", "notify", "doctor", "top")
 
 
 @dataclass(frozen=True, kw_only=True)

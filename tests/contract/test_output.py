@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unmeasured
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
     "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
-    "add", "remove", "pools", "routes", "backends", "stacks", "events", "top", "dashboard", "export",
+    "add", "remove", "pools", "routes", "backends", "stacks", "events", "dashboard", "export",
 ]  # fmt: skip
 ITEM = {
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",

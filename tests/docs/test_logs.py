@@ -6,8 +6,6 @@ import json
 import re
 from pathlib import Path
 
-from poolctl.cli.top.frames import _ALWAYS, _HINTS
-from poolctl.cli.top.table import format_seconds
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
@@ -40,10 +38,3 @@ def test_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
     shown = real_pool.ok("logs", "users").stdout.strip()
     assert shown == "users | ERROR payment failed order=1742 amount=12.5"
     assert "users | ERROR 12:00:00.250 payment failed order=1742 amount=12.5" in TEXT
-
-
-def test_last_line_has_the_keys_of_the_view() -> None:
-    (line,) = (line for line in TEXT.splitlines() if line.startswith(" / filter"))
-    hints = [" ".join(hint) for hint in (*_HINTS[:6], *_ALWAYS)]
-    assert line.strip() == "  ".join(hints)
-    assert format_seconds(0.000674) in TEXT

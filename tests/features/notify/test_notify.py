@@ -17,6 +17,8 @@ from tests.deadline import wait_until as _wait_until
 from tests.features.notify.receivers import TOKEN, Receiver, receiver
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.integration
+
 BROKEN = "raise RuntimeError('not today')\n"
 
 

@@ -80,21 +80,9 @@ def test_pools_describes_each_running_pool(poolctl: Command, supervised: Supervi
     assert (pool["servers"], pool["ready"]) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    ("args", "fields"),
-    [(["version"], ["version", "python", "platform", "supervisor"]), (["doctor", "-q"], [])],
-)
-def test_extra_fields_stand_next_to_items_and_errors(
-    poolctl: Command, args: list[str], fields: list[str]
-) -> None:
-    document: dict[str, Any] = poolctl(*args, "-o", "json").json
-    assert list(document) == ["schema", *fields, "items", "errors"]
-
-
-def test_doctor_names_check_status_message_and_fix(poolctl: Command) -> None:
-    for found in poolctl("doctor", "-o", "json").json["items"]:
-        assert list(found) == ["name", "check", "status", "message", "fix"]
-        assert bool(found["fix"]) == (found["status"] != "ok")
+def test_extra_fields_stand_next_to_items_and_errors(poolctl: Command) -> None:
+    document: dict[str, Any] = poolctl("version", "-o", "json").json
+    assert list(document) == ["schema", "version", "python", "platform", "supervisor", "items", "errors"]
 
 
 FIELDS: dict[type[object], list[str]] = {

@@ -19,7 +19,7 @@ from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_opt
 from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.json_form import Table, from_json
 
-from .check import CheckContext, CheckResult, ok, problem, warning
+from ._check import CheckContext, CheckResult, ok, problem, warning
 
 _ASK_SECONDS = 20.0
 # The keys of servers and of the dashboard, and of the gateway's listeners, which may have several.

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from poolctl.cli.top.frames import Notice, help_frame, table_frame
-from poolctl.cli.top.live_view import action_of
-from poolctl.cli.top.log_pane import LogPane, log_frame
-from poolctl.cli.top.server_rows import ServerBoard
 from poolctl.control.answers import Measured
+from poolctl.features.top._frames import Notice, help_frame, table_frame
+from poolctl.features.top._live_view import action_of
+from poolctl.features.top._log_pane import LogPane, log_frame
+from poolctl.features.top._server_rows import ServerBoard
 from poolctl.json_form import from_json
 from tests.stand_in import item
 

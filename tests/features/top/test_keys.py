@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top.terminal import Keys
+from poolctl.features.top._terminal import Keys
 
 
 @pytest.mark.parametrize(

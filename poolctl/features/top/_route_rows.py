@@ -9,8 +9,8 @@ from poolctl.cli.render import printable
 from poolctl.routing.route_health import ERROR, NAPPING, STARTING, UNHEALTHY
 from poolctl.routing.route_report import PASS, PROXY, STREAM, RouteReport
 
-from .board import Board
-from .table import FAINT, Cell, Column, format_count, format_seconds
+from ._board import Board
+from ._table import FAINT, Cell, Column, format_count, format_seconds
 
 _STATES = {STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
 _PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # states that are not problems have rank 2

@@ -22,7 +22,7 @@ from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.unmeasured, pytest.mark.integration]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Found = dict[str, list[dict[str, str]]]
@@ -381,13 +381,13 @@ def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any
 ) -> None:
     from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.commands import doctor
-    from poolctl.cli.doctor import check_machine
+    from poolctl.features.doctor import _check_machine
+    from poolctl.features.doctor import command as doctor
 
     def explodes(case: object) -> list[Any]:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(check_machine, "CHECKS", (explodes,))
+    monkeypatch.setattr(_check_machine, "CHECKS", (explodes,))
     monkeypatch.chdir(real_pool.directory)
     found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
     assert [each.status for each in found if each.check == "explodes"] == ["warning"]

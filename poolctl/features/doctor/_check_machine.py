@@ -19,7 +19,7 @@ from poolctl.listeners.listen_errors import explained
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem
 
-from .check import CheckContext, CheckResult, number, ok, problem, read, warning
+from ._check import CheckContext, CheckResult, number, ok, problem, read, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 _FILES = (

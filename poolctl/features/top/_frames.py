@@ -17,10 +17,10 @@ from poolctl.cli.render import coloured, duration, printable, servers
 from poolctl.control.answers import Measured
 from poolctl.control.gateway_answers import GatewayStatus
 
-from .board import Board
-from .route_rows import ROUTE_COLUMNS, RouteBoard
-from .server_rows import ServerBoard
-from .table import (
+from ._board import Board
+from ._route_rows import ROUTE_COLUMNS, RouteBoard
+from ._server_rows import ServerBoard
+from ._table import (
     COLUMNS,
     FAINT,
     STATES,

@@ -18,6 +18,8 @@ from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def pool(real_pool: RealPool) -> RealPool:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.doctor.check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
+
+from ._check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
 
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
@@ -49,9 +50,9 @@ def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
 
 
 def _checks() -> Iterator[Check]:
-    from poolctl.cli.doctor import check_machine, check_paths, check_pool
+    from . import _check_machine, _check_paths, _check_pool
 
-    for subject in (check_pool, check_machine, check_paths):
+    for subject in (_check_pool, _check_machine, _check_paths):
         yield from subject.CHECKS
 
 

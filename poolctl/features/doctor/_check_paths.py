@@ -11,8 +11,8 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.runners.runner_registry import orphans_exist
 
-from .check import CheckContext, CheckResult, ok, problem, read, warning
-from .check_machine import answers
+from ._check import CheckContext, CheckResult, ok, problem, read, warning
+from ._check_machine import answers
 
 _ON_THE_NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs",

@@ -13,14 +13,16 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.cli.top.server_rows import SORTS, ServerBoard
 from poolctl.control.answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
+from ._server_rows import SORTS, ServerBoard
+
 if TYPE_CHECKING:
-    from poolctl.cli.top.pool_requests import StatsSource
-    from poolctl.cli.top.route_rows import RouteBoard
     from poolctl.control.gateway_answers import GatewayStatus
+
+    from ._pool_requests import StatsSource
+    from ._route_rows import RouteBoard
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
@@ -60,7 +62,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(Outcome.of(result))
     if request.output:
         return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
-    from poolctl.cli.top.pool_requests import StatsSource, gateway_of
+    from ._pool_requests import StatsSource, gateway_of
 
     source = StatsSource(pool, request.selector().to_dict())
     view = _View(source, source.client.ping().name or "pool", interval, gateway_of(result))
@@ -70,7 +72,7 @@ def perform(request: CommandRequest) -> Outcome:
         if view.gateway is None:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
             raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
-        from poolctl.cli.top.route_rows import RouteBoard
+        from ._route_rows import RouteBoard
 
         view.routes = RouteBoard(sort=sort)
         view.routes.receive(source.routes().items, monotonic())
@@ -96,8 +98,8 @@ class _View:
 
 
 def _live(view: _View, frames: int | None) -> Outcome:
-    from poolctl.cli.top.live_view import LiveView
-    from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
+    from ._live_view import LiveView
+    from ._terminal import Screen, SignalReceived, TerminalSignals
 
     session = LiveView(
         view.servers, view.source, pool=view.pool, interval_seconds=view.interval_seconds, frames=frames,
@@ -118,8 +120,8 @@ def _live(view: _View, frames: int | None) -> Outcome:
 
 
 def _print(view: _View, frames: int) -> Outcome:
-    from poolctl.cli.top.frames import frame_text
-    from poolctl.cli.top.pool_requests import gateway_of
+    from ._frames import frame_text
+    from ._pool_requests import gateway_of
 
     for left in range(frames, 0, -1):
         sys.stdout.write(frame_text(view.servers, view.pool, view.gateway, view.routes))

@@ -15,13 +15,13 @@ from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
 
-from .board import Board
-from .frames import Notice, help_frame, table_frame
-from .log_pane import LogPane, log_frame
-from .pool_requests import BackgroundRequests, StatsSource, gateway_of
-from .route_rows import RouteBoard
-from .server_rows import ServerBoard
-from .terminal import Keys, Screen, TerminalSignals
+from ._board import Board
+from ._frames import Notice, help_frame, table_frame
+from ._log_pane import LogPane, log_frame
+from ._pool_requests import BackgroundRequests, StatsSource, gateway_of
+from ._route_rows import RouteBoard
+from ._server_rows import ServerBoard
+from ._terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.doctor import check_paths, check_pool
-from poolctl.cli.doctor.check import CheckContext
 from poolctl.config import load
 from poolctl.control.answers import PingResult
+from poolctl.features.doctor import _check_paths, _check_pool
+from poolctl.features.doctor._check import CheckContext
 from tests.certificates import certificate
 from tests.configuration import server
-
-from .conftest import Command
+from tests.unit.cli.conftest import Command
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -36,8 +35,8 @@ MOUNTS = """
 def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_paths, "read", lambda path: MOUNTS.strip())
-    assert check_paths._network(path) == kind
+    monkeypatch.setattr(_check_paths, "read", lambda path: MOUNTS.strip())
+    assert _check_paths._network(path) == kind
 
 
 def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_certificates_of_gateway_and_dashboard_that_expire_soon_are_reported(tmp
     context = CheckContext(None, {})
     context.config = load(tmp_path / "pool.toml", {})
     assert (context.config.problems, context.config.outside()) == ([], [])
-    found = [(each.status, each.message) for each in check_pool.certificates(context)]
+    found = [(each.status, each.message) for each in _check_pool.certificates(context)]
     assert [status for status, _ in found] == ["warning", "warning"]
     for table, (_, message) in zip(("[dashboard]", "[gateway]"), found, strict=True):
         assert message.startswith(f"{table}: ")
@@ -88,7 +87,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
         not_served=problems,
     )  # fmt: skip
-    _, gateway, certificate, library, metrics, events, key, token, proxmox = check_pool.supervisor(context)
+    _, gateway, certificate, library, metrics, events, key, token, proxmox = _check_pool.supervisor(context)
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
     assert "gateway.log" in gateway.fix
     assert certificate.fix.startswith("check `tls` of [gateway]")
@@ -107,10 +106,10 @@ def test_gateway_that_serves_is_named_with_its_addresses() -> None:
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2
     )  # fmt: skip
     context.gateway = {"state": "running", "problem": "", "addresses": ["http://127.0.0.1:8080"], "routes": 4}
-    _, gateway = check_pool.supervisor(context)
+    _, gateway = _check_pool.supervisor(context)
     assert (gateway.status, gateway.message) == ("ok", "running: http://127.0.0.1:8080; 4 routes")
     context.gateway["problem"] = "port 8080 is in use"
-    assert len([*check_pool.supervisor(context)]) == 1
+    assert len([*_check_pool.supervisor(context)]) == 1
 
 
 def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command, directory: Path) -> None:
@@ -127,3 +126,11 @@ def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command,
     fixes = {item["fix"] for item in document["items"] if "is in use by" in item["message"]}
     assert len(fixes) == 1, fixes
     assert "" not in fixes
+
+
+def test_document_has_the_checks_as_items(poolctl: Command) -> None:
+    document = poolctl("doctor", "-o", "json").json
+    assert list(document) == ["schema", "items", "errors"]
+    for found in document["items"]:
+        assert list(found) == ["name", "check", "status", "message", "fix"]
+        assert bool(found["fix"]) == (found["status"] != "ok")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.control.answers import Measured
 
-from .board import Board
+from ._board import Board
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.text import Text
 from poolctl.cli.render import duration, printable
 from poolctl.control.answers import Measured, Stats, StatsHistory
 
-from .board import Board
+from ._board import Board
 
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full block, so that bars of adjacent rows stay separate

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.top.table import (
+from poolctl.features.top._table import (
     BARS,
     format_count,
     format_percent,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.top.frames import frame_text, table_frame
-from poolctl.cli.top.route_rows import RouteBoard
-from poolctl.cli.top.server_rows import ServerBoard
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.features.top._frames import frame_text, table_frame
+from poolctl.features.top._route_rows import RouteBoard
+from poolctl.features.top._server_rows import ServerBoard
 from poolctl.routing.route_report import RouteReport
 
 STATS = GatewayStats(
