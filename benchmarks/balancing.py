@@ -8,8 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from poolctl.gateway.backends import Backends, HostManager, Lease, RequestOutcome
-from poolctl.gateway.backends.balance import POLICIES
-from poolctl.routing.route import Limit, Route, Target
+from poolctl.routing.route import POLICIES, Limit, Route, Target
 
 from .report import Row
 

@@ -9,6 +9,32 @@ from ..json_form import Table, to_json
 PASS, PROXY, AUTO = "pass", "proxy", "auto"
 # Where a route comes from.
 FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
+POLICIES = ("round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", "sticky")
+# The keys of a route in a file that need the proxy, and the reason in words.
+NEEDS_PROXY = {
+    "methods": "it has conditions",
+    "headers": "it has conditions",
+    "redirect": "it redirects",
+    "strip_path": "it changes requests",
+    "host_header": "it changes requests",
+    "add_headers": "it changes requests",
+    "set_headers": "it changes requests",
+    "remove_headers": "it changes requests",
+    "response_headers": "it changes responses",
+    "sticky": "it has a sticky cookie",
+    "retries": "it has retries",
+    "limit": "it has a limit",
+    "backend_limit": "it has a limit",
+    "context_headers": "it sends its context as headers",
+    "max_body_size": "it limits the size of bodies",
+    "waiting_page": "it has a waiting page",
+}
+# The attributes of a Route for keys that are called otherwise there.
+_ATTRIBUTES = {
+    "sticky": ("sticky_cookie",),
+    "limit": ("limit", "client_limit"),
+    "max_body_size": ("max_body_bytes",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +139,7 @@ class Route:
     policy: str = "round-robin"
     mode: str = AUTO
     provider: str = FILE
-    # What only the proxy can do; each of them keeps the route from being passed.
+    # Most of these need the proxy: see NEEDS_PROXY.
     strip_path: bool = False  # the prefix is removed from what the backend is asked for
     host_header: str = ""  # what the backend is told instead of the client's Host
     add_headers: tuple[Header, ...] = ()  # behind those of the same names that the client sends
@@ -203,18 +229,14 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
     other_user = route.other_user_tls if tls else route.other_user
     reasons = (
         (route.mode == PROXY, 'its mode is "proxy"'),
-        (route.redirect, "it redirects"),
+        (route.redirect, NEEDS_PROXY["redirect"]),
         (not route.to, "it has no target"),
         (not all(target.server for target in route.to), "it leads to a URL"),
-        (route.methods or route.headers, "it has conditions"),
-        (route.strip_path or route.host_header or route.changes_headers, "it changes requests"),
-        (route.response_headers, "it changes responses"),
-        (route.sticky_cookie, "it has a sticky cookie"),
-        (route.retries, "it has retries"),
-        (route.limit or route.backend_limit or route.client_limit, "it has a limit"),
-        (route.context_headers, "it sends its context as headers"),
-        (route.max_body_bytes, "it limits the size of bodies"),
-        (route.waiting_page, "it has a waiting page"),
+        *(
+            (getattr(route, attribute), why)
+            for key, why in NEEDS_PROXY.items()
+            for attribute in _ATTRIBUTES.get(key, (key,))
+        ),
         (tls and route.path != "/", "its path is not seen within TLS"),
         (tls and route.probe_responses, "its probes are not seen within TLS"),
         (other_user, other_user),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
 
-from poolctl.config.model.gateway_tables import POLICIES
+from poolctl.config.rules.haproxy_checks import KEYS_OF_ROUTES
+from poolctl.routing.route import NEEDS_PROXY, POLICIES
 from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
@@ -20,7 +20,18 @@ def test_examples_are_valid_together(real_pool: RealPool) -> None:
 
 def test_every_policy_is_named() -> None:
     (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\S+)`", sentence)) == set(get_args(POLICIES))
+    assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES)
+
+
+def test_every_key_that_haproxy_cannot_do_is_named() -> None:
+    _, _, table = TEXT.partition("| in the file | with HAProxy |")
+    named = set(re.findall(r"`([\w.]+)`", table.partition("\n\n")[0]))
+    assert {".".join(path) for path, _ in KEYS_OF_ROUTES} <= named
+
+
+def test_every_key_that_needs_the_proxy_is_named() -> None:
+    (sentence,) = re.findall(r"Routes with (`.*?) are\sproxied\.", TEXT, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", sentence)) == NEEDS_PROXY.keys()
 
 
 def test_every_command_in_it_is_one(real_pool: RealPool) -> None:

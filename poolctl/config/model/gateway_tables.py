@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         HostHeader,
         Methods,
         Number,
+        Policy,
         Rate,
         RedirectText,
         Retries,
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 KINDS = "poolctl.config.values.gateway_types"
 INDEX = "index"
 DEFAULT_BIND = ":8080"
-POLICIES = Literal["round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", "sticky"]
 MODES = Literal["auto", "pass", "proxy"]
 
 
@@ -238,7 +238,7 @@ class RouteConfig(Table):
     register: Truth = field(
         False, "Services may register as its backends while the pool runs; to may then be left out."
     )
-    policy: POLICIES = field("round-robin", "How one of several targets is chosen.")
+    policy: Policy = field("round-robin", "How one of several targets is chosen.")
     mode: MODES = field("auto", "pass hands connections to workers, proxy copies; auto passes where it can.")
     sticky: CookieName = field("", "The cookie that keeps a client with its backend.")
     strip_path: Truth = field(False, "The backend is asked for the path without the route's prefix.")

@@ -13,7 +13,7 @@ from poolctl.config.values.problems import Finding
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
 # Keys of routes, the last one of each path that of a table.
-_KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
+KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
     (("probe_responses",), "HAProxy does not answer probes for a sleeping server"),
     (("context_headers",), "HAProxy does not send the route's context"),
@@ -63,7 +63,7 @@ def _of_route(route: RouteConfig) -> Iterator[Finding]:
     if route.mode == "pass":
         message = 'mode = "pass", and HAProxy proxies every connection'
         yield Finding(("mode",), message, 'write mode = "auto"')
-    for path, message in _KEYS_OF_ROUTES:
+    for path, message in KEYS_OF_ROUTES:
         value: object = route
         for key in path:
             value = getattr(value, key)

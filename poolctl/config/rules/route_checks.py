@@ -36,15 +36,9 @@ from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.route_values import TAG, UNIX
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
-from poolctl.routing.route import FILE, HTTPS
+from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
 from poolctl.routing.separation import NO_ROUTE, separated
 
-# What only the proxy can do.
-PROXY_KEYS = (
-    "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
-    "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
-    "waiting_page",
-)  # fmt: skip
 MOST_COMPARED = 200
 # They say where a request ends and to whom it is: a second one could make two requests of one.
 OWN_HEADERS = frozenset(
@@ -431,7 +425,7 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
     """What forbids `mode = "pass"`; a host that no listener can serve."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == "sticky" and not route.sticky else ()
-        for key in (*PROXY_KEYS, *sticky):
+        for key in (*NEEDS_PROXY, *sticky):
             if _needs_proxy(getattr(route, key)):
                 message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
                 yield Finding((key,), message, f'take {key} out, or write mode = "auto"')
@@ -493,7 +487,7 @@ def _is_whole_host(route: RouteConfig) -> bool:
         bool(route.host)
         and (route.path, route.mode) == ("/", "auto")
         and not route.probe_responses
-        and not any(_needs_proxy(getattr(route, key)) for key in PROXY_KEYS)
+        and not any(_needs_proxy(getattr(route, key)) for key in NEEDS_PROXY)
     )
 
 

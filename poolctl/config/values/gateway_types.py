@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
@@ -27,6 +27,9 @@ from poolctl.config.values.value_types import (
     UrlPath,
     Word,
 )
+from poolctl.routing.route import POLICIES
+
+Policy = Literal[POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:

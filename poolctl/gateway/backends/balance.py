@@ -13,10 +13,10 @@ from itertools import pairwise
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
-ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS = "round-robin", "weighted", "least-connections"
-IP_HASH, RANDOM_TWO, FIRST, STICKY = "ip-hash", "random-two", "first", "sticky"
-BY_LOAD = (LEAST_CONNECTIONS, RANDOM_TWO)
-POLICIES = (ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS, IP_HASH, RANDOM_TWO, FIRST, STICKY)
+from poolctl.routing.route import POLICIES
+
+STICKY = "sticky"
+BY_LOAD = ("least-connections", "random-two")
 
 # Points on the circle for each unit of weight: shares of equal backends differ by about a tenth.
 POINTS = 128
@@ -189,17 +189,18 @@ def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
 
     Raises ValueError for an unknown name.
     """
-    if name in (ROUND_ROBIN, WEIGHTED, STICKY):
-        equal = all(one.weight == other.weight for one, other in pairwise(candidates))
-        return RoundRobin(candidates) if equal else SmoothWeighted(candidates)
-    if name == LEAST_CONNECTIONS:
-        return LeastConnections(candidates)
-    if name == IP_HASH:
-        return ConsistentHash(candidates)
-    if name == RANDOM_TWO:
-        return RandomTwo(candidates, random)
-    if name == FIRST:
-        return First(candidates)
+    match name:
+        case "round-robin" | "weighted" | "sticky":
+            equal = all(one.weight == other.weight for one, other in pairwise(candidates))
+            return RoundRobin(candidates) if equal else SmoothWeighted(candidates)
+        case "least-connections":
+            return LeastConnections(candidates)
+        case "ip-hash":
+            return ConsistentHash(candidates)
+        case "random-two":
+            return RandomTwo(candidates, random)
+        case "first":
+            return First(candidates)
     raise ValueError(f"unknown policy {name!r}: one of {', '.join(POLICIES)}")
 
 

@@ -20,9 +20,9 @@ from poolctl.config import (
     routes_of,
     table_text,
 )
-from poolctl.config.model.gateway_tables import MODES, POLICIES
+from poolctl.config.model.gateway_tables import MODES
 from poolctl.json_form import from_json
-from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
+from poolctl.routing.route import POLICIES, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.table_file import write_table
 from poolctl.units import format_duration, format_size
 from tests.configuration import server
@@ -86,7 +86,7 @@ ROUTES = st.fixed_dictionaries(
     {"to": targets(TARGETS), "mode": literals(MODES).filter(lambda mode: mode != "pass")},
     optional={
         "methods": st.lists(st.sampled_from(["GET", "POST"]), unique=True), "headers": HEADERS,
-        "policy": literals(POLICIES),
+        "policy": st.sampled_from(POLICIES),
         "sticky": st.sampled_from(["", "c"]), "strip_path": st.booleans(), "host_header": st.sampled_from(["", "b:1"]),
         "allow": st.sampled_from([[], ["10.0.0.0/8", "::1"], ["*"]]),
         "add_headers": HEADERS, "set_headers": HEADERS, "response_headers": HEADERS,

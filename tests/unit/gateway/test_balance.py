@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.backends.balance import POLICIES, ConsistentHash, policy_of
+from poolctl.gateway.backends.balance import ConsistentHash, policy_of
+from poolctl.routing.route import POLICIES
 
 
 class Host:

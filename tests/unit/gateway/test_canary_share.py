@@ -10,11 +10,10 @@ import pytest
 
 from poolctl.gateway.backends import RequestOutcome, RouteBackends
 from poolctl.gateway.backends.backend import Backend, CanaryBackend
-from poolctl.gateway.backends.balance import POLICIES
 from poolctl.gateway.backends.canary_turns import CanaryTurns
 from poolctl.gateway.counts import Traffic
 from poolctl.gateway.endpoint import ServerFacts
-from poolctl.routing.route import BreakerRule, Limit, Route, Target
+from poolctl.routing.route import POLICIES, BreakerRule, Limit, Route, Target
 from tests.unit.gateway import passing_stage, proxy_stage
 from tests.unit.gateway.proxy_stage import ok
 from tests.unit.gateway.test_backends import Stage, taken

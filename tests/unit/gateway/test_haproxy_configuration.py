@@ -11,18 +11,17 @@ import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from poolctl.config.model.gateway_tables import POLICIES
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
 from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyConfiguration, HaproxyListener
 from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
-from poolctl.routing.route import BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts
+from poolctl.routing.route import POLICIES, BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts
 from tests.certificates import certificate
 from tests.programs import program
 
@@ -66,7 +65,7 @@ BALANCE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", get_args(POLICIES))
+@pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_has_its_own_word_of_haproxy(policy: str) -> None:
     lines = made(Route(alias="a", to=WEB, policy=policy)).text().splitlines()
     assert [each.split()[1] for each in lines if each.startswith("    balance ")] == [BALANCE[policy]]
