@@ -38,7 +38,8 @@ class HotReload:
         self._certificates: list[Server] = []
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
-        self._files = {server.name: digests(server) for server in configuration}
+        tls = configuration._tls
+        self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
         """Return when each server is as configured. Raises PoolRestartError with every failure."""

@@ -247,7 +247,12 @@ def test_certificate_that_has_changed_is_given_to_the_worker(tmp_path: Path) -> 
     servers.set_default_tls({"cert": str(cert), "key": str(key)})
     pool.apply_sync(servers)
     assert list(runner.running) == ["a.1.0", "b.1.0"]
-    assert "tls a.1.0" in runner.log
+    assert runner.log.count("tls a.1.0") == 1
+    pool.apply_sync(servers)
+    assert runner.log.count("tls a.1.0") == 1
+    certificate(tmp_path / "other")  # other files of the same names
+    pool.apply_sync(servers)
+    assert runner.log.count("tls a.1.0") == 2
     pool.stop_sync()
 
 
