@@ -65,7 +65,7 @@ logger = logging.getLogger("poolctl.supervisor")
 def note_failure(
     entry: Entry,
     message: str,
-    hint: str,
+    hint: str | None = None,
     kind: type[PoolError] = PoolStartError,
     *,
     cause: Exception | None = None,
@@ -78,12 +78,14 @@ def note_failure(
 def failure_of(
     entry: Entry,
     message: str,
-    hint: str,
+    hint: str | None = None,
     kind: type[PoolError] = PoolStartError,
     *,
     cause: Exception | None = None,
 ) -> ServerError:
-    """The failure of a server, with the code of the attempt."""
+    """The failure of a server, with the code of the attempt; its output is the hint unless there is another."""
+    if hint is None:
+        hint = f"poolctl logs {entry.name}"
     failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )

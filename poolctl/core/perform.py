@@ -123,7 +123,10 @@ class Executor:
                 worker.phase = Phase.DRAINING
                 self._queue.run(self._drain_worker(entry, worker))
             case Stop(name):
-                self._stop(entry, entry.observed.workers[name])
+                worker = entry.observed.workers[name]
+                # A worker whose successor waits for its end leaves its connections to that.
+                successor = entry.wanted and (worker.relieved or not worker.config.overlap)
+                self._stop(entry, worker, replaced=successor)
             case Rotate(name, in_rotation):
                 worker = entry.observed.workers[name]
                 worker.out = not in_rotation
@@ -152,14 +155,12 @@ class Executor:
         entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self._live(entry, worker))
 
-    def _stop(self, entry: Entry, worker: Worker) -> None:
+    def _stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
-            # A worker whose successor waits for its end leaves its connections to that.
-            successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-            self._queue.run(self._stop_worker(entry, worker, replaced=successor))
-        else:
-            _cancel(worker)
+            self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
+        elif worker.preparing is not None:
+            worker.preparing.cancel()  # it has no process yet
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Continue with a worker that another supervisor has placed."""
@@ -167,12 +168,8 @@ class Executor:
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """End the worker at once, although it may be leaving already."""
-        worker.phase = Phase.STOPPING
         worker.stop_seconds = 0
-        if worker.placement is not None:
-            self._queue.run(self._stop_worker(entry, worker))
-        else:
-            _cancel(worker)
+        self._stop(entry, worker)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that belongs to no server any more."""
@@ -333,6 +330,10 @@ class Executor:
             await self._find_cause(entry, worker, exit_)
         await self._end(entry, worker, exit_)
 
+    async def _go_on(self, entry: Entry, worker: Worker) -> None:
+        """Watch a worker that another supervisor has placed until it ends."""
+        await self._end(entry, worker, await self._watch(entry, worker))
+
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the reason that the worker printed, unless it gave one itself.
 
@@ -342,7 +343,7 @@ class Executor:
         since = self._clock.monotonic() - config.restart.window
         waits = config.restart.policy == "no" or any(each >= since for each in entry.observed.restart_times)
         if worker.ready_at is not None and waits and not exit_.ok:
-            failure = worker.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
+            failure = worker.failure = failure_of(entry, exit_.message)
         late = worker.given_up and bool(config.command)
         if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):
             return
@@ -393,10 +394,6 @@ class Executor:
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s %s", entry.name, message)
         self._recorder.emit(Event("lifecycle", "own socket", entry.name, entry.config.key, message))
-
-    async def _go_on(self, entry: Entry, worker: Worker) -> None:
-        """Watch a worker that another supervisor has placed until it ends."""
-        await self._end(entry, worker, await self._watch(entry, worker))
 
     async def _place(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
@@ -571,12 +568,12 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        was_ready = worker.ready_at is not None
-        entry.observed.failed_since = worker.placed_at
+        observed, was_ready = entry.observed, worker.ready_at is not None
+        observed.failed_since = worker.placed_at
         if worker.address_taken and self._may_open_its_own(entry, worker):
             self._open_its_own(entry, "tried")
             return
-        if worker.address_taken and entry.observed.socket_found == "tried":
+        if worker.address_taken and observed.socket_found == "tried":
             # It is not the pool's listener that is in its way.
             self._open_its_own(entry, "pool")
         if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
@@ -586,11 +583,8 @@ class Executor:
             )
             return
         if not was_ready and not (worker.config.job and exit_.ok):
-            failure = worker.failure or failure_of(
-                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
-            )
-            entry.observed.failures += 1
-            entry.observed.failure = failure
+            observed.failures += 1
+            observed.failure = worker.failure or failure_of(entry, f"{exit_.message} before it was ready")
         if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
@@ -599,7 +593,7 @@ class Executor:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
             self._died(entry, exit_, was_ready=was_ready)
-            worker.next_step = entry.observed.next_step
+            worker.next_step = observed.next_step
 
     def go_back(self, entry: Entry) -> bool:
         """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
@@ -620,61 +614,54 @@ class Executor:
 
     def _died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """The server ended by itself or could not start: it is completed, failed, or in backoff."""
-        now = self._clock.monotonic()
-        entry.observed.last_exit, entry.observed.next_step = exit_, ""
+        observed, now = entry.observed, self._clock.monotonic()
+        observed.last_exit, observed.next_step = exit_, ""
         if entry.failed:
             return  # given up because of another worker
         if entry.config.every is not None:
             entry.become(Desired.SCHEDULED)
             end_run(entry, exit_, self._clock.time())
             if not exit_.ok and entry.schedule.next_run is not None:
-                entry.observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
+                observed.next_step = f"runs again at {moment_text(entry.schedule.next_run)}"
             return
         entry.schedule.run_since = 0.0
         if entry.config.job:
             entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             if not exit_.ok:
-                entry.observed.next_step = given_up(entry)
+                observed.next_step = given_up(entry)
             return
         verdict = judge(
             entry.config.restart,
             exit_,
             was_ready=was_ready,
-            restarts=entry.observed.restart_times,
+            restarts=observed.restart_times,
             now=now,
             jitter=self._random.uniform(-1, 1),
             retries=entry.desired.retries,
         )
         if entry.completed and verdict.next is not Next.FAILED:
             return
-        if verdict.next is Next.DONE and was_ready and entry.sleepy and not entry.observed.needed:
+        if verdict.next is Next.DONE and was_ready and entry.sleepy and not observed.needed:
             # It ended while idle, as socket-activated programs do, or because the previous supervisor had put it to
             # sleep. The next request wakes it.
-            entry.observed.called = False
+            observed.called = False
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
-            entry.observed.next_step = "not restarted"
-        elif (
-            verdict.next is Next.FAILED
-            and entry.observed.recovering
-            and not was_ready
-            and entry.observed.ready
-        ):
+            observed.next_step = "not restarted"
+        elif verdict.next is Next.FAILED and observed.recovering and not was_ready and observed.ready:
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._back_off(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
-            entry.observed.next_step = given_up(entry, verdict.restarts)
+            observed.next_step = given_up(entry, verdict.restarts)
             self._fail(entry)
             if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
-                note_failure(entry, verdict.reason, f"poolctl logs {entry.name}")
+                note_failure(entry, verdict.reason)
         else:
             window = entry.config.restart.window
-            entry.observed.restart_times = [
-                each for each in entry.observed.restart_times if now - each <= window
-            ] + [now]
-            entry.observed.restarts += 1
+            observed.restart_times = [each for each in observed.restart_times if now - each <= window] + [now]
+            observed.restarts += 1
             if was_ready and verdict.delay_seconds > 0:
-                entry.observed.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
+                observed.failure = failure_of(entry, exit_.message)
             self._back_off(entry, verdict.delay_seconds)
 
     def _fail(self, entry: Entry) -> None:
@@ -712,12 +699,6 @@ def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
             if each.generation == worker.generation and each.files:
                 return each.files_before
     return entry.observed.files
-
-
-def _cancel(worker: Worker) -> None:
-    """Give up a worker without a process that is not wanted any more."""
-    if worker.preparing is not None:
-        worker.preparing.cancel()
 
 
 def _silence(config: ServerConfig) -> str:
