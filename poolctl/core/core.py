@@ -344,36 +344,35 @@ class Core:
 
         They are `apart` from these with that form of it (see `open_canary_address`), for this share of the requests.
         """
-        entry.desired.newest += 1
+        desired = entry.desired
+        desired.newest += 1
         now, is_apart = self.clock.monotonic(), apart is not None
-        entry.desired.canary = Canary(
-            entry.desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
+        desired.canary = Canary(
+            desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
         )
-        entry.desired.canary_generation, entry.desired.canary_share = entry.desired.newest, share
+        desired.canary_generation, desired.canary_share = desired.newest, share
         self.servers.revise()
         self._queue.touch(entry)
-        return entry.desired.canary
+        return desired.canary
 
     def promote_canary(self, entry: Entry) -> None:
         """Let the new code and configuration serve alone: the workers before leave once all others are ready.
 
         The workers of a canary that is apart serve on until it is withdrawn: they cannot move to the server's address.
         """
-        canary = entry.desired.canary
+        desired, observed = entry.desired, entry.observed
+        canary = desired.canary
         assert canary is not None
         if canary.is_apart:
             entry.order_restart()
-            entry.desired.code_since = self.clock.monotonic()
+            desired.code_since = self.clock.monotonic()
         else:
             self._end_canary(entry)
-            entry.desired.generation, entry.desired.code_since = canary.generation, canary.code_since
-            for worker in entry.observed.ready:
+            desired.generation, desired.code_since = canary.generation, canary.code_since
+            for worker in observed.ready:
                 if worker.generation == canary.generation:
-                    entry.observed.files, entry.observed.certificate_ends = (
-                        worker.files,
-                        worker.certificate_ends,
-                    )
-            entry.observed.restarts += 1
+                    observed.files, observed.certificate_ends = worker.files, worker.certificate_ends
+            observed.restarts += 1
         self.servers.configure(entry, canary.promoted)
         self._queue.touch(entry)
 
@@ -389,9 +388,10 @@ class Core:
         self._queue.touch(entry)
 
     def _end_canary(self, entry: Entry) -> Canary | None:
-        """The server's canary, which is none any more; its address is closed once its workers have left."""
-        canary = entry.desired.canary
-        entry.desired.canary, entry.desired.canary_generation, entry.desired.canary_share = None, 0, 0.0
+        """End the server's canary, which is returned; its address is closed once its workers have left."""
+        desired = entry.desired
+        canary = desired.canary
+        desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
         if canary is not None and canary.is_apart:
             entry.listener.withdrawn = canary
             entry.listener.former.append(canary.config)
@@ -404,30 +404,24 @@ class Core:
         The gateway of that supervisor sends requests to it until it is withdrawn here. If it was not recorded yet, it
         has no share any more.
         """
-        is_apart = worker.config.key != entry.config.key and worker.generation > entry.desired.generation
-        is_of_it = is_apart or (
-            entry.desired.canary_share and worker.generation == entry.desired.canary_generation
-        )
-        if is_of_it and worker.phase not in LEAVING and entry.desired.canary is None:
+        desired = entry.desired
+        is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
+        is_of_it = is_apart or (desired.canary_share and worker.generation == desired.canary_generation)
+        if is_of_it and worker.phase not in LEAVING and desired.canary is None:
             canary = Canary(worker.generation, 0, worker.config, 0.0, entry.config)
-            canary.is_apart, canary.is_lost, canary.share = True, True, entry.desired.canary_share
-            entry.desired.canary = canary
+            canary.is_apart, canary.is_lost, canary.share = True, True, desired.canary_share
+            desired.canary = canary
 
     def withdraw_lost_canaries(self) -> list[Entry]:
         """Withdraw the canaries that a previous supervisor had begun; their servers. Each is returned once."""
-        lost = [
-            entry
-            for entry in self.servers.entries.values()
-            if (
-                entry.desired.canary_generation
-                if entry.desired.canary is None
-                else entry.desired.canary.is_lost
-            )
-        ]
-        for entry in lost:
-            self.withdraw_canary(entry)
-            entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
-            self._queue.note(entry)
+        lost = []
+        for entry in self.servers.entries.values():
+            canary = entry.desired.canary
+            if canary.is_lost if canary is not None else entry.desired.canary_generation:
+                lost.append(entry)
+                self.withdraw_canary(entry)
+                entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
+                self._queue.note(entry)
         return lost
 
     # Changes of the servers.
