@@ -10,11 +10,6 @@ from ...http.message_head import BadMessage, RequestHead
 
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
-# The line break behind it belongs to the fields.
-_canonical_line = re.compile(
-    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?) HTTP/1\.1(?=\r\n)"
-).match
-_END = b"\r\n\r\n"
 
 
 def read_request(
@@ -25,12 +20,10 @@ def read_request(
     Up to the offset `scanned` an earlier call has found them incomplete. `previous` is a request of the same
     connection: most clients send the same fields again, byte by byte.
     """
-    if previous is not None and previous.canonical and previous.http_1_1:
-        line = _canonical_line(data)
-        if line is not None:
-            at, fields = line.end(), previous.fields
-            if data.startswith(fields, at) and data.startswith(_END, at + len(fields)):
-                return _with_line(previous, line, at + len(fields) + len(_END))
+    if previous is not None:
+        request = previous.again(data)
+        if request is not None and request.end <= max_head_bytes:
+            return request
     request = RequestHead.read(data, scanned, max_head_bytes)
     if request is None:
         return None
@@ -38,23 +31,6 @@ def read_request(
         request = _put_in_order(request, data[: request.end])
     if request.upgrade.lower() == b"h2c":  # its requests would go on unseen (RFC 9113 §3.1)
         request.upgrade = b""
-    return request
-
-
-def _with_line(previous: RequestHead, line: re.Match[bytes], end: int) -> RequestHead:
-    """A request with the same fields and another request line; its head has so many bytes."""
-    request = RequestHead.__new__(RequestHead)
-    request.method, request.target, request.path = line.groups()
-    request.end, request.fields, request.host, request.body = (
-        end,
-        previous.fields,
-        previous.host,
-        previous.body,
-    )
-    request.options, request.upgrade = previous.options, previous.upgrade
-    request.expects_continue = previous.expects_continue
-    request.http_1_1 = request.canonical = True
-    request.keep_alive = previous.keep_alive
     return request
 
 

@@ -173,6 +173,15 @@ def test_next_request_of_a_connection_is_read_as_if_it_were_the_first(
     assert results[0] == results[1]
 
 
+def test_next_request_of_a_connection_has_the_same_limit_of_its_head() -> None:
+    fields = b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    previous = read(b"GET /" + fields)
+    assert read_request(b"GET /" + b"a" * 100 + fields, 200, previous)
+    with pytest.raises(BadMessage) as refused:
+        read_request(b"GET /" + b"a" * 200 + fields, 200, previous)
+    assert refused.value.status == 431
+
+
 def test_hop_by_hop_fields_and_those_named_by_connection_are_removed() -> None:
     head = forwarded(
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Hop, keep-alive\r\nX-Hop: 1\r\nx-hop: 2\r\nX-Hope: 3\r\n"
