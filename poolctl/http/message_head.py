@@ -83,7 +83,7 @@ _OTHER_LINES = (
     + TEXT
     + rb"\r\n)*"
 )
-usual_response_head = re.compile(
+_usual_response_head = re.compile(
     rb"(HTTP/1\.1 ([2-5][0-9]{2})(?: "
     + TEXT
     + rb")?)\r\n"
@@ -92,6 +92,8 @@ usual_response_head = re.compile(
     + _OTHER_LINES
     + rb")?\r\n"
 ).fullmatch
+# Nearly all servers send the first of these, or none, and some both: HTTP/1.1 means the same without them.
+_keep_alive = re.compile(rb"\r\n(?=[CKck])(?i:connection: ?keep-alive|keep-alive:" + TEXT + rb")(?=\r\n)")
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
 # What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
@@ -193,11 +195,6 @@ class MessageHead:
         """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
         return b", ".join(self.values(name))
 
-    def _take_fields(self, raw: bytes, begin: int) -> None:
-        self.fields = raw[begin:-4]
-        if self.fields.count(b"\n") > MOST_FIELDS:
-            raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
-
     def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
         """The decisive fields by name, and whether each is there once and without whitespace behind its value."""
         decisive: dict[bytes, bytes] = {}
@@ -256,7 +253,8 @@ class RequestHead(MessageHead):
         blank, self.method, self.target, path, minor = found.groups()
         self.path = path or self.target.partition(b"?")[0]
         self.http_1_1 = minor == b"1"
-        self._take_fields(raw, found.end(5))
+        self.fields = raw[found.end(5) : -4]
+        _bound_fields(self.fields.count(b"\n"))
         self.end = len(raw)
         decisive, plain = self._decide(_decisive_of_request(self.fields))
         # RFC 9112 §3.2: an older client may leave it out.
@@ -360,12 +358,12 @@ def canonical_head(data: bytes) -> RequestHead | None:
 class ResponseHead(MessageHead):
     """The head of a response.
 
-    `length` is the Content-Length, -1 without one. `decisive` are the fields of framing and about the connection, by
-    their names in lower case; the usual head, with none about the connection, has an empty one. `plain`: each of them
-    is there once, without whitespace behind its value, and means what it says; no line is folded.
+    `length` is the Content-Length, -1 without one; `upgrade` the protocol that the server changes to, b"" for none.
+    `plain` is the whole head as it may be passed on: without lines that keep the connection alive, and b"" if it has
+    other fields about the connection, or an end of the body that the next recipient would not see.
     """
 
-    __slots__ = ("decisive", "length", "plain", "status", "status_line")
+    __slots__ = ("length", "plain", "status", "status_line", "upgrade")
 
     beginning = b"HTTP/1."
     start_line = re.compile(_STATUS_LINE)
@@ -373,13 +371,16 @@ class ResponseHead(MessageHead):
 
     def __init__(self, raw: bytes) -> None:
         self.end = len(raw)
-        usual = usual_response_head(raw)
+        _bound_fields(raw.count(b"\n") - 2)
+        self.plain, self.upgrade = raw, b""
+        usual = _usual_response_head(raw)
+        if usual is None:
+            self.plain = _keep_alive.sub(b"", raw)
+            usual = _usual_response_head(self.plain) if len(self.plain) < self.end else None
         if usual is not None:
             self.status_line, status, length, chunked = usual.groups()
-            self._take_fields(raw, usual.end(1))
-            self.decisive: dict[bytes, bytes] = {}
-            self.plain = self.http_1_1 = self.keep_alive = True
-            self.options = _NO_OPTIONS
+            self.fields = self.plain[usual.end(1) : -4]
+            self.options, self.http_1_1, self.keep_alive = _NO_OPTIONS, True, True
             body = int(length) if length is not None else CHUNKED if chunked else None
         else:
             found = _response_head(raw)
@@ -389,22 +390,24 @@ class ResponseHead(MessageHead):
                 if found is None:
                     raise self.problem(raw)
             self.status_line, minor, status = found.groups()
-            self._take_fields(raw, found.end(1))
+            self.fields, self.plain = raw[found.end(1) : -4], b""
             self.http_1_1 = minor == b"1"
-            self.decisive, plain = self._decide(_decisive_of_response(self.fields))
-            self.plain = plain and len(raw) == self.end
-            self._read_options(self.decisive.get(b"connection"))
-            body = _body_of(self.decisive)
+            decisive, _ = self._decide(_decisive_of_response(self.fields))
+            self._read_options(decisive.get(b"connection"))
+            self.upgrade = decisive.get(b"upgrade", b"")
+            body = _body_of(decisive)
         self.status = int(status)
         self.body = UNTIL_CLOSE if body is None else body
         self.length = self.body if self.body >= 0 else -1
         if self.status < 200 or self.status in _BODILESS:
             self.leave_out_body()
+        elif body is None:
+            self.plain = b""
 
     def leave_out_body(self) -> None:
         """No body follows, whatever the fields say: the response is to a HEAD, or of a status without one."""
         if self.body == CHUNKED or (self.status == 204 and self.length >= 0):
-            self.plain = False
+            self.plain = b""
         self.body = 0
         if self.status == 204:
             self.length = -1
@@ -417,6 +420,11 @@ class ResponseHead(MessageHead):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status}>"
+
+
+def _bound_fields(number: int) -> None:
+    if number > MOST_FIELDS:
+        raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
 
 
 @lru_cache(maxsize=1024)

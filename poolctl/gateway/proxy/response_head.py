@@ -12,15 +12,11 @@ from ...http.chunked_body import Buffer
 from ...http.message_head import (
     CHUNKED,
     HOP_BY_HOP,
-    TEXT,
     UNTIL_CLOSE,
     ResponseHead,
-    usual_response_head,
     without_fields,
 )
 
-# Nearly all servers send the first of these, or none, and some both: HTTP/1.1 means the same without them.
-_KEEP_ALIVE = re.compile(rb"\r\n(?=[CKck])(?i:connection: ?keep-alive|keep-alive:" + TEXT + rb")(?=\r\n)")
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
 
@@ -38,11 +34,6 @@ class Response(ResponseHead):
     received: bytes
     _first: Buffer | None
     _lines: bytes
-
-    @property
-    def upgrade(self) -> bytes:
-        """The protocol that the backend changes to."""
-        return self.decisive.get(b"upgrade", b"")
 
     @property
     def lines(self) -> bytes:
@@ -87,12 +78,12 @@ class Response(ResponseHead):
     def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
         """Pass on these fields, each with its end, instead of those whose lines the expression recognises."""
         self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
-        self.plain = False
+        self.plain = b""
 
     def add(self, line: bytes) -> None:
         """Add a field, with its end, to those that are passed on."""
         self._lines = self.lines + line
-        self.plain = False
+        self.plain = b""
 
 
 def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> Response | None:
@@ -105,19 +96,8 @@ def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> 
         return None
     if head_only:
         response.leave_out_body()
+    plain, end = response.plain, response.end
+    if plain and len(plain) < end:
+        data, response.end = plain + data[end:], len(plain)
     response.received, response._lines, response._first = data, b"", None
-    if response.body == UNTIL_CLOSE:
-        response.plain = False
-    if response.plain and response.decisive:
-        _leave_out_keep_alive(response)
     return response
-
-
-def _leave_out_keep_alive(response: Response) -> None:
-    """Leave out the lines that keep the connection alive; if that does not make it a usual head, it is not plain."""
-    end = response.end - 2
-    kept = _KEEP_ALIVE.sub(b"", response.received[:end])
-    if usual_response_head(kept + b"\r\n"):
-        response.received, response.end = kept + response.received[end:], len(kept) + 2
-    else:
-        response.plain = False

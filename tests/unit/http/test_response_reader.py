@@ -97,5 +97,5 @@ def test_usual_head_is_read_as_every_other(status_line: bytes, lines: list[bytes
 
     found = read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(message_head, "usual_response_head", lambda raw: None)
+        patch.setattr(message_head, "_usual_response_head", lambda raw: None)
         assert read() == found
