@@ -7,9 +7,6 @@ file. Standard library only, without `typing` and `dataclasses`, because every c
 
 from __future__ import annotations
 
-from poolctl.control.answers import Item
-from poolctl.json_form import field_names
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +14,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 LINE_FORMATS = FORMATS[:4]  # for commands that print lines as they arrive; both JSON forms are JSON lines
-# The stable keys of an item, in the column order of `-o wide`.
-_SOMETIMES = ("address", "kept", "kept_until", "next_run_at", "last_run")
-FIELDS = tuple(name for name in field_names(Item) if name not in _SOMETIMES)
+# The keys of an Item that are always there, in the column order of `-o wide`; the class would take as long to import
+# as everything else that a command needs.
+FIELDS = (
+    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
+)  # fmt: skip
+OPTIONAL_FIELDS = ("address", "kept", "kept_until", "next_run_at", "last_run")
 UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STATES = (
     "disabled",

@@ -19,7 +19,6 @@ from poolctl.cli.command import (
     module_of,
 )
 from poolctl.cli.outcome import UsageError
-from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.command import Option
     from poolctl.cli.outcome import Outcome
+    from poolctl.json_form import Table
     from poolctl.selection.selector import Selector
 
 # Options before the command whose next word is a value, not the command.

@@ -22,6 +22,11 @@ def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
     return gateway_line(from_json(GatewayStatus, result.gateway), width)
 
 
+def footer_of(gateway: Table, width: int) -> str:
+    """The line in this many columns (0: any), followed by the reason why not all addresses are served."""
+    return gateway_line(from_json(GatewayStatus, gateway), width) + problem_line(gateway)
+
+
 def problem_line(gateway: Table) -> str:
     """The reason why it does not serve all its addresses, on a separate line; "" if it does."""
     problem = from_json(GatewayStatus, gateway).problem

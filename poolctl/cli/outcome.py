@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from poolctl import exit_codes
-from poolctl.control.answers import SCHEMA, ErrorEntry, Result
-from poolctl.json_form import Table, from_json, to_json
+from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from poolctl.control.answers import ErrorEntry, Result
+    from poolctl.json_form import Table
 
 
 class UsageError(Exception):
@@ -26,6 +30,16 @@ class Failure(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.errors[0].message if outcome.errors else "")
         self.outcome = outcome
+
+
+class ServerRow(SimpleNamespace):
+    """A server of `list` as the supervisor's document has it: its members are the fields of an Item, or left out.
+
+    Importing the classes of answers would take `list` longer than everything else that it does.
+    """
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class Outcome:
@@ -81,7 +95,7 @@ class Outcome:
             message=message,
             form=form,
             text=text,
-            extra=to_json(result, *printed) if printed else None,
+            extra=as_json(result, *printed) if printed else None,
         )
         made.changed = result.changed
         return made
@@ -100,16 +114,27 @@ class Outcome:
 
     def document(self) -> Table:
         """The JSON document of this outcome."""
-        items = [to_json(item) for item in self.items]
-        errors = [to_json(error) for error in self.errors]
+        items = [as_json(item) for item in self.items]
+        errors = [as_json(error) for error in self.errors]
         document: Table = {"schema": SCHEMA, **self.extra, "items": items, "errors": errors}
         if self.warnings:
             document["warnings"] = self.warnings
         return document
 
 
+def as_json(item: object, *names: str) -> Table:
+    """The JSON form of an item, an error or an answer; with names, these fields of it."""
+    if isinstance(item, ServerRow):
+        return vars(item)
+    from poolctl.json_form import to_json
+
+    return to_json(item, *names)
+
+
 def error(exit_code: int, message: str, hint: str = "", *, name: str = "", bind: str = "") -> ErrorEntry:
     """An entry of `errors` for a failure of the command, not of a server."""
+    from poolctl.control.answers import ErrorEntry
+
     return ErrorEntry(
         code=exit_codes.CODES.get(exit_code, exit_code),
         error=exit_codes.NAMES.get(exit_code, "ErrorUnexpected"),
@@ -128,6 +153,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
         return Outcome.failed(exit_codes.USAGE, failure.message, failure.hint)
     if isinstance(failure, KeyboardInterrupt):
         return Outcome.failed(exit_codes.INTERRUPTED, "interrupted")
+    from poolctl.control.answers import ErrorEntry, entries
     from poolctl.errors import ControlError, PoolError, PoolValidateError, ServerError
 
     if isinstance(failure, ControlError):
@@ -135,7 +161,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
     if isinstance(failure, PoolError):
         invalid = isinstance(failure, PoolValidateError)
         code = exit_codes.INVALID_CONFIGURATION if invalid else exit_codes.FAILED
-        return Outcome(errors=[from_json(ErrorEntry, each) for each in failure.to_list()], exit_code=code)
+        return Outcome(errors=entries(failure), exit_code=code)
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     # By name, so that their modules are imported only if needed.

@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 
-from poolctl.cli.outcome import Outcome
-from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Measured, Result
-from poolctl.json_form import to_json
+from poolctl.cli.outcome import Outcome, ServerRow, as_json
+from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import TextIO
+    from typing import TextIO, TypeGuard
+
+    from poolctl.control.answers import ErrorEntry, Item, Measured, Result
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
@@ -69,11 +69,10 @@ def paint(text: str, colour: str) -> str:
 
 def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("": a line for people); returns its exit code."""
-    if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
-        outcome.items = [
-            replace(item, expose=without_password(item.expose)) if isinstance(item, Item) else item
-            for item in outcome.items
-        ]
+    outcome.items = [
+        _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
+        for item in outcome.items
+    ]
     if outcome.streamed:
         pass
     elif outcome.form == "json":
@@ -114,6 +113,24 @@ def stdout_fd() -> int:
         return -1
 
 
+def is_server(item: object) -> TypeGuard[Item]:
+    """Whether it is a server: an Item, or a row with the same members."""
+    return hasattr(item, "pids")
+
+
+def _is_measured(item: object) -> TypeGuard[Measured]:
+    return is_server(item) and getattr(item, "stats", None) is not None
+
+
+def _without_password(item: Item) -> object:
+    expose = without_password(item.expose)
+    if isinstance(item, ServerRow):
+        return ServerRow(**{**vars(item), "expose": expose})
+    from dataclasses import replace
+
+    return replace(item, expose=expose)
+
+
 def text_of(items: Sequence[object], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 
@@ -121,9 +138,9 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
     omitted; a wide table keeps all columns.
     """
     if output == "jsonl":
-        return "".join(json.dumps({"schema": SCHEMA, **to_json(item)}, default=str) + "\n" for item in items)
+        return "".join(json.dumps({"schema": SCHEMA, **as_json(item)}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
-        servers = [item for item in items if isinstance(item, Item)]
+        servers = [item for item in items if is_server(item)]
         more = {
             KEPT: any(item.kept for item in servers),
             NEXT_RUN: any(item.next_run_at for item in servers),
@@ -132,7 +149,7 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
         sometimes = tuple(column for column, is_there in more.items() if is_there)
         if output == "wide":
             at = WIDE.index("workers") + 1
-            figures = FIGURES if any(isinstance(item, Measured) for item in items) else ()
+            figures = FIGURES if any(_is_measured(item) for item in items) else ()
             columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
             return fitting(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
         return fitting(items, TABLE + sometimes, DISPENSABLE, colours, width)
@@ -215,7 +232,7 @@ def table(
 
 def field_text(item: object, field: str) -> str:
     """A field of an item for scripts: lists are joined by commas, unknown values are empty."""
-    if field == "uptime" and isinstance(item, Item):
+    if field == "uptime" and is_server(item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
     if field in FIGURES:
         return _usage(item, field)
@@ -231,7 +248,7 @@ def field_text(item: object, field: str) -> str:
 
 def _usage(item: object, field: str) -> str:
     """CPU or memory of a server's processes; "" if not measured, or without processes."""
-    if not (isinstance(item, Measured) and item.pids):
+    if not (_is_measured(item) and item.pids):
         return ""
     if field == "cpu":
         percent = item.stats.cpu_percent
@@ -268,25 +285,26 @@ def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
         is_repeated = (
             following is not None and following.hint == each.hint and not (each.file or following.file)
         )
-        lines += error_lines(replace(each, hint="") if is_repeated else each, colours)
+        lines += error_lines(each, colours, with_hint=not is_repeated)
     return lines
 
 
-def error_lines(each: ErrorEntry, colours: bool = False) -> Iterable[str]:
+def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = True) -> Iterable[str]:
     """The lines of one error: its subject, the problem, and the fix."""
     message = printable(each.message or "failed", keep_lines=True)
+    hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
         where = paint(_where(each), "1") if colours else _where(each)
         key = f"{printable(each.key)}: " if each.key else ""
-        yield f"{where}: {key}{message}" + (f"; {printable(each.hint)}" if each.hint else "")
+        yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
     who = each.name or each.bind
     if who and not message.startswith(who):
         message = f"{who}: {message}"
     yield f"{_label('error', '31', colours)} {message}"
     label = f"  {paint('hint:', '36') if colours else 'hint:'} "
-    for line in each.hint.split("\n") if each.hint else ():
+    for line in hint.split("\n") if hint else ():
         yield label + printable(line)
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
 
@@ -390,7 +408,7 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 
 
 def _cell(item: object, column: str) -> str:
-    if isinstance(item, Item):
+    if is_server(item):
         if column == "pids" and item.pids:
             more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"

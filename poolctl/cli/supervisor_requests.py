@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
-from poolctl.control.answers import ProgressLine, Result, StatsResult
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, progress_line, value_of
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
@@ -23,6 +21,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from rich.status import Status
+
+    from poolctl.control.answers import ProgressLine, Result
+    from poolctl.json_form import Table
 
     Answer = TypeVar("Answer", bound=Result)
 
@@ -40,6 +41,8 @@ def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
     """The supervisor's answer; `more` is added to the options. Raises NoSupervisor, UsageError for a bad selector."""
+    from poolctl.control.answers import Result
+
     return ask_for(Result, request, pool, verb, more)
 
 
@@ -51,6 +54,15 @@ def ask_for(
     more: Mapping[str, object] | None = None,
 ) -> Answer:
     """Like `ask`, for a verb with an answer of this class."""
+    result = value_of(kind, ask_document(request, pool, verb, more))
+    await_pool_end(result)  # so that the next command finds no remains of this pool
+    return result
+
+
+def ask_document(
+    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
+) -> Table:
+    """Like `ask`, for the JSON of the answer."""
     options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
@@ -58,16 +70,15 @@ def ask_for(
             "options": {**options, "progress": progress.wanted},
         }
         try:
-            result = _call(kind, pool, verb or request.verb, body, progress, request.seconds("timeout"))
+            document = _call(pool, verb or request.verb, body, progress, request.seconds("timeout"))
         except KeyboardInterrupt:
             if request.verb not in _ORDERS:
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
-    await_pool_end(result)  # so that the next command finds no remains of this pool
     if progress.warnings:
-        result = replace(result, warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
-    return result
+        document["warnings"] = [*dict.fromkeys([*progress.warnings, *(document.get("warnings") or ())])]
+    return document
 
 
 def gateway_table(
@@ -105,18 +116,13 @@ def await_pool_end(result: Result) -> None:
 
 
 def _call(
-    kind: type[Answer],
-    pool: PoolRef,
-    verb: str,
-    body: Mapping[str, object],
-    progress: Progress,
-    timeout: float | None,
-) -> Answer:
+    pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
+) -> Table:
     """The answer of the current supervisor, or of its successor if it was about to exit."""
     while True:
         before = _mark(pool.socket)
         try:
-            return Client(pool.socket).ask(kind, verb, body, progress, timeout)
+            return Client(pool.socket).call(verb, body, lambda line: progress(progress_line(line)), timeout)
         except SupervisorEnded:
             # A supervisor that exits regularly removes its socket before closing connections; a killed one does not.
             if _mark(pool.socket) == before:
@@ -152,10 +158,14 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, so nothing is left behind.
+        from dataclasses import replace
+
         return replace(result, ended=_end_idle(pool))
     if is_empty(result) and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
     if warning := others_named_alike(pool):
+        from dataclasses import replace
+
         return replace(result, warnings=(*result.warnings, warning))
     return result
 
@@ -210,6 +220,8 @@ def _without_servers(pool: PoolRef) -> Outcome:
 
 def _end_idle(pool: PoolRef) -> bool:
     """Stop the needlessly launched supervisor unless it has work by now; returns whether it has exited."""
+    from poolctl.control.answers import Result
+
     try:
         result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
     except ControlError:
@@ -240,6 +252,8 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
     Failure if the selection matches nothing or the files are invalid.
     """
+    from poolctl.control.answers import Result, StatsResult
+
     result: Result
     try:
         if measured:

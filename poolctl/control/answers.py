@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from poolctl.control.protocol import SCHEMA
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json
 
@@ -15,14 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.errors import PoolError
-
-SCHEMA = 1
-# The version of what two versions of poolctl say to each other, as docs/architecture.md lists it. A change that the
-# oldest one does not understand needs another number; 1 is that of the commit which is named there.
-PROTOCOL, OLDEST_PROTOCOL = 2, 1
-CHECK = "--check"  # asks another version of the supervisor whether it could run here
-TRY = "--try"  # lets another version take over a small pool
-TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
 
 
 @dataclass(frozen=True, kw_only=True)

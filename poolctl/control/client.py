@@ -9,30 +9,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from poolctl import __version__
 from poolctl.control import pool_paths
-from poolctl.control.answers import (
-    OLDEST_PROTOCOL,
-    PROTOCOL,
-    PingResult,
-    ProgressLine,
-    Result,
-    UpgradeResult,
-)
+from poolctl.control.protocol import OLDEST_PROTOCOL, PROTOCOL
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.message_head import BadMessage, request_head
 from poolctl.http.message_reader import ResponseReader
-from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import TypeVar
+
+    from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
+    from poolctl.json_form import Table
 
     Answer = TypeVar("Answer")
 
@@ -145,8 +139,8 @@ class Client:
         timeout: float | None = None,
     ) -> Answer:
         """As `call`, with values of types instead of documents."""
-        given = None if on_progress is None else lambda line: on_progress(_value(ProgressLine, line))
-        return _value(kind, self.call(verb, body, given, timeout))
+        given = None if on_progress is None else lambda line: on_progress(progress_line(line))
+        return value_of(kind, self.call(verb, body, given, timeout))
 
     def messages(
         self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
@@ -178,6 +172,8 @@ class Client:
 
     def ping(self, timeout: float | None = None) -> PingResult:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
+        from poolctl.control.answers import PingResult
+
         limit = self._silence_seconds if timeout is None else timeout
         connection = self._connect()
         try:
@@ -185,7 +181,7 @@ class Client:
             connection.settimeout(limit)
             for message in read_messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
                 if "result" in message:
-                    return _value(PingResult, message["result"])
+                    return value_of(PingResult, message["result"])
         except OSError:
             pass  # a timeout is one too
         finally:
@@ -201,6 +197,9 @@ class Client:
         without `force`. Raises NoSupervisor, and ControlError: 8 for a pool of a version that is too old, 1 when the
         pool still runs another version.
         """
+        from dataclasses import replace
+
+        from poolctl.control.answers import Result, UpgradeResult
         from poolctl.control.pool_processes import await_end
 
         before = self.ping()
@@ -326,7 +325,7 @@ async def ask_async(
     ):
         async for message in messages:
             if "result" in message:
-                return _value(kind, message["result"])
+                return value_of(kind, message["result"])
     raise SupervisorEnded(socket_path)
 
 
@@ -429,7 +428,18 @@ def _decode(line: bytes) -> Table:
     return message
 
 
-def _value(kind: type[Answer], document: object) -> Answer:
+def progress_line(document: Table) -> ProgressLine:
+    """A message that came before the result. Raises ControlError."""
+    from poolctl.control.answers import ProgressLine
+
+    return value_of(ProgressLine, document)
+
+
+def value_of(kind: type[Answer], document: object) -> Answer:
+    """The answer in a document. Raises ControlError."""
+    # Imported as late as the classes of answers, which take as long as the rest of a short command.
+    from poolctl.json_form import from_json
+
     try:
         if isinstance(document, dict):
             return from_json(kind, document)

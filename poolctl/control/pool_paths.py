@@ -13,7 +13,6 @@ import sys
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
-from poolctl.json_form import Table
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     if sys.version_info >= (3, 12):
@@ -26,6 +25,8 @@ except ImportError:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from poolctl.json_form import Table
 
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"

@@ -9,7 +9,7 @@ import sys
 from poolctl.child_process import ChildProcess
 from poolctl.config import leave_out_plugins
 from poolctl.config.__main__ import READS, reader_command
-from poolctl.control.answers import CHECK, TRY
+from poolctl.control.protocol import CHECK, TRY
 from poolctl.keeper.keeper_clients import CALM
 from poolctl.platform import make_room_for_descriptors, name_process
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
-from poolctl.control.answers import PROTOCOL, About, PingResult, ProgressLine, Result
+from poolctl.control.answers import About, PingResult, ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
+from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import caused_by

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import poolctl
-from poolctl.control.answers import PROTOCOL
 from poolctl.control.client import Client
+from poolctl.control.protocol import PROTOCOL
 from tests.deadline import wait_until
 from tests.integration.processes.test_upgrade import by, copied, facts
 from tests.load import Load

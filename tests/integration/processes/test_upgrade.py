@@ -18,8 +18,8 @@ import pytest
 
 import poolctl
 from poolctl.config import GATEWAY_LIBRARIES
-from poolctl.control.answers import PROTOCOL
 from poolctl.control.client import Client
+from poolctl.control.protocol import PROTOCOL
 from tests.deadline import wait_until
 from tests.environments import without
 from tests.load import Load

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 import poolctl
-from poolctl.control.answers import PROTOCOL, Result
+from poolctl.control.answers import Result
 from poolctl.control.control_server import Request
+from poolctl.control.protocol import PROTOCOL
 from poolctl.exit_codes import CONFLICT
 from poolctl.supervisor.verbs import verb
 from poolctl.supervisor.verbs.upgrade import refusal_of_older

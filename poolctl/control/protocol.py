@@ -1,0 +1,14 @@
+"""The version of answers and requests, and the words by which two versions of poolctl start each other.
+
+Besides the answers: most commands need these, and few the classes.
+"""
+
+from __future__ import annotations
+
+SCHEMA = 1
+# The version of what two versions of poolctl say to each other, as docs/architecture.md lists it. A change that the
+# oldest one does not understand needs another number; 1 is that of the commit which is named there.
+PROTOCOL, OLDEST_PROTOCOL = 2, 1
+CHECK = "--check"  # asks another version of the supervisor whether it could run here
+TRY = "--try"  # lets another version take over a small pool
+TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made

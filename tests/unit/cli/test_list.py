@@ -1,0 +1,56 @@
+"""`poolctl list` prints what the supervisor sent, without the classes of answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.cli.command import FIELDS, OPTIONAL_FIELDS
+from poolctl.control.answers import Item
+from poolctl.json_form import field_names, from_json, to_json
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+
+def test_fields_are_those_of_the_class() -> None:
+    assert (*FIELDS, *OPTIONAL_FIELDS) == field_names(Item)
+    assert tuple(to_json(from_json(Item, {}))) == FIELDS
+
+
+@pytest.mark.parametrize("form", ["table", "json", "jsonl", "name", "name,uptime,tags"])
+def test_list_imports_no_dataclasses(directory: Path, supervised: Supervised, form: str) -> None:
+    script = f"from poolctl.cli.main import main; main(['list', '-o', {form!r}])"
+    script += "; import sys; print('dataclasses' in sys.modules)"
+    with supervised(always(item("users"))):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, check=True
+        )
+    assert "users" in done.stdout
+    assert done.stdout.split()[-1] == "False"
+
+
+def test_list_prints_the_fields_that_it_knows(poolctl: Command, supervised: Supervised) -> None:
+    later = {**item("users"), "kept": "awake", "of a later version": 1}
+    with supervised(always(later)):
+        assert poolctl("list", "-o", "json").json["items"] == [{**item("users"), "kept": "awake"}]
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_list_masks_a_password(poolctl: Command, supervised: Supervised, form: str) -> None:
+    with supervised(always({**item("users"), "expose": "http://me:secret@host"})):
+        assert "secret" not in poolctl("list", "-o", form).out
+
+
+def test_list_fills_in_what_an_earlier_version_leaves_out(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always({"name": "users", "bind": "127.0.0.1:1"})):
+        (found,) = poolctl("list", "-o", "json").json["items"]
+    assert (tuple(found), found["pids"]) == (FIELDS, [])
+
+
+def test_list_refuses_an_answer_that_is_none(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always({**item("users"), "name": 1})):
+        assert poolctl("list").code == 8
