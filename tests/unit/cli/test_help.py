@@ -85,7 +85,9 @@ def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture
 def test_the_first_page_lists_what_a_newcomer_needs(capsys: pytest.CaptureFixture[str]) -> None:
     APPLICATION.main(as_help(["help"]), prog_name="poolctl", standalone_mode=False)
     text = capsys.readouterr().out
-    assert {name for name in COMMANDS if re.search(rf"^  {name} ", text, re.MULTILINE)} == FIRST_COMMANDS
+    assert {name for name in COMMANDS if re.search(rf"^  {name} ", text, re.MULTILINE)} == {
+        *COMMANDS
+    } & FIRST_COMMANDS
     assert "Machine:" not in text
     assert "help --all" in text
 
