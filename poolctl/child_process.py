@@ -1,7 +1,6 @@
-"""A child process that answers requests over a socket, its standard input: started when it is needed, ended when idle.
+"""A child process that answers requests over a socket, its standard input; started on demand, ended when idle.
 
-It ends with the object that stands for it, and with this process. Limits of time are for those who ask. Standard
-library only.
+It ends with its object, and with this process. Callers apply their own timeouts. Standard library only.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ class ChildEnded(Exception):
 
 
 class ChildProcess:
-    """A child of this process, started at once, which is asked on the running loop.
+    """A child of this process, started at once, for requests from the running loop.
 
-    `end` kills it; a fork of this process leaves it alone. What it prints follows `output_start` in the file `output`.
+    `end` kills it, except in a fork of this process. Its output follows `output_start` in the file `output`.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> None:
         """Execute a program, with this environment (default: this process's). Raises OSError.
 
-        What it prints is appended to the file `output`; without one its errors go where those of this process go.
+        Its output is appended to the file `output`; by default it shares this process's standard error.
         """
         self.output = output
         with contextlib.ExitStack() as stack:
@@ -69,19 +68,19 @@ class ChildProcess:
         self._link.setblocking(False)
         self._received = bytearray()
         self.pid = self._process.pid
-        # Also when nothing has ended it: its loop may be gone.
+        # Even if `end` was not called, because its loop may be gone.
         self.end = weakref.finalize(self, _end, self._link, self._process, os.getpid())
         self.has_answered = False
 
     async def send(self, data: bytes) -> None:
-        """Send it all. Raises ChildEnded."""
+        """Send all of the data. Raises ChildEnded."""
         try:
             await _loop().sock_sendall(self._link, data)
         except OSError as error:
             raise ChildEnded(self) from error
 
     async def line(self, most_bytes: int) -> bytes:
-        """The next line without its end, or that many bytes of a longer one. Raises ChildEnded."""
+        """The next line without its line break, or the first bytes of a longer one. Raises ChildEnded."""
         while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
             await self._receive()
         found = self._taken(end if end >= 0 else most_bytes)
@@ -125,9 +124,9 @@ class ChildProcess:
 
 
 class ChildOnDemand:
-    """A child that `start` starts when it is asked, and that ends when it has been idle; asked once at a time.
+    """A child started by `start` on demand, and ended when idle; it handles one request at a time.
 
-    `process` is the present one, and may be one that was started before.
+    `process` is the current child, possibly started earlier.
     """
 
     def __init__(
@@ -142,9 +141,9 @@ class ChildOnDemand:
         self._idle: TimerHandle | None = None
 
     async def ask(self, exchange: Callable[[ChildProcess], Awaitable[T]]) -> T:
-        """What `exchange` returns; after an exception the process is ended. Raises ChildEnded, with its status.
+        """The result of `exchange`; an exception ends the process. Raises ChildEnded, with its status.
 
-        Raises also what `start` raises.
+        Also raises the exceptions of `start`.
         """
         async with self._turn:
             if self._idle is not None:
@@ -155,7 +154,7 @@ class ChildOnDemand:
             try:
                 found = await exchange(process)
             except BaseException as error:
-                # Its next answer would be taken for the one to another request.
+                # Its next answer would be taken for the answer to a later request.
                 if isinstance(error, ChildEnded):
                     error.status = await process.exit_status()
                 self.close()
@@ -165,7 +164,7 @@ class ChildOnDemand:
             return found
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if it runs."""
         if self._idle is not None:
             self._idle.cancel()
         process, self.process = self.process, None
@@ -190,5 +189,5 @@ def _end(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> N
     link.close()
     process.kill()
     with contextlib.suppress(RuntimeError):  # this process is exiting
-        # Not here: it may be blocked in the kernel, on a file system that does not answer.
+        # Not waited for: it may be blocked in the kernel, on a file system that does not answer.
         threading.Thread(target=process.wait, daemon=True).start()

@@ -1,7 +1,7 @@
-"""The features of poolctl, and how one declares its parts.
+"""The features of poolctl, and the declaration of their parts.
 
 A feature is a package of `poolctl.features` that exports a `FEATURE`. The command line, the configuration and the
-supervisor find its parts here; without its line in `FEATURES` and its folder, the rest works as before.
+supervisor find its parts here; without its line in `FEATURES` and its folder, everything else still works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FEATURES = ("import_foreign", "pytest_plugin", "notify", "doctor", "top")
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """The parts of a feature by reference: "module" or "module:attribute" in its package, imported when used."""
+    """The parts of a feature as references, "module" or "module:attribute" in its package, imported on first use."""
 
     package: str
     commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command
@@ -26,10 +26,10 @@ class Feature:
         default_factory=dict
     )  # the model of each table of files, a config.Table
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
-    verbs: tuple[str, ...] = ()  # that this part answers
+    verbs: tuple[str, ...] = ()  # verbs handled by this part
 
     def load(self, reference: str) -> Any:
-        """The module or attribute that a reference names."""
+        """The referenced module or attribute."""
         name, _, attribute = reference.partition(":")
         module = import_module(f"{self.package}.{name}")
         return getattr(module, attribute) if attribute else module
@@ -37,5 +37,5 @@ class Feature:
 
 @cache
 def features() -> tuple[Feature, ...]:
-    """The declarations of all features; none of their parts is imported."""
+    """The declarations of all features, without importing their parts."""
     return tuple(import_module(f"poolctl.features.{name}").FEATURE for name in FEATURES)

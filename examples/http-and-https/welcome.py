@@ -1,4 +1,4 @@
-"""A page over TLS, and a redirect to it from the plain address: one application, told apart by its environment."""
+"""A page over TLS, and a redirect to it from the plain address: one application, configured by its environment."""
 
 from __future__ import annotations
 

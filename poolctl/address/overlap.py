@@ -24,8 +24,8 @@ LOOPBACKS = frozenset({"127.0.0.1", "::1"})
 
 _LOCALHOST = "localhost"
 # Wildcard hosts, which may overlap with any address of the port, and the hosts of localhost, as spelt in keys.
-_WIDE = ("0.0.0.0", "[::]", _LOCALHOST)
-_WIDE_AND_LOOPBACKS = (*_WIDE, "127.0.0.1", "[::1]")
+_WILDCARDS = ("0.0.0.0", "[::]", _LOCALHOST)
+_WILDCARDS_AND_LOOPBACKS = (*_WILDCARDS, "127.0.0.1", "[::1]")
 # With fewer addresses, comparing each one is cheaper than counting ports.
 _FEW = 64
 
@@ -107,7 +107,7 @@ def _candidates(address: Address, items: Mapping[str, Item]) -> Iterator[Item]:
     if address.is_wildcard:
         yield from items.values()
         return
-    for host in _WIDE_AND_LOOPBACKS if address.host == _LOCALHOST else _WIDE:
+    for host in _WILDCARDS_AND_LOOPBACKS if address.host == _LOCALHOST else _WILDCARDS:
         item = items.get(f"{host}:{address.port}")
         if item is not None:
             yield item

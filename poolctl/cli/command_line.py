@@ -296,12 +296,12 @@ def as_help(words: Sequence[str]) -> list[str]:
 
 
 def verb_of(words: Sequence[str]) -> str:
-    """The command's name in a command line, "" if there is none."""
+    """The command's name in a command line, or ""."""
     return "".join(words[_verb_at(words) :][:1])
 
 
 def _verb_at(words: Sequence[str]) -> int:
-    """The index of the command's name, or the length if there is none."""
+    """The index of the command's name, or the length of the line without one."""
     at = 0
     while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):
@@ -350,7 +350,7 @@ def check_line_format(request: CommandRequest) -> None:
 
 
 def near_word(typed: str, known: Sequence[str]) -> str:
-    """The word that was probably meant: it has this prefix, or differs by one or two typos; "" if there is none."""
+    """The word that was probably meant: it has this prefix, or differs by one or two typos; else ""."""
     if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
         return min(longer, key=len)
     found = min(known, key=lambda word: slips(typed, word), default="")

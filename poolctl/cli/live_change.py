@@ -148,7 +148,7 @@ class WriteBack:
         self.request = request
         from poolctl.config import Draft
 
-        about = _about(pool)
+        about = _supervisor_facts(pool)
         self.supervised = about is not None
         files = about.files if about is not None and about.files else pool.files
         self.draft = Draft([*files], os.environ)
@@ -286,7 +286,7 @@ class WriteBack:
         return outcome
 
 
-def _about(pool: PoolRef) -> About | None:
+def _supervisor_facts(pool: PoolRef) -> About | None:
     """The supervisor's description of itself; None without a supervisor."""
     try:
         return Client(pool.socket).ping()

@@ -53,7 +53,7 @@ def _run(words: list[str]) -> int:
                 "error: poolctl does not run on Windows itself; it runs in WSL 2, which is a Linux\n"
             )
             return 1
-        _give_streams()
+        _prepare_streams()
         if words[:1] == ["__complete"]:
             from poolctl.cli.completions.candidates import complete
 
@@ -102,15 +102,15 @@ def _finish(outcome: Outcome) -> int:
 
         outcome.notes.append(drift_line(outcome.changed))
     if outcome.exit_code == INTERRUPTED and _stdout_is_full():
-        _give_up_on_stdout()  # a flush would wait for a reader that has stopped reading, until a second Ctrl-C
+        _discard_stdout()  # a flush would wait for a reader that has stopped reading, until a second Ctrl-C
     try:
         code = show(outcome)
         sys.stdout.flush()
     except BrokenPipeError:
-        _give_up_on_stdout()
+        _discard_stdout()
         return outcome.exit_code
     except OSError as error:
-        _give_up_on_stdout()
+        _discard_stdout()
         sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
         return outcome.exit_code or 1
     return code
@@ -123,7 +123,7 @@ def _explain(error: BaseException, words: list[str]) -> int:
 
     try:
         if isinstance(error, BrokenPipeError):
-            _give_up_on_stdout()
+            _discard_stdout()
             return 0
         outcome = outcome_of(error)
         if outcome is None:
@@ -131,18 +131,18 @@ def _explain(error: BaseException, words: list[str]) -> int:
                 import traceback
 
                 traceback.print_exception(error)
-            outcome = Outcome.failed(1, *_unforeseen(error))
+            outcome = Outcome.failed(1, *_unexpected_error(error))
         if wants_json(words):
             outcome.form = "json"
         elif isinstance(error, KeyboardInterrupt):
             outcome.errors = []  # the user knows that it was interrupted
         return _finish(outcome)
     except BrokenPipeError:
-        _give_up_on_stdout()
+        _discard_stdout()
         return 1
 
 
-def _unforeseen(error: BaseException) -> tuple[str, str]:
+def _unexpected_error(error: BaseException) -> tuple[str, str]:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, (ImportError, SyntaxError)):
         # No application code is imported here, so an upgrade was interrupted, or a library was removed.
@@ -152,7 +152,7 @@ def _unforeseen(error: BaseException) -> tuple[str, str]:
     return f"internal error ({said})", hint
 
 
-def _give_streams() -> None:
+def _prepare_streams() -> None:
     """Ensure that output fails neither on unencodable characters nor on a stream closed by the parent."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -174,7 +174,7 @@ def _stdout_is_full() -> bool:
     return descriptor >= 0 and not poll.poll(0)
 
 
-def _give_up_on_stdout() -> None:
+def _discard_stdout() -> None:
     """Discard buffered output, so that the interpreter's final flush prints no error."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

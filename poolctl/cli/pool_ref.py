@@ -63,16 +63,16 @@ def find_pool(
     try:
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
-        for pool in (_at(file, env) for file in candidate_files(cwd)):
-            if _runs(pool):
+        for pool in (_pool_at(file, env) for file in candidate_files(cwd)):
+            if _is_running(pool):
                 if not missing_ok:
                     _warn_of_missing(pool.files, request)
                 return pool
         raise
-    pool = PoolRef(files, _at(files[0], env).directory)
+    pool = PoolRef(files, _pool_at(files[0], env).directory)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
-        if not _runs(pool):
+        if not _is_running(pool):
             raise Failure(_missing(missing))
         _warn_of_missing(missing, request)
     return pool
@@ -88,7 +88,7 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _runs(pool: PoolRef) -> bool:
+def _is_running(pool: PoolRef) -> bool:
     """Whether a supervisor listens there, or workers have survived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
@@ -125,7 +125,7 @@ def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
             )
 
 
-def _at(first: str, env: Mapping[str, str]) -> PoolRef:
+def _pool_at(first: str, env: Mapping[str, str]) -> PoolRef:
     return PoolRef([first], pool_paths.pool_dir(env, pool_paths.pool_key(first)))
 
 

@@ -63,7 +63,7 @@ class PoolWatcher:
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
         self._sources = WatchSet(self._files, ())
         # Files may have changed while the pool started.
-        self._is_late = self._look_around().changed is not None
+        self._is_late = self._refresh_sources().changed is not None
         self._announce()
 
     def _announce(self) -> None:
@@ -106,13 +106,13 @@ class PoolWatcher:
         changed = self._sources.changed_servers(paths)
         yield from self._restarted({name: files for name, files in changed.items() if name not in replaced})
         if any(os.path.isdir(path) for path in paths or ()):
-            self._look_around()
+            self._refresh_sources()
             yield from self._restarted({})
 
     def _applied_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload; returns the names of started or replaced servers."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
-        self._look_around()
+        self._refresh_sources()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
@@ -126,10 +126,10 @@ class PoolWatcher:
                 for line in _change_lines({name: changed[name] for name in running}):
                     self._say(line)
                 yield self._ask(Result, "restart", {"wait": True}, running)
-                self._look_around()
+                self._refresh_sources()
             changed = {}
 
-    def _look_around(self) -> ShowResult:
+    def _refresh_sources(self) -> ShowResult:
         """Watch the current files and directories of the pool; returns its current sources.
 
         Code saved in a directory not watched yet, while a worker was starting, is missed.
@@ -200,7 +200,7 @@ class WatchSet:
         referred: list[str] = []
         for item in items:
             config = item.config
-            referred += _referred(config)
+            referred += _referenced_files(config)
             for script in _scripts(config):
                 self._scripts.setdefault(script, []).append(item.name)
             if directory := _code_directory(config):
@@ -210,11 +210,11 @@ class WatchSet:
             if not config.get("job"):
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
-                self._tops += [_parted(each)[0] for each in patterns]
+                self._tops += [_split_pattern(each)[0] for each in patterns]
         # Servers without configured env files may read one that does not exist yet.
         beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
         self._named = list(dict.fromkeys([*files, *beside, *referred]))
-        self._marks: dict[str, Mark] = self._looks()
+        self._marks: dict[str, Mark] = self._file_marks()
         if before is not None:
             self._take_over(before)
 
@@ -239,7 +239,7 @@ class WatchSet:
 
     def configuration_changed(self) -> bool:
         """Whether the configuration or a referenced file has changed since the last check."""
-        before, self._marks = self._marks, self._looks()
+        before, self._marks = self._marks, self._file_marks()
         return before != self._marks
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
@@ -277,7 +277,7 @@ class WatchSet:
         }
         return {name: paths for name, paths in found.items() if paths}
 
-    def _looks(self) -> dict[str, Mark]:
+    def _file_marks(self) -> dict[str, Mark]:
         found: dict[str, Mark] = {}
         for path in self._named:
             inside = sorted(os.listdir(path)) if os.path.isdir(path) else ()
@@ -286,7 +286,7 @@ class WatchSet:
         return found
 
 
-def _referred(config: Table) -> Iterator[str]:
+def _referenced_files(config: Table) -> Iterator[str]:
     """The env files and certificates of a server."""
     env_file = config.get("env_file")
     yield from [env_file] if isinstance(env_file, str) else env_file or ()
@@ -315,7 +315,7 @@ def _change_lines(changed: Changed) -> Iterator[str]:
         yield printable(f"{', '.join(names)}: {what}{more} changed, restarting")
 
 
-def _parted(pattern: str) -> tuple[str, list[str]]:
+def _split_pattern(pattern: str) -> tuple[str, list[str]]:
     """The directory below which a pattern matches files, with links resolved, and the remaining parts."""
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
@@ -324,7 +324,7 @@ def _parted(pattern: str) -> tuple[str, list[str]]:
 
 def _expression(pattern: str) -> re.Pattern[str]:
     """A file pattern as a regular expression for the matching paths and all paths below them."""
-    top, parts = _parted(pattern)
+    top, parts = _split_pattern(pattern)
     text = re.escape(top.rstrip("/"))
     for part in parts:
         if part == "**":

@@ -14,7 +14,7 @@ MOST_ADDRESSES = 10
 MOST_STACK_LINES = 20
 _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # Intended states of servers that are not ready.
-_ASIDE = ("sleeping", "draining", "disabled")
+_INTENDED_STATES = ("sleeping", "draining", "disabled")
 
 # States in which a server is not expected to be ready.
 AT_REST = ("stopped", "disabled", "sleeping")
@@ -34,7 +34,10 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
         )
         return "" if result.exit_code else done
     # A sleeping server that is ready is a job waiting for its time.
-    asides = {state: sum(item.state == state and not item.ready for item in result.items) for state in _ASIDE}
+    asides = {
+        state: sum(item.state == state and not item.ready for item in result.items)
+        for state in _INTENDED_STATES
+    }
     ready = sum(item.ready for item in result.items)
     count = len(result.items) - sum(asides.values())
     line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer", bound=Result)
 
 # Requests that the pool completes even if the caller stops waiting.
-_ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove", "rollout")
+_CHANGING_VERBS = (
+    "start",
+    "stop",
+    "restart",
+    "reload",
+    "scale",
+    "enable",
+    "disable",
+    "add",
+    "remove",
+    "rollout",
+)
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
@@ -72,7 +83,7 @@ def ask_document(
         try:
             document = _call(pool, verb or request.verb, body, progress, request.seconds("timeout"))
         except KeyboardInterrupt:
-            if request.verb not in _ORDERS:
+            if request.verb not in _CHANGING_VERBS:
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
@@ -139,7 +150,7 @@ def _mark(path: str) -> tuple[int, int] | None:
 
 
 def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Result:
-    """Like ask(), but launches a supervisor if there is none. The supervisor itself validates the files."""
+    """Like ask(), but launches a missing supervisor. The supervisor itself validates the files."""
     try:
         return ask(request, pool, verb)
     except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit

@@ -16,9 +16,9 @@ MADE_BY = "Made by `poolctl export systemd`."
 _MARGIN_SECONDS = 15
 # A hung supervisor is replaced after fifteen seconds; systemd has to act only if that does not help.
 _WATCHDOG_SECONDS = 60
-_HANDED_ON = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
+_PASSED_VARIABLES = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
 # Exit codes that a restart cannot fix.
-_HOPELESS = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
+_PERMANENT_FAILURES = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
 # Restricts nothing a worker may need: files, devices, set-user-ID programs.
 _HARDENING = (
     "ProtectKernelModules", "ProtectKernelLogs", "ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname",
@@ -57,7 +57,7 @@ def missing_variables(pool: ServicePool) -> list[str]:
         if os.path.isfile(file):
             with open(file, encoding="utf-8", errors="replace") as source:
                 found.update(dict.fromkeys(referenced_variables(source.read())))
-    return [name for name in found if name not in _HANDED_ON]
+    return [name for name in found if name not in _PASSED_VARIABLES]
 
 
 def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
@@ -73,7 +73,7 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         ("ExecReload", command([*pool.poolctl, *files, "reload"])),
         ("WorkingDirectory", text(os.path.dirname(pool.files[0]) or "/")),
         *([("User", text(pool.user))] if pool.user and not of_user else []),
-        *(("Environment", word(f"{name}={pool.env[name]}")) for name in _HANDED_ON if pool.env.get(name)),
+        *(("Environment", word(f"{name}={pool.env[name]}")) for name in _PASSED_VARIABLES if pool.env.get(name)),
         *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
         *([("Sockets", " ".join(sockets))] if sockets else []),
         ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
@@ -83,7 +83,7 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         ("TimeoutStartSec", "infinity"),
         ("Restart", "on-failure"),
         ("RestartSec", "1"),
-        ("RestartPreventExitStatus", " ".join(map(str, _HOPELESS))),
+        ("RestartPreventExitStatus", " ".join(map(str, _PERMANENT_FAILURES))),
         ("WatchdogSec", str(_WATCHDOG_SECONDS)),
         ("#", "The pool replaces a worker that the kernel killed for its memory."),
         ("OOMPolicy", "continue"),
@@ -194,7 +194,7 @@ def word(value: str) -> str:
     value = value.replace("%", "%%")
     if _PLAIN.fullmatch(value):
         return value
-    return '"' + "".join(_ESCAPES.get(character, _hidden(character)) for character in value) + '"'
+    return '"' + "".join(_ESCAPES.get(character, _escaped(character)) for character in value) + '"'
 
 
 def command(argv: Sequence[str]) -> str:
@@ -207,5 +207,5 @@ def unit_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9:_.-]", "-", name)
 
 
-def _hidden(character: str) -> str:
+def _escaped(character: str) -> str:
     return f"\\x{ord(character):02x}" if character < " " or character == "\x7f" else character

@@ -180,15 +180,15 @@ class _Commands(Mapping[str, object]):
 
     def __init__(self, perform: Perform) -> None:
         self._perform = perform
-        self._made: dict[str, object] = {}
+        self._created: dict[str, object] = {}
 
     def __getitem__(self, name: str) -> object:
-        if name not in self._made:
+        if name not in self._created:
             declared = command_named(name)
             if declared is None:
                 raise KeyError(name)
-            self._made[name] = _made(name, declared, self._perform)
-        return self._made[name]
+            self._created[name] = _create_command(name, declared, self._perform)
+        return self._created[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(names())
@@ -197,7 +197,7 @@ class _Commands(Mapping[str, object]):
         return len(names())
 
 
-def _made(verb: str, declared: Command, perform: Perform) -> object:
+def _create_command(verb: str, declared: Command, perform: Perform) -> object:
     """A Typer command that passes a request with its option values to `perform`."""
     accepted = (*declared.arguments, *declared.options)
     lists = {option.key for option in accepted if option.kind == LIST}
@@ -256,7 +256,7 @@ def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object
 
 
 def _epilog(declared: Command) -> str | None:
-    """The paragraphs below the options, with their line breaks; None if there are none."""
+    """The paragraphs below the options, with their line breaks, or None."""
     paragraphs = []
     if declared.notes:
         paragraphs.append("\b\n" + "\n".join(declared.notes))

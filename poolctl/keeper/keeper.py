@@ -318,7 +318,8 @@ class Keeper:
             channel.close()
             self._donor = None
             if not self._supervisor.pid and self._supervisor.due is None:
-                # It exited before it had sent everything. The supervisor uses what has arrived, and finds the rest.
+                # It exited before it had sent everything. The supervisor uses the received descriptors, and finds
+                # the rest.
                 self._whole()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return

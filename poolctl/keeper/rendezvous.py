@@ -22,7 +22,7 @@ from ..platform import machine_life, peer_credentials, replace_file
 from . import wire
 
 WORKER, LOGGER, GATEWAY = "w", "l", "g"
-_TABLE = "/proc/net/unix"
+_SOCKET_TABLE = "/proc/net/unix"
 _LISTENS = b"00010000"  # __SO_ACCEPTCON
 _MOST_BYTES = 16 * 1024
 _MOST_DESCRIPTORS = 64
@@ -86,7 +86,7 @@ def find(directory: str, kind: str) -> list[str]:
 def _states() -> dict[bytes, bytes] | None:
     """The flags of all sockets with a path, by path; None if the kernel's table cannot be read."""
     try:
-        with open(_TABLE, "rb") as table:
+        with open(_SOCKET_TABLE, "rb") as table:
             # Num RefCount Protocol Flags Type St Inode Path
             rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:

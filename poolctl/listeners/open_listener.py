@@ -155,7 +155,7 @@ def targets(address: Address) -> list[BindTarget]:
     """
     found: dict[str, BindTarget] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
-        for family, _, _, _, sockaddr in _answers(address, host):
+        for family, _, _, _, sockaddr in _resolved(address, host):
             text = str(sockaddr[0])
             if address.host != "localhost" or _is_loopback(text):
                 found.setdefault(text, BindTarget(family, text, sockaddr[2:]))
@@ -168,7 +168,7 @@ def targets(address: Address) -> list[BindTarget]:
     return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
 
 
-def _answers(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+def _resolved(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
         # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
         name = host.encode() if host.isascii() else host

@@ -19,7 +19,7 @@ from .open_listener import BindTarget, targets
 if TYPE_CHECKING:
     from poolctl.address import Address
 
-_TAKEN = (errno.EADDRINUSE, errno.EACCES)
+_IN_USE_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class PortLedger:
@@ -55,7 +55,7 @@ class PortLedger:
         if known is not None and self._first <= known <= self._last and known not in avoid:
             return known
         own = {port for owner, port in self._ports.items() if owner != name}
-        with self._others() as others:
+        with self._ports_of_other_pools() as others:
             for last_choice in (False, True):
                 for port in self._search():
                     usable = (port in others) is last_choice and port not in own and port not in avoid
@@ -100,7 +100,7 @@ class PortLedger:
         yield from range(self._first, start)
 
     @contextmanager
-    def _others(self) -> Iterator[set[int]]:
+    def _ports_of_other_pools(self) -> Iterator[set[int]]:
         """The ports stored by the user's other pools, which cannot store more meanwhile."""
         root, _, own = self._path.partition(f"/{self._key}/")
         if not own:
@@ -144,7 +144,7 @@ def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(target.sockaddr(port))
     except OSError as error:
-        return error.errno not in _TAKEN
+        return error.errno not in _IN_USE_ERRORS
     return True
 
 

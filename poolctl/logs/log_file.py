@@ -137,11 +137,11 @@ class LogFile:
             return
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
-        self._torn, self._born = self._look_inside()
+        self._torn, self._born = self._inspect()
         self._look_at = self._clock.time() + _LOOK_EVERY_SECONDS
         self.error = ""
 
-    def _look_inside(self) -> tuple[bool, str]:
+    def _inspect(self) -> tuple[bool, str]:
         """Whether the last line is incomplete, and when the first line was written."""
         now = stamp(self._clock.time())
         if not self._size:

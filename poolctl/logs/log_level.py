@@ -47,7 +47,7 @@ def level_place(text: str) -> tuple[str, int, int]:
 
 
 def stated_level(text: str) -> str:
-    """The level stated in a line of JSON or text, one of LEVELS; "" if there is none."""
+    """The level stated in a line of JSON or text, one of LEVELS, or ""."""
     if text.startswith("{"):
         record = parse_record(text)
         if record is not None:

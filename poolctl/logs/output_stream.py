@@ -187,7 +187,7 @@ class WriteAheadNote:
             os.pwrite(self._fd, b"\n", 0)
 
     def _empty(self) -> None:
-        # Not earlier: while a move is recorded, bytes in this pipe show what was taken from the server's.
+        # Not earlier: while a move is recorded, bytes in this pipe prove that they were taken from the server's pipe.
         while self._taken >= 0 and (length := waiting(self._taken)):
             os.read(self._taken, length)
 

@@ -84,7 +84,7 @@ class JournalEvent(NamedTuple):
     @property
     def sentence(self) -> str:
         """The change, its reason and its consequence: `starting → running (restart a)`."""
-        what = self._what()
+        what = self._change_text()
         what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
         return f"{what}; {self.next_step}" if self.next_step else what
 
@@ -101,7 +101,7 @@ class JournalEvent(NamedTuple):
         user, command = self.by.get("user", self.by.get("uid", "?")), self.by.get("command") or "pid"
         return f"{user}, {command} {self.by.get('pid', self.by.get('address', '?'))}"
 
-    def _what(self) -> str:
+    def _change_text(self) -> str:
         kind, word, message, detail = self.kind, self.event, self.message, self.detail
         if word.startswith("worker ") and kind == "lifecycle":
             pid = f" (pid {detail['pid']})" if detail.get("pid") else ""

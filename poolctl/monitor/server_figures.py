@@ -1,4 +1,4 @@
-"""The figures of a server and of each of its workers at one moment: requests, processor time and memory."""
+"""The current figures of a server and of each of its workers: requests, processor time and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolctl.worker.tally import Counts
 
 INTERVAL_SECONDS = 2.0
 BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
-_MEMORY_SECONDS = 8.0  # rarely: the kernel walks through the memory of the process
+_MEMORY_SECONDS = 8.0  # rarely, because the kernel walks through the process's memory
 
 Figure = float | None
 
@@ -30,10 +30,10 @@ class Usage:
         self._spent = 0.0
 
     def look(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Measure again, unless that was a moment ago; `memory` costs more."""
+        """Measure again, unless the last measurement is recent; `memory` is expensive."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
-            # At first the average since the process was started, as ps(1) shows it.
+            # At first, the average since the start of the process, as in ps(1).
             is_first = self._seen_at == float("-inf")
             seconds = age_seconds(pid) if is_first else now - self._seen_at
             self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
@@ -46,7 +46,7 @@ WorkerUsage = tuple[Worker, Counts | None, Usage | None]
 
 
 class ServerSnapshot:
-    """A server's counts over all its workers, and those of each; the usage of a worker without a pid is unknown."""
+    """The counts of a server's workers, in total and for each; the usage of a worker without a pid is unknown."""
 
     def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
         self.entry = entry
@@ -74,8 +74,8 @@ def snapshot(
 ) -> ServerSnapshot:
     """The server's figures at `now`, in monotonic seconds; without `memory` its memory may be some seconds old.
 
-    `ended` are the counts of its workers that have ended, which become those of all. `usages` are kept by the caller
-    from one call to the next, by pid. Workers within the process `own_pid` have no usage of their own.
+    `ended` holds the counts of exited workers, and is updated to the total. `usages`, by pid, is kept by the caller
+    between calls. Workers within the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -94,7 +94,7 @@ def snapshot(
 
 
 def loop_lag_seconds(counts: Counts | None) -> Figure:
-    """How late the worker's loop was at its last beat; None without one."""
+    """The delay of the worker's loop at its last heartbeat; None without one."""
     if counts is None or not counts[tally.BEAT_AT_NS]:
         return None
     return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)

@@ -1,4 +1,4 @@
-"""The metrics of servers: their names, and where each comes from."""
+"""The metrics of servers: their names and their sources."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .server_figures import BOUNDS_SECONDS, ServerSnapshot, Usage, loop_lag_seco
 
 
 class ObservedServer(NamedTuple):
-    """A server at one moment, under the name that its metrics have."""
+    """The state of a server at one time, with its name in metrics."""
 
     name: str
     state: str
     snapshot: ServerSnapshot
     availability: Availability
-    latency_seconds: float | None  # of its newest probe
+    latency_seconds: float | None  # the latency of its newest probe
     wakes: int
 
     @property
@@ -45,7 +45,7 @@ class _WorkerSnapshot(NamedTuple):
 
 
 Subject = TypeVar("Subject")
-# Name, kind and help of a metric, and its value for one server or worker; None where it has none.
+# Name, kind and help of a metric, and its value for a server or worker, or None.
 Row = tuple[str, str, str, Callable[[Subject], "float | None"]]
 
 _SERVER: Sequence[Row[ServerSnapshot]] = (
@@ -108,7 +108,7 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
 
 
 def of_pool(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
-    """Which pool this is, and how many servers are in each state."""
+    """The pool's identity, and the number of servers in each state."""
     info = family_of("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
     info.add(1, pool=name, version=__version__, python=python)
     count = family_of("poolctl_servers", "gauge", "Servers of the pool by their state.")
@@ -177,12 +177,12 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """One worker for each index: while it is being replaced, the one that stays."""
+    """One worker for each index; during a replacement the one that stays."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
 
-# Each makes its families of all servers. A caller with many of them may do other work in between.
+# Each creates families for all servers. A caller with many of them may do other work in between.
 PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
     _states,
     _monitor,

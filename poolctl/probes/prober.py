@@ -40,7 +40,7 @@ class Prober(Protocol):
         ...
 
     def close(self) -> None:
-        """Send no more probes."""
+        """Stop sending probes."""
         ...
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 # Most workers probed together answer within this time, which is also the maximum error of a latency.
 PAUSE_SECONDS = 0.004
-# A batch costs less than single wake-ups, and probes need no more precision.
+# A batch costs less than single wake-ups, and is precise enough for probes.
 GRAIN_SECONDS = 0.02
 # With at least this many probes in a batch, the responses are read in one batch as well.
 _MANY = 8

@@ -104,7 +104,7 @@ class WorkerProbe:
         self._schedule.put(self, self._schedule.now() + random.uniform(0, longest))
 
     def stop(self) -> None:
-        """Send no more probes."""
+        """Stop sending probes."""
         self._schedule.remove(self)
         self._prober.close()
 
@@ -233,7 +233,7 @@ class WorkerProbes:
             probe.start(probe.status if probe.status is not Status.UNKNOWN else status)
 
     def stop(self) -> None:
-        """Send no more probes."""
+        """Stop sending probes."""
         for probe in self.probes:
             probe.stop()
 

@@ -60,7 +60,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     tables, base_dir = new_servers(request, pool)
     if not save:
-        return _together([_added(request, pool, table, base_dir) for table in tables])
+        return _combined([_added(request, pool, table, base_dir) for table in tables])
     request.options()  # a wrong value is reported before anything is read
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
@@ -73,7 +73,7 @@ def perform(request: CommandRequest) -> Outcome:
         _refuse_invalid(files, table, home)
         files.draft.add(table)
     if files.supervised:
-        return files.finish(lambda: _together([_added(request, pool, table, home) for table in tables]))
+        return files.finish(lambda: _combined([_added(request, pool, table, home) for table in tables]))
     return files.finish(lambda: _in_files(files, tables))
 
 
@@ -144,7 +144,7 @@ def _from_options(request: CommandRequest) -> Table:
             table[key] = request.get(option)
     given = set(table)
     if "command" in table:
-        table["command"] = _words("--command", "command", str(table["command"]))
+        table["command"] = _split_command("--command", "command", str(table["command"]))
     for word in request.get("set") or []:
         setting = _setting(word)
         if taken := sorted(setting.keys() & given):
@@ -178,11 +178,11 @@ def _setting(word: str) -> Table:
     table[next(iter(table))] = value
     for key in LISTS:
         if isinstance(found.get(key), str):
-            found[key] = _words(f"--set {key}", key, found[key])
+            found[key] = _split_command(f"--set {key}", key, found[key])
     return found
 
 
-def _words(option: str, key: str, text: str) -> list[str]:
+def _split_command(option: str, key: str, text: str) -> list[str]:
     try:
         return LISTS[key](text)
     except ValueError as error:
@@ -220,7 +220,7 @@ def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) 
     return Outcome.of(result, "".join(added[:1]))
 
 
-def _together(outcomes: list[Outcome]) -> Outcome:
+def _combined(outcomes: list[Outcome]) -> Outcome:
     """Combine several outcomes: all servers, all failures, and the most severe exit code."""
     whole = Outcome()
     for each in outcomes:

@@ -34,7 +34,8 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     config = load(pool, allow_empty=bool(request.get("allow_empty")))
     items = choose(
-        _as_they_are([described(server) for server in servers_of(config, pool)], request, pool), request
+        _with_running_state([described(server) for server in servers_of(config, pool)], request, pool),
+        request,
     )
     settings: Table = config.settings.to_dict()
     tables = config.tables.to_dict()
@@ -70,7 +71,7 @@ def _as_written(table: Table) -> Table:
     return {"url": table["url"]} if "${" in str(table.get("url", "")) else {}
 
 
-def _as_they_are(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
+def _with_running_state(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
     """The same servers with their running state, if the selection or output needs it."""
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items

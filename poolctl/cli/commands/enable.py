@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_NAMES = 10  # maximum number of servers named in a suggested command
+_MOST_NAMES = 10  # maximum number of servers named in a suggested command
 
 COMMAND = Command(
     "Enable servers and start them.",
@@ -57,5 +57,5 @@ def _start_them(resting: Sequence[Item]) -> str:
     if len(resting) == 1:
         (one,) = resting
         return f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
-    names = " ".join(each.name for each in resting) if len(resting) <= _NAMES else "NAME..."
+    names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
     return f"{servers(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

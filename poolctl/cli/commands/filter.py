@@ -64,7 +64,7 @@ def perform(request: CommandRequest) -> Outcome:
         found = [item for item in everything if item not in found]
     if not found and not request.get("allow_empty"):
         return Outcome.failed(
-            NOTHING_MATCHED, f"no server's {field} matches", _near(field, pattern, everything)
+            NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
         )
     return Outcome(found, form=target or "table")
 
@@ -104,7 +104,7 @@ def _searcher(regex: str) -> re.Pattern[str] | None:
         raise UsageError(f"--regex: {bad}", hint=bad.hint) from None
 
 
-def _near(field: str, pattern: str, items: Sequence[Item]) -> str:
+def _suggestion(field: str, pattern: str, items: Sequence[Item]) -> str:
     import difflib
 
     near = (

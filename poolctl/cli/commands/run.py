@@ -126,7 +126,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
             from poolctl.supervisor.launch import launch
 
             keeper_pid, lifeline = launch(session.pool.files, session.environment(), lifeline=True)
-        code = _live(session, path, lifeline, signals)
+        code = _serve(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
             failure = log.explained(failure)
@@ -150,7 +150,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     return code
 
 
-def _live(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
+def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:
     if not session.start():
         code = session.outcome.exit_code
         session.report()
@@ -199,7 +199,7 @@ class RunSession:
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
-        self._events = PoolEvents(self.client, self._happened)
+        self._events = PoolEvents(self.client, self._print_event)
         self._last_lines: LastLines | None = None
         self._failed: list[str] = []  # servers that did not start
         self._ran = False
@@ -398,7 +398,7 @@ class RunSession:
             self.outcome.items = [item for item in result.items if item.name in names]
         await_pool_end(result)
 
-    def _happened(self, event: JournalEvent, text: str, level: str) -> None:
+    def _print_event(self, event: JournalEvent, text: str, level: str) -> None:
         """Print a line about one of the pool's servers, between their output."""
         if self.request.quiet:
             return

@@ -82,7 +82,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
-    rows = [(key, _fact(item, key)) for key in _RUNNING]
+    rows = [(key, _field_text(item, key)) for key in _RUNNING]
     if item.kept:
         rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {kept_until(item)}".rstrip()))
     if item.next_run_at:
@@ -125,7 +125,7 @@ def _routes(routes: Sequence[RouteToServer]) -> str:
     return _NEXT_LINE.join(map(printable, lines)) or "-"
 
 
-def _fact(item: Item, key: str) -> str:
+def _field_text(item: Item, key: str) -> str:
     if key == "uptime":
         return duration(item.uptime_seconds or None)
     return field_text(item, key) or "-"
@@ -137,7 +137,7 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
     # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
     places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}
     unsure = [key for key in places if key not in origin and places[key] != _DEFAULT]
-    usual = _usual() if unsure else {}
+    usual = _default_values() if unsure else {}
     places |= {key: _DEFAULT for key, value in leaves if key in unsure and usual.get(key) == value}
     every = [(printable(key), printable(value_text(value)), places[key]) for key, value in leaves]
     rows = every if full else [row for row in every if row[2] != _DEFAULT]
@@ -149,7 +149,7 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
     return lines if full else [*lines, *_defaults(key for key, _, where in every if where == _DEFAULT)]
 
 
-def _usual() -> Table:
+def _default_values() -> Table:
     """The default of each key of a server."""
     from poolctl.config import Section, ServerConfig
 

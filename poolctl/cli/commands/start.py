@@ -10,7 +10,7 @@ from poolctl.cli.render import printable
 from poolctl.cli.server_lines import address_lines, ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
-_TRIED = ("starting", "backoff")
+_RETRYING_STATES = ("starting", "backoff")
 _MOST_NAMES = 3
 
 COMMAND = Command(
@@ -39,9 +39,13 @@ def perform(request: CommandRequest) -> Outcome:
     found = address_lines(item for item in result.items if item.name not in failed)
     lines = [ready_line(result, waited=not request.get("no_wait")), *found]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
-    trying = [printable(each.name) for each in result.items if each.name in failed and each.state in _TRIED]
+    trying = [
+        printable(each.name)
+        for each in result.items
+        if each.name in failed and each.state in _RETRYING_STATES
+    ]
     if trying:
-        outcome.notes.append(_goes_on(trying))
+        outcome.notes.append(_retried_note(trying))
     if result.gateway is not None and result.items:
         from poolctl.cli.gateway_line import serves_line
 
@@ -49,7 +53,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _goes_on(names: list[str]) -> str:
+def _retried_note(names: list[str]) -> str:
     """The note that failed servers will be retried."""
     whole = len(names) <= _MOST_NAMES
     listed = ", ".join(names) if whole else f"{len(names)} servers"

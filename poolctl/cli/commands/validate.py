@@ -39,7 +39,7 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
-        return _judged(Outcome(errors=entries(unreadable)))
+        return _with_exit_code(Outcome(errors=entries(unreadable)))
     outside = config.outside(import_apps=bool(request.get("import_apps")))
     items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
@@ -48,7 +48,7 @@ def perform(request: CommandRequest) -> Outcome:
         outcome.errors = [no_server(pool)]
     outcome.message = "" if outcome.errors else f"{_content(config)}, ok{_not_imported(config, request)}"
     outcome.notes = [] if outcome.errors else _withheld(config)
-    return _judged(outcome)
+    return _with_exit_code(outcome)
 
 
 def _content(config: Configuration) -> str:
@@ -75,7 +75,7 @@ def _withheld(config: Configuration) -> list[str]:
     return [f"not passed to servers: {', '.join(names)} (used by the pool itself); {hint}"]
 
 
-def _judged(outcome: Outcome) -> Outcome:
+def _with_exit_code(outcome: Outcome) -> Outcome:
     """The outcome with its exit code; the problems are the result, so they go to standard output."""
     outcome.errors_are_result = True
     outcome.exit_code = INVALID_CONFIGURATION if outcome.errors else DONE

@@ -48,7 +48,7 @@ def perform(request: CommandRequest) -> Outcome:
             if goal == "stopped":
                 return Outcome(selected, message=f"{servers(len(selected))} stopped")
             if left == 0:
-                return _late(goal, selected)
+                return _timed_out(goal, selected)
             sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
             continue
         return Outcome.of(result, "" if result.exit_code else _arrived_line(goal, result))
@@ -73,7 +73,7 @@ def _with_timeout(request: CommandRequest, left: float | None) -> CommandRequest
     return CommandRequest("wait", {**request.values, "timeout": left})
 
 
-def _late(goal: str, selected: list[Item]) -> Outcome:
+def _timed_out(goal: str, selected: list[Item]) -> Outcome:
     outcome = Outcome.failed(
         TIMED_OUT, f"not {goal} in time: no supervisor is running for this pool", "poolctl start"
     )

@@ -24,7 +24,7 @@ def command_environment(
     Failure (5), with the place, if two names map to the same variable.
     """
     there = [item for item in items if item.state != "disabled" and item.expose]
-    if taken := _alike(there):
+    if taken := _same_variable(there):
         raise Failure(_refused(pool, *taken))
     found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
     for item in there:
@@ -45,7 +45,7 @@ def word(name: str) -> str:
     return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
-def _alike(items: Iterable[Item]) -> tuple[Item, Item] | None:
+def _same_variable(items: Iterable[Item]) -> tuple[Item, Item] | None:
     known: dict[str, Item] = {}
     for item in items:
         first = known.setdefault(word(item.name), item)

@@ -198,7 +198,7 @@ class StopSignals:
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
         for number in _STOPPING:
             if self._before[number] is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._asked)
+                signal.signal(number, self._raise_for_signal)
         signal.signal(_OUTPUT_LOST, self._output_lost)
         self.wakeup, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -229,7 +229,7 @@ class StopSignals:
         """Stop, unless already stopping, because the reader of the output is gone. Callable from any thread."""
         os.kill(os.getpid(), _OUTPUT_LOST)
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
+    def _raise_for_signal(self, number: int, frame: FrameType | None) -> None:
         unasked, self._stopping = self._unasked, True
         if unasked and number != signal.SIGALRM:
             self._unasked = False

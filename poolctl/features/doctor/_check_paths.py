@@ -53,7 +53,7 @@ def _root(context: CheckContext) -> str:
         there = _nearest(path)
         if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
             return there
-        refused = refused or f"{there} {_why(there)}"
+        refused = refused or f"{there} {_permission_problem(there)}"
     raise ControlError(
         f"no runtime directory: {refused}",
         exit_code=NOT_PERMITTED,
@@ -61,7 +61,7 @@ def _root(context: CheckContext) -> str:
     )
 
 
-def _why(path: str) -> str:
+def _permission_problem(path: str) -> str:
     read_only = os.statvfs(path).f_flag & os.ST_RDONLY
     return "is on a read-only file system" if read_only else "is not writable"
 
@@ -165,11 +165,11 @@ def _network(path: str) -> str:
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Everything in the runtime directories that belongs to no running pool."""
-    found = [each for root in pool_paths.candidates(context.env) for each in _left_in(root, context)]
+    found = [each for root in pool_paths.candidates(context.env) for each in _leftovers(root, context)]
     yield from found or [ok("leftovers", "none")]
 
 
-def _left_in(root: str, context: CheckContext) -> Iterator[CheckResult]:
+def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
     for name in sorted(_names(root)):
         path, socket = f"{root}/{name}", f"{root}/{name}/{pool_paths.SOCKET_NAME}"
         if name.startswith("@"):

@@ -169,14 +169,14 @@ def packages(context: CheckContext) -> Iterator[CheckResult]:
             python = interpreter(server.python, server.base_dir or os.getcwd(), context.env)
             using.setdefault(python, []).append(server)
     for python, servers in using.items():
-        yield _judged(python, servers)
+        yield _package_result(python, servers)
 
 
-def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
+def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
     # One of root's servers runs it as root in any context.
     user = None if any(server.user is None for server in servers) else servers[0].user
-    found = _asked(python, user)
+    found = _query_packages(python, user)
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
     if isinstance(found, str):
         return problem(
@@ -198,7 +198,7 @@ def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
     return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
 
 
-def _asked(python: str, user: str | None) -> Table | str:
+def _query_packages(python: str, user: str | None) -> Table | str:
     """The packages of an interpreter, or the reason why they are unknown."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(

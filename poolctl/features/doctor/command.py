@@ -28,7 +28,7 @@ def perform(request: CommandRequest) -> Outcome:
     """Print one line per check; exit 1 if there is a problem. With --quiet only warnings and problems."""
     pool, found = _pool(request)
     context = CheckContext(pool, os.environ)
-    findings = [*found, *(finding for check in _checks() for finding in _looked(check, context))]
+    findings = [*found, *(finding for check in _checks() for finding in _run_check(check, context))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
     outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
@@ -39,7 +39,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
-    """The pool, None if there is none or it is not accessible; and the reason if a pool was named."""
+    """The pool, or None if it is missing or inaccessible; and the reason if a pool was named."""
     try:
         return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:
@@ -56,7 +56,7 @@ def _checks() -> Iterator[Check]:
         yield from subject.CHECKS
 
 
-def _looked(check: Check, context: CheckContext) -> list[CheckResult]:
+def _run_check(check: Check, context: CheckContext) -> list[CheckResult]:
     try:
         return list(check(context))
     except Exception as error:

@@ -210,7 +210,7 @@ _DEFAULTS = {  # values that change nothing
 }  # fmt: skip
 _FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
 # For a program that starts its own workers.
-_ON_ITS_OWN = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
+_OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
 def _with_options(parser: _Parser, keys: Keys, others: Sequence[str], short: Mapping[str, str]) -> None:
@@ -269,7 +269,7 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
         _asgi_gunicorn(server, given, line)
         _remark(server, line, given, _GUNICORN_WITHOUT_EQUAL, unknown)
         return
-    server.set("command", _without(words, _ON_ITS_OWN))
+    server.set("command", _without(words, _OVERRIDDEN_OPTIONS))
     if "--certfile" in given:
         server.set("expose", "https://" + joined("localhost", server.keys["bind"].rpartition(":")[2]))
     if "--graceful-timeout" in given:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from poolctl.config import escaped
 from poolctl.config.values.problems import Tree
 
-_unfit = re.compile(r"[^A-Za-z0-9._-]+")
+_invalid_characters = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Unreadable(Exception):
@@ -33,7 +33,7 @@ class ForeignServer:
     """A server of the other tool. Strings in `keys` use poolctl's notation: `$${` is `${`."""
 
     def __init__(self, name: str, line: int) -> None:
-        self.name = _unfit.sub("-", name).strip("-")[:200] or "server"
+        self.name = _invalid_characters.sub("-", name).strip("-")[:200] or "server"
         self.line = line
         self.at = line  # the line being read
         self.keys: dict[str, Tree] = {}

@@ -177,7 +177,7 @@ class TerminalSignals:
     def __enter__(self) -> TerminalSignals:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*_ENDING, signal.SIGWINCH, signal.SIGTSTP):
-            self._before[number] = signal.signal(number, _noted)
+            self._before[number] = signal.signal(number, _keep_in_pipe)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -206,10 +206,10 @@ class TerminalSignals:
         """Stop with the default effect of Ctrl-Z; returns when the shell continues this process."""
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, _noted)
+        signal.signal(signal.SIGTSTP, _keep_in_pipe)
 
 
-def _noted(number: int, frame: object) -> None:
+def _keep_in_pipe(number: int, frame: object) -> None:
     """Does nothing: the number is already in the pipe (signal.set_wakeup_fd)."""
 
 
@@ -227,7 +227,7 @@ _SINGLE = {
 
 # A complete escape sequence (ECMA-48 §5.4) or one character; and the beginning of a sequence at the end of input.
 _KEY = re.compile(r"\x1b[\[O][ -?]*[@-~]|.", re.DOTALL)
-_BEGUN = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
+_INCOMPLETE_SEQUENCE = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
 
 
 class Keys:
@@ -245,7 +245,7 @@ class Keys:
     def feed(self, data: bytes) -> list[str]:
         """Add bytes; returns the keys completed by them."""
         text = self._begun + self._decoder.decode(data)
-        begun = _BEGUN.search(text)
+        begun = _INCOMPLETE_SEQUENCE.search(text)
         self._begun = begun[0] if begun else ""
         return _named(_KEY.findall(text.removesuffix(self._begun)))
 
