@@ -49,8 +49,8 @@ class ChunkedBody:
     """
 
     __slots__ = (
-        "_buffer", "_clock", "_counted", "_decode", "_extensions", "_in_trailers", "_left", "_most_a_second", "_since",
-        "done", "rest", "size", "trailers", "unchanged",
+        "_buffer", "_clock", "_counted", "_decode", "_extensions", "_in_trailers", "_left", "_most_a_second",
+        "_scanned", "_since", "done", "rest", "size", "trailers", "unchanged",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class ChunkedBody:
         self._since, self._counted = -1.0, 0  # when the present second began, and the chunks since then
         self._left = 0  # of the chunk that has begun and its CRLF
         self._buffer = b""  # a line that is not complete, or the trailer section
+        self._scanned = 0  # bytes at the beginning of the data that an earlier call has checked
         self._in_trailers = False
         self._extensions = 0
         self.done = False
@@ -80,6 +81,7 @@ class ChunkedBody:
         At most `most` chunks are read, 0 for any number; what follows them is `rest`.
         """
         self.unchanged, self.rest = False, b""
+        self._scanned = len(self._buffer)
         if self._buffer:
             data, self._buffer, at = self._buffer + data[at:], b"", 0
         elif not self._decode and not self._in_trailers:
@@ -164,12 +166,16 @@ class ChunkedBody:
     def _keep_line(self, data: bytes, at: int) -> None:
         """Wait for the rest of a chunk's first line."""
         line = data[at:]
-        if b"\n" in line or len(line) > _MAX_LINE_BYTES or unfit(line):
+        if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
             raise BadMessage("a chunk without a valid size")
         digits = line.lstrip(_HEX_DIGITS)
         if len(line) - len(digits) > 15 or (digits and (digits == line or digits[:1] not in b"\t ;\r")):
             raise BadMessage("a chunk without a valid size")
         self._buffer = line
+
+    def _is_unfit(self, data: bytes, at: int) -> bool:
+        """Whether the bytes from this offset on cannot be text. A CR may have been the last byte of the call before."""
+        return unfit(data, max(at, self._scanned - 1)) is not None
 
     def _count_extension(self, size: int) -> None:
         self._extensions += size
@@ -195,7 +201,7 @@ class ChunkedBody:
         else:
             end = data.find(b"\r\n\r\n", at) + 2
             if end < 2:
-                if len(data) - at > _MAX_TRAILER_BYTES or unfit(data, at):
+                if len(data) - at > _MAX_TRAILER_BYTES or self._is_unfit(data, at):
                     raise BadMessage("malformed trailers")
                 self._buffer, self._in_trailers = data[at:], True
                 return b""

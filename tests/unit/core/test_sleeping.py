@@ -249,7 +249,7 @@ def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wak
 
 def test_stopped_server_that_was_given_up_stays_stopped() -> None:
     async def scenario() -> None:
-        policy = {"policy": "on-failure", "limit": 0, "window": 0.01}
+        policy = {"policy": "on-failure", "limit": 0, "window": 0.5}
         pool = OrderedCore(sleepy(restart=policy))
         await pool.start()
         await woken(pool, "web")
@@ -258,7 +258,7 @@ def test_stopped_server_that_was_given_up_stays_stopped() -> None:
         await turns()
         assert pool.states() == {"web": "failed"}
         await pool.stop("web")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)  # longer than the window, after which it would sleep again
         assert pool.states() == {"web": "stopped"}
 
     run(scenario())
