@@ -1,7 +1,7 @@
 """Listeners while addresses change: where possible the new one opens before the old one closes.
 
-An address may also go from one server to another, in a reload that renames a server or exchanges two. Its listener
-then stays open: connections wait for its new server, and none is refused.
+An address may also go from one server to another, in a reload that renames a server or exchanges two. Its listener then
+stays open: connections wait for its new server and are not refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Addresses:
 
     def __init__(self, queue: Workqueue) -> None:
         self._queue = queue
-        # By key: the entries that have it in their configuration.
+        # Keyed by listener key: the entries that have the address in their configuration.
         self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # which have, or had, another address than the configured one
         self._waiting: dict[str, Entry] = {}
@@ -61,7 +61,7 @@ class Addresses:
         if same_listener(config, entry.config):
             listener.state, listener.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
-            # The other one cannot be open as well; the move begins again.
+            # The two listeners cannot be open at once; the move starts over.
             listener.state, listener.bound = Listener.OPEN, config
         elif canary is not None and same_listener(config, canary.config):
             return
@@ -201,7 +201,7 @@ def _is_of(canary: Canary | None, worker: Worker) -> bool:
 
 
 def abandoned(entry: Entry) -> list[ServerConfig]:
-    """The former listeners of the entry from which no worker accepts any more."""
+    """The former listeners of the entry that no worker accepts from any longer."""
     listener = entry.listener
     if not listener.former:
         return []

@@ -35,7 +35,7 @@ class Availability:
     falltime: float = 0.0  # part of both: it was going down
     rise: int = 0  # how often it started to answer
     fall: int = 0  # how often it stopped answering without being turned off
-    _level: str = UNKNOWN  # the last one other than warn
+    _level: str = UNKNOWN  # the last level other than warn
     _since: float = 0.0
 
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:

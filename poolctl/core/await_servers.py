@@ -30,14 +30,14 @@ class Rollout:
         self._entries = list(entries)
         self._failures = {entry.name: entry.observed.failures for entry in self._entries}
         self._exits = {entry.name: entry.observed.last_exit for entry in self._entries}
-        # The servers that wait for one that cannot become ready, with that one.
+        # Servers that wait for a server that cannot become ready, mapped to that server.
         self._stuck: dict[str, Entry] = {}
         self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
 
     async def wait(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
-        """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
+        """Return when every server has reached its goal or failed, or after the timeout; `report` gets each change."""
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self._has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
@@ -103,7 +103,7 @@ class Rollout:
         return described
 
     def is_over(self, entry: Entry) -> bool:
-        """Whether the command has nothing to wait for at this server any more."""
+        """Whether the command can stop waiting for this server."""
         if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed

@@ -31,13 +31,13 @@ class Kind(StrEnum):
     ADD = "add"
     REMOVE = "remove"
     RESTART = "restart"  # its processes are replaced
-    UPDATE = "update"  # applied to what runs
+    UPDATE = "update"  # applied to the running server
     OVERRIDE = "override"  # a live change is undone
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a server; `keys` are those of its configuration that differ."""
+    """One change of a server; `keys` are the keys of its configuration that differ."""
 
     kind: Kind
     name: str
@@ -65,10 +65,10 @@ def plan(
     files: Mapping[str, Mapping[str, str]] = NO_FILES,
     missing: Collection[str] = (),
 ) -> list[Change]:
-    """The changes in the order of the files; servers that are no longer in them come first.
+    """The changes in the order of the files; servers removed from the files come first.
 
-    `written` are the servers of the files, `files` digests of the files that they name, `missing` the names of those
-    that were removed live.
+    `written` are the servers of the files, `files` the digests of the files that they name, `missing` the names of
+    servers that were removed live.
     """
     there = {each.config.name: each for each in running}
     names = {server.name for server in written}

@@ -102,7 +102,7 @@ class Core:
         return self._addresses.endpoints(config.key)
 
     async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
-        """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
+        """The last lines that the server wrote since then (epoch); empty if its runner keeps no output or is slow."""
         return await last_lines(self.runner, entry.name, lines, since)
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
@@ -122,7 +122,7 @@ class Core:
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
                 self.forget(entry)
-                # Its dependencies need not wait for it any more.
+                # Its dependencies no longer need to wait for it.
                 self._queue.update(self.servers.dependents(entry))
             elif not entry.removed:
                 # A dependency that stops may have waited for the last worker that needed it.
@@ -200,9 +200,9 @@ class Core:
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Want the server not to run; its workers get no time with `kill`, and at most `limit_seconds`.
+        """Stop the server: its workers are killed at once with `kill`, and otherwise after at most `limit_seconds`.
 
-        With `kill` no hook runs.
+        No hook runs with `kill`.
         """
         self._halt(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
@@ -247,9 +247,9 @@ class Core:
         self._executor.wake(entry)
 
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
-        """Replace the server by a new generation, whatever its dependencies do; one that does not run is started.
+        """Replace the server by a new generation without waiting for its dependencies; a stopped server is started.
 
-        A job with a schedule is not run by this: see `run_now`.
+        A scheduled job does not run because of this: see `run_now`.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -277,13 +277,13 @@ class Core:
             self.touch(entry)
 
     def relieve(self, entry: Entry, worker: Worker) -> None:
-        """Stop this one worker; another one replaces it when it has ended."""
+        """Stop this worker gracefully; a replacement starts when it has ended."""
         worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
 
     def kill(self, entry: Entry, worker: Worker) -> None:
-        """End this one worker at once; another one replaces it when it has ended."""
+        """Kill this worker; a replacement starts when it has ended."""
         self._executor.kill(entry, worker)
         self.touch(entry)
 
@@ -340,9 +340,10 @@ class Core:
         share: float = 0.0,
         apart: ServerConfig | None = None,
     ) -> Canary:
-        """Let so many workers of a new generation serve beside those of the server, with this configuration.
+        """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
 
-        They are `apart` from these with that form of it (see `open_canary_address`), for this share of the requests.
+        With the configuration `apart` they have an address of their own (see `open_canary_address`) and get this
+        `share` of the requests.
         """
         desired = entry.desired
         desired.newest += 1
@@ -401,8 +402,8 @@ class Core:
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
         """Adopt the canary of a previous supervisor with the first of its workers, if it is apart.
 
-        The gateway of that supervisor sends requests to it until it is withdrawn here. If it was not recorded yet, it
-        has no share any more.
+        The gateway of that supervisor sends requests to it until it is withdrawn here. A canary that was not recorded
+        yet has no share.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -434,10 +435,10 @@ class Core:
         restarts: int = 0,
         failures: int = 0,
     ) -> Entry:
-        """Add a server without starting it; one that is leaving under the same name comes back as this one.
+        """Add a server without starting it; a server of that name that is leaving comes back with this configuration.
 
-        `source` is the table and the directory of one that was added live. Its counts of restarts and failures
-        continue from these.
+        `source` is the table and the directory of a server that was added live. The counts of restarts and failures
+        continue from the given counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -462,7 +463,7 @@ class Core:
             self._trace.forget(entry.name)
 
     def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
-        """Make the server depend on these, whatever its configuration says."""
+        """Make the server depend on these servers, in place of the dependencies in its configuration."""
         if entry.config.depends_on != dependencies:
             self.change(entry, entry.config.but(depends_on=dependencies), live=True)
 
@@ -492,7 +493,7 @@ class Core:
         if config.command != before.command:
             entry.observed.socket_found = ""
         if not same_listener(before, config):
-            # At once: a server that needs that address may be decided on before this one.
+            # Immediately, because a server that needs the address may be decided on before this one.
             self._addresses.leave(entry)
         if config.every != before.every:
             entry.schedule.next_run = None
@@ -517,7 +518,7 @@ class Core:
         self.touch(entry)
 
     def _change_schedule(self, entry: Entry, before: ServerConfig) -> None:
-        """A run that is under way continues as it began; later ones have the new configuration, and its times."""
+        """Apply the new configuration and its times to later runs; a run in progress keeps the old configuration."""
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
@@ -545,9 +546,9 @@ class Core:
         self.touch(entry)
 
     def scale(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
-        """Give the server the number of workers that its triggers want, within its bounds; None: the least.
+        """Give the server the number of workers that its triggers want, within its bounds; None means the minimum.
 
-        `figures` are those of the decision, for its event.
+        `figures` are the figures behind the decision, recorded in its event.
         """
         entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
@@ -594,7 +595,7 @@ class Core:
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
-        """Let the command under way, or the next one, report this warning instead of the other one."""
+        """Report this warning with the current or the next command, in place of the warning `instead_of`."""
         if instead_of in entry.observed.warnings:
             entry.observed.warnings.remove(instead_of)
         entry.observed.warnings.append(warning)
@@ -616,7 +617,7 @@ class Core:
         self._addresses.adopt(entry, config, endpoints)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Adopt a running worker; unless the entry's state was `recorded`, its generation is the one that serves."""
+        """Adopt a running worker; its generation becomes the serving one unless the entry's state was `recorded`."""
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:

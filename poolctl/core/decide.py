@@ -100,7 +100,7 @@ class Disarm:
 
 @dataclass(frozen=True, slots=True)
 class FallAsleep:
-    """Drain every worker, and start none until the next request; that one starts another generation."""
+    """Drain every worker, and start no worker until the next request, which starts another generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class RunHook:
 
 @dataclass(frozen=True, slots=True)
 class EndHook:
-    """End the command of `hooks` that runs: the start to which it belongs is not wanted any more."""
+    """End the running command of `hooks`, because the start that it belongs to is no longer wanted."""
 
 
 Action = (
@@ -151,7 +151,7 @@ def _proceed(view: View) -> list[Action]:
 
 
 def _run_hooks(view: View) -> list[Action]:
-    """The hook of a stop that was not over yet, then that of the start; workers follow."""
+    """The hook of an unfinished stop, then the hook of the start; workers follow."""
     if view.hook:
         return []
     if view.workers:
@@ -192,7 +192,7 @@ def _leave(view: View) -> list[Action]:
     staying = [worker for worker in view.workers if worker.phase not in LEAVING]
     if staying:
         return [_retire(worker) for worker in staying]
-    # No worker accepts any more: new connections need not wait for draining ones.
+    # No worker accepts any longer, so new connections need not wait for draining workers.
     return _close(view)
 
 
@@ -231,8 +231,8 @@ def _serve(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
-        # The old workers must end before the new one starts; connections wait meanwhile. One that falls asleep has
-        # hardly anything to finish, and is not interrupted.
+        # The old workers must end before the new one starts; connections wait meanwhile. A worker of a server that
+        # falls asleep has little to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
         if not view.feasible and any(worker.phase is Phase.READY for worker in going):
@@ -247,8 +247,8 @@ def _serve(view: View) -> list[Action]:
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
         return actions + [_retire(worker) for worker in surplus + old]
-    # A surplus or superseded worker may be the only one that answers: until the others do, it is stopped only if it
-    # does not serve. A running job is not interrupted in order to run it again.
+    # A surplus or superseded worker may be the only worker that answers, so until the others answer it is stopped only
+    # if it does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
 
@@ -297,7 +297,7 @@ def judge(
     jitter: float,
     retries: bool = True,
 ) -> Verdict:
-    """The consequence of an exit without a command.
+    """What to do after an exit that no command requested.
 
     `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
     from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`

@@ -24,9 +24,9 @@ class Desired(StrEnum):
     # By a command, and stays so when it is enabled.
     STOPPED = "stopped", False, True
     RUN = "run", True, False
-    # It runs at certain times, and waits for the next one; while it runs it is RUN.
+    # Runs at scheduled times and waits for the next run; while it runs the state is RUN.
     SCHEDULED = "scheduled", True, True
-    # It is started again after a pause; with REFUSING the pause is so long that the listener is closed.
+    # Restarted after a pause; in REFUSING the pause is long enough that the listener is closed.
     BACKOFF = "backoff", True, False
     REFUSING = "refusing", True, False
     # It ended by itself with 0, and is not started again.
@@ -83,7 +83,7 @@ NO_OVERRIDES = Overrides()
 # The commands of a server's `hooks`.
 BEFORE_START, AFTER_STOP = "before_start", "after_stop"
 
-# What a window makes of a server.
+# The effect of a window on a server.
 AWAKE, ASLEEP = "awake", "asleep"
 
 
@@ -93,7 +93,7 @@ class Phase(StrEnum):
     PLACING = "placing"  # asked for, no process yet
     STARTING = "starting"  # a process that has not answered
     READY = "ready"
-    DRAINING = "draining"  # accepts nothing more, finishes what it has
+    DRAINING = "draining"  # accepts no new connections, finishes its requests
     STOPPING = "stopping"  # ends within its time limit
 
 
@@ -134,7 +134,7 @@ class View:
     desired: Desired
     generation: int  # the generation that should serve
     count: int = 1  # how many workers
-    canary: int = 0  # a further generation, until it is judged; 0: none
+    canary: int = 0  # a further generation until it is judged; 0 without a canary
     canaries: int = 0  # how many workers of that
     apart: bool = False  # these have an address of their own
     overlap: bool = True  # may two generations run at once
@@ -144,9 +144,9 @@ class View:
     may_stop: bool = True  # no dependent has to stop before it
     may_open: bool = True  # no other server has its address
     vacates: bool = False  # its listener must be opened again, after its workers have ended
-    abandoned: tuple[str, ...] = ()  # its former addresses from which no worker accepts any more
+    abandoned: tuple[str, ...] = ()  # its former addresses that no worker accepts from any longer
     job: bool = False  # runs to its end once
-    out: bool = False  # out of rotation: it answers, but gets no more traffic
+    out: bool = False  # out of rotation: it answers, but gets no new traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
     needed: bool = False  # a dependent of it is up

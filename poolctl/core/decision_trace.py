@@ -26,7 +26,7 @@ class Trace:
         return cls() if environment.get(VARIABLE) == DECISIONS else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the decision, unless it repeats the last one; `withheld`: a calm supervisor performs none of it."""
+        """Log the decision unless it repeats the last decision; `withheld` if a calm supervisor does not perform it."""
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view
         if not (changed or actions):
@@ -45,7 +45,7 @@ class Trace:
 
 
 def _changes(before: View | None, after: View) -> Iterator[str]:
-    """The facts that differ; without a view before, those that differ from a stopped server's."""
+    """The facts that differ from the view before; without one, the facts that differ from a stopped server's."""
     old = before or View(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"

@@ -29,7 +29,7 @@ _FIXES = {
 
 # The output of one start: most of a traceback says nothing to an operator.
 LINES_READ = 500
-LAST_LINES = 5  # of those that explain it, which are shown
+LAST_LINES = 5  # maximum number of explanatory lines shown
 _LONGEST_CHARACTERS = 300
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled when they are used: a supervisor whose servers start needs none of them.
@@ -37,7 +37,7 @@ _FRAME = r'\s+File ".+", line [0-9]'
 _LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
 _GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
-# What uvicorn prints about the course of a worker.
+# Messages of uvicorn about the course of a worker.
 _COURSE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
@@ -55,8 +55,8 @@ _ERROR = (
 _TAKEN = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
 # After a colon, "port" or the host of a tuple of Python.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
-_SECONDS = 60  # numbers below are those of a time of day
-# Commands and reports of failures wait this long for the output of a server.
+_SECONDS = 60  # numbers below 60 may belong to a time of day
+# Maximum time that commands and failure reports wait for the output of a server.
 LOGS_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -108,7 +108,7 @@ def explained(error: Exception) -> tuple[str, str]:
 
 
 def restarting(delay_seconds: float, count: int) -> str:
-    """What follows from an end: the restart, with its pause, and which one within the window it is."""
+    """A sentence about the restart that follows an exit: its pause, and its number within the window."""
     # Random parts of a pause are of no interest.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
     when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
@@ -116,7 +116,7 @@ def restarting(delay_seconds: float, count: int) -> str:
 
 
 def given_up(entry: Entry, restarts: int = 0) -> str:
-    """What follows from an end that is final, and where to look; `restarts` is how many it took."""
+    """A sentence about a final exit: the number of restarts before it, and where to look."""
     after = (
         f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
     )
@@ -129,7 +129,7 @@ def _ordinal(number: int) -> str:
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
-    """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
+    """The last lines that the server wrote since then (epoch); empty if its runner keeps no output or is slow."""
     logs = runner.capabilities.logs
     if logs is None:
         return []
@@ -163,7 +163,7 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
 
 
 def is_quoted(line: str, message: str) -> bool:
-    """Whether the message of a failure says already what the line does: the same text, or that of the same error."""
+    """Whether the failure's message already contains the line, or names the same error."""
     _, error, text = line.rpartition("Error: ")
     return text in message if error else message.endswith(text)
 
@@ -175,9 +175,9 @@ def _ports(line: str) -> set[int]:
 
 
 def explaining(lines: Iterable[str]) -> list[str]:
-    """The lines that may explain a failure: of a traceback the error and where the application raised it.
+    """The lines that may explain a failure; for a traceback, the error and its place in the application.
 
-    uvicorn's reports of a worker's course are left out, and node's stacks.
+    Omits uvicorn's reports of a worker's course and node's stacks.
     """
     found = []
     place = ""

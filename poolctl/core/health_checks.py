@@ -31,7 +31,7 @@ class HealthChecks:
         self._recorder = recorder
         self._schedule: Schedule | None = None
         self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
-        self._known: dict[str, Status] = {}  # what was last reported of a server, if that was not ok
+        self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         """Return when the worker has passed its startup and readiness probes; the caller cancels it after a timeout.
@@ -126,7 +126,7 @@ class HealthChecks:
                 listener(entry, worker, f"liveness ko: {probe.message}")
 
     def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
-        """Record the server's health if it differs from the last one reported."""
+        """Record the server's health if it differs from the last report."""
         after = entry.health_of_workers
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):

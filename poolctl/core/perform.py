@@ -172,7 +172,7 @@ class Executor:
         self._stop(entry, worker)
 
     def close(self, held: ServerConfig) -> None:
-        """Close a listener that belongs to no server any more."""
+        """Close a listener that no longer belongs to any server."""
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
@@ -259,7 +259,7 @@ class Executor:
             self._called(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Have the entry's workers report when they have had no traffic for so long."""
+        """Have the entry's workers report once they have had no traffic for the server's idle time."""
         for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:
@@ -359,7 +359,7 @@ class Executor:
     # The socket of a command that does not take the pool's.
 
     def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
-        """Whether the program may be started once more without the pool's listener, which is in its way."""
+        """Whether the program may be started again without the pool's listener, which is in its way."""
         config = worker.config
         return (
             not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
@@ -424,7 +424,7 @@ class Executor:
             return
         if used is not None and used > expired:
             worker.certificate_ends, worker.passed_over = used, expired
-            # For the next reload, the file still differs from the one in use.
+            # The file still differs from the one in use, so the next reload must notice it.
             if worker.generation == entry.desired.generation and "tls" in worker.files_before:
                 entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
         report_expired(self._recorder, entry, worker, expired)
@@ -481,7 +481,7 @@ class Executor:
                 self._queue.touch(entry, progressed=True)
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
-        """Import the application before the worker is placed; False if the worker is not wanted any more.
+        """Import the application before the worker is placed; False if the worker is no longer wanted.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
@@ -500,7 +500,7 @@ class Executor:
     # Workers that are stopped.
 
     async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
-        """Let the worker finish its requests, then end it; `replaced`: another one takes over its connections."""
+        """Let the worker finish its requests, then end it; with `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
         await self._runner.leave(worker.placement, replaced=replaced)
@@ -607,7 +607,7 @@ class Executor:
         staying = max(serving, key=lambda each: each.generation)
         entry.desired.generation = staying.generation
         entry.desired.retries = True
-        # Its workers are replaced by forks of the existing import, whatever was requested since.
+        # Its workers are replaced by forks of the existing import, even if a new import was requested meanwhile.
         entry.desired.code_since = 0.0
         self._servers.configure(entry, staying.config)
         return True
@@ -702,7 +702,7 @@ def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
 
 
 def _silence(config: ServerConfig) -> str:
-    """The reason why a program is not ready yet; "" where none is known."""
+    """The reason why a program is not ready yet, or "" if it is unknown."""
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
     return (
@@ -711,7 +711,7 @@ def _silence(config: ServerConfig) -> str:
 
 
 def _is_replaced(entry: Entry, worker: Worker) -> bool:
-    """Whether another worker takes over the connections that this one has."""
+    """Whether another worker takes over this worker's connections."""
     return any(
         each.config.key == worker.config.key and bool(each.config.tls) is bool(worker.config.tls)
         for each in entry.observed.ready

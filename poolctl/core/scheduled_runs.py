@@ -1,7 +1,6 @@
-"""Jobs that run at certain times (`every`): when the next run is due, whether it begins, and how the last one ended.
+"""Jobs that run at certain times (`every`): when the next run is due, whether it begins, and how the last run ended.
 
-Due times are wall-clock times. A run whose minute has passed is dropped, as is one for which the run before has not
-ended.
+Due times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit stat
 
 
 def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
-    """Why the run that was due then does not begin now; "" if it begins. `blocker` says what it would wait for."""
+    """Why the run that was due then does not begin now; "" if it begins. `blocker` names the reason to wait."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -93,7 +92,7 @@ class ScheduledRuns:
         self._latest = 0.0  # the latest wall-clock time that was seen
 
     def review(self, entry: Entry) -> None:
-        """Plan the entry's next run if it has none: before each decision about it."""
+        """Plan the entry's next run if none is planned; called before each decision about it."""
         if entry.on_schedule:
             self._entries[entry.name] = entry
             if entry.schedule.next_run is None:
@@ -139,7 +138,7 @@ class ScheduledRuns:
             self._timer = loop.call_at(due, self._look)
 
     def _look(self) -> None:
-        """Begin what is due."""
+        """Start the runs that are due."""
         self._timer = None
         now = self._clock.time()
         is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now

@@ -61,8 +61,8 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 class Workqueue:
     """Entries that may have changed, each once, in the order of the changes.
 
-    Entries with a finished action go before those without: the first of a hundred servers are being forked while the
-    sockets of the last ones are opened.
+    Entries with a finished action come first: of a hundred servers, the first are being forked while the sockets of the
+    last are opened.
     """
 
     def __init__(self) -> None:

@@ -68,20 +68,20 @@ class Worker:
     out: bool = False  # taken out of rotation
     resting: bool = False  # it leaves accepting to others
     health: Status = Status.UNKNOWN  # the result of its probes
-    left: bool = False  # it does not accept any more
+    left: bool = False  # it no longer accepts
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
     files_before: dict[str, str] = field(default_factory=dict)  # of the files that its server had in use
     certificate_ends: float | None = None  # of the certificate that it has read, in seconds since the epoch
     passed_over: float | None = None  # when the certificate in the file expired, which it did not load
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     stuck: bool = False  # its event loop has left a heartbeat unanswered
-    relieved: bool = False  # stopped because it is unhealthy; another one replaces it
+    relieved: bool = False  # stopped because it is unhealthy; another worker replaces it
     stop_seconds: float | None = None  # it is killed after these; None: after its server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
     exit: Exit | None = None
-    next_step: str = ""  # what follows from its end, in words; "" if it was ordered
+    next_step: str = ""  # the consequence of its exit as a sentence; "" if the exit was ordered
 
     @property
     def status(self) -> Status:
@@ -101,9 +101,9 @@ class Canary:
     """`count` workers of another generation of a server, with their configuration.
 
     `code_since` is when it began, in monotonic seconds; `failure` is why one of its workers has ended, or did not
-    start: then no other one is started. If it `is_apart` from the server, its workers have an address and a pair of
-    their own, where a gateway sends this `share` of the server's requests. `promoted` is the configuration that the
-    server gets if it is promoted. One that `is_lost` was begun by a previous supervisor.
+    start; no further worker is started then. If it `is_apart` from the server, its workers have an address and a pair
+    of their own, where a gateway sends this `share` of the server's requests. `promoted` is the configuration that the
+    server gets if it is promoted. A canary that `is_lost` was begun by a previous supervisor.
     """
 
     generation: int
@@ -125,7 +125,7 @@ class DesiredState:
     overrides: Overrides = persisted(NO_OVERRIDES)
     automatic: int | None = persisted(None)  # the number of workers by its triggers
     scaling: Table = transient(factory=dict)  # the figures of the newest decision about that number
-    # Of a server that was added live: its table, and the directory that its paths are relative to.
+    # The table of a server that was added live, and the directory that its paths are relative to.
     source: tuple[Mapping[str, object], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
     stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
@@ -135,7 +135,7 @@ class DesiredState:
     app_state: Mapping[str, object] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
 
-    generation: int = persisted(1)  # the one that should serve
+    generation: int = persisted(1)  # the generation that should serve
     newest: int = persisted(1)
     restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
     # When the last command came that may bring new code, in monotonic seconds.
@@ -162,7 +162,7 @@ class ObservedState:
 
     called: bool = persisted(False)  # a request has come since it slept
     needed: bool = transient(False)  # a dependent of it is up
-    window: Period = transient(NO_PERIOD)  # what its windows say, whether it can sleep or not
+    window: Period = transient(NO_PERIOD)  # the current period of its windows, also if it cannot sleep
 
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
     restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
@@ -172,8 +172,8 @@ class ObservedState:
     # When the worker that ended last was placed, in seconds since the epoch.
     failed_since: float = transient(0.0)
     last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
-    next_step: str = transient("")  # what follows from that end, in words
-    # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.
+    next_step: str = transient("")  # the consequence of that exit as a sentence
+    # The times of its recoveries, monotonic, by the workers' indexes or "all", and the recovery in progress.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: Table = persisted(factory=dict)
 
@@ -195,7 +195,7 @@ class ServerListener:
     state: Listener = transient(Listener.CLOSED)
     bound: ServerConfig | None = transient(None)  # the configuration that it was opened with
     former: list[ServerConfig] = transient(factory=list)  # listeners that are open for workers being replaced
-    releasing: list[ServerConfig] = transient(factory=list)  # former ones that are being closed
+    releasing: list[ServerConfig] = transient(factory=list)  # former addresses that are being closed
     vacates: bool = transient(False)  # its workers must end before it can be opened again
     withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
     armed: ServerConfig | None = transient(None)  # the configuration with which it is watched for a request
@@ -207,8 +207,8 @@ class ScheduleState:
     """The runs of a server with a schedule (see `scheduled_runs`); times are in seconds since the epoch."""
 
     next_run: float | None = persisted(None)
-    run_since: float = persisted(0.0)  # when the run under way began; 0: none is
-    last_run: Table = persisted(factory=dict)  # the last one that has ended (see `scheduled_runs.run_record`)
+    run_since: float = persisted(0.0)  # when the current run began; 0 if no run is in progress
+    last_run: Table = persisted(factory=dict)  # the last finished run (see `scheduled_runs.run_record`)
 
 
 @dataclass(slots=True)
@@ -311,7 +311,7 @@ class Entry:
 
     @property
     def begun(self) -> bool:
-        """It is wanted, and the generation that should serve has a worker: a restart replaces that one."""
+        """Whether it is wanted and its serving generation has a worker, which a restart would replace."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
         )
@@ -386,16 +386,16 @@ class Entry:
 
     @property
     def kept(self) -> str:
-        """What a window makes of it now, AWAKE or ASLEEP; its dependents need it awake in any case."""
+        """The effect of its window now, AWAKE or ASLEEP; dependents need the server awake in any case."""
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
 
     @property
     def sleeps(self) -> bool:
-        """It should have no worker: none is started, and none stays.
+        """Whether the server should have no worker, so that workers are neither started nor kept.
 
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
-        that is up (`needed`). One that a window keeps asleep has no listener, and is not woken by a request.
+        that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by a request.
         """
         return self._may_sleep and not self.observed.staying
 
@@ -469,9 +469,9 @@ class Entry:
 
     @property
     def health(self) -> Status:
-        """What its probes say; without any, ok while it is ready. One that has failed is ko.
+        """The health according to its probes; without probes, ok while it is ready. A failed server is ko.
 
-        One that runs by a schedule is not given up because of a run that failed: that is a warning.
+        A failed run of a scheduled server is a warning, because later runs still take place.
         """
         if self.on_schedule:
             return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
@@ -510,7 +510,7 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of its workers: of those that stay, or, when it stops, of those that leave."""
+        """The pids of its workers; while it stops, of the workers that are leaving."""
         found = self.observed.staying or self.observed.workers.values()
         found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
@@ -611,7 +611,7 @@ _VALUES = {
 
 
 def _persisted() -> Iterator[tuple[str, str, object]]:
-    """The value of an entry, its field, and the content of that in a new entry."""
+    """The value of an entry's field, the field, and the field's default in a new entry."""
     for value, kind in _VALUES.items():
         for each in fields(kind):
             if each.metadata["persisted"]:

@@ -31,7 +31,8 @@ def digests(config: ServerConfig) -> dict[str, str]:
 def certificate_ends(config: ServerConfig) -> float | None:
     """When the certificate that the server names expires, in seconds since the epoch; blocks on the disk.
 
-    None without TLS, and for a file that cannot be read, or is none: opening a FIFO would wait for its writer.
+    None without TLS, and for a path that cannot be read or is not a regular file: opening a FIFO would wait for its
+    writer.
     """
     if not config.tls or config.tls is True:
         return None
@@ -51,7 +52,7 @@ def digest_of(paths: Iterable[str]) -> str:
         try:
             digest.update(b"\1" + read_regular(path))
         except OSError:
-            digest.update(b"\0")  # the worker that reads it reports what is wrong with it
+            digest.update(b"\0")  # the worker that reads the file reports the error
     return digest.hexdigest()
 
 
@@ -64,7 +65,7 @@ def passed_over(entry: Entry, expired: float) -> str:
 
 
 def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: float) -> None:
-    """Record and log which certificate the worker uses, because the one in the file has expired."""
+    """Record and log which certificate the worker uses, because the certificate in the file has expired."""
     if worker.passed_over is not None:
         event, message = "expired certificate not used", passed_over(entry, expired)
     else:

@@ -110,7 +110,7 @@ class ServerHooks:
         return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
 
     async def _stop(self, placement: Placement, seconds: float) -> None:
-        # One that not even SIGKILL ends is waited for all the same: its server cannot be started before.
+        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
         with contextlib.suppress(TimeoutError):
             await self._runner.stop(placement, seconds)
 

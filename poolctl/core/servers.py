@@ -32,7 +32,7 @@ class Servers:
             self._enter(server)
 
     def add(self, config: ServerConfig) -> Entry:
-        """Add a server; one that is leaving under the same name comes back as this one."""
+        """Add a server; a server of the same name that is leaving comes back with this configuration."""
         entry = self.entries.get(config.name)
         if entry is not None:
             entry.become(Desired.IDLE)
@@ -87,7 +87,7 @@ class Servers:
         self.revision += 1
 
     def arrange(self, names: Iterable[str]) -> None:
-        """Put the servers into this order; those that are not named follow."""
+        """Put the servers into this order; servers that are not named follow."""
         first = {name: self.entries[name] for name in names if name in self.entries}
         rest = {name: entry for name, entry in self.entries.items() if name not in first}
         self.entries.clear()
@@ -151,7 +151,7 @@ class Servers:
         """Whether each of its dependencies fulfils its condition."""
         awaited = entry.config.depends_on
         if entry.desired.ignore_dependencies:
-            # A sleeping server that was started without its dependencies still wakes after those that are wanted.
+            # A sleeping server that was started without its dependencies still wakes after the wanted ones among them.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
 

@@ -17,18 +17,18 @@ _LONGEST_WAIT_SECONDS = 3600.0
 
 
 class SleepWindows:
-    """The windows of all servers; each entry for which one begins or ends is put into the queue."""
+    """The windows of all servers; an entry is queued when one of its windows begins or ends."""
 
     def __init__(self, clock: Clock, queue: Workqueue) -> None:
         self._clock = clock
         self._queue = queue
-        # Most servers with windows have those of [defaults].
+        # Most servers with windows share the windows of [defaults].
         self._periods: dict[tuple[object, ...], tuple[float, Period]] = {}
         self._entries: dict[str, Entry] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def review(self, entry: Entry) -> None:
-        """Note what the entry's windows say now: before each decision about it."""
+        """Update the entry's window to the current time; called before each decision about it."""
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
             if self._entries.pop(entry.name, None) is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
 SECONDS = 1.0
 _ANSWER_SHARE = 0.9  # of this time, for the runner
-# An event, and what a successor is given, hold no more: about 50 KB at most.
+# Limits of an event, and of the state given to a successor: about 50 KB at most.
 _STACKS, _FRAMES = 20, 20
 _MOST_SERVERS = 100
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class StackReports:
-    """Asks the runner, if it can tell."""
+    """Asks the runner for stacks, if it supports that."""
 
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
@@ -35,11 +35,11 @@ class StackReports:
 
     @property
     def possible(self) -> bool:
-        """Whether the runner can tell."""
+        """Whether the runner supports stack reports."""
         return self._runner.capabilities.stacks is not None
 
     async def take(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
-        """What the worker does; None if that is unknown. Takes SECONDS at most, and never raises."""
+        """The worker's stacks, or None if they are unknown. Takes at most SECONDS, and never raises."""
         stacks = self._runner.capabilities.stacks
         if stacks is None or worker.placement is None:
             return None

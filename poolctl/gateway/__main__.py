@@ -1,8 +1,8 @@
-"""The zygote of a pool's gateways: it has imported what they need, and forks one for each request.
+"""The zygote of a pool's gateways: it has imported their modules, and forks a gateway on each request.
 
-A gateway that is killed is followed by another fork of it, which costs a few milliseconds in the place of an
-interpreter's start and its imports. It knows no settings, routes or certificates: a gateway gets them from the
-supervisor after the fork. It ends with its link, descriptor 3.
+A killed gateway is replaced by another fork, which takes a few milliseconds instead of an interpreter's start and its
+imports. It knows no settings, routes or certificates: a gateway gets them from the supervisor after the fork. It ends
+with its link, descriptor 3.
 """
 
 from __future__ import annotations

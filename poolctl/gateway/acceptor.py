@@ -1,6 +1,6 @@
-"""New connections of the gateway, and those that workers give back: passed to a worker, or given to the proxy.
+"""Takes new connections and connections that workers give back, and passes each to a worker or to the proxy.
 
-The request's head is looked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
+The request's head is peeked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
 to a worker; the proxy serves everything else. A TLS connection is passed by the host in its ClientHello.
 """
 
@@ -62,7 +62,7 @@ class Acceptor:
         self._begin()
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Stop accepting connections."""
         self._open = False
         if self._timer is not None:
             self._timer.cancel()
@@ -97,7 +97,7 @@ class Acceptor:
                 self._pause()
             return False
         descriptors.opened(fd)
-        # Served before the next one is accepted: if this process is killed, only one connection is lost.
+        # Served before the next is accepted, so that only one connection is lost if this process is killed.
         sock = socket.socket(*self._kind, fileno=fd)
         client = address[0] if isinstance(address, tuple) else ""
         seconds = edge.settings.head_seconds
@@ -114,9 +114,10 @@ class Acceptor:
 
 
 class GivenBack:
-    """Takes the connections that come back from workers, and those that were left in a pair that was closed.
+    """Takes the connections that come back from workers, and the connections left in a pair that was closed.
 
-    Sets what becomes of connections that are queued for a server which is withdrawn, and of those that leave the proxy.
+    Decides the further route of connections that are queued for a withdrawn server, and of connections that leave the
+    proxy.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -127,7 +128,7 @@ class GivenBack:
         self._begin()
 
     def close(self) -> None:
-        """Take no more connections; those that wait are left to another process."""
+        """Stop taking connections; waiting connections are left to another process."""
         if self._timer is not None:
             self._timer.cancel()
         self._edge.loop.remove_reader(self._take_end.fileno())
@@ -168,7 +169,7 @@ class GivenBack:
         """`is_new`: it was not among the open connections before."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
-            # Closing it must not wait, whatever an application has set (socket(7)).
+            # Closing must not block, even if an application has set SO_LINGER (socket(7)).
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             peer = sock.getpeername()
             first = received or sock.recv(1, _PEEK)
@@ -191,7 +192,7 @@ class GivenBack:
             _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
     def _has_room(self, sock: socket.socket) -> bool:
-        """Whether one more client may be connected, after another one was evicted if it had to be."""
+        """Whether there is room for another client, if necessary after evicting one."""
         edge = self._edge
         edge.descriptors.opened(sock.fileno())
         if is_full(edge) and not edge.evict_client():
@@ -218,14 +219,14 @@ class Arriving(WaitingConnection):
         self.edge = edge
         self.client = client
         self.reported: Peer | None = None  # the client, if a trusted proxy has reported it
-        self.data = b""  # what has arrived, while it is looked at
+        self.data = b""  # the bytes peeked at so far
 
     @property
     def most_seconds(self) -> float:
         return self.edge.settings.head_seconds
 
     def peek(self, most_bytes: int) -> bytes | None:
-        """What is unread in the socket, without reading it; None for nothing yet, b"" when the client has left."""
+        """The unread bytes in the socket, without reading them; None if there are none yet, b"" after its end."""
         try:
             data = self.sock.recv(_PEEK_BYTES, _PEEK)
             return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)
@@ -239,7 +240,7 @@ class Arriving(WaitingConnection):
     ) -> bool:
         """Whether the connection was given to a worker, or refused; otherwise the proxy serves it.
 
-        `head` is that of the request; without one it is a connection with TLS.
+        `head` is the head of the request; a connection without a head has TLS.
         """
         edge, passing, tls = self.edge, self.edge.passing, head is None
         if self.reported is not None:
@@ -292,7 +293,7 @@ class Arriving(WaitingConnection):
 
 
 class PlainConnection(Arriving):
-    """A connection without TLS. `received` was read by a worker, before what is unread in the socket."""
+    """A connection without TLS. `received` was read by a worker, and precedes the unread bytes in the socket."""
 
     __slots__ = ("hops", "received", "scanned")
 
@@ -302,7 +303,7 @@ class PlainConnection(Arriving):
         super().__init__(edge, sock, client)
         self.received = received
         self.hops = hops
-        self.scanned = 0  # so many bytes are known to be no whole head
+        self.scanned = 0  # number of bytes known to contain no complete head
 
     def on_readable(self, *, ended: bool) -> bool:
         unread = self.peek(self.edge.settings.max_head_bytes)
@@ -312,7 +313,7 @@ class PlainConnection(Arriving):
         if RequestHead.is_incomplete(data, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
             self.scanned = len(data)
             self.silent = self.silent and not data
-            # A client that will send nothing more has not sent a request.
+            # A client that has closed its side has not sent a request.
             return not ended and unread != b""
         self.data = data
         return False

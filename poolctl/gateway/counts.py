@@ -1,7 +1,7 @@
 """Requests, errors, bytes and latency of routes and backends, as the gateway counts what it proxies.
 
-The slots are those of a worker's tally, so that passed requests, which workers count, and proxied ones add up.
-Requests that are passed on are never counted here.
+The slots are the same as in a worker's tally, so that the counts of passed requests, made by workers, and of proxied
+requests add up. Requests that are passed on are never counted here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..worker import tally
 # Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
 # backend, no valid response.
 CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
-# In the place of a status.
+# Used in place of a status.
 TLS = "tls"
 
 
@@ -27,7 +27,7 @@ class Traffic:
     def __init__(self) -> None:
         self.slots: tally.Counts = [0] * tally.COUNTED
         self.errors: dict[str, int] = {}
-        self.bytes_in = 0  # bodies of requests, and what clients send after an upgrade
+        self.bytes_in = 0  # bodies of requests, and bytes that clients send after an upgrade
         self.bytes_out = 0
 
     def __repr__(self) -> str:
@@ -38,7 +38,7 @@ class Traffic:
         self.slots[tally.STARTED] += 1
 
     def answered(self, status: int, seconds: float) -> None:
-        """A complete response with this status, so long after the request."""
+        """Count a complete response with this status, and the time since the request."""
         slots, latency_ns = self.slots, int(seconds * 1e9)
         slots[tally.LATENCY_NS] += latency_ns
         slots[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
@@ -65,11 +65,11 @@ class Traffic:
 
     @property
     def failures(self) -> int:
-        """Those without a complete response, except where the client left, and those answered with 5xx."""
+        """The requests without a complete response, unless the client left, and the requests answered with 5xx."""
         return self.slots[tally.BROKEN] + self.slots[tally.STATUS + 5]
 
     def to_json(self) -> Table:
-        """The counts so far; `slots` as in a worker's tally."""
+        """The counts so far; `slots` in the layout of a worker's tally."""
         return {
             "slots": [*self.slots],
             "errors": {**self.errors},
@@ -85,7 +85,7 @@ class Counts:
         self._routes: dict[str, Traffic] = {}
         self._backends: dict[str, Traffic] = {}
         self._refused: dict[str, int] = {}
-        self._former = [0] * tally.COUNTED  # of routes that are not configured any more
+        self._former = [0] * tally.COUNTED  # sums for routes that are no longer configured
         self._former_refused = 0
 
     def refused(self, code: str, alias: str = "", times: int = 1) -> None:
@@ -105,14 +105,14 @@ class Counts:
         return found
 
     def backend(self, key: str) -> Traffic:
-        """Likewise of a backend."""
+        """The counts of a backend, which begin with the first call."""
         found = self._backends.get(key)
         if found is None:
             found = self._backends[key] = Traffic()
         return found
 
     def keep(self, routes: Iterable[str], backends: Iterable[str]) -> None:
-        """Forget all others: they are not configured any more."""
+        """Forget all other routes and backends, which are no longer configured."""
         wanted, present = {*routes}, {*backends}
         for alias in self._routes.keys() - wanted:
             tally.add(self._former, self._routes[alias].slots)
@@ -121,8 +121,8 @@ class Counts:
         self._backends = {key: each for key, each in self._backends.items() if key in present}
 
     def total(self) -> tally.Counts:
-        """Those of all routes together, which never fall."""
-        # By columns: of thousands of routes it must not take long.
+        """The counts of all routes together, which never decrease."""
+        # Summed by columns, which stays fast with thousands of routes.
         return [
             sum(column)
             for column in zip(self._former, *(each.slots for each in self._routes.values()), strict=True)
@@ -135,7 +135,7 @@ class Counts:
         return self._former_refused + of_routes, sum(self._refused.values())
 
     def snapshot(self) -> Table:
-        """All counts: `routes` by alias, `backends` by key, and by status what was `refused` without a route."""
+        """All counts: `routes` by alias, `backends` by key, and requests `refused` without a route by status."""
         return {
             "refused": {**self._refused},
             "routes": {alias: each.to_json() for alias, each in self._routes.items()},

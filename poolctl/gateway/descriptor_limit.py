@@ -10,8 +10,8 @@ from typing import Protocol
 
 # This process, or the machine, is short of something: no backend and no client is at fault.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Clients leave so many free, or a quarter where that is less: for connections to backends, and for the supervisor's
-# messages.
+# Descriptors that clients leave free, at most (a quarter of a low limit): for connections to backends, and for the
+# supervisor's messages.
 _MOST_RESERVED = 1024
 _RESERVED_PART = 4
 # Connections to backends leave these: an order brings a route table, listeners, a pair.
@@ -20,7 +20,7 @@ _STREAMS_PART = 2
 _OF_STREAM = 2  # the client's and the backend's
 _SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
-# After one above the mark the system is asked before so many others: a lower one may be free just now by chance.
+# Number of openings for which the kernel is asked after a number above the mark: a lower number may be free by chance.
 _WATCHED = 1000
 # A handshake takes 54 KB (measured with 3,000), and the CPU is busy with far fewer.
 _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
@@ -29,9 +29,9 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 class DescriptorLimit:
     """The limit of this process, `limit`, and its parts.
 
-    The kernel gives a new descriptor the lowest free number: one from `mark` on says that only the reserve is left.
-    All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may have
-    `least_sessions` whatever TCP has. At most `of_handshakes` of TLS are under way.
+    The kernel gives a new descriptor the lowest free number, so a number from `mark` on means that only the reserve is
+    left. All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may
+    have `least_sessions` whatever TCP has. At most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -53,14 +53,14 @@ class DescriptorLimit:
             self._watched = _WATCHED
 
     def few(self) -> bool:
-        """Whether only the reserve is left, as far as is known from those that were opened."""
+        """Whether only the reserve is left, judging by recently opened descriptors."""
         if not self._watched:
             return False
         self._watched -= 1
         return lowest_free() >= self.mark
 
     def exhausted(self) -> bool:
-        """Likewise whether no more are left than the supervisor's orders may bring."""
+        """Whether no more descriptors are left than the supervisor's orders may need, judging in the same way."""
         return self._watched > 0 and lowest_free() >= self.limit - _OF_ORDERS
 
 
@@ -84,7 +84,7 @@ class TcpConnections(Protocol):
 class StreamShare:
     """The descriptors of all streams together, so that routes always get some.
 
-    Those of UDP end their oldest sessions for new ones, those of TCP wait.
+    UDP streams end their oldest sessions to make room for new sessions; TCP streams wait.
     """
 
     def __init__(self, descriptors: DescriptorLimit) -> None:
@@ -123,7 +123,7 @@ class StreamShare:
         self._udp.add(stream)
 
     def remove(self, stream: UdpSessions) -> None:
-        """It has none any more."""
+        """Forget the stream, which has no descriptors left."""
         self._udp.discard(stream)
 
     def make_room(self) -> None:
@@ -155,7 +155,7 @@ def is_exhausted(error: OSError) -> bool:
 
 
 def lowest_free() -> int:
-    """The number that the next descriptor gets; sys.maxsize when there is none left."""
+    """The number that the next descriptor gets; sys.maxsize if no descriptor is left."""
     try:
         fd = os.dup(0)
     except OSError:

@@ -1,7 +1,7 @@
-"""What every connection of the gateway uses: settings, route table, backends, pairs, pools and counts.
+"""State shared by all connections of the gateway: settings, route table, backends, pairs, pools and counts.
 
-One a process. It imports the parts that it holds, so none of these imports it; whatever serves connections (accepting,
-passing on, proxying, streams) gets it as its first argument.
+There is one per process. It imports the parts that it holds, so these do not import it; the parts that serve
+connections (accepting, passing on, proxying, streams) get it as their first argument.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .tls.listener_certificates import ListenerCertificates
 if TYPE_CHECKING:
     from .machines import Machines
 
-# An event that an application can cause as often as it likes is reported once in so long.
+# Minimum time between reports of an event that an application can cause at any rate.
 _REPORT_SECONDS = 10.0
 # An idle connection that was closed has its descriptor for one or two turns of the loop.
 _CONNECT_ATTEMPTS = 4
@@ -52,7 +52,7 @@ class Edge:
         self.draining = False  # no new connection is accepted; answers on open ones close them
         self._on_drain: list[Callable[[], None]] = []
         self.table = _empty_table()
-        # Whether workers may have connections without TLS; those that come back otherwise are ended.
+        # Whether workers may have connections without TLS; if not, plain connections that come back are closed.
         self.workers_keep = True
         # Has the supervisor wake a server that sleeps, without a request to it. Never blocks.
         self.wake: Callable[[str], None] = lambda server: None
@@ -70,7 +70,7 @@ class Edge:
         self.machines: Machines | None = None  # behind URLs, if some are known
 
     def now(self) -> float:
-        """The time of the loop, in seconds: that of deadlines and latencies."""
+        """The time of the loop in seconds, used for deadlines and latencies."""
         return self.loop.time()
 
     def configure(self, settings: GatewaySettings) -> None:
@@ -111,21 +111,21 @@ class Edge:
         self._report(kind, data)
 
     def event_at_times(self, kind: str, **data: object) -> None:
-        """Likewise, for one that an application can cause at any rate: most of them are left out then."""
+        """Report an event that an application can cause at any rate; most of these events are omitted."""
         now = self.now()
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS
             self.event(kind, **data)
 
     def evict_client(self) -> bool:
-        """Close the client's connection that is idle longest, for another one; False if none is idle.
+        """Close the client connection that is idle longest, to make room; False if no connection is idle.
 
-        Those that have sent nothing come first. The descriptor may take a turn of the loop to become free.
+        Connections that have sent nothing are closed first. The descriptor may take a turn of the loop to become free.
         """
         return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
 
     def evict(self) -> bool:
-        """Likewise for want of descriptors; without an idle client, close an idle connection to a backend."""
+        """Close the longest idle client connection to free a descriptor, or else an idle connection to a backend."""
         done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
         what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
         message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
@@ -164,7 +164,7 @@ class Edge:
         return await self.connect(backend.endpoint)
 
     def machine(self, state: Table) -> None:
-        """Take what the supervisor reports of the machine behind a URL."""
+        """Apply the supervisor's report about the machine behind a URL."""
         if self.machines is None:
             from .machines import Machines
 
@@ -176,16 +176,16 @@ class Edge:
             self.machines.drop(found.host)
 
     def forget_machines(self) -> None:
-        """Another supervisor reports those that it knows."""
+        """Forget all machines, because another supervisor reports the machines that it knows."""
         if self.machines is not None:
             self.machines.forget()
 
     def is_trusted(self, peer: str) -> bool:
-        """Whether the peer is a proxy that is believed what it says of its client."""
+        """Whether the peer is a proxy whose statements about its client are trusted."""
         return bool(self.settings.trusted_proxies) and is_within(peer, self.settings.trusted_proxies)
 
     def snapshot(self) -> Table:
-        """The counts so far, and what there is now."""
+        """The counts so far, and the current state."""
         found: Table = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
@@ -205,7 +205,7 @@ class Edge:
             self._on_drain.append(callback)
 
     def drain(self) -> None:
-        """Begin to drain: what is idle ends, what is being answered ends afterwards."""
+        """Begin to drain: idle connections end now, others after their response."""
         self.draining = True
         if self.operator is not None:
             self.operator.stop_sending()

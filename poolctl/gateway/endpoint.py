@@ -1,4 +1,4 @@
-"""Where a backend listens, and what the supervisor reports of a server that is one."""
+"""Where a backend listens, and the supervisor's reports about servers and machines."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """What the supervisor reports of a routed server.
+    """The supervisor's report about a routed server.
 
     `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
-    `canary` is the name under which the pair of its canary is known, "" without one; that listens at `canary_bind` and
-    gets `canary_share` of the server's requests. By the `context_key` its workers believe what they are told of the
-    route; "" for a server that is told nothing.
+    `canary` is the name under which the pair of its canary is known, "" without a canary; it listens at `canary_bind`
+    and gets `canary_share` of the server's requests. The `context_key` authenticates the route context sent to its
+    workers; "" for a server that gets no context.
     """
 
     name: str
@@ -74,10 +74,11 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineState:
-    """What the supervisor reports of the container or virtual machine behind a URL (`host`).
+    """The supervisor's report about the container or virtual machine behind a URL (`host`).
 
     `why` it could not be started, and in how many seconds that may be tried again. A start may take `start_seconds`,
-    and requests wait so long for it. `answers` counts the answers to a wake. "" for `state` is no such machine.
+    and requests wait up to that time. `answers` counts the answers to a wake. An empty `state` means that there is no
+    such machine.
     """
 
     RUNNING: ClassVar[str] = "running"
@@ -96,7 +97,7 @@ class MachineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeState:
-    """What the supervisor has found out about the backend with this URL: `why` it fails, or that it has `answered`."""
+    """The supervisor's probe result for the backend with this URL: `why` it fails, or that it has `answered`."""
 
     host: str
     why: str = ""

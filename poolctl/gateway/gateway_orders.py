@@ -1,4 +1,4 @@
-"""What a gateway's process does with the supervisor's messages, whichever program serves the clients."""
+"""Handling of the supervisor's messages in a gateway's process, for every program that serves the clients."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ L = TypeVar("L", bound=OwnedListener)
 class OrderedGateway(SupervisedProcess, Generic[L]):
     """Follows the supervisor's messages; each is one method, named after it, here or in the subclass.
 
-    It keeps no state that the supervisor could not send again. After "resync" another supervisor does so, and what it
-    has not sent by "begin" is forgotten.
+    It keeps no state that the supervisor could not send again. After "resync" another supervisor does so, and state
+    that it has not sent before "begin" is forgotten.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -57,7 +57,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._own_pair: list[socket.socket] = []  # give, for the next supervisor, and take
         self._servers: dict[str, ServerFacts] = {}
         self._listeners: dict[str, L] = {}
-        self._stale: set[tuple[str, str]] = set()  # the orders, with keys, that undo what was not sent again
+        self._stale: set[tuple[str, str]] = set()  # the orders, with keys, that undo anything not sent again
         self._has_settings = self._begun = False
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:

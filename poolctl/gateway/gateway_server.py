@@ -33,9 +33,9 @@ from .streams.udp import UdpStream
 
 # With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
 _MOST_LISTED_ROUTES = 1000
-# The supervisor is asked so often for the number of passed connections, and to wake the same server.
+# Interval at which the supervisor is asked for the number of passed connections, and to wake the same server.
 _LOADS_SECONDS = _WAKE_SECONDS = 1.0
-# Half heads have so long when the pool ends; browsers and scanners keep them open for longer.
+# Time allowed for incomplete heads when the pool ends; browsers and scanners keep them open for longer.
 _LAST_HEADS_SECONDS = 2.0
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -61,37 +61,37 @@ class OpenListener:
             self.stream = TcpStream(edge, sockets, route)
 
     def _set_deferral(self, seconds: int) -> None:
-        """Whether the kernel keeps a connection until its first bytes have arrived, for so long at most.
+        """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
 
-        A connection that waited in this process instead would be lost if it is killed (measured: 3 in 6 times). On a
-        stream it may be the server that speaks first, and the socket may have belonged to a listener of HTTP.
+        A connection that waited in this process instead would be lost if it is killed (measured: 3 in 6 times). Streams
+        use 0, because a server may speak first and the socket may have belonged to an HTTP listener.
         """
         for sock in self.sockets:
             if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
 
     def stop(self) -> None:
-        """Accept nothing more; open connections stay."""
+        """Stop accepting; open connections stay."""
         while self._acceptors:
             self._acceptors.pop().close()
         if self.stream is not None:
             self.stream.close()
 
     def close(self) -> None:
-        """Likewise, and close the sockets."""
+        """Stop accepting, and close the sockets."""
         self.stop()
         for sock in self.sockets:
             sock.close()
 
     async def drain(self, seconds: float) -> None:
-        """Likewise, once the connections of a stream have ended, or were ended after that time."""
+        """Close once the connections of a stream have ended, or were ended after `seconds`."""
         self.stop()
         if self.stream is not None:
             await self.stream.drain(seconds)
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Whether another object has to serve this; a stream whose route alone is another one goes on with that."""
+        """Whether another object has to serve the listener; a stream applies a new route by itself."""
         same = [os.fstat(fd).st_ino for fd in fds] == [
             os.fstat(sock.fileno()).st_ino for sock in self.sockets
         ]
@@ -120,7 +120,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
 
     @property
     def edge(self) -> Edge:
-        """What the connections use; made with the first settings."""
+        """The state shared by all connections; created with the first settings."""
         assert self._edge is not None
         return self._edge
 
@@ -130,7 +130,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return self.edge.backends
 
     def performed(self, message: wire.Message) -> None:
-        """See SupervisedProcess: once the next request is served by what was ordered."""
+        """See SupervisedProcess; called once the ordered change applies to the next request."""
         self._apply()
         super().performed(message)
 
@@ -160,7 +160,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         while self._own_pair:
             self._own_pair.pop().close()
 
-    # What is in force.
+    # The state in force.
 
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
         settings = from_json(GatewaySettings, message["settings"])
@@ -202,7 +202,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._apply_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """Put nothing more into a pair, which is about to be closed; another one may have come already."""
+        """Stop putting connections into a pair that is about to be closed; its replacement may have come already."""
         name, reply = message["server"], {"t": "withdrawn", "id": message["id"]}
         if self._pairs.get(name) != message["pair"]:
             self.link.send(reply)
@@ -369,9 +369,9 @@ class GatewayServer(OrderedGateway[OpenListener]):
             self._draining = asyncio.ensure_future(self._drain_all(seconds, last=bool(message.get("last"))))
 
     async def _drain_all(self, seconds: float, *, last: bool) -> None:
-        """Finish what this process has begun: another one accepts, or none will if it is the `last` one.
+        """Finish the connections of this process: another process accepts, or none if this is the `last`.
 
-        Then streams end at once, and clients that are slow with their heads soon.
+        In the last process streams end at once, and clients that are slow with their heads soon.
         """
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:

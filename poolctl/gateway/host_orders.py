@@ -24,7 +24,7 @@ class HostOrders:
 
     def restore(self, states: Table) -> None:
         """Continue with the states of the hosts that an earlier process has reported."""
-        self._restoring = True  # what was reported then is no news
+        self._restoring = True  # hosts reported while restoring are not news
         try:
             self._hosts.restore(states)
         finally:
@@ -53,7 +53,7 @@ class HostOrders:
         self._process.link.send({"t": "hosts", "states": self._hosts.to_json()})
 
     def close(self) -> None:
-        """Enable no host any more whose time is over."""
+        """Enable the hosts whose time out of service is over."""
         if self._expiry is not None:
             self._expiry.cancel()
 

@@ -26,7 +26,7 @@ from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 
 _RANKS = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
-# A service that its machine has just started is tried so often.
+# Pauses between attempts to connect to a service that its machine has just started.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # How long the supervisor may take to find out whether a machine has been stopped, and how long its answer holds.
 _ANSWER_SECONDS = 5.0
@@ -93,7 +93,7 @@ class Machines:
         changed.set()
 
     def forget(self) -> None:
-        """Nothing is known of them any more; requests that wait try to connect."""
+        """Forget all machines; waiting requests try to connect."""
         for url in [*self._machines]:
             self.drop(url)
 
@@ -110,7 +110,7 @@ class Machines:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS
             blocked = BackendVerdict(False, state.why, seconds, until=self._edge.now() + seconds)
         if state.state not in (MachineState.RUNNING, MachineState.UNKNOWN):
-            # What is open leads nowhere, and a request on it would wait for long.
+            # Open connections lead nowhere, and a request on them would wait for long.
             self._edge.pool.close_idle_to(Endpoint.of_url(state.host))
         self._edge.backends.rank(state.host, _RANKS.get(state.state, READY), blocked)
 

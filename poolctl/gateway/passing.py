@@ -1,7 +1,7 @@
 """Passes connections to workers: each client's own descriptor goes through the adoption pair of a server.
 
-Of every routed server the gateway has the give end of its pair. A server that is slow to take connections gets a queue
-of its own, bounded in number and time, and holds up no other one. A descriptor is closed here as soon as it is sent.
+The gateway has the give end of each routed server's pair. A server that is slow to take connections gets its own queue,
+bounded in number and time, and delays no other server. A descriptor is closed here as soon as it is sent.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Passing:
         self._messages: dict[tuple[str, int, int, bool], tuple[Routed, bytes]] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
-        # What becomes of a connection that was queued for a server that is withdrawn, or leaves the proxy: it is
-        # decided about again, when its next request is there within so many seconds (None: the usual time for a head).
+        # Called for a connection queued for a withdrawn server, or leaving the proxy, to route it again when its next
+        # request has arrived within the given seconds (None: the usual time for a head).
         self.decide_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
     def passes(self, server: str, *, tls: bool = False) -> bool:
@@ -107,7 +107,7 @@ class Passing:
             self._send_queued(found)
 
     def withdraw(self, server: str, done: Callable[[], None]) -> None:
-        """Pass nothing more to the server; `done` is called when nothing is queued for it."""
+        """Stop passing connections to the server; `done` is called when its queue is empty."""
         found = self._servers.pop(server, None)
         if found is not None:
             self._close_end(found)
@@ -128,7 +128,7 @@ class Passing:
     ) -> bool:
         """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here.
 
-        `trusted`: its client is a proxy, which is believed what it says of the client behind it.
+        `trusted`: its client is a proxy whose statements about the client behind it are trusted.
         """
         found = self._servers.get(server)
         if found is None:
@@ -171,7 +171,7 @@ class Passing:
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def follow(self, table: RouteTable) -> None:
-        """Decide again about queued connections of routes that this table passes no more."""
+        """Decide again about queued connections of routes that this table no longer passes."""
         for found in self._servers.values():
             if not found.queue:
                 continue
@@ -190,7 +190,7 @@ class Passing:
             self._decide(leaving)
 
     def close(self) -> None:
-        """Refuse what is queued, and close everything."""
+        """Refuse queued connections, and close everything."""
         for found in self._servers.values():
             self._close_end(found)
             for each in self._take_queue(found):
@@ -199,9 +199,9 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
-        """Whether the connection was sent, or is lost; otherwise there is no room.
+        """Whether the connection was sent or lost; False if there is no room.
 
-        The message is that of `routed`, or empty if it is made for this connection alone.
+        `message` encodes `routed`; if it is empty, the message is made for this connection alone.
         """
         if found.end is None:
             return False
@@ -217,7 +217,7 @@ class Passing:
             return True
         except OSError as error:
             if not is_exhausted(error):
-                # Nothing takes from the pair any more: another one follows, or the server is withdrawn.
+                # No process takes from the pair any longer: a new pair follows, or the server is withdrawn.
                 self._close_end(found)
             return False
         if isinstance(sock, Connection):  # an application has held it too
@@ -297,7 +297,7 @@ class Passing:
                 self.decide_again(each.sock, each.routed, None)
 
     def _expire(self, found: _Server) -> None:
-        """Refuse those that have waited too long."""
+        """Refuse the connections that have waited too long."""
         now, found.timer = self._loop.time(), None
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()

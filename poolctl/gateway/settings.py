@@ -1,4 +1,4 @@
-"""What the gateway's process is told at its start, and again when the configuration changes."""
+"""Settings of the gateway's process, received at its start and again when the configuration changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ListenerSettings:
 
     @property
     def role(self) -> tuple[str, str]:
-        """What it is for: one with another address and the same role takes its place."""
+        """The purpose of the listener: a listener with another address and the same role replaces it."""
         return self.protocol, self.alias
 
 
@@ -89,7 +89,7 @@ class GatewaySettings:
 
     @property
     def mark(self) -> str:
-        """Changes with what only another process can do."""
+        """The settings that only another process can change."""
         return f"{__version__} {self.program}".rstrip()
 
     @property

@@ -18,19 +18,19 @@ from ..platform import close_promptly
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EVENTS_AT_ONCE = 256
-# Deadlines are observed up to so much late.
+# Maximum delay of a deadline.
 _SLOT_SECONDS = 0.1
 _NEVER = float("inf")
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 # Silent connections for one that can be closed: something has just arrived from the others.
 _LOOKED_AT = 32
-# After a refusal: so long is waited for the client to close, and so much of what it still sends is read.
+# After a refusal: maximum time to wait for the client to close, and maximum bytes read meanwhile.
 _LINGER_SECONDS = 2.0
 _MOST_LINGERED_BYTES = 1024 * 1024
 _READ_BYTES = 64 * 1024
-# While draining: so long a client that has sent nothing may still send its request.
+# While draining: time in which a client that has sent nothing may still send its request.
 QUIET_SECONDS = 2.0
-# Each costs the kernel some memory, whatever the limit of open files is.
+# Bounded because each connection costs the kernel memory, independently of the limit on open files.
 _MOST = 100_000
 
 
@@ -52,7 +52,7 @@ class WaitingConnection:
         raise NotImplementedError
 
     def serve(self) -> None:
-        """Go on with what has arrived. The socket is the callee's."""
+        """Continue with the bytes that have arrived. The callee owns the socket."""
         raise NotImplementedError
 
     @property
@@ -85,7 +85,7 @@ class WaitingConnections:
     def __init__(self, most: int = 0) -> None:
         self._loop = asyncio.get_running_loop()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # The others are for connections that are proxied, and for those that are being accepted.
+        # The remaining descriptors are for proxied connections, and for connections being accepted.
         self._most = most or max(16, min(_MOST, soft // 2))
         self._epoll: select.epoll | None = None
         self._connections: dict[int, WaitingConnection] = {}  # by descriptor, in the order of arrival
@@ -93,18 +93,18 @@ class WaitingConnections:
         self._slots: dict[int, set[WaitingConnection]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = _NEVER
-        self._emptied: asyncio.Future[None] | None = None  # resolved when none is left
+        self._emptied: asyncio.Future[None] | None = None  # resolved when no connection is left
 
     def __len__(self) -> int:
         return len(self._connections)
 
     @property
     def is_full(self) -> bool:
-        """Whether another one would take the place of the oldest."""
+        """Whether a further connection would take the place of the oldest."""
         return len(self._connections) >= self._most
 
     def add(self, waiting: WaitingConnection, seconds: float) -> None:
-        """Wait for at most so long. What has arrived already is reported once more."""
+        """Wait for at most `seconds`. Bytes that have already arrived are reported again."""
         fd = waiting.sock.fileno()
         if self.is_full and not self.close_silent():
             self._end(next(iter(self._connections.values())))
@@ -137,7 +137,7 @@ class WaitingConnections:
             refused.close()
 
     def close_silent(self) -> bool:
-        """Close the oldest connection that has sent nothing; False if there is none."""
+        """Close the oldest connection that has sent nothing; False if there is no such connection."""
         for fd in islice(self._silent, _LOOKED_AT):
             waiting = self._connections[fd]
             if not waiting.has_unread():
@@ -146,9 +146,10 @@ class WaitingConnections:
         return False
 
     async def drain(self, seconds: float) -> None:
-        """Wait until the heads that have begun are whole, for at most so long, and close what is left.
+        """Wait for incomplete heads, for at most `seconds`, and close the remaining connections.
 
-        Connections that have sent nothing are closed earlier: after a quiet time, in which what is on its way arrives.
+        Connections that have sent nothing are closed earlier: after a quiet time in which bytes on their way can
+        arrive.
         """
         if not self._connections:
             return
@@ -208,7 +209,7 @@ class WaitingConnections:
         waiting.close()
 
     def _hurry(self, waiting: WaitingConnection) -> None:
-        """Its deadline was that of a connection between two requests."""
+        """The deadline was for the pause between two requests."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.slot * _SLOT_SECONDS:
             self._slots[waiting.slot].discard(waiting)
@@ -239,7 +240,7 @@ class WaitingConnections:
 
 
 class _RefusedConnection(WaitingConnection):
-    """A connection that was refused: what the client still sends is read, until it closes."""
+    """A refused connection: the client's remaining bytes are read until it closes."""
 
     __slots__ = ("_left_bytes",)
 

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 class _TooOld(ImportError):
-    """The interpreter's uvicorn lacks what workers need."""
+    """The interpreter's uvicorn lacks something that workers need."""
 
 
 def _require_uvicorn() -> None:

@@ -1,8 +1,8 @@
-"""A worker's control socket: orders come in, events go out, and nothing here ever waits.
+"""A worker's control socket: orders come in, events go out, and no call blocks.
 
 A heartbeat is answered without a message: the time is written to a page of memory that the supervisor reads. A worker
 whose keeper and supervisor have both exited serves on, and a later supervisor can adopt it with a new control socket. A
-digest of its specification tells whether it still matches its server's configuration; the digest leaves out whatever
+digest of its specification shows whether it still matches its server's configuration; the digest omits everything that
 comes from the machine, or from the command that started the pool: interpreter, limits, base environment.
 """
 
@@ -22,9 +22,9 @@ from ..keeper import rendezvous, wire
 from .process_setup import Spec, discard_output
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS
 
-# As `wire` encodes it. It is compared as bytes: parsing would touch pages that a fork shares until then.
+# As encoded by `wire`. Compared as bytes, because parsing would touch pages that a fork shares until then.
 BEAT = b'{"order":"beat"}'
-VERSION = 2  # of what an orphaned worker says to a supervisor
+VERSION = 2  # version of the messages from an orphaned worker to a supervisor
 _OUTPUT_CHECK_SECONDS = 0.2
 _KEYS = (
     "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
@@ -76,7 +76,7 @@ class ControlSocket:
             continue
 
     def ignore(self) -> None:
-        """Accept no more orders."""
+        """Stop accepting orders."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def send(self, message: wire.Message) -> None:
@@ -116,7 +116,7 @@ class ControlSocket:
         self._read_order()
 
     def _read_order(self) -> bool:
-        """Read and follow the next order; False if there was none."""
+        """Read and follow the next order; False if no order was waiting."""
         if answer(self._sock, self._tally):
             return True
         try:
@@ -247,7 +247,7 @@ class OrphanedWorker:
 
 
 def output_is_closed() -> bool:
-    """Whether no process reads the output any more: writing to it would be an error."""
+    """Whether the reader of the output has gone, so that writing to it would fail."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0)) or (

@@ -20,8 +20,8 @@ _ENDING_SECONDS = 0.2
 _PAUSE_SECONDS = 0.005
 _MAX_NAMED = 3
 
-# Threads without which their library works after a fork, by the name that it gives them. jemalloc holds its locks
-# during a fork (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
+# Names of threads that their library does not need after a fork. jemalloc holds its locks during a fork
+# (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
 _SPARED = frozenset({"jemalloc_bg_thd"})
 _TASKS = "/proc/self/task"
 
@@ -105,10 +105,11 @@ def _descriptors() -> dict[int, str]:
 
 
 def _fork() -> None:
-    """Fork once so that libraries stop those native threads that they stop before every fork.
+    """Fork once, so that libraries which stop their native threads before a fork do so now.
 
     OpenBLAS, which numpy loads, starts its threads when it is loaded and stops them before a fork (pthread_atfork(3)):
-    afterwards this process has none, and each fork that computes starts its own (500 forks: all correct, none hung).
+    afterwards this process has no such threads, and each fork that computes starts its own (500 forks: all correct,
+    none hung).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
@@ -186,7 +187,7 @@ class ThreadOrigins:
 
 
 def advice() -> str:
-    """The setting that may prevent native threads, chosen by the loaded libraries; empty when none is known."""
+    """The setting that may prevent native threads, chosen by the loaded libraries; empty if no setting is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
         for part, variable in _LIBRARIES.items():
@@ -207,7 +208,7 @@ def _threads() -> set[int]:
 
 
 def _either(last: str, importing: str) -> str:
-    """The module that has started a thread: the one whose import began last, or the one being imported."""
+    """The module that started a thread: the module whose import began last, or the module being imported."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded

@@ -37,7 +37,7 @@ def new_page() -> int:
 
 
 class PeerCounts:
-    """One worker's slot, and those of the others. It owns the descriptor. Raises OSError, also when no slot is free."""
+    """One worker's slot, with access to the other workers' slots. Owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -53,7 +53,7 @@ class PeerCounts:
     def publish(self, connections: int | None, websockets: int = 0) -> None:
         """Show the number of open connections, of which some are WebSockets; None while nothing is accepted."""
         used = self._slot - _FIRST + 1
-        # At first, and again if another one that joined just then has overwritten it.
+        # At first, and again if another worker that joined at the same moment has overwritten it.
         if self._page[_USED] < used:
             self._page[_USED] = used
         self._page[self._slot] = 0 if connections is None else websockets << _BITS | connections + 1

@@ -1,4 +1,4 @@
-"""Imports what every worker needs, once, in the process that workers are forked from."""
+"""Imports the modules that every worker needs, once, in the process that workers are forked from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MANY_OBJECTS = 100_000
 
 def preload() -> None:
     """Import uvicorn and its optional libraries that are installed; set up its logging; enable garbage collection."""
-    STACK_DUMP.prepare(SPEC_FD)  # which a worker does not need any more when it begins
+    STACK_DUMP.prepare(SPEC_FD)  # the descriptor is free again by the time a worker begins
     for name in _MODULES:
         try:
             importlib.import_module(name)

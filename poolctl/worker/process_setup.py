@@ -45,7 +45,7 @@ Spec = dict[str, Any]
 
 
 class SetupFailed(Exception):
-    """The machine does not allow what the specification of the worker requires."""
+    """The machine does not support a requirement of the worker's specification."""
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
@@ -65,7 +65,7 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 
 
 def reset_signals() -> None:
-    """Undo what the parents of this process did to signals."""
+    """Undo the signal settings of this process's parents."""
     # A shell's background job has SIGINT and SIGQUIT ignored.
     for number in (
         signal.SIGINT,
@@ -86,7 +86,7 @@ def needs_exec(spec: Spec) -> bool:
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
-    """Execute a new interpreter as `worker ARGUMENTS`; it inherits so many descriptors from the specification's on."""
+    """Execute a new interpreter as `worker ARGUMENTS`; it inherits `descriptors` descriptors, from SPEC_FD on."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
     argv = command(spec["python"], "worker", *arguments)
@@ -94,7 +94,7 @@ def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> No
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """The specification, after `start_interpreter_again` with so many descriptors, which are not inherited further."""
+    """The specification after `start_interpreter_again`; its `descriptors` are not inherited further."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
@@ -121,7 +121,7 @@ def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
 
 
 def become_program(spec: Spec, sockets: int) -> NoReturn:
-    """Execute the program of the server, with so many listening sockets at 3, 4 …"""
+    """Execute the server's program, with `sockets` listening sockets from descriptor 3 on."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     apply_spec(spec)
     if sockets:
@@ -197,7 +197,7 @@ def apply_spec(spec: Spec) -> None:
 
 
 def set_index(spec: Spec) -> None:
-    """Set the number of the worker in its environment; the process that imports an application for several has none."""
+    """Set the worker's number in its environment; a process that imports for several workers has no number."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])
 

@@ -1,11 +1,11 @@
 """Lets an application import `poolctl.gateway.routes` where poolctl is not installed.
 
-The application finds the modules of which the worker itself consists, so that a route in a scope is an object of the
-class that it imports. They are here before the first fork: nothing is read from files that an upgrade may have replaced
-since, and a worker whose application does not ask for them pays nothing.
+The application gets the worker's own modules, so that a route in a scope is an instance of the class that the
+application imports. They are loaded before the first fork: nothing is read from files that an upgrade may have replaced
+since, and workers whose applications do not import them pay nothing.
 
-An interpreter's own poolctl comes first: the application was written for that one. It understands the scope by the
-names of its parts, not by their classes. Modules that an older one lacks are found here.
+An interpreter's own poolctl takes precedence, because the application was written for it. It reads the scope by the
+names of its parts, not by their classes. Modules missing from an older poolctl are found here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ProvidedModules:
         """See importlib.abc.MetaPathFinder."""
         if name in self._modules or name == _EXPORTS:
             return ModuleSpec(name, self)  # type: ignore[arg-type]
-        # Without a directory: nothing else of poolctl is meant for applications.
+        # No directory, because no other part of poolctl is meant for applications.
         return ModuleSpec(name, self, is_package=True) if name in _PACKAGES else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -50,7 +50,7 @@ class ProvidedModules:
 
 
 def provide_modules() -> None:
-    """Let whatever is imported in this process and its forks find them, from now on."""
+    """Make the modules importable in this process and its forks from now on."""
     for kind in (Route, StreamRoute, ExcludedRoute):
         from_json(kind, {})  # it finds the types of its fields in modules that will have been forgotten
     modules = {

@@ -29,7 +29,7 @@ from typing import Any
 from .tally import STACK_BYTES, STACKS_AT, promise_stacks
 
 ASK, ASK_AGAIN = signal.SIGURG, getattr(signal, "SIGRTMAX", 64) - 5  # not every system has the latter
-# The header of a group of tasks, with their number, those of them that are named, and what they wait for.
+# The header of a group of tasks, with their number, the named tasks among them, and the reason why they wait.
 TASKS = "Tasks"
 _MOST_FRAMES = 100
 _MOST_THREADS = 100
@@ -37,7 +37,7 @@ _MOST_GROUPS = 100
 _MOST_NAMES = 5
 _NAME_CHARACTERS = 100
 _TEXT_CHARACTERS = 500
-# An object that can be awaited, by the names of its frame and of what it awaits itself.
+# Awaitable objects, by the names of their frame attribute and of the attribute for the object that they await.
 _AWAITING = (("cr_frame", "cr_await"), ("ag_frame", "ag_await"), ("gi_frame", "gi_yieldfrom"))
 _GENERATORS = (CoroutineType, AsyncGeneratorType, GeneratorType)
 
@@ -47,8 +47,8 @@ Location = tuple[CodeType, int | None]
 class StackDump:
     """Answers the supervisor's signals.
 
-    The handlers are set once, in the process from which workers are forked: set in each worker they would cost it
-    180 µs, and 150 KB for what they touch.
+    The handlers are set once, in the process from which workers are forked, because setting them would cost each worker
+    150 KB for the touched pages.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ def _describe_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
 
 
 def _waits_for(task: asyncio.Task[Any]) -> str:
-    """What the task waits for, in a few words."""
+    """The operation that the task waits for, in a few words."""
     waiter = getattr(task, "_fut_waiter", None)
     if isinstance(waiter, asyncio.Task):
         return f"waits for task {_printable(waiter.get_name()).replace(']', '?')}"
@@ -144,7 +144,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 
 def _awaited(awaitable: object) -> Iterator[Location]:
-    """Where a suspended coroutine waits, and each one that it awaits."""
+    """Where a suspended coroutine waits, followed by each coroutine that it awaits."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # The step of an asynchronous generator, or the iterator of a coroutine: only the collector sees its owner.

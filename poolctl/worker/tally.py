@@ -37,21 +37,21 @@ BOUNDS_NS = tuple(
 )
 COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 
-# The heartbeat, of which only the newest is kept; times are those of the system's monotonic clock.
+# Only the newest heartbeat is kept; times are taken from the system's monotonic clock.
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # the processor time that its process had used when it answered; 0 in earlier versions
 
-# From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker;
-# or the mark for errors among these. A pair is taken with the first of them.
-# The last pair is for routes for which there is no other one left.
+# From here on pairs of slots count requests by route: the mark of its alias, and the requests that were passed to the
+# worker; or the mark for errors among these. A pair is allocated with the first request. The last pair is shared by
+# routes that found no free pair.
 ROUTES = 64
 
 SIZE_BYTES = mmap.PAGESIZE
 STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
-_FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # of an earlier version, and of this one
+_FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # for an earlier version, and for this one
 _PROMISED = (1).to_bytes(8, sys.byteorder)
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
@@ -92,7 +92,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
-    """The counts of the first `slots` so far, each MOST at most; None for a page of another layout."""
+    """The counts of the first `slots` so far, each at most MOST; None for a page of another layout."""
     content = os.pread(fd, 8 * slots, 0)
     if len(content) < 8 * slots:
         return None
@@ -139,7 +139,7 @@ def writes_stacks(fd: int) -> bool:
 
 
 def clear_stacks(fd: int) -> None:
-    """Remove the stacks that were written before; the next ones begin at the file's position (see faulthandler)."""
+    """Remove earlier stacks; new stacks begin at the file's position (see faulthandler)."""
     written = len(read_stacks(fd))
     os.pwrite(fd, bytes(min(written + 1, os.fstat(fd).st_size - STACKS_AT)), STACKS_AT)
     os.lseek(fd, STACKS_AT, os.SEEK_SET)

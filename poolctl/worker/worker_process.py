@@ -221,7 +221,7 @@ class WorkerProcess:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """Report from now on when the worker gets idle for so long; without a time, stop reporting."""
+        """Report from now on when the worker has been idle for this time; without a time, stop reporting."""
         if self.idleness is not None:
             self.idleness.end()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
@@ -241,7 +241,7 @@ class WorkerProcess:
         if self.server.started:
             self.server.stop(migrate=migrate)
         else:
-            # The rest of the startup is not needed any more.
+            # The rest of the startup is no longer needed.
             self.serving.cancel()
 
     def _inform(self, line: bytes) -> None:
@@ -286,7 +286,7 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Note that the event loop handles this signal: its handler is the one that the loop uses for every signal."""
+        """Note that the event loop handles this signal; the loop uses one handler for every signal."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:

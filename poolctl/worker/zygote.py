@@ -1,11 +1,11 @@
-"""Zygotes: processes that have imported what workers need, and fork them on request.
+"""Zygotes: processes that import the modules that workers need, and fork workers on request.
 
 The base zygote has imported uvicorn. An app zygote has also switched to a server's user and environment, and imported
-its application. An import may do what does not survive a fork: start threads or processes, open connections. Then the
-app zygote reports that and exits, and each worker imports the application itself.
+its application. An import may have effects that do not survive a fork: threads, processes, open connections. In that
+case the app zygote reports them and exits, and each worker imports the application itself.
 
 A zygote is single-threaded and runs no event loop, because a lock held by another thread at the fork would stay locked.
-Children are forked twice, so that the keeper, the nearest subreaper above, is the parent of every one of them.
+Children are forked twice, so that the keeper, the nearest subreaper above, is the parent of all of them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
 
 
 def _leave(status: int) -> int:
-    """End like a program that has imported the application and does nothing else."""
+    """Exit as a program does that only imports the application."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -153,7 +153,7 @@ def _leave(status: int) -> int:
 
 
 def _close_output() -> None:
-    # From now on only workers print, to pipes of their own; the end of this one shows that all was read.
+    # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
     sys.stdout.flush()
     sys.stderr.flush()
     discard_output()
@@ -169,7 +169,8 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
     """Fork for each request until the requests' socket ends.
 
-    A forker is forked before there is a request and waits for it: by then half the cost of a fork has been paid.
+    A forker is forked in advance and waits for a request, so that half the cost of a fork has been paid when it
+    arrives.
     """
     failed = False
     while not _has_ended(requests):
@@ -213,7 +214,7 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 
 
 def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
-    """Fork for the next request and for those that follow closely, then exit.
+    """Fork for the next request and for requests that follow closely, then exit.
 
     The keeper becomes the parent. One such process for each worker would be a fifth of the cost of a start. It exits
     soon after the first fork: the keeper cannot wait for a worker, or signal it by its pid, while this process is its

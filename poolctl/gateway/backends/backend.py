@@ -1,4 +1,4 @@
-"""One backend: what it is, whether it may get requests, and how it did."""
+"""One backend: its identity, whether it may get requests, and its results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READY, STARTING, SLEEPING = RANKS = (0, 1, 2)
 _HEALTH_OF_RANKS = {STARTING: ROUTE_STARTING, SLEEPING: NAPPING}
 _WAITING = {State.STARTING.value: STARTING, State.SLEEPING.value: SLEEPING}
 
-# In these a server is because somebody has stopped, disabled or drained it.
+# Server states that result from a stop, disable or drain command.
 _ORDERED_STATES = (State.STOPPED.value, State.DISABLED.value, State.DRAINING.value)
 
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
@@ -40,26 +40,26 @@ _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED
 class RequestOutcome(Enum):
     """How a request to a backend ended."""
 
-    ANSWERED = auto()  # a whole response, whatever its status
+    ANSWERED = auto()  # a complete response with any status
     FAILED = auto()  # no connection, closed too early, no answer in time, no valid response
     CANCELLED = auto()  # the client left, or the request was not sent after all
     UNUSED = auto()  # nothing was sent: the gateway answered, or chose another way
     PASSED = auto()  # the connection was handed over; the worker counts what becomes of it
 
 
-# In Python 3.11 a member of an enumeration takes longer to find than a function to call.
+# In Python 3.11 looking up a member of an enumeration takes longer than calling a function.
 ANSWERED, FAILED, CANCELLED, UNUSED, PASSED = RequestOutcome
 # A 500 may be about one request: a route that knows better names it in its breaker.
 _FAILURES = frozenset((502, 503, 504))
 
 
 def is_failure(outcome: RequestOutcome, status: int, rule: BreakerRule) -> bool:
-    """Whether that counts against the backend: the one rule of passive health."""
+    """Whether the outcome counts against the backend: the only rule of passive health."""
     return outcome is FAILED or (outcome is ANSWERED and (status in _FAILURES or status in rule.statuses))
 
 
 def sticky_value(key: str) -> str:
-    """The value of sticky cookies for the backend with this key: it says nothing about it to those who see it."""
+    """The value of sticky cookies for the backend with this key, which reveals nothing about the backend."""
     return blake2b(key.encode(), digest_size=8).hexdigest()
 
 
@@ -67,7 +67,7 @@ class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
     `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
-    `until`: when those seconds end, on the clock of requests. `meant`: somebody has ordered it.
+    `until`: when that time ends, on the clock of requests. `meant`: it is the result of a command.
     """
 
     ok: bool
@@ -98,7 +98,7 @@ class RouteInForce(Protocol):
     def waiting(self) -> int: ...
 
     def admit(self) -> None:
-        """Serve those that wait, as far as there are places."""
+        """Serve waiting requests while there are places."""
 
     def refresh(self) -> None:
         """Something about its backends has changed."""
@@ -107,7 +107,7 @@ class RouteInForce(Protocol):
         """Whether its other backends can take the requests of this one."""
 
     def keep_one(self) -> None:
-        """Let requests to backends that answer with errors, if no other one is left."""
+        """Let requests through to backends that answer with errors, if no other backend is left."""
 
 
 class Backend:
@@ -152,12 +152,12 @@ class Backend:
 
     @property
     def load(self) -> int:
-        """What it has to do: requests of the gateway, and connections of its workers."""
+        """The load of the backend: requests of the gateway, and connections of its workers."""
         return self.in_flight + self.held
 
     @property
     def breaker_state(self) -> BreakerState | None:
-        """The least favourable of its breakers' states; None if it has none."""
+        """The least favourable of its breakers' states; None if it has no breaker."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
 
@@ -167,7 +167,7 @@ class Backend:
 
     @property
     def weight(self) -> int:
-        """The server's own weight, by which that of each target is multiplied."""
+        """The server's own weight, which multiplies the weight of each target."""
         return self.facts.weight if self.facts is not None else 1
 
     @property
@@ -176,7 +176,7 @@ class Backend:
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
-        """The verdict for the routes that may use it: of the one that is best off."""
+        """The most favourable verdict of the routes that may use it."""
         verdicts = [
             each.passing_verdict() if route.passes else each.verdict(now)
             for route, each in self.members.items()
@@ -184,7 +184,7 @@ class Backend:
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
 
     def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
-        """Take what is known of the server now; None for one that is not in the pool.
+        """Update the known facts about the server; None for a server that is not in the pool.
 
         `wall_now` is the same moment in seconds since 1970.
         """
@@ -230,16 +230,16 @@ class Backend:
 
     @property
     def name(self) -> str:
-        """Its name for other programs: that of a canary is its server's."""
+        """Its name for other programs; a canary has its server's name."""
         return self.key
 
     def rank_as(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Prefer a URL by this rank, that of the machine behind it; `blocked`: why no request may be sent there."""
+        """Set the rank of the URL, derived from the machine behind it; `blocked`: why no request may be sent there."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
     def probed(self, state: ProbeState) -> None:
-        """Take what the probe of a URL has found."""
+        """Record the result of the probe of a URL."""
         self.answered |= state.answered
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
@@ -286,7 +286,7 @@ class Backend:
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, former: Member | None) -> Limiter | None:
-        """Likewise the limiter; None without a limit."""
+        """The shared limiter for this limit, or None."""
         if limit is None:
             return None
         found = self._limiters.get(limit)
@@ -312,7 +312,7 @@ class Backend:
 
 
 class CanaryBackend(Backend):
-    """The canary of a server: other workers, which get a share of its requests, whatever route these take.
+    """The canary of a server: other workers, which get a share of its requests on every route.
 
     It has the server's counts and limits. Its failures count for no breaker: the rollout judges them.
     """
@@ -371,7 +371,7 @@ class Member:
 
     @property
     def load(self) -> int:
-        """What the backend has to do."""
+        """The load of the backend."""
         return self.backend.load
 
     @property
@@ -387,7 +387,7 @@ class Member:
         return self.backend.blocked or AVAILABLE
 
     def health(self, now: float, *, passing: bool) -> RouteHealth:
-        """What the verdict means for the route; `passing`: it passes connections on.
+        """The consequence of the verdict for the route; `passing`: the route passes connections on.
 
         A limit that is reached is no fault. A breaker that is not closed is one until a request has succeeded.
         """

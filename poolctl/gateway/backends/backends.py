@@ -44,10 +44,10 @@ class Backends:
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
-        """Use these routes and what is known of these servers. Backends that stay keep their state.
+        """Use these routes and these facts about servers. Backends that stay keep their state.
 
-        Without routes those in force stay. A route that is not among them is added by its first request: of a very
-        large table, those suffice that are known already (`aliases`).
+        Without routes the present routes stay in force. A route that is not among them is added by its first request,
+        so from a very large table only the known routes (`aliases`) are needed.
         """
         self._servers = servers
         affected: dict[RouteInForce, bool] = {}  # whether weights have changed
@@ -107,22 +107,22 @@ class Backends:
         return sorted({each.key for route in routes for each in route.members if each.backend.held})
 
     def hold(self, connections: Mapping[str, int]) -> None:
-        """So many connections do the workers of these servers have now."""
+        """Set the present number of connections of these servers' workers."""
         for server, count in connections.items():
             if server in self._backends:
                 self._backends[server].held = count
 
     def set_in_flight(self, requests: Mapping[str, int]) -> None:
-        """So many requests are in flight to these hosts, and none to the others, as another program counts them."""
+        """Set the number of requests in flight to each host, as counted by another program; 0 for all other hosts."""
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
     def follow_haproxy(
         self, alias: str, down: Collection[str], answered: Collection[str], *, is_stream: bool = False
     ) -> None:
-        """HAProxy, which chooses among the backends of the route, sends nothing to those that are `down`.
+        """HAProxy, which chooses among the backends of the route, sends nothing to backends that are `down`.
 
-        Those that have `answered`, by their keys as well, have done so once at least.
+        Both arguments are keys; backends that have `answered` have done so at least once.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
@@ -146,7 +146,7 @@ class Backends:
                 user.refresh()
 
     def forget_probes(self) -> None:
-        """Nothing is known of probes any more."""
+        """Forget all results of probes."""
         for url in [*self._probes]:
             self.probed(ProbeState(host=url))
         self._probes.clear()
@@ -188,7 +188,7 @@ class Backends:
         }
 
     def queues(self) -> dict[str, int]:
-        """How many requests wait in the queue of each route's limit, of those that have any."""
+        """The number of requests that wait in the queue of each route's limit; only routes with waiting requests."""
         return {
             route.alias: found.waiting
             for route, found in self._routes.values()

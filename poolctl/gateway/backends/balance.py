@@ -24,7 +24,7 @@ _MOST_POINTS = 16_384
 
 
 class Candidate(Protocol):
-    """A backend as a policy sees it: `weight` is at least 1, `load` what it has to do at the moment."""
+    """A backend as a policy sees it: `weight` is at least 1, `load` its present number of requests and connections."""
 
     @property
     def key(self) -> str: ...
@@ -44,7 +44,7 @@ class Policy(Protocol[C_co]):
     """Chooses a backend."""
 
     def choose(self, client: str, usable: Callable[[C_co], bool]) -> C_co | None:
-        """A usable backend for a request of this client (its IP address); None if none is usable."""
+        """A usable backend for a request of this client (its IP address), or None."""
 
 
 class First(Generic[C]):
@@ -149,7 +149,7 @@ class RandomTwo(Generic[C]):
 class ConsistentHash(Generic[C]):
     """The same client gets the same backend; when one comes or goes, only its share of the clients moves.
 
-    Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next one. The hash is
+    Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next point. The hash is
     the same in each process, so that a restart of the gateway moves no client.
     """
 

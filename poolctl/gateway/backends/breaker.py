@@ -3,8 +3,9 @@
 Closed → open, after consecutive failures or too large a share of them in a window → half-open, after
 `open_seconds` → closed by successful probes, or open again by a failed one. Without clocks: each call has the time.
 
-A backend that cannot be reached is left alone in any case. One that answers with errors may be answering one client's
-broken request: its breaker opens only while others of its routes can take the requests.
+A backend that cannot be reached never gets requests while its breaker is open. A backend that answers with errors may
+be answering one client's broken request, so its breaker opens only while other backends of its routes can take the
+requests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from ...routing.host_report import BreakerState
 from ...routing.route import BreakerRule
 
-# The window consists of so many parts; the oldest is dropped as a whole.
+# The number of parts of the window; the oldest part is dropped as a whole.
 _PARTS = 10
 # For clients, while all probes are under way.
 _PROBING_RETRY_SECONDS = 1.0
@@ -43,8 +44,10 @@ class Breaker:
         self.state = BreakerState.CLOSED
         self.is_closed = True
         self.why = ""  # it is not closed
-        self.by_answers = False  # it opened although the backend was reached
-        self.period = 0  # a new one with each change of state; what began in an earlier one is not judged
+        self.by_answers = False  # changes with each state; results from an earlier period are not judged
+        self.period = (
+            0  # changes with each change of state; results of requests from an earlier period are not judged
+        )
         self._on_change = on_change
         self._is_dispensable = is_dispensable
         self._open_until = 0.0
@@ -170,10 +173,10 @@ class Breaker:
         self._part = float("-inf")  # the end of the newest part of the window
         self._seen = [0] * _PARTS
         self._failed = [0] * _PARTS
-        self._unreached = [0] * _PARTS  # among those that failed
+        self._unreached = [0] * _PARTS  # counted among the failed requests
 
     def _advance(self, now: float) -> None:
-        """Drop the parts of the window that are over, and begin new ones."""
+        """Drop the expired parts of the window, and begin new parts."""
         seconds = max(self.rule.window_seconds, 0.001) / _PARTS
         steps = int(min(_PARTS, (now - self._part) // seconds + 1))
         self._seen = self._seen[steps:] + [0] * steps

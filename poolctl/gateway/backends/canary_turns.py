@@ -49,7 +49,7 @@ class CanaryTurns:
             self._turns += 1
 
     def undo(self, *, of_canary: bool) -> None:
-        """A request was not sent after all: the next one has its turn."""
+        """Note that a request was not sent after all; the next request takes its turn."""
         self._requests -= 1
         self._turns -= of_canary
 

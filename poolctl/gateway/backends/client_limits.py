@@ -30,7 +30,7 @@ class ClientLimits:
         return len(self._limiters)
 
     def limiter(self, client: str) -> Limiter | None:
-        """That of the client with this address; None if it has no limit."""
+        """The limiter of the client with this address; None if it has no limit."""
         key = _key(client)
         if not key:
             return None

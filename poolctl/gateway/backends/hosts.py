@@ -41,7 +41,7 @@ class UnknownHost(LookupError):
 
 
 def find_host(name: str, known: Iterable[str]) -> str:
-    """The host that a user means: its name or URL in any case, or what follows the scheme. Raises UnknownHost."""
+    """The host meant by a name or URL in any case, or by a URL without its scheme. Raises UnknownHost."""
     hosts = [*known]
     if name in hosts:
         return name
@@ -72,7 +72,7 @@ class HostManager:
         self._wall = wall
         self.configure(re_enable_seconds, header_for_host)
         self._records: dict[str, HostRecord] = {}
-        self._until: dict[str, float] = {}  # on the monotonic clock, of those that come back by themselves
+        self._until: dict[str, float] = {}  # on the monotonic clock, for hosts that come back by themselves
         self._listeners: list[Listener] = []
         self.next_expiry = math.inf  # the earliest of them
 
@@ -148,7 +148,7 @@ class HostManager:
             self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
 
     def forget(self, hosts: Iterable[str]) -> None:
-        """Drop hosts that are not configured any more; listeners hear nothing of it."""
+        """Drop hosts that are no longer configured, without a call of the listeners."""
         for host in hosts:
             self._records.pop(host, None)
             self._until.pop(host, None)
@@ -160,9 +160,9 @@ class HostManager:
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
-        """Take over the states that a predecessor has left. Listeners hear of those that are not over.
+        """Take over the states that a predecessor has left. Listeners are called for states that still apply.
 
-        Times count by the system's clock, since the other one may have begun anew. Entries that are wrong are ignored.
+        Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """
         wall = self._wall()
         for entry in table.get("hosts") or ():

@@ -1,4 +1,4 @@
-"""The right to send one request to a backend, and the refusal where there is none."""
+"""The right to send one request to a backend, and the refusal if there is no backend."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LeasingRoute(Protocol):
     def now(self) -> float: ...
 
     def admit_queued(self, backend: Backend) -> None:
-        """Serve those of all routes that wait for this backend, among others."""
+        """Serve waiting requests of all routes that can use this backend."""
 
     def passed(self, backend: Backend) -> None:
         """A connection was handed over to the backend's workers."""
@@ -58,8 +58,8 @@ class LeasingRoute(Protocol):
 class Lease:
     """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
 
-    `cookie` is the value of the route's sticky cookie to set, "" for none. Of a server with a canary, among which its
-    requests are `shared`, the backend is the canary or the server.
+    `cookie` is the value of the route's sticky cookie to set, or "". If a server's requests are `shared` with its
+    canary, the backend is the canary or the server.
     """
 
     __slots__ = ("_member", "_period", "_route", "_shared", "backend", "cookie")
@@ -84,9 +84,9 @@ class Lease:
         return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
 
     def connected(self, status: int = 0) -> None:
-        """The backend has accepted what will last: a probe has succeeded now, and not only at its end.
+        """The backend has accepted a long-lived exchange: a probe succeeds now, and not only at its end.
 
-        What becomes of it afterwards counts as of any other request. `status` is that of an answer that begins.
+        Its further course counts as for any other request. `status` is the status of the response that begins.
         """
         route, breaker = self._route, self._member.breaker
         if route is None or self._period < 0 or is_failure(ANSWERED, status, breaker.rule):
@@ -102,7 +102,7 @@ class Lease:
     def release(
         self, outcome: RequestOutcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL
     ) -> None:
-        """The request has ended, so long after it began: ANSWERED with this status, or FAILED for this error.
+        """Record the end of the request after `seconds`: ANSWERED with this status, or FAILED with this error.
 
         A second call does nothing.
         """

@@ -1,4 +1,4 @@
-"""Limits of a route or a backend: requests in flight, new ones a second, and a bounded queue for the others.
+"""Limits of a route or a backend: requests in flight, requests per second, and a bounded queue for the excess.
 
 Without clocks: each call has the time.
 """
@@ -20,7 +20,7 @@ _EPSILON_SECONDS = 1e-9
 
 
 class Limiter:
-    """Counts what is in flight, and lets requests through at a rate with a burst.
+    """Counts requests in flight, and lets requests through at a rate with a burst.
 
     The rate is kept by one time, at which the bucket is full again (GCRA, as ATM networks and Redis-cell do): exact,
     and as cheap as a counter. `limit` and `share` (of the rate, 1 in full) may be replaced at any time.
@@ -77,9 +77,9 @@ W = TypeVar("W")
 
 
 class WaitQueue(Generic[W]):
-    """Those that wait for their turn, first come first served, at most `size` of them.
+    """Waiting requests, first come first served, at most `size`.
 
-    `waiting` holds them, for those who only ask whether there are any.
+    `waiting` is public so that a caller can cheaply check whether it is empty.
     """
 
     __slots__ = ("size", "waiting")

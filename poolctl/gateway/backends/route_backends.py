@@ -30,7 +30,7 @@ _LEAST_PAUSE_SECONDS = 0.001
 
 # Requests whose host another header names are proxied.
 _PASSED_BY = "host"
-# Of a share of a number: three tenths of ten are three.
+# Tolerance for rounding a share of a number: three tenths of ten are three.
 _ROUNDING = 1e-9
 
 AnyRoute = Route | StreamRoute
@@ -73,7 +73,7 @@ class RouteBackends:
         self._queue: WaitQueue[_Waiter] = WaitQueue()
         self._queue_seconds = 0.0
         self._retry: asyncio.TimerHandle | None = None
-        # What the candidates are checked against while one is chosen.
+        # The conditions that candidates are checked against while one is chosen.
         self._at, self._rank = 0.0, READY
         self._tried: Collection[str] = ()
 
@@ -86,7 +86,7 @@ class RouteBackends:
         return len(self._queue)
 
     def apply(self, route: AnyRoute, members: Sequence[Member]) -> None:
-        """Use this form of the route, and these backends. What is in flight and what waits stays."""
+        """Use this form of the route, and these backends. Requests in flight and waiting requests stay."""
         for gone in {*self.members} - {*members}:
             if all(each.backend is not gone.backend for each in members):
                 gone.backend.leave(self)
@@ -125,14 +125,14 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether another backend serves, and no more than the route allows are left alone with this one."""
+        """Whether another backend serves, and the route allows this backend to be spared as well."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
         return left_alone <= most + _ROUNDING and any(each.serves for each in others)
 
     def keep_one(self) -> None:
-        """Close the breakers that answers have opened, if no other backend serves any more."""
+        """Close the breakers that answers have opened, if no other backend still serves."""
         if any(each.serves for each in self.members):
             return
         for each in self.members:
@@ -145,19 +145,19 @@ class RouteBackends:
         return self._is_passable and self._hosts.header_for_host.lower() == _PASSED_BY
 
     def healths(self) -> dict[str, RouteHealth]:
-        """What the verdict on each backend means for the route, by their keys."""
+        """The consequence of each backend's verdict for the route, by the backend's key."""
         now = self.now()
         return {each.key: each.health(now, passing=self.passes) for each in self.members}
 
     def close(self) -> None:
-        """The route is gone: what waits is refused, what is in flight ends as it would."""
+        """Close the route: waiting requests are refused, requests in flight end normally."""
         for waiter in self._queue:
             self._refuse(waiter, NoBackend("the route was removed", DOWN_RETRY_SECONDS))
         for member in self.members:
             member.backend.leave(self)
 
     def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
-        """A backend for a request of this client now, which is none of those `tried` before (by their keys).
+        """A backend for a request of this client now, excluding the backends `tried` before (their keys).
 
         `client` is its IP address, `cookie` its value of the route's sticky cookie.
         """
@@ -179,7 +179,7 @@ class RouteBackends:
         return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
-        """The same, after those that wait already, for at most the route's `queue_seconds`. Raises NoBackend.
+        """Wait for a backend, for at most the route's `queue_seconds`, after earlier requests. Raises NoBackend.
 
         Cancel it when the client leaves: its place is free at once.
         """
@@ -210,7 +210,7 @@ class RouteBackends:
             self._leave_queue(waiter)
 
     def admit(self) -> None:
-        """Serve those that wait, in their order, as far as there are places."""
+        """Serve waiting requests in their order while there are places."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -218,13 +218,13 @@ class RouteBackends:
             pass
         if first is None or not first.tried:
             return
-        # The first one waits for a backend that it has not tried; others may have more choice.
+        # The first request waits for a backend that it has not tried; others may have more choice.
         for waiter in self._queue:
             if waiter is not first and not self._serve(waiter) and not waiter.tried:
                 return
 
     def admit_queued(self, backend: Backend) -> None:
-        """Serve those of all routes that wait for this backend, among others."""
+        """Serve waiting requests of all routes that can use this backend."""
         for route in [*backend.queued]:
             # The others get their turn first next time.
             if route in backend.queued:
@@ -374,7 +374,7 @@ class RouteBackends:
 
 
 def limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
-    """The limit of the route, and that of each of its backends."""
+    """The limit of the route, and the limits of its backends."""
     if isinstance(route, Route):
         return route.limit, route.backend_limit
     return (Limit(concurrency=route.max_connections), None) if route.max_connections else (None, None)

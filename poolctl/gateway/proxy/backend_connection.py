@@ -13,20 +13,20 @@ from ..endpoint import Endpoint
 from .response_head import Response, read_response
 from .timer_wheel import Timer, TimerWheel
 
-# What is being read: a number of bytes, 0 for nothing; CHUNKED, UNTIL_CLOSE; or:
+# The body's bytes to read, 0 for none; CHUNKED, UNTIL_CLOSE; or one of:
 _HEAD, _TUNNEL = -3, -4
-# After a tunnel: so long the backend may take for the rest of what the client has sent.
+# After a tunnel: time that the backend may take to accept the rest of the client's bytes.
 _SENDING_SECONDS = 60.0
 
 
 class ResponseReceiver(Protocol):
-    """What a response is read for. After `response_ends` or `backend_lost` nothing follows."""
+    """The receiver of a response. No call follows `response_ends` or `backend_lost`."""
 
     def interim(self, response: Response) -> None:
         """An interim response (1xx)."""
 
     def switched(self, response: Response, data: bytes) -> None:
-        """The protocol is another one from now on (101), beginning with these bytes; they go to `response_data`."""
+        """The protocol has changed (101); `data` are its first bytes, later bytes go to `response_data`."""
 
     def response_begins(self, response: Response, *, done: bool) -> None:
         """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
@@ -38,17 +38,17 @@ class ResponseReceiver(Protocol):
         """The response is complete."""
 
     def backend_eof(self) -> None:
-        """Of a tunnel: the backend sends nothing more."""
+        """The backend closed its side of the tunnel."""
 
     def backend_lost(self, error: Exception | None) -> None:
-        """The connection has ended before the response, or its bytes are none (BadMessage)."""
+        """The connection ended before the response was complete, or its bytes are invalid (BadMessage)."""
 
     def backend_writable(self, writable: bool) -> None:
         """The backend takes bytes again, or does not for now."""
 
 
 class BackendConnection(asyncio.Protocol):
-    """`requests` counts those that were sent. `answered`: bytes of the present response have arrived.
+    """`requests` counts the sent requests. `answered`: bytes of the present response have arrived.
 
     `reusable`: the last response was complete, and the backend keeps the connection.
     """
@@ -68,18 +68,18 @@ class BackendConnection(asyncio.Protocol):
         self._buffer = b""  # the beginning of a head, or chunks for the next turn of the loop
         self._scanned = 0  # the length of that beginning
         self._chunks: ChunkedBody | None = None
-        self._turn_due = False  # the loop's next turn goes on with what is in the buffer
-        self._paused = False  # the client takes no more for now
+        self._turn_due = False  # the buffer is processed further in the loop's next turn
+        self._paused = False  # the client accepts no data for now
         self._head_only = self._decode = self._may_switch = False
         self._interim = 0
 
     def __repr__(self) -> str:
         return f"<BackendConnection {self.endpoint.host or self.endpoint.path}: {self.requests} requests>"
 
-    # For the pool.
+    # Methods for the pool.
 
     def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:
-        """It is idle, in this list, and closed after so many seconds."""
+        """Keep it in this list of idle connections, and close it after `seconds`."""
         self._idle_in = idle
         self._timer.start(seconds, self.close)
 
@@ -102,7 +102,7 @@ class BackendConnection(asyncio.Protocol):
                 return False
         return True
 
-    # For the exchange.
+    # Methods for the exchange.
 
     def belongs_to(self, backend: Backend) -> None:
         """Count it among the open connections of the backend, as long as it is one."""
@@ -114,7 +114,7 @@ class BackendConnection(asyncio.Protocol):
     ) -> None:
         """Send the head of a request, with the bytes of the body that are there.
 
-        `head_only`: the response has no body, whatever it says. `decode`: its chunks are taken apart.
+        `head_only`: the response has no body, even if its fields say so. `decode`: its chunks are taken apart.
         """
         self._receiver = receiver
         self._head_only, self._decode, self._may_switch = head_only, decode, may_switch
@@ -128,11 +128,11 @@ class BackendConnection(asyncio.Protocol):
         self._transport.write(data)
 
     def send_eof(self) -> None:
-        """Of a tunnel: the client sends nothing more."""
+        """The client closed its side of the tunnel."""
         close_writing(self._transport)
 
     def pause_reading(self) -> None:
-        """The client does not take what is read: read no more for now."""
+        """The client does not accept data: pause reading."""
         self._paused = True
         self._update_reading()
 
@@ -144,11 +144,11 @@ class BackendConnection(asyncio.Protocol):
         self._update_reading()
 
     def release(self) -> None:
-        """The receiver is called no more."""
+        """Detach the receiver, which is not called again."""
         self._receiver = None
 
     def close(self, *, gently: bool = False) -> None:
-        """Close it, at once or `gently` after what is to be sent; the receiver is called no more."""
+        """Close it, at once or `gently` after sending the buffered bytes; the receiver is not called again."""
         self._receiver = None
         self.reusable = False
         if gently:
@@ -158,7 +158,7 @@ class BackendConnection(asyncio.Protocol):
         else:
             self._transport.abort()
 
-    # For the loop.
+    # Callbacks of the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
@@ -212,7 +212,7 @@ class BackendConnection(asyncio.Protocol):
             self._idle_in.remove(self)
         if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:
             self._complete(keep=False)
-        elif not (self._expected == CHUNKED and self._buffer):  # otherwise what has arrived is read first
+        elif not (self._expected == CHUNKED and self._buffer):  # otherwise the received bytes are read first
             self._lost(error)
 
     # Reading a response.
@@ -294,7 +294,7 @@ class BackendConnection(asyncio.Protocol):
             self._complete(chunks.trailers, keep=not chunks.rest)
 
     def _go_on_soon(self) -> None:
-        """Go on with what is in the buffer when other connections have had their turn; read no more until then."""
+        """Process the buffer after other connections have had their turn; reading pauses until then."""
         if not self._turn_due:
             self._turn_due = True
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -338,7 +338,7 @@ class BackendConnection(asyncio.Protocol):
 
 
 def close_writing(transport: asyncio.Transport) -> None:
-    """Send the end of one direction after what is to be sent. TLS has no such end: the connection is closed."""
+    """Send the end of one direction after the buffered bytes. TLS has no such end: the connection is closed."""
     if not transport.can_write_eof():
         transport.close()
     elif not transport.is_closing():

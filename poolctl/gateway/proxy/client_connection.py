@@ -25,21 +25,23 @@ from .response_head import Response
 from .timer_wheel import SLOT_SECONDS, Timer
 from .websocket_frames import FrameBoundary
 
-# So many bytes of further requests are read while one is being answered.
+# Maximum bytes read ahead while a request is in progress.
 MOST_READ_AHEAD = 64 * 1024
 # Requests in a row, in one turn of the loop, that are answered without a backend; and bytes, before the last of them.
 MOST_REQUESTS_AT_ONCE = 4
 MOST_BYTES_AT_ONCE = 8 * 1024
-# After a response to a request that was not read to its end: so long, and so much, is read and dropped, because
-# closing with unread bytes would reset the connection before the client has read the response (RFC 9112 §9.6).
+# After a response to a request that was not read to its end: the maximum time and bytes for reading and dropping its
+# rest, because closing with unread bytes would reset the connection before the client has read the response (RFC 9112
+# §9.6).
 LINGER_SECONDS = 2.0
 MOST_LINGERED = 1024 * 1024
-# A connection that is to be closed is cut off when the client takes nothing of what is still to be sent for so long.
+# Maximum time without progress in sending before a connection that is to be closed is cut off.
 SENDING_SECONDS = 60.0
-# While draining: an idle connection is closed after so long without a byte; a WebSocket, so long after a close frame.
+# While draining: time without a byte after which an idle connection is closed, and time between a WebSocket's close
+# frame and its end.
 QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
-# More is not copied to be written together with what comes before it.
+# Larger data is not copied in order to be written together with the preceding bytes.
 LARGE_BYTES = 8 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
@@ -50,8 +52,8 @@ Peer = tuple[str, int]  # address and port
 class ClientConnection(asyncio.Protocol):
     """The client side of one exchange after the other (`client_side.ClientSide`).
 
-    Further requests are read ahead, within a bound, and answered in their order: an exchange begins when the one before
-    has ended and its response is on its way.
+    Further requests are read ahead, within a bound, and answered in their order: an exchange begins when the previous
+    exchange has ended and its response is on its way.
     """
 
     __slots__ = (
@@ -71,7 +73,7 @@ class ClientConnection(asyncio.Protocol):
             received  # read ahead, the beginning of a head, or chunks for the next turn of the loop
         )
         self._reported = reported  # the client of a trusted proxy's connection
-        self._scanned = 0  # so much of it is an incomplete head
+        self._scanned = 0  # number of buffered bytes known to be an incomplete head
         self._request: RequestHead | None = None
         self._last: RepeatedRequest | None = None
         self._exchange: Exchange | None = None
@@ -80,7 +82,7 @@ class ClientConnection(asyncio.Protocol):
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
-        self._turn_due = False  # the loop's next turn goes on with what is in the buffer
+        self._turn_due = False  # the buffer is processed further in the loop's next turn
         self._advancing, self._passable = False, 0  # requests in a row that could have been passed
         self._dropped: int | None = None  # bytes since the last response of the connection
 
@@ -91,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
     def http_version(self) -> str:
         return "1.1" if self._request is None or self._request.http_1_1 else "1.0"
 
-    # For the loop.
+    # Callbacks of the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
@@ -123,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
 
     def eof_received(self) -> bool:
-        """Without a tunnel the client has left: its request is given up, as nginx does."""
+        """Without a tunnel the client has left, and its request is aborted, as nginx does."""
         exchange = self._exchange
         if exchange is not None and exchange.tunnel and self._transport.can_write_eof():
             exchange.client_eof()
@@ -248,7 +250,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.send_body(piece, complete=body.done)
 
     def _go_on_soon(self) -> None:
-        """Go on with what is in the buffer when other connections have had their turn; read no more until then."""
+        """Process the buffer after other connections have had their turn; reading pauses until then."""
         if not self._turn_due:
             self._turn_due = True
             self._edge.loop.call_soon(self._go_on)
@@ -328,7 +330,7 @@ class ClientConnection(asyncio.Protocol):
 
     def cut_off(self) -> None:
         self._exchange = None
-        if not self.takes_chunks:  # nothing else tells this client that the response is not whole
+        if not self.takes_chunks:  # only this shows the client that the response is incomplete
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
         self._transport.abort()
 
@@ -404,12 +406,12 @@ class ClientConnection(asyncio.Protocol):
     # Ends.
 
     def drain(self) -> None:
-        """End after the present response, or soon if there is none; a WebSocket goes on."""
+        """End after the present response, or soon if there is none; a WebSocket continues."""
         if self._exchange is None and self._dropped is None:
             self._timer.start(QUIET_SECONDS, self._end)
 
     def end_now(self) -> None:
-        """End, whatever is under way: a WebSocket by a close frame where one may stand, everything else at once."""
+        """End now: a WebSocket with a close frame where a frame is possible, everything else at once."""
         if self._frames is None or self._frames.ending:
             self._transport.abort()
             return
@@ -434,7 +436,7 @@ class ClientConnection(asyncio.Protocol):
             self._end()
 
     def _end(self) -> None:
-        """Close after what is to be sent, as long as the client takes some of it."""
+        """Close after sending the buffered bytes, while the client still accepts some of them."""
         self._transport.close()
         unsent = self._transport.get_write_buffer_size()
         self._timer.start(SENDING_SECONDS if unsent else 0, partial(self._sending_expired, unsent))

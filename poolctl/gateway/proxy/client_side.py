@@ -1,4 +1,4 @@
-"""What an exchange asks of its client's connection."""
+"""The interface of a client's connection for an exchange."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class ClientSide(Protocol):
         """The response cannot be completed: the client must not take it for complete."""
 
     def switch(self, response: Response, data: bytes) -> None:
-        """The protocol is another one from now on (101), beginning with these bytes; more come by `send_data`.
+        """Switch protocols (101), beginning with these bytes; more follow by `send_data`.
 
-        What the client sends goes to `send_body`, its end to `client_eof`.
+        Bytes from the client go to `send_body`, its end to `client_eof`.
         """
 
     def send_eof(self) -> None:
-        """Of another protocol: nothing more comes."""
+        """The backend closed its side of the tunnel."""
 
     def take_body(self, take: bool) -> None:
         """Whether more of the request's body can be taken now."""

@@ -1,4 +1,4 @@
-"""The connections of the proxy: idle ones to backends, kept for the next request, and those of clients."""
+"""The connections of the proxy: idle connections to backends, kept for the next request, and client connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..tls.tls_reading import BUFFER_BYTES, TlsReader
 from .backend_connection import BackendConnection
 from .timer_wheel import TimerWheel
 
-# Of one endpoint. More are closed as soon as they are idle.
+# Maximum for one endpoint. Further connections are closed as soon as they are idle.
 MOST_IDLE = 128
 # Shorter than the keep-alive of most servers, so that few requests meet a connection that is being closed.
 IDLE_SECONDS = 55.0
@@ -38,9 +38,9 @@ class ProxiedClient(Protocol):
 
 
 class ConnectionPool:
-    """Connections to backends by endpoint; the one used last is used first, so that superfluous ones become old.
+    """Connections to backends by endpoint; the most recently used is reused first, so that superfluous ones age.
 
-    Made on the loop that uses it. `timers` are those of all connections of the proxy.
+    Made on the loop that uses it. `timers` serve all connections of the proxy.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class ConnectionPool:
         self.clients: set[ProxiedClient] = set()
         self.idle_clients: dict[
             ProxiedClient, None
-        ] = {}  # between two requests, the one used longest ago first
+        ] = {}  # between two requests, the least recently used first
         self.arriving = 0  # connections of clients that are not among these yet
         self.handshakes: dict[
             asyncio.Task[None], socket.socket
@@ -115,7 +115,7 @@ class ConnectionPool:
             self._emptied.set_result(None)
 
     async def empty(self, seconds: float) -> bool:
-        """Wait until no client is connected any more; whether that was within so many seconds."""
+        """Wait until no client is connected; False if that takes longer than `seconds`."""
         if not self.clients:
             return True
         self._emptied = self.loop.create_future()
@@ -123,7 +123,7 @@ class ConnectionPool:
         return bool(done)
 
     def close_idle_client(self) -> bool:
-        """Close the client's connection that is idle longest, and forget it; False if there is none."""
+        """Close the client connection that is idle longest, and forget it; False if no connection is idle."""
         for client in list(islice(self.idle_clients, _LOOKED_AT)):
             if client.close_idle():
                 self.leave(client)
@@ -132,7 +132,7 @@ class ConnectionPool:
         return False
 
     def close_idle_backend(self) -> bool:
-        """Close the connection to a backend that is idle longest; False if there is none."""
+        """Close the backend connection that is idle longest; False if no connection is idle."""
         found = min(filter(None, self._idle.values()), key=_idle_until, default=None)
         if found is None:
             return False
@@ -168,7 +168,7 @@ class ConnectionPool:
         return task
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        """Certificates are verified with the system's authorities, except those of servers of this pool."""
+        """Certificates are verified with the system's authorities, except certificates of servers of this pool."""
         context = self._contexts.get(bool(endpoint.server_name))
         if context is None:
             context = ssl.create_default_context()

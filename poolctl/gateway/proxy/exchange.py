@@ -21,13 +21,13 @@ from .route_answers import answer_of_route
 from .sleeping_answers import count_arrival, own_answer
 from .timer_wheel import Timer
 
-# Of a request's body; so much is kept until the response begins, to be sent again or while there is no backend yet.
+# Maximum bytes of a request's body kept until the response begins, for a retry or until there is a backend.
 MOST_KEPT_BYTES = 64 * 1024
 _TRY_ANOTHER = (502, 503, 504)
 
 
 class Exchange:
-    """Call `start`, then `send_body` for what follows of the request's body.
+    """Forwards one request to a backend. Call `start`, then `send_body` for the rest of the request's body.
 
     `timer` is the client side's, used until the exchange ends.
     """
@@ -66,8 +66,8 @@ class Exchange:
         self._repeats = 0
         self._status = 0
         self._received = self._sent = 0  # bytes of the bodies
-        self._paused = False  # the client takes no more of the response for now
-        self._stuck = False  # the backend takes no more of the request for now
+        self._paused = False  # the client accepts no bytes of the response for now
+        self._stuck = False  # the backend accepts no bytes of the request for now
         self.begun = False  # the response
         self.complete = False  # the request
         self.tunnel = self._half_closed = False  # bytes of another protocol are copied
@@ -118,11 +118,11 @@ class Exchange:
             self._side.take_body(False)
 
     def client_left(self) -> None:
-        """The client has gone: nothing is sent to it any more."""
+        """The client has gone; no more bytes are sent to it."""
         self._end(CANCELLED)
 
     def client_eof(self) -> None:
-        """Of a tunnel: the client sends nothing more."""
+        """The client closed its side of the tunnel."""
         if self._connection is not None:
             self._connection.send_eof()
             self._one_end_closed()
@@ -185,7 +185,7 @@ class Exchange:
         self._give_up(CANCELLED, refused.status, REFUSED, refused.retry_after_seconds)
 
     def _send(self, *, fresh: bool = False) -> None:
-        """Send what there is of the request on an idle connection, or on a new one."""
+        """Send the received part of the request on an idle connection or a new one."""
         assert self._lease is not None
         backend, certain = self._lease.backend, not self._request.idempotent
         connection = None if fresh else self._edge.pool.take(backend.endpoint, certain=certain)
@@ -285,7 +285,7 @@ class Exchange:
         self._one_end_closed()
 
     def _one_end_closed(self) -> None:
-        """Of a tunnel; with the other end it is over."""
+        """One side of the tunnel has closed; the exchange ends when both have."""
         if not self._half_closed:
             self._half_closed = True
             return
@@ -333,7 +333,7 @@ class Exchange:
     # Its end.
 
     def _failed(self, error: str, status: int, *, sent: bool) -> None:
-        """The backend has failed: try another one, if the request may be sent again, or report it to the client."""
+        """The backend has failed: try another backend if the request may be sent again, or report it to the client."""
         lease, self._lease = self._lease, None
         assert lease is not None
         self._leave_connection(keep=False)
@@ -347,7 +347,7 @@ class Exchange:
             self._acquire()
             return
         if not sent and self._kept is not None:
-            # It has had no effect: another backend gets it if there is one, whatever the route says of retries.
+            # The request has had no effect, so another backend may get it, even if the route allows no retries.
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie, self._tried)
             if not isinstance(other, NoBackend):
@@ -423,7 +423,7 @@ class Exchange:
             connection.close(gently=self.tunnel)
 
     def _wait(self, seconds: float) -> None:
-        """So long for what comes next; no longer than all of it may take."""
+        """The time limit of the next step, at most the time that is left in total."""
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
             seconds = min(seconds, left) if seconds else left

@@ -1,4 +1,4 @@
-"""Heads of requests as backends get them: without what is the client connection's, with what is known of the client."""
+"""Heads of requests for backends: without the fields of the client connection, with fields about the client."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _NO_OPTIONS = frozenset((b"host", b"content-length", b"transfer-encoding", b"exp
 
 
 class Forwarding:
-    """What the requests of one client connection have in common: who sent them, and how.
+    """The common properties of the requests of one client connection: the client, and the transport.
 
     `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy whose own report of the client is kept and
-    extended; any other's is replaced.
+    extended; the report of any other peer is replaced.
     """
 
     __slots__ = (
@@ -50,14 +50,14 @@ class Forwarding:
         self._networks = trusted_networks
         self.trusted = is_within(peer, trusted_networks)
         self._report = ClientReport(peer, scheme, trusted=self.trusted)
-        self._fields = self._kept = b""  # of the last request: all, and those that are passed on
+        self._fields = self._kept = b""  # fields of the last request: all of them, and the forwarded part
         self._reported: Fields = []  # with it
         self._lines = b""  # and the same as lines
 
     def client(self, request: RequestHead) -> str:
-        """The client's address: the last one on the way here that is not of a trusted proxy.
+        """The client's address: the last address on the way here that is not a trusted proxy's.
 
-        Behind more proxies than are looked at it is the peer's, as none of the addresses is known to be true.
+        Behind more proxies than are examined it is the peer's address, because no other address can be trusted.
         """
         if not self.trusted:
             return self.peer
@@ -131,7 +131,7 @@ def _replaced(route: Route) -> re.Pattern[bytes]:
 
 
 class ResponseFields(NamedTuple):
-    """The fields that a route sets in responses: their `lines`, and an expression for those that they replace."""
+    """The fields that a route sets in responses: their `lines`, and an expression for the replaced fields."""
 
     lines: bytes
     replaced: re.Pattern[bytes]
@@ -154,7 +154,7 @@ def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
 
 
 def reported(route: Route, backend: Backend) -> bytes:
-    """The lines that tell the backend which route the request took, for a route that asks for them."""
+    """The lines that name the request's route to the backend, for a route with that option."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))

@@ -1,7 +1,7 @@
-"""The access log of proxied requests: the lines that workers write of theirs, in a file of the gateway's own.
+"""The access log of proxied requests: lines in the workers' format, in a file of the gateway's own.
 
-The event loop never waits for the disk: a thread writes what has come together. While that takes long, a bounded number
-of bytes waits; further lines are left out, and counted.
+The event loop never waits for the disk: a thread writes the collected lines. While a write takes long, a bounded number
+of bytes waits; further lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GatewayAccessLog:
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="access-log")
         self._lines: list[bytes] = []
-        self.waiting_bytes = 0  # of these lines, and of those that are being written
+        self.waiting_bytes = 0  # bytes of these lines, and of the lines that are being written
         self._left_out = 0
         self._timer: asyncio.TimerHandle | None = None
         self._writing = False
@@ -46,7 +46,7 @@ class GatewayAccessLog:
         return f"<GatewayAccessLog {self.path}: {self.waiting_bytes} bytes wait>"
 
     def begin(self, request: RequestHead, client: str, version: str) -> AccessLogEntry:
-        """The entry of a request, which has begun now. `client` is its client's address, `version` that of HTTP."""
+        """The entry of a request, which has begun now. `client` is its client's address, `version` the HTTP version."""
         return AccessLogEntry(self, request, client, version)
 
     def refused(self, request: RequestHead, client: str, version: str, status: int) -> None:
@@ -65,7 +65,7 @@ class GatewayAccessLog:
             self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
 
     def reopen(self) -> asyncio.Future[None]:
-        """Close the file, so that the next lines open its path again; done when nothing is written to this one."""
+        """Close the file, so that the next lines reopen its path; done when no write to it is in progress."""
         return self._loop.run_in_executor(self._writer, self._file.reopen)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class GatewayAccessLog:
         return block
 
     def _store(self, block: bytes) -> int:
-        """In the thread: how many lines were lost, because the disk is full."""
+        """Runs in the thread: the number of lines lost because the disk is full."""
         return block.count(b"\n", self._file.append(block))
 
     def _written(self, size: int, done: asyncio.Future[int]) -> None:
@@ -105,7 +105,7 @@ class GatewayAccessLog:
 
 
 class AccessLogEntry:
-    """The line of one request. `request_id` is that of its X-Request-ID, or a new one if that is missing or unfit."""
+    """The line of one request. `request_id` is its X-Request-ID, or a new ID."""
 
     __slots__ = ("_client", "_given", "_log", "_request", "_version", "request_id")
 
@@ -122,7 +122,7 @@ class AccessLogEntry:
         return b"%bX-Request-ID: %b\r\n\r\n" % (_id_lines.sub(b"", head[:-2]), self.request_id.encode())
 
     def write(self, status: int, seconds: float) -> None:
-        """The request has ended with this status, so long after it began."""
+        """Record the end of the request with this status, and the time since it began."""
         request = self._request
         line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{self._version}"'
         phrase = phrase_of(status)

@@ -1,4 +1,4 @@
-"""Connections that leave the proxy between two requests, and are decided about as new ones are."""
+"""Connections that leave the proxy between two requests, to be routed again like new connections."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...keeper.connection_handover import Connection, Routed
 from ..edge import Edge
 from .connection_pool import ProxiedClient
 
-# A connection without TLS that is idle for so long waits with those that have sent nothing yet, for a sixth of the
+# After this time a connection without TLS waits with the connections that have sent nothing yet, for a sixth of the
 # memory.
 IDLE_SECONDS = 5.0
-# After so many requests in a row that could have been passed, the next one is. A connection whose requests are passed
+# After this number of consecutive passable requests the next request is passed. A connection whose requests are passed
 # and proxied in turn stays: going to a worker and back costs as much as proxying some requests.
 MOST_PASSABLE = 3
 
@@ -22,9 +22,9 @@ MOST_PASSABLE = 3
 def leave(
     edge: Edge, client: ProxiedClient, transport: asyncio.Transport, received: bytes, seconds: float
 ) -> bool:
-    """Whether the connection waits so long for its next request, of which these bytes were received, elsewhere.
+    """Whether the connection now waits elsewhere for its next request, for at most `seconds`.
 
-    The transport is closed then. Otherwise it stays: it has TLS, something is unsent, or there is no room.
+    If so, the transport is closed. Otherwise it stays: it has TLS, something is unsent, or there is no room.
     """
     decide = edge.passing.decide_again
     if decide is None or edge.draining or transport.get_extra_info("sslcontext") is not None:

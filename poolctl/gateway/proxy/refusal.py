@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from math import ceil
 
-# RFC 9110's words where http.HTTPStatus of older interpreters has former ones.
+# RFC 9110's phrases where older interpreters' http.HTTPStatus has obsolete phrases.
 _PHRASES = {413: "Content Too Large"}
 
 

@@ -7,11 +7,11 @@ from ...http.message_head import CHUNKED, BadMessage
 
 
 class RequestBody:
-    """`feed` returns what can be passed on. At its end `done` is true, and `rest` holds the bytes behind it.
+    """`feed` returns the bytes that can be passed on. At its end `done` is true, and `rest` holds the bytes behind it.
 
     Before that, `rest` are bytes that were not read because they hold too many chunks for one turn of the loop.
 
-    `length` is the number of its bytes, or CHUNKED; more than `most` are refused with 413 (0: there is no limit).
+    `length` is the number of its bytes, or CHUNKED; a body longer than `most` is refused with 413 (0: no limit).
     """
 
     __slots__ = ("_chunks", "_left", "_most", "done", "rest")
@@ -25,7 +25,7 @@ class RequestBody:
         self._check(length)
 
     def feed(self, data: bytes) -> Buffer:
-        """What can be passed on with these bytes. Raises BadMessage."""
+        """The part of these bytes that can be passed on. Raises BadMessage."""
         chunks = self._chunks
         if chunks is None:
             if len(data) > self._left:

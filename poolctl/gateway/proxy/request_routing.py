@@ -1,4 +1,4 @@
-"""Which route a request takes, and what its backend is asked for."""
+"""The route of a request, and the head of the request for its backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..settings import GatewaySettings
 from ..tls.listener_certificates import ServerContext
 from .forwarded_head import Forwarding
 
-# CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
+# CONNECT asks for a tunnel to anywhere. TRACE would return the fields that the gateway adds to the request.
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 _NONE: frozenset[str] = frozenset()
 _USUAL_HOST_HEADER = "Host"
@@ -28,8 +28,8 @@ _USUAL_HOST_HEADER = "Host"
 class RoutedRequest(NamedTuple):
     """`client` is the address of the client, `head` the head of the request for the backend.
 
-    `backends` and `counts` are those of the route, as long as the route table is the same. `servers` are those to which
-    a connection with this request could have been passed; none if the proxy has to serve it.
+    `backends` and `counts` belong to the route, as long as the route table is the same. `servers` are the servers to
+    which a connection with this request could have been passed; empty if the proxy has to serve it.
     """
 
     route: Route
@@ -92,7 +92,7 @@ def route_request(
 ) -> RoutedRequest:
     """The route of the request, which came over a connection with this certificate, or without TLS.
 
-    Raises BadMessage with the status to respond with where there is none.
+    Raises BadMessage with the status of the response if there is no route.
     """
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)

@@ -37,7 +37,7 @@ class Response(ResponseHead):
 
     @property
     def lines(self) -> bytes:
-        """The status line, and the fields without those of the connection and of framing; each with its end."""
+        """The status line, and the fields except connection and framing fields; each with its line end."""
         if not self._lines:
             lines = b"HTTP/1.1%b%b\r\n" % (self.status_line[8:], _REMOVED.sub(b"", self.fields))
             named = self.options - _PLAIN_OPTIONS
@@ -76,12 +76,12 @@ class Response(ResponseHead):
         return b"%b%b\r\n" % (self.lines, framing), keep, wraps
 
     def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
-        """Pass on these fields, each with its end, instead of those whose lines the expression recognises."""
+        """Pass on these fields, each with its line end, instead of the lines that the expression matches."""
         self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
         self.plain = b""
 
     def add(self, line: bytes) -> None:
-        """Add a field, with its end, to those that are passed on."""
+        """Add a field, with its line end, to the fields that are passed on."""
         self._lines = self.lines + line
         self.plain = b""
 

@@ -25,7 +25,7 @@ def answer_of_route(route: Route, request: RequestHead, client: str) -> Response
 
 
 def _location(route: Route, request: RequestHead) -> bytes:
-    """Where the client is sent; b"" if it names no host, and the route has none either."""
+    """The location that the client is redirected to; b"" if neither the request nor the route names a host."""
     assert route.redirect is not None
     to, target = route.redirect.to, b"/" if request.target == b"*" else request.target
     if not route.only_plain:

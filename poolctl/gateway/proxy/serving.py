@@ -30,7 +30,7 @@ def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer
 def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None) -> None:
     """Serve the connection after a TLS handshake, with the certificate that the context chooses.
 
-    With as many handshakes under way as may be, the one that began first is given up.
+    At the maximum number of handshakes in progress, the oldest is aborted.
     """
     handshakes = edge.pool.handshakes
     if len(handshakes) >= edge.descriptors.of_handshakes:
@@ -43,7 +43,7 @@ def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported
 
 
 async def drain(edge: Edge, seconds: float) -> None:
-    """End the connections of clients: idle ones soon, others after their response, what is left after `seconds`."""
+    """End client connections: idle connections soon, others after their response, the remaining after `seconds`."""
     pool = edge.pool
     for client in list(pool.clients):
         client.drain()

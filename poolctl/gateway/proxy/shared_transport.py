@@ -23,9 +23,9 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class SharedTransport(asyncio.Transport):
-    """Serves the protocol over the connection, and owns it. No call waits, whatever the connection's flags are.
+    """Serves the protocol over the connection, and owns it. No call blocks, even if the connection's flags allow that.
 
-    Raises OSError if the connection has ended already; it stays the caller's then.
+    Raises OSError if the connection has ended already; the caller keeps it then.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class SharedTransport(asyncio.Transport):
         self._unsent = bytearray()
         self._reading = False
         self._wanted = True  # reading, by the protocol
-        self._ended = False  # the client sends nothing more
-        self._paused = False  # the protocol, which waits for what is unsent
+        self._ended = False  # the client closed its side
+        self._paused = False  # the protocol, which waits for unsent bytes
         self._eof = self._closing = self._over = False
         protocol.connection_made(self)
         if self._wanted:

@@ -1,4 +1,4 @@
-"""What the gateway answers by itself for a server that sleeps or starts: probes, icons, and a page for browsers."""
+"""Responses of the gateway itself for a server that sleeps or starts: to probes, for icons, and a page for browsers."""
 
 from __future__ import annotations
 

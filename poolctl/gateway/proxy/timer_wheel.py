@@ -1,7 +1,7 @@
 """Deadlines of many connections with one timer of the event loop.
 
 Nearly all deadlines are moved before they expire, many times a second. Moving one is an assignment: a timer stays in
-the slot in which it was put, and when that is due it goes on to the slot of its deadline by then. Deadlines are
+the slot in which it was put, and when that slot is due it moves to the slot of its current deadline. Deadlines are
 observed up to one slot late.
 """
 
@@ -84,23 +84,23 @@ class Timer:
         self.slot = -1
 
     def start(self, seconds: float, expired: Callable[[], None]) -> None:
-        """Replace the deadline and what follows it; 0 seconds are no deadline."""
+        """Replace the deadline and its callback; 0 seconds means no deadline."""
         self._expired = expired
         self.deadline = deadline = self._wheel.now() + seconds if seconds else _NEVER
         if deadline < self.visit:
             self._wheel.put(self)
 
     def extend(self, seconds: float) -> None:
-        """Put the deadline off to so many seconds from now."""
+        """Move the deadline to `seconds` from now."""
         self.deadline = self._wheel.now() + seconds if seconds else _NEVER
 
     def stop(self) -> None:
-        """There is no deadline for now. The timer keeps its slot, for the next one is probably near."""
+        """Clear the deadline. The timer keeps its slot, because the next deadline is probably near."""
         self.deadline = _NEVER
         self._expired = _nothing
 
     def close(self) -> None:
-        """There will be no deadline any more: let go of what the timer refers to."""
+        """Clear the deadline for good, and release the objects that the timer refers to."""
         self.stop()
         self._wheel.remove(self)
         self.visit = _NEVER

@@ -14,9 +14,9 @@ _MASKED = 0x80
 
 
 class FrameBoundary:
-    """Follows what a server sends; a frame of one's own may stand where `at_boundary` is true.
+    """Follows the frames that a server sends; a frame may be inserted where `at_boundary` is true.
 
-    `ending`: a close frame takes the place of the next one. `lost`: there were too many to follow.
+    `ending`: a close frame replaces the next frame. `lost`: there were too many to follow.
     """
 
     __slots__ = ("_header", "_left", "ending", "lost")
@@ -28,11 +28,11 @@ class FrameBoundary:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether a frame is complete, and the next one has not begun."""
+        """Whether a frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
     def passed_on(self, data: Buffer) -> Buffer:
-        """What is sent to the client for these bytes."""
+        """The bytes to send to the client in place of these bytes."""
         if not self.ending:
             self.feed(data)
             return data
@@ -42,7 +42,7 @@ class FrameBoundary:
         return rest + _CLOSE_1012 if self.at_boundary else rest
 
     def end(self) -> bytes:
-        """End the WebSocket with status 1012, as soon as may be: what is sent to the client now."""
+        """End the WebSocket with status 1012 as soon as possible; returns the bytes to send now."""
         self.ending = True
         return _CLOSE_1012 if self.at_boundary else b""
 
@@ -78,7 +78,7 @@ class FrameBoundary:
 
 
 def _header_length(header: bytes) -> int:
-    """The length of a frame's header, as far as its beginning tells."""
+    """The length of a frame's header, as far as its first bytes determine it."""
     if len(header) < 2:
         return 2
     short = header[1] & ~_MASKED

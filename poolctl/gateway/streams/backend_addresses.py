@@ -43,13 +43,13 @@ class BackendAddresses:
         self._names: dict[Endpoint, _Name] = {}
 
     def close(self) -> None:
-        """Give up what is being resolved."""
+        """Cancel the name resolution in progress."""
         for name in self._names.values():
             if name.resolving is not None:
                 name.resolving.cancel()
 
     def known(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-        """The addresses; None for a name that has none yet: see `wait`."""
+        """The addresses; None for a name that is not resolved yet: see `wait`."""
         if (literal := _literal(endpoint)) is not None:
             return literal
         name = self._names.setdefault(endpoint, _Name())
@@ -58,7 +58,7 @@ class BackendAddresses:
         return name.addresses or None
 
     async def wait(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
-        """The addresses; none if the name cannot be resolved."""
+        """The addresses; empty if the name cannot be resolved."""
         known = self.known(endpoint)
         if known is not None:
             return known

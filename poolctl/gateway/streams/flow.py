@@ -1,7 +1,7 @@
 """One direction of a TCP connection: bytes go from socket to socket through one buffer for all connections.
 
 Measured at half of HAProxy's CPU for bulk and at as much for small requests. An event loop's transports copy each chunk
-once more.
+a second time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Copied(Protocol):
         """Reading from `source` failed."""
 
     def flow_ended(self) -> bool:
-        """One direction has ended. Whether the other one goes on; otherwise both sockets are closed."""
+        """One direction has ended. Returns whether the other continues; otherwise both sockets are closed."""
 
 
 class Flow:
-    """One direction of a connection: what is read from `source` is written to `target` at once.
+    """One direction of a connection: bytes read from `source` are written to `target` at once.
 
-    What `target` does not take waits, and nothing more is read meanwhile: at most one buffer.
+    Reading pauses while bytes wait for `target`, so at most one buffer is held.
     """
 
     __slots__ = (
@@ -54,7 +54,7 @@ class Flow:
         target: socket.socket,
     ) -> None:
         self.copied = 0
-        self.ended = False  # the source sends no more, and the target knows
+        self.ended = False  # the source has ended, and the target was notified
         self._connection = connection
         self._loop = loop
         self._source, self._source_fd = source, source.fileno()
@@ -66,8 +66,8 @@ class Flow:
         self._loop.add_reader(self._source_fd, self._copy)
 
     def stop(self) -> None:
-        """Neither read nor write any more."""
-        # Removing what is not there costs as much as removing what is.
+        """Stop reading and writing."""
+        # Removing an absent reader costs as much as removing a present one.
         if self._waiting:
             self._loop.remove_writer(self._target_fd)
         elif not self.ended:
@@ -117,7 +117,7 @@ class Flow:
             self.resume()
 
     def _discard(self) -> None:
-        """The target takes no more. It may have sent an answer before, which the other direction still delivers."""
+        """The target accepts no data. It may have sent an answer before, which the other direction still delivers."""
         self.stop()
         self.ended, self._waiting = True, b""
         self._connection.flow_ended()

@@ -1,4 +1,4 @@
-"""What was used longest ago, and one timer for all that may be idle only so long."""
+"""Items in the order of their last use, with one timer for the limit on idle time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Item = TypeVar("Item", bound=Used)
 
 
 class IdleOrder(Generic[Key, Item]):
-    """Items by key, the longest idle first. One that is idle for `seconds` (0: no limit) is given to `expire`.
+    """Items by key, the longest idle first. An item that is idle for `seconds` (0: no limit) is given to `expire`.
 
     The callback has to remove it. Times are those of `now`; the loop's timer only says when to look.
     """
@@ -48,7 +48,7 @@ class IdleOrder(Generic[Key, Item]):
         return iter(list(self._items.values()))
 
     def add(self, key: Key, item: Item) -> None:
-        """Keep it, as the one used last."""
+        """Add the item, or mark it as used last."""
         item.used = self._now()
         self._items[key] = item
         if self._timer is None:
@@ -67,7 +67,7 @@ class IdleOrder(Generic[Key, Item]):
             self._timer = None
 
     def oldest(self) -> Item:
-        """The one that is idle longest. Raises StopIteration when there is none."""
+        """The item that is idle longest. Raises StopIteration if there is no item."""
         return next(iter(self._items.values()))
 
     def limit(self, seconds: float) -> None:

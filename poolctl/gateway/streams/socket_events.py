@@ -1,8 +1,8 @@
 """Readiness of the sockets of sessions, from one epoll instance for all of them.
 
-A loop's own `add_reader` and `remove_reader` make six system calls for a socket; this makes one. A socket that is
-closed needs none: no other process has duplicates of these. For sockets that are ready often, such as those of
-connections, it does not pay: looking here is one more system call in an iteration of the loop.
+A loop's own `add_reader` and `remove_reader` make six system calls for a socket; this makes one. A closed socket needs
+no call, because no other process has duplicates of it. It does not pay for sockets that are ready often, such as
+connections, because each check is an extra system call per iteration of the loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SocketEvents:
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def close(self) -> None:
-        """Call back no more."""
+        """Stop calling back."""
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -36,7 +36,7 @@ class SocketEvents:
         self._readers[fd] = callback
 
     def remove_reader(self, fd: int) -> None:
-        """Call back no more, although the socket stays open."""
+        """Stop calling back, although the socket stays open."""
         self._epoll.unregister(fd)
         del self._readers[fd]
 

@@ -62,12 +62,12 @@ class TcpStream:
         self.settle()
 
     def close(self) -> None:
-        """Accept no more; open connections continue."""
+        """Stop accepting; open connections continue."""
         self._closed = True
         self.settle()
 
     async def drain(self, seconds: float) -> None:
-        """Accept no more, wait until the open connections have ended, and after that time reset those that have not."""
+        """Stop accepting, wait for open connections to end, and after `seconds` reset the remaining connections."""
         self.close()
         if self.open:
             self._empty = self.edge.loop.create_future()
@@ -103,7 +103,7 @@ class TcpStream:
             self._empty.set_result(None)
 
     def hold_off(self, error: OSError) -> None:
-        """Accept no more for a moment: connections wait in the backlog until descriptors are free again."""
+        """Stop accepting for a moment: connections wait in the backlog until descriptors are free again."""
         if self._held_off is None:
             logger.warning("stream %s cannot open a connection: %s", self.route.alias, error)
             self._held_off = self.edge.loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again)
@@ -131,7 +131,7 @@ class TcpStream:
         for number in range(_AT_ONCE):
             if not self._accepting:
                 return
-            if not self.edge.stream_share.may_accept(self):  # what other streams have accepted counts, too
+            if not self.edge.stream_share.may_accept(self):  # connections of other streams count, too
                 self.settle()
                 return
             if descriptors.few():

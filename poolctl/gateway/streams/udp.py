@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ..edge import Edge
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-# A session with so many answers is likely to get more: the loop itself then watches its socket.
+# After this number of answers a session is likely to get more, so the loop itself watches its socket.
 _OFTEN = 8
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
 _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
-# The bound where the route has none: a flood from forged addresses must not take all descriptors of the gateway.
+# The bound for a route without one: a flood from forged addresses must not take all descriptors of the gateway.
 _MOST_SESSIONS = 16_384
 _SESSIONS_PART = 4
 _WILDCARDS = ("0.0.0.0", "::")
@@ -37,8 +37,8 @@ _PKTINFO_SPACE = socket.CMSG_SPACE(20)
 class UdpStream:
     """A stream route in service: its sockets, and the sessions of their clients.
 
-    It begins at once. With as many sessions as there may be, a new one replaces the one that is idle longest. The
-    sockets stay the caller's. A datagram for which there is no backend is dropped, as a full queue would drop it.
+    It begins at once. At the maximum number of sessions, a new session replaces the one idle longest. The caller keeps
+    the sockets. A datagram for which there is no backend is dropped, as a full queue would drop it.
     """
 
     def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
@@ -68,12 +68,12 @@ class UdpStream:
             self.evict()
 
     def close(self) -> None:
-        """Read no more datagrams of clients: they are for a successor. Answers to earlier ones are still sent."""
+        """Stop reading clients' datagrams, which are for a successor. Answers to earlier datagrams are still sent."""
         for listener in self._listeners:
             listener.close()
 
     async def drain(self, seconds: float) -> None:
-        """Read no more datagrams of clients, forward answers until the sessions are idle or the time is over."""
+        """Stop reading clients' datagrams; forward answers until the sessions are idle or the time is over."""
         self.close()
         if self.sessions:
             self._empty = self.edge.loop.create_future()
@@ -182,7 +182,7 @@ class _DatagramSocket:
         stream.edge.loop.add_reader(sock.fileno(), self._read_with_local if everywhere else self._read)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self.stream.edge.loop.remove_reader(self._sock.fileno())
 
     def _read(self) -> None:
@@ -216,7 +216,7 @@ class _DatagramSocket:
             session = stream.begin(key, self, client, local)
         tried: tuple[str, ...] = ()
         while session is not None and not session.send(size):
-            # An earlier datagram was refused, and so this one was not sent: another backend gets it.
+            # An earlier datagram was refused, so this one was not sent: another backend gets it.
             tried += (session.lease.backend.key,)
             session = stream.begin(key, self, client, local, tried)
         if session is None:
@@ -270,7 +270,7 @@ class _Session:
         stream.events.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
-        """Whether its time in all has passed: the next datagram begins another one, perhaps with another backend."""
+        """Whether its total time has passed; the next datagram begins a new session, perhaps with another backend."""
         stream = self._listener.stream
         return stream.edge.now() - self._began >= stream.route.timeouts.total
 
@@ -320,7 +320,7 @@ class _Session:
         self._end(RequestOutcome.FAILED, CONNECT)
 
     def close(self) -> None:
-        """End it; a later datagram of the client begins another one."""
+        """End the session; a later datagram of the client begins a new session."""
         self._end(RequestOutcome.ANSWERED if self._answers else RequestOutcome.CANCELLED)
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:

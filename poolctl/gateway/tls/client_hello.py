@@ -29,7 +29,7 @@ class NoClientHello(ValueError):
 
 
 class ClientHello(NamedTuple):
-    """`server_name` in lower case, "" for none; `protocols` are those of ALPN in the client's order."""
+    """`server_name` in lower case or ""; `protocols` from ALPN in the client's order."""
 
     server_name: str = ""
     protocols: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ class ServerContext(ssl.SSLContext):
         """Whether requests for this host, with or without a port, may come over a connection with this certificate.
 
         False for a host of another certificate with which clients have to present theirs: a client could otherwise
-        avoid that by naming one host in the handshake and another one in the request (RFC 9110 §7.4).
+        avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
         """
         name = host.decode("latin-1").lower().partition(":")[0].rstrip(".")
         if name.startswith("[") or name.replace(".", "").isdigit():
@@ -33,9 +33,9 @@ class ServerContext(ssl.SSLContext):
 
 
 class ListenerCertificates:
-    """For each TLS listener the contexts of its certificates: one by each of their names, and the first as default.
+    """For each TLS listener the contexts of its certificates: by each of their names, and the first as default.
 
-    A certificate that is put again replaces the former one for handshakes from then on; connections go on.
+    A renewed certificate applies to handshakes from then on; connections continue.
     """
 
     def __init__(self) -> None:

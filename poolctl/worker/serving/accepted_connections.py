@@ -16,7 +16,7 @@ from .connection_state import PoolServerState
 
 _LEAST_HANDSHAKE_SECONDS = 0.1
 
-_Work = Coroutine[Any, Any, object]  # what makes a transport
+_Work = Coroutine[Any, Any, object]  # creates a transport
 _Attaching = tuple[
     _Work, asyncio.Future[object]
 ]  # for a connection without TLS, with the future that it awaits
@@ -34,7 +34,7 @@ class AcceptedConnections:
         self._handshakes: dict[asyncio.Protocol, asyncio.Future[object]] = {}
 
     def __len__(self) -> int:
-        """How many have no protocol yet; those in a TLS handshake are counted by the state."""
+        """The number of connections without a protocol; the state counts connections in a TLS handshake."""
         return len(self._attaching)
 
     def shake_hands(
@@ -83,16 +83,17 @@ class AcceptedConnections:
             self._schedule(loop)
 
     def cancel(self) -> None:
-        """Cancel those that have no protocol yet."""
+        """Cancel the connections that have no protocol yet."""
         for waits in list(self._handshakes.values()):
             waits.cancel()
         for _, made in self._attaching:
             made.cancel()
 
     def _settle(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
-        """Finish so many, which were attached before this was scheduled: they have their protocols now, or have failed.
+        """Finish the first `count`, attached before this was scheduled: they have their protocols now, or have failed.
 
-        No others: uvloop does not survive a transport that is closed before it has called `connection_made`.
+        Later connections must wait: uvloop does not survive a transport that is closed before it has called
+        `connection_made`.
         """
         over, self._attaching = self._attaching[:count], self._attaching[count:]
         for work, _ in over:

@@ -35,15 +35,15 @@ from .shared_listener import ROOM_PART, Listening, SharedListener, TlsListener, 
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
-# A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
-# and closing a listener costs as much as several requests.
+# A full worker accepts again when this part of its connections has closed, or a moment after the first has closed:
+# opening and closing a listener costs as much as several requests.
 _PART = 16
 _ROOM_SECONDS = 0.05
 _TAKE_AGAIN_SECONDS = 0.1
 # Descriptors that are left to probes, to files of the application and to connections that are accepted in one go.
 _LEAST_RESERVE = 16
 _RESERVED_PART = 16
-_OPEN_AT_START = 64  # where /proc cannot tell
+_OPEN_AT_START = 64  # used where /proc is not readable
 _AT_ONCE = 16
 # For connections that have waited for the wake, and reach the pair when the worker accepts already.
 _WAKE_SECONDS = 1.0
@@ -135,7 +135,7 @@ class SharedListeners:
         await asyncio.gather(*self._tasks)
 
     def _fill(self) -> None:
-        """Accept nothing more until there is room: this connection is the last one."""
+        """Stop accepting until there is room; the current connection is the last."""
         if self._full or self._ended:
             return
         self._full = True
@@ -203,7 +203,7 @@ class SharedListeners:
             raise
 
     async def _accept_waiting(self) -> None:
-        """Accept what is in the backlog: the event loop's own server would not look whether the client has left."""
+        """Accept from the backlog, because the event loop's own server would not check whether the client has left."""
         asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
         for listener in self._listeners:
             with SharedListener(listener, self._server_state) as backlog:
@@ -253,7 +253,7 @@ class SharedListeners:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_some)
 
     def _stop_taking(self) -> None:
-        """Take no more connections; those that wait are left to other workers."""
+        """Stop taking connections; waiting connections are left to other workers."""
         self._taking = False
         self.show_taking()
         if self._take_timer is not None:
@@ -262,7 +262,7 @@ class SharedListeners:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
     def show_taking(self) -> None:
-        """Show the other workers whether this one takes connections."""
+        """Publish to the other workers whether this worker takes connections."""
         if self._server_state.evenness is not None:
             self._server_state.evenness.accept(self._taking)
 
@@ -279,7 +279,7 @@ class SharedListeners:
         if now - self._taken_at >= PAUSE_SECONDS:
             batch.restart()
         self._taken_at = now
-        # Those without TLS that have no protocol yet are not counted as open.
+        # Connections without TLS that have no protocol yet are not counted as open.
         room = self._server_state.room() - len(self.accepted)
         most = min(batch.size, max(1, room // ROOM_PART)) if room > 0 else 0
         if evenness is not None and evenness.under_way:
@@ -291,7 +291,7 @@ class SharedListeners:
         batch.took(most)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Whether a worker with fewer connections takes the next one; if none does, this one takes it soon."""
+        """Whether to leave the next connection to a worker with fewer connections, at least for a moment."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -301,7 +301,7 @@ class SharedListeners:
         return bool(seconds)
 
     def _take_one(self) -> bool:
-        """Take the next connection; False if there was none."""
+        """Take the next connection; False if no connection was waiting."""
         assert self._adoption is not None
         try:
             taken = connection_handover.take(self._adoption.take)

@@ -39,11 +39,12 @@ _MOST_LINES = 50
 
 
 class AccessLog:
-    """An ASGI application that gives each request of another one an ID, and writes a line when it is complete.
+    """ASGI middleware that gives each request an ID, and writes a line when the request is complete.
 
-    The ID is that of the header X-Request-ID, or a new one if that is missing or unprintable. The application finds it
-    in the header, and in `scope["state"]["request_id"]`. With `answer` the response has the header too. `log` is the
-    form of the lines in the worker's output, `text` or `json`, or `logger` for uvicorn's logger; None for no lines.
+    The ID is taken from the header X-Request-ID, or generated if the header is missing or unprintable. The application
+    finds it in the header, and in `scope["state"]["request_id"]`. With `answer` the response has the header too. `log`
+    is the form of the lines in the worker's output, `text` or `json`, or `logger` for uvicorn's logger; None for no
+    lines.
     """
 
     def __init__(self, app: App, *, log: str | None, answer: bool = False) -> None:
@@ -101,7 +102,7 @@ class _Request:
 
     @property
     def client(self) -> str:
-        """The client's address; empty if it has none."""
+        """The client's address, or "" if it is unknown."""
         return get_client_addr(self.scope)  # type: ignore[arg-type]
 
     @property

@@ -28,9 +28,9 @@ with suppress(ImportError):
 
 
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """The class for connections that extends this one of uvicorn's, or that one itself if it lacks a known part.
+    """The class for connections that extends the given uvicorn class, or that class itself if it lacks a known part.
 
-    Then a drain closes connections, and requests are not counted.
+    In that case a drain closes connections, and requests are not counted.
     """
     use_what_is_known(protocol)
     for ours, parts in _CLASSES:

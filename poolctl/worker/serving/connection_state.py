@@ -1,4 +1,4 @@
-"""What the connections of one worker share, without a periodic timer.
+"""State shared by the connections of one worker, without a periodic timer.
 
 uvicorn wakes every worker ten times a second to refresh its date header and to check counters: 100 idle workers
 cost 6 % of a core that way and nothing this way, because here each value is computed when it is needed.
@@ -36,7 +36,7 @@ _add, _discard = set.add, set.discard
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The requests in progress. Only a `WatchedTasks` reports them: most of the time no one waits for that."""
+    """The requests in progress. Changes are reported only by the subclass `WatchedTasks`."""
 
     __slots__ = ("_state",)
 
@@ -46,7 +46,7 @@ class Tasks(set[asyncio.Task[None]]):
 
 
 class WatchedTasks(Tasks):
-    """The requests in progress; the state is notified before each new one and after the last one."""
+    """The requests in progress; the state is notified before each new request and after the last."""
 
     __slots__ = ()
 
@@ -61,7 +61,7 @@ class WatchedTasks(Tasks):
 
 
 class Connections(set[Any]):
-    """The connections of a worker; the state is notified before each new one and after each end.
+    """The connections of a worker; the state is notified before each new connection and after each end.
 
     On the tally objects of other classes than `http` are counted as WebSockets.
     """
@@ -118,7 +118,7 @@ class Connections(set[Any]):
 
 
 class Drainable:
-    """A connection that can leave a worker; each kind overrides what it can do."""
+    """A connection that can leave a worker; subclasses override the methods that they support."""
 
     __slots__ = ()
 
@@ -189,7 +189,7 @@ class Heads:
             self._set_timer(due - now)
 
     def end(self, connection: AwaitsHead) -> None:
-        """Its head is complete, or is not expected any more."""
+        """Stop the timer: the head is complete, or no longer expected."""
         self.due.pop(connection, None)
         if self._spared:
             self._spared.discard(connection)
@@ -273,7 +273,7 @@ class PoolServerState(ServerState):
         return self.most_connections - self.open_connections
 
     def watch_tasks(self) -> None:
-        """Report from now on when a request comes, and when none is left."""
+        """Report from now on when a request arrives, and when no request is left."""
         self.tasks.__class__ = WatchedTasks
 
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
@@ -331,7 +331,7 @@ class PoolServerState(ServerState):
         now = time.time()
         date = [(b"date", _http_date(int(now)))] if self.date_header else []
         self._headers = date + self._static
-        # Not periodic: it is set for the first response of a second.
+        # Not periodic: the timer is set by the first response of each second.
         self._fresh = True
         asyncio.get_running_loop().call_later(1 - now % 1, self._second_is_over)
 

@@ -22,7 +22,7 @@ _SEND_SECONDS = 0.1
 
 
 def cancel(tasks: Iterable[asyncio.Task[None]], connections: Iterable[object]) -> None:
-    """Cancel the tasks of requests; those that do not respond to that themselves are answered with 503."""
+    """Cancel the tasks of requests; requests whose application sends no response to that get a 503."""
     for connection, cycle in _unanswered(connections):
         cycle.send_500_response = partial(_answer, connection, cycle)
     for task in list(tasks):
@@ -35,11 +35,11 @@ async def answer_uncancelled(connections: Iterable[object]) -> None:
         async with asyncio.timeout(_SEND_SECONDS):
             for connection, cycle in list(_unanswered(connections)):
                 await _answer(connection, cycle)
-                cycle.disconnected = True  # what the application still sends is ignored
+                cycle.disconnected = True  # the application's further output is ignored
 
 
 def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """The requests without a response, with their connections. WebSockets and unknown classes have none."""
+    """The requests without a response, with their connections; excludes WebSockets and unknown classes."""
     for connection in connections:
         several = getattr(connection, "cycles", None)  # of HTTP/2
         cycles = [getattr(connection, "cycle", None)] if several is None else several.values()

@@ -1,7 +1,7 @@
 """Evens out the connections of one server's workers, through its adoption pair.
 
-The kernel gives a new connection to whichever worker asks first, often to the same one. For short connections that
-does not matter; long-lived ones would stay where they are. A worker that has more than its share
+The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
+that does not matter; long-lived connections would stay where they are. A worker that has more than its share
 
 - hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. So those are
   evened out too which cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
@@ -26,7 +26,7 @@ from ..peer_counts import PeerCounts
 
 MOMENT_SECONDS = 0.1
 _STEP_SECONDS = 0.005
-_TAKEN_SECONDS = 0.02  # what was given longer ago is on the page of another worker
+_TAKEN_SECONDS = 0.02  # anything given earlier is already counted on another worker's page
 _REST_SECONDS = 1.0
 _LEAST_DIFFERENCE = 2
 _WEBSOCKETS_PART = 4
@@ -50,7 +50,7 @@ class Made(HasHandOver, Protocol):
 
 
 class OpenConnections(Protocol):
-    """The state of a server, with its connections; those that can never move have no `hand_over`."""
+    """The state of a server with its connections; connections that can never move have no `hand_over`."""
 
     connections: Any
     draining: bool
@@ -91,7 +91,7 @@ class Evenness:
         self.publish()
 
     def publish(self) -> None:
-        """Show the others the number of connections; none may be handed to one that is out of rotation."""
+        """Publish the number of connections; a worker out of rotation is given none."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
@@ -132,7 +132,7 @@ class Evenness:
         return self._hand_over(connection, self._counts.others())
 
     def took_one(self) -> None:
-        """A connection has come out of the pair; perhaps no other worker has taken what this one gave."""
+        """Note a connection that came out of the pair, possibly one that this worker gave and no other worker took."""
         if self._in_flight:
             self._in_flight -= 1
 
@@ -142,7 +142,7 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """For how long others should have the chance to take what is in the pair, after so many such pauses.
+        """How long to leave connections in the pair to other workers, after `pauses` such pauses; 0 for not at all.
 
         `accepted` connections have no protocol yet.
         """

@@ -111,7 +111,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def carried(self) -> Routed | None:
-        """What another worker has to know of a connection of a route."""
+        """The state of a routed connection for another worker; None for an ordinary connection."""
         return None
 
     @property
@@ -120,7 +120,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return self.cycle is not None and self.cycle.more_body
 
     def linger(self) -> None:
-        """Start to leave: a response in progress is the last one, an idle connection closes once it is quiet."""
+        """Start to leave: a response in progress is the last, an idle connection closes once it is quiet."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.idle:
@@ -185,7 +185,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
-        """Close an idle connection, unless it can still move; a response in progress is the last one, and says so."""
+        """Close an idle connection unless it can still move; a response in progress is the last, and says so."""
         if self.server_state.moves_to is not None:
             return
         super().shutdown()
@@ -204,11 +204,11 @@ class Http1Connection(Drainable, Http1Protocol):
             transport.resume_reading()
             return False
         transport.abort()
-        self.connections.discard(self)  # it counts no more, even before the loop has noticed
+        self.connections.discard(self)  # no longer counted, even before the loop has noticed
         return True
 
     def _give(self, end: socket.socket) -> bool:
-        # A lingering connection has a shorter limit, which does not apply any more.
+        # A lingering connection has a shorter limit, which no longer applies.
         limits = {} if self.lingering else self.time_left()
         try:
             fd = self.transport.get_extra_info("socket").fileno()
@@ -267,7 +267,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def may_leave(self) -> None:
         """Leave the worker, if it drains: a response is complete, and uvicorn has begun to read on."""
         state = self.server_state
-        # The response did not say that it is the last one: the client may send another request.
+        # The response did not announce that it is the last, so the client may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
@@ -357,7 +357,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return {"until": monotonic() + self.closes_at - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
-        """No head is expected any more."""
+        """Stop the timer for the head of a request."""
         if self.head is not None:
             self.head = None
             self.server_state.heads.end(self)
@@ -375,7 +375,7 @@ class Http1Connection(Drainable, Http1Protocol):
         """The data did not complete a request: `size` bytes of it are a head, unless it is the end of a body."""
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
-            self.head_is_over()  # a WebSocket is not a connection of this protocol any more
+            self.head_is_over()  # a WebSocket is no longer a connection of this protocol
             return
         if self.idle and self.body_follows:
             self.close_when_quiet(self.timeout_keep_alive)
@@ -459,7 +459,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket; `event` is what its parser has made of the head, if any."""
+    """A connection whose last request asks for a WebSocket; `event` is the parser's event for its head, or None."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection

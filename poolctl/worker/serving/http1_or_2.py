@@ -97,7 +97,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._until = until, asked
 
     def linger(self) -> None:
-        """Close if no data arrives for a moment; a request that arrives is the last one."""
+        """Close if no data arrives for a moment; a request that arrives is the last."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
 
     def shutdown(self) -> None:

@@ -1,8 +1,8 @@
 """uvicorn's HTTP/2 protocol on the parser zttp, with a drain by GOAWAY that loses no request.
 
 After a GOAWAY a client opens no further streams and continues on another connection; streams that it opened before are
-answered (RFC 9113 §6.8). So the first GOAWAY names the highest stream that can exist, and the last one, with which an
-idle connection closes, the highest one that existed.
+answered (RFC 9113 §6.8). So the first GOAWAY names the highest stream that can exist, and the last GOAWAY, with which
+an idle connection closes, names the highest stream that existed.
 """
 
 from __future__ import annotations

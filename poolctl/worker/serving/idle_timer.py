@@ -9,7 +9,7 @@ from .connection_state import PoolServerState
 
 
 class IdleTimer:
-    """Notices when a server is idle: for so many seconds no request, WebSocket or stream and no new connection.
+    """Reports when a server becomes idle: for a given time no request, WebSocket, stream or new connection.
 
     `on_change(True)` is called once when it gets idle, and `on_change(False)` once when that ends, until `end`.
     """
@@ -28,7 +28,7 @@ class IdleTimer:
         self._timer = self._loop.call_later(seconds, self._check)
 
     def end(self) -> None:
-        """Report nothing more."""
+        """Stop reporting."""
         self._server_state.on_activity = None
         self._timer.cancel()
 

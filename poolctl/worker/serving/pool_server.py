@@ -75,10 +75,10 @@ class PoolServer(uvicorn.Server):
     `drain_seconds`; requests in progress get `stop_seconds` after that and are cancelled then. Connections that come
     through `adoption` are served as if they had been accepted. With `resting` it accepts nothing before
     `set_accepting`. Requests are counted on the page `tally`; there is one page for a process. The head of a request
-    may take `head_seconds` and have `head_bytes`. With `max_connections` the server accepts no more until there is room
-    again (None: as many as the process has descriptors for). With `http2` it also serves that, by uvicorn's classes.
+    may take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room
+    again (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
     `routes` are for the connections that a gateway passes on. With `woken` connections have waited for this worker
-    since their server slept: those whose clients have left by then are closed, and their requests not executed.
+    since their server slept: connections whose clients have left meanwhile are closed, and their requests not executed.
     `failed` is the form of the log lines of failed requests (see FailedRequests), None for no lines.
     """
 
@@ -182,7 +182,7 @@ class PoolServer(uvicorn.Server):
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
     def give_back_connections(self) -> None:
-        """Give the gateway what it has passed, each connection before its next request."""
+        """Give each passed connection back to the gateway before its next request."""
         for connection in self._http_connections():
             connection.give_back()
 
@@ -270,7 +270,7 @@ class PoolServer(uvicorn.Server):
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
             raise StartupFailed(_NOT_STARTED, status) from exit_
-        if self.lifespan.should_exit:  # older versions of uvicorn do no more
+        if self.lifespan.should_exit:  # older versions of uvicorn only set this flag
             raise StartupFailed(_NOT_STARTED)
 
     def _prepare_protocol(self) -> None:

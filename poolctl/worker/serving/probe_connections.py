@@ -26,7 +26,7 @@ _KEPT_SECONDS = 86400.0  # the prober closes it
 
 
 class ProbeConnections:
-    """Answers probes of one server's application; `listeners` are those of its clients."""
+    """Answers probes of one server's application; `listeners` are its clients' listeners."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ProbeConnections:
 
 
 class EchoProtocol(asyncio.Protocol):
-    """Sends back what comes."""
+    """Echoes the received data."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport

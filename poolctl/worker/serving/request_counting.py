@@ -86,14 +86,14 @@ class Batch:
             self._last = sorted(latencies_ns)
             latencies_ns.clear()
         if self.complete:
-            # Requests that were not timed may complete after those that were, and get the same distribution.
+            # Untimed requests may complete after timed ones; they get the same distribution.
             self._spread(self._last)
             self.complete = 0
         if self.on_write is not None:
             self.on_write()
 
     def unanswered(self, connection: object, newest: Any) -> None:
-        """The connection is closed: its newest request, and those before it in the pipeline, get no response."""
+        """The connection is closed: its newest request, and the requests before it in the pipeline, get no response."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
@@ -115,7 +115,7 @@ class Batch:
         self.failed.clear()
 
     def _spread(self, latencies_ns: list[int]) -> None:
-        """Write the latencies of all complete requests, in proportion to those that were timed, which are sorted."""
+        """Write the latencies of all complete requests, in proportion to the timed latencies, which are sorted."""
         tally, timed, complete = self.tally, len(latencies_ns), self.complete
         tally[LATENCY_NS] += sum(latencies_ns) * complete // timed
         below = written = 0

@@ -1,12 +1,11 @@
 """Connections that the gateway has passed on with their route: each later request may be for another server.
 
-Before the parser sees a request its head is looked at, and decided about as the gateway decides, with the same table. A
-request of another server goes back to the gateway: the connection, with all bytes from that request's first one on. So
-the parser gets one message at a time, and what follows waits until the response before it is complete.
+Before the parser sees a request, its head is examined and routed as the gateway would route it, with the same table. A
+request for another server goes back to the gateway, as the connection with all bytes from that request on. So the
+parser gets one message at a time, and later bytes wait until the response before them is complete.
 
 The head of a request that differs from one before only in its path, below the same route, in fields that decide nothing
-and in the length of its body, costs a comparison. Other connections have no part in this: theirs is the class without
-the look.
+and in the length of its body, costs a comparison. Other connections use the class without this check.
 
 A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
 its next request may be for another server.
@@ -48,7 +47,7 @@ class RoutedConnection(Http1Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
+        # Not before reading has started, because neither loop can pause it here. Earlier bytes are placed before these.
         if self.look.pending:
             self.loop.call_soon(self.look_again)
         elif self.server_state.draining:
@@ -68,7 +67,7 @@ class RoutedConnection(Http1Connection):
             known = look.known
             if known is None or (data != known.head and known.body_of(data) != 0):
                 known = look.upload_like(data)
-            # The whole of it is one message; that of another route waits for the response before it.
+            # All bytes are one message; a message for another route waits for the response before it.
             if known is not None and (look.context is known.context or self.idle):
                 look.route, look.context = known.route, known.context
                 super().data_received(data)
@@ -87,7 +86,7 @@ class RoutedConnection(Http1Connection):
         self._returns()
 
     def leave(self) -> None:
-        """See Drainable. What the server must not keep goes to no other worker of it."""
+        """See Drainable. A connection that the server must not keep goes to no other worker of the server."""
         if self.look.routes.keeps:
             super().leave()
         else:
@@ -107,7 +106,7 @@ class RoutedConnection(Http1Connection):
             super().linger()
 
     def shutdown(self) -> None:
-        """Likewise, if the worker stops."""
+        """Go back to the gateway when the worker stops, if possible."""
         if not self._returns():
             super().shutdown()
 
@@ -210,7 +209,7 @@ class RoutedConnection(Http1Connection):
             if match is not None:
                 look.route = match.route.alias
                 look.context = routes.context(match.route)
-            else:  # the gateway's table is another one
+            else:  # the gateway uses another table
                 look.context = routes.context_by_alias(look.route)
             look.hops, look.decided = 0, False
             return True
@@ -243,7 +242,7 @@ class RoutedConnection(Http1Connection):
         return False
 
     def _remember(self, head: RequestHead, data: bytes) -> None:
-        """Let similar requests pass without being parsed. The head is that with which these bytes begin."""
+        """Let similar requests pass without being parsed. `data` begins with the head."""
         look = self.look
         match, routes = look.match, look.routes
         if (
@@ -259,7 +258,7 @@ class RoutedConnection(Http1Connection):
             look.accept(known)
 
     def _hold(self, data: bytes) -> None:
-        """Keep the bytes, and read no more for now."""
+        """Keep the bytes, and pause reading."""
         self.look.pending, self.look.partial = data, False
         self.flow.pause_reading()
 
@@ -319,7 +318,7 @@ class RoutedConnection(Http1Connection):
     def _return(self) -> bool:
         """Give the idle connection back to the gateway; False if that has failed and is not tried again."""
         look = self.look
-        # Lingering has shortened its time, which does not apply any more.
+        # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
         try:
             limits = asked if self.head is None else self.time_left()

@@ -33,18 +33,18 @@ class Listening(Protocol):
         """The duplicates of the listener, on which the loop has a reader."""
 
     def close(self) -> None:
-        """Accept nothing more."""
+        """Stop accepting."""
 
 
 class SharedListener(socket.socket):
-    """A listener from which a few connections are accepted at once, instead of as many as there are.
+    """A listener from which only a few connections are accepted at a time.
 
-    Some iterations pass until asyncio has counted them: a worker accepts at once only a part of what it has room for.
+    asyncio needs some iterations to count them, so a worker accepts only a fraction of its room at a time.
     """
 
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
         # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
-        # the listener of every other worker; one that calls accept() just then waits there for ever.
+        # the listener of every other worker; a worker that calls accept() at that moment blocks forever.
         numbers: Any = super(socket.socket, like)
         self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
@@ -74,7 +74,7 @@ class ServesTls(Protocol):
 
 
 class TlsListener:
-    """Accepts for the worker until it is closed, or until the loop has no reader on its socket any more."""
+    """Accepts for the worker until it is closed, or until the loop no longer has a reader on its socket."""
 
     def __init__(self, listener: SharedListener, worker: ServesTls) -> None:
         self.sockets = (listener,)
@@ -84,7 +84,7 @@ class TlsListener:
         self._begin()
 
     def close(self) -> None:
-        """Accept nothing more."""
+        """Stop accepting."""
         stop_reading(self.sockets)
         if self._retry is not None:
             self._retry.cancel()
@@ -94,7 +94,7 @@ class TlsListener:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        # One in each iteration: a handshake takes far longer, and meanwhile another worker may accept the next one.
+        # One per iteration: a handshake takes far longer, and meanwhile another worker may accept the next connection.
         try:
             sock = self._listener.accept_one()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):

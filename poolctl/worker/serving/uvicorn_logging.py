@@ -18,7 +18,7 @@ ABOVE_INFO = ("warning", "error", "critical")
 
 
 def omit_uvicorns_lines() -> None:
-    """Leave out what uvicorn and its WebSockets log themselves at INFO: startup, shutdown, and each connection.
+    """Suppress the INFO messages of uvicorn and its WebSockets about startup, shutdown and each connection.
 
     The worker reports its start and its end, and the access log the connections.
     """
@@ -53,9 +53,9 @@ def omit_lifespan_lines(config: uvicorn.Config) -> None:
 
 
 def set_log_level(settings: Settings) -> Settings:
-    """Set the level that the settings name, before the application is imported, which may set another one.
+    """Set the level that the settings name, before the application is imported, which may override it.
 
-    Returns the settings without it: uvicorn would set it once more, after the import.
+    Returns the settings without it: uvicorn would set it again after the import.
     """
     level = settings.get("log_level")  # left out for uvicorn's default
     if level is None:

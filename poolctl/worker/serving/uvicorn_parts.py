@@ -1,12 +1,12 @@
-"""What workers use of uvicorn: the configuration that they make for it, and its inner parts.
+"""The parts of uvicorn that workers use: the configuration that they make for it, and its internals.
 
 The part of a configuration that workers share is prepared in the zygote. TLS contexts are made from files in memory:
 the supervisor reads the keys, so the worker's user needs no access to them.
 
-Of its inner parts uvicorn documents little, and it may change them. Every import from below `uvicorn` is made here, and
-each name of uvicorn's objects that the protocol mixins, the server and the closing of WebSockets use is listed here. A
-test compares the lists with the code of this package and with the installed uvicorn; in a drain, connections of a
-protocol class that lacks a listed name are closed instead of moved.
+uvicorn documents few of its internals, and may change them. Every import from below `uvicorn` is made here, and each
+name of uvicorn's objects that the protocol mixins, the server and the closing of WebSockets use is listed here. A test
+compares the lists with the code of this package and with the installed uvicorn; in a drain, connections of a protocol
+class that lacks a listed name are closed instead of moved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 if TYPE_CHECKING:
 
     class Http1Protocol(asyncio.Protocol):
-        """What uvicorn's protocol classes for HTTP/1.1 have in common."""
+        """The common parts of uvicorn's protocol classes for HTTP/1.1."""
 
         app: Any
         access_log: bool
@@ -71,7 +71,7 @@ __all__ = [
     "get_client_addr", "get_path_with_query_string",
 ]  # fmt: skip
 
-# Those of an ASGI application; the state is what it finds in each scope.
+# Types of an ASGI application; the state is the object that it finds in each scope.
 State = dict[str, Any]
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -79,7 +79,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Of uvicorn, and those for `ssl_context`.
+# Arguments of uvicorn's configuration, and of `ssl_context`.
 Settings = dict[str, Any]
 Tls = dict[str, Any]
 
@@ -180,7 +180,7 @@ HTTP2 = UvicornParts(
     ),
 )
 
-# The classes of WebSocket connections by their names: none is imported that is not used.
+# The classes of WebSocket connections by name; only the one in use is imported.
 WEBSOCKETS = {
     "WebSocketsSansIOProtocol": UvicornParts(
         ("shutdown", "stop_keepalive", "send_receive_event_to_app", "send_500_response"),
@@ -199,7 +199,7 @@ WEBSOCKETS = {
 # The application that answers above limit_concurrency, by its name in such a module.
 BUSY_APP = "service_unavailable"
 
-# Of such a module: the functions that tell the addresses of a connection, and the module of loggers.
+# Names in such a module: the functions that return the addresses of a connection, and the module of loggers.
 LOCAL_ADDRESS, REMOTE_ADDRESS, LOGGING = "get_local_addr", "get_remote_addr", "logging"
 
 # A configuration, once it is loaded.
@@ -223,7 +223,7 @@ def prepare() -> None:
     made.load()
     # Given as classes, they are not looked up by name in each worker (0.1 MB).
     made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
-    made.interface = "auto"  # that of each application is found out when it is loaded
+    made.interface = "auto"  # determined for each application when it is loaded
     made.loaded = False
     _prepared[:] = [made]
 
@@ -242,7 +242,7 @@ class _Logging:
 
 
 def use_what_is_known(protocol: type) -> None:
-    """Have the module of a protocol class of uvicorn's look up nothing for a connection that is known already.
+    """Make the module of a uvicorn protocol class use the addresses and loggers that are already known.
 
     The transport knows the addresses: uvicorn asks the kernel again, on uvloop with five system calls. It also looks
     up two loggers, each with two locks: a fiftieth of what a short connection costs.
@@ -310,7 +310,7 @@ def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
     Raises OSError (ssl.SSLError is one) for files that do not match; the context then keeps its previous ones.
     """
     paths = [f"/proc/self/fd/{fd}" for fd in fds]
-    # First tried with another context: with a key that does not match, this one would be left without either.
+    # Try another context first: with a key that does not match, this context would be left without certificate and key.
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(paths[0], paths[1], tls["password"])
     context.load_cert_chain(paths[0], paths[1], tls["password"])
     if len(paths) > 2:

@@ -58,7 +58,7 @@ def _refuse_handshake(connection: WebSocket) -> None:
 def _sansio(connection: WebSocket) -> bool:
     if not connection.handshake_complete or connection.close_sent:
         return False
-    # Discard what the client sends before its close frame.
+    # Discard data that the client sends before its close frame.
     connection.send_receive_event_to_app = connection.frames.clear
     connection.conn.send_close(SERVICE_RESTART)
     _await_reply(connection, b"".join(connection.conn.data_to_send()))
@@ -70,7 +70,7 @@ def _wsproto(connection: WebSocket) -> bool:
 
     if not connection.handshake_complete or connection.close_sent or connection.response_started:
         return False
-    # Likewise, with pings and pongs, which cannot be answered after the close frame.
+    # Discard data, and also pings and pongs, which cannot be answered after the close frame.
     connection.handle_message = connection.handle_ping = connection.handle_pong = lambda event: None
     _await_reply(connection, connection.conn.send(CloseConnection(code=SERVICE_RESTART)))
     return True
@@ -96,7 +96,7 @@ def _legacy(connection: WebSocket) -> bool:
     return True
 
 
-# By the names of uvicorn_parts.WEBSOCKETS.
+# Indexed by the names of uvicorn_parts.WEBSOCKETS.
 _CLOSING_FUNCTIONS: dict[str, Callable[[WebSocket], bool]] = {
     "WebSocketsSansIOProtocol": _sansio,
     "WSProtocol": _wsproto,

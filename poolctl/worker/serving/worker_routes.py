@@ -1,4 +1,4 @@
-"""What a worker knows of the gateway: its routes, where connections go back, and what applications see of a route."""
+"""A worker's view of the gateway: its routes, where connections go back, and the route's context for applications."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .access_log import AccessLog
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 # Paths in normal form that every server reads alike (see routing.normal_path), and any query. The group must not be
-# repeated possessively: Python 3.11 then keeps what a last, failed repetition has consumed.
+# repeated possessively: Python 3.11 would keep the characters consumed by a last, failed repetition.
 _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _VERSION = b" HTTP/1.1\r\n"
@@ -79,11 +79,11 @@ class Waiting(Protocol):
     """A connection that needs a table."""
 
     def look_again(self) -> None:
-        """There is one, or there will be none."""
+        """Check again, because a table has arrived or will never arrive."""
 
 
 class Routes:
-    """What a worker knows of the gateway: the route table, and the end of the pair that takes connections back.
+    """The route table of the gateway, and the end of the pair that takes connections back.
 
     `server` is the name of its server in routes, the first of the `listeners` its own address.
     """
@@ -93,11 +93,11 @@ class Routes:
         self._listeners = listeners
         self._secure = secure
         self.table: RouteTable | None = None
-        self._shown: RouteTable | None = None  # the same for applications, whose threads may outlast it
+        self._shown: RouteTable | None = None  # the table for applications, whose threads may outlast it
         self.epoch = 0  # how often the table has changed
         self.gateway: socket.socket | None = None
-        self.ended = False  # there is no gateway any more
-        self.context_key = ""  # what the gateway says of the route of a request that it proxies has this key
+        self.ended = False  # the gateway has ended
+        self.context_key = ""  # key of the gateway's statement about the route of a request that it proxies
         self.keeps = True  # connections stay between two requests, and move to other workers of the server
         self.waiting: set[Waiting] = set()  # for a table
         self.known: dict[bytes, KnownRequest] = {}
@@ -109,9 +109,10 @@ class Routes:
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Use this table and this end of the gateway's pair from now on, without either none; they stay the caller's.
+        """Use this table and this end of the gateway's pair from now on; the caller keeps ownership of both.
 
-        Without the end the present one stays. Raises OSError, and ValueError for a descriptor that is not a table.
+        Without an end the present end stays in use. Raises OSError, and ValueError for a descriptor that is not a
+        table.
         """
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
@@ -131,19 +132,19 @@ class Routes:
             connection.look_again()
 
     def close_gateway(self) -> None:
-        """Give nothing back any more."""
+        """Stop giving connections back."""
         if self.gateway is not None:
             with suppress(OSError):
                 os.close(self.gateway.detach())
             self.gateway = None
 
     def context_by_alias(self, alias: str) -> Context | None:
-        """The same for the alias of a route; None if it is not in the table."""
+        """The context of the route with this alias; None if it is not in the table."""
         match = None if self.table is None else self.table.by_alias(alias)
         return None if match is None else self.context(match.route)
 
     def context(self, route: Route) -> Context:
-        """What the application finds in the scope of a request that takes this route."""
+        """The context that the application finds in the scope of a request that takes this route."""
         found = self._contexts.get(route.alias)
         if found is None:
             url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
@@ -175,10 +176,10 @@ class Routes:
 
 
 class Look:
-    """Where a connection stands: an object of its own, since protocols have too many attributes already.
+    """The routing state of a connection, an object of its own because protocols have too many attributes already.
 
-    `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
-    or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
+    `pending` are bytes that the parser has not received: an incomplete head (then `partial`), or bytes that wait for a
+    response, a table, or room in the gateway's pair. `body` is the number of missing bytes of the current message's
     body, or CHUNKED. `known` and `upload` are the last requests without a body, and with one, as far as the table of
     this `epoch` is in force; if it is `ready`, a message that is like one of them may follow.
     """
@@ -205,15 +206,15 @@ class Look:
         self.until = 0.0
 
     def carried(self) -> Routed:
-        """What another worker of this server has to know."""
+        """The state of the connection for another worker of this server."""
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def returned(self, generation: int) -> Routed:
-        """What the gateway has to know; the generation is that of the table by which the request is another's."""
+        """The state of the connection for the gateway; the table of `generation` says that it is another server's."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
     def recognised(self, head: bytes) -> tuple[KnownRequest, int] | None:
-        """A request that this one is like, by its head, and the length of its body or CHUNKED; None without one."""
+        """A remembered request with a similar head, and the length of the new body or CHUNKED; or None."""
         if len(head) <= KNOWN_BYTES:
             known = self.routes.known.get(head)
             if known is not None:
@@ -289,7 +290,7 @@ class HasContext(Protocol):
 
 
 def routed_app(app: App, look: HasContext) -> App:
-    """The application of one connection: it finds the route of a request in its scope, and what is known of the client.
+    """The application of one connection: adds the route and the known facts about the client to the scope of a request.
 
     Its requests, and the errors among them, are counted by route.
     """
@@ -342,7 +343,7 @@ async def _counting_errors(
 def proxied_app(app: App, routes: Routes) -> App:
     """The application of all connections: a request that the gateway has proxied finds its route in its scope.
 
-    The field by which the gateway tells the route is removed, also where a client has sent it.
+    The header field in which the gateway names the route is removed, even if a client has sent it.
     """
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
@@ -377,7 +378,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
 def show_route(connection: Any, look: HasContext) -> None:
     """Let the application see the route of each request of a connection of uvicorn's, WebSockets included."""
     connection.app = routed_app(connection.app, look)
-    if getattr(connection, "ws_protocol_class", None) is not None:  # HTTP/2 has none
+    if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
         connection.ws_protocol_class = functools.partial(
             _routed_websocket, connection.ws_protocol_class, look
         )
