@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import those before it.
-FEATURES = ("import_foreign", "pytest_plugin", "notify", "doctor", "top")
+FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "doctor", "top")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Feature:
     )  # the model of each table of files, a config.Table
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     verbs: tuple[str, ...] = ()  # verbs handled by this part
+    # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, reference: str) -> Any:
         """The referenced module or attribute."""

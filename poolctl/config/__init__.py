@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import *
     from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
-    from poolctl.config.model.proxmox_table import *
     from poolctl.config.model.registration_table import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
@@ -51,7 +50,7 @@ __all__ = [
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
-    "Probe", "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration",
+    "Probe", "Problem", "Reading", "Recovery", "RegisteredBackend", "Registration",
     "RegistrationClient", "RegistrationTable", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
@@ -87,7 +86,6 @@ _MODULES = {
     "rules.haproxy_checks": "haproxy_problems",
     "rules.json_schema": "json_schema",
     "model.operator_table": "OperatorTable",
-    "model.proxmox_table": "ProxmoxTable",
     "model.registration_table": "RegistrationClient RegistrationTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "rules.routes": "AnyRoute probed_targets routes_of users_of",

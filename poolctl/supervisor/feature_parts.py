@@ -13,6 +13,7 @@ from poolctl.feature import Feature, features
 from poolctl.monitor.event_queue import Events
 
 from .active_configuration import PoolEnvironment
+from .machine_source import ConnectMachines
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
 
@@ -23,6 +24,7 @@ class PartSite(NamedTuple):
     environment: PoolEnvironment
     core: Core
     events: Events
+    machines: ConnectMachines
 
 
 class FeaturePart(Protocol):
@@ -61,9 +63,9 @@ class FeatureParts:
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
 
-    def begin(self, core: Core) -> None:
+    def begin(self, core: Core, machines: ConnectMachines) -> None:
         """Make parts for this core from now on."""
-        self._site = PartSite(self._environment, core, self._events)
+        self._site = PartSite(self._environment, core, self._events, machines)
 
     def follow(self, tables: Tables) -> None:
         """Let the features act on these tables from now on."""

@@ -187,7 +187,7 @@ class ManagedPool:
         trace = Trace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
-        await self._observers.resume_counting(self.core, self._store)
+        await self._observers.resume_counting(self.core, self._store, self._gateway.connect_machines)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # With problems nothing is begun: orphans wait until the files are valid again.

@@ -212,10 +212,6 @@ def check_tables(
         wrong, doubtful = check_gateway(tables, servers, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
-    if tables.proxmox:
-        from poolctl.config.checks.proxmox_checks import check_proxmox
-
-        warnings = [*warnings, *check_proxmox(tables.proxmox, tables, env)]
     if tables.operator:
         from poolctl.config.checks.operator_checks import check_operator
 
@@ -230,8 +226,9 @@ def check_tables(
         warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
+    names = tables.by_name().keys()
     for path, table in tables:
-        wrong, doubtful = table.check(env)
+        wrong, doubtful = table.check(env, names)
         problems += [each._replace(path=(*path, *each.path)) for each in wrong]
         warnings += [each._replace(path=(*path, *each.path)) for each in doubtful]
     return problems, warnings

@@ -21,7 +21,6 @@ from poolctl.feature import features
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
     from poolctl.config.model.operator_table import OperatorTable
-    from poolctl.config.model.proxmox_table import ProxmoxTable
     from poolctl.config.model.registration_table import RegistrationTable
     from poolctl.config.values.table_types import Handlers, MetricsPath, PortRange
     from poolctl.config.values.value_types import (
@@ -40,7 +39,7 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-_NAMES = ("metrics", "dashboard", "events", "operator", "proxmox", "registration", *GATEWAY_TABLES)
+_NAMES = ("metrics", "dashboard", "events", "operator", "registration", *GATEWAY_TABLES)
 
 
 class PoolSettings(Section):
@@ -174,11 +173,6 @@ class Tables:
     def operator(self) -> OperatorTable | None:
         """[operator]."""
         return self._tables.get("operator")
-
-    @property
-    def proxmox(self) -> ProxmoxTable | None:
-        """[proxmox]."""
-        return self._tables.get("proxmox")
 
     @property
     def registration(self) -> RegistrationTable | None:

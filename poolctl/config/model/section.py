@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from threading import RLock
 from typing import (
     TYPE_CHECKING,
@@ -279,8 +279,11 @@ class Table(Section):
         """Whether `check` may find something that is worth a warning at a start."""
         return False
 
-    def check(self, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings of what it refers to outside of the files. Blocks on the disk."""
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+        """Problems and warnings of what it refers to outside of the files, which have tables of these names.
+
+        Blocks on the disk.
+        """
         return [], []
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from poolctl.config.model.pool_tables import GATEWAY_TABLES, Tables, model_of_table, table_names
 from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import STEPS, absolute
-from poolctl.config.values.plain import truth_from_environment
 from poolctl.config.values.problems import Finding, Path, Tree
-
-if TYPE_CHECKING:
-    from poolctl.config.model.proxmox_table import ProxmoxTable
 
 
 def with_absolute_paths(
@@ -23,8 +18,6 @@ def with_absolute_paths(
         from poolctl.config.rules.gateway import with_absolute_addresses
 
         return with_absolute_addresses(table, base_dir)
-    if name == "proxmox":
-        return _with_absolute_files(table, base_dir)
     if (model := model_of_table(name)) is not None:
         return model.from_file(table, written, base_dir)
     found = dict(table)
@@ -49,8 +42,6 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
         from poolctl.config.rules.gateway import gateway_tables
 
         values |= gateway_tables(raw, findings)
-    if "proxmox" in raw:
-        values["proxmox"] = _proxmox(raw["proxmox"], findings)
     if "operator" in raw:
         has_gateway = any(name in raw for name in GATEWAY_TABLES)
         values["operator"] = _operator(raw["operator"], findings, has_gateway=has_gateway)
@@ -122,42 +113,3 @@ def _registration(
             own += table.findings_among(accepting)
     findings += [each._replace(path=("registration", *each.path)) for each in own]
     return None if own else table
-
-
-def _with_absolute_files(table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:
-    """The table with its paths made absolute, from the directory of its file."""
-    return {
-        key: absolute(value, base_dir)
-        if key == "token_file" or (key == "verify" and isinstance(value, str) and not _is_truth(value))
-        else value
-        for key, value in table.items()
-    }
-
-
-def _is_truth(value: str) -> bool:
-    return isinstance(truth_from_environment(value), bool)
-
-
-def _proxmox(raw: Mapping[str, Tree], findings: list[Finding]) -> Table | None:
-    """The table [proxmox], None if there are problems of it, which are added to the findings."""
-    from poolctl.config.model.proxmox_table import ProxmoxTable
-
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    own: list[Finding] = []
-    table = validated(ProxmoxTable, given, own)
-    # An address that is not accepted may still hold a secret.
-    own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if table is not None:
-        own += _token_findings(table)
-    findings += [each._replace(path=("proxmox", *each.path)) for each in own]
-    return None if own else table
-
-
-def _token_findings(table: ProxmoxTable) -> Iterator[Finding]:
-    from poolctl.config.model.proxmox_table import TOKEN_ALLOWED
-
-    if table.token_env and table.token_file:
-        yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-    elif not (table.token_env or table.token_file):
-        hint = f"add token_env or token_file; the token has the form {TOKEN_ALLOWED}"
-        yield Finding((), "the API token is missing", hint)

@@ -14,16 +14,11 @@ from poolctl.config.values.plain import (
     PORTS,
     BadValue,
     refuse_long_path,
-    truth_from_environment,
 )
 from poolctl.config.values.problems import Tree, shown
 
 OPERATOR_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "unix:/PATH"'
 MODE_ALLOWED = 'a mode of files, such as "0660"'
-API_ALLOWED = '"https://HOST:8006"'
-VERIFY_ALLOWED = 'true, or the file of the CA that has signed the certificate ("pve-root-ca.pem")'
-# The file that a Proxmox VE cluster has for its own CA.
-CA_FILE = "/etc/pve/pve-root-ca.pem"
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 
 
@@ -92,42 +87,5 @@ FileMode = Annotated[
 OperatorUrl = Annotated[str, AfterValidator(_operator_url)]
 Endpoint = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
 
-
-def _api_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        port, host = parts.port, parts.hostname
-    except ValueError:
-        parts, port, host = urlsplit(""), None, None
-    if "@" in text:
-        # A user name or a password, which is not repeated.
-        raise BadValue(
-            "the address holds a user", f"{API_ALLOWED}; the token stands in token_env or token_file"
-        )
-    if not host or port == 0 or not text.isprintable() or parts.scheme not in ("http", "https"):
-        raise BadValue(f"{text[:60]!r} is no address of a web service", API_ALLOWED)
-    if parts.scheme == "http":
-        raise BadValue(f"{text[:60]!r} would send the token in the clear", API_ALLOWED)
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise BadValue(f"{text[:60]!r} has more than a host and a port", API_ALLOWED)
-    return text.rstrip("/")
-
-
-def _verify(value: Tree) -> Tree:
-    value = truth_from_environment(value)
-    if value is False:
-        message = "without verification anyone between here and there can take the token"
-        raise BadValue(message, f"{VERIFY_ALLOWED}; a cluster has it as {CA_FILE}")
-    if value is not True and (not isinstance(value, str) or not value):
-        raise BadValue(f"{shown(value)} is not allowed here", VERIFY_ALLOWED)
-    return value
-
-
 # A list of tables becomes a tuple.
 AS_TUPLE = Strict(False)
-ApiUrl = Annotated[str, AfterValidator(_api_url)]
-Verify = Annotated[
-    bool | str,
-    BeforeValidator(_verify),
-    WithJsonSchema({"anyOf": [{"const": True}, {"type": "string", "format": "path"}]}),
-]

@@ -17,6 +17,7 @@ from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.feature import features
 from poolctl.json_form import Table, from_json
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
@@ -90,13 +91,13 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     if about.keeper_problem:
         fix = f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
         yield problem("keeper", about.keeper_problem, fix)
+    advice = {name: fix for feature in features() for name, fix in feature.warnings.items()}
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
-        if table == "[proxmox]":
-            # The last inventory stays in use, so every route is served.
-            yield warning(table, why, "check url, verify and the token, then run poolctl reload")
-            continue
-        yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
+        if (name := table.strip("[]")) in advice:
+            yield warning(table, why, advice[name])
+        else:
+            yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
     if context.gateway is not None and not context.gateway["problem"]:
         gateway = from_json(GatewayStatus, context.gateway)
         listed = ", ".join(gateway.addresses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from poolctl.config.model.section import Table, field, hidden, required
@@ -109,7 +109,7 @@ class Notify(Table):
         """See Table."""
         return True
 
-    def check(self, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
         """Warn why no notification could be sent: a variable that is not set here, a file that cannot be read."""
         return [], [*self._missing_variables(env), *self._missing_files()]
 

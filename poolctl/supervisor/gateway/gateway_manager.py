@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from poolctl.config import Tables, engine_problem
 from poolctl.core.core import Core
@@ -28,7 +27,7 @@ from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 
 from ..active_configuration import PoolEnvironment
-from ..inventory.idle_machines import Activity
+from ..machine_source import Activity, MachineSource
 from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
@@ -39,9 +38,6 @@ from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
 from .server_reports import ServerReports
 from .target_probes import TargetProbes
-
-if TYPE_CHECKING:
-    from ..inventory.proxmox_inventory import ProxmoxInventory
 
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
@@ -66,7 +62,7 @@ class GatewayManager(SidecarManager):
     def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
-        self.inventory: ProxmoxInventory | None = None
+        self.machines: MachineSource | None = None
         self._environment = environment
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
@@ -182,13 +178,19 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None:
             process.report_probes(self.probes.reports)
 
+    def find_machines(self, machines: MachineSource) -> None:
+        """Link the routes to these machines, and have requests start them."""
+        self.machines = machines
+        self.reports.on_machine_needed = machines.ask
+        machines.follow_routes(self._routes.routes.served)
+
     def report_machines(self) -> None:
-        """Send the process the states of machines behind URLs."""
-        if (process := self.gateway) is not None and self.inventory is not None:
-            process.report_machines(self.inventory.starter.states)
+        """See MachineGateway."""
+        if (process := self.gateway) is not None and self.machines is not None:
+            process.report_machines(self.machines.states)
 
     async def activities(self) -> dict[str, Activity] | None:
-        """The requests of each host; None while the process does not answer."""
+        """See MachineGateway."""
         try:
             report = None if self.gateway is None else await self.gateway.report()
         except (LinkLost, TimeoutError):
@@ -237,8 +239,8 @@ class GatewayManager(SidecarManager):
             self._sync(self.gateway)
         self._inform_workers()
         self._configured()  # streams have listeners
-        if self.inventory is not None:
-            self.inventory.follow_routes(self._routes.routes.served)
+        if self.machines is not None:
+            self.machines.follow_routes(self._routes.routes.served)
 
     def _inform_workers(self) -> None:
         routing, tables = self._core.runner.capabilities.routing, self._routes.worker_tables
@@ -472,8 +474,8 @@ class GatewayManager(SidecarManager):
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
-        if self.inventory is not None:
-            process.report_machines(self.inventory.starter.states)
+        if self.machines is not None:
+            process.report_machines(self.machines.states)
         if self._routes.table is not None:
             process.publish(
                 self._routes.generation, self._routes.table, keeps=bool(self._routes.routes.kept.user)

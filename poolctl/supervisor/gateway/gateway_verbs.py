@@ -73,12 +73,12 @@ class GatewayVerbs:
         routes = self._gateway.routes.routes
         report = await self._report() or {}
         figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
-        inventory, reports = self._gateway.inventory, []
+        machines, reports = self._gateway.machines, []
         with closing(figures):
             for number, each in enumerate(routes.served):
                 report_of_route = figures.of(each)
-                if inventory is not None:
-                    report_of_route = replace(report_of_route, machines=inventory.machines(each))
+                if machines is not None:
+                    report_of_route = replace(report_of_route, machines=machines.machines(each))
                 reports.append(report_of_route)
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
+from ..machine_source import MachineGateway, MachineSource
 from ..observers.totals import Totals
 from ..verbs.server_documents import as_kind
 from ..verbs.verb import Call
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from poolctl.monitor.exposition import Family
     from poolctl.routing.route_health import RouteHealth
 
-    from ..inventory.proxmox_inventory import ProxmoxInventory
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
     from .gateway_verbs import GatewayVerbs
@@ -44,7 +45,6 @@ MODULES = (
     "poolctl.supervisor.gateway.gateway_verbs",
     "poolctl.supervisor.gateway.registration_address",
     "poolctl.supervisor.gateway.registration_manager",
-    "poolctl.supervisor.inventory.proxmox_inventory",
 )
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
@@ -75,7 +75,7 @@ class PoolGateway:
         self._services: Registrations | None = None
         self._registrations: RegistrationManager | None = None
         self._registration_address: RegistrationAddress | None = None
-        self._inventory: ProxmoxInventory | None = None
+        self._make_machines: Callable[[MachineGateway], MachineSource] | None = None
         self._found = False
 
     async def take_in(self) -> None:
@@ -138,7 +138,7 @@ class PoolGateway:
         if self._manager is not None and self._statistics is not None:
             self._manager.follow(tables)
             self._statistics.follow()
-            self._read_inventory(self._manager, tables)
+            self._find_machines()
             self._serve_registrations(tables)
 
     def _serve_registrations(self, tables: Tables) -> None:
@@ -152,20 +152,14 @@ class PoolGateway:
         if self._registration_address is not None:
             self._registration_address.follow(tables)
 
-    def _read_inventory(self, manager: GatewayManager, tables: Tables) -> None:
-        if self._inventory is None and tables.proxmox is not None:
-            from ..inventory.proxmox_inventory import ProxmoxInventory
+    def connect_machines(self, make: Callable[[MachineGateway], MachineSource]) -> None:
+        """See ConnectMachines."""
+        self._make_machines = make
+        self._find_machines()
 
-            self._inventory = manager.inventory = ProxmoxInventory(
-                self._events,
-                manager.report_machines,
-                activities=manager.activities,
-                state_directory=self._environment.state_directory,
-            )
-            manager.reports.on_machine_needed = self._inventory.starter.ask
-            self._inventory.follow_routes(manager.routes.routes.served)
-        if self._inventory is not None:
-            self._inventory.follow(tables.proxmox, self._environment.configuration.environment)
+    def _find_machines(self) -> None:
+        if self._manager is not None and self._make_machines is not None and self._manager.machines is None:
+            self._manager.find_machines(self._make_machines(self._manager))
 
     @property
     def is_alone(self) -> bool:
@@ -181,11 +175,13 @@ class PoolGateway:
         if self._manager is None:
             return []
         found = {"[gateway]": self._manager.problem or self._manager.instability}
-        if self._inventory is not None:
-            found["[proxmox]"] = self._inventory.problem
         if self._registration_address is not None:
             found["[registration]"] = self._registration_address.problem
-        return [f"{table}: {problem}" for table, problem in found.items() if problem]
+        machines = self._manager.machines
+        return [
+            *(f"{table}: {problem}" for table, problem in found.items() if problem),
+            *([machines.not_served] if machines is not None and machines.not_served else ()),
+        ]
 
     @property
     def pid(self) -> int | None:
@@ -246,8 +242,8 @@ class PoolGateway:
         """End it."""
         if self._registration_address is not None:
             await self._registration_address.close()
-        if self._inventory is not None:
-            self._inventory.close()
+        if self._manager is not None and self._manager.machines is not None:
+            self._manager.machines.close()
         if self._statistics is not None:
             self._statistics.close()
         if self._registrations is not None:

@@ -18,6 +18,7 @@ from poolctl.monitor.journal import Journal
 
 from ..active_configuration import PoolEnvironment
 from ..feature_parts import FeatureParts
+from ..machine_source import ConnectMachines
 from ..takeover.state_store import StateStore
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
@@ -64,10 +65,10 @@ class Observers:
         """Keep events where the configuration in force says."""
         self._configuration.follow(self._set_journal)
 
-    async def resume_counting(self, core: Core, store: StateStore) -> None:
+    async def resume_counting(self, core: Core, store: StateStore, machines: ConnectMachines) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self._parts.begin(core)
+        self._parts.begin(core, machines)
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)

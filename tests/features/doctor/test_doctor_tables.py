@@ -9,6 +9,7 @@ import pytest
 
 from poolctl.config import load
 from poolctl.control.answers import PingResult
+from poolctl.feature import Feature
 from poolctl.features.doctor import _check_paths, _check_pool
 from poolctl.features.doctor._check import CheckContext
 from tests.certificates import certificate
@@ -81,13 +82,12 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
         "[events]: 3 events could not be written to /full: No space left on device",
         "[dashboard]: tls.key: /key.pem: there is no such file",
         "[dashboard]: it has no token: the environment variable TOKEN is empty",
-        "[proxmox]: pve answered 401 no such user",
     )
     context.about = PingResult(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
         not_served=problems,
     )  # fmt: skip
-    _, gateway, certificate, library, metrics, events, key, token, proxmox = _check_pool.supervisor(context)
+    _, gateway, certificate, library, metrics, events, key, token = _check_pool.supervisor(context)
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
     assert "gateway.log" in gateway.fix
     assert certificate.fix.startswith("check `tls` of [gateway]")
@@ -97,7 +97,23 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     assert events.fix == "make it writable, or name another file as events.path, then run poolctl reload"
     assert key.fix == "check `tls` of [dashboard], then run poolctl reload"
     assert token.fix == "export the variable, then run poolctl reload --env; or name a token_file"
-    assert (proxmox.status, proxmox.message) == ("warning", "pve answered 401 no such user")
+
+
+def test_problem_of_a_table_that_stops_nothing_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = Feature(package="features.inventory", warnings={"inventory": "check the token"})
+    monkeypatch.setattr(_check_pool, "features", lambda: (feature,))
+    context = CheckContext(None, {})
+    context.about = PingResult(
+        name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
+        not_served=("[inventory]: its API answered 401", "[metrics]: port 9464 is in use"),
+    )  # fmt: skip
+    _, inventory, metrics = _check_pool.supervisor(context)
+    assert (inventory.status, inventory.message, inventory.fix) == (
+        "warning",
+        "its API answered 401",
+        "check the token",
+    )
+    assert metrics.status == "problem"
 
 
 def test_gateway_that_serves_is_named_with_its_addresses() -> None:

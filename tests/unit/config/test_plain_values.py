@@ -24,9 +24,7 @@ keep = 2
 bind = [":8080", { bind = ":8443", tls = [{ cert = "a.pem" }] }]
 [operator]
 url = "http://127.0.0.1:9"
-[proxmox]
-url = "https://pve:8006"
-token_env = "PVE"
+token_env = "OPERATOR"
 [[route]]
 to = ["web", { to = "tag:api", weight = 2 }]
 [[stream]]
@@ -54,7 +52,7 @@ assert server.to_dict()["restart"]["policy"] == "always"
 assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.gateway.bind[1].tls[0].to_dict()]
 from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
 conflicts([(name, address) for name, address in named_addresses(tables)])
-assert pool_variables(servers, tables) == {"PVE"}
+assert pool_variables(servers, tables) == {"OPERATOR"}
 assert not list(dependency_findings(servers))
 found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
 assert not found, found

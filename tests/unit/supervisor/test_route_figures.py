@@ -54,7 +54,6 @@ class Stage:
         )
         self.services = Registrations(self.clock)
         self.excluded: tuple[ExcludedRoute, ...] = ()
-        self.inventory: Any = None
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
@@ -104,7 +103,6 @@ class Stage:
             ),
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
-            inventory=self.inventory,
             probes=SimpleNamespace(latency_seconds=lambda url: None),
         )
         report = {

@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from poolctl.config import ProxmoxTable
 from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.units import format_duration
 
-from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
+from ._api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
+from .table import ProxmoxTable
 
 _POLL_SECONDS = 0.5
 # From one start of a machine to the next, twice as long after each failure.

@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from poolctl.clock import Clock
-from poolctl.config import ProxmoxTable
+from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
 from poolctl.runners.listener_opener import in_daemon_thread
 
-from .idle_machines import Activities, IdleMachines, unknown_activities
-from .machine_links import Inventory, MachineLink, has_addresses, links_of
-from .machine_starter import MachineStarter
-from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
+from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
+from ._idle_machines import Activities, IdleMachines, unknown_activities
+from ._machine_links import Inventory, MachineLink, has_addresses, links_of
+from ._machine_starter import MachineStarter
+from .table import ProxmoxTable
 
 # Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
 _ADDRESSES_SECONDS = 300.0
@@ -99,6 +100,20 @@ class ProxmoxInventory:
             self._due.set()
         self._routes = routes
         self._link(read=False)
+
+    @property
+    def states(self) -> Mapping[str, MachineState]:
+        """See MachineSource."""
+        return self.starter.states
+
+    @property
+    def not_served(self) -> str:
+        """See MachineSource."""
+        return f"[proxmox]: {self.problem}" if self.problem else ""
+
+    def ask(self, url: str) -> None:
+        """See MachineSource."""
+        self.starter.ask(url)
 
     def close(self) -> None:
         """Read nothing more."""

@@ -15,12 +15,12 @@ import pytest
 
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.features.proxmox.cluster import SECRET, TOKEN, Cluster
 from tests.http_get import get
 from tests.ports import claim_port
-from tests.proxmox_cluster import SECRET, TOKEN, Cluster
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.integration, pytest.mark.unmeasured]
 
 Until = Callable[..., Any]
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.features.proxmox import _idle_machines, _machine_starter
+from poolctl.features.proxmox._inventory import ProxmoxInventory
 from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
-from poolctl.supervisor.inventory import idle_machines, machine_starter
-from poolctl.supervisor.inventory.idle_machines import Activity
-from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
+from poolctl.supervisor.machine_source import Activity
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, Cluster, play_with
+from tests.features.proxmox.cluster import ENVIRONMENT, Cluster, play_with
 
 WEB, DB = "http://web.lan:8080", "http://db.lan:8080"
 IDLE_SECONDS = 0.1
@@ -105,7 +105,7 @@ Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
 
 @pytest.fixture
 def play(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
-    monkeypatch.setattr(machine_starter, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
 
     def play(steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
         play_with(pair, lambda cluster: Stage(cluster, tmp_path), steps)
@@ -253,6 +253,6 @@ def test_without_idle_none_is_stopped(play: Play) -> None:
         await stage.begin()
         await stage.stopped()
         await until(lambda: stage.inventory._idle._watching is None)
-        assert idle_machines._LOOKS > 1
+        assert _idle_machines._LOOKS > 1
 
     play(steps)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.routing.route import Route, StreamRoute
 
-from .proxmox_api import Guest, Node
+from ._api import Guest, Node
 
 # Hosts and aliases, which are the same each time that routes are linked.
 _MOST_CACHED = 50_000

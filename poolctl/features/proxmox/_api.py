@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from poolctl import __version__
-from poolctl.config import ProxmoxTable
-from poolctl.config.model.proxmox_table import is_token
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
 from poolctl.json_form import Table
 from poolctl.runners.listener_opener import in_daemon_thread
+
+from .table import ProxmoxTable, is_token
 
 # Several thousand machines have place in it.
 MOST_BYTES = 2 * 1024 * 1024

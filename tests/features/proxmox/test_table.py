@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Tables, pool_variables
-from poolctl.config.model.proxmox_table import ProxmoxTable, is_token
+from poolctl.config import Tables, json_schema, pool_variables
+from poolctl.features.proxmox.table import ProxmoxTable, is_token
+from poolctl.supervisor.takeover import portable_pickle
 from tests.config_files import SERVER, load_text, told
 
 ROUTE = '[[route]]\nto = "http://web:80"\n'
@@ -18,8 +22,9 @@ TOKEN = "pool@pve!routes=s3cr3t"
 
 def table_of(config: PoolConfig) -> ProxmoxTable:
     assert config.problems == []
-    assert config.tables.proxmox is not None
-    return config.tables.proxmox
+    table = config.tables.get(ProxmoxTable)
+    assert table is not None
+    return table
 
 
 def test_table_has_defaults_and_paths_from_its_file(tmp_path: Path) -> None:
@@ -92,6 +97,36 @@ def test_validation_warns_of_a_token_or_a_ca_that_cannot_be_used(
     found = warned(f'[proxmox]\nurl = "https://pve"\ntoken_file = "token"\nverify = "ca.pem"\n{ROUTE}')
     assert "token holds is no API token" in found
     assert "ca.pem is not there" in found
+
+
+def test_another_version_finds_the_table_under_its_first_name(tmp_path: Path) -> None:
+    tables = load_text(tmp_path, GOOD + ROUTE).tables
+    content = portable_pickle.dumps(tables)
+    assert portable_pickle.loads(content) == tables
+    assert b"poolctl.config.model.proxmox_table:ProxmoxTable" in content
+    assert b"poolctl.features" not in content
+
+
+USES = """
+import pickle, sys
+(table,) = [each for _, each in pickle.load(open(sys.argv[1], "rb")) if each.table_name == "proxmox"]
+assert table.to_dict()["token_env"] == "PVE_TOKEN"
+found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
+assert not found, found
+"""
+
+
+def test_process_that_uses_a_validated_table_imports_nothing_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "values").write_bytes(pickle.dumps(load_text(tmp_path, GOOD + ROUTE).tables))
+    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_schema_has_the_table() -> None:
+    schema = json_schema()
+    assert schema["properties"]["proxmox"]["$ref"] == "#/$defs/ProxmoxTable"
+    assert set(schema["$defs"]["ProxmoxTable"]["properties"]) == set(ProxmoxTable.written_keys())
 
 
 def test_token_has_a_user_a_realm_a_name_and_a_secret() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.routing.route import Route, StreamRoute, Target
-from poolctl.supervisor.inventory.machine_links import Inventory, has_addresses, host_of, links_of
-from poolctl.supervisor.inventory.proxmox_api import (
+from poolctl.features.proxmox._api import (
     Guest,
     Node,
     configured_addresses,
     interface_addresses,
 )
+from poolctl.features.proxmox._machine_links import Inventory, has_addresses, host_of, links_of
+from poolctl.routing.route import Route, StreamRoute, Target
 
 NODES = [Node("pve1", frozenset({"10.0.0.1"})), Node("pve2", frozenset({"fd00::2"}))]
 GUESTS = [

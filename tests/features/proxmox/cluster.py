@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
-from poolctl.config import ProxmoxTable
-from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
+from poolctl.features.proxmox._inventory import ProxmoxInventory
+from poolctl.features.proxmox.table import ProxmoxTable
 
 SECRET = "3d7a4b4e-51cb-4a2e-9c6d-000000000001"
 TOKEN = f"pool@pve!routes={SECRET}"

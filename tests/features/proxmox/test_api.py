@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from poolctl.supervisor.inventory import proxmox_api
-from poolctl.supervisor.inventory.proxmox_api import ApiError, Guest, Node, ProxmoxApi
+from poolctl.features.proxmox import _api
+from poolctl.features.proxmox._api import ApiError, Guest, Node, ProxmoxApi
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
+from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
 
 WEB = Guest("lxc", 101, "web", "pve1", "stopped")
 DB = Guest("lxc", 102, "db", "pve1", "running")
@@ -115,7 +115,7 @@ def test_answer_that_is_of_no_use_is_an_error(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
 ) -> None:
     if "larger" in message:
-        monkeypatch.setattr(proxmox_api, "MOST_BYTES", 4000)
+        monkeypatch.setattr(_api, "MOST_BYTES", 4000)
 
     async def steps(cluster: Cluster) -> None:
         cluster.answers["/cluster/resources"] = answer

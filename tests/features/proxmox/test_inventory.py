@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock, ManualClock
-from poolctl.config import ProxmoxTable
+from poolctl.features.proxmox import _inventory
+from poolctl.features.proxmox._inventory import ProxmoxInventory
+from poolctl.features.proxmox.table import ProxmoxTable
 from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
-from poolctl.supervisor.inventory import proxmox_inventory
-from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
 
 LONG = 3600.0
 
@@ -107,7 +107,7 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
 
 
 def test_many_routes_are_linked_in_a_thread(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxmox_inventory, "_MOST_LINKED_AT_ONCE", 1)
+    monkeypatch.setattr(_inventory, "_MOST_LINKED_AT_ONCE", 1)
 
     async def steps(stage: Stage) -> None:
         stage.inventory.follow_routes([to("web", "http://web"), to("none", "http://none")])

@@ -11,24 +11,17 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from poolctl.platform import replace_file
+from poolctl.supervisor.machine_source import Activity
 
-from .machine_starter import MachineStarter
+from ._machine_starter import MachineStarter
 
 _FILE = "started-machines.json"
 # Looked at so often within the idle time, and at least so often.
 _LOOKS, _LONGEST_PAUSE_SECONDS = 4, 15.0
 
 logger = logging.getLogger("poolctl.supervisor")
-
-
-class Activity(NamedTuple):
-    """Requests that a target has had from the gateway, and how many are in progress, or wait, now."""
-
-    requests: int = 0
-    in_progress: int = 0
 
 
 # The activity of the gateway's targets by their URLs; None while it does not answer.

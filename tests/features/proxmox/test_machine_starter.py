@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.features.proxmox import _machine_starter
+from poolctl.features.proxmox._inventory import ProxmoxInventory
 from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
-from poolctl.supervisor.inventory import machine_starter
-from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
 
 WEB, ALSO_WEB, WIN, NODE = "http://web:80", "http://web:81", "http://win:80", "https://pve1:8006"
 START = "POST /nodes/pve1/lxc/101/status/start"
@@ -81,7 +81,7 @@ class Stage:
 def play(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]:
-    monkeypatch.setattr(machine_starter, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
 
     def play(steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
         play_with(pair, Stage, steps)
@@ -175,7 +175,7 @@ def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, a
 
 
 def test_after_the_cooldown_it_is_tried_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_starter, "_COOLDOWN_SECONDS", 0.01)
+    monkeypatch.setattr(_machine_starter, "_COOLDOWN_SECONDS", 0.01)
 
     async def steps(stage: Stage) -> None:
         await stage.begin()

@@ -1,0 +1,113 @@
+"""[proxmox]: the API of Proxmox VE that knows the machines behind routes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from poolctl.config.files.read_file import read_text
+from poolctl.config.model.section import Table, field, required
+from poolctl.config.values.normalise import absolute
+from poolctl.config.values.plain import truth_from_environment
+from poolctl.config.values.problems import Finding, Problem, Tree
+
+if TYPE_CHECKING:
+    from poolctl.config.values.value_types import Duration, FilePath, Positive, Text, Truth, Words
+
+    from ._value_types import ApiUrl, Verify
+
+KINDS = "poolctl.features.proxmox._value_types"
+_TOKEN_ALLOWED = "USER@REALM!TOKENID=SECRET"
+_TOKEN = re.compile(r"[^\s!=@]+@[^\s!=@]+![^\s!=@]+=[!-~]+", re.ASCII)
+
+
+def is_token(text: str) -> bool:
+    """Whether it has the form of an API token, which may stand in a header then."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+class ProxmoxTable(Table):
+    """[proxmox]: links routes to the nodes, containers and virtual machines of a Proxmox VE cluster."""
+
+    table: ClassVar[str] = "proxmox"
+    table_name: ClassVar[str] = "proxmox"
+    paths: ClassVar[tuple[str, ...]] = ("token_file",)
+    former_name: ClassVar[str] = "poolctl.config.model.proxmox_table:ProxmoxTable"
+
+    url: ApiUrl = required(description="The address of the API, with https.")
+    token_env: Text | None = field(
+        None, f"The environment variable that holds the API token, {_TOKEN_ALLOWED}."
+    )
+    token_file: FilePath | None = field(None, "A file that holds the token.")
+    verify: Verify = field(
+        True, "true: the certificate is checked against the system's CAs; a path: against those of this file."
+    )
+    nodes: Words = field((), "The nodes whose machines are linked. Left out: all.")
+    refresh: Positive = field(30.0, "How often the inventory is read.")
+    timeout: Positive = field(5.0, "How long an answer of the API may take.")
+    start: Truth = field(
+        True, "Whether a request starts the stopped container or virtual machine of its route."
+    )
+    start_timeout: Positive = field(
+        60.0, "How long the start may take, and how long requests wait for it; then they get 503."
+    )
+    idle: Duration = field(
+        0.0, "After how long without a request a machine that a request has had started is stopped; 0: never."
+    )
+
+    @classmethod
+    def from_file(
+        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
+    ) -> dict[str, Tree]:
+        """See Table."""
+        found = super().from_file(table, written, base_dir)
+        verify = table.get("verify")
+        if isinstance(verify, str) and not isinstance(truth_from_environment(verify), bool):
+            found["verify"] = absolute(verify, base_dir)
+        return found
+
+    def findings(self) -> Iterator[Finding]:
+        """See Table."""
+        if self.token_env and self.token_file:
+            yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
+        elif not (self.token_env or self.token_file):
+            hint = f"add token_env or token_file; the token has the form {_TOKEN_ALLOWED}"
+            yield Finding((), "the API token is missing", hint)
+
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+        """Warn why no machine could be linked; every route is served without."""
+        return [], [*_no_route(names), *self._token(env), *self._ca()]
+
+    def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:
+        if name := self.token_env:
+            if not env.get(name):
+                message = f"the environment variable {name} is not set here"
+                yield Finding(("token_env",), message, "set it where the pool is started", name)
+            elif not is_token(env[name].strip()):
+                yield _malformed("token_env", f"what {name} holds")
+        if path := self.token_file:
+            try:
+                text = read_text(path)
+            except Problem as problem:
+                yield Finding(("token_file",), f"{path}: {problem.message}", problem.hint, path)
+            else:
+                if not is_token(text.strip()):
+                    yield _malformed("token_file", f"what {path} holds")
+
+    def _ca(self) -> Iterator[Finding]:
+        if isinstance(self.verify, str) and not os.access(self.verify, os.R_OK):
+            what = "cannot be read" if os.path.exists(self.verify) else "is not there"
+            hint = "copy the CA of the cluster there, or fix verify"
+            yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify)
+
+
+def _no_route(names: Collection[str]) -> Iterator[Finding]:
+    if "gateway" not in names:
+        hint = "add a [[route]] to a URL, or take this out"
+        yield Finding((), "there is no route that could be linked", hint)
+
+
+def _malformed(key: str, what: str) -> Finding:
+    return Finding((key,), f"{what} is no API token", f"write it as {_TOKEN_ALLOWED}")

@@ -1,1 +1,0 @@
-"""The machines behind routes, as the API of Proxmox VE knows them."""
