@@ -322,9 +322,9 @@ def name_of(pid: int) -> str:
 
 
 def test_pool_of_a_version_that_is_too_old_is_left_alone(pool: RealPool, newer: Path) -> None:
-    answers = newer / "poolctl/control/answers.py"
-    text, next_one = answers.read_text(), PROTOCOL + 1
-    answers.write_text(re.sub(r"(PROTOCOL, OLDEST_PROTOCOL) = .*", rf"\1 = {next_one}, {next_one}", text))
+    protocol = newer / "poolctl/control/protocol.py"
+    text, next_one = protocol.read_text(), PROTOCOL + 1
+    protocol.write_text(re.sub(r"(PROTOCOL, OLDEST_PROTOCOL) = .*", rf"\1 = {next_one}, {next_one}", text))
     pool.write_hello("users")
     pool.ok("start")
     supervisor = pool.info()["supervisor_pid"]
