@@ -1,4 +1,4 @@
-"""The configuration in force: from the previous supervisor or from the files, and saved for the next one."""
+"""The configuration in force: from the previous supervisor or from the files, and saved for the next supervisor."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class ResolvedConfig:
     port_range: tuple[int, int] = (0, 0)
     tables: Tables = field(default_factory=Tables)
     marks: Marks | None = None
-    files: Mapping[str, str] = field(default_factory=dict)  # of several, that of each server by its name
-    number: int = 0  # of the reading; 0 if there was none
+    files: Mapping[str, str] = field(default_factory=dict)  # the file of each server, if there are several
+    number: int = 0  # the number of the reading; 0 without a reading
     unreadable: list[ErrorEntry] = field(default_factory=list)  # problems of env files
     remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.outside
 
@@ -70,7 +70,7 @@ class ResolvedConfig:
 
 
 def default_name(file: str) -> str:
-    """The name of a pool that has none: its directory's for a file of a usual name, else the file's own."""
+    """The default name of a pool: its directory's name for a file of a usual name, else the file's own."""
     directory, base = os.path.split(file)
     name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"
@@ -115,7 +115,7 @@ class ActiveConfiguration:
         self._reading: asyncio.Future[list[ServerConfig]] | None = None  # of the files for the first time
 
     async def taken_over(self) -> list[ServerConfig] | None:
-        """The servers of the configuration that the previous supervisor had in force; None if there was none."""
+        """The servers of the previous supervisor's configuration; None if there was no previous supervisor."""
         stored = await self._store.configuration()
         if stored is None:
             return None
@@ -129,7 +129,7 @@ class ActiveConfiguration:
         return stored.servers
 
     async def first_servers(self) -> list[ServerConfig]:
-        """The servers of the files; none when there are `problems`."""
+        """The servers of the files; empty if there are `problems`."""
         self._reading = asyncio.ensure_future(self._first_servers())
         await asyncio.wait({self._reading})
         servers = []
@@ -183,9 +183,9 @@ class ActiveConfiguration:
     ) -> ResolvedConfig:
         """Read the files; `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
 
-        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. `first`:
-        see ConfigurationReader.read. When the pool was `stopped`, servers whose ports other programs use get other
-        ones: see `moved_ports`.
+        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. `first`: see
+        ConfigurationReader.read. When the pool was `stopped`, servers whose ports other programs use get other ports:
+        see `moved_ports`.
         """
         number, reading = await self._reader.read(
             self.files,
@@ -226,7 +226,7 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """Where the files say what is in force of these servers, as far as that can be found."""
+        """Where the files set the configuration in force of these servers, as far as that can be found."""
         if self.marks is None or not names:
             return {}
         try:
@@ -267,7 +267,7 @@ class ActiveConfiguration:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
-        """Put in force what was read, with the environment that it was read with."""
+        """Put the read configuration in force, with the environment that it was read with."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
@@ -373,7 +373,7 @@ class ActiveConfiguration:
             if worker.config is not entry.config
         }
         for entry in entries:
-            # Also those of its workers that begin soon.
+            # Also the certificates of workers that begin soon.
             if (canary := entry.desired.canary) is not None and canary.is_apart:
                 ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
                 placed |= dict.fromkeys(ids, canary.config)

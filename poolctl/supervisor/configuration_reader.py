@@ -25,7 +25,7 @@ from poolctl.exit_codes import CONFLICT
 from poolctl.platform import process_cpu_ns
 
 _IDLE_SECONDS = 10.0
-# What does not wait for the user's own disk.
+# For operations that do not wait for the user's own disk.
 _ADD_SECONDS = 30.0
 _STALLED_SECONDS = 20.0
 _STALLED_CHECKS = 20
@@ -36,7 +36,7 @@ Outside = tuple[list[dict[str, Any]], list[str]]
 
 
 class ReaderFailed(Exception):
-    """The process could not answer; `installed` is its version if that is another one than this."""
+    """The process could not answer; `installed` is its version if that differs from this version."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ async def _answer(process: ChildProcess) -> Any:
         raise ReaderFailed(message, "poolctl upgrade", installed)
     content = await process.exactly(int(match[2]))
     try:
-        # In a thread: the loop goes on meanwhile.
+        # In a thread, so that the loop continues.
         return await asyncio.to_thread(_decoded, content)
     except Exception as error:
         hint = "if poolctl is being installed at this moment, try again"
@@ -90,7 +90,7 @@ async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: flo
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
     try:
-        # Checks are counted, not seconds: in a pause of the whole machine there are none.
+        # Counts checks instead of seconds, because a pause of the whole machine has no checks.
         while stalled_checks < _STALLED_CHECKS:
             await asyncio.wait({answering}, timeout=stalled_seconds / _STALLED_CHECKS)
             if answering.done():
@@ -137,7 +137,8 @@ class ConfigurationReader:
         self._stalled_seconds = stalled_seconds
         self._child = ChildOnDemand(self._start, idle_seconds, process)
         self._number = 0
-        # The requests for the readings that a process keeps, by their numbers, and what the files held then.
+        # The requests for the readings that a process keeps, by their numbers, and the contents of the files at that
+        # time.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
 
     async def read(
@@ -193,7 +194,7 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """Where the files say what they say of these servers; nothing once they have changed."""
+        """The places in the files that configure these servers; empty once the files have changed."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found

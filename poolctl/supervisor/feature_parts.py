@@ -19,7 +19,7 @@ from .verbs.verbs import Verbs
 
 
 class PartSite(NamedTuple):
-    """What a part is made with."""
+    """The objects that a part is created with."""
 
     environment: PoolEnvironment
     core: Core

@@ -85,7 +85,7 @@ def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
 
 
 def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
-    """Raise ControlError where the pool could not even start far enough to report what it lacks."""
+    """Raise ControlError if the pool could not even start far enough to report the problem."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
@@ -136,7 +136,7 @@ def _launch(
             "without": without,
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
-        supervisor.argv = [*supervisor.argv, READS]  # its successors adopt what it has read
+        supervisor.argv = [*supervisor.argv, READS]  # its successors adopt the configuration that it has read
         keeper_pid = in_background(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
         return Launched(keeper_pid, write)

@@ -55,12 +55,12 @@ from .verbs.verbs import AUDITED, Verbs
 if TYPE_CHECKING:
     from .systemd import Service
 
-# What needs modules that no start imports.
+# Parts whose modules are imported only when needed.
 _PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator, rollout)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
-# A calm supervisor takes no action by itself for this long; then another one may try.
+# A calm supervisor takes no action by itself for this long; after that another supervisor may try.
 _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
 _BETWEEN_IMPORTS_SECONDS = 0.02
@@ -165,7 +165,7 @@ class ManagedPool:
             watch_health(self.core, self.events)
         self.core.listeners.add(self._changed)
         for entry in self.core.entries.values():
-            # Adopted workers may differ from the record, and the core may have reported that before this.
+            # Adopted workers may differ from the record, and the core may already have reported that.
             self._changed(entry)
         await self._prepare_answers()
         if not is_first:
@@ -190,7 +190,7 @@ class ManagedPool:
         await self._observers.resume_counting(self.core, self._store, self._gateway.connect_machines)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
-        # With problems nothing is begun: orphans wait until the files are valid again.
+        # With problems no worker is started: orphans wait until the files are valid again.
         orphans = None if self._configuration.problems else {each.name: each for each in servers}
         if orphans is not None:
             await self._gateway.take_in()
@@ -206,7 +206,7 @@ class ManagedPool:
             )  # fmt: skip
 
     async def _import_rest(self, *, is_watching: bool) -> None:
-        """Import what no start needs: soon, because a package's files may be replaced under a running process."""
+        """Import modules that no start needs now, because the package's files may be replaced later."""
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
         await import_slowly(name for part in _PARTS for name in part.MODULES)
@@ -342,7 +342,7 @@ class ManagedPool:
 
     def save(self) -> None:
         """Save everything for a successor, events and features included."""
-        # The caller may be ahead of the core, which has not reported yet what it has changed.
+        # The core may not have reported its latest changes yet.
         self._store.note_changed(*self.core.entries.values())
         self._save_timer.save_now()
         self._observers.flush()
@@ -364,7 +364,7 @@ class ManagedPool:
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
             cause = self.core.reason.removeprefix("was stopped: ") or "asked to terminate"
-            # Without a reason of its own somebody asked for it.
+            # Without a reason of its own the change was requested.
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
@@ -398,7 +398,8 @@ class ManagedPool:
             # A successor would find nothing to do, and would not be found.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
-                # With problems nothing was begun: the state of an earlier pool waits until its files are valid again.
+                # With problems no worker was started: the state of an earlier pool waits until its files are valid
+                # again.
                 self._store.delete_file()
             self._runtime_files.withdraw()
             # The answer that says so has to get out first.

@@ -42,7 +42,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str, keeper_pid: int) -> None:
-        """Make the pool known by this name, and no longer by the one before; a failure is logged."""
+        """Make the pool known by this name, and no longer by its previous name; a failure is logged."""
         if self.withdrawn:
             return
         before = self._complete
@@ -77,11 +77,11 @@ class RuntimeFiles:
     async def restored(self) -> AsyncIterator[socket.socket | None]:
         """Watch the files until they are withdrawn; yields each time that they had vanished and are back.
 
-        The value is another control socket to listen on, None where the old one is still there.
+        The value is another control socket to listen on, None if the old socket is still there.
         """
         while True:
             await self._removal()
-            # Also after a removal: there may be more to come.
+            # Continue after a removal, because there may be further ones.
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
@@ -138,7 +138,7 @@ class RuntimeFiles:
             os.close(lock)
 
     def withdraw(self) -> None:
-        """Remove the files; only once, because later they may be those of another supervisor."""
+        """Remove the files; only once, because later files may belong to another supervisor."""
         if self.withdrawn:
             return
         self.withdrawn = True

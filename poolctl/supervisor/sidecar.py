@@ -1,4 +1,4 @@
-"""A process of the pool's own beside the supervisor, such as the dashboard's: started, watched, replaced and ended.
+"""A process of the pool in addition to the supervisor, such as the dashboard: started, watched, replaced and ended.
 
 The keeper holds its sockets and the link to it as well, so that the next supervisor can adopt it.
 """
@@ -26,7 +26,7 @@ UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
-# One that ends so often in that time has a fault that another start does not repair.
+# Number of ends in the time below that indicates a fault that another start does not repair.
 _UNSTABLE_ENDS = 3
 _UNSTABLE_SECONDS = 600.0
 
@@ -130,8 +130,8 @@ class SidecarProcess(Receiver):
 class SidecarManager:
     """Keeps a process as configured, and starts it again, with backoff, when it ends; `problem` is why it is not up.
 
-    Nothing here raises: the pool does not depend on it. `_settle` is where a subclass does what is configured now; it
-    is called again, after a pause, when it fails or the process ends.
+    Nothing here raises: the pool does not depend on it. `_settle` is where a subclass applies the configuration; it is
+    called again, after a pause, when it fails or the process ends.
     """
 
     label: ClassVar[str]
@@ -141,7 +141,7 @@ class SidecarManager:
 
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
-        self.failures: tuple[ServerError, ...] = ()  # why what is configured is not all in force
+        self.failures: tuple[ServerError, ...] = ()  # why part of the configuration is not in force
         self.restarts = 0  # how often its process has ended by itself
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._keeper = keeper
@@ -150,7 +150,7 @@ class SidecarManager:
         self._pause_seconds = self.first_pause_seconds
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()  # of this moment: the next change has another one
+        self._changed = asyncio.Event()  # replaced on each change
         self._tried = asyncio.Event()  # whether it can listen is known
         # How often it was configured, and which of these times was the last that was settled, or could not be.
         self._configured_times = self._attempted_times = 0
@@ -186,7 +186,7 @@ class SidecarManager:
         raise NotImplementedError
 
     def _configured(self) -> None:
-        """Settle soon, without a pause: the configuration is another one."""
+        """Settle soon, without a pause, because the configuration has changed."""
         self._pause_seconds = self.first_pause_seconds
         self._configured_times += 1
         self._tried.clear()

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
-# What a start of many servers needs for a moment has been freed by then.
+# By this time memory that a start of many servers needs briefly has been freed.
 _AFTER_START_SECONDS = 10.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor(Receiver):
-    """Runs one pool. A calm one adopts the workers that run and serves commands, no more.
+    """Runs one pool. A calm supervisor only adopts the running workers and serves commands.
 
-    `reader` is the process that is to read the files for it, if that was started.
+    `reader` is the process that reads the files for it, if it was started.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Supervisor(Receiver):
         self._begun = True
         if self._terminating:
             self._terminate()
-        # From now on the keeper can be replaced from what is known here.
+        # From now on the keeper can be replaced from the state in this process.
         with contextlib.suppress(LinkLost):
             await keeper.complete()
             keeper.send({"op": "adopted"})
@@ -154,7 +154,7 @@ class Supervisor(Receiver):
         if self._runtime_files.withdrawn:
             self._pool.over.set()
             return
-        # Nothing else happens in this process from here on: the successor does the rest.
+        # This process does no more work from here on; the successor does the rest.
         if self._keeper.whole:
             logger.error("the keeper is gone; another one is started")
             self._pool.events.record("pool", "keeper lost", message="another one is started")
@@ -169,7 +169,7 @@ class Supervisor(Receiver):
         if self._keeper.whole:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
-        # The log may be what the loop hangs at.
+        # Logging itself may be the cause of the hang.
         if hung_at is not None:
             stack = "".join(traceback.format_stack(hung_at))
             logger.error("the keeper ended while this process hung here:\n%s", stack)

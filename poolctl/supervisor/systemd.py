@@ -98,9 +98,9 @@ class Service:
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """How many servers should run, and those that are not ready; None before any was asked to run.
+    """The number of servers that should run, and the servers that are not ready; None before any was asked to run.
 
-    A pool without servers has a gateway alone.
+    A pool without servers consists of a gateway.
     """
     able = [
         entry

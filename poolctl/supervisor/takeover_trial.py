@@ -43,14 +43,14 @@ from .takeover import portable_pickle
 from .verbs.upgrade import TakeoverCheck
 
 LIMIT_SECONDS = 60
-_SHOWN = 500  # characters of what went wrong
+_SHOWN = 500  # characters of an error shown
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 5.0
 _LONGEST = 60  # a socket's path holds 107 bytes
 # The variables that an interpreter and its libraries need; no secret gets into these processes.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
-# By its engine.
+# By the gateway's engine.
 _GATEWAY_MODULES = {"poolctl": "poolctl.gateway.", "haproxy": "poolctl.gateway.haproxy."}
 _FILE = "pool.json"
 _PREFIX = "poolctl-trial-"
@@ -120,7 +120,7 @@ def _needed_modules(tables: Tables) -> Iterator[str]:
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let the version that `options` names take over a small pool of this one; an error to end with, or None.
+    """Let the version that `options` names take over a small pool of this version; an error to end with, or None.
 
     The configuration in force is on stdin.
     """
@@ -133,13 +133,13 @@ def try_takeover_by(options: str, *files: str) -> str | None:
 
 
 def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
-    """Let another version take over a small pool of this one, and replace all of its processes.
+    """Let another version take over a small pool of this version, and replace all of its processes.
 
     `options` are those of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory `logs`.
     Blocks. Raises TrialFailed.
     """
     with _small_pool(servers, logs) as pool:
-        # No error yet: servers that do not start under this version may start under the other one.
+        # Not an error yet: servers that fail to start under this version may start under the other version.
         pool.ask(Result, "start")
         before, helpers = pool.pids(), pool.helpers()
         pid = pool.order(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
@@ -169,14 +169,14 @@ class _SmallPool:
         self._client = Client(pool_paths.control_socket(self._directory))
 
     def ask(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
-        """The supervisor's answer. Raises TrialFailed when there is none."""
+        """The supervisor's answer. Raises TrialFailed if there is no answer."""
         try:
             return self._client.ask(kind, verb, {"options": options or {}})
         except ControlError as error:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
 
     def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
-        """Likewise; raises TrialFailed also when the command fails."""
+        """The supervisor's answer; raises TrialFailed also if the command fails."""
         answer = self.ask(kind, verb, options)
         if answer.errors:
             error = answer.errors[0]
@@ -211,7 +211,7 @@ class _SmallPool:
         return found
 
     def replace_helpers(self, before: set[int]) -> None:
-        """Kill those of the previous version and empty their logs; one that starts just now is left alone."""
+        """Kill the previous version's processes and empty their logs; a process that is just starting is left alone."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -302,7 +302,7 @@ def _remove_abandoned() -> None:
             lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 status = os.fstat(lock)
-                # A new one may not be locked yet.
+                # A new directory may not be locked yet.
                 if status.st_uid == os.geteuid() and time.time() - status.st_mtime > LIMIT_SECONDS:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(place, ignore_errors=True)

@@ -43,11 +43,9 @@ class Breaker:
         self.rule = rule
         self.state = BreakerState.CLOSED
         self.is_closed = True
-        self.why = ""  # it is not closed
-        self.by_answers = False  # changes with each state; results from an earlier period are not judged
-        self.period = (
-            0  # changes with each change of state; results of requests from an earlier period are not judged
-        )
+        self.why = ""
+        self.by_answers = False  # it opened although the backend was reached
+        self.period = 0  # changes with each state; results from an earlier period are not judged
         self._on_change = on_change
         self._is_dispensable = is_dispensable
         self._open_until = 0.0

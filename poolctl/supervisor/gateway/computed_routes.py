@@ -76,12 +76,12 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
 
-    `registered` gives the services that have registered as backends; after a change of these, call `again`.
-    Before a table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
-    connections of these servers; with `adopted` those of workers that an earlier supervisor has placed alone. Files in
-    `directory` tell the next supervisor of kept connections, and keep the secret of which the `context_keys` of servers
-    are made.
-    Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
+    `registered` gives the services that have registered as backends; after a change of these, call `again`. Before a
+    table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
+    connections of these servers; with `adopted` only connections of workers that an earlier supervisor placed. Files in
+    `directory` record kept connections for the next supervisor, and the secret from which the `context_keys` of servers
+    are derived. Generations increase across supervisors and keepers too, because workers and gateways that outlive both
+    know older generations.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class ComputedRoutes:
         self._secret = b""
         self.context_keys: Mapping[
             str, str
-        ] = {}  # by the names of servers: they prove what the gateway says of a route
-        self._kept: Kept | None = None  # what workers may have, also by earlier tables; None: not read yet
+        ] = {}  # by the names of servers; they authenticate the gateway's statements about a route
+        self._kept: Kept | None = None  # for workers, also by earlier tables; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
-        # What workers have instead, by the names of their servers; under "" for those that have no route any more.
+        # The tables for workers instead, by the names of their servers; "" is for servers that no longer have a route.
         self.worker_tables: Mapping[str, Descriptor] = {}
         self.problem = ""
         self.registered: Callable[[], Sequence[RegisteredBackend]] = tuple
@@ -114,7 +114,7 @@ class ComputedRoutes:
         self._followers: list[Callable[[int], object]] = []
         # How often they were to be computed, and which of these times they are from.
         self._asked = self._answered = 0
-        self._computed = asyncio.Event()  # of the computation under way: the next one has another
+        self._computed = asyncio.Event()  # for the computation in progress; each computation has its own
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
         """Compute them soon from what `source` returns then."""
@@ -133,13 +133,13 @@ class ComputedRoutes:
         return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
-        """Return once the routes are those of what is the newest configuration now; later ones do not delay it."""
+        """Return once the routes match the configuration at the time of the call; later ones cause no delay."""
         asked = self._asked
         while self._answered < asked:
             await self._computed.wait()
 
     async def masked_table(self) -> Descriptor | None:
-        """The table in force without secrets, with streams and excluded routes; None before the first one.
+        """The table in force without secrets, with streams and excluded routes; None before the first computation.
 
         It is valid until the next change.
         """
@@ -167,7 +167,7 @@ class ComputedRoutes:
             self._followers.remove(follow)
 
     def close(self) -> None:
-        """Compute nothing more, and close the tables."""
+        """Stop computing, and close the tables."""
         if self._work is not None:
             self._work.cancel()
         if self.table is not None:
@@ -209,15 +209,15 @@ class ComputedRoutes:
         self.problem = ""
 
     async def _make_way(self, routes: RouteSet, users: Mapping[str, str]) -> None:
-        """End the kept connections that the next routes do not allow, and note those that they do."""
-        is_first = self._kept is None  # what was kept before is with workers of an earlier supervisor
+        """End the kept connections that the next routes do not allow, and record the allowed ones."""
+        is_first = self._kept is None  # earlier kept connections are with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
             known = await in_daemon_thread(functools.partial(_read, self._path))
             self._kept = Kept() if known is None else known
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
-                # An earlier version passed connections whatever the users were.
+                # An earlier version passed connections without regard to the users.
                 await self._publish(routes.ending(unknown))
                 await self._end_kept(unknown, adopted=True)
         ended = self._kept.ended_by(routes.kept, users)
@@ -274,9 +274,9 @@ def _computed(
 
 
 class _Written:
-    """The descriptors of the table, of those for workers by their user, and of the one without secrets, if it is made.
+    """The descriptors of the table, of the workers' tables by user, and of the table without secrets, if there is one.
 
-    Under "" is one without routes.
+    The table under "" has no routes.
     """
 
     def __init__(self) -> None:
@@ -345,7 +345,7 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """The table of these routes without secrets; that is `whole`, which is closed otherwise, if there are none."""
+    """The table of these routes without secrets; if they have no secrets that is `whole`, which is closed otherwise."""
     try:
         shown = tuple(map(masked_route, routes.http))
         if all(one is other for one, other in zip(shown, routes.http, strict=True)):
@@ -356,9 +356,9 @@ def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
 
 
 def masked_route(route: Route) -> Route:
-    """The route without secrets, itself if it has none.
+    """The route without secrets; the route itself if it has no secrets.
 
-    Masked are the values of headers that it adds, which resolved variables may be in, and of its conditions those of
+    Masks the values of headers that it adds, which may contain resolved variables, and in its conditions the values of
     headers with a secret's name.
     """
     changes: dict[str, Any] = {

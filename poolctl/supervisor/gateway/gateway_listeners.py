@@ -29,11 +29,11 @@ class GatewayListeners:
         self._identities: dict[str, Identity | None] = {}
 
     def of(self, key: str) -> list[socket.socket]:
-        """The sockets of this listener; none if it is not open."""
+        """The sockets of this listener; empty if it is not open."""
         return self._open.get(key, [])
 
     async def adopt(self) -> None:
-        """Take ownership of what the keeper holds of the previous supervisor, and is not open here."""
+        """Take ownership of the previous supervisor's sockets in the keeper that are not open here."""
         after = fd_store.GATEWAY_LISTENER
         while True:
             reply, _ = await self._keeper.call({"op": "list", "after": after})
@@ -51,14 +51,14 @@ class GatewayListeners:
             after = names[-1]
 
     async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open those that are not open yet; the errors of those that cannot be opened."""
+        """Open the listeners that are not open yet; returns the errors of the others."""
         problems = []
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
                     self._keep(key, listener)
                 continue
-            # One that is wider or narrower than this one would keep the port.
+            # A wider or narrower address would keep the port.
             outdated = [
                 each
                 for each, other in self.settings.items()
@@ -111,7 +111,7 @@ class GatewayListeners:
 
 
 def _is_in_the_way(other: ListenerSettings, listener: ListenerSettings) -> bool:
-    """Whether the other one has to be closed before this one can be opened."""
+    """Whether `other` has to be closed before this listener can be opened."""
     return (other.protocol == UDP) == (listener.protocol == UDP) and overlaps(
         parse(other.bind), parse(listener.bind)
     )

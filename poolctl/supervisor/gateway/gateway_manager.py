@@ -40,7 +40,7 @@ from .server_reports import ServerReports
 from .target_probes import TargetProbes
 
 _SERVES_SECONDS = 10.0
-# A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
+# Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.
 _IN_FORCE_SECONDS = 20.0
 # A connection to a canary is made at once.
 _ARRIVES_SECONDS = 0.05
@@ -115,7 +115,7 @@ class GatewayManager(SidecarManager):
     async def in_force(self, limit_seconds: float | None = None) -> str:
         """Return "" once the present configuration is in force, or a warning after this time.
 
-        `failures` says then why part of it is not, after another attempt where the last one had failed.
+        `failures` then says why part of it is not in force, after another attempt where the last attempt had failed.
         """
         if self.failures:
             self._configured()
@@ -132,7 +132,7 @@ class GatewayManager(SidecarManager):
         return ""
 
     async def _is_in_force(self) -> bool:
-        """Wait for the next step; whether it was the last one."""
+        """Wait for the next step; True if it was the last."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self._routes.settled()
@@ -158,7 +158,7 @@ class GatewayManager(SidecarManager):
         self._recompute()
         self._configured()
 
-    # What the runner asks of a gateway.
+    # Requests of the runner to a gateway.
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
         """See Gateway."""
@@ -171,7 +171,7 @@ class GatewayManager(SidecarManager):
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
             await process.withdraw(server, give)
-            # Not before: it would take another pair's withdrawal for this one's.
+            # Not earlier: the report would mistake another pair's withdrawal for this pair's.
             self._report(server)
 
     def _report_probes(self) -> None:
@@ -265,8 +265,8 @@ class GatewayManager(SidecarManager):
     async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
         """Return once no worker of these servers, or no `adopted` one, has a connection that was passed to it before.
 
-        What is given back is shut down in the gateway's process. What an application says of the rest proves nothing,
-        so the workers are replaced, and killed if they have not ended in time.
+        Connections that are given back are shut down in the gateway's process. An application's statements about the
+        others prove nothing, so the workers are replaced, and killed if they have not ended in time.
         """
         while (process := self.gateway) is not None:
             try:
@@ -383,7 +383,7 @@ class GatewayManager(SidecarManager):
         raise ServerError("; ".join(problem))
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
-        """Start a process; the one before drains once the new one serves."""
+        """Start a process; its predecessor drains once the new process serves."""
         process = await self._new_process(plan)
         self.reports.follow(process)
         self._sync(process)
@@ -462,7 +462,7 @@ class GatewayManager(SidecarManager):
         self._served = served
 
     def _sync(self, process: GatewayProcess) -> None:
-        """Send the process whatever it does not have yet."""
+        """Send the process everything that it does not have yet."""
         plan = self._current
         if plan is None or self._own is None:
             return
@@ -488,7 +488,7 @@ class GatewayManager(SidecarManager):
             process.close_listener(key)
 
     async def _adopt(self) -> None:
-        """Adopt what the keeper holds of the previous supervisor."""
+        """Adopt the previous supervisor's sockets and links from the keeper."""
         await self._listeners.adopt()
         if self._own is None:
             await self._adopt_pair()
@@ -522,7 +522,7 @@ class GatewayManager(SidecarManager):
             if self._orphans.silent and self._process is None:
                 raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
             return
-        # Before the keeper gets another link, and closes this one.
+        # Done before the keeper gets a new link and closes the present link.
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)
@@ -558,7 +558,7 @@ class GatewayManager(SidecarManager):
         self._routes.close()
 
     async def finish(self) -> None:
-        """Refuse connections from now on; return when those that are served have ended, within `drain_timeout`."""
+        """Refuse new connections; return when the open connections have ended, within `drain_timeout`."""
         self._over = True
         async with self._turn:
             self._end_zygote()

@@ -1,7 +1,7 @@
-"""The metrics of a gateway: its own, and those of its routes, streams and hosts.
+"""The metrics of a gateway, and of its routes, streams and hosts.
 
-Requests and bytes are those that the gateway proxies. Passed requests are counted by the workers that serve them: by
-route only their number.
+Requests and bytes cover the traffic that the gateway proxies. Passed requests are counted by the workers that serve
+them, and by route only in number.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from poolctl.worker import tally
 from .computed_routes import RouteSet
 from .gateway_manager import GatewayManager
 
-# Of routes, streams and hosts each: a scrape stays small, and so does what the scraper keeps.
+# Maximum of routes, of streams and of hosts, so that a scrape and the scraper's storage stay small.
 MOST_LABELLED = 1000
 DISCONNECTED = "disconnected"
 
 
 class GatewaySnapshot(NamedTuple):
-    """The gateway at one moment; `report` is that of its process, None while it does not answer."""
+    """The gateway at one moment; `report` comes from its process, and is None while the process does not answer."""
 
     report: Table | None
     restarts: int
@@ -115,7 +115,7 @@ def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
 
 
 def _operator(report: Table) -> Iterable[Family]:
-    """Of a gateway that reports requests to an operator."""
+    """The metrics of a gateway that reports requests to an operator."""
     found = report.get("operator")
     return families_of(_OPERATOR, [(found, {})]) if found is not None else ()
 

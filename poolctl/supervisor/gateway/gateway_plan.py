@@ -1,4 +1,4 @@
-"""What the configuration makes of the gateway: the settings of its process, and its listeners with what they serve."""
+"""The plan of a gateway from the configuration: the settings of its process, and its listeners with their contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Certificate(NamedTuple):
     """A certificate of a listener, as it was read: its settings, the contents of its files, and a digest of both.
 
-    `names` are the host names in it; the first certificate of a listener is for all others too.
+    `names` are the host names in it; the first certificate of a listener is also used for all other hosts.
     """
 
     bind: str
@@ -44,7 +44,7 @@ class GatewayPlan(NamedTuple):
     def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The plan that can be carried out with these open listeners.
 
-        An address that is not planned any more stays, as long as one that takes its place is not open.
+        An address that is no longer planned stays until its replacement is open.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in there}
         kept = {

@@ -1,4 +1,4 @@
-"""The gateway's process as the supervisor sees it: what it was sent, so that only changes are sent again."""
+"""The gateway's process as the supervisor sees it; remembers the sent state, so that only changes are sent again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REPORT_SECONDS = 5.0
 # For closing the rest, WebSockets with a close frame.
 _CLOSES_SECONDS = 5.0
 _FIGURES_SECONDS = 1.0
-# A fork takes milliseconds: a zygote that is silent for so long is stopped, or hangs.
+# A fork takes milliseconds: a zygote that is silent for longer is stopped, or hangs.
 _FORKS_SECONDS = 2.0
 
 
@@ -38,11 +38,11 @@ class GatewayProcess(SidecarProcess):
 
     def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
         self._sent: dict[str, object] = {}
-        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events, and what it asks for
+        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events and requests
         super().__init__(sock, known, mark)
 
     def resync(self) -> None:
-        """Begin to send everything again: what is not sent until `begin` is forgotten by the process."""
+        """Begin to send everything again; the process forgets state that is not sent again before `begin`."""
         self._sent.clear()
         self.link.send({"t": "resync"})
 
@@ -81,7 +81,7 @@ class GatewayProcess(SidecarProcess):
         self._send(f"listener {listener.key}", (listener, route, mark), message, sockets)
 
     def close_listener(self, key: str) -> None:
-        """Accept no more of this listener."""
+        """Stop accepting on this listener."""
         if self._sent.pop(f"listener {key}", None) is not None:
             self.link.send({"t": "unlisten", "key": key})
 
@@ -96,7 +96,7 @@ class GatewayProcess(SidecarProcess):
         return {name.removeprefix("server ") for name in self._sent if name.startswith("server ")}
 
     def certify(self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]) -> None:
-        """Use this certificate on the listener for these host names; the first one for all others too."""
+        """Use this certificate on the listener for these host names; the first certificate also for all other hosts."""
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
@@ -112,12 +112,12 @@ class GatewayProcess(SidecarProcess):
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
     def forget(self, server: str) -> None:
-        """The server has no route any more."""
+        """Withdraw the server, which no longer has a route."""
         if self._sent.pop(f"server {server}", None) is not None:
             self.link.send({"t": "forget", "server": server})
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Return when it puts nothing into this pair any more, or does not say so in time, or is gone."""
+        """Return when it puts no further connections into this pair, does not confirm that in time, or is gone."""
         message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
         self._sent.pop(f"server {server}", None)
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -125,7 +125,7 @@ class GatewayProcess(SidecarProcess):
                 await self.link.call(message)
 
     async def followed(self) -> None:
-        """Return once clients are served by what was sent before, or are not in time, or it is gone."""
+        """Return once clients are served by the state sent before, or this takes too long, or the process is gone."""
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.performed()
@@ -162,7 +162,7 @@ class GatewayProcess(SidecarProcess):
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
-        """Use these states of the machines behind URLs, and those of no others."""
+        """Use these states of the machines behind URLs, and forget all others."""
         known = {name.removeprefix("machine ") for name in self._sent if name.startswith("machine ")}
         for host, state in states.items():
             self._send(f"machine {host}", state, {"t": "machine", "state": to_json(state)})
@@ -184,11 +184,11 @@ class GatewayProcess(SidecarProcess):
         self.link.send({"t": "loads", "connections": dict(connections)})
 
     def drain(self, seconds: float) -> None:
-        """Accept nothing more, finish what is being served, end."""
+        """Stop accepting, finish the current requests, and end."""
         self.leave({"t": "drain", "seconds": seconds}, seconds + _CLOSES_SECONDS)
 
     async def finish(self, seconds: float) -> None:
-        """Accept nothing more; return when the last requests have ended, or were ended after that time.
+        """Stop accepting; return when the last requests have ended, or were ended after `seconds`.
 
         Streams end at once: no other process takes their clients over.
         """
@@ -206,9 +206,9 @@ class GatewayProcess(SidecarProcess):
 
 
 class GatewayZygote(SidecarProcess):
-    """The process that forks gateways: it waits, with everything imported, for the end of the one that serves.
+    """The process that forks gateways: it waits, with everything imported, for the end of the serving gateway.
 
-    It is of no use any more if its mark would be another one now: it has the environment of its start, too.
+    It is obsolete if its mark would differ now, because it also has the environment of its start.
     """
 
     part, label, output = "gateway", "the gateway's zygote", "gateway.log"
@@ -216,12 +216,12 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote for gateways with this one, and without the variables that are withheld now."""
+        """The mark of a zygote for gateways with this mark, and without the variables that are withheld now."""
         return " ".join([mark, *withheld_variables.present()])
 
     @property
     def is_of_keeper(self) -> bool:
-        """Whether the keeper is its parent, and would be that of its forks."""
+        """Whether the keeper is its parent, and so would be the parent of its forks."""
         return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:

@@ -1,4 +1,4 @@
-"""What the gateway's process reports, and what it asks for."""
+"""Reports and requests of the gateway's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .server_facts import connections_of
 
 
 class GatewayReports:
-    """Records the events of the process, keeps the states of its hosts for another one, and answers it."""
+    """Records the events of the process, keeps the states of its hosts for its successor, and answers its requests."""
 
     def __init__(self, keeper: Link, core: Core, events: Events) -> None:
         self._keeper = keeper
@@ -37,7 +37,7 @@ class GatewayReports:
             os.close(fd)
 
     def follow(self, process: GatewayProcess) -> None:
-        """Receive what this process reports."""
+        """Receive a report of this process."""
         process.on_report = lambda message: self._received(process, message)
 
     def _received(self, process: GatewayProcess, message: wire.Message) -> None:
@@ -72,5 +72,5 @@ class GatewayReports:
 
 
 def _about_host(data: Table) -> Table:
-    """An event of a host says in words which one it is, and why."""
+    """A sentence about an event of a host: which host, and why."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -26,7 +26,7 @@ from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
 
-# Rates are those of the last seconds; samples are taken this often, whether or not a command asks.
+# Period of rates; samples are taken this often, even if no command asks.
 SAMPLE_SECONDS = 10.0
 _LEAST_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
 _SERVERS_AT_ONCE = 50
@@ -34,7 +34,7 @@ _SERVERS_AT_ONCE = 50
 
 class _Sample(NamedTuple):
     at: float
-    slots: Counts  # of proxied requests, and of those of routes that were refused
+    slots: Counts  # of proxied requests, and of requests that were refused on a route
     refused: tuple[int, int]  # of routes, and without a route
     passed: int
     streamed: int
@@ -69,14 +69,14 @@ class GatewayStatistics:
         verbs.extend("stats", self._in_status)
 
     def follow(self) -> None:
-        """There is a gateway, or none any more."""
+        """Note whether there is a gateway."""
         if self._manager.tables.gateway is None:
             self.close()
         elif self._sampling is None:
             self._sampling = asyncio.ensure_future(self._sample_often())
 
     def close(self) -> None:
-        """Take no more samples."""
+        """Stop taking samples."""
         if self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
@@ -97,7 +97,7 @@ class GatewayStatistics:
 
     @property
     def serving_pid(self) -> int | None:
-        """The pid of the process that serves clients: the gateway's own, or that of HAProxy."""
+        """The pid of the process that serves clients: the gateway's own process or HAProxy's."""
         process = self._manager.gateway
         return None if process is None else self._program_pid or process.known.get("pid")
 
@@ -197,7 +197,7 @@ class GatewayStatistics:
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:
-        """What the process that serves uses; None if there is none."""
+        """The resources used by the serving process; None if there is no process."""
         pid = self.serving_pid
         if pid is None:
             return None

@@ -1,4 +1,4 @@
-"""The verbs of a pool with a gateway: its routes and its hosts, and what is done with hosts."""
+"""The verbs of a pool with a gateway: lists of its routes and hosts, and actions on hosts."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from .gateway_manager import GatewayManager
 from .registrations import Registrations
 from .route_figures import RouteFigures
 
-# Above this only those that fit the host are explained.
+# Above this number only routes that match the host are explained.
 _MOST_EXPLAINED = 1000
-# So many routes are looked at before others have their turn.
+# Number of routes examined before others have their turn.
 _AT_ONCE = 100
 # A worker may be busy with a request for longer.
 _CONFIRMED_SECONDS = 1.0
@@ -46,7 +46,7 @@ _OPERATIONS = ("disable", "enable", "drain")
 
 
 class GatewayVerbs:
-    """Answers with what the gateway's process reports, and what workers count."""
+    """Answers with the reports of the gateway's process and the counts of the workers."""
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, services: Registrations) -> None:
         self._gateway = gateway
@@ -66,7 +66,7 @@ class GatewayVerbs:
         verbs.before_end(self._gateway.finish)
 
     async def routes(self, call: Call) -> Result:
-        """Every route, with its figures; with the operation "explain" those that a request may take."""
+        """Every route with its figures; with the operation "explain" the routes that a request may take."""
         await self._gateway.routes.settled()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
@@ -106,7 +106,7 @@ class GatewayVerbs:
             await self._over.wait()
 
     async def healths(self) -> dict[str, RouteHealth]:
-        """The health of each route that is served; of a stream whose alias an HTTP route has, with its protocol."""
+        """The health of each served route; a stream with the alias of an HTTP route is named with its protocol."""
         await self._gateway.routes.settled()
         report = await self._report() or {}
         figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
@@ -193,7 +193,7 @@ class GatewayVerbs:
         return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
-        """Of a server, with the connections of its workers, to which most of its clients were passed."""
+        """The row of a server, with the connections of its workers, to which most of its clients were passed."""
         found = from_json(HostReport, row)
         known = found.host in self._core.entries
         return replace(found, connections=self._gateway.reports.connections(found.host)) if known else found

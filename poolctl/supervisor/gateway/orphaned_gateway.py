@@ -1,6 +1,6 @@
 """A gateway that serves on after keeper and supervisor were both killed: it is found, adopted, or ended.
 
-A new keeper gets what it would have held of it: its listeners, its pair, and the link to it.
+A new keeper gets the descriptors that the previous keeper held: the gateway's listeners, its pair, and the link to it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class OrphanSearch:
             keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
         _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         for fd in links:
-            # The process that this one was to replace: closing its link alone would make it an orphan too.
+            # The process that the orphan was to replace: closing its link alone would make it an orphan too.
             with wire.over(fd) as link, contextlib.suppress(OSError):
                 wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
         known = {"pid": orphan.pid, "start": orphan.start}

@@ -1,4 +1,4 @@
-"""The gateway of a pool, if it has one: what it needs is imported when it is configured."""
+"""The gateway of a pool, if it has one; its modules are imported when it is configured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .registration_manager import RegistrationManager
     from .registrations import Registrations
 
-# What a start imports only for a configuration that names it.
+# Modules that a start imports only for a configuration with a gateway.
 MODULES = (
     "poolctl.supervisor.gateway.gateway_manager",
     "poolctl.supervisor.gateway.gateway_metrics",
@@ -55,7 +55,7 @@ _AFTER_START_SECONDS = 1.0
 
 
 def _prepare_validation() -> None:
-    """Import and build all that validates registrations: the package's files may be replaced before the first one."""
+    """Import and build the validation of registrations now, because an upgrade may replace the package's files."""
     from poolctl.config import RouteConfig, registration_of
 
     registration_of({}, [])
@@ -90,7 +90,7 @@ class PoolGateway:
     async def start(self, core: Core, verbs: Verbs, totals: Totals) -> None:
         """Serve as configured, now and after each reload."""
         self._core, self._verbs, self._totals = core, verbs, totals
-        # One that is not configured any more is there if the supervisor was killed in a reload.
+        # A gateway that is no longer configured is still there if the supervisor was killed in a reload.
         _, fds = await self._environment.keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         self._found = bool(fds)
         for fd in fds:
@@ -228,7 +228,7 @@ class PoolGateway:
         return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
     async def _behind(self) -> str:
-        """A warning of workers that have not confirmed the route table; "" if there is none."""
+        """A warning about workers that have not confirmed the route table, or ""."""
         routing = self._core.runner.capabilities.routing
         servers = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")

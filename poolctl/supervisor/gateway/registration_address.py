@@ -29,7 +29,7 @@ class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
         self._recorder = events
         self._services = services
         self._table: RegistrationTable | None = None
-        self._read: object = None  # what the certificate in use was made of
+        self._read: object = None  # contents of the files of the certificate in use
 
     def follow(self, tables: Tables) -> None:
         """Serve as `[registration]` says from now on, or nowhere."""
@@ -47,7 +47,7 @@ class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
         return RegistrationEndpoint(self._services, self._recorder)
 
     async def configure(self, server: RegistrationEndpoint) -> None:
-        """See HeldAddress. A token or certificate that cannot be used leaves the former ones in force."""
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
         table, env = self._table, self._environment.configuration.environment
         if table is None:
             return

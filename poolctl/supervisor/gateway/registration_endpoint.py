@@ -1,7 +1,7 @@
-"""Services elsewhere register here: by HTTP, with the token of a client that may register for some routes alone.
+"""Services elsewhere register here: by HTTP, with the token of a client that may register for certain routes only.
 
-What a client sends is bounded before anything of it is believed: heads, bodies, connections, requests a second,
-services, and attempts with a wrong token.
+Limits apply before any input is trusted: on heads, bodies, connections, requests per second, services, and attempts
+with a wrong token.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LIMITS = ServerLimits(
 # A service that is elsewhere may vanish without a word.
 DEFAULT_TTL = "1m"
 EVENT_SECONDS = 60.0
-# Of one address: so many wrong tokens at once, and one in so many seconds afterwards.
+# Limit for one address: wrong tokens in a burst, and the interval between later ones.
 MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
 _MOST_ADDRESSES = 4096
-# Of one client: more services than it may have, each with a heartbeat every ten seconds.
+# Limit for one client: enough for more than its maximum of services, each with a heartbeat every ten seconds.
 _REQUESTS_PER_SECOND, _BURST = 100, 200
 _BEARER = b"bearer "
 _OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
@@ -63,7 +63,7 @@ class Services(Protocol):
 
 
 class Client:
-    """A client with the digest of its token, and what it may register. No networks: any."""
+    """A client with the digest of its token, and its permissions. Without networks any address is allowed."""
 
     def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -113,7 +113,7 @@ class Peer(NamedTuple):
 
 
 class WrongTokens:
-    """Which addresses have sent too many wrong tokens lately. Bounded: the one that was longest quiet is forgotten."""
+    """Addresses that have sent too many wrong tokens lately. Bounded: the longest quiet address is forgotten."""
 
     def __init__(self) -> None:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, at which time
@@ -201,7 +201,7 @@ class RegistrationEndpoint(HttpEndpoint):
         return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
 
     def _client(self, request: Received, peer: Peer) -> Client:
-        """Who sent it. Raises Refused."""
+        """The client that sent the request. Raises Refused."""
         now = self.clock.monotonic()
         if wait := self._wrong.wait_seconds(peer.key, now):
             raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
@@ -209,7 +209,7 @@ class RegistrationEndpoint(HttpEndpoint):
         found = None
         if given[:7].lower() == _BEARER:
             digest = _digest(given[7:].strip())
-            # All of them, so that the time tells nothing.
+            # Compare all of them, so that the time reveals nothing.
             for each in self.clients:
                 if hmac.compare_digest(digest, each.digest):
                     found = each
@@ -280,7 +280,7 @@ def _has_port(place: str) -> bool:
 
 
 def _digest(token: bytes) -> bytes:
-    # Of one length, so that the time of a comparison does not tell that of the token.
+    # Equal lengths, so that the time of a comparison does not reveal the token's length.
     return hashlib.sha256(token).digest()
 
 

@@ -1,7 +1,7 @@
-"""Services register as backends of routes, and leave: the verbs, the events, and what a successor needs.
+"""Services register as backends of routes, and leave: the verbs, the events, and the state for a successor.
 
-A service that has left, is silent or fails is taken out of the route table at once. Only such changes make another
-table: a heartbeat does not.
+A service that has left, is silent or fails is taken out of the route table at once. Only such changes produce a new
+table; a heartbeat does not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .registrations import (
 _OF_REQUESTS = ("timeout", "progress", "wait")
 # In the state directory, from a stop to the next start.
 _FILE = "stopped-registrations.json"
-# Heartbeats are saved so often; a successor gives each service some time for another one.
+# Interval at which heartbeats are saved; a successor gives each service time for another heartbeat.
 _SAVE_SECONDS = 1.0
 _PERFORMED_SECONDS = 5.0
 _RESOLVED_SECONDS = 5.0
@@ -199,7 +199,7 @@ class RegistrationManager:
         return [found]
 
     def close(self) -> None:
-        """Probe nothing more."""
+        """Stop probing."""
         self._probes.close()
         for timer in (self._expiry, self._saving):
             if timer is not None:
@@ -232,7 +232,7 @@ class RegistrationManager:
         self._probes.watch(service)
 
     async def _no_route(self, name: str) -> str:
-        """Why the services of this name have no route, once the routes are those of now; "" if they have one."""
+        """Why the services of this name have no route after the current computation; "" if they have a route."""
         routes = self._gateway.routes
         routes.again()
         await routes.settled()
@@ -306,7 +306,7 @@ class RegistrationManager:
             kind, f"backend {word}", message=str(service), route=settings.name, url=settings.to, **more
         )
 
-    # For the next supervisor.
+    # State for the next supervisor.
 
     def _note(self, service: RegisteredService) -> None:
         self._records[service.key] = json.dumps(self.services.to_json(service)).encode()

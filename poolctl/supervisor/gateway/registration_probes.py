@@ -74,7 +74,7 @@ class ServiceProbe(Generic[S]):
 
 
 class RegistrationProbes(Generic[S]):
-    """Probes each service that is watched, until it is not watched any more. Belongs to the running loop.
+    """Probes each watched service until watching ends. Belongs to the running loop.
 
     `on_probed` gets the service, the problem or "", and how long the answer took.
     """
@@ -99,13 +99,13 @@ class RegistrationProbes(Generic[S]):
             self.begin(probe)
 
     def forget(self, service: S) -> None:
-        """Probe it no more."""
+        """Stop probing the service."""
         probe = self._watched.pop(service, None)
         if probe is not None:
             self._schedule.remove(probe)
 
     def close(self) -> None:
-        """Probe nothing more."""
+        """Stop probing."""
         self._watched.clear()
         self._waiting.clear()
         self._schedule.close()

@@ -40,7 +40,7 @@ def target_problem(url: str, tables: Tables) -> str:
 
 
 def addresses_of(host: str) -> list[Ip]:
-    """The addresses of a host; none of a name that cannot be resolved. Blocks."""
+    """The addresses of a host; empty for a name that cannot be resolved. Blocks."""
     with contextlib.suppress(ValueError):
         return [_plain(ip_address(host.partition("%")[0]))]
     if host.endswith(_LOOPBACK_NAMES):
@@ -79,7 +79,7 @@ def _is_of_this_machine(ip: Ip) -> bool:
 
 def _socket_problem(url: str, target: Address, tables: Tables) -> str:
     path = os.path.realpath(target.key.removeprefix("unix:"))
-    # What lies beside a control socket is a pool's runtime directory.
+    # A directory with a control socket is a pool's runtime directory.
     if os.path.lexists(os.path.join(os.path.dirname(path), SOCKET_NAME)):
         return f"{url} is a socket of poolctl's own"
     for name, own in named_addresses(tables):

@@ -21,7 +21,7 @@ from poolctl.units import format_duration
 MOST_SERVICES = 10_000
 # A client of [registration] cannot use up all of them.
 MOST_OF_CLIENT = 1_000
-# A silent service is listed for so long, and its route answers with 503 instead of 404.
+# Time for which a silent service stays listed, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
 # No heartbeat arrives while one supervisor takes over from another.
 _GRACE_SECONDS = 2.0
@@ -75,12 +75,12 @@ class RegisteredService:
 
     @property
     def is_probed(self) -> bool:
-        """Whether its state is what a probe has found."""
+        """Whether its state is the result of a probe."""
         return self.hysteresis is not None
 
     @property
     def health(self) -> RouteHealth:
-        """What it means for its route."""
+        """The effect of its state on its route."""
         status = _HEALTH.get(self.state, UNHEALTHY)
         return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
@@ -122,11 +122,11 @@ class Registrations:
         return [*self._by_name]
 
     def register(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
-        """The service, and what has become of it: registered, changed, recovered, or refreshed by a heartbeat.
+        """The service, and the result: registered, changed, recovered, or refreshed by a heartbeat.
 
-        One that is known keeps its probe where none is named.
-        Raises RegistrationRefused where it contradicts another one of its name, is another owner's, or there are too
-        many. The owner "" may change all.
+        A known service keeps its probe if the request names no probe. Raises RegistrationRefused if it contradicts
+        another service of its name, belongs to another owner, or exceeds the limit. The owner "" may change all
+        services.
         """
         key = settings.name, settings.to
         self._check_place(settings)
@@ -153,7 +153,7 @@ class Registrations:
         return service, word
 
     def remove(self, service: RegisteredService) -> None:
-        """It gets no more requests, and is forgotten."""
+        """Remove the service: it gets no more requests, and is forgotten."""
         name, url = service.key
         del self._services[service.key], self._by_name[name][url]
         if not self._by_name[name]:
@@ -280,7 +280,7 @@ class Registrations:
             self._expect(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
-        """All services of one name have one host and path; those that name none take the others'."""
+        """All services of one name share a host and path; a service without them takes the others'."""
         if not settings.has_place:
             return
         for other in self.of(settings.name):

@@ -1,4 +1,4 @@
-"""The routes with what has become of their requests: passed to workers, which count them, or proxied by the gateway."""
+"""Routes with the counts of their requests: passed to workers, which count them, or proxied by the gateway."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _NONE = [0] * tally.COUNTED
 class RouteFigures:
     """The reports of routes, from one `report` of the gateway's process.
 
-    Workers count passed requests and their errors by route, but latencies by server: these are those of all its
-    requests that were not proxied.
+    Workers count passed requests and their errors by route, but latencies by server, over all requests of the server
+    that were not proxied.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class RouteFigures:
         return replace(report, **changes)
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
-        """The health of the route: that of its best backend, among them services that get no requests now."""
+        """The health of the route: the health of its best backend, including services that get no requests now."""
         if self._healths is None:
             return RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_away}")
         if isinstance(route, Route) and route.redirect is not None:
@@ -182,7 +182,7 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """What its workers have counted, without what was proxied to them; passed requests, and errors, by route."""
+        """The counts of its workers without proxied requests; passed requests, and errors, by route."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
@@ -202,7 +202,7 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target: the gateway's verdict, with what the supervisor knows of the server.
+        """The health of a target: the gateway's verdict, with the supervisor's facts about the server.
 
         There is no verdict on a route of a large table before its first request: only the state of its hosts is known.
         """

@@ -1,4 +1,4 @@
-"""What the gateway's process has to know of a routed server, as the core has it."""
+"""The facts about a routed server for the gateway's process, taken from the core."""
 
 from __future__ import annotations
 

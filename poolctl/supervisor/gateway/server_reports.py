@@ -1,6 +1,6 @@
-"""What the gateway's process knows of routed servers: the facts on each, its pair, and the pair of its canary.
+"""Reports about routed servers to the gateway's process: facts, the server's pair, and its canary's pair.
 
-Gateway and runner know the pair of a canary under a name, as they do that of a server.
+Gateway and runner identify the pair of a canary by a name, as they do a server's pair.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .server_facts import canary_name, facts_of, pair_facts, server_of
 
 
 class ServerReports:
-    """Of the servers that have a route. `pairs` are the give ends of their pairs, which the runner owns, by name."""
+    """Reports the servers that have a route. `pairs` are the give ends of their pairs, owned by the runner, by name."""
 
     def __init__(self, core: Core, routes: ComputedRoutes) -> None:
         self.pairs: dict[str, socket.socket] = {}
         self._core = core
         self._routes = routes
-        self._canaries: dict[str, ServerConfig] = {}  # those that the last look found, by server
+        self._canaries: dict[str, ServerConfig] = {}  # the canaries found by the last check, by server
 
     def look(self, entry: Entry) -> bool:
-        """Whether the server has another canary than at the last look, or none any more."""
+        """Whether the server's canary has changed or ended since the last check."""
         config = entry.config_apart
         if config is self._canaries.get(entry.name):
             return False
@@ -48,7 +48,7 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send what is new of the server, or of the one whose canary has this name; nothing of one without a route."""
+        """Send changes of the server, or of the server whose canary has this name, if it has a route."""
         server = server_of(name)
         entry = self._core.entries.get(server)
         if entry is None or server not in self._routes.routes.servers:
@@ -66,13 +66,13 @@ class ServerReports:
             process.forget(canary_name(server))
 
     def send_all(self, process: GatewayProcess) -> None:
-        """Send what is new of every server."""
+        """Send the changes of every server."""
         for server in self._routes.routes.servers:
             if server in self._core.entries:
                 self.send(process, server)
 
     def forget_others(self, process: GatewayProcess) -> None:
-        """Let the process forget the servers that have no route any more."""
+        """Let the process forget the servers that no longer have a route."""
         for name in process.servers:
             if server_of(name) not in self._routes.routes.servers:
                 process.forget(name)

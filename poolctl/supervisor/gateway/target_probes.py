@@ -1,4 +1,4 @@
-"""Probes of targets outside the pool that the file names: those that fail get no requests until they answer again."""
+"""Probes of targets outside the pool that the file names: failing targets get no requests until they answer again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ProbeSettings(NamedTuple):
 
 
 class ProbedTarget:
-    """A target and what its probes have found. It gets requests until it is known to fail."""
+    """A target and the results of its probes. It gets requests until it is known to fail."""
 
     __slots__ = ("hysteresis", "latency_seconds", "settings", "state", "why")
 
@@ -48,7 +48,7 @@ class ProbedTarget:
 
     @property
     def report(self) -> ProbeState:
-        """What the gateway's process has to know of it."""
+        """The state of the target for the gateway's process."""
         return ProbeState(
             host=self.settings.to,
             why=self.why if self.state == FAILING else "",
@@ -95,7 +95,7 @@ class TargetProbes:
         return None if target is None else target.latency_seconds
 
     def close(self) -> None:
-        """Probe nothing more."""
+        """Stop probing."""
         if self._probes is not None:
             self._probes.close()
 

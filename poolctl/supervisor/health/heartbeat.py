@@ -1,8 +1,8 @@
-"""Finds hung workers: those whose event loop does not run although their port still accepts.
+"""Finds hung workers, whose event loop does not run although their port still accepts.
 
-One timer asks all of them in turn. A worker answers by writing the time into the page of memory that it shares with
-us; no message comes back. One that has not answered is not asked again, so that no requests pile up. One that has not
-run since its answer is not asked either: all those are checked together, in one wake-up an interval.
+One timer asks all of them in turn. A worker answers by writing the time into the page of memory that it shares with us;
+no message comes back. A worker that has not answered is not asked again, so that no requests pile up. A worker that has
+not run since its answer is not asked either; all of these are checked together, in one wake-up per interval.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Heartbeat:
         """Ask all that are due."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
-            # Workers that were asked before it had no more time than we had.
+            # Workers asked before the pause had no more time than this process.
             self._awake_since = now
         again = []
         while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:

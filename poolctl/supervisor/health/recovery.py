@@ -1,6 +1,6 @@
 """Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report.
 
-Grown are those that use more memory than `limits.memory`; only workers of servers with a limit are measured.
+A worker has grown if it uses more memory than `limits.memory`; only workers of servers with a limit are measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DONE = {
 
 
 class WorkerProblem(NamedTuple):
-    """A problem of one worker, since when, in seconds since the epoch, and what the worker did then."""
+    """A problem of one worker, its start in seconds since the epoch, and the worker's stacks at that time."""
 
     worker: Worker
     kind: str
@@ -266,7 +266,7 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Measures the workers of every server that `look` has seen, and reports those that are too large to `recovery`."""
+    """Measures the workers of every server seen by `look`, and reports workers that are too large to `recovery`."""
 
     def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
         self._clock = clock
@@ -334,7 +334,7 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
 
 
 def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
-    """The times of the recoveries, this one included, by the index of the worker or for all of them."""
+    """The times of the recoveries including this one, by the worker's index or for all workers."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)

@@ -32,7 +32,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
         self._recorder = events
         self._scaling = scaling
         self._table: OperatorTable | None = None
-        self._read: object = None  # what the certificate in use was made of
+        self._read: object = None  # contents of the files of the certificate in use
 
     def follow(self, tables: Tables) -> None:
         """Serve as `[operator]` says from now on, or nowhere."""
@@ -51,7 +51,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
         return OperatorEndpoint(self._scaling, self._recorder)
 
     async def configure(self, server: OperatorEndpoint) -> None:
-        """See HeldAddress. A token or certificate that cannot be used leaves the former ones in force."""
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
         table, env = self._table, self._environment.configuration.environment
         if table is None:
             return
@@ -69,7 +69,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
 
 
 def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
-    """Who may use the address. Raises ServerError for a token that is not there."""
+    """The clients that may use the address. Raises ServerError for a missing token."""
     token = env.get(table.token_env, "").strip() if table.token_env else ""
     if table.token_env and not token:
         raise ServerError(

@@ -1,6 +1,6 @@
 """The endpoint of an operator, in the form of KubeElasti's: requests for a service are reported, and it is scaled up.
 
-Who may report is decided for each request. No slow or hostile client can hold up the others.
+Permission to report is checked for each request. No slow or hostile client can hold up the others.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _BEARER = b"bearer "
 
 
 class Scaling(Protocol):
-    """What scales the servers of the pool."""
+    """Scales the servers of the pool."""
 
     def demand(self, server_name: str, count: int) -> int:
-        """Note that so many requests wait for the server; how many workers it is to have. Raises KeyError."""
+        """Note waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
         ...
 
 
 class Access(NamedTuple):
-    """Who may report requests: clients of a Unix socket (`open_to_all`), and others as the fields say."""
+    """Permissions to report requests: for clients of a Unix socket (`open_to_all`), and for others."""
 
     open_to_all: bool = False
     token: str = ""
@@ -71,7 +71,7 @@ class Access(NamedTuple):
 
 
 class Report(NamedTuple):
-    """So many requests have arrived for a service, by the word of a client."""
+    """A client's report of requests that have arrived for a service."""
 
     service: str
     requests: int
@@ -93,7 +93,7 @@ class OperatorEndpoint(HttpEndpoint):
         self._events = events
         self.clock = Clock()  # of events
         self._again: dict[str, float] = {}  # when a service has its next event
-        self._unreported: dict[str, int] = {}  # requests since its last one
+        self._unreported: dict[str, int] = {}  # requests since its last report
         self._refused = 0
         self._refused_again = 0.0
 
@@ -169,7 +169,7 @@ class OperatorEndpoint(HttpEndpoint):
 
 
 def read_report(body: bytes) -> Report:
-    """What the body says. As in Go's decoder a missing count or namespace is none. Raises ValueError."""
+    """The report in the body. As in Go's decoder, a missing count or namespace has a zero value. Raises ValueError."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

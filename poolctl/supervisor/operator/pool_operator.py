@@ -1,4 +1,4 @@
-"""The pool as an operator, if its configuration says so: what it needs is imported then."""
+"""The pool as an operator, if its configuration says so; its modules are imported only then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .operator_address import OperatorAddress
     from .operator_endpoint import Scaling
 
-# What a start imports only for a configuration that names it.
+# Modules that a start imports only for a configuration with an operator.
 MODULES = ("poolctl.supervisor.operator.operator_address",)
 
 

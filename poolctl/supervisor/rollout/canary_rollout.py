@@ -1,4 +1,4 @@
-"""One rollout: a canary of a server is started, measured beside the other workers, and promoted or withdrawn."""
+"""One rollout: a canary of a server is started, compared with the other workers, and promoted or withdrawn."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """The order: `canaries` workers of `config`, judged after `seconds` and `min_requests` at least.
 
-    With `apart` the gateway gives them exactly their share; without, they have that of as many workers, and `why` says
-    so if the server has routes.
+    With `apart` the gateway gives them exactly their share; otherwise each canary gets the share of any other worker,
+    and `why` gives the reason if the server has routes.
     """
 
     config: ServerConfig
@@ -65,7 +65,8 @@ class CanaryRollout:
         self._began_at = core.clock.monotonic()
         self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._base = self._target = entry.desired.generation  # that of the others, and of what replaces them
+        # The generation of the other workers, and of their replacements.
+        self._base = self._target = entry.desired.generation
         self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
         share = 0.0 if plan.apart is None else plan.share
         self._canary: Canary = core.begin_canary(
@@ -218,7 +219,7 @@ class CanaryRollout:
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look_at_figures)
 
     def look_at_figures(self) -> None:
-        """Judge by what has been measured until now."""
+        """Judge by the measurements so far."""
         if self._state != RUNNING:
             return
         if self._timer is not None:
@@ -276,9 +277,9 @@ class CanaryRollout:
 
 
 class GenerationFigures:
-    """What the workers of one generation do from its making on, by their tally pages.
+    """The figures of one generation's workers since the object was created, from their tally pages.
 
-    Workers that have ended stay counted as they were at the last `look`.
+    Workers that have ended stay counted with their figures from the last `look`.
     """
 
     def __init__(self, entry: Entry, generation: int, counters: Counters) -> None:

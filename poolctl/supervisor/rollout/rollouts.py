@@ -47,7 +47,7 @@ class Rollouts:
             )
 
     async def rollout(self, call: Call) -> Result:
-        """Begin a rollout of one server, or promote, abort, pause or resume those that are under way."""
+        """Begin a rollout of one server, or promote, abort, pause or resume the current rollouts."""
         operation = call.options.get("op", "begin")
         try:
             return await (self._begin(call) if operation == "begin" else self._direct(call, operation))
@@ -77,7 +77,7 @@ class Rollouts:
         return RolloutResult(items=tuple(each.report() for each in running))
 
     async def rollouts(self, call: Call) -> RolloutResult:
-        """The rollout under way, or the last one, of each selected server that had one."""
+        """The current or last rollout of each selected server that had a rollout."""
         names = {entry.name for entry in selected(self._core, call.selector)}
         reports = (each.report() for name, each in self._rollouts.items() if name in names)
         return RolloutResult(items=tuple(reports))
@@ -136,7 +136,7 @@ class Rollouts:
         return plan
 
     async def _has_left(self, entry: Entry) -> bool:
-        """Whether the address of its last canary is closed, soon if not now: another one may have the same."""
+        """Whether the address of its last canary is closed, or soon will be, so that another canary can use it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVES_SECONDS):
                 await self._until(entry, lambda: entry.config_apart is None)
@@ -235,7 +235,7 @@ def _request(options: Table) -> _Request:
 
 
 def _plan(entry: Entry, written: ServerConfig, request: _Request) -> RolloutPlan:
-    """The plan for what is written now, or for new code if the files differ by no more than a reload would apply."""
+    """The plan for the configuration in the files, or for new code if a reload would apply the files' changes live."""
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"

@@ -1,4 +1,4 @@
-"""Whether a rollout goes on, is promoted or withdrawn: a pure function of its conditions and what was measured."""
+"""Whether a rollout continues, is promoted or withdrawn: a pure function of its conditions and measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONDITION = re.compile(
 
 
 class Figure(NamedTuple):
-    """A figure that conditions are about: its value, how it is written, and whether only requests tell it."""
+    """A figure for conditions: its value, its written form, and whether it needs requests."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]
@@ -56,7 +56,7 @@ FIGURES = {
 
 
 class Condition(NamedTuple):
-    """When a rollout is withdrawn: when the figure exceeds `factor` times that before, plus `limit`."""
+    """The condition for withdrawing a rollout: the figure exceeds `factor` times its earlier value, plus `limit`."""
 
     text: str
     figure: str
@@ -81,7 +81,7 @@ class Condition(NamedTuple):
 
 
 def condition(text: str) -> Condition:
-    """The condition that is written so. Raises ValueError with what is wrong."""
+    """The condition written in this text. Raises ValueError that says why it is invalid."""
     found = _CONDITION.fullmatch(text.strip())
     figure = FIGURES.get(found["figure"].lower()) if found else None
     if found is None or figure is None:
@@ -113,8 +113,8 @@ def verdict(
 ) -> tuple[Verdict, str]:
     """The verdict with its reason; `is_over`: its time has passed.
 
-    A condition on requests is judged from so many requests on, of both generations where it compares them. Without as
-    many of the canary it is not promoted either.
+    A condition on requests is judged from a minimum number of requests on, in both generations if it compares them. A
+    canary with fewer requests is not promoted either.
     """
     for each in conditions:
         if reason := each.exceeded(canary, before, min_requests):
@@ -126,7 +126,7 @@ def verdict(
 
 
 def canaries_for(share: float, workers: int) -> int:
-    """How many workers beside so many others get the share of the traffic that is nearest to this one."""
+    """The number of workers, in addition to the other workers, whose share of the traffic is nearest to this share."""
     exact = share * workers / (1 - share)
     near = max(1, int(exact)), max(1, int(exact) + 1)
     return min(near, key=lambda count: abs(count / (workers + count) - share))

@@ -15,16 +15,17 @@ from poolctl.config import Scale
 from poolctl.monitor.server_figures import BOUNDS_SECONDS
 from poolctl.supervisor.observers.statistics import quantile
 
-# More workers are decided on over a part of the window, so that a new one answers soon.
+# An increase is decided on over a part of the window, so that a new worker answers soon.
 _FAST_PART = 0.1
-# Fewer are decided on only if the remaining ones would stay so far under the target, on average and in that short part.
+# A decrease requires that the load of the remaining workers stays below this part of the target, on average and in the
+# short part.
 _MARGIN = 0.8
 _FAST_MARGIN = 0.9
 # Triggers that are latencies, in seconds; the others are figures of each worker.
 LATENCIES = {"p50": 0.5, "p99": 0.99}
 # Of fewer responses a quantile says nothing.
 _LEAST_RESPONSES = 20
-# Without samples for so long, this process or the machine was paused.
+# After a longer time without samples this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
 _MOST_PATIENCE = 8.0
 _CALM_PART = 0.5
@@ -34,8 +35,10 @@ Buckets = Sequence[int]
 
 
 class Load(NamedTuple):
-    """A sample of a server's load over all its ready workers. `seconds`, `requests` and `buckets` are those since the
-    sample before; `buckets` count responses by their latency, none where there were none. `cpu` is None if unknown.
+    """A sample of a server's load over all its ready workers.
+
+    `seconds`, `requests` and `buckets` count from the previous sample; `buckets` count responses by their latency, and
+    are empty without responses. `cpu` is None if unknown.
     """
 
     at: float
@@ -76,7 +79,7 @@ class _Averages:
         self._buckets = [0] * (len(BOUNDS_SECONDS) + 1)
 
     def add(self, load: Load) -> None:
-        """Add a sample, and take out those that are too old."""
+        """Add a sample, and remove samples that are too old."""
         self._samples.append(load)
         self._count(load, 1)
         while self._samples[0].at <= load.at - self.seconds:
@@ -141,9 +144,9 @@ class Autoscale:
         self._targets: Mapping[str, float] = {
             trigger: target for trigger, target in scale.triggers if target is not None
         }
-        self._patience = 1.0  # so many times cooldown.down; grows when a decrease was a mistake
+        self._patience = 1.0  # factor of cooldown.down; grows when a decrease was a mistake
         self._increased_at = self._decreased_at = float("-inf")
-        self._regretted = True  # more workers were needed soon after the last decrease, or there was none
+        self._regretted = True  # more workers were needed soon after a decrease, or none was made yet
         self._reset(now)
 
     def _reset(self, now: float) -> None:
@@ -218,7 +221,7 @@ class Autoscale:
         return Decision(size, after, trigger, value, target, self._fast.seconds)
 
     def _above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
-        """What this trigger asks for, if that is more workers than there are to be."""
+        """The number of workers that this trigger wants, if that is more than the planned number."""
         if trigger in LATENCIES:
             # Workers that have just been started have not changed the latency yet.
             recent = self._fast if self._fast.counts_enough() else self._slow
@@ -240,7 +243,7 @@ class Autoscale:
         return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)
 
     def _is_rising(self, trigger: str) -> bool:
-        """Whether the latest samples are well above those before."""
+        """Whether the latest samples are well above the samples before them."""
         if trigger in LATENCIES:
             return False
         latest, fast = self._latest.total(trigger), self._fast.total(trigger)

@@ -19,7 +19,7 @@ from .autoscale import LATENCIES, Autoscale, Decision
 from .server_load import ServerLoad
 
 INTERVAL_SECONDS = 0.25
-# So many servers are looked at before the loop does anything else.
+# Number of servers examined before the loop does other work.
 _AT_ONCE = 32
 
 
@@ -65,11 +65,11 @@ class Autoscaler:
             self._set_timer()
 
     def note_demand(self, entry: Entry, count: int) -> None:
-        """So many requests wait elsewhere for the server; they count once it answers."""
+        """Set the number of requests that wait elsewhere for the server; they count once it answers."""
         self._demand[entry.name] = self._demand.get(entry.name, 0) + count
 
     def close(self) -> None:
-        """Take no more samples."""
+        """Stop taking samples."""
         if self._timer is not None:
             self._timer.cancel()
         self._servers.clear()
@@ -118,7 +118,7 @@ class Autoscaler:
     def _apply(self, server: _ScaledServer, decision: Decision) -> None:
         entry = server.entry
         if decision.after < decision.before and entry.desired.canary is not None:
-            # Fewer workers beside the canary's would give it a larger share than was asked for.
+            # With fewer other workers the canary would get a larger share than requested.
             return
         figures = _figures(decision)
         if decision.after > decision.before:

@@ -1,4 +1,4 @@
-"""The scaling of a pool's servers: what it needs is imported when a server has triggers."""
+"""The scaling of a pool's servers; its modules are imported when a server has triggers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolctl.monitor.event_queue import Events
 if TYPE_CHECKING:
     from .autoscaler import Autoscaler
 
-# What a start imports only for a configuration that names it.
+# Modules that a start imports only for a configuration with triggers.
 MODULES = ("poolctl.supervisor.scaling.autoscaler",)
 
 
@@ -30,11 +30,11 @@ class PoolScaling:
             self._look(entry)
 
     def demand(self, server_name: str, count: int) -> int:
-        """Note that so many requests wait for the server; returns how many workers it is to have. Does not block.
+        """Note the number of requests that wait for the server; returns its planned number of workers. Does not block.
 
         Wakes a server that sleeps. The requests count as its queue until they are older than the time over which its
-        figures are averaged. 0 for a server that no request starts: one that is stopped, failed or disabled, or that a
-        window keeps asleep. Raises KeyError for an unknown name.
+        figures are averaged. Returns 0 for a server that no request starts, because it is stopped, failed or disabled,
+        or kept asleep by a window. Raises KeyError for an unknown name.
         """
         entry = self._core.entries[server_name]
         if entry.rests or entry.kept == ASLEEP:
@@ -45,7 +45,7 @@ class PoolScaling:
         return entry.size
 
     def close(self) -> None:
-        """Change no number of workers any more."""
+        """Stop changing numbers of workers."""
         self._core.listeners.discard(self._look)
         if self._autoscaler is not None:
             self._autoscaler.close()

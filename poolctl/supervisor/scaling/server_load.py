@@ -1,4 +1,4 @@
-"""Samples of a server's load: what its workers count, who waits at its listener, and the processor time it uses."""
+"""Samples of a server's load: its workers' counts, the queue at its listener, and its processor time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """The load now, and since the sample before; of a worker that was not there before nothing is known yet."""
+        """The load now, and since the previous sample; new workers have no figures yet."""
         seen: dict[str, Counts] = {}
         in_flight = requests = 0
         serves = False
@@ -84,7 +84,7 @@ class Processors:
         if now - self._at >= (_CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS):
             before, elapsed = self._seconds, now - self._at
             self._seconds = self._measured(entry)
-            # What a worker has used before it was ready was its start.
+            # Processor time used before a worker was ready belongs to its start.
             used = [spent - before[pid] for pid, spent in self._seconds.items() if pid in before]
             self._cores = max(0.0, sum(used)) / elapsed if used else None
             self._at = now

@@ -1,1 +1,1 @@
-"""From one supervisor to the next: what it leaves, what is found of it, and what is saved when the keeper dies."""
+"""From one supervisor to the next: the state that it leaves, how it is found, and what outlives the keeper."""

@@ -26,10 +26,10 @@ async def adopt(
     placed: Mapping[str, ServerConfig],
     orphans: Mapping[str, ServerConfig] | None,
 ) -> int:
-    """Give the core the recorded desired state and the workers that run; how many workers were adopted.
+    """Give the core the recorded desired state and the running workers; returns the number of adopted workers.
 
     A server that runs without a record is wanted. Workers of the servers `orphans` that have lost keeper and supervisor
-    are looked for; those that are configured differently now are replaced.
+    are searched for; workers whose configuration has changed are replaced.
     """
     takeover = core.runner.capabilities.takeover
     orphaned = await takeover.take_in(orphans) if takeover is not None and orphans is not None else {}

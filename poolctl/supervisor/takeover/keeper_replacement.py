@@ -37,7 +37,8 @@ _PING = {"op": "ping", "id": 0}
 class KeeperWatch:
     """Watches on the running loop, and records what happens among the pool's events.
 
-    The link counts the keeper's messages. It pings, too: one that has done so since the last check is not pinged.
+    The link counts the keeper's messages. The keeper pings, too, and is not pinged if it has done so since the last
+    check.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class KeeperWatch:
 
     @property
     def problem(self) -> str:
-        """The keeper's problem and what is being done about it; empty while it answers."""
+        """The keeper's problem and the action taken; empty while it answers."""
         if not self._late:
             return ""
         silent = f"the keeper (pid {self._process['pid']}) does not answer"
@@ -71,7 +72,7 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper now, because a client is waiting; `follow` gets its current problem and later ones."""
+        """Ping the keeper now, because a client is waiting; `follow` gets its current and later problems."""
         self._ask()
         if self.problem:
             follow(self.problem)
@@ -238,8 +239,8 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.sock
 
 
 def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bool) -> None:
-    # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not take a
-    # worker for one that is not wanted.
+    # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not mistake
+    # a worker for an unwanted worker.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)

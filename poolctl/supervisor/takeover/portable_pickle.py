@@ -1,7 +1,7 @@
 """Values for another version of poolctl, which may have other keys, and other defaults: as if it had read the files.
 
 A table is written with the keys that were given, and other values with the names of their fields, each with its type as
-the source has it. A change of what a type means needs another name for it.
+the source has it. A type whose meaning changes needs a new name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from poolctl.config import Section, Tables
 from poolctl.config.model.pool_tables import model_of_table, table_names
 
-# Types that have all values of an earlier one.
+# Types that include all values of an earlier type.
 _WIDER = {"RequestLog": "Truth"}
 
 
@@ -48,7 +48,7 @@ class _Unpickler(pickle.Unpickler):
         return self._named(f"{module}:{name}")
 
     def _named(self, name: str) -> Any:
-        """The class of this name, or the one that had it in earlier versions."""
+        """The class of this name, or the class that had it in earlier versions."""
         try:
             return super().find_class(*name.split(":"))
         except (AttributeError, ModuleNotFoundError):
@@ -95,7 +95,7 @@ def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, Any]) -> obj
 
 @cache
 def _types(kind: Any) -> dict[str, str]:
-    """The types of its fields; of a class that does not name them nothing, and it is pickled as usual."""
+    """The types of its fields; empty for a class that does not declare them, which is pickled as usual."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         found |= {name: str(type_) for name, type_ in getattr(each, "__annotations__", {}).items()}

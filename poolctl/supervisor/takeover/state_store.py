@@ -37,7 +37,7 @@ Source = tuple[Mapping[str, object], str]
 
 @dataclass
 class StoredConfiguration:
-    """The configuration in force, whatever has become of its files; `servers` includes those that were added live."""
+    """The configuration in force, even if its files have changed; `servers` includes servers that were added live."""
 
     name: str
     servers: list[ServerConfig]
@@ -58,7 +58,7 @@ class StoredConfiguration:
 
 @dataclass
 class SavedState:
-    """The desired state of the servers by their names, and the names of those that were removed live."""
+    """The desired state of the servers by their names, and the names of servers that were removed live."""
 
     servers: dict[str, Table]
     missing: list[str]
@@ -108,7 +108,7 @@ class StateStore:
         self._changed: dict[str, Entry] = {}
 
     async def configuration(self) -> StoredConfiguration | None:
-        """The configuration that the previous supervisor had in force; None if there was none."""
+        """The configuration in force under the previous supervisor; None if there was no previous supervisor."""
         content = await self._read(fd_store.CONFIGURATION)
         if content is None:
             return None
@@ -122,7 +122,7 @@ class StateStore:
             logger.warning("the configuration in force is read from the files again: %s", problem)
             return None
         except Exception:
-            # Of another build: the files are the next best source, and the servers run on in any case.
+            # Another build wrote it: the files are the next best source, and the servers continue in any case.
             logger.exception("the previous supervisor's configuration cannot be read")
             return None
         return configuration if version == __version__ else None
@@ -133,7 +133,7 @@ class StateStore:
         self._write_configuration(configuration)
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
-        """Restore the entries' desired state; returns the names of those with a recorded state.
+        """Restore the entries' desired state; returns the names of entries with a recorded state.
 
         All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
@@ -197,7 +197,7 @@ class StateStore:
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
-        """Delete the file for good: the pool ends on purpose, and no later one continues it."""
+        """Delete the file for good: the pool ends on purpose, and no later pool continues it."""
         self._deleted = True
         rendezvous.remove_desired(self.directory)
 
@@ -207,7 +207,7 @@ class StateStore:
         return found
 
     def save_totals(self, totals: bytes) -> None:
-        """Store what was counted, a JSON object."""
+        """Store the counts, a JSON object."""
         self._write(fd_store.TOTALS, totals)
 
     async def history(self) -> bytes:
@@ -244,9 +244,10 @@ def _json(value: object) -> bytes:
 
 
 class SaveTimer:
-    """Calls `save` soon after a change, and for a tenth of the loop's time at most: a long call delays the next one.
+    """Calls `save` soon after a change, and for at most a tenth of the loop's time: a long call delays the next call.
 
-    Until then a successor knows less than this process. What an answer reports is saved before it, by `save_now`.
+    Until then a successor knows less than this process. State that an answer reports is saved before the answer, by
+    `save_now`.
     """
 
     def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
@@ -268,6 +269,6 @@ class SaveTimer:
         begun = self._clock.monotonic()
         self._save()
         cost = self._clock.monotonic() - begun
-        # A call that had nothing to save says little about the next one.
+        # A call that saved nothing does not predict the cost of the next call.
         due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, LATEST_SECONDS)

@@ -1,4 +1,4 @@
-"""The verbs that change what runs: the lifecycle, and what overrides the files until a reload."""
+"""The verbs that change the running pool: the lifecycle, and changes that override the files until a reload."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Lifecycle:
         self._core = context.core
 
     async def start(self, call: Call) -> Result:
-        """Start the selected servers and what they depend on; return when each is ready or has failed."""
+        """Start the selected servers and their dependencies; return when each is ready or has failed."""
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         deps = call.options.get("deps", True)
@@ -83,8 +83,8 @@ class Lifecycle:
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered.
 
-        Those that do not run are started, and what they depend on first. A job with a schedule is run once, if it is
-        selected by its name: whoever restarts a pool, or a part of it, does not ask for its nightly jobs.
+        Stopped servers are started after their dependencies. A job with a schedule is run once if it is selected by its
+        name, because restarting a pool, or a part of it, does not mean its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -130,7 +130,7 @@ class Lifecycle:
         return await operation.conclude(chosen, call)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """What those of the entries that do not run wait for, unless it is selected itself, disabled or ready."""
+        """The dependencies of the stopped entries that are neither selected themselves nor disabled nor ready."""
         graph = self._core.servers
         names = {entry.name for entry in chosen}
         needed = graph.closure([entry for entry in entries if not entry.begun], graph.dependencies)
@@ -141,9 +141,9 @@ class Lifecycle:
         ]
 
     async def stop(self, call: Call) -> Result:
-        """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
+        """Stop the selected servers, their dependents first; without a selection end the supervisor too.
 
-        With the option `idle` only if none of them is wanted or runs.
+        With the option `idle`, only if no server is wanted or running.
         """
         chosen = selected(self._core, call.selector)
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
@@ -197,7 +197,7 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
         for entry in able:
-            # Of a server that may sleep, or with triggers, the least is not the number that it always has.
+            # For a server that may sleep, or with triggers, the minimum is not a constant number of workers.
             fixed = entry.config.scale.min and not entry.config.scale.is_automatic
             count = None if fixed and workers == entry.config.scale.min else workers
             self._core.override(entry, replace(entry.desired.overrides, workers=count))
@@ -236,7 +236,7 @@ class Lifecycle:
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
-        """Enable the selected servers; start those that were disabled, and what was stopped with them."""
+        """Enable the selected servers; start the disabled ones among them, and the dependents stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
         also = self._core.servers.stopped_with(enabled)
@@ -318,7 +318,7 @@ class Lifecycle:
         return await operation.conclude(chosen, call)
 
     def _chosen(self, verb: str, call: Call) -> list[Entry]:
-        """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
+        """The selected entries. Raises SelectorError without a selection, unless the option `all` is given."""
         if call.selector.selects_all and call.options.get("all") is not True:
             raise selection_needed(verb, len(self._core.entries))
         return selected(self._core, call.selector)
@@ -364,7 +364,7 @@ def _not_drained(entry: Entry) -> str:
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
-    """Why the server cannot have so many workers."""
+    """Why the server cannot have this number of workers."""
     config = entry.config
     if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
         return None

@@ -45,7 +45,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class _Changed(NamedTuple):
-    """The changed files as they are now, and what they are compared with: the pool's servers, the variables in use."""
+    """The changed files as they are now, and the basis of comparison: the pool's servers and the variables in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
@@ -67,12 +67,12 @@ class _Difference(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """The files say what is in force."""
+        """Whether the files match the configuration in force."""
         return not (any(self.counts) or self.problems)
 
 
 class ConfigurationDrift:
-    """Looks for changed files in a thread, and works out once for each change what a reload would do."""
+    """Looks for changed files in a thread, and computes the effect of a reload once per change."""
 
     def __init__(self, context: VerbContext) -> None:
         self._context = context
@@ -193,7 +193,7 @@ class ConfigurationDrift:
         return _Changed(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """The files of variables whose contents together no longer have this digest: those that were touched."""
+        """The files of variables whose combined contents no longer have this digest: the files that were modified."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
         if now != before:
@@ -204,7 +204,7 @@ class ConfigurationDrift:
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
     async def _compared(self, found: _Changed, seconds: float) -> _Difference | None:
-        """What a reload of these files would do; None if that is not known after so many seconds."""
+        """The effect of a reload of these files; None if it is not known within the time limit."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
         try:
@@ -237,7 +237,7 @@ class ConfigurationDrift:
 
 
 def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
-    """How many servers and tables are added, removed and changed; live changes are none of the files."""
+    """The number of servers and tables added, removed and changed; live changes do not count."""
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed

@@ -48,7 +48,7 @@ class Reading:
         return Result(items=items(self._core, selected(self._core, call.selector)))
 
     async def show(self, call: Call) -> Result:
-        """The selected servers with their configuration, its origins, and what happened last."""
+        """The selected servers with their configuration, its origins, and their latest events."""
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
         found = await self._context.configuration.origins([each.name for each in entries if not each.added])
@@ -130,7 +130,7 @@ class Reading:
         return Result(items=items(self._core, entries))
 
     async def events(self, call: Call) -> EventsResult:
-        """Send the last `lines` matching events (10,000 at most), and with `follow` each new one.
+        """Send the last `lines` matching events (10,000 at most), and with `follow` each new event.
 
         The result names the journal and the number of its last event.
         """
@@ -147,7 +147,7 @@ class Reading:
         try:
             path = events.journal.path if events.journal is not None else ""
             if path:
-                # In a thread: a journal may be large, and its disk slow. New events are queued meanwhile.
+                # In a thread, because a journal may be large and its disk slow. New events are queued meanwhile.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
                     call.progress(ProgressLine(event=event.to_json()))

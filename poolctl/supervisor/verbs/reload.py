@@ -29,7 +29,7 @@ AnyTable = Table | tuple[Table, ...] | None
 
 
 class Difference(NamedTuple):
-    """The servers of the files, and the changes that a reload would make; none for files with problems."""
+    """The servers of the files, and the changes that a reload would make; empty for files with problems."""
 
     servers: list[ServerConfig]
     changes: list[PlannedChange]
@@ -48,7 +48,7 @@ class Reload:
         self._turn = context.configuration.turn
 
     async def reload(self, call: Call) -> ReloadResult:
-        """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
+        """Apply the changes in the files to the configuration in force, or list them; refuse files with problems."""
         force = bool(call.options.get("force"))
         async with self._turn:
             resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
@@ -99,7 +99,7 @@ class Reload:
         return ReloadResult(changes=tuple(found.changes))
 
     async def difference(self) -> Difference:
-        """What a reload would change, without a look at what is outside of the files."""
+        """The changes that a reload would make, without checks outside the files."""
         async with self._turn:
             resolved = await self._configuration.read(keep=self._core.entries)
             return await self._difference(resolved)
@@ -225,7 +225,7 @@ class _Application:
 
     @property
     def replaced(self) -> list[str]:
-        """The names of the servers whose next processes are new ones."""
+        """The names of the servers that a reload gives new processes."""
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
@@ -302,7 +302,7 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
-    """The keys of a table that differ; of a list of tables the names of those that do."""
+    """The keys of a table that differ; for a list of tables the names of the differing tables."""
     one, other = _named(before), _named(after)
     if not one or not other:
         return (name,)

@@ -1,4 +1,4 @@
-"""The verb stacks: what the threads and tasks of workers do now."""
+"""The verb stacks: the current stacks of workers' threads and tasks."""
 
 from __future__ import annotations
 

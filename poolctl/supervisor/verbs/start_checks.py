@@ -42,13 +42,13 @@ class TooManyOpenFiles(Exception):
 
 
 def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise TooManyOpenFiles unless these servers, each with so many workers, fit beside those that are to run."""
+    """Raise TooManyOpenFiles unless these numbers of workers fit in addition to the wanted servers."""
     wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
 
 def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
-    """Likewise, when the pool is to have these servers and no others."""
+    """Raise TooManyOpenFiles unless exactly these servers fit."""
     entries = core.entries
     before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
     after = {
@@ -60,7 +60,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The least number of workers of the server, none if it may sleep; those of its triggers count."""
+    """The least number of workers of the server, 0 if it may sleep; its triggers' minimum counts."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
@@ -85,7 +85,7 @@ def _runs(entry: Entry) -> bool:
 
 
 def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
-    """Why the server must not get the certificate of `config`: it has expired, and the one in use has not.
+    """Why the server must not get the certificate of `config`: it has expired, and the certificate in use has not.
 
     Blocks on the disk.
     """
@@ -109,9 +109,9 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 async def startup_warnings(
     servers: Iterable[ServerConfig], names: set[str], tables: Tables, warned: set[str]
 ) -> list[str]:
-    """What `poolctl validate` warns of about the servers with these names, and about the pool's tables.
+    """The warnings of `poolctl validate` about the servers with these names, and about the pool's tables.
 
-    That a program binds its address itself is left out for those that were `warned` of before.
+    That a program binds its address itself is omitted for servers in `warned`.
     """
     journal = tables.events is not None and tables.events.path
     checked = bool(
@@ -121,9 +121,9 @@ async def startup_warnings(
 
 
 async def added_warnings(servers: Iterable[ServerConfig], name: str, tables: Tables) -> list[str]:
-    """What `poolctl validate` would warn of about the added server of that name, and about nothing else.
+    """The warnings of `poolctl validate` about the added server of that name only.
 
-    The others and the tables are as they were when `start` printed their warnings.
+    The other servers and the tables have not changed since `start` printed their warnings.
     """
     return await _found_warnings(list(servers), {name}, Tables(gateway=tables.gateway), of_tables=False)
 
@@ -190,7 +190,7 @@ def _listed(names: list[str]) -> str:
 
 
 def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
-    """Warnings about those that a window keeps asleep."""
+    """Warnings about servers that a window keeps asleep."""
     return [
         f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
         for entry in entries

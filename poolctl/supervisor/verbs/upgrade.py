@@ -25,7 +25,7 @@ from .reload import Reload
 from .server_documents import items
 from .verb import Call, Verb, VerbContext
 
-# The trials have their own time limits; this one is for a trial that hangs before they apply.
+# The trials have their own time limits; this limit is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0
 _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
@@ -34,7 +34,8 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 class TakeoverCheck:
     """The next version's answer to CHECK, which gives it the configuration in force.
 
-    `problem`: why it does not understand it, and would read the files instead; `errors` are those of the files then.
+    `problem`: why it does not understand it, and would read the files instead; `errors` are the errors of the files in
+    that case.
     """
 
     problem: str = ""
@@ -42,7 +43,7 @@ class TakeoverCheck:
 
 
 class Upgrade:
-    """The next version goes on with the configuration in force, whatever the files say by now."""
+    """The next version continues with the configuration in force, even if the files have changed."""
 
     def __init__(self, context: VerbContext, reload: Reload) -> None:
         self._configuration, self._core = context.configuration, context.core
@@ -96,7 +97,7 @@ class Upgrade:
         return _refused(message, hint)
 
     async def _differs(self, call: Call, problem: str) -> Result | None:
-        """An error if the files, which the next version would read, differ from what is in force."""
+        """An error if the files, which the next version would read, differ from the configuration in force."""
         why = (
             f"poolctl {call.options.get('version')} cannot go on with the configuration in force ({problem})"
         )
@@ -115,7 +116,7 @@ class Upgrade:
         return _refused(f"{why}, and the files differ from it", hint)
 
     async def _differs_by_marks(self, why: str) -> Result | None:
-        """Likewise, when what reads the files is of another version already: by what they were when they were read."""
+        """An error if the files have changed since they were read; for a reader of another version."""
         configuration = self._configuration
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
             hint = f"undo the change and repeat poolctl upgrade, or {_STOP_AND_START}"
@@ -126,7 +127,7 @@ class Upgrade:
 
 
 def refusal_of_older(version: str, protocol: object) -> Result | None:
-    """An error if this is the version of an older poolctl, which may not understand what this one leaves behind."""
+    """An error if this version belongs to an older poolctl, which may not understand this version's state."""
     spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
     if spoken >= PROTOCOL and _release(version) >= _release(__version__):
         return None

@@ -1,6 +1,6 @@
-"""A verb of the control socket: what it has to work with, the servers that it selects, and its course.
+"""A verb of the control socket: its tools, the servers that it selects, and its course.
 
-A file of this package that has a function `verbs` adds verbs; nothing else lists them.
+A file of this package that has a function `verbs` adds verbs; they are listed nowhere else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Daemon(Protocol):
         ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of a command that changes servers, once the gateway follows; with what is not served."""
+        """The result of a command that changes servers, once the gateway follows; names servers that are not served."""
         ...
 
     def shut_down(self) -> int:
@@ -49,9 +49,9 @@ class Daemon(Protocol):
 
 
 class Call(NamedTuple):
-    """A request for a verb: the selected servers, the options, and what takes lines of progress.
+    """A request for a verb: the selected servers, the options, and the receiver of progress lines.
 
-    `by` tells who sent it, for the audit trail; `attach` sends a descriptor.
+    `by` identifies the sender for the audit trail; `attach` sends a descriptor.
     """
 
     selector: Selector
@@ -70,7 +70,7 @@ _FILE_TIME_SECONDS = 0.02
 
 
 class RunningBuild:
-    """The build of poolctl that this process is, while another one may replace it on disk."""
+    """The build of poolctl in this process; the build on disk may be newer."""
 
     def __init__(self) -> None:
         self._began = time.time()
@@ -110,7 +110,7 @@ class VerbContext:
     configuration: ActiveConfiguration
     build: RunningBuild = field(default_factory=RunningBuild)
     over: asyncio.Event = field(default_factory=asyncio.Event)  # the supervisor ends
-    endings: list[Finish] = field(default_factory=list)  # what else is finished before that
+    endings: list[Finish] = field(default_factory=list)  # further steps to finish before that
 
 
 class NothingMatched(Exception):
@@ -151,7 +151,7 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
 def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
     """A function that sends a line of progress for each changed entry, if the client wants progress.
 
-    `done` tells whether the command is over for an entry: one that is restarted runs meanwhile.
+    `done` decides whether the command is over for an entry, because an entry being restarted runs meanwhile.
     """
     if not call.options.get("progress", True):
         return lambda entry: None
@@ -189,7 +189,7 @@ class Operation(Rollout):
         return self.result(chosen, await self.settle(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """The result, with every failure; `code` is that of `settle`."""
+        """The result, with every failure; `code` comes from `settle`."""
         return Result(
             items=items(self._core, chosen),
             errors=tuple(self.errors),
@@ -223,7 +223,7 @@ def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
 
 
 def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
-    """The entries and all that depend on them; the client is warned of those that it did not select."""
+    """The entries and all that depend on them; the client is warned of entries that it did not select."""
     graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}

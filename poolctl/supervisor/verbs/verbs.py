@@ -84,12 +84,12 @@ class Verbs:
             self._is_complete = True
 
     def add(self, name: str, verb: Verb) -> Verb | None:
-        """Add another verb; the one whose place it takes, if there was one."""
+        """Add another verb; returns the verb that it replaces, or None."""
         before, self._verbs[name] = self._verbs.get(name), verb
         return before
 
     def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
-        """Let the answer of a verb go through this function too, after those before it."""
+        """Let the answer of a verb go through this function too, after the earlier functions."""
         self._extended.setdefault(name, []).append(extension)
 
     def before_end(self, finish: Finish) -> None:
@@ -213,7 +213,7 @@ async def _no_gateway_to_change(call: Call) -> Result:
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
-    """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
+    """The result of the command, which is recorded at its beginning and at its end, even if it fails."""
     if request.verb not in AUDITED or call.options.get("dry_run"):
         return await work()
     by = peer(request)
