@@ -18,7 +18,7 @@ PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/
 # same libraries.
 MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.py gateway/test_balance.py \
 	gateway/test_client_hello.py gateway/test_haproxy_configuration.py gateway/test_haproxy_gateway.py \
-	http/test_canonical_head.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
+	http/test_canonical_head.py http/test_known_fields.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
