@@ -1,8 +1,8 @@
 """Chunked bodies: the one grammar and decoder of every process, however their bytes arrive (RFC 9112 §7.1).
 
-A recipient that reads a chunk's size in another way than the proxy would take a part of a body for the next message.
-So a line with extensions, with leading zeros beyond measure, or with anything else is not passed on as it came: its
-size is written in plain digits. Whole chunks in canonical form, nearly all, go on without being copied.
+A recipient that reads a chunk's size in another way than the proxy would take a part of a body for the next message. So
+a line with extensions, excessive leading zeros or anything else is not passed on unchanged: its size is written in
+plain digits. Whole chunks in canonical form, by far the most frequent, are passed on without being copied.
 
 The work that a sender can cause is bounded in chunks, not only in bytes: each costs as much as a thousand bytes.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Buffer = bytes | memoryview
 
-# Chunks of one body; a sender of more is ended. Those of usual programs have kilobytes.
+# Rate limit for the chunks of one body; a faster sender is cut off. Chunks of usual programs have kilobytes.
 MOST_CHUNKS_A_SECOND = 20_000
 # Chunks that a loop with other clients reads in a row: the rest waits for its next turn.
 MOST_CHUNKS_AT_ONCE = 32
@@ -28,7 +28,7 @@ _size_line = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n")
 _trailer_section = re.compile(FIELD_LINES + rb"\r\n").fullmatch
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 8 * 1024
-# Extensions of all chunks together; a peer could send nothing but extensions without end.
+# Limit for the extensions of all chunks together; a peer could send an endless series of extensions.
 _MAX_EXTENSION_BYTES = 64 * 1024
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 _LAST, _END = b"0\r\n", b"0\r\n\r\n"
@@ -43,9 +43,9 @@ _NOT_IN_TRAILERS = frozenset(
 class ChunkedBody:
     """`feed` returns the part of the body that can be passed on: as chunks, or with `decode` the data without them.
 
-    At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes behind it, or
-    those that the last call has left. `size` is the number of bytes of data so far. `unchanged`: the last result is all
-    the bytes that were given. The rate of chunks is not limited with `most_a_second` 0.
+    At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
+    the bytes left by the last call. `size` is the number of bytes of data so far. `unchanged`: the last result equals
+    the given bytes. The rate of chunks is not limited with `most_a_second` 0.
     """
 
     __slots__ = (
@@ -76,16 +76,16 @@ class ChunkedBody:
         self.unchanged = False
 
     def feed(self, data: bytes, at: int = 0, most: int = 0) -> Buffer:
-        """Read the bytes from this offset on, and return those that can be passed on. Raises BadMessage.
+        """Read the bytes from this offset on, and return the part that can be passed on. Raises BadMessage.
 
-        At most `most` chunks are read, 0 for any number; what follows them is `rest`.
+        At most `most` chunks are read, 0 for any number; the bytes after them are in `rest`.
         """
         self.unchanged, self.rest = False, b""
         self._scanned = len(self._buffer)
         if self._buffer:
             data, self._buffer, at = self._buffer + data[at:], b"", 0
         elif not self._decode and not self._in_trailers:
-            self.unchanged = True  # as long as nothing else is found
+            self.unchanged = True  # until shown otherwise
         if self._in_trailers:
             return self._read_trailers(data, at)
         return self._read_chunks(data, at, most or len(data))
@@ -183,7 +183,7 @@ class ChunkedBody:
             raise BadMessage("too many extensions of chunks")
 
     def _limit_rate(self, count: int) -> None:
-        """So many more chunks have come."""
+        """Count further chunks against the rate limit."""
         if not self._most_a_second:
             return
         now = self._clock()

@@ -30,8 +30,8 @@ Fields = list[tuple[bytes, bytes]]  # names in lower case, and values
 class ClientReport:
     """The fields about one connection's client that are reported with each of its requests.
 
-    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the client are
-    kept and extended. Those of any other peer are replaced.
+    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the client are kept
+    and extended. The fields of any other peer are replaced.
     """
 
     __slots__ = ("_host", "_node", "_peer", "_replaced", "_scheme", "_trusted")
@@ -42,10 +42,10 @@ class ClientReport:
         self._trusted = trusted
         self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
         self._host = b""  # of the last request
-        self._replaced: Fields = []  # and what is reported for it
+        self._replaced: Fields = []  # and the fields reported instead
 
     def fields(self, host: bytes, values: Callable[[bytes], Sequence[bytes]]) -> Fields:
-        """The fields to report with a request for this host, b"" for none. `values` finds those of the request."""
+        """The fields to report with a request for this host, or b"". `values` finds the fields of the request."""
         if self._trusted:
             hops = b", ".join([*values(_FOR), *([self._peer] if self._peer else [])])
             scheme = b", ".join(values(_PROTO)) or self._scheme

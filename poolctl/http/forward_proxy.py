@@ -1,7 +1,7 @@
 """Forward proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-The names are those of curl and of Python's urllib, in lower case too. For https a tunnel is requested
-(RFC 9110 §9.3.6); the proxy never sees what is sent in it.
+The names are the same as for curl and Python's urllib, in lower case too. For https a tunnel is requested (RFC 9110
+§9.3.6); the proxy never sees its contents.
 """
 
 from __future__ import annotations

@@ -55,11 +55,13 @@ async def exchange(
 ) -> AsyncIterator[StreamedResponse]:
     """Send one request to a Unix socket's path, or to a host and a port, and give its response.
 
-    With `proxy` it goes there: through a tunnel with `tls`, otherwise as a request to the proxy, whose target is a URL.
+    With `proxy` it is sent there: through a tunnel with `tls`, otherwise as a request to the proxy, whose target is a
+    URL.
 
-    With `tls` the certificate must be that of the host, unless the context says otherwise. Redirects are not followed,
-    nothing is tried again, and there is no limit on time: the caller's `asyncio.timeout` is the one. Raises OSError,
-    BadMessage for what is not HTTP, NoResponse, and ValueError for a request that cannot be written.
+    With `tls` the certificate must be valid for the host, unless the context says otherwise. Redirects are not
+    followed, failures are not retried, and there is no time limit except the caller's `asyncio.timeout`. Raises
+    OSError, BadMessage for a response that is not HTTP, NoResponse, and ValueError for a request that cannot be
+    written.
     """
     head = request_head(method, target, fields, version=version)
     if isinstance(where, str):

@@ -1,7 +1,7 @@
 """A small asyncio server: requests that are read whole, responses that are written whole or piece by piece.
 
-It is for the pool's own addresses: commands, metrics. No client can hold it up: each has so long for a request, so many
-bytes, and a connection that is refused is closed in a way that lets the client read why.
+It is for the pool's own addresses: commands, metrics. No client can block it: time and bytes of a request are limited,
+and a refused connection is closed in a way that lets the client read the reason.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ServerLimits:
     body_bytes: int = MAX_HEAD_BYTES
     request_seconds: float = 10.0
     keep_alive_seconds: float = 0.0
-    connections: int | None = None  # above it the one that has been here longest has had its time
+    connections: int | None = None  # above it the oldest connection is closed
     unread_bytes: int = 64 * 1024 * 1024
 
 
@@ -177,7 +177,7 @@ class HttpServer:
         self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
 
     def listen(self, listener: socket.socket, backlog: int) -> None:
-        """Accept from this one too; it is closed with the server."""
+        """Accept from this socket too; it is closed with the server."""
         listener.setblocking(False)
         listener.listen(backlog)
         self._listeners.append(listener)
@@ -340,7 +340,7 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """The head of the next request, once it is complete; None when the client sends no more. Raises BadMessage."""
+    """The head of the next request, once it is complete; None if the client has closed its side. Raises BadMessage."""
     continued = False
     while not (rest and message.feed(rest)):
         if message.head is not None and not continued and message.head.expects_continue:
@@ -355,7 +355,7 @@ async def _receive(
 
 
 async def _end(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:
-    """Return when the client has disconnected, or has sent so much; what it sends meanwhile is discarded."""
+    """Return when the client has disconnected or sent `most_bytes`; the received bytes are discarded."""
     with contextlib.suppress(ConnectionError):
         while most_bytes > 0 and (data := await stream.read(_READ_BYTES)):
             most_bytes -= len(data)

@@ -19,10 +19,10 @@ _LONGEST_OTHER = 256  # in bytes
 
 
 class KnownFields:
-    """The fields of a canonical head: recognises heads that differ from it in nothing that decides.
+    """The fields of a canonical head: recognises heads that differ from it only in fields that decide nothing.
 
-    The requests of a client mostly differ in a few lines that stand together. So what is before and behind them is
-    compared as a whole, and only the lines between are looked at: a fraction of the cost of a RequestHead.
+    The requests of a client mostly differ in a few lines that stand together. So the bytes before and after them are
+    compared as a whole, and only the lines between are parsed, at a fraction of the cost of a RequestHead.
     """
 
     __slots__ = ("_between", "_body", "_count", "_decisive", "_end", "_length", "_length_differs", "_start")

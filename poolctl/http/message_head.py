@@ -1,7 +1,7 @@
 """Heads of requests and responses: the one grammar of every process, the framing of the body, and writing them.
 
-The grammar is that of RFC 9112 §2 to §6, read strictly: a line ends with CRLF, no space stands before a colon, and a
-field that decides where the message ends, or whom it is for, is there once. Only a response may have folded lines.
+The grammar follows RFC 9112 §2 to §6 strictly: a line ends with CRLF, no space stands before a colon, and a field that
+decides where the message ends, or whom it is for, is there once. Only a response may have folded lines.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ CHUNKED, UNTIL_CLOSE = -1, -2
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
 TEXT = rb"[\t \x21-\x7e\x80-\xff]*+"
-# Only repetitions of single characters are possessive. Of a group that is repeated possessively, Python 3.11.2 loses
+# Only repetitions of single characters are possessive. For a group that is repeated possessively, Python 3.11.2 loses
 # the captured text, and may stay in the middle of a repetition that failed. Here a repetition has one way to match.
 FIELD_LINES = rb"(?:" + TOKEN + rb":" + TEXT + rb"\r\n)*"
 HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
-# Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte received so far.
+# Characters that are neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte
+# received so far.
 unfit = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)").search
 TOKEN_CHARACTERS = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
@@ -51,7 +52,7 @@ _CONTINUE = b"100-continue"
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 # RFC 9110 §9.2.2: sent twice they have the effect of one.
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
-# Those of a canonical head: llhttp's without CONNECT.
+# The methods of a canonical head: llhttp's without CONNECT.
 _METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
     b" PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE"
@@ -96,7 +97,7 @@ _usual_response_head = re.compile(
 _keep_alive = re.compile(rb"\r\n(?=[CKck])(?i:connection: ?keep-alive|keep-alive:" + TEXT + rb")(?=\r\n)")
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
-# What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
+# Phrases by which a client or a person recognises a status; they carry no meaning (RFC 9112 §4).
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
@@ -116,7 +117,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class BadMessage(Exception):
-    """The received bytes are not a valid message. `status` is that of a server's response to them."""
+    """The received bytes are not a valid message. `status` is the status of a server's response to them."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -127,8 +128,8 @@ class MessageHead:
     """The head of a message.
 
     `fields` are its lines as they were sent, each after its line break: "\\r\\nHost: a". `end` is the number of bytes
-    up to the body; `body` the length of the body, CHUNKED or UNTIL_CLOSE. `options` are those of Connection, in lower
-    case; `keep_alive`: the sender would keep the connection open.
+    up to the body; `body` the length of the body, CHUNKED or UNTIL_CLOSE. `options` are the options of Connection, in
+    lower case; `keep_alive`: the sender would keep the connection open.
     """
 
     __slots__ = ("body", "end", "fields", "http_1_1", "keep_alive", "options")
@@ -224,9 +225,9 @@ class MessageHead:
 class RequestHead(MessageHead):
     """The head of a request.
 
-    `path` is the target without its query; `host` as it was sent, b"" for none. `upgrade` is the protocol that the
-    client asks to change to, b"" for none (RFC 9110 §7.8). `expects_continue`: the client waits for 100 before it sends
-    the body (RFC 9110 §10.1.1).
+    `path` is the target without its query; `host` as it was sent, or b"". `upgrade` is the protocol that the client
+    asks to change to, or b"" (RFC 9110 §7.8). `expects_continue`: the client waits for 100 before it sends the body
+    (RFC 9110 §10.1.1).
 
     `canonical`: httptools (llhttp) and h11 read it alike, the same method, target, host and end of the message. So a
     process can decide about the request and leave the bytes to a server with either parser. Where the parsers, or
@@ -405,7 +406,7 @@ class ResponseHead(MessageHead):
             self.plain = b""
 
     def leave_out_body(self) -> None:
-        """No body follows, whatever the fields say: the response is to a HEAD, or of a status without one."""
+        """Whether no body follows in any case: the response is to a HEAD, or its status excludes a body."""
         if self.body == CHUNKED or (self.status == 204 and self.length >= 0):
             self.plain = b""
         self.body = 0
@@ -415,7 +416,7 @@ class ResponseHead(MessageHead):
     @property
     def reusable(self) -> bool:
         """Whether another request may be sent on the connection after this response."""
-        # Chunks in HTTP/1.0 are a fault, after which nothing else can be expected (RFC 9112 §6.1).
+        # Chunks in HTTP/1.0 are an error, after which the connection cannot be used (RFC 9112 §6.1).
         return self.keep_alive and (self.body >= 0 or (self.body == CHUNKED and self.http_1_1))
 
     def __repr__(self) -> str:
@@ -472,7 +473,7 @@ def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 def chunk(data: bytes | memoryview) -> bytes:
-    """One chunk of a body (RFC 9112 §7.1); no data is no chunk, as that would be the last one."""
+    """One chunk of a body (RFC 9112 §7.1); b"" for no data, because an empty chunk would be the last."""
     return b"".join((b"%x\r\n" % len(data), data, b"\r\n")) if data else b""
 
 

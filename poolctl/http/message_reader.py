@@ -77,7 +77,7 @@ class MessageReader:
         raise NotImplementedError
 
     def _body_too_large(self) -> bool:
-        """The body is larger than it may be: whether that completes the message. Or raise BadMessage."""
+        """Whether a body that is too large completes the message; or raises BadMessage."""
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:
@@ -124,7 +124,7 @@ class MessageReader:
 
 
 class RequestReader(MessageReader):
-    """Reads one request: `head`, then `body`. The bytes in `rest` belong to the next one."""
+    """Reads one request: `head`, then `body`. The bytes in `rest` belong to the next request."""
 
     head: RequestHead | None = None
 
@@ -143,8 +143,8 @@ class RequestReader(MessageReader):
 class ResponseReader(MessageReader):
     """Reads the response to one request; interim responses before it are passed over (RFC 9110 §15.2).
 
-    `head_only` for the answer to a HEAD. `status` is 0 until the head is there. Of a body that is too large the
-    beginning is kept, and it counts as complete; the connection is of no further use then.
+    `head_only` for the answer to a HEAD. `status` is 0 until the head is there. The beginning of a body that is too
+    large is kept, and the response counts as complete; the connection cannot be used again then.
     """
 
     head: ResponseHead | None = None
@@ -163,7 +163,7 @@ class ResponseReader(MessageReader):
         return usable and self.head is not None and self.head.reusable
 
     def end(self) -> bool:
-        """Whether the response is complete now that nothing more comes."""
+        """Whether the response is complete now that the connection has ended."""
         self.complete = self.complete or self._left == UNTIL_CLOSE
         return self.complete
 

@@ -24,7 +24,7 @@ from .start_stop import order_stop, start
 class HotReload:
     """One reload. New servers are started if the pool `runs`.
 
-    A server whose new configuration is invalid stays as it is; while a problem names no server, none is taken out.
+    A server whose new configuration is invalid stays as it is; no server is removed while a problem names no server.
     """
 
     def __init__(self, pool: Members, configuration: Configuration, *, runs: bool) -> None:
@@ -96,7 +96,7 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := living(each)) for future in handle.stops}
 
     def _possible(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """The servers that can be beside each other and those that stay; and the servers that stay as they are."""
+        """The servers that fit with each other and with the unchanged ones; and the unchanged servers."""
         while True:
             names = {server.name for server in written}
             invalid = {problem.name for problem in self._errors}

@@ -1,4 +1,4 @@
-"""The servers of this process that run: their entries in the core of their runner, and what is known of each."""
+"""The running servers of this process: their entries in the core of their runner, and their observed state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Snapshot:
 
     state: State = State.STOPPED
     ready: bool = False
-    probed: bool = False  # the health is that of its probes
+    probed: bool = False  # the health comes from its probes
     health: Status = Status.UNKNOWN
     message: str = ""
     pids: tuple[int, ...] = ()
@@ -63,10 +63,10 @@ class Startable(Protocol):
 
 
 class Handle:
-    """What runs of one server; made at its first start. It has an entry in a core as long as it is not at rest.
+    """The running part of one server; created at its first start, with an entry in a core while not at rest.
 
-    Written on the engine's loop only, read from any thread. The engine holds it, and it holds no server: one that the
-    program has lost while it runs, with its pool, is stopped.
+    Written on the engine's loop only, read from any thread. The engine holds it, and it holds no reference to the
+    server: if the program drops a running server and its pool, the server is stopped.
     """
 
     def __init__(self, server: Startable) -> None:
@@ -79,14 +79,14 @@ class Handle:
         self.host: Host | None = None
         self.entry: Entry | None = None
         self.orders = 0  # under way
-        self.awaiting: set[object] = set()  # those of them that wait for it to be ready
-        self.stops: set[Future] = set()  # those of them that stop it
+        self.awaiting: set[object] = set()  # the orders that wait for it to be ready
+        self.stops: set[Future] = set()  # the orders that stop it
         self.ending: set[Future] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
         self.furnished: list[
             tuple[ServerConfig, ServerConfig]
-        ] = []  # what the core has, and the server's own
-        # For its metrics: from its entries that have been forgotten, and of its workers that have ended.
+        ] = []  # the configuration of the core, and the server's own
+        # For its metrics: from its forgotten entries, and from its workers that have ended.
         self.restarts = self.failures = self.wakes = 0
         self.ended = [0] * tally.COUNTED
         self.usages: dict[int, Usage] = {}  # by pid
@@ -97,7 +97,7 @@ class Handle:
 
     @property
     def config(self) -> ServerConfig:
-        """The configuration of the server; of a lost one the last that is known."""
+        """The configuration of the server; the last known configuration if the server is lost."""
         server = self._server()
         if server is not None:
             self._config = server.config
@@ -135,13 +135,13 @@ class Handle:
 
     @property
     def uptime_seconds(self) -> float:
-        """How long this instance has been ready; 0 while there is none."""
+        """How long this instance has been ready; 0 without a ready instance."""
         since = self.observed.ready_since
         return 0.0 if since is None else self._clock.monotonic() - since
 
     @property
     def complaint(self) -> str:
-        """What its probes say is wrong with it."""
+        """The problem found by its probes."""
         host, entry = self.host, self.entry
         return host.core.health.complaint(entry) if host is not None and entry is not None else ""
 
@@ -210,7 +210,7 @@ class Host:
         """Nothing: a Python pool has no events to record it in."""
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Likewise."""
+        """Not recorded either, for the same reason."""
 
     def reserve(self, handle: Handle) -> str:
         """The name of the server in the core: its own, unless another server of that name runs on this runner."""
@@ -229,7 +229,7 @@ class Host:
         return name
 
     def in_users_names(self, text: str) -> str:
-        """The text with the servers' own names in place of those that the core knows them by."""
+        """The text with the servers' own names in place of the core's names."""
         for name, handle in self._handles.items():
             if name != handle.name:
                 text = text.replace(name, handle.name)
@@ -265,7 +265,7 @@ class Host:
         await until(self.core, entries, test, timeout_seconds, lambda entry: None)
 
     def stop(self, handle: Handle) -> None:
-        """Stop what runs of the server, if anything does."""
+        """Stop the server if it is running."""
         if handle.host is self and handle.entry is not None:
             self.core.stop(handle.entry)
 
@@ -309,7 +309,7 @@ class Host:
                 handle.wakes += 1
             if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
                 continue
-            # Those that it depends on may have been kept for it.
+            # Its dependencies may have been kept running for it.
             dependencies = [self._handles.get(each.name) for each in self.core.servers.dependencies(entry)]
             ahead += [each for each in dependencies if each is not None]
             self.core.forget(entry)
@@ -344,14 +344,14 @@ class Host:
         )
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The server's own configuration, from which this one was made."""
+        """The server's own configuration, from which the core's configuration was made."""
         return next((source for made, source in handle.furnished if made is config), None)
 
 
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """What each depends on among them, by their names in the core, without dependencies that would close a circle."""
+    """The dependencies of each server among these, by their names in the core, without circular dependencies."""
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
     found: dict[Handle, tuple[Dependency, ...]] = {}
@@ -381,7 +381,7 @@ def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> 
 
 
 def is_leaving(entry: Entry) -> bool:
-    """Whether workers that were replaced still finish what they have."""
+    """Whether replaced workers are still finishing their requests."""
     return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
 
 
@@ -393,7 +393,7 @@ def _message(entry: Entry, state: State) -> str:
 
 
 def handle_of(server: Startable) -> Handle:
-    """The server's handle, made if it has none."""
+    """The server's handle, created if it does not exist."""
     with LOCK:
         handle = living(server)
         if handle is None:

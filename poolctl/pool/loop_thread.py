@@ -1,7 +1,8 @@
 """The thread with the event loop on which the cores of this process run: there while a server runs, gone otherwise.
 
 Every lifecycle method does its work here, so that it may be called from any thread and any loop. The thread is a
-daemon, and what still runs when the main thread ends is stopped within EXIT_SECONDS: leaving never hangs.
+daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
+hangs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Ending = Callable[[], Awaitable[object]]
 
 EXIT_SECONDS = 5.0
 
-epoch = 0  # of this process: counts the forks that lie between it and the first one
+epoch = 0  # the number of forks between this process and the first
 _current: Engine | None = None
 _orphans: list[Engine] = []
 
@@ -118,7 +119,7 @@ class Engine:
         self._over.set()
 
     def finish(self) -> None:
-        """Stop what runs and end the thread, within EXIT_SECONDS; for the end of the process."""
+        """Stop all servers and end the thread, within EXIT_SECONDS; called at the end of the process."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._finish()))
         self.thread.join(EXIT_SECONDS + 1)
@@ -145,7 +146,7 @@ def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> N
 
 
 def engine() -> Engine:
-    """The engine of this process, started if there is none."""
+    """The engine of this process, started if necessary."""
     global _current
     with LOCK:
         if _current is None:

@@ -65,7 +65,7 @@ class Pool(Members, StartAndStop):
     ) -> None:
         """Raises PoolAddError when addresses overlap; a later server replaces an earlier one of the same address.
 
-        PoolParamError for what is no list of servers, no handler, no context and no runner.
+        Raises PoolParamError for an argument that is not a list of servers, a handler, a context or a runner.
         """
         if isinstance(servers, (Server, ServerConfig)) or not isinstance(servers, Iterable):
             raise PoolParamError(f"a pool takes a list of servers, and this is {servers!r}", hint="Pool([…])")
@@ -136,8 +136,8 @@ class Pool(Members, StartAndStop):
     def merge(self, other: Pool) -> None:
         """Take over the other pool's servers: new addresses are added, existing ones get its configuration.
 
-        One that runs goes on as it is, `stale`, until its next start or restart. Raises PoolAddError for those that
-        overlap, when the others are in.
+        A running server continues unchanged, `stale`, until its next start or restart. Raises PoolAddError for servers
+        that overlap, after the others were added.
         """
         if not isinstance(other, Pool):
             raise PoolParamError(f"a pool is merged with another pool, and this is {other!r}")
@@ -156,9 +156,9 @@ class Pool(Members, StartAndStop):
             raise self._not_added(errors)
 
     def handler(self, fn: Handler | None) -> None:
-        """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on.
+        """Have ``fn() -> {key: app}`` serve the servers without an app of their own, from their next start on.
 
-        With None there is no handler for them any more.
+        None removes the handler.
         """
         if fn is not None and not callable(fn):
             raise PoolParamError(
@@ -169,14 +169,14 @@ class Pool(Members, StartAndStop):
     # Hot reload.
 
     async def apply(self, configs: Servers) -> None:
-        """Bring the pool to these servers: those that are new or differ are started and restarted, others untouched.
+        """Change the pool to these servers: new servers are started, changed servers restarted, others left untouched.
 
         `configs` are ServerConfigs, mappings or a PoolConfig; servers are known by their names. A running server is
-        replaced as by `restart`, or takes the change over where `poolctl reload` would do so; one that was stopped
-        stays stopped, and those that are gone stop. New ones start if the pool was started and not stopped since, or
-        if one of its servers runs. Returns when all of that is done. Raises PoolRestartError with every failure, where
-        the others have been attempted: a server whose configuration is invalid, or whose replacement fails, goes on as
-        before. PoolParamError for what is no list, and for a view.
+        replaced as by `restart`, or applies the change live where `poolctl reload` would do so; a stopped server stays
+        stopped, and removed servers stop. New servers start if the pool was started and not stopped since, or if one of
+        its servers runs. Returns when all of that is done. Raises PoolRestartError with every failure, after all
+        servers were attempted: a server whose configuration is invalid, or whose replacement fails, continues as
+        before. Raises PoolParamError for an argument that is not a list, and for a view.
         """
         reload = await asyncio.to_thread(self._hot_reload, self._to_apply(configs))
         await loop_thread.run(reload.run())
@@ -242,9 +242,10 @@ class Pool(Members, StartAndStop):
         return [server.name for server in self.values()]
 
     def stacks(self) -> builtins.list[WorkerStacks]:
-        """What the threads and tasks of each running server's workers do now, also of one that hangs; these go on.
+        """The stacks of the threads and tasks of each running server's workers, even of hung workers; these continue.
 
-        Workers in this process share its threads. Those in others are asked, which takes a few seconds at most.
+        Workers in this process share its threads. Workers in other processes are asked, which takes at most a few
+        seconds.
         """
         from .worker_stacks import stacks_of
 
@@ -282,7 +283,7 @@ class Pool(Members, StartAndStop):
         return health_info(self._healths())
 
     def health_info_without_detail(self) -> dict[str, Table]:
-        """Likewise, without errors."""
+        """Return the status, uptime and latency of each server, by its name, without errors."""
         return health_info_without_detail(self._healths())
 
     def health_info_simple(self) -> dict[str, str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PoolConfig(Configuration):
-    """The valid servers in their order; `.problems` are those of the others. Making one never raises."""
+    """The valid servers in their order; `.problems` are the problems of the others. Making one never raises."""
 
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class PoolConfig(Configuration):
         paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         env: Mapping[str, str] | None = None,
     ) -> PoolConfig:
-        """The configuration of a file, a directory, or several of them, later ones over earlier ones.
+        """The configuration of files and directories; later files override earlier files.
 
-        `env` (default: the process's) is what `${VAR}` sees. Blocks on the disk. Raises PoolValidateError when
-        a file cannot be read or parsed; what is wrong with single servers is in `.problems`.
+        `env` (default: the process's) resolves `${VAR}`. Blocks on the disk. Raises PoolValidateError when a file
+        cannot be read or parsed; problems of single servers are in `.problems`.
         """
         if env is not None and not isinstance(env, Mapping):
             raise PoolParamError(
@@ -123,7 +123,7 @@ class PoolConfig(Configuration):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> Pool:
-        """A pool of the valid servers, none of them started.
+        """A pool of the valid servers, which are not started.
 
         Raises PoolAddError with every problem; its `.pool` holds the valid servers.
         """

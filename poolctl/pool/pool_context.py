@@ -1,4 +1,4 @@
-"""What the servers of a pool share: values for applications and a way to end them all, a handler, TLS and a runner."""
+"""Shared settings of a pool's servers: values for applications and a way to end them all, a handler, TLS, a runner."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
-        """The configuration as it is to be started. Raises ServerError for what is not to be."""
+        """The configuration to start with. Raises ServerError for a server that must not be started."""
         if self.context is not None and self.context.cancelled:
             raise _problem(config, "its context was cancelled", "make a new PoolContext")
         if config.disabled:

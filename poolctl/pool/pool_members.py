@@ -30,7 +30,7 @@ class Members(Mapping[str, Server]):
         self._is_view = seen_of is not None
         self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
-        self._own: set[Server] = set()  # of a view: those that were stored in it, not in its pool
+        self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
         self._ports = UsedPorts()
         self._departed: set[Handle] = set()
         self._changes = 0
@@ -53,19 +53,19 @@ class Members(Mapping[str, Server]):
         return self.load(bind) is not None  # type: ignore[arg-type]
 
     def keys(self) -> KeysView[str]:
-        """The addresses of this moment."""
+        """The current addresses."""
         return self._snapshot().keys()
 
     def values(self) -> ValuesView[Server]:
-        """The servers of this moment."""
+        """The current servers."""
         return self._snapshot().values()
 
     def items(self) -> ItemsView[str, Server]:
-        """Addresses and servers of this moment."""
+        """The current addresses and servers."""
         return self._snapshot().items()
 
     def load(self, bind: str) -> Server | None:
-        """The server of that address, in constant time; None when there is none, or it is no address at all."""
+        """The server of that address, in constant time; None if there is no such server or the address is invalid."""
         try:
             return self._servers.get(bind) or self._servers.get(_key(bind))
         except TypeError:  # not even hashable
@@ -78,9 +78,10 @@ class Members(Mapping[str, Server]):
     # Coming and going.
 
     def store(self, server: Server) -> None:
-        """Put the server in; one of the same address is replaced, and ordered to stop if it runs.
+        """Put the server in; a server of the same address is replaced, and ordered to stop if it runs.
 
-        Raises PoolAddError when the address overlaps with another one, PoolParamError for what is no Server.
+        Raises PoolAddError when the address overlaps with another address, PoolParamError for a value that is not a
+        Server.
         """
         if not isinstance(server, Server):
             raise PoolParamError(
@@ -148,7 +149,7 @@ class Members(Mapping[str, Server]):
                 self._see_off(servers)
 
     def _arrange(self, servers: Sequence[Server]) -> list[Server]:
-        """Hold these servers, in this order; those that were held and are not among them are returned.
+        """Hold these servers, in this order; returns the servers that were held before and are not among them.
 
         Their addresses must not overlap. Called under LOCK.
         """
@@ -163,17 +164,19 @@ class Members(Mapping[str, Server]):
         return gone
 
     def _see_off(self, servers: Iterable[Server]) -> None:
-        """Order those that run to stop. Called under LOCK."""
+        """Order the running servers to stop. Called under LOCK."""
         busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
         order_stop(busy)
         self._departed.update(busy)
 
     async def join(self) -> None:
-        """Return when all that was ordered to stop has stopped. Raises PoolStopError for what could not be ended."""
+        """Return when all servers ordered to stop have stopped. Raises PoolStopError for servers that could not be
+        ended.
+        """
         while futures := self._endings():
             done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
             for each in done:
-                each.cancelled() or each.exception()  # seen; raised by what follows
+                each.cancelled() or each.exception()  # marks the exception as retrieved; the code below raises it
             self._raise_failed(futures)
 
     def join_sync(self) -> None:
@@ -222,7 +225,7 @@ class Members(Mapping[str, Server]):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Startable) -> bool:
-        """Whether the server is in the pool; what is stored in a view is only there."""
+        """Whether the server is in the pool; servers stored in a view are only there."""
         return server in self._own or self._whole._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:

@@ -1,4 +1,4 @@
-"""The metrics of a pool of this process: those of its servers, under the names that a supervisor's have."""
+"""The metrics of the servers of a pool in this process, under the same names as a supervisor's metrics."""
 
 from __future__ import annotations
 

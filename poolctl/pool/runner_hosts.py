@@ -1,4 +1,4 @@
-"""The host of each runner on the engine of now; without a runner that of this process, which pools share."""
+"""The host of each runner on the current engine; pools without a runner share the host of this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _own_runner: Runner | None = None
 
 
 def host_of(shared: Shared) -> Host:
-    """The host of a pool's runner on the engine of now; without a runner that of this process, which pools share."""
+    """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
     global _own_runner
     current = loop_thread.engine()
     runner = shared.runner

@@ -1,4 +1,4 @@
-"""Server: one entry of the pool, its configuration and what it does now."""
+"""Server: one entry of the pool, with its configuration and current state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _chosen_ports: set[int] = set()
 
 
 class StartAndStop:
-    """`start`, `stop` and `restart`, of one server or of those of a pool, and for each a twin that blocks.
+    """`start`, `stop` and `restart`, for one server or all servers of a pool, each with a blocking counterpart.
 
     A timeout is in seconds, a timedelta, or "5s".
     """
@@ -53,9 +53,9 @@ class StartAndStop:
         return start_stop.stop(self._chosen()[0], seconds(timeout))
 
     async def start(self, *, timeout: Timeout = None) -> None:
-        """Return when it answers; of a pool, when all that are not disabled do, dependencies first.
+        """Return when the server answers; for a pool, when all enabled servers answer, dependencies first.
 
-        Raises PoolStartError with every failure; those that the timeout cuts short have a TimeoutError as cause.
+        Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
         await loop_thread.run(self._start(timeout))
 
@@ -64,9 +64,9 @@ class StartAndStop:
         await loop_thread.run(self._stop(timeout))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
-        """Return when a new instance answers on the same listener; what is stopped is started.
+        """Return when a new instance answers on the same listener; a stopped server is started.
 
-        Raises PoolRestartError; where it failed the old one stays.
+        Raises PoolRestartError; a server whose restart failed keeps its old instance.
         """
         await loop_thread.run(self._start(timeout, PoolRestartError))
 
@@ -86,15 +86,15 @@ class StartAndStop:
 class Server(StartAndStop):
     """One server. Lives in this process unless its pool has another runner; any method from any thread.
 
-    Alone it may be started too; what it lacks (a handler, default TLS) comes from the pool that stores it.
+    It may also be started alone; a missing handler or default TLS comes from the pool that stores it.
     """
 
-    # 100,000 of them are a use case: only those that were started have a handle. Name and expose are the
-    # configuration's, at hand for filters.
+    # 100,000 of them are a use case: only started servers have a handle. Name and expose are copied from the
+    # configuration for filters.
     __slots__ = ("__weakref__", "_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
-        """Raises PoolParamError for what is no ServerConfig, ServerError when no port is free for `auto`."""
+        """Raises PoolParamError for a value that is not a ServerConfig, ServerError if no port is free for `auto`."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
         self._put(with_port(config))
@@ -128,12 +128,12 @@ class Server(StartAndStop):
 
     @property
     def config(self) -> ServerConfig:
-        """The configuration that the next start uses; what runs now may lag behind it (see `stale`)."""
+        """The configuration for the next start; the running instance may still use an older one (see `stale`)."""
         return self._config
 
     @property
     def state(self) -> State:
-        """What it does now; `disabled` when it is not to be started."""
+        """The current state; `disabled` for a server that must not be started."""
         handle = living(self)
         if handle is not None and (state := handle.observed.state) is not State.STOPPED:
             return state
@@ -141,7 +141,7 @@ class Server(StartAndStop):
 
     @property
     def health(self) -> Status:
-        """What its probes say; without any, ok while it answers, ko when it has failed, else unknown."""
+        """The health by its probes; without probes, ok while it answers, ko if it has failed, else unknown."""
         handle = living(self)
         if handle is None:
             return Status.UNKNOWN
@@ -182,7 +182,7 @@ class Server(StartAndStop):
 
     @property
     def uptime(self) -> timedelta:
-        """How long this instance has been ready; zero while there is none."""
+        """How long this instance has been ready; zero without a ready instance."""
         handle = living(self)
         running = handle is not None and handle.observed.state is State.RUNNING
         return timedelta(seconds=handle.uptime_seconds if handle is not None and running else 0.0)
@@ -196,7 +196,7 @@ class Server(StartAndStop):
         return handle.observed.config is not self._config
 
     def monitor(self) -> Monitor:
-        """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.
+        """A snapshot; for a server without probes one connection measures the latency. Blocks for at most a second.
 
         Raises PoolMonitorError.
         """

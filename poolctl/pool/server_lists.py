@@ -1,4 +1,4 @@
-"""Lists of servers as programs give them to a pool: the valid servers, ready to be stored, and what is wrong."""
+"""Lists of servers as programs give them to a pool: the valid servers, ready to be stored, and the problems."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 
 def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerError]]:
-    """The configurations of a list, and the problems of its other members. Raises TypeError for what is no list."""
+    """The configurations of a list, and the problems of its other members. Raises TypeError for a non-list."""
     made: list[ServerConfig] = []
     problems: list[ServerError] = []
     for index, server in enumerate(servers):

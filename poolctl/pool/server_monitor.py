@@ -26,8 +26,8 @@ _TIMES = ("uptime", "downtime", "rise", "fall")
 class Monitor:
     """One server at one moment.
 
-    `status` is what the probes say; without any it is OK, WARN (between two states) or KO. `latency`: how long the
-    last answer took, or a connection; None when there was none. `uptime` and `downtime` add up since the first start,
+    `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency`: how long
+    the last answer or connection took; None without an answer. `uptime` and `downtime` add up since the first start,
     without the time for which it was stopped; `sli` is the part of them that the server was up, 0 to 1. `rise` and
     `fall` add up how long it was on its way to ok and to ko, `rises` and `falls` count how often it became ready and
     ceased to be.
@@ -92,7 +92,7 @@ def observe(name: str, bind: str, state: State, handle: Handle | None) -> Monito
 def _status(
     name: str, bind: str, state: State, handle: Handle | None
 ) -> tuple[Status, timedelta | None, str]:
-    """How it is, how long it took to answer, and what is wrong with it."""
+    """The status, the latency of the answer, and the problem."""
     if handle is None:
         return Status.KO, None, ""
     if state in PASSING:

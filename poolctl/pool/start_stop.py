@@ -34,7 +34,7 @@ _KILL_SECONDS = 5.0
 
 
 class Membership(Protocol):
-    """A pool that starts its servers: it passes over disabled ones, and over those that have left it meanwhile."""
+    """A pool that starts its servers: it skips disabled servers, and servers that have left it meanwhile."""
 
     def _holds(self, server: Startable) -> bool: ...
 
@@ -59,14 +59,14 @@ async def start(
 ) -> None:
     """Return when all answer, dependencies first; as PoolRestartError when all have been replaced. Raises the kind.
 
-    One server alone, without a `pool`, is started without what it depends on. The workers of `live` servers take their
-    configuration over instead of being replaced. The servers `beside` them may be depended on, and go on as they are.
+    A single server without a `pool` is started without its dependencies. The workers of `live` servers apply their
+    configuration instead of being replaced. The servers in `beside` may be dependencies, and continue unchanged.
     """
     await _StartOrder(kind, limit, pool, live, beside).run(servers)
 
 
 async def stop(servers: Sequence[Startable], limit: float | None) -> None:
-    """Return when all have ended, each before what it depends on. Raises PoolStopError."""
+    """Return when all have ended, each before its dependencies. Raises PoolStopError."""
     future = order_stop([handle for server in servers if (handle := living(server)) is not None], limit)
     if future is not None:
         # A caller that gives up waiting leaves no server half stopped.
@@ -100,7 +100,7 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
     rollouts: list[tuple[Rollout, Handle]] = []
     for host, names in hosts.items():
-        # Those that are stopped together go in the order of their dependencies, however they were started.
+        # Servers that are stopped together end in the order of their dependencies, however they were started.
         for handle, needed in dependencies_among(list(names), names).items():
             host.relate(handle, needed)
         entries = [handle.entry for handle in names if handle.entry is not None]
@@ -150,7 +150,7 @@ class _StartOrder:
         self._pool = pool
         self._live = live
         self._beside = beside
-        self._needed: set[str] = set()  # the names of those that others of them depend on
+        self._needed: set[str] = set()  # the names of servers that others of them depend on
         self._errors: dict[Startable, ServerError] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
         self._handles: list[Handle] = []
@@ -176,7 +176,7 @@ class _StartOrder:
         _raise(errors, self._kind, what, len(servers))
 
     async def _in_stages(self, servers: Sequence[Startable], stages: asyncio.TaskGroup) -> None:
-        """Begin with those that can be started; the others follow when the stops that were ordered before are over."""
+        """Begin with the servers that can be started; the others follow when earlier stop orders have completed."""
         waiting = servers
         while waiting:
             stops = {each.name: set(known.stops) for each in waiting if (known := living(each))}
@@ -223,7 +223,7 @@ class _StartOrder:
     # Asking the core.
 
     def _prepared(self, servers: Sequence[Startable]) -> list[_Ordered]:
-        """The servers as they are to be asked for, and those that others depend on although they cannot be."""
+        """The servers as they are requested, and the dependencies of others that cannot be requested."""
         found: list[_Ordered] = []
         for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
@@ -247,7 +247,7 @@ class _StartOrder:
                     self._refuse(server, handle, error)
                     startable = False
             live = server in self._live
-            # The next run of a job has the new configuration, and nobody waits for the one under way.
+            # The next run of a job has the new configuration; the current run is not waited for.
             startable = startable and not (live and config.every is not None)
             found.append(_Ordered(server, handle, config, startable, live))
         return [each for each in found if each.startable or each.live or each.server.name in self._needed]
@@ -287,7 +287,7 @@ class _StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The configuration for the core, which knows other names, and only what is started together."""
+        """The configuration for the core, with the core's names and only the dependencies that are started together."""
         dependencies = needed[each.handle]
         if self._pool is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
@@ -332,7 +332,7 @@ class _StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _Ordered, problem: ServerError | None = None) -> bool:
-        """Abandon what is not ready yet, unless another order waits for it as well; whether it was abandoned."""
+        """Abandon the start unless another order waits for it as well; returns whether it was abandoned."""
         handle = each.handle
         handle.awaiting.discard(self)
         if handle.host is None or handle.awaiting or not each.startable or each.live:

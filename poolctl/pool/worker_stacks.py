@@ -1,4 +1,4 @@
-"""What the workers of a pool do: those in this process, whose loop may hang, and those in others."""
+"""The stacks of a pool's workers: in this process, whose loop may hang, and in others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import loop_thread
 from .live_servers import Startable, living
 
 _SECONDS = 2.0
-_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server of this one
+_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server in this process
 
 
 def stacks_of(servers: Iterable[Startable]) -> list[WorkerStacks]:

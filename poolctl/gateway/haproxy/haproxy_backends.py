@@ -109,7 +109,7 @@ def _admission(route: Route) -> Iterator[str]:
 
 
 def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
-    """The limit of each client; those of IPv6 are networks. Requests that are refused do not count."""
+    """The limit of each client, for IPv6 of each client network. Refused requests do not count."""
     if limit is None:
         return
     client = "var(txn.client),ipmask(32,64)"

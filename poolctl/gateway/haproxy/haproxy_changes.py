@@ -1,4 +1,4 @@
-"""What makes HAProxy serve by another configuration: commands of its runtime socket, or another start."""
+"""The steps that make HAProxy serve by another configuration: runtime commands, or another start."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import NamedTuple
 from .haproxy_parts import HaproxyBackend, HaproxyConfiguration, HaproxyServer
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-# Of servers that are added: the program knows no cookie for them, nor a place among the others.
+# Options of servers that cannot be added at run time: the program knows no cookie for them, nor a place.
 _FIXED = ("    cookie ", "    balance first")
 
 
 class HaproxySetup(NamedTuple):
-    """A configuration with what belongs to it.
+    """A configuration with its sockets and files.
 
-    `states` are those of the servers, by the names of backend and server; `bundles` are the contents of certificates
-    with their keys, and `authorities` those of files with CA certificates, by the names of their files. `descriptors`
-    are the sockets that its binds name, each with its inode, as a number may come to stand for another socket.
+    `states` are the states of the servers, by the names of backend and server; `bundles` are the contents of
+    certificates with their keys, and `authorities` the contents of files with CA certificates, by the names of their
+    files. `descriptors` are the sockets that its binds name, each with its inode, as a number may come to stand for
+    another socket.
     """
 
     configuration: HaproxyConfiguration
@@ -110,6 +111,6 @@ def _state(place: tuple[str, str], state: str) -> str:
 
 
 def _renewed(name: str, content: bytes) -> list[str]:
-    # An empty line ends what is given to a command.
+    # An empty line ends the payload of a command.
     lines = "\n".join(line for line in content.decode("ascii", "replace").splitlines() if line.strip())
     return [f"set ssl cert {name} <<\n{lines}\n", f"commit ssl cert {name}"]

@@ -1,6 +1,7 @@
-"""A configuration for HAProxy that serves the same routes: from values to text, without a look at anything else.
+"""A configuration for HAProxy that serves the same routes: a pure function from values to text.
 
-Routes are considered in the order of `routing.match`; the first one that takes a request has it. Needs HAProxy 2.6.
+Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
+2.6.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from .haproxy_parts import (
 
 # Fields by which applications believe what a proxy reports.
 _REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
-# Those that are not believed of trusted proxies either.
+# Fields that are not trusted from trusted proxies either.
 _NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
-# Paths that backends read in two ways, and what no path may hold.
+# Paths that backends read in two ways, and characters that no path may contain.
 _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
 _MOST_PROXIES = 8  # on the way from a client
@@ -42,7 +43,7 @@ _NORMALIZATIONS = (
 )  # fmt: skip
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 NO_ROUTE = "no-route"
-# Up to so many it is as fast to try one after the other, and the configuration is one file.
+# Up to this number it is as fast to try one route after the other, and the configuration is one file.
 _FEW_ROUTES = 16
 MAP = "routes.map"
 _LOOK_UP = (
@@ -58,7 +59,7 @@ def configuration_of(
     streams: Iterable[StreamRoute],
     endpoints: Mapping[str, Endpoint],
 ) -> HaproxyConfiguration:
-    """The configuration for these routes. `endpoints` are those of the pool's servers, by name."""
+    """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
     ordered, names = in_order(routes), Names()
     backends = [(route, backend_of(route, names, endpoints)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
@@ -100,9 +101,9 @@ def configuration_of(
 
 
 def _of_map(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of routes that are looked up: of exact hosts none of whose routes has conditions, if they are many.
+    """The aliases of routes found by a map: routes of exact hosts without conditions, if there are many.
 
-    No other route can come before one of these but by a longer path, and the longest is what a map finds.
+    No other route can come before one of these but by a longer path, and a map finds the longest.
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
     conditioned = {
@@ -113,7 +114,7 @@ def _of_map(routes: Sequence[Route]) -> frozenset[str]:
 
 
 def _place(route: Route) -> str:
-    """The beginning of what the route is looked up by: the host, and the path with a slash at its end."""
+    """The beginning of the route's key in the map: the host, and the path with a slash at its end."""
     prefix = normal_prefix(route.path)
     return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 
@@ -132,7 +133,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
     if not resumes:
         yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
-    # The space that HAProxy reserves for what it adds counts, too.
+    # The space that HAProxy reserves for its additions counts, too.
     yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
     yield "    tune.maxrewrite 1024"
 
@@ -154,7 +155,7 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
 def _decisions(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
-    """What is refused, and what the routes compare: the host, its first label, and the path."""
+    """The refusals, and the variables that the routes compare: the host, its first label, and the path."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
@@ -176,7 +177,7 @@ def _decisions(
 
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
-    """Replace what clients claim to report of others, and extend what trusted proxies report."""
+    """Replace clients' claims about other clients, and extend the reports of trusted proxies."""
     trusted = EVERYWHERE if "*" in trusted else trusted
     for start in range(0, len(trusted), NETWORKS_A_LINE):
         networks = " ".join(trusted[start : start + NETWORKS_A_LINE])
@@ -206,15 +207,15 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client(trusted: Sequence[str]) -> Iterator[str]:
-    """The client's address: the last one on the way here that is not of a trusted proxy."""
+    """The client's address: the last address on the way here that is not a trusted proxy's."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
-        return  # no address is that of a client then: anybody could name one
+        return  # otherwise any client could claim an address
     for start in range(0, len(trusted), NETWORKS_A_LINE):
         networks = " ".join(trusted[start : start + NETWORKS_A_LINE])
         yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
     for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
-        # The last is that of this connection's peer.
+        # The last address belongs to this connection's peer.
         yield f"    http-request set-var(txn.client) req.hdr_ip(x-forwarded-for,-{hop}) if client_is_proxy"
 
 

@@ -1,7 +1,7 @@
 """The gateway's process where HAProxy serves its clients: it follows the supervisor, and HAProxy follows it.
 
 Changes of servers are commands of HAProxy's runtime socket; for other routes or listeners another HAProxy starts on the
-same sockets, and the one before finishes its requests. HAProxy ends with this process, after its last requests.
+same sockets, and the previous HAProxy finishes its requests. HAProxy ends with this process, after its last requests.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         return self.backends
 
     def performed(self, message: wire.Message) -> None:
-        """See SupervisedProcess: once HAProxy serves by what was ordered."""
+        """See SupervisedProcess; called once HAProxy serves by the orders."""
         self._after({"t": "performed", "id": message["id"]})
 
     def lost(self) -> None:
@@ -82,7 +82,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             _close(listener.sockets)
         _close(self._own_pair)
 
-    # What is in force.
+    # The state in force.
 
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
         settings = from_json(GatewaySettings, message["settings"])
@@ -125,7 +125,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._follow_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """The server is about to stop: nothing more is sent to it once this is answered."""
+        """The server is about to stop: no more requests are sent to it once this is answered."""
         self._withdrawn.add(message["server"])
         self._follow_soon()
         self._after({"t": "withdrawn", "id": message["id"]})
@@ -242,7 +242,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     # Figures, and the end.
 
     async def _count(self) -> None:
-        """Take over what HAProxy has counted."""
+        """Take over HAProxy's counts."""
         process, setup = self.haproxy.process, self.haproxy.setup
         if process is not None and setup is not None:
             try:
@@ -293,7 +293,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             self._start(self._drain_all(float(message["seconds"]), last=bool(message.get("last"))))
 
     async def _drain_all(self, seconds: float, *, last: bool) -> None:
-        """Finish what was begun; streams end at once when no other process takes their clients over."""
+        """Finish the connections in progress; streams end at once if no other process takes their clients over."""
         try:
             await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
         finally:

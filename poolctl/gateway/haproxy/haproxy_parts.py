@@ -1,4 +1,4 @@
-"""What a configuration for HAProxy is made of, and how words and times are written in one."""
+"""The parts of a configuration for HAProxy, and the syntax of words and times in one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_LIMIT = "24d"
 TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
-# At the end of the word for certificates of which one demands a certificate of clients.
+# At the end of the name of a certificate list in which a certificate demands a client certificate.
 DEMANDS = "+"
 
 
@@ -28,9 +28,9 @@ _NO_NAME = "-"
 
 
 class HaproxyCertificate(NamedTuple):
-    """A certificate of a listener: the file with certificate and key, and what holds for clients that are shown it.
+    """A certificate of a listener: the file with certificate and key, and its rules for clients.
 
-    Its `names` are needed on listeners where a certificate demands one of clients.
+    Its `names` are needed on listeners where a certificate demands a client certificate.
     """
 
     file: str
@@ -64,7 +64,7 @@ class HaproxyCertificate(NamedTuple):
 
 
 class HaproxyListener(NamedTuple):
-    """An address where HAProxy accepts, in its own words: of a stream's listener with the alias of the route.
+    """An address where HAProxy accepts, in its own syntax; for a stream's listener with the alias of the route.
 
     The file `crt_list` is made of `certificates`.
     """
@@ -82,7 +82,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its binds, by which rules for it know it; "" where there are none."""
+        """The name of its binds, by which rules refer to it; "" without rules."""
         return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.demands)
 
     @property
@@ -92,8 +92,8 @@ class HaproxyListener(NamedTuple):
             return {}
         if not self.demands:
             return {self.crt_list: "".join(f"{each.line}\n" for each in self.certificates)}
-        # With names of its own a line does not stand for those that HAProxy finds in the certificate: what is shown
-        # to a client and what the rules find is the same.
+        # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
+        # rules find the certificate that was shown to the client.
         lines = [f"{each.line} {' '.join(each.hosts)}\n" for each in self.certificates]
         shown: dict[str, list[int]] = {}
         for number, each in enumerate(self.certificates):
@@ -106,7 +106,7 @@ class HaproxyListener(NamedTuple):
         """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
-        # In TLS 1.3 a session could be resumed for another name, without a look at the client's certificate.
+        # In TLS 1.3 a session could be resumed for another name without a check of the client's certificate.
         tls += " no-tls-tickets" if self.demands else ""
         for bind in self.binds:
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
@@ -114,15 +114,15 @@ class HaproxyListener(NamedTuple):
     def misdirected(self) -> Iterator[str]:
         """Refuse a host that demands a client's certificate over a connection that was shown another certificate.
 
-        A client could otherwise avoid that by naming one host in the handshake and another one in the request (RFC 9110
-        §7.4). See ServerContext.admits; needs txn.host.
+        A client could otherwise avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
+        See ServerContext.admits; needs txn.host.
         """
         if not self.demands:
             return
         here = f"{{ so_name {self.name} }}"
         by_name = f"map_str({self.crt_list}.map)"
         by_pattern = quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._shown([0])})")
-        # HAProxy compares the name as it was sent: a dot at its end, too.
+        # HAProxy compares the name as it was sent, including a final dot.
         for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
             known = f"{{ var(txn.{variable}) -m found }}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
@@ -146,7 +146,7 @@ def reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> I
 
 
 class HaproxyServer(NamedTuple):
-    """A server of a backend: `key` is that of its target, `address` and `options` are as HAProxy has them."""
+    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax."""
 
     name: str
     key: str
@@ -164,7 +164,7 @@ class HaproxyServer(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """What follows its address."""
+        """The options after its address."""
         return " ".join(filter(None, (self.options, f"weight {self.weight}" if self.weight != 1 else "")))
 
 
@@ -184,14 +184,14 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` are those before the backends; `files` are the crt-lists by their names."""
+    """A configuration in its parts: `lines` precede the backends; `files` are the crt-lists by name."""
 
     lines: tuple[str, ...]
     backends: tuple[HaproxyBackend, ...]
     files: Mapping[str, str]
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
-        """The main file. Of the servers, given by the names of backend and server, those `disabled` get no traffic."""
+        """The main file. The servers in `disabled`, given by the names of backend and server, get no traffic."""
         resting = frozenset(disabled)
         found = [*self.lines]
         for backend in self.backends:
@@ -220,7 +220,7 @@ class Names:
 
 
 def quoted(text: str) -> str:
-    """A word of a configuration, whatever characters it has but line breaks."""
+    """A word of a configuration with any characters except line breaks."""
     return text if re.fullmatch(r"[A-Za-z0-9_./:@=,+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 

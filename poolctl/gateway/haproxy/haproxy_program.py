@@ -24,7 +24,7 @@ _KILLED_SECONDS = 5.0
 _LOOKS_SECONDS = 0.1
 _MOST_ALERTS = 3
 SHOW = "show stat"
-# What it answers when a command has been performed; anything else is a refusal.
+# Its responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
     r"|Committing [^\n]*\n?\.?\s*Success|$)"
@@ -62,7 +62,7 @@ class HaproxyProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=stderr,
             pass_fds=descriptors,
-            # Not killed with our group: it finishes what it serves.
+            # In its own session, so that it is not killed with our group and finishes its requests.
             start_new_session=True,
         )
         return cls(process, socket_path)
@@ -73,7 +73,7 @@ class HaproxyProcess:
             self._process.send_signal(number)
 
     async def ask(self, command: str) -> str:
-        """The answer of its runtime socket. Raises HaproxyRefusal when there is none."""
+        """The response of its runtime socket. Raises HaproxyRefusal if there is no response."""
         try:
             async with asyncio.timeout(_ANSWERS_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(self.socket_path)
@@ -88,7 +88,7 @@ class HaproxyProcess:
             ) from None
 
     async def stopped_accepting(self) -> None:
-        """Return when it accepts nothing more, after SIGUSR1: its runtime socket is the last that it closes."""
+        """Return when it no longer accepts after SIGUSR1; its runtime socket is the last that it closes."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(_ANSWERS_SECONDS):
                 while await self.ask("show info"):
@@ -96,7 +96,7 @@ class HaproxyProcess:
 
 
 class HaproxyProgram:
-    """Keeps one process of the program running that serves by the last setup; those before it finish their requests.
+    """Keeps one process of the program running that serves by the last setup; earlier processes finish their requests.
 
     `directory` is for its files, which hold keys; only the user of the pool may read it.
     """
@@ -171,7 +171,7 @@ class HaproxyProgram:
         return path
 
     async def _started(self, setup: HaproxySetup) -> HaproxyProcess:
-        """A process that serves, beside the one before."""
+        """Start a process that serves, in addition to its predecessor."""
         path = f"{self.socket_path}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -180,7 +180,7 @@ class HaproxyProgram:
             os.chmod(path, 0o600)
             listener.listen()
             listener.setblocking(False)
-            # Each process has its own, while the listeners are those of all.
+            # Each process has its own runtime socket, while the listeners are shared.
             runtime = self._write(
                 "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
             )
@@ -215,7 +215,7 @@ class HaproxyProgram:
         process.exited.add_done_callback(lambda _: self._draining.discard(process))
 
     async def drain(self, seconds: float) -> None:
-        """Accept nothing more; return when the last requests have ended, or were ended after that time."""
+        """Stop accepting; return when the last requests have ended, or were ended after `seconds`."""
         if self.process is not None:
             process, self.process = self.process, None
             self._retire(process)

@@ -1,4 +1,4 @@
-"""What HAProxy is to serve by: made of everything that the supervisor has sent."""
+"""HAProxy's setup, made of everything that the supervisor has sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def setup_of(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> HaproxySetup:
-    """The setup; servers that were `withdrawn` get nothing more. Certificates are by address and names."""
+    """The setup; `withdrawn` servers get no further requests. Certificates are by address and names."""
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
     listeners = []

@@ -1,4 +1,4 @@
-"""The figures of HAProxy (`show stat`) as those of routes, hosts and streams."""
+"""The figures of HAProxy (`show stat`) as figures of routes, hosts and streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 
 
 class HaproxyStatistics:
-    """Adds what each process of it counts to `counts`, so that no count falls when another one begins at 0."""
+    """Adds the counts of its processes to `counts`, so that no count falls when a process begins at 0."""
 
     def __init__(self, counts: Counts) -> None:
         self.connections = 0
@@ -29,7 +29,7 @@ class HaproxyStatistics:
         self._seen.clear()
 
     def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:
-        """Add what has been counted since the last time."""
+        """Add the increase since the last call."""
         known = {each.name: each for each in sections}
         in_flight: dict[str, int] = {}
         down: dict[str, set[str]] = {name: set() for name in known}
@@ -81,7 +81,7 @@ class HaproxyStatistics:
             stream["failed"] += self._more(row, "econ")
 
     def _more(self, row: Table, column: str) -> int:
-        """By how much the count has grown."""
+        """The increase of the count."""
         place, value = (row["pxname"], row["svname"], column), int(row.get(column) or 0)
         before = self._seen.get(place, 0)
         self._seen[place] = value

@@ -27,11 +27,11 @@ NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 TIMEOUT_SECONDS = 10.0
 # Pauses after failures grow up to this, or to `retry` if that is longer.
 MOST_PAUSE_SECONDS = 300.0
-# Of all services together.
+# Limit over all services.
 REQUESTS_AT_ONCE = 16
 # One service that cannot be reported stands for all that fail in this time.
 _REPORT_SECONDS = 60.0
-# How often other processes of the pool are checked: whether they have ended, and what they have reported.
+# Interval at which other processes of the pool are checked for their end and their reports.
 _OTHERS_SECONDS = 1.0
 _PORTS = {"http": 80, "https": 443}
 
@@ -39,7 +39,7 @@ Report = Callable[[str, str, str], None]
 
 
 class _Service:
-    """What is known of one service; its count is in the page at `slot`."""
+    """The state of one service; its count is in the page at `slot`."""
 
     __slots__ = ("busy", "failures", "name", "slot", "why")
 
@@ -48,7 +48,7 @@ class _Service:
         self.slot = slot
         self.busy = False  # a request is due or under way
         self.failures = 0  # in a row
-        self.why = ""  # of the last one
+        self.why = ""  # the reason for the last failure
 
 
 class OperatorClient:
@@ -90,7 +90,7 @@ class OperatorClient:
         return f"<OperatorClient {self._settings.url}: {self.unsent} unsent>"
 
     def count(self, name: str, count: int = 1) -> None:
-        """So many requests have arrived for the service. Never blocks."""
+        """Count requests that have arrived for the service. Never blocks."""
         service = self._services.get(name)
         if service is None:
             service = self._add(name)
@@ -123,7 +123,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def stop_sending(self) -> None:
-        """Only count from now on: a successor sends. A request under way is completed."""
+        """Only count from now on: a successor sends. A request in progress is completed."""
         self._stopped = True
         for service, sending in [*self._sending.items()]:
             if not isinstance(sending, asyncio.Task):
@@ -131,7 +131,7 @@ class OperatorClient:
                 del self._sending[service]
 
     def close(self) -> None:
-        """End; the successor in the directory, the next one at the latest, sends what is unsent."""
+        """End; the successor in the directory, at the latest the next process, sends the unsent counts."""
         self.stop_sending()
         for sending in self._sending.values():
             sending.cancel()
@@ -152,7 +152,7 @@ class OperatorClient:
         return service
 
     def _forget_idle(self) -> None:
-        """Let new services have the places of those that need none. The oldest two are looked at: more come in."""
+        """Free the places of idle services for new ones. Only the oldest two are examined per new service."""
         now = self._loop.time()
         for service in [*self._services.values()][:2]:
             del self._services[service.name]
@@ -165,7 +165,7 @@ class OperatorClient:
         return int(self._page.words[service.slot + COUNT])
 
     def _due(self, service: _Service) -> float:
-        """When it may be reported, in the loop's time: that of the system's monotonic clock, for all processes."""
+        """When it may be reported, in the loop's time, which is the system's monotonic clock in all processes."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
     def _set_due(self, service: _Service, at: float) -> None:
@@ -199,7 +199,7 @@ class OperatorClient:
             self._set_due(service, began + max(settings.retry_seconds, TIMEOUT_SECONDS))
             try:
                 await self._post(settings, service.name, count)
-            except Exception as error:  # whatever it was: the service must not be waited for ever
+            except Exception as error:  # any error: the service must not wait forever
                 why = str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
                 self._failed(service, began, settings, why)
             else:
@@ -278,7 +278,7 @@ class OperatorClient:
             self._reported, self._report_again = False, 0.0
             self._report(REACHED, f"{self._settings.url} is informed of all requests again", "info")
 
-    # Predecessors, and processes that end while this one serves already.
+    # Predecessors, and processes that end while this process already serves.
 
     def _look(self) -> None:
         """Take over the counts of processes that have ended; look again while there are others."""
@@ -311,7 +311,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def _postpone(self, service: _Service) -> None:
-        """Its time has changed: of a request that is due, but not under way."""
+        """Reschedule a report whose time has changed and that is not in progress."""
         if service in self._sending and not isinstance(self._sending[service], asyncio.Task):
             self._schedule(service)
 

@@ -12,10 +12,10 @@ import os
 import secrets
 
 PREFIX = "operator-counts."
-# Names the layout; a file with another one is left alone.
+# Identifies the layout; a file with another layout is left alone.
 LAYOUT = int.from_bytes(b"poolop\x00\x01", "big")
 # A record: its count, when its service may be reported again (ns of the system's monotonic clock), the length of the
-# service's name, and the name. The first one is the header: the layout, and how many records there are.
+# service's name, and the name. The first record is the header: the layout, and the number of records.
 RECORD_BYTES = 512
 _WORDS = RECORD_BYTES // 8
 COUNT, DUE_NS, _LENGTH, _NAME = 0, 1, 2, 3
@@ -49,10 +49,10 @@ class UnsentCounts:
         return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"
 
     def slot(self, service: str) -> int:
-        """A place for the counts of this service, which has none yet."""
+        """Allocate a place for the counts of a new service."""
         name = service.encode()
         slot = self._free.pop() if self._free else self._new()
-        # What is killed here leaves a place without a count.
+        # A process killed here leaves a place without a count.
         self.words[slot : slot + _NAME] = memoryview(bytes(8 * _NAME)).cast("Q")
         self.words[slot + _LENGTH] = length = len(name) if len(name) <= MOST_NAME_BYTES else 0
         if length:
@@ -76,7 +76,7 @@ class UnsentCounts:
             self._fd, self._path = -1, ""
 
     def others(self) -> list[OtherCounts]:
-        """Those of other processes in the directory, which are there still, or have left their counts."""
+        """The counts of other processes in the directory, whether they still run or have ended."""
         if not self._path:
             return []
         try:
@@ -98,7 +98,7 @@ class UnsentCounts:
         os.rename(path, self._path)
 
     def _map(self, size: int) -> None:
-        # On a full disk this fails. Without it the write into the memory would end the process by SIGBUS.
+        # Fails on a full disk; without it a write into the memory would end the process by SIGBUS.
         os.posix_fallocate(self._fd, 0, size)
         self.words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
 
@@ -122,7 +122,7 @@ class UnsentCounts:
         self.words[: len(before)] = before
 
     def _only_in_memory(self, error: OSError) -> None:
-        """Go on without a file: what is unsent is lost if the process is killed."""
+        """Continue without a file: unsent counts are lost if the process is killed."""
         logger.error("unsent counts for the operator are kept in memory only: %s", error)
         if self._fd >= 0:
             if self._path:
@@ -132,7 +132,7 @@ class UnsentCounts:
 
 
 class OtherCounts:
-    """The counts of another process, which this one may take over when that has ended."""
+    """The counts of another process, which this process may take over when the other has ended."""
 
     def __init__(self, path: str, fd: int, words: memoryview) -> None:
         self.path = path
@@ -147,7 +147,7 @@ class OtherCounts:
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def is_left(self) -> bool:
-        """Whether its process has ended: then this one has the lock from now on."""
+        """Whether its process has ended; if so, this process now holds the lock."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
