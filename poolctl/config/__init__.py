@@ -57,10 +57,10 @@ __all__ = [
     "default_env_file", "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped",
     "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "leave_out_plugins",
     "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program",
-    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "probed_targets",
-    "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse", "registration_of",
-    "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text",
-    "values_of", "variables_named_in", "with_addresses", "with_registrations",
+    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "own_addresses", "pool_variables",
+    "probed_targets", "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse",
+    "registration_of", "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of",
+    "value_text", "values_of", "variables_named_in", "with_addresses", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -95,7 +95,7 @@ _MODULES = {
     "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",
     "model.pool_tables": "Dashboard EventsTable Tables pool_variables",
-    "rules.table_addresses": "named_addresses",
+    "rules.table_addresses": "named_addresses own_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -13,16 +13,19 @@ from poolctl.config.values.problems import Finding, Path
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import StreamConfig
 
-_PLACES: dict[str, Path] = {
-    name: (name, "bind") for name in ("metrics", "dashboard", "operator", "registration")
-}
+
+def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
+    """The names of the tables whose `bind` is one address, each with this address."""
+    for name, table in tables.by_name().items():
+        bind = getattr(table, "bind", None)
+        if isinstance(bind, str):
+            yield name, parse(bind)
 
 
 def _addresses(tables: Tables) -> Iterator[tuple[Path, str, Address]]:
     """The addresses of the tables for connections, each with its place and the table's name."""
-    for name, place in _PLACES.items():
-        if (table := getattr(tables, name)) is not None and table.bind:
-            yield place, f"[{name}]", parse(table.bind)
+    for name, address in own_addresses(tables):
+        yield (name, "bind"), f"[{name}]", address
     for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
         yield ("gateway", "bind", index), "[gateway]", parse(listener.bind)
     for stream in tables.streams:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poolctl.address import Address, parse
 from poolctl.cli.command import ENDED
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import ConfigNotFound
+from poolctl.config import ConfigNotFound, own_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
@@ -105,8 +105,7 @@ class CheckContext:
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
-            pages = {"[metrics]": tables.metrics, "[dashboard]": tables.dashboard}
-            found |= {name: parse(table.bind) for name, table in pages.items() if table is not None}
+            found |= {f"[{name}]": address for name, address in own_addresses(tables)}
             if self.gateway_orphaned:
                 return found
             for listener in tables.gateway.bind if tables.gateway else ():

@@ -160,15 +160,18 @@ def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
     assert said["message"].endswith(f" (pid {os.getpid()})")
 
 
-def test_taken_port_of_metrics_or_dashboard_is_reported(real_pool: RealPool, free_port: Any) -> None:
+@pytest.mark.parametrize(("table", "keys"), [("metrics", ""), ("operator", 'trusted = ["127.0.0.1"]')])
+def test_taken_port_of_a_table_is_reported(
+    real_pool: RealPool, free_port: Any, table: str, keys: str
+) -> None:
     real_pool.write_hello("web")
     text = (real_pool.directory / "pool.toml").read_text()
     port = free_port()
-    real_pool.write("pool.toml", f'{text}\n[metrics]\nbind = "127.0.0.1:{port}"\n')
+    real_pool.write("pool.toml", f'{text}\n[{table}]\nbind = "127.0.0.1:{port}"\n{keys}\n')
     with socket.create_server(("127.0.0.1", port)):
         code, found = examined(real_pool)
     assert code == 1
-    assert only(found, "ports", "problem")["message"].startswith(f"[metrics]: port {port} is in use")
+    assert only(found, "ports", "problem")["message"].startswith(f"[{table}]: port {port} is in use")
 
 
 def test_an_address_of_another_machine(real_pool: RealPool) -> None:
