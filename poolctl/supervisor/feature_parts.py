@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
@@ -27,32 +27,30 @@ class PartSite(NamedTuple):
     machines: ConnectMachines
 
 
-class FeaturePart(Protocol):
+class FeaturePart:
     """A feature's part, made when one of its tables is in force or one of its verbs is asked for."""
 
-    def __init__(self, site: PartSite) -> None: ...
+    def __init__(self, site: PartSite) -> None:
+        self.site = site
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """The verbs that `Feature.verbs` names."""
-        ...
+        return {}
 
     def follow(self, tables: Tables) -> None:
         """Act on these tables from now on: at first and after each change."""
-        ...
 
     @property
     def problems(self) -> Iterable[str]:
         """The tables that cannot be served now, each with the reason."""
-        ...
+        return ()
 
     def flush(self) -> None:
         """Save everything for a successor, which may follow at any moment."""
-        ...
 
     async def aclose(self) -> None:
         """End, because the supervisor ends."""
-        ...
 
 
 class FeatureParts:

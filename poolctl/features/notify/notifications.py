@@ -13,7 +13,7 @@ from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.monitor.journal import JournalEvent
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
-from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import NotifyResult, ReceiverResult
@@ -23,10 +23,11 @@ from .table import Notify
 _FILE_NAME = "notify.json"
 
 
-class Notifications:
-    """Notifies the configured receivers, and answers the verb `notify`. See FeaturePart."""
+class Notifications(FeaturePart):
+    """Notifies the configured receivers, and answers the verb `notify`."""
 
     def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
         self._core = site.core
         self._events = site.events
         self._configuration = site.environment.configuration
@@ -48,11 +49,6 @@ class Notifications:
             self._notifier = Notifier(self._events, self._core.clock, self, self._path)
             self._notifier.apply(receivers)
             self._catch_up(self._notifier)
-
-    @property
-    def problems(self) -> Sequence[str]:
-        """None: a receiver that cannot be notified is reported in events."""
-        return ()
 
     def flush(self) -> None:
         """See FeaturePart."""
