@@ -170,13 +170,11 @@ class Members(Mapping[str, Server]):
         self._departed.update(busy)
 
     async def join(self) -> None:
-        """Return when all servers ordered to stop have stopped. Raises PoolStopError for servers that could not be
-        ended.
-        """
+        """Return when all servers ordered to stop have stopped. Raises PoolStopError for servers that still run."""
         while futures := self._endings():
             done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
             for each in done:
-                each.cancelled() or each.exception()  # marks the exception as retrieved; the code below raises it
+                each.cancelled() or each.exception()  # marked as retrieved; raised below
             self._raise_failed(futures)
 
     def join_sync(self) -> None:

@@ -1,10 +1,10 @@
 """The route of a request in its ASGI scope, and as headers.
 
-An application behind the gateway asks here which route its request took, and which backend serves it. In the scope it
-is an extension of the server's (`scope["extensions"]["poolctl.route"]`), the ASGI specification's place for what a
-server offers beyond it: middleware and mounted applications hand it on, and no client can set it. A backend elsewhere
-receives the same as headers if the route has `context_headers`; the gateway removes those that a client sends, so a
-backend may believe them as far as it is reached through the gateway alone.
+This module tells an application behind the gateway which route its request took, and which backend serves it. In the
+scope it is an extension of the server's (`scope["extensions"]["poolctl.route"]`), the place that the ASGI specification
+reserves for extensions: middleware and mounted applications pass it on, and no client can set it. A backend elsewhere
+receives the same as headers if the route has `context_headers`; the gateway removes such headers from clients, so a
+backend may trust them if it can be reached only through the gateway.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ EXTENSION = "poolctl.route"
 # Every header of a request that begins with this is the gateway's own.
 HEADER_PREFIX = "x-poolctl-"
 
-# By it a gateway tells the workers of a server, and no other backend, which route a request took: a key that only they
-# and the gateway know, and the route's alias.
+# Names a request's route to the workers of a server, and to no other backend: a key that only they and the gateway
+# know, and the route's alias.
 CONTEXT_FIELD = "x-poolctl-context"
 
 _ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
@@ -58,7 +58,7 @@ def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> 
 def extension(
     route: Route, *, name: str = "", url: str = "", table: Callable[[], RouteTable | None] | None = None
 ) -> dict[str, Any]:
-    """What `with_route` puts into a scope, for a server that makes it once for all requests of a route.
+    """The extension that `with_route` puts into a scope, for a server that creates it once for all requests of a route.
 
     `table` returns the table in force, for `try_get_table`.
     """
@@ -84,9 +84,9 @@ def try_get_table(scope: Scope) -> RouteTable | None:
 
 
 def registry_of(scope: Scope) -> TableRegistry:
-    """The routes by which the gateway decides, live and read only; it has none where a request came past the gateway.
+    """The routes by which the gateway decides, live and read only; empty if a request bypassed the gateway.
 
-    They are those of the worker's own table: what is needed to decide about requests, without headers that are added
+    They come from the worker's own table, with the fields needed to decide about requests, but without added headers
     and without the gateway's streams.
     """
     return TableRegistry(lambda: try_get_table(scope))
@@ -145,7 +145,7 @@ def context_headers(context: RouteContext) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=1024)
 def context_line(alias: str, key: str) -> bytes:
-    """The line that tells the workers of a server the alias of a request's route."""
+    """The header line with the alias of a request's route for the workers of a server."""
     return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
 
 
@@ -156,7 +156,7 @@ def alias_of_context(value: bytes, key: str) -> str | None:
 
 
 def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:
-    """The context that a gateway sent, from a scope's headers; None if they have none.
+    """The context that a gateway sent, from a scope's headers; None if there is no context.
 
     Its route has alias, host, path and provider only.
     """
@@ -181,7 +181,7 @@ def _context(scope: Scope) -> RouteContext:
         return _NONE
     route = fields["route"]
     if not isinstance(route, Route):
-        # Of the worker's own poolctl, where the application's interpreter has one, too.
+        # An instance of the worker's own poolctl, even if the application's interpreter has another poolctl.
         route = from_json(Route, route.to_json())
     return RouteContext(route, fields["name"], fields["url"])
 

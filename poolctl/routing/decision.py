@@ -51,14 +51,14 @@ class PassedRequests:
 def passed_match(head: RequestHead, table: RouteTable) -> Match | None:
     """The match of a request whose connection may be passed to any of `Match.servers`; None if the proxy answers it.
 
-    That is so without a route, on a route that needs the proxy, and for a path with dot segments: a worker would see it
-    as it was sent.
+    The proxy answers a request without a route, on a route that needs the proxy, or with dot segments in its path,
+    which a worker would see unchanged.
     """
     sent = "/" if head.path == b"*" else head.path.decode("ascii")
     path = read_path(sent)
     if path is None or not path.as_sent:
         return None
-    # Without headers: a match that depends on one does not pass.
+    # No headers: a match that depends on a header does not pass.
     match = table.find(normal_host(head.host.decode("ascii")), path.normal, head.method.decode("ascii"))
     return match if match is not None and match.passes else None
 
@@ -67,7 +67,7 @@ def admits(route: Route, peer: str, *, trusted: bool) -> bool:
     """Whether a connection of this peer may be passed on the route, as far as clients' addresses decide it.
 
     With `allow` that is certain of clients that come directly: a trusted proxy forwards requests of all kinds of
-    clients, and the proxy answers those that are not allowed.
+    clients, and the proxy answers clients that are not allowed.
     """
     return not route.allow or (not trusted and is_within(peer, route.allow))
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class HostState(StrEnum):
-    """Of a host, as it was ordered. A draining one gets only requests whose sticky cookie names it."""
+    """The ordered state of a host. A draining host gets only requests whose sticky cookie names it."""
 
     ACTIVE = "active"
     DISABLED = "disabled"
@@ -15,7 +15,7 @@ class HostState(StrEnum):
 
 
 class BreakerState(StrEnum):
-    """Of a host's circuit breaker; half-open while a few requests try whether it has recovered."""
+    """The state of a host's circuit breaker; half-open while a few requests try whether it has recovered."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -24,12 +24,12 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
-    """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
+    """One host. `since` and `until` are times (ISO 8601, UTC) or "".
 
     `state` is a HostState, as it was ordered; `health`, one of route_health.STATUSES, says how it is; `available`
     whether it gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first
-    request. `connections` are those that the workers of a server have, and the gateway's own to any other host;
-    `in_flight` are requests that it proxies, `waiting` those in the queues of its routes.
+    request. `connections` counts the connections of a server's workers, or the gateway's own connections to any other
+    host; `in_flight` are requests that it proxies, `waiting` requests in the queues of its routes.
     """
 
     host: str

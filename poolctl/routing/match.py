@@ -3,9 +3,9 @@
 The host decides first: the exact name, then its first label ("users"), then the longest domain ("*.example.com"), then
 patterns with "*" elsewhere (most literal characters first, then as the file has them), then the routes without a host.
 An IP address has neither labels nor domains. Among the routes of one host pattern the longest path prefix wins, in
-whole segments; among those of one path the one that redirects to https, then the one with a method condition, then the
-one with most header conditions, then the first of the file. A pattern of which no route takes the request leaves it to
-the next pattern.
+whole segments; among routes of one path, a redirect to https, then a route with a method condition, then the route with
+most header conditions, then the first of the file. If no route of a pattern takes the request, the next pattern is
+tried.
 
 Hosts are compared in lower case without port and final dot (`normal_host`), paths in normal form (`normal_path`).
 """
@@ -40,12 +40,12 @@ class HostPattern(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The pattern as one text: a character for the tier, and what it compares with."""
+        """The pattern as one text: a character for the tier, and the compared text."""
         return "=^.*-"[self.tier] + self.text
 
     @property
     def weight(self) -> int:
-        """How much the pattern says: of two in a tier, the one that says more is asked first."""
+        """How specific the pattern is: of two in a tier, the more specific is tried first."""
         return len(self.text) - self.text.count("*")
 
 
@@ -63,7 +63,7 @@ def is_ip_address(host: str) -> bool:
 
 
 def host_pattern(host: str) -> HostPattern:
-    """What a route's `host` stands for."""
+    """The kind and text of a route's `host` pattern."""
     text = normal_host(host)
     if text in ("", "*"):
         return HostPattern(DEFAULT, "")
@@ -99,7 +99,7 @@ def covers_path(prefix: str, path: str) -> bool:
 
 
 def prefixes(path: str, depth: int) -> list[str]:
-    """The path's own prefixes of at most so many segments, the longest first, and "/" at the end."""
+    """The path's prefixes of at most this number of segments, the longest first, and "/" at the end."""
     found = ["/"]
     end = 0
     for _ in range(depth):
@@ -127,7 +127,7 @@ def missing_condition(route: Route, method: str, headers: Mapping[str, str] | No
 
 
 class ConsideredRoute(NamedTuple):
-    """A route that was considered for a request: whether it is the one taken, and why."""
+    """A route that was considered for a request: whether it takes the request, and why."""
 
     route: Route
     matched: bool

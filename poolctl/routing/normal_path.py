@@ -40,7 +40,7 @@ _AMBIGUOUS = ";", "//", "%2F", "%5C"
 MOST_AMBIGUOUS = 256
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_DIGITS = "0123456789ABCDEFabcdef"
-# What each escape is in normal form, by its two digits.
+# The normal form of each escape, by its two digits.
 _NORMAL_ESCAPES = {
     digits: character if character in _UNRESERVED else f"%{digits.upper()}"
     for digits, character in ((a + b, chr(int(a + b, 16))) for a in _HEX_DIGITS for b in _HEX_DIGITS)
@@ -81,7 +81,7 @@ def read_path(path: str) -> ReadPath | None:
 def normal_path(path: str) -> str | None:
     """Return the path of a request, without its query, in normal form; None if it must be refused (400).
 
-    It is already in normal form if the result equals what was given. An empty path is "/".
+    The path is already in normal form if the result equals the argument. An empty path is "/".
     """
     found = read_path(path)
     return found.normal if found is not None else None

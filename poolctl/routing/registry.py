@@ -1,7 +1,7 @@
-"""Routes by alias: those for HTTP, those for streams, and those that are not served.
+"""Routes by alias: for HTTP, for streams, and excluded.
 
-A `Registry` holds those that a process adds. A `TableRegistry` reads those of a running pool from its route table, and
-cannot be changed. Any thread may use both; an iteration gets the routes of the moment at which it began.
+A `Registry` holds the routes that a process adds. A `TableRegistry` reads the routes of a running pool from its route
+table, and cannot be changed. Any thread may use both; an iteration gets the routes of the moment at which it began.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class HTTPRoutes(Routes[Route], Protocol):
     """Routes for HTTP, which are found by their host as well."""
 
     def get_by_host(self, host: str) -> Route | None:
-        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        """The first route with exactly this host and any path; None if there is no such route."""
         ...
 
 
@@ -66,7 +66,7 @@ class RoutePool(Generic[R]):
         return alias in self._routes
 
     def __iter__(self) -> Iterator[R]:
-        """The routes of this moment, in the order in which their aliases were added."""
+        """The current routes, in the order in which their aliases were added."""
         with self._lock:
             return iter(list(self._routes.values()))
 
@@ -84,7 +84,7 @@ class RoutePool(Generic[R]):
             self._routes[route.alias] = route
 
     def remove(self, alias: str) -> R | None:
-        """Remove the route of this alias and return it; None if there is none."""
+        """Remove the route of this alias and return it; None if there is no such route."""
         with self._lock:
             route = self._routes.pop(alias, None)
             self._replaced(route, None)
@@ -111,7 +111,7 @@ class HTTPRoutePool(RoutePool[Route]):
         self._hosts: dict[str, dict[str, Route]] = {}
 
     def get_by_host(self, host: str) -> Route | None:
-        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        """The first route with exactly this host and any path; None if there is no such route."""
         with self._lock:
             return next(iter(self._hosts.get(normal_host(host), {}).values()), None)
 
@@ -129,7 +129,7 @@ class HTTPRoutePool(RoutePool[Route]):
 
 
 class _Reading:
-    """What is read of every registry: `http`, `stream`, and `excluded`, which are known and not served."""
+    """The reading interface of every registry: `http`, `stream`, and `excluded`, which are known and not served."""
 
     if TYPE_CHECKING:
 
@@ -156,11 +156,11 @@ class _Reading:
         return self.num_active + len(self.excluded)
 
     def iter_active(self) -> Iterator[Route | StreamRoute]:
-        """The routes that are served: those for HTTP, then those for streams."""
+        """The served routes: first HTTP, then streams."""
         return iter([*self.http, *self.stream])
 
     def iter_all(self) -> Iterator[AnyRoute]:
-        """Every route: those for HTTP, those for streams, the excluded."""
+        """Every route: HTTP, streams, excluded."""
         return iter([*self.iter_active(), *self.excluded])
 
     def get(self, alias: str) -> Route | StreamRoute | None:
@@ -198,7 +198,7 @@ class Registry(_Reading):
         self.excluded.clear()
 
 
-# The table of this moment, or None.
+# Returns the current table, or None.
 TableNow = Callable[[], "RouteTable | None"]
 
 
@@ -227,7 +227,7 @@ class TableRoutes(Generic[Kind]):
         return self.get(alias) is not None
 
     def __iter__(self) -> Iterator[Kind]:
-        """The routes of this moment, in the order of the table."""
+        """The current routes, in the order of the table."""
         table = self._table()
         return iter(()) if table is None else (_own(self._kind, each) for each in self._every(table))
 
@@ -248,7 +248,7 @@ class HTTPTableRoutes(TableRoutes[Route]):
         super().__init__(Route, table, len, iter, lambda now, alias: now.get(alias))
 
     def get_by_host(self, host: str) -> Route | None:
-        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        """The first route with exactly this host and any path; None if there is no such route."""
         table = self._table()
         found = None if table is None else table.get_by_host(host)
         return None if found is None else _own(Route, found)
@@ -257,7 +257,7 @@ class HTTPTableRoutes(TableRoutes[Route]):
 class TableRegistry(_Reading):
     """The routes of a route table, and of each later one as soon as it is in force; read only.
 
-    `table` returns the one in force, None where there is none. A look-up takes the same time with any number of routes.
+    `table` returns the table in force, or None. A look-up takes the same time with any number of routes.
     """
 
     def __init__(self, table: TableNow) -> None:
@@ -300,20 +300,20 @@ class TableRegistry(_Reading):
         return 0 if table is None else table.generation
 
     def iter_active(self) -> Iterator[Route | StreamRoute]:
-        """The routes that are served: those for HTTP, then those for streams."""
+        """The served routes: first HTTP, then streams."""
         now = self.snapshot()
         yield from now.http
         yield from now.stream
 
     def iter_all(self) -> Iterator[AnyRoute]:
-        """Every route: those for HTTP, those for streams, the excluded."""
+        """Every route: HTTP, streams, excluded."""
         now = self.snapshot()
         yield from now.http
         yield from now.stream
         yield from now.excluded
 
     def snapshot(self) -> TableRegistry:
-        """The routes of this moment, which do not change any more."""
+        """The current routes as an unchanging copy."""
         table = self._table()
         return TableRegistry(lambda: table)
 

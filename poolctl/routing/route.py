@@ -1,4 +1,4 @@
-"""Routes as values: what a client asks for, where it is served, and under which rules."""
+"""Routes as values: the requests that they match, their targets, and their rules."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _ATTRIBUTES = {
 class Target:
     """Where a route leads: to a server of the pool by its name, or to a URL.
 
-    A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; of a stream's target, HOST:PORT.
-    Of two targets one with twice the weight gets twice as many connections, or requests.
+    A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; of a stream's target, HOST:PORT. A target with twice the
+    weight gets twice as many connections, or requests.
     """
 
     server: str = ""
@@ -75,9 +75,9 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """How much of it at once, 0 for no limit: requests in flight, new ones a second, and those that may wait.
+    """Limits, 0 for no limit: requests in flight, requests per second, and waiting requests.
 
-    `queue_seconds` is how long one waits for its turn. A `burst` of 0 is one second's worth.
+    `queue_seconds` is the maximum wait of a request. A `burst` of 0 is one second's worth.
     """
 
     concurrency: int = 0
@@ -89,11 +89,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRule:
-    """When a backend is left alone: after so many failures in a row, or such a share of them within the window.
+    """When a backend gets no requests: after `failures` in a row, or a failure share of `rate` within the window.
 
     The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
     backend is tried again after `open_seconds`, by `probes` requests at once. `statuses` are failures as 502, 503 and
-    504 are: answers leave at most the share `max_open` of a route's backends alone, and never the last that serves.
+    504 are: answers exclude at most the share `max_open` of a route's backends, and never the last that serves.
     """
 
     failures: int = 5
@@ -140,9 +140,9 @@ class Route:
     mode: str = AUTO
     provider: str = FILE
     # Most of these need the proxy: see NEEDS_PROXY.
-    strip_path: bool = False  # the prefix is removed from what the backend is asked for
-    host_header: str = ""  # what the backend is told instead of the client's Host
-    add_headers: tuple[Header, ...] = ()  # behind those of the same names that the client sends
+    strip_path: bool = False  # the prefix is removed from the path for the backend
+    host_header: str = ""  # sent to the backend instead of the client's Host
+    add_headers: tuple[Header, ...] = ()  # after fields of the same names from the client
     set_headers: tuple[Header, ...] = ()  # in their place
     remove_headers: tuple[str, ...] = ()  # their names, in lower case
     response_headers: tuple[Header, ...] = ()  # in the place of the backend's
@@ -150,12 +150,12 @@ class Route:
     retries: int = 0
     limit: Limit | None = None
     backend_limit: Limit | None = None
-    client_limit: Limit | None = None  # of each client; none of its requests wait
+    client_limit: Limit | None = None  # for each client; its requests do not wait
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
     redirect: Redirect | None = None  # instead of targets
-    # What both ways respect.
-    allow: tuple[str, ...] = ()  # networks of clients; none for all
+    # Settings for passed and proxied requests.
+    allow: tuple[str, ...] = ()  # networks of clients; empty for all
     timeouts: Timeouts = Timeouts()
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False

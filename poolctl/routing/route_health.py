@@ -24,7 +24,7 @@ _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "drain
 class RouteHealth:
     """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so.
 
-    The latency is that of the last probe's answer, None where nothing was measured.
+    The latency is taken from the last probe's answer, and is None without a measurement.
     """
 
     status: str = UNKNOWN
@@ -47,10 +47,10 @@ def server_health(
     latency_seconds: float | None = None,
     why: str = "",
 ) -> RouteHealth:
-    """What a server's state and the verdict of its probes mean for a route that leads to it.
+    """The health of a route to a server with this state and verdict of its probes.
 
-    A sleeping server is napping: the next request wakes it. One that runs without being ready is unhealthy, one that
-    failed for good is an error, and one that never ran, or was drained, is unknown.
+    A sleeping server is napping: the next request wakes it. A server that runs without being ready is unhealthy, a
+    server that failed for good is an error, and a server that never ran, or was drained, is unknown.
     """
     if ready:
         status = UNHEALTHY if health == "ko" else HEALTHY
@@ -62,7 +62,7 @@ def server_health(
 
 
 def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
-    """The health of a route with these backends: that of the best one, unknown without any."""
+    """The health of a route with these backends: the best backend's health, unknown without backends."""
     return min(backends, key=lambda each: STATUSES.index(each.status), default=RouteHealth())
 
 
@@ -72,7 +72,7 @@ def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]
 
 
 def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
-    """Status, uptime and latency of each route: what may be shown to those who must not see addresses or errors."""
+    """Status, uptime and latency of each route, for readers who must not see addresses or errors."""
     shown = "status", "uptime_seconds", "latency_seconds"
     return {alias: _shown(health, *shown) for alias, health in healths.items()}
 
@@ -83,7 +83,7 @@ def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
 
 
 def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
-    """What one of these three functions returns: full, summary or simple."""
+    """The result of one of these three functions: full, summary or simple."""
     if depth == SIMPLE:
         return health_info_simple(healths)
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)

@@ -34,9 +34,9 @@ class RouteReport:
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
-    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`; `waiting` are requests
-    in the queue of its limit now. The figures are those of the gateway and of the workers together; a latency is None
-    before the first request. `machines` are there with an inventory.
+    and its servers allow, `passed`, `proxied` and `refused` count the outcomes of its `requests`; `waiting` are
+    requests in the queue of its limit now. The figures combine the gateway and the workers; a latency is None before
+    the first request. `machines` are there with an inventory.
     """
 
     alias: str
@@ -62,7 +62,7 @@ class RouteReport:
 
 
 def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
-    """Where the route leads: names of servers and URLs; of a redirect, "redirect to" and its URL, or https."""
+    """Where the route leads: names of servers and URLs; for a redirect, "redirect to" and its URL, or https."""
     if isinstance(route, Route) and route.redirect is not None:
         return (f"redirect to {route.redirect.to}",)
     return tuple(target.key for target in route.to)
@@ -79,7 +79,7 @@ def stream_key(alias: str) -> str:
 
 
 def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
-    """What the route itself says: its state is unknown, and its figures are 0.
+    """A report from the route alone: its state is unknown, and its figures are 0.
 
     `tls`: its servers speak TLS, so that connections are passed by their host.
     """

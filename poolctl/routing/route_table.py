@@ -61,7 +61,7 @@ class TableError(ValueError):
 
 
 class Match(NamedTuple):
-    """The route that a request takes, and what else is certain about requests like it.
+    """The route that a request takes, and certain facts about similar requests.
 
     `passes`: every request of this host and path takes it, whatever its method and headers, and it is passable.
     `whole_host`: every request of this host that comes by TLS takes it. `whole_prefix`: so does every request of this
@@ -202,7 +202,7 @@ class RouteTable:
         offset = self._find(ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
 
-    # What a registry asks for.
+    # The interface of a registry.
 
     def get(self, alias: str) -> Route | None:
         """The route of this alias, or None."""
@@ -210,7 +210,7 @@ class RouteTable:
         return None if offset is None else self._route(offset)
 
     def get_by_host(self, host: str) -> Route | None:
-        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        """The first route with exactly this host and any path; None if there is no such route."""
         offset = self._find(host_pattern(host).key)
         if offset is None:
             return None
@@ -254,7 +254,7 @@ class RouteTable:
         return found
 
     def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
-        """Every route in its order, or of a table with more than `most` those that cover this host and path."""
+        """Every route in its order; from a table with more than `most`, the routes that cover this host and path."""
         if len(self) <= most:
             return list(self)
         groups = self._hosts.get(host) or self._groups_of(host)
@@ -343,7 +343,7 @@ class RouteTable:
         raise TableError("the route table has no empty slot")
 
     def _values(self, at: int, count: int) -> Iterator[Any]:
-        """The values of so many entries from this offset on."""
+        """The values of `count` entries from this offset on."""
         for _ in range(count):
             yield self._json(at)
             at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))

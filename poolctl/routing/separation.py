@@ -1,8 +1,8 @@
 """Which routes keep their connections in the gateway, since later requests on them may be for another user's server.
 
-A worker reads whatever the client sends later on a connection that was passed to it. So a connection is passed only
-where every request that may come on it leads to servers of one user: on a listener without TLS all requests, with and
-without a route; within TLS, which is passed by its host, those for that host. URLs, and requests without a route, count
+A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only where
+every request that may come on it leads to servers of one user: on a listener without TLS all requests, with and without
+a route; within TLS, which is passed by its host, all requests for that host. URLs, and requests without a route, count
 as another user's as soon as the pool's servers have several users.
 """
 
@@ -47,7 +47,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """To what requests on a listener may lead, by user: one server of each; "" for what has no user."""
+    """The possible targets of requests on a listener, by user: one server of each; "" for targets without a user."""
     found: dict[str, str] = {}
     unanswered = True
     for route in routes:
@@ -85,14 +85,14 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The connections that workers may have kept: those without TLS of servers of one user, and those of hosts."""
+    """The connections that workers may have kept: without TLS by servers of one user, and by hosts."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """These, and earlier ones that were not ended, of the servers that there still are."""
+        """These connections, and earlier ones that were not ended, of servers that still exist."""
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
@@ -103,7 +103,7 @@ class Kept:
         )
 
     def without(self, servers: Collection[str]) -> Kept:
-        """These, after those of these servers were ended."""
+        """These connections after the connections of these servers were ended."""
         return Kept(
             user=self.user,
             servers=tuple(each for each in self.servers if each not in servers),
@@ -143,7 +143,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 
 
 def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
-    """The routes, of which none to one of these servers passes a connection any more."""
+    """The routes, changed so that no route to one of these servers passes connections."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)
         if any(target.server in servers for target in each.to)
@@ -153,7 +153,7 @@ def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
 
 
 def _only(users: Iterable[str]) -> str | None:
-    """The one user, if there is only one; "" where there is none."""
+    """The only user, "" without a user, or None if there are several."""
     found = set(users)
     return next(iter(found), "") if len(found) <= 1 else None
 
@@ -173,10 +173,10 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
 def _others_within(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
-    """The host patterns that take requests of this one's hosts before it, or with it, for another user."""
+    """The host patterns that take requests of this pattern's hosts before it, or with it, for another user."""
     if pattern.tier == EXACT:
         near: Iterable[HostPattern] = [pattern]
     else:
-        # More than those that overlap: an end too many costs its clients a new connection.
+        # Includes patterns that do not overlap: an unnecessary end only costs the clients a new connection.
         near = [each for each in places if each.tier <= pattern.tier]
     return tuple(sorted(each.key for each in near if places.get(each, set()) - {user}))

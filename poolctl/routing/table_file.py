@@ -1,12 +1,12 @@
 """Writing a route table into a sealed file in memory; `table` reads it.
 
 The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
-are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
-entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other.
+are JSON; a route's JSON omits fields with default values. A slot is the hash of a key and the offset of its entry, 4
+bytes each; an empty one is 0, and the slots of keys that collide follow each other.
 
-Keys are those of `match.HostPattern`; "@", "~" or "#" and the alias of a route for HTTP, of a stream or of an excluded
-route, whose entries follow each other in this order; for a host pattern with many paths "/", its key, NUL and the path;
-for patterns with "*" elsewhere than in front "%", what they begin with, NUL, and what they end with.
+Keys are the keys of `match.HostPattern`; "@", "~" or "#" and the alias of a route for HTTP, of a stream or of an
+excluded route, whose entries follow each other in this order; for a host pattern with many paths "/", its key, NUL and
+the path; for patterns with "*" elsewhere than in front "%", their prefix, NUL, and their suffix.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def write_table(
     return fd
 
 
-# What orders the routes of one path: their conditions, then their offsets, which follow the file's order.
+# The sort key of the routes of one path: their conditions, then their offsets, which follow the file's order.
 _Ranked = tuple[bool, bool, int, int]
 
 
@@ -101,7 +101,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add each pattern, with its rank, under what it begins and ends with; return the lengths of those."""
+        """Add each pattern, with its rank, under its prefix and suffix; return the lengths of both."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]

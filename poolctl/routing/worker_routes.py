@@ -1,4 +1,4 @@
-"""The routes as workers get them: what decides whether a later request is theirs, and nothing else.
+"""The routes as workers get them: only the fields that decide whether a later request is theirs.
 
 An application may run as another user than the pool, and its worker maps the table. So it has no headers, variables,
 URLs or limits, and where servers run as several users only the routes to servers of the worker's own.
@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from .route import HTTPS, PROXY, Header, Redirect, Route, Target, passable
 
-# What decides, and what applications see of their route (see `context`). `to` and `mode` say less than in the pool.
+# The deciding fields, and the fields visible to applications (see `context`). `to` and `mode` are reduced.
 _KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
 _LEFT_OUT = [
     (field.name, field.default)
@@ -21,9 +21,9 @@ _LEFT_OUT = [
 
 
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
-    """The routes for the workers of these servers of one user; without them for those of a pool with one user.
+    """The routes for the workers of these servers of one user; without `servers`, for all workers of a pool.
 
-    Of each its `mode` is proxy if its connections are not passed, and `to` has servers alone.
+    Each route's `mode` is proxy if its connections are not passed, and its `to` contains only servers.
     """
     found: list[Route] = []
     for route in routes:
@@ -34,7 +34,7 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """The route itself if it says no more."""
+    """The route itself if it has no further fields."""
     passes = passable(route)
     if (
         passes
@@ -45,7 +45,7 @@ def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
         return route
     return Route(
         **{name: getattr(route, name) for name in _KNOWN},
-        # Of a condition that there is one: it keeps the route from being passed.
+        # Only the presence of a condition: it keeps the route from being passed.
         headers=tuple(Header(name=each.name) for each in route.headers),
         redirect=Redirect(to=HTTPS) if route.only_plain else None,
         mode=route.mode if passes else PROXY,

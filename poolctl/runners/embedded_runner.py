@@ -37,8 +37,9 @@ logger = logging.getLogger("poolctl")
 class ProcessRunner(LocalRunner):
     """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
 
-    Started by the first server that is opened, and ended some seconds after the last one is closed. A keeper that dies
-    is replaced, and the workers go on. Linux only. Output is kept in `logs_directory`, by default a temporary one.
+    Started by the first server that is opened, and ended some seconds after the last is closed. A keeper that dies is
+    replaced, and the workers continue. Linux only. Output is kept in `logs_directory`, by default a temporary
+    directory.
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
@@ -61,7 +62,7 @@ class ProcessRunner(LocalRunner):
         """See Runner. It does not outlive this program, and its callers read no files of logs."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
-    # Its tallies are made anew with each keeper.
+    # Its tallies are recreated with each keeper.
 
     def counts(self, placement: Placement) -> Counts | None:
         """See Counters."""
@@ -147,7 +148,7 @@ class ProcessRunner(LocalRunner):
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:
-        """End every worker and the keeper; a server that is opened afterwards starts new ones."""
+        """End every worker and the keeper; a server opened afterwards starts new ones."""
         if self._ending is None:
             self._opened.clear()
             self._ending = asyncio.ensure_future(self._end())
@@ -210,7 +211,7 @@ class ProcessRunner(LocalRunner):
             self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
 
     async def _replace_keeper(self, directory: str) -> None:
-        """Give another keeper what the one that has died has held; the workers go on."""
+        """Give a new keeper the descriptors that the dead keeper held; the workers continue."""
         for pause in _REPLACEMENT_PAUSES_SECONDS:
             await asyncio.sleep(pause)
             ours, theirs = wire.pair()
@@ -226,9 +227,9 @@ class ProcessRunner(LocalRunner):
             return
 
     def forget_descriptors(self) -> None:
-        """Let go of the keeper, which ends with the last one that holds its link, and of the listeners.
+        """Release the listeners and the keeper, which ends when its last link is closed.
 
-        For a forked child; it has no servers, and starts a keeper of its own for those that it opens.
+        For a forked child, which has no servers and starts its own keeper when it opens servers.
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]

@@ -1,7 +1,7 @@
 """Workers as tasks of this process, on the loop that calls: for embedding a pool, and for tests.
 
-What needs a process of its own (another program, user, environment or interpreter) is refused, never ignored. Modules
-are imported once per process, so that a restart here runs the code that is already loaded.
+Settings that need a separate process (another program, user, environment or interpreter) are refused, never ignored.
+Modules are imported once per process, so that a restart here runs the code that is already loaded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .runner_protocol import (
 
 _KILL_SIGNAL = 9
 
-# The keys that a task of this process cannot honour, and how each one is recognised as used.
+# The keys that a task of this process cannot honour, and the tests for their use.
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
@@ -55,7 +55,7 @@ class InlineRunner:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
-        # What an import waits for, on the loop that calls.
+        # Imports take turns on the calling loop.
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         _runners.add(self)
 
@@ -82,7 +82,7 @@ class InlineRunner:
         """See Runner."""
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
-        if not key.startswith("fd:"):  # an inherited socket goes back as it was
+        if not key.startswith("fd:"):  # an inherited socket is returned unchanged
             refuse(sockets)  # a forked child of the embedding program may hold them
         close_listener(sockets, path)
 
@@ -185,7 +185,7 @@ class InlineRunner:
         stop_reading(sockets)
 
     def dismiss(self, key: str) -> None:
-        """Nothing: what no worker has accepted is not accepted at all."""
+        """No effect: connections that no worker has accepted are not accepted at all."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner. A worker that is still busy at the timeout is cancelled, its connections are reset."""
@@ -215,7 +215,7 @@ class InlineRunner:
             await self.close(key)
 
     def forget_descriptors(self) -> None:
-        """Let go of every socket without touching what the parent process shares; for a forked child."""
+        """Release every socket without touching the state shared with the parent process; for a forked child."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
         give_up(accepted_from(sockets))  # the listeners among them
         _of_parents.append((self._listeners, self._workers))
@@ -238,7 +238,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _refuse_what_needs_a_process(server: ServerConfig) -> None:
-    if server.tls is True:  # never serve in the clear what was to be encrypted
+    if server.tls is True:  # never serve in the clear when encryption is configured
         raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
     if server.env_file == default_env_file(server.base_dir):

@@ -61,13 +61,13 @@ class InlineWorker:
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
         """Begin to load and to serve."""
-        # A context of its own: what the caller's context holds is no business of the requests to come.
+        # A separate context, because the values of the caller's context must not reach requests.
         work = self._live(listeners)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._ended)
 
     def stop(self) -> None:
-        """Accept nothing more, finish what is under way, end. Callable more than once."""
+        """Stop accepting, finish current requests, end. Callable more than once."""
         if self._uvicorn is None:
             self._task.cancel()  # it is still being loaded
         else:
@@ -230,7 +230,7 @@ class _Lifespan(LifespanOn):
 
     async def send(self, message: Any) -> None:
         if message["type"] == "lifespan.startup.failed":
-            # Starlette's message is a traceback; its last line says what happened.
+            # Starlette's message is a traceback; its last line is the error.
             lines = str(message.get("message") or "").strip().splitlines()
             self._worker.reason = lines[-1] if lines else "the application refused to start"
         await super().send(message)

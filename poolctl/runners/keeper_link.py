@@ -1,4 +1,4 @@
-"""The link to the keeper, which knows what the keeper holds: another one can be given all of it."""
+"""The link to the keeper, with a record of the keeper's entries, so that a new keeper can be given all of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class KeeperLink(Link):
                 return
 
     def reconnect(self, sock: socket.socket, receiver: Receiver) -> None:
-        """Use another keeper, the last one having died, and give it the entries that are known here."""
+        """Use a new keeper in place of a dead one, and give it the recorded entries."""
         self._receiver = Receiver()
         self._end()
         super().__init__(sock, receiver)

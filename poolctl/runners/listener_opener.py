@@ -94,7 +94,7 @@ async def _resolving(
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
-    """What `work` returns; `undo` gets it when the caller was cancelled meanwhile.
+    """The result of `work`; `undo` gets it if the caller was cancelled meanwhile.
 
     Its thread is a daemon: an import that hangs keeps no interpreter from ending.
     """

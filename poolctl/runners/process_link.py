@@ -58,7 +58,7 @@ class Duplicate(Descriptor):
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """The owners as they are, and duplicates of what was given by number. Raises OSError."""
+    """The given owners, and duplicates of descriptors given by number. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -104,13 +104,13 @@ class Receiver:
 
 
 class Link:
-    """Messages in order, replies matched to their calls. Sending never blocks; what does not fit waits here.
+    """Messages in order, replies matched to their calls. Sending never blocks; messages that do not fit wait here.
 
     Belongs to the running loop; not thread-safe.
 
-    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and what it sends and
-    leaves unread is bounded. When it breaks these rules, or sends a message that the receiver finds Malformed, the link
-    is closed.
+    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and its sent and unread
+    messages are bounded. When it breaks these rules, or sends a message that the receiver finds Malformed, the link is
+    closed.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Link:
         self._trusted = trusted
         self._loop = asyncio.get_running_loop()
         self._allowance = untrusted_messages.allowance()
-        # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
+        # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._limits: dict[int, asyncio.TimerHandle] = {}  # of the calls that do not wait for ever
@@ -136,7 +136,7 @@ class Link:
         """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link.
 
         A descriptor that is given by its owner is not duplicated while the message waits: once it is closed, the
-        message is not sent any more.
+        message is no longer sent.
         """
         if self.sock.fileno() < 0:
             return
@@ -149,7 +149,7 @@ class Link:
             self._queue(message, fds)
             self._wait()
         except OSError:
-            return  # the end of the file is read in its turn, after what the other end had said before
+            return  # the end of the file is read in its turn, after earlier messages
 
     def offer(self, payload: bytes) -> bool:
         """Send an encoded message now or not at all; whether it was sent."""
@@ -196,7 +196,7 @@ class Link:
         return reply, received
 
     def read_rest(self) -> None:
-        """Read what has arrived already, before its sender is declared gone."""
+        """Read the messages that have already arrived, before their sender is declared gone."""
         if self.sock.fileno() >= 0:
             self._readable()
 

@@ -1,6 +1,6 @@
 """Pings one of the pool's own processes periodically, unless it sleeps in its event loop, and kills it if it hangs.
 
-Its owner sees its exit at the link, as any other exit, and starts another one.
+Its owner sees its exit at the link, as any other exit, and starts a replacement.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ProcessWatchdog:
 
 
 def kill(known: wire.Message, number: int = signal.SIGKILL) -> None:
-    """Send the signal to the process of this identity, not to another one that has reused its pid."""
+    """Send the signal to the process of this identity, not to another process that has reused its pid."""
     pid, start = known.get("pid"), known.get("start")
     if pid is not None and start is not None:
         signal_process(pid, start, number)

@@ -1,4 +1,4 @@
-"""What a gateway and a runner ask of each other: pairs for connections to routed servers, and tables for workers."""
+"""The interface between a gateway and a runner: pairs for connections to routed servers, and tables for workers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """Route tables for workers, as files in memory (see poolctl.routing.route_table), and where they give back to.
+    """Route tables for workers, as files in memory (see `route_table`), and the pair that takes connections back.
 
-    The tables are by the names of servers, under "" for those that have no route any more. Through the pair with the
-    end `give_back` the gateway gets connections whose next request is another server's. The publisher closes the tables
-    after it has published others. What a request says of its route counts if it has the key of the server, by its name.
+    The tables are indexed by the names of servers, under "" for servers that no longer have a route. Through the pair
+    with the end `give_back` the gateway gets connections whose next request is another server's. The publisher closes
+    the tables after it has published others. A request's statement about its route is trusted if it has the server's
+    key; the keys are indexed by server name.
     """
 
     generation: int
@@ -29,14 +30,14 @@ class PublishedRoutes:
 
 
 class Gateway(Protocol):
-    """What passes connections to the workers of routed servers, through their adoption pairs."""
+    """Passes connections to the workers of routed servers, through their adoption pairs."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
         """Connections of the server go into this pair from now on; may be called again with the same one."""
         ...
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Return once nothing is put into this pair any more, or a time limit has passed."""
+        """Return once no further connections are put into this pair, or a time limit has passed."""
         ...
 
     async def leaving(self, server: str) -> None:
@@ -53,7 +54,7 @@ class Routing(Protocol):
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """Put a route table in force for these servers; None: there is no gateway any more.
+        """Put a route table in force for these servers; None: the gateway has ended.
 
         Their workers get it, also those that are placed or adopted later, and workers that have an older one. The
         gateway gets the pairs that these servers have, and each that is opened later. Does not block.
@@ -72,5 +73,5 @@ class Routing(Protocol):
         ...
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
-        """Return once every worker decides by the last table; the servers of those that have not said so in time."""
+        """Return once every worker decides by the last table; returns the servers of workers without confirmation."""
         ...

@@ -1,4 +1,4 @@
-"""What the core and the supervisor ask of a runner, which makes and ends workers.
+"""The interface of a runner for the core and the supervisor: it creates and ends workers.
 
 A worker need not be a process of this machine: a placement says in words where it is, and has a pid only if there is
 one. Everything beyond serving is optional (see Capabilities). Standard library only.
@@ -48,7 +48,7 @@ class Placement:
     index: int
     where: str
     pid: int | None = None
-    certificate_ends: float | None = None  # of the one that it was given, in seconds since the epoch
+    certificate_ends: float | None = None  # when its certificate ends, in seconds since the epoch
 
     def __repr__(self) -> str:
         return f"<Placement {self.id} in {self.where}>"
@@ -75,7 +75,7 @@ class Exit:
         return self.status == 0
 
     def before_ready(self, reason: str) -> str:
-        """The message of a worker that ended so before it was ready; `reason` is what it gave itself, if anything."""
+        """The message for a worker that ended before it was ready; `reason` is the worker's own reason, or ""."""
         message = f"{self.message} before it was ready"
         return f"{message}: {reason}" if reason else message
 
@@ -88,7 +88,7 @@ class Exit:
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """From what the keeper reports; both None for a process that had lost its parent."""
+        """From the keeper's report; both None for a process that had lost its parent."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -139,7 +139,7 @@ class Sleep(Protocol):
         """Close the connections that were accepted and that no worker has taken."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Report to RunnerEvents.idle when the worker has had no traffic for so long; 0 never."""
+        """Report to RunnerEvents.idle when the worker has had no traffic for `seconds`; 0 stops the reports."""
 
 
 class Heartbeats(Protocol):
@@ -156,16 +156,16 @@ class Heartbeats(Protocol):
 
 
 class Counters(Protocol):
-    """What workers count: requests, connections, latencies (see poolctl.worker.tally)."""
+    """The counts of workers: requests, connections, latencies (see poolctl.worker.tally)."""
 
     # Called with a unique name, the server's and the final counts of each worker that has ended.
     add_up: Callable[[str, str, Counts], None] | None
 
     def counts(self, placement: Placement) -> Counts | None:
-        """The worker's counts so far; None for one that does not count. Does not block."""
+        """The worker's counts so far; None for a worker that does not count. Does not block."""
 
     def request_counts(self, placement: Placement) -> Counts | None:
-        """Likewise, only those up to `tally.COUNTED`, at a third of the cost."""
+        """The worker's counts up to `tally.COUNTED`, at a third of the cost; None for a worker that does not count."""
 
     @property
     def unsettled(self) -> list[str]:
@@ -194,12 +194,12 @@ class Logs(Protocol):
 
 
 class Hooks(Protocol):
-    """Commands of servers that run before their first worker, and after their last one."""
+    """Commands of servers that run before their first worker, and after their last worker."""
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         """Run the command of this name in the server's `hooks`; it is watched and stopped as a worker is.
 
-        Its output goes where that of the server's workers goes. Raises ServerError or WorkerFailed.
+        Its output goes to the same place as the workers' output. Raises ServerError or WorkerFailed.
         """
         ...
 
@@ -208,7 +208,7 @@ class LogFiles(Protocol):
     """Output in files of this machine, where `poolctl logs` reads it."""
 
     async def reopen_logs(self) -> None:
-        """Return when nothing is written any more to log files that another program has moved away."""
+        """Return when log files that another program has moved away get no further output."""
         ...
 
 
@@ -251,10 +251,10 @@ class Takeover(Protocol):
         ...
 
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
-        """Find workers that have lost keeper and supervisor, for the next `adopt`; those of other servers are stopped.
+        """Find workers without keeper and supervisor, for the next `adopt`; workers of other servers are stopped.
 
-        Returns the servers of which something was found, by name: whether it differs from their configuration. With
-        `late` this supervisor has adopted already, and the next one will do so again.
+        Returns, by the names of servers with orphans, whether these differ from the configuration. With `late` this
+        supervisor has already adopted, and the next supervisor will do so again.
         """
         ...
 
@@ -265,10 +265,11 @@ class Takeover(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The optional abilities of a runner. None: it has not got it, and commands answer without.
+    """The optional abilities of a runner. None: the ability is missing, and commands answer without it.
 
     Without `sleep` a server with `scale.min = 0` always has its workers. Without `takeover` the workers of a supervisor
-    that has ended are gone when the next one makes its runner. A runner without pids gives placements without one.
+    that has ended are gone when the next supervisor creates its runner. A runner without pids gives placements without
+    a pid.
     """
 
     sleep: Sleep | None = None
@@ -284,7 +285,7 @@ class Capabilities:
 
 
 class RunnerEvents(Protocol):
-    """What a runner reports by itself. Exits are not here: `watch` returns them."""
+    """The reports of a runner. Exits are not here: `watch` returns them."""
 
     def expired(self, placement: Placement) -> None:
         """The worker has served its `max_requests`, and should be replaced."""
@@ -295,25 +296,25 @@ class RunnerEvents(Protocol):
         ...
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """So many bytes of the server's output could not be written to `path`."""
+        """`count` bytes of the server's output could not be written to `path`."""
         ...
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """The worker's page shows what no worker can have counted: its figures stay as they were. Once for a worker."""
+        """The worker's page shows impossible counts: its figures stay as they were. Called once per worker."""
         ...
 
 
 class Runner(Protocol):
     """Makes and ends the workers of servers. Used from one event loop, which no method may block.
 
-    Before its first server is opened `events` is set: it gets what the runner reports by itself.
+    Before its first server is opened `events` is set: it gets the runner's reports.
     """
 
     events: RunnerEvents | None
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do beyond this; the same each time."""
+        """The optional abilities; the same object each time."""
         ...
 
     async def open(self, server: ServerConfig) -> Endpoints:
@@ -324,7 +325,7 @@ class Runner(Protocol):
         ...
 
     async def close(self, key: str) -> None:
-        """Return when nothing accepts on that address any more; unknown keys are no error."""
+        """Return when that address is no longer accepted from; unknown keys are ignored."""
         ...
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
@@ -382,7 +383,7 @@ class Runner(Protocol):
     def force_certificate(self, name: str, generation: int) -> None:
         """Give workers of this generation the certificate in the server's files, expired or not.
 
-        Without this a worker gets the previous certificate if only the one in the file has expired.
+        Otherwise a worker gets the previous certificate if only the certificate in the file has expired.
         """
         ...
 
@@ -396,8 +397,8 @@ class Runner(Protocol):
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
-        `kind` is "http", answered by its application, or "echo". With `plain` without TLS. Of a program any of its
-        processes may answer. Raises OSError.
+        `kind` is "http", answered by its application, or "echo". `plain` means without TLS. Any process of a program
+        may answer. Raises OSError.
         """
         ...
 
@@ -410,7 +411,7 @@ class Runner(Protocol):
         ...
 
     async def watch(self, placement: Placement) -> Exit:
-        """Return when the worker has ended, for whatever reason."""
+        """Return when the worker has ended for any reason."""
         ...
 
     async def aclose(self) -> None:

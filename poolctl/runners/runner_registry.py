@@ -1,4 +1,4 @@
-"""The runners by name; none is imported before it is chosen. Standard library only.
+"""The runners by name; each is imported only when it is chosen. Standard library only.
 
 A runner's module has `make(site)`, which gives the Runner of a supervisor. It may have more:
 - `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     class Orphan(Protocol):
         """A worker without keeper and supervisor. Every call may block.
 
-        `said` is what it says of itself: server, ready_at and more. `uid` is its user, which the caller checks.
+        `said` is its own statement: server, ready_at and more. `uid` is its user, which the caller checks.
         """
 
         @property
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
         @property
         def said(self) -> Message:
-            """What it says of itself."""
+            """The worker's statement about itself."""
 
         def ask_to_end(self) -> None:
             """Ask it to finish its requests and end."""
 
         def await_end(self, timeout_seconds: float) -> bool:
-            """Whether it has ended by then."""
+            """Whether it has ended in time."""
 
         def kill(self) -> None:
             """End it, and its process group, at once."""
@@ -64,7 +64,7 @@ _MODULES = {"local": "poolctl.runners.local"}
 class RunnerSite:
     """The pool that a runner works for. `open_files` are the soft and the hard limit of its processes.
 
-    `directory` is that of the pool's runtime files. `environments` holds, by server, the variables that replace the
+    `directory` contains the pool's runtime files. `environments` holds, by server, the variables that replace the
     pool's own (`restart --env`); it changes while the pool runs.
     """
 
@@ -111,7 +111,7 @@ def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
 
 
 def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
-    """The runner's function of this name; None if the runner is unknown here, or has none."""
+    """The runner's function of this name; None if the runner is unknown here, or has no such function."""
     try:
         found: Callable[[str], Any] | None = getattr(_module(env), function, None)
     except UnknownRunner:

@@ -1,6 +1,6 @@
 """The stacks of a worker as a report: read from the text that the worker wrote, with short paths, and bounded.
 
-The text is an application's: each line is checked, and what is not understood is left out.
+The text is an application's: each line is checked, and unknown lines are omitted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER = re.compile(
     r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>[^\]]*) \(most recent call first\):"
 )
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?P<function>.*)')
-# Of the standard library and of installed packages, whose names follow.
+# Directories of the standard library and of installed packages, before the names of modules.
 _LIBRARIES = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+(?:/lib-dynload)?)/")
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
 # A main thread that waits here waits for events: its loop does not hang.
@@ -49,7 +49,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadStack:
-    """A thread of Python, and what it does: the most recent call first. `name` is empty if unknown."""
+    """A thread of Python with its calls, the most recent first. `name` is empty if unknown."""
 
     name: str
     main: bool
@@ -58,7 +58,7 @@ class ThreadStack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStack:
-    """So many tasks of the event loop that wait at the same place, with the names of some."""
+    """A number of tasks of the event loop that wait at the same place, with the names of some."""
 
     count: int
     names: tuple[str, ...]
@@ -68,7 +68,7 @@ class TaskStack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelThread:
-    """A thread as the kernel sees it; what the supervisor may not read is empty (proc(5): wchan, syscall, stack)."""
+    """A thread as the kernel sees it; unreadable fields are empty (proc(5): wchan, syscall, stack)."""
 
     tid: int
     name: str
@@ -80,10 +80,10 @@ class KernelThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStacks:
-    """What a worker does. `source` is python, faulthandler (no tasks, no names) or empty, `problem` says why.
+    """The stacks of a worker. `source` is python, faulthandler (no tasks, no names) or empty, `problem` says why.
 
-    `place` is where its main thread hangs, in the application's innermost call; empty where it waits for events.
-    `kernel` is filled in where Python did not answer. `name` is its server's.
+    `place` is where its main thread hangs, in the application's innermost call; empty if it waits for events. `kernel`
+    is filled in if Python did not answer. `name` is its server's.
     """
 
     name: str
@@ -97,7 +97,7 @@ class WorkerStacks:
     kernel: tuple[KernelThread, ...] = ()
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
-        """The same, with so many threads, groups of tasks and calls of each at most."""
+        """A copy with at most these numbers of threads, groups of tasks, and calls of each."""
         return replace(
             self,
             threads=tuple(replace(each, frames=each.frames[:frames]) for each in self.threads[:stacks]),
@@ -150,7 +150,7 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
         elif found and len(found[-1][1]) < _MOST_FRAMES and (frame := _FRAME.fullmatch(line)):
             found[-1][1].append(_frame(frame, roots))
     heads = [each for each in found if each[0]["current"]]
-    # faulthandler begins with the newest thread, and marks the one that has got the signal.
+    # faulthandler begins with the newest thread, and marks the thread that got the signal.
     main = (
         heads[-1:] if source == FAULTHANDLER else [each for each in heads if each[0]["current"] != "Thread"]
     )

@@ -22,7 +22,7 @@ LINK_FD = 3
 # The directory may be gone, or its file system full.
 _BIND_AGAIN_SECONDS = 1.0
 
-# What an orphan tells about itself: messages, and the sockets that go with each.
+# An orphan's account of itself: messages, and the sockets that belong to each.
 Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
@@ -33,7 +33,7 @@ class SupervisedProcess(Receiver):
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
-        self.mark = __version__  # which the supervisor compares with that of a process it would start
+        self.mark = __version__  # compared by the supervisor with the mark of a new process
         self._sock = wire.over(fd)
         self._orphan: OrphanedProcess | None = None
 
@@ -51,10 +51,10 @@ class SupervisedProcess(Receiver):
         self.link.close()
 
     async def finish(self) -> None:
-        """End what is being served."""
+        """End current requests."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Follow another order than those that all such processes know; the descriptors are the callee's."""
+        """Follow an order beyond the common orders of such processes; the callee owns the descriptors."""
         raise NotImplementedError
 
     def lost(self) -> None:
@@ -81,7 +81,7 @@ class SupervisedProcess(Receiver):
         self._orphan = OrphanedProcess(self, directory, kind)
 
     def holdings(self) -> Holdings:
-        """What the supervisor that adopts this process needs, and cannot make again."""
+        """The state that an adopting supervisor needs, and cannot recreate."""
         return ()
 
     def adopted(self, link: Link) -> None:
@@ -91,9 +91,9 @@ class SupervisedProcess(Receiver):
 
 
 class OrphanedProcess:
-    """Listens in the pool's directory, and sends each connection what the process holds.
+    """Listens in the pool's directory, and sends each connection the process's messages and sockets.
 
-    The first connection that sends an order becomes the link to the supervisor. Others only ask, and leave.
+    The first connection that sends an order becomes the link to the supervisor. Other connections only read, and leave.
     """
 
     def __init__(self, process: SupervisedProcess, directory: str, kind: str) -> None:
@@ -117,7 +117,7 @@ class OrphanedProcess:
         self._connections.discard(connection)
 
     def close(self) -> None:
-        """Be found no more."""
+        """Stop listening."""
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:

@@ -61,6 +61,6 @@ def allowance() -> RateLimit:
 
 
 def reply_number(message: Message) -> int | None:
-    """The number of the call that the message may be the reply to; None if it has none."""
+    """The number of the call that the message may be the reply to, or None."""
     number = message.get("id")
     return number if type(number) is int else None

@@ -21,7 +21,7 @@ def withhold(names: Iterable[str], *, only: bool = False) -> None:
 
 
 def present() -> list[str]:
-    """The names of those that are set, sorted."""
+    """The names of the withheld variables that are set, sorted."""
     # Not `os.environ.keys() & _names`, which reads every variable: each new worker asks for this.
     return sorted(name for name in _names if name in os.environ)
 

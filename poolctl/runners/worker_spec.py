@@ -1,4 +1,4 @@
-"""What a worker must know, as a value that fits on the wire: a server's configuration, made ready for one process."""
+"""A worker's specification as a value that fits on the wire: a server's configuration, made ready for one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolctl.worker.control_socket import spec_digest
 from . import withheld_variables
 from .runner_protocol import app_state
 
-# Set by `run --no-access-log`: servers log no requests, whatever their configuration says.
+# Set by `run --no-access-log`: servers log no requests, even if their configuration says so.
 NO_ACCESS_LOG_VARIABLE = "POOLCTL_NO_ACCESS_LOG"
 _REQUESTS_SHARE = 0.8
 
@@ -69,7 +69,7 @@ def hook_id(server: str, hook: str) -> str:
 
 
 def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
-    """The server as if it were the program of this name in its `hooks`, which gets what its command would get."""
+    """The server as if the program of this name in its `hooks` were its command, with the command's environment."""
     words = () if server.hooks is None else getattr(server.hooks, hook) or ()
     return server.but(
         app=None,
@@ -113,7 +113,7 @@ def app_spec(
         "handlers": server.handlers,
         "env": environment(server),
         "env_base": withheld_variables.environment(env_base) if env_base is not None else None,
-        # What it is forked from has another environment when this changes.
+        # Changes with the environment of the process that it is forked from.
         "without": withheld_variables.present(),
         "cwd": server.cwd,
         **({} if server.umask is None else {"umask": int(server.umask, 8)}),
@@ -130,7 +130,7 @@ def _importable(server: ServerConfig) -> str | None:
 
 
 def _state(server: ServerConfig) -> Table:
-    """What the pool's context gives to the application."""
+    """The values that the pool's context gives to the application."""
     try:
         values: Table = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
@@ -141,7 +141,7 @@ def _state(server: ServerConfig) -> Table:
 
 def environment(server: ServerConfig) -> dict[str, str]:
     """The variables that the server adds to the pool's own."""
-    # A file of variables may hold those that are the pool's own.
+    # A file of variables may contain the pool's own variables.
     env = withheld_variables.environment(server.environment()) | dict(server.env)
     address = server.address
     if server.command:
@@ -198,7 +198,7 @@ def user_id(server: ServerConfig) -> int:
 
 
 def find_user_id(server: ServerConfig) -> int | None:
-    """The uid of its processes; None when there is no such user any more."""
+    """The uid of its processes; None if the user no longer exists."""
     try:
         return user_id(server)
     except ServerError:
@@ -272,7 +272,7 @@ def uvicorn_settings(server: ServerConfig) -> Table:
 
 
 def connection_limits(server: ServerConfig) -> Table:
-    """What the worker's server allows its clients, in its own words."""
+    """The limits that the worker's server sets for its clients, in the server's own terms."""
     http = server.http
     return {
         "head_seconds": http.head_timeout,
@@ -292,7 +292,7 @@ def _requests(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """Which requests its workers log: none in a pool that was started without access logs."""
+    """The kind of requests that its workers log; no requests in a pool that was started without access logs."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 

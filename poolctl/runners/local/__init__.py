@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: what the registry of runners asks for, before any of it is imported."""
+"""Workers as processes of this machine: the functions for the registry of runners, which import little."""
 
 from __future__ import annotations
 

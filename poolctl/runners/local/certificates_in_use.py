@@ -43,7 +43,7 @@ class Certificates:
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> Given:
-        """A new worker's certificate: from the files, or the server's last one if only the files' has expired.
+        """A new worker's certificate: from the files, or the server's last certificate if only the new one expired.
 
         A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.

@@ -1,4 +1,4 @@
-"""Checks with the kernel that a process named by a zygote is the one that it was asked to fork.
+"""Checks with the kernel that a process named by a zygote is the requested fork.
 
 A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
 its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
@@ -150,7 +150,7 @@ class Children:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
-        """Kill the process and those of its session, unless it exits by itself within that time. Does not wait."""
+        """Kill the process and its session, unless it exits by itself within that time. Does not wait."""
 
         async def kill() -> None:
             await asyncio.wait({exited}, timeout=seconds)

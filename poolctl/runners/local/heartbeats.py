@@ -11,7 +11,7 @@ from ..runner_protocol import Placement
 from .local_worker import LocalWorker
 from .tallies import Tally
 
-# What going to sleep takes after the answer; more than that may have been anything.
+# Processor time for going to sleep after the answer; more than that may have been other work.
 _AFTER_ANSWER_NS = 1_000_000
 
 
@@ -69,7 +69,7 @@ class IdleCheck:
             self._answered_at_ns != before_ns
             and used_ns - self._answered_at_ns <= _AFTER_ANSWER_NS
             and waits_for_events(pid)
-            # It has not run meanwhile: what was seen still holds.
+            # It has not run meanwhile, so the earlier observation still holds.
             and process_cpu_ns(pid) == used_ns
         ):
             self._idle_at_ns = used_ns

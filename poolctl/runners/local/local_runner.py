@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..stack_report import WorkerStacks
 
 _LAST_OUTPUT_SECONDS = 3.0
-_LAST_WORDS_SECONDS = 0.2  # of one that was ready: another one is to take its place
+_LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
 
 
 class LocalRunner:
@@ -303,12 +303,12 @@ class LocalRunner:
         await worker.ready(self.sockets.of(worker.server))
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """See Runner. Without effect on a command."""
+        """See Runner. Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].rotate(in_rotation)
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """See Runner. Without effect on a command."""
+        """See Runner. Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].attend(accepting)
 
@@ -350,7 +350,7 @@ class LocalRunner:
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner. The output of a worker that never answered is in its file by then, as far as possible."""
+        """See Runner. A worker that never answered has its output in its file on return, as far as possible."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -384,12 +384,12 @@ class LocalRunner:
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """Another keeper is connected, and has the entries of the last one, which has died."""
+        """A new keeper is connected, and has the entries of the dead keeper."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):
             if start is not None:
-                # What they, or their forkers, fork would be no child of this keeper.
+                # A process forked by them, or by their forkers, would not be a child of this keeper.
                 signal_process(pid, start, signal.SIGKILL, group=True)
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})

@@ -24,12 +24,12 @@ from .fork_verification import Children, Process
 from .program_readiness import NotifySocket, connect, first_connection
 from .tallies import Tally
 
-# Of a worker that had exited with 0 when it was adopted, perhaps because the last supervisor had ordered it to.
+# For a worker that had exited with 0 before it was adopted, perhaps on the last supervisor's order.
 _UNSEEN = Exit(message="ended between two supervisors")
 # Between the end of its control socket and the report of its exit.
 _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
-# So long a program without a port has to run before it counts as started.
+# Time that a program without a port has to run before it counts as started.
 _STARTED_AFTER_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -61,8 +61,8 @@ class WorkerRoutes:
 class LocalWorker(Receiver):
     """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
 
-    `output` is the key of the pipe for its output, `protocol` that of its adoption pair, if it has one. A program has
-    no control socket: orders other than to stop have no effect on it.
+    `output` is the key of the pipe for its output, `protocol` its adoption pair's protocol, if it has a pair. A program
+    has no control socket: orders other than to stop have no effect on it.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LocalWorker(Receiver):
         self.reported: asyncio.Future[None] = loop.create_future()  # it has reported its state, or has exited
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
-        self.left: asyncio.Future[None] = loop.create_future()  # it does not accept any more
+        self.left: asyncio.Future[None] = loop.create_future()  # it no longer accepts
         self.wrote_stacks = asyncio.Event()
         # Possibly no caller awaits it when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -105,7 +105,7 @@ class LocalWorker(Receiver):
         self.leaving = False
         self.resting = ""  # the reason why it does not accept: "new" (not allowed to yet) or an order not to
         self.idle = False  # without traffic for its server's scale.idle
-        self.routes: WorkerRoutes | None = None  # those that it has, or gets when it begins
+        self.routes: WorkerRoutes | None = None  # its routes, or the routes it gets when it begins
         self.follows_routes = False  # it gives back the requests of other servers
         self._page: HasDescriptor | None = None  # see peer_pages
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
@@ -119,7 +119,7 @@ class LocalWorker(Receiver):
         return Process(self.placement.pid or 0, self.start)
 
     def adopt(self, *, reports: bool) -> None:
-        """Note that another supervisor has placed it. What `reports` nothing, a program, is there now or has exited."""
+        """Note that another supervisor placed it. A program, which reports nothing, is running or has exited."""
         self._taken_over = True
         pid, start = self.process
         if not reports and start is not None and process_start(pid) == start:
@@ -304,7 +304,7 @@ class LocalWorker(Receiver):
                 return await asyncio.shield(self.exited)
 
     def _part(self, order: str, receivers: str | None) -> None:
-        """Order it to drain or to stop; `receivers` is the protocol of those that take from the pair, None for none.
+        """Order it to drain or to stop; `receivers` is the protocol of the workers that take from the pair, or None.
 
         They get its connections if the protocol is the same.
         """

@@ -1,7 +1,7 @@
 """Orphans: workers that still serve after keeper and supervisor have both died. They are found, stopped, or adopted.
 
-A new keeper gets what it would have held of them. What belongs to none of the configured servers, or to one with
-another address, is stopped.
+A new keeper gets the descriptors that the previous keeper held for them. A worker that belongs to no configured server,
+or to a server with another address, is stopped.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 @dataclass
 class LocalOrphan:
-    """A worker. `sock` leads to it; a program, and a worker that is too busy to listen, have none, and no descriptors.
+    """A worker. `sock` leads to it; programs and workers that are too busy have no socket and no descriptors.
 
-    `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
-    forged, so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was
-    rejected, has only a server, which is "".
+    `said` is its own statement, checked: server, key, generation, index, ready_at, output, protocol … It may be forged,
+    so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was rejected,
+    has only a server, which is "".
     """
 
     pid: int
@@ -98,7 +98,7 @@ class Pipes:
     loggers: list[socket.socket] = field(default_factory=list)
 
     def take(self) -> None:
-        """Let the logger stop reading: another one reads them from now on."""
+        """Let the logger stop reading: another logger reads the pipes from now on."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
                 wire.send(sock, {"t": "taken"}, wait=True)
@@ -123,9 +123,9 @@ def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
 
 
 def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
-    """The worker at the other end; None when it has ended, or is none that could be ours."""
+    """The worker at the other end; None if it has ended, or cannot be ours."""
     message, fds = answer or ({}, [])
-    # Of the process that began to listen.
+    # The credentials of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)
     start, users = process_start(pid), process_users(pid)
     # Root starts servers as other users; whether it is the server's is checked once the server is known.

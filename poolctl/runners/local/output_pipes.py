@@ -86,7 +86,7 @@ class Output(Receiver):
         if kept:
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
-        with contextlib.suppress(OSError):  # one move may consist of so many parts
+        with contextlib.suppress(OSError):  # large enough for the parts of one move
             fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
@@ -193,7 +193,7 @@ class Output(Receiver):
             pass
 
     async def reopen(self) -> None:
-        """Return when every file has been reopened: nothing is written any more to those that were moved away."""
+        """Return when every file has been reopened, so that the moved files get no further output."""
         if self._reopened is None:
             self._reopened = asyncio.Event()
             self._ask_reopen()
@@ -206,7 +206,7 @@ class Output(Receiver):
             self._link.send({"t": "sync"})
 
     def close(self) -> None:
-        """Let the logger exit; unread output is lost only if no other one is started."""
+        """Let the logger exit; unread output is lost only if no other logger is started."""
         if self._restarting is not None:
             self._restarting.cancel()
         self._watch_no_more()

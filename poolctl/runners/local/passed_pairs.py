@@ -57,7 +57,7 @@ class PassedPairs:
             self._gateway.pair_opened(self._names[key], give)
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's pair: the next one that is `opened`."""
+        """Let the gateway use the server's pair, from the next pair that is `opened`."""
         self._hidden.discard(key)
 
     def hide(self, key: str) -> None:
@@ -75,9 +75,9 @@ class PassedPairs:
             await self._gateway.leaving(self._names[key])
 
     async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        """Return once the gateway puts nothing into the pair any more and has got back what waits in it.
+        """Return once the gateway has stopped using the pair and has taken back the waiting connections.
 
-        The caller closes both ends. At once if the gateway does not use it.
+        The caller closes both ends. Returns at once if the gateway does not use it.
         """
         if self._published is not None:
             await self._published.wait()
@@ -94,7 +94,7 @@ class PassedPairs:
             _move(take, self._give_back)
 
     def retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        """Close a pair that another one has replaced, in the background."""
+        """Close a pair that has been replaced, in the background."""
         if not self.uses(key):
             give.close()
             take.close()
@@ -117,7 +117,7 @@ def empty(take: socket.socket) -> None:
 
 
 def _move(take: socket.socket, give: socket.socket | None) -> None:
-    """Move queued connections to another pair; what has no room there is closed, and with None everything."""
+    """Move queued connections to another pair; excess connections are closed, and all of them with None."""
     # Bounded to the pair's capacity: an application may go on filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:

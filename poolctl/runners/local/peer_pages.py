@@ -1,7 +1,7 @@
 """The pages on which the workers of one server see each other's open connections (see poolctl.worker.peer_counts).
 
-A page is held by the workers; here it is kept only for those that come later. A supervisor that adopts workers makes
-another one, and sends it to all.
+A page is held by the workers; here it is kept only for later workers. A supervisor that adopts workers creates a new
+page, and sends it to all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..process_link import Descriptor, HasDescriptor
 
 
 class Peer(Protocol):
-    """A worker; `protocol` is that of its adoption pair, None if it has none."""
+    """A worker; `protocol` is its adoption pair's protocol, None without a pair."""
 
     server: ServerConfig
     protocol: str | None
@@ -34,7 +34,7 @@ class PeerPages:
         self._workers: dict[str, list[Peer]] = {}
 
     def add(self, worker: Peer) -> None:
-        """Send the worker its server's page, and the first one, too, if this is the second."""
+        """Send the worker its server's page, and also the first worker, if this is the second."""
         key, protocol = worker.server.key, worker.protocol
         if protocol is None:
             return

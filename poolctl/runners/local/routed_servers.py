@@ -89,7 +89,7 @@ class RoutedServers:
         """Let the gateway have the server's pair, unless a worker of it would answer requests of other servers.
 
         Such a worker has become ready without saying that it follows the routes: it is of another version, or its HTTP
-        implementation cannot. While none is ready, the last ones decide.
+        implementation cannot. While no worker is ready, the previous workers decide.
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):

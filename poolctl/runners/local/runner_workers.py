@@ -33,5 +33,5 @@ class RunnerWorkers(dict[str, LocalWorker]):
             self._by_key.pop(key, None)
 
     def of(self, key: str) -> Collection[LocalWorker]:
-        """Those of the server with this address."""
+        """The workers of the server with this address."""
         return self._by_key.get(key, ())

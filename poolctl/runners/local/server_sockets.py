@@ -1,8 +1,8 @@
 """The sockets of a pool's servers, held here and by the keeper, and closed at both: listeners and adoption pairs.
 
 Through its adoption pair the workers of a server hand accepted connections to each other. A draining worker gives, the
-first other one that is ready takes; queued connections wait as in a backlog. One pair a server, because a connection
-must not reach another server's application, nor a plain one a TLS server.
+first other ready worker takes; queued connections wait as in a backlog. Each server has its own pair, because a
+connection must not reach another server's application, nor a plain connection a TLS server.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Sockets:
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
-        """The server's listeners; none for a command without an address, or one that binds by itself."""
+        """The server's listeners; empty for a command without an address, or a command that binds by itself."""
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
-        """Likewise, for a worker: from now on its application, and any process it starts, may hold them too."""
+        """The server's listeners for a worker, whose application and child processes may also hold them."""
         key = server.key
         if key in self._open and not self.shared(key):
             self._shared.add(key)
@@ -79,7 +79,7 @@ class Sockets:
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
         if server.command:
-            # As in sd_listen_fds(3): a program that wants a non-blocking socket sets that itself, for all users.
+            # As in sd_listen_fds(3): a program sets a non-blocking socket itself, for all users.
             for sock in self._open[key]:
                 sock.setblocking(True)
         self._identities[key] = identity_of(key)
@@ -135,10 +135,10 @@ class AdoptionPairs:
         self._keeper = keeper
         self._passed = passed
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
-        self.pages = PeerPages()  # on which those that share a pair see each other's connections
+        self.pages = PeerPages()  # pages on which workers that share a pair see each other's connections
 
     def open(self, server: ServerConfig) -> None:
-        """Make the server's pair, if it has none of its protocol. A program, which cannot use one, has none."""
+        """Create the server's pair, unless it has one of its protocol. A program cannot use a pair, and gets none."""
         if server.command or self.protocol(server.key) == protocol(server):
             return
         before = self._pairs.pop(server.key, None)
@@ -162,7 +162,7 @@ class AdoptionPairs:
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """The protocol of that address's pair; None if it has none."""
+        """The protocol of that address's pair; None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:
@@ -194,7 +194,7 @@ class AdoptionPairs:
         return self._pairs[key][2] if key in self._pairs else None
 
     def waiting(self, key: str) -> int:
-        """About how many connections are queued in the pair: those that a gateway passes have messages of one size."""
+        """Approximate number of connections queued in the pair; messages for passed connections have one size."""
         if key not in self._pairs:
             return 0
         take = self._pairs[key][2]
@@ -213,7 +213,7 @@ class AdoptionPairs:
     async def close(self, key: str) -> None:
         """Close the pair here and at the keeper, and every connection that is queued in it.
 
-        A gateway gets back first what it has put into it.
+        A gateway first gets back the connections that it has put into it.
         """
         self.pages.close(key)
         if key not in self._pairs:

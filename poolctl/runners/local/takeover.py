@@ -29,8 +29,8 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _REPORT_SECONDS = 0.2
 
-# Gets the rest of an entry's name, its value and its descriptors; returns the new owners of these, none if the entry is
-# not needed any more.
+# Gets the rest of an entry's name, its value and its descriptors; returns the new owners of these, or nothing if the
+# entry is no longer needed.
 Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 
 

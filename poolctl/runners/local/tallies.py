@@ -36,9 +36,9 @@ _SLOTS = SIZE_BYTES // _SLOT_BYTES
 class Tally:
     """One worker's page. The descriptor is ours.
 
-    The application can write the page too. Once it shows what no worker can have counted it is not believed any more:
-    then the counts are those of the reading before, as if the worker had ended. `since` is when the page was empty, by
-    the system's monotonic clock: for one of an earlier supervisor the machine's start.
+    The application can write the page too. Once it shows impossible counts it is no longer trusted, and the counts stay
+    as last read, as if the worker had ended. `since` is when the page was empty, by the system's monotonic clock; for a
+    page of an earlier supervisor it is the machine's start.
     """
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,7 @@ class Tally:
         return self._read(_SLOTS)
 
     def request_counts(self) -> Counts | None:
-        """Likewise, only those up to COUNTED."""
+        """The worker's counts up to COUNTED; None if the page has another layout, or is closed."""
         return self._read(COUNTED)
 
     def _read(self, slots: int) -> Counts | None:
@@ -129,10 +129,10 @@ class Counting(Protocol):
 
 
 class Tallies:
-    """The counts of `workers`, by id, and of those that have exited (see Counters).
+    """The counts of `workers`, by id, and of workers that have exited (see Counters).
 
     The keeper holds the page until `settled`: a successor adds up the rest. `on_refused` is called once with the server
-    and the name of a worker whose page is not believed any more, and the reason.
+    and the name of a worker whose page is no longer trusted, and the reason.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Asks workers for their stacks by signals (see poolctl.worker.stack_dump), also those that hang; never waits long."""
+"""Asks workers for their stacks by signals (see poolctl.worker.stack_dump), even hung workers; never waits long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .local_worker import LocalWorker
 if TYPE_CHECKING:
     from ..stack_report import KernelThread, WorkerStacks
 
-# Of the time of a request: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
+# Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _FIRST, _SECOND = 0.6, 0.25
 _MOST_THREADS = 50
 _AT_ONCE = 8  # threads that read /proc: a read may block

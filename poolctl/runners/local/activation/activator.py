@@ -1,11 +1,11 @@
 """Activates sleeping servers: their listeners are watched without a process until the first request.
 
-Each connection is accepted and inspected without reading (MSG_PEEK): one that is opened and closed, or that sends no
-request, wakes no server. The first request wakes it; every connection that is held by then, and all that its last
-worker left, goes to its next worker through the adoption pair. New ones wait in the backlog.
+Each connection is accepted and inspected without reading (MSG_PEEK): a connection that is opened and closed, or that
+sends no request, wakes no server. The first request wakes it; every connection held at that time, and all that its last
+worker left, goes to its next worker through the adoption pair. New connections wait in the backlog.
 
 Connections from sockets that an application shares come through the accept helper (see AcceptHelper): an application
-can make accept(2) on such a listener block for ever, and put anything into such a pair.
+can make accept(2) on such a listener block forever, and put anything into such a pair.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Activator:
         """Watch for the first request; `on_request` is called once, from the loop, after it was disarmed."""
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
-        # After a call has blocked once, none is made again: any connection wakes that server.
+        # After one blocked call there is no further call: any connection wakes that server.
         sleeping.accepts = sleeping.accepts and sleeping.key not in self._blocking
         if sleeping.accepts and (sleeping.shared or sleeping.left is not None):
             self._accept_helper.warm()
@@ -161,7 +161,8 @@ class Activator:
             self._pause(sleeping)
 
     def _pause(self, sleeping: SleepingListener) -> None:
-        # Most likely out of descriptors: new connections wait in the backlog, those that workers left in the pair.
+        # Most likely out of descriptors: new connections wait in the backlog, and connections left by workers in the
+        # pair.
         self._unwatch_listeners(sleeping)
         sleeping.timer = asyncio.get_running_loop().call_later(
             _AGAIN_SECONDS, self._watch_listeners, sleeping
@@ -283,7 +284,7 @@ class Activator:
     def _classify(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
-        """Decide what to do with a connection; `last`: its client sends nothing more; `late`: its time is over."""
+        """Decide what to do with a connection; `last`: its client has closed its side; `late`: its time is over."""
         on_late = partial(self._classify, sleeping, held, last=True, late=True)
         try:
             unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -334,7 +335,7 @@ class _Fetch:
         self.sleeping = sleeping
         self.shared = shared
         self.fd = -1 if clears else shared.fileno()
-        self.clears = clears  # whatever its workers have left is taken
+        self.clears = clears  # all connections left by its workers are taken
         self.wanted = True
         self._activator = activator
 

@@ -12,11 +12,11 @@ from .held_connections import HeldConnection
 
 @dataclass(slots=True, eq=False)
 class SleepingListener:
-    """The activator's state of a server. Without `accepts` any connection wakes it, and none is accepted for it.
+    """The activator's state of a server. Without `accepts` any connection wakes it, without being accepted.
 
     Its listeners are `shared` when an application may have them as well. `left` is where its workers leave their idle
-    connections. One that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
-    request's head, as at a worker, which continues with the remaining time.
+    connections. A connection that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
+    request's head, as in a worker, which continues with the remaining time.
     """
 
     key: str

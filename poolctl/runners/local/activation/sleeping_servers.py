@@ -64,7 +64,7 @@ class SleepingServers:
         if not self._activator.armed(key) or self._passed.uses(key):
             return
         if all(worker.exited.done() for worker in workers):
-            # Once its pair is empty nothing more will come through it.
+            # Once the pair is empty no further connections come through it.
             self._activator.clear(key)
 
     def keep_pair(self, key: str) -> None:
@@ -113,7 +113,7 @@ class SleepingServers:
     def adopt_acceptor(
         self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
     ) -> list[HasDescriptor]:
-        """Adopt the previous supervisor's accept helper; `servers` are those it may have accepted for."""
+        """Adopt the previous supervisor's accept helper; `servers` are the servers it may have accepted for."""
         self._servers.update(servers)
         return self._accept_helper.adopt(meta, fd)
 

@@ -122,7 +122,7 @@ class AppZygote(Receiver):
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Return when the application is imported: "", or the reason why nothing can be forked from there.
 
-        Raises ImportFailed, once what it printed into the `pipe` is in its file. Cancelled, it ends the process.
+        Raises ImportFailed, once its output from the `pipe` is in its file. Cancelled, it ends the process.
         """
         since = time.time()
         exit_ = None

@@ -1,8 +1,8 @@
 """The app zygotes of a pool: processes that have imported an application and fork the workers of `preload` servers.
 
-One serves all servers whose settings that an import can see are equal. It belongs to one version of the code: a
-request for newer code gets another zygote, and the old one is used until then. Imports, in app zygotes and in workers,
-take turns.
+A zygote serves all servers that are equal in the settings visible to an import. It belongs to one version of the code:
+a request for newer code gets another zygote, and the old one is used until then. Imports, in app zygotes and in
+workers, take turns.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Making:
 
 
 class AppZygotes:
-    """Makes app zygotes when they are needed, and ends them when no server needs them any more.
+    """Creates app zygotes when they are needed, and ends them when no server needs them.
 
     Each imports when `turns` lets it.
     """
@@ -105,7 +105,7 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote whose code is not older than `since` (monotonic, in seconds), or the reason why there can be none.
+        """A zygote whose code is not older than `since` (monotonic, in seconds), or the reason why there is no zygote.
 
         Raises WorkerFailed if the application cannot be imported.
         """
@@ -184,7 +184,7 @@ class AppZygotes:
         return ()
 
     def end_unneeded(self) -> None:
-        """End those that no server needs."""
+        """End the zygotes that no server needs."""
         for key in {*self._present, *self._making}:
             self._end_unneeded(key)
 
@@ -213,7 +213,7 @@ class AppZygotes:
         def done(made: asyncio.Task[AppZygote | str]) -> None:
             if self._making.get(key) is making:
                 del self._making[key]
-            # Callers that await it get the exception; there may be none.
+            # Callers that await it get the exception; there may be no callers.
             if not made.cancelled():
                 made.exception()
 

@@ -48,10 +48,10 @@ _PATIENCE_SECONDS = 10.0
 
 
 class DescriptorBudget:
-    """Lets as many workers be made at once as there are free descriptors in this process, and so in the keeper.
+    """Limits the number of workers created at once by the free descriptors in this process, and so in the keeper.
 
-    In a restart of many servers the others wait until the first ones' old workers have exited. Those in use are
-    counted, which takes longer the more there are, only when as many as were free may be taken.
+    In a restart of many servers the others wait until the first servers' old workers have exited. Used descriptors are
+    counted only when all previously free descriptors may be taken, because counting takes longer the more there are.
     """
 
     def __init__(self, in_use: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))) -> None:
@@ -272,7 +272,7 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> _Inheritance:
-        """Make what the worker inherits. `afterwards` closes its ends here, `if_failed` ours."""
+        """Create the descriptors that the worker inherits. `afterwards` closes its ends here, `if_failed` ours."""
         notify = None
         if server.command:
             spec["argv"] = argument_vector(server)

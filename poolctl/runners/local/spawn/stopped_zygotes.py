@@ -15,9 +15,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class StoppedZygotes:
-    """Looks at the zygotes periodically, on the running loop until `close`, and kills those that are stopped twice.
+    """Checks the zygotes periodically, on the running loop until `close`, and kills zygotes found stopped twice.
 
-    Nothing is asked: a zygote would have to fork for the answer. The next fork starts another zygote.
+    The zygotes are not asked, because each would have to fork for the answer. The next fork starts another zygote.
     """
 
     def __init__(self, children: Children, zygotes: Callable[[], Iterable[Process]]) -> None:
@@ -30,7 +30,7 @@ class StoppedZygotes:
         self._set_timer()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._timer.cancel()
 
     def _set_timer(self) -> None:

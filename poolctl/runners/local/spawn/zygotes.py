@@ -21,9 +21,9 @@ from ...runner_protocol import WorkerFailed
 from ..fork_verification import Children, Forged, Process
 
 START_SECONDS = 30.0
-# A fork takes milliseconds. A zygote that is silent for so long with requests pending is stopped, or hangs.
+# A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
 SILENT_SECONDS = 10.0
-# For so long a check of which users can change an interpreter's files is valid.
+# Time for which a check of the users that can change an interpreter's files is valid.
 _OWNER_SECONDS = 10.0
 # Time for an unused one to exit.
 END_SECONDS = 2.0
@@ -139,7 +139,7 @@ class Zygotes:
 
     @property
     def processes(self) -> list[Process]:
-        """All that have not exited, those that are not up yet among them."""
+        """All zygotes that have not exited, including zygotes that are not up yet."""
         return list(self._processes.values())
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class Zygotes:
         task = self._running.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.ensure_future(self._start(source))
-            # Callers that await it get the exception; often there are none.
+            # Callers that await it get the exception; often there are no callers.
             task.add_done_callback(lambda started: started.cancelled() or started.exception())
             self._running[key] = task
         return task
@@ -202,7 +202,7 @@ class Zygotes:
         return link
 
     def lost(self, zygote: _Zygote) -> None:
-        """It has exited, or does not answer: the next one to fork from is another."""
+        """Replace it for the next fork, because it has exited or does not answer."""
         key = zygote.source.key
         if self._running.get(key) is zygote.starting:
             del self._running[key]
