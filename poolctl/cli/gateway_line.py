@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import count_text, duration
-from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.control.gateway_status import GatewayStatus
 from poolctl.json_form import Table, from_json
 
 TYPE_CHECKING = False

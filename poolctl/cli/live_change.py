@@ -13,7 +13,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.control.answers import About, ErrorEntry, Item, Result
+from poolctl.control.answers import ErrorEntry, Item, Result
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from poolctl.config import Configuration, Problem
+    from poolctl.control.pool_identity import About
 
 # A change that was made is saved, even if not for every server or not in time.
 MADE = (DONE, FAILED, TIMED_OUT)

@@ -11,7 +11,6 @@ import unicodedata
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import pool_paths
-from poolctl.control.answers import Described, Details
 from poolctl.json_form import Table
 from poolctl.logs.log_level import canonical_level, level_place
 from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
@@ -19,6 +18,8 @@ from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
+
+    from poolctl.control.show_answers import Described, Details
 
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")

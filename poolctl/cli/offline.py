@@ -18,13 +18,14 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
-from poolctl.control.answers import Described, ErrorEntry, Item, item
+from poolctl.control.answers import ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
 from poolctl.selection.regular_expressions import FASTER
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
+    from poolctl.control.show_answers import Described
     from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.runner_registry import Orphan
 
@@ -98,6 +99,8 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
 
 def described(server: ServerConfig) -> Described:
     """A server with its effective configuration and the origin of each value."""
+    from poolctl.control.show_answers import Described
+
     return Described(**vars(item(server)), config=server.to_dict(), origin=server.origin)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO, TypeGuard
 
-    from poolctl.control.answers import ErrorEntry, Item, Measured, Result
+    from poolctl.control.answers import ErrorEntry, Item, Result
+    from poolctl.control.statistics_answers import Measured
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-    from poolctl.control.answers import ProgressLine, Result
+    from poolctl.control.answers import Result
+    from poolctl.control.progress_lines import ProgressLine
     from poolctl.json_form import Table
 
     Answer = TypeVar("Answer", bound=Result)
@@ -263,7 +264,8 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
     Failure if the selection matches nothing or the files are invalid.
     """
-    from poolctl.control.answers import Result, StatsResult
+    from poolctl.control.answers import Result
+    from poolctl.control.statistics_answers import StatsResult
 
     result: Result
     try:

@@ -17,10 +17,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from poolctl.clock import Clock
-from poolctl.control.answers import Result, ShowResult
+from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.observer_answers import HistoryResult
 from poolctl.control.rollout_answers import RolloutResult
+from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from poolctl.cli.log_rendering import record_lines
-from poolctl.control.answers import ShowResult
+from poolctl.control.show_answers import ShowResult
 from poolctl.logs.follow import Follower
 from poolctl.logs.log_level import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record

@@ -12,9 +12,12 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
 from poolctl.config import MASK, escaped, masked, table_text, values_of
-from poolctl.control.answers import Described
 from poolctl.errors import ControlError
 from poolctl.json_form import Table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.control.show_answers import Described
 
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")

@@ -7,8 +7,8 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.answers import StatsResult
 from poolctl.control.observer_answers import MetricsResult
+from poolctl.control.statistics_answers import StatsResult
 
 COMMAND = Command(
     "Print the pool's metrics for Prometheus.",

@@ -100,8 +100,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """Stop the selected servers that still serve, and without a selection the gateway; None if nothing serves."""
-    from poolctl.runners.runner_registry import find_orphans, orphans_exist
-    from poolctl.supervisor.gateway import orphaned_gateway
+    from poolctl.runners.runner_registry import orphans_exist
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
@@ -110,6 +109,16 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
         forget_desired_state(pool.directory, names)
         remove_stale_files(pool.directory)
         return None
+    return _end_orphans(request, pool)
+
+
+def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
+    # Apart from _stop_orphans, because this imports asyncio, and most pools leave nothing behind.
+    from poolctl.runners.runner_registry import find_orphans
+    from poolctl.supervisor.gateway import orphaned_gateway
+    from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
+
+    everything = request.selector().selects_all
     found = find_orphans(os.environ, pool.directory)
     running = dict.fromkeys(str(each.said["server"]) for each in found)
     items = _from_files(request, pool, [from_json(Item, {"name": name}) for name in running if name])

@@ -10,9 +10,12 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import servers
 from poolctl.cli.supervisor_requests import ask
-from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.control.answers import Item, Result
 
 # One stat per interval is cheap, and a new supervisor is noticed without delay.
 LOOK_SECONDS = 0.05

@@ -11,8 +11,8 @@ from poolctl.cli.log_rendering import JsonLines, log_paths, terminal_text
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import printable
 from poolctl.control import pool_paths
-from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
+from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.logs.log_line import LogLine
 

@@ -14,8 +14,8 @@ from poolctl.cli.log_rendering import JsonLines, PrefixedLines
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.run.signals import StopSignals
 from poolctl.cli.supervisor_requests import start_unsignalled
-from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
+from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.logs.follow import follow
 from poolctl.logs.log_line import stamp

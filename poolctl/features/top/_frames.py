@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from poolctl.cli.render import coloured, duration, printable, servers
-from poolctl.control.answers import Measured
-from poolctl.control.gateway_answers import GatewayStatus
 
 from ._board import Board
 from ._route_rows import ROUTE_COLUMNS, RouteBoard
@@ -31,6 +29,11 @@ from ._table import (
     sparkline,
     table_lines,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.control.gateway_status import GatewayStatus
+    from poolctl.control.statistics_answers import Measured
 
 _NARROW = 100
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from poolctl.control.answers import Item, Result, StatsResult
+from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
-from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
+from poolctl.control.gateway_answers import RoutesResult
+from poolctl.control.gateway_status import GatewayStatus
+from poolctl.control.statistics_answers import StatsResult
 from poolctl.errors import ControlError
 
 from ._board import Board

@@ -11,9 +11,11 @@ from typing import TypeVar
 from poolctl.cli.log_rendering import log_paths
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.supervisor_requests import start_unsignalled
-from poolctl.control.answers import ShowResult, StatsResult
 from poolctl.control.client import Client
-from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
+from poolctl.control.gateway_answers import RoutesResult
+from poolctl.control.gateway_status import GatewayStatus
+from poolctl.control.show_answers import ShowResult
+from poolctl.control.statistics_answers import StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import from_json
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.control.answers import Measured
+from poolctl.control.statistics_answers import Measured
 
 from ._board import Board
 

@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from poolctl.cli.render import duration, printable
-from poolctl.control.answers import Measured, Stats, StatsHistory
+from poolctl.control.statistics_answers import Measured, Stats, StatsHistory
 
 from ._board import Board
 

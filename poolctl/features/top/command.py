@@ -13,13 +13,13 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.answers import StatsResult
+from poolctl.control.statistics_answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
 from ._server_rows import SORTS, ServerBoard
 
 if TYPE_CHECKING:
-    from poolctl.control.gateway_answers import GatewayStatus
+    from poolctl.control.gateway_status import GatewayStatus
 
     from ._pool_requests import StatsSource
     from ._route_rows import RouteBoard

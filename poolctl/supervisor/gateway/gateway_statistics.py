@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.control.answers import Result
-from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.gateway.settings import HTTP, ListenerSettings
 from poolctl.json_form import Table, to_json

@@ -8,8 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from poolctl.control import answers
-from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
+from poolctl.control.statistics_answers import (
+    Measured,
+    Monitored,
+    MonitorResult,
+    Observed,
+    Stats,
+    StatsHistory,
+    StatsResult,
+    WorkerStats,
+)
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.json_form import Table
@@ -111,17 +119,17 @@ class Statistics:
         entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
-                answers.Monitored(**vars(item), monitor=self._observed(entry))
+                Monitored(**vars(item), monitor=self._observed(entry))
                 for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
 
-    def _observed(self, entry: Entry) -> answers.Observed:
+    def _observed(self, entry: Entry) -> Observed:
         known = self.totals.availability(entry)
         failure = (
             entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
         )
-        return answers.Observed(
+        return Observed(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
             uptime_seconds=known.uptime,

@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.config import Marks, Stamp, changed_files, stamp_of
-from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, Result, failure, item
+from poolctl.control.answers import ErrorEntry, Item, Result, failure, item
+from poolctl.control.reload_answers import PlannedChange, ReloadResult
 from poolctl.core.decision_input import NO_OVERRIDES
 from poolctl.core.server_files import digest_of
 from poolctl.errors import PoolParamError

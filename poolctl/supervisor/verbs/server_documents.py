@@ -8,14 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from poolctl.config import masked
-from poolctl.control.answers import (
-    Details,
-    ErrorEntry,
-    Item,
-    LiveChanges,
-    ProbeResult,
-    WorkerDetails,
-)
+from poolctl.control.answers import ErrorEntry, Item
+from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, WorkerDetails
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry

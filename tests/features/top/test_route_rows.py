@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.features.top._frames import frame_text, table_frame
 from poolctl.features.top._route_rows import RouteBoard
 from poolctl.features.top._server_rows import ServerBoard

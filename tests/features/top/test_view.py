@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from poolctl.control.answers import Measured
+from poolctl.control.statistics_answers import Measured
 from poolctl.features.top._frames import Notice, help_frame, table_frame
 from poolctl.features.top._live_view import action_of
 from poolctl.features.top._log_pane import LogPane, log_frame

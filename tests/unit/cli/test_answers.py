@@ -7,40 +7,27 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.answers import (
-    Details,
-    ErrorEntry,
-    Item,
-    LiveChanges,
-    Measured,
-    Monitored,
-    Observed,
-    PlannedChange,
-    ProbeResult,
-    ReloadResult,
-    Result,
-    ShowResult,
-    Stats,
-    StatsHistory,
-    StatsResult,
-    StatusResult,
-    Summary,
-    WorkerDetails,
-    WorkerStats,
-)
-from poolctl.control.gateway_answers import (
-    GatewayStats,
-    GatewayStatus,
-    HostsResult,
-    RegistrationsResult,
-    RoutesResult,
-)
+from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.control.gateway_answers import HostsResult, RegistrationsResult, RoutesResult
+from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.control.observer_answers import (
     DashboardLink,
     DashboardResult,
     HealthReport,
 )
+from poolctl.control.reload_answers import PlannedChange, ReloadResult
+from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, ShowResult, WorkerDetails
 from poolctl.control.stack_answers import StacksResult
+from poolctl.control.statistics_answers import (
+    Measured,
+    Monitored,
+    Observed,
+    Stats,
+    StatsHistory,
+    StatsResult,
+    WorkerStats,
+)
+from poolctl.control.status_answers import StatusResult, Summary
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.cli.gateway_line import gateway_line
-from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.json_form import to_json
 from tests.stand_in import always, item
 

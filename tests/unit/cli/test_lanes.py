@@ -125,6 +125,30 @@ def test_the_fast_lane_needs_the_standard_library_only(verb: str, tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [("list", []), ("start", []), ("stop", []), ("restart", []), ("wait", []), ("validate", []),
+     ("status", ["status_answers"]), ("show", ["show_answers"]), ("reload", ["reload_answers"])],
+)  # fmt: skip
+def test_a_command_imports_only_the_answers_that_it_reads(verb: str, expected: list[str]) -> None:
+    script = (
+        f"import sys, poolctl.cli.commands.{verb};"
+        "print(*sorted(name.rpartition('.')[2] for name in sys.modules if name.endswith('_answers')))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == expected, done.stderr
+
+
+def test_stop_of_a_pool_that_is_not_running_needs_no_asyncio(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text("[[server]]\nname = 'a'\napp = 'a:app'\nbind = '127.0.0.1:0'\n")
+    script = (
+        "import sys; from poolctl.cli.main import main; code = main(['stop']);"
+        "assert (code, 'asyncio' in sys.modules) == (0, False), code"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_options_are_accepted_before_and_after_the_targets() -> None:
     assert slow(["list", "--tag", "x", "web"]) == slow(["list", "web", "--tag", "x"])
     assert slow(["-c", "a", "--pool", "p", "show", "-c", "b"]) == slow(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
-from poolctl.control.answers import ErrorEntry, Item, Measured
+from poolctl.control.answers import ErrorEntry, Item
+from poolctl.control.statistics_answers import Measured
 from poolctl.json_form import from_json, to_json
 from tests.stand_in import server
 

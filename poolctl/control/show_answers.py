@@ -1,0 +1,96 @@
+"""Answers of a supervisor about the details of its servers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.json_form import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The last result of a worker's probe."""
+
+    kind: str
+    status: str
+    message: str
+    latency_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDetails:
+    """One worker, of `show`."""
+
+    id: str
+    pid: int | None
+    where: str
+    phase: str
+    health: str
+    resting: bool
+    probes: tuple[ProbeResult, ...]
+    # Seconds since the epoch; left out for a worker of an earlier supervisor.
+    placed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveChanges:
+    """The live changes that win over the configuration."""
+
+    workers: int | None = None
+    disabled: bool | None = None
+    drained: bool | None = None
+    added: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteToServer:
+    """A route of the gateway that leads to the server: `protocol` is http, or tcp or udp of a stream.
+
+    `host` of a stream is the gateway's own address.
+    """
+
+    alias: str
+    protocol: str
+    host: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described(Item):
+    """A server with its effective configuration, and where each value comes from.
+
+    `routes` are left out where the pool has no gateway.
+    """
+
+    config: Table
+    origin: dict[str, str] | None
+    routes: tuple[RouteToServer, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details(Item):
+    """A running server, of `show`."""
+
+    overrides: LiveChanges
+    endpoints: tuple[str, ...]
+    generation: int
+    worker_list: tuple[WorkerDetails, ...]
+    complaint: str
+    preload_problem: str
+    certificate_expires: str | None
+    failure: ErrorEntry | None
+    config: Table
+    origin: dict[str, str] | None
+    # False where the output is not in files of this machine; left out where it is.
+    log_files: bool | None = None
+    routes: tuple[RouteToServer, ...] | None = None
+    # What the last worker did that hung, or was not ready in time: a WorkerStacks.
+    stacks: Table | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowResult(Result):
+    """Of `show`."""
+
+    items: tuple[Details, ...] = ()
