@@ -23,7 +23,7 @@ from tests.real_pool import RealPool
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[3]
-# What speaks PROTOCOL 1 (poolctl/control/answers.py).
+# What speaks PROTOCOL 1 (poolctl/control/protocol.py).
 OLDEST = "199a544b2141fa44dd0fbe8813d650020a1cee5b"
 
 
