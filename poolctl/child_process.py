@@ -189,5 +189,5 @@ def _end(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> N
     link.close()
     process.kill()
     with contextlib.suppress(RuntimeError):  # this process is exiting
-        # Not waited for: it may be blocked in the kernel, on a file system that does not answer.
+        # Waited for in a thread, because the process may be blocked in the kernel by an unresponsive file system.
         threading.Thread(target=process.wait, daemon=True).start()

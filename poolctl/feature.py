@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-# A feature may import those before it.
+# A feature may import earlier features.
 FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "doctor", "top")
 
 

@@ -70,7 +70,7 @@ def from_json(kind: type[Record], table: Mapping[str, object]) -> Record:
 
 
 def field_names(kind: Any) -> tuple[str, ...]:
-    """The names of a dataclass's fields, those of its base first."""
+    """The names of a dataclass's fields, first the fields of its base."""
     return tuple(field.name for field in fields(kind))
 
 
@@ -89,7 +89,7 @@ def _forms(kind: Any) -> tuple[_FieldForm, ...]:
 def _form(
     kind: Any,
 ) -> tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]:
-    """A type's empty value, its types in JSON, what makes a value of JSON, and the reverse."""
+    """A type's empty value, its types in JSON, its function from JSON, and its function to JSON."""
     if isinstance(kind, UnionType):
         (only,) = (each for each in kind.__args__ if each is not NoneType)
         _, accepted, read, write = _form(only)

@@ -1,8 +1,8 @@
 """A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
 
-Six rooms: `values` (what a key may hold), `model` (the tables and their keys: plain values), `rules` (between keys,
-servers, tables and routes), `files` (text into tables with places), `checks` (files, users and programs that the
-servers refer to), `edit` (changes written back).
+Six rooms: `values` (values of keys), `model` (the tables and their keys: plain values), `rules` (between keys, servers,
+tables and routes), `files` (text into tables with places), `checks` (files, users and programs that the servers refer
+to), `edit` (changes written back).
 """
 
 # ruff: noqa: F403, F405 (the names are in __all__)
@@ -111,10 +111,10 @@ def __getattr__(name: str) -> object:
 
 
 def leave_out_plugins() -> None:
-    """Have pydantic find no plugins in this process, which must be one of poolctl's own, without others' code.
+    """Have pydantic find no plugins in this process, which must run only poolctl's own code.
 
     Its loader imports the search in all installed distributions even where PYDANTIC_DISABLE_PLUGINS forbids it: 32
-    modules or more, a tenth of what has to be imported before files can be read.
+    modules or more, a tenth of the imports before files can be read.
     """
     name = "pydantic.plugin._loader"
     loader = type(sys)(name)

@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _end_with(link: int) -> None:
-    """End this process as soon as the supervisor has ended, whatever it is waiting for."""
+    """End this process as soon as the supervisor has ended, even during a blocking call."""
     poll = select.poll()
     poll.register(link, 0)  # a hang-up is always reported
     poll.poll()
@@ -97,7 +97,7 @@ class Reader:
     def read(
         self, number: int, files: Sequence[str], env: Mapping[str, str] | None, access_log: bool
     ) -> Reading:
-        """What these files say; `number` names the reading in later requests, None is this process's environment."""
+        """The content of these files; `number` names the reading later, None is this process's environment."""
         from poolctl.config import Reading, Surroundings, load, marks_of
         from poolctl.errors import PoolError, ServerError
 
@@ -147,7 +147,7 @@ class Reader:
     def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """Where the files say what they say of these servers; nothing once they have changed."""
+        """The places in the files that configure these servers; empty once the files have changed."""
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError
 

@@ -1,4 +1,4 @@
-"""The content of configuration files: the servers of a pool, and the problems of those that are not among them."""
+"""The content of configuration files: the servers of a pool, and the problems of invalid servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ServerConfig(ServerKeys):
         def __init__(self, /, *, name: str, **keys: Tree) -> None: ...
 
     def validate(self, *, import_app: bool = True) -> None:
-        """Check what is outside the file: other files, certificates, interpreter, importable app.
+        """Check references outside the file: other files, certificates, interpreter, importable app.
 
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
         """
@@ -56,7 +56,7 @@ class ServerConfig(ServerKeys):
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers in their order; `problems` are those of the other servers and of the pool."""
+    """The valid servers in their order; `problems` belong to the other servers and to the pool."""
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()
@@ -104,7 +104,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Findings that keep no server from running; after `outside` or `validate` also those of the outside."""
+        """Findings that keep no server from running; `outside` and `validate` add findings outside the files."""
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
@@ -129,9 +129,9 @@ class Configuration(Sequence[ServerConfig]):
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
-        """Problems of what the servers refer to: files, certificates, interpreters; on request their apps.
+        """Problems of the servers' files, certificates and interpreters, and on request of their apps.
 
-        Only of the servers with these names, if any are given; warnings are found for all of them.
+        Limited to the servers with these names, if any are given; warnings are found for all servers.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -153,7 +153,7 @@ class Configuration(Sequence[ServerConfig]):
         return [*found, *map(self._of_table, of_tables)]
 
     def unusable(self) -> list[ServerError]:
-        """Problems without whose fix nothing is started: what serves the gateway's clients is not installed."""
+        """Problems that prevent every start: the program that serves the gateway's clients is not installed."""
         if self.tables.gateway is None:
             return []
         from poolctl.config.checks.gateway_checks import unusable_engine
@@ -188,7 +188,7 @@ class Configuration(Sequence[ServerConfig]):
 BINDS_ITSELF = (
     "the program binds its address itself, so a restart cannot overlap: connections are refused meanwhile"
 )
-# Programs that listen, whatever their arguments are.
+# Programs that listen with any arguments.
 LISTENING = frozenset(
     {
         "caddy",
@@ -205,7 +205,7 @@ LISTENING = frozenset(
 
 
 def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
-    """What a server lacks to be served: an app, command or handlers, and its certificate.
+    """The problems of a server without an app, command or handlers, or without its certificate.
 
     `handler` and `tls`: Python has given the pool a handler, a default certificate.
     """
@@ -254,7 +254,7 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
 
 _DESCRIPTORS_OF_PAIR = 2
 # Its control socket or NOTIFY_SOCKET, the page on which it counts, the pipe that takes its output. A keeper that has
-# taken the place of another one, and is not its parent, has a pidfd of it as well, if there is room.
+# replaced another keeper, and is not its parent, has a pidfd of it as well, if there is room.
 _DESCRIPTORS_OF_WORKER = 3
 _DESCRIPTORS_OF_PROGRAM = 2
 # When many are restarted, the others wait until there are free descriptors.
@@ -262,9 +262,9 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The open files of keeper and supervisor, which have the same limit, for servers with so many workers each.
+    """The open files of keeper and supervisor, which have the same limit, for servers with their numbers of workers.
 
-    One that sleeps, with no worker, has its listener.
+    A sleeping server without workers has its listener.
     """
     workers, total = 0, OPEN_FILES_OF_POOL
     for server, count in servers:

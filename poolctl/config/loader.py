@@ -40,7 +40,7 @@ def load(
     *,
     access_log: bool = False,
 ) -> Configuration:
-    """The configuration of these files and directories, later ones over earlier ones. Blocks on the disk.
+    """The configuration of these files and directories; later files override earlier files. Blocks on the disk.
 
     `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
 
@@ -65,7 +65,7 @@ def _load(
     documents, unreadable = read_documents(files, texts)
     assembly = Assembly(env)
     if access_log:
-        assembly.defaults = {"http": {"access_log": True}}  # below what the files say
+        assembly.defaults = {"http": {"access_log": True}}  # overridden by the files
     for document in documents:
         assembly.add(document)
     config = _Loader(assembly, env).load(files)
@@ -86,7 +86,7 @@ def _load(
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
 OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
 
-# What a job that runs at certain times cannot have; the defaults mean the other servers.
+# Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
 NOT_OF_A_SCHEDULE = frozenset({"hooks", "mandatory"})
 
 
@@ -164,7 +164,7 @@ class Defaults:
         return table
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """What needs an address in the defaults is not for a program without one: variables, probes of it, sleep."""
+        """Remove defaults that need an address from a program without an address: variables, probes, sleep."""
         for key, kept in (
             ("env", _without_placeholders),
             ("health", _without_ports),
@@ -238,9 +238,9 @@ def _server_of(
 def added_server(
     surroundings: Surroundings, table: Mapping[str, Tree], base_dir: str, env: Mapping[str, str]
 ) -> ServerConfig:
-    """The server of this table, under what the files say to every server; relative paths begin in `base_dir`.
+    """The server of this table, with the files' defaults; relative paths begin in `base_dir`.
 
-    `env` is what `${VAR}` sees. Raises PoolValidateError with every problem.
+    `env` resolves `${VAR}`. Raises PoolValidateError with every problem.
     """
     reset_suggestions()
     findings: list[Finding] = []
@@ -261,13 +261,13 @@ class _Loader:
         self.assembly = assembly
         self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)
         self.problems: list[Problem] = list(assembly.problems)
-        # The value of a bad reference is not known: nothing more is reported of it.
+        # The value of a bad reference is unknown, so no further problems of it are reported.
         self.unresolved = {problem.place for problem in assembly.problems}
         self.interpreter = cache(lambda base_dir: default_interpreter(base_dir, env))
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir)
         self.settings = self._settings()
-        # By the index of the entry: its server if it is valid, and its address if it could be read.
+        # By the index of the entry: the server if it is valid, and its address if it could be read.
         self.servers: list[ServerConfig | None] = []
         self.addresses: list[tuple[str, Address | None]] = []
 
@@ -362,7 +362,7 @@ class _Loader:
             self._report(entries[second], finding._replace(message=f"{finding.message}, {other}"))
             excluded.add(second)
         if any(each.depends_on for each in self.servers if each):
-            # Of two with one name, the first: the other one cannot be meant.
+            # If two servers have one name, the first: a dependency cannot mean the other.
             indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
             servers = [
                 each for index, each in enumerate(self.servers) if each and indexes[each.name] == index
@@ -380,7 +380,7 @@ class _Loader:
         return excluded
 
     def _check_references(self) -> None:
-        """Report references to the address of a server that is not there, or has none."""
+        """Report references to the address of a server that does not exist or has no address."""
         entries = self.assembly.entries
         named = {
             entry.name: Named(address, entry.table.get("expose"))

@@ -13,7 +13,7 @@ from poolctl.config.values.problems import Tree
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the files of a pool say to every server: [defaults], as read, and the handlers of [pool]."""
+    """The defaults for every server: [defaults], as read, and the handlers of [pool]."""
 
     defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""
@@ -22,9 +22,9 @@ class Surroundings:
 
 @dataclass
 class Reading:
-    """What the files of a pool say: servers and tables, or `problems` as JSON documents have them.
+    """The content of a pool's files: servers and tables, or `problems` as in JSON documents.
 
-    `name` and `port_range` are those of [pool]; of several files, `files` names that of each server.
+    `name` and `port_range` come from [pool]; with several files, `files` names each server's file.
     """
 
     marks: Marks

@@ -1,4 +1,4 @@
-"""Listeners while addresses change: where possible the new one opens before the old one closes.
+"""Listeners while addresses change: where possible the new listener opens before the old listener closes.
 
 An address may also go from one server to another, in a reload that renames a server or exchanges two. Its listener then
 stays open: connections wait for its new server and are not refused.

@@ -493,7 +493,7 @@ class Core:
         if config.command != before.command:
             entry.observed.socket_found = ""
         if not same_listener(before, config):
-            # Immediately, because a server that needs the address may be decided on before this one.
+            # Immediately, because a server that needs the address may be decided on before this server.
             self._addresses.leave(entry)
         if config.every != before.every:
             entry.schedule.next_run = None

@@ -231,7 +231,7 @@ def _serve(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
-        # The old workers must end before the new one starts; connections wait meanwhile. A worker of a server that
+        # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a server that
         # falls asleep has little to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
@@ -300,7 +300,7 @@ def judge(
     """What to do after an exit that no command requested.
 
     `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
-    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`
+    from -1 to 1. The first restart within the window is immediate, if the worker had ever been ready. Without `retries`
     the exit of a worker that was never ready is final.
     """
     if not (retries or was_ready):

@@ -42,7 +42,7 @@ _COURSE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
 )
-# What node prints around an error: where it was thrown, its stack, its properties, the version.
+# Lines that node prints around an error: where it was thrown, its stack, its properties, the version.
 _NODE = (
     r"node:\S+:[0-9]+$|\s+throw \w+;|\s+\^+$|\s+at .*[0-9]\)?( \{)?$|Emitted 'error' event on|\}$|Node\.js v[0-9]"
     r"|\s+(code|errno|syscall|address|port|path|dest|requireStack): |Require stack:$"

@@ -13,7 +13,7 @@ from .server_entry import Entry, ServerListener
 
 
 class Servers:
-    """The servers, including those that are leaving. Starts and stops nothing.
+    """The servers, including servers that are leaving. Starts and stops nothing.
 
     `can_watch`: their runner can watch listeners of servers without workers.
     """

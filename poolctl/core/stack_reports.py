@@ -59,7 +59,7 @@ class StackReports:
         return found
 
     async def start_timed_out(self, entry: Entry, worker: Worker, message: str) -> str:
-        """Record what a worker does that is not ready in time; the message, with the place where it hangs."""
+        """Record the stacks of a worker that is not ready in time; returns the message with the place of the hang."""
         stacks = await self.take(entry, worker)
         if stacks is None:
             return message

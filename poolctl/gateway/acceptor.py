@@ -80,7 +80,7 @@ class Acceptor:
         batch.took(batch.size)
 
     def _accept_one(self, *, first: bool) -> bool:
-        """Accept the next connection; False if there is none now, or no room. The first is certainly there."""
+        """Accept the next connection; False if there is none now, or no room. The first call always finds one."""
         edge, descriptors = self._edge, self._edge.descriptors
         full = is_full(edge)
         if full or descriptors.few():

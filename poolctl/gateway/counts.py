@@ -1,4 +1,4 @@
-"""Requests, errors, bytes and latency of routes and backends, as the gateway counts what it proxies.
+"""Requests, errors, bytes and latency of routes and backends, as the gateway counts the traffic that it proxies.
 
 The slots are the same as in a worker's tally, so that the counts of passed requests, made by workers, and of proxied
 requests add up. Requests that are passed on are never counted here.
@@ -79,7 +79,7 @@ class Traffic:
 
 
 class Counts:
-    """The traffic of all routes and backends. What `route` and `backend` return may be kept."""
+    """The traffic of all routes and backends. The results of `route` and `backend` may be kept."""
 
     def __init__(self) -> None:
         self._routes: dict[str, Traffic] = {}

@@ -31,7 +31,7 @@ class DescriptorLimit:
 
     The kernel gives a new descriptor the lowest free number, so a number from `mark` on means that only the reserve is
     left. All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may
-    have `least_sessions` whatever TCP has. At most `of_handshakes` TLS handshakes are in progress.
+    have `least_sessions` regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:

@@ -237,7 +237,7 @@ class RequestHead(MessageHead):
       and uvicorn's two protocols give an application different paths for it.
     - No empty line before the head, and no Proxy-Connection, which is Connection to llhttp and nothing to h11.
     - Each decisive field at most once, in its plain form and without whitespace behind the value.
-    - No body in a request that asks for another protocol: to llhttp its bytes belong to that one.
+    - No body in a request that asks for another protocol: to llhttp its bytes belong to that protocol.
 
     Names with an underscore are ordinary names here, as they are for both parsers.
     """

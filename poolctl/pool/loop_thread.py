@@ -64,7 +64,7 @@ class Engine:
         close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """What `work` will give, run on the loop; cancelling the future cancels the work. Called under LOCK."""
+        """The future result of `work`, run on the loop; cancelling the future cancels the work. Called under LOCK."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._orders += 1
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
@@ -160,7 +160,7 @@ def running_engine() -> Engine | None:
 
 
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-    """What `work` will give, run on the engine."""
+    """The future result of `work`, run on the engine."""
     with LOCK:
         return engine().order(work)
 
@@ -186,7 +186,7 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
 
 
 def call(work: Callable[[], T]) -> T:
-    """What `work` returns, called on the engine's thread; at once on that thread, and where there is no engine."""
+    """The result of `work`, called on the engine's thread; called directly on that thread or without an engine."""
     current = _current
     if current is None or current.thread is threading.current_thread():
         return work()

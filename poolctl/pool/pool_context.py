@@ -14,7 +14,7 @@ from .loop_thread import LOCK
 
 Handler = Callable[[], Mapping[str, object]]
 
-# What golib, whose configurations load as they are, calls the handler that no key asks for.
+# The keys of the default handler in golib, whose configurations load unchanged.
 _KEYLESS = ("", "default")
 # How long the watching of an event outlives the servers that it was for; setting the event wakes it at once.
 _LINGER_SECONDS = 5.0
@@ -39,7 +39,7 @@ class PoolContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called or `stop` set: no server starts under this context any more."""
+        """Whether `cancel` was called or `stop` set: no server starts under this context afterwards."""
         return self.stop.is_set()
 
     def cancel(self) -> None:
@@ -95,7 +95,7 @@ class Shared:
 
     @property
     def values(self) -> Mapping[str, object]:
-        """What applications find in their state."""
+        """The values that applications find in their state."""
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:

@@ -231,7 +231,7 @@ class Members(Mapping[str, Server]):
             return self._servers.copy()
 
     def _look(self, look: Callable[[dict[str, Server]], T]) -> T:
-        """What `look` finds among the servers of one moment; it must not keep the dictionary.
+        """The result of `look` for the servers at one moment; it must not keep the dictionary.
 
         Copying 100,000 servers first would cost a fifth of a filter, so it is done only if the pool was changed
         meanwhile; and never is the lock held while a regular expression runs.

@@ -26,10 +26,10 @@ class BreakerState(StrEnum):
 class HostReport:
     """One host. `since` and `until` are times (ISO 8601, UTC) or "".
 
-    `state` is a HostState, as it was ordered; `health`, one of route_health.STATUSES, says how it is; `available`
-    whether it gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first
-    request. `connections` counts the connections of a server's workers, or the gateway's own connections to any other
-    host; `in_flight` are requests that it proxies, `waiting` requests in the queues of its routes.
+    `state` is the ordered HostState; `health`, one of route_health.STATUSES, says how it is; `available` whether it
+    gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first request.
+    `connections` counts the connections of a server's workers, or the gateway's own connections to any other host;
+    `in_flight` are requests that it proxies, `waiting` requests in the queues of its routes.
     """
 
     host: str

@@ -6,7 +6,7 @@ remain are in upper case, dot segments are removed (RFC 3986 §6.2.2). A request
 forwarded in normal form, or refused. Its connection is passed to a worker, which sees the path as it was sent, only if
 nothing but the spelling of escapes differs.
 
-What RFC 3986 leaves apart, backends do not:
+Backends confuse paths that RFC 3986 distinguishes:
 
 | in the path | some backends | here |
 |---|---|---|

@@ -255,7 +255,7 @@ class HTTPTableRoutes(TableRoutes[Route]):
 
 
 class TableRegistry(_Reading):
-    """The routes of a route table, and of each later one as soon as it is in force; read only.
+    """The routes of a route table, and of each later table as soon as it is in force; read only.
 
     `table` returns the table in force, or None. A look-up takes the same time with any number of routes.
     """

@@ -41,8 +41,8 @@ _ATTRIBUTES = {
 class Target:
     """Where a route leads: to a server of the pool by its name, or to a URL.
 
-    A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; of a stream's target, HOST:PORT. A target with twice the
-    weight gets twice as many connections, or requests.
+    A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; for a stream's target, HOST:PORT. A target with twice
+    the weight gets twice as many connections, or requests.
     """
 
     server: str = ""

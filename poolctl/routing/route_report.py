@@ -33,10 +33,10 @@ class RouteReport:
     """One route. `to` are its `destinations`, `way` is pass, proxy, stream or excluded, `why` is the
     reason for proxy and excluded.
 
-    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
-    and its servers allow, `passed`, `proxied` and `refused` count the outcomes of its `requests`; `waiting` are
-    requests in the queue of its limit now. The figures combine the gateway and the workers; a latency is None before
-    the first request. `machines` are there with an inventory.
+    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is the handling that
+    the route and its servers allow, `passed`, `proxied` and `refused` count the outcomes of its `requests`; `waiting`
+    are requests in the queue of its limit now. The figures combine the gateway and the workers; a latency is None
+    before the first request. `machines` are there with an inventory.
     """
 
     alias: str

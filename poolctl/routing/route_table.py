@@ -63,7 +63,7 @@ class TableError(ValueError):
 class Match(NamedTuple):
     """The route that a request takes, and certain facts about similar requests.
 
-    `passes`: every request of this host and path takes it, whatever its method and headers, and it is passable.
+    `passes`: every request of this host and path takes it, with any method and headers, and it is passable.
     `whole_host`: every request of this host that comes by TLS takes it. `whole_prefix`: so does every request of this
     host, by TLS or not, whose path the route's path covers. `servers` are the names of the servers that a passed
     connection may go to.

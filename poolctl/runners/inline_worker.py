@@ -37,7 +37,7 @@ _CANCEL_ATTEMPTS = 25
 
 
 class InlineWorker:
-    """A task that serves. `begun`, `answered` and `exited` are futures that several may await; none raises.
+    """A task that serves. `begun`, `answered` and `exited` are futures that several tasks may await; they never raise.
 
     It begins when it gets its `turn`.
     """

@@ -56,7 +56,7 @@ class Routing(Protocol):
     ) -> None:
         """Put a route table in force for these servers; None: the gateway has ended.
 
-        Their workers get it, also those that are placed or adopted later, and workers that have an older one. The
+        Their workers get it, also workers that are placed or adopted later, and workers with an older table. The
         gateway gets the pairs that these servers have, and each that is opened later. Does not block.
         """
         ...

@@ -4,7 +4,7 @@ A runner's module has `make(site)`, which gives the Runner of a supervisor. It m
 - `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
   which its store keeps the links to them;
 - `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
-  supervisor have died. The gateway does so as well, whatever the runner.
+  supervisor have died. The gateway does so as well, with any runner.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 
 
 class Matcher:
-    """Belongs to the running loop. Questions are answered in order; the first one starts the process."""
+    """Belongs to the running loop. Questions are answered in order; the first question starts the process."""
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
         self._stuck_seconds = stuck_seconds
@@ -84,7 +84,7 @@ class Matcher:
 
 
 def _start() -> ChildProcess:
-    # The variables of this process may hold secrets, and are none of its business.
+    # The variables of this process may hold secrets, which the matcher must not see.
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     return ChildProcess(bootstrap.command(sys.executable, "selection", isolated=True), env)
 

@@ -1,6 +1,6 @@
 """Choosing servers: the one selector language of every command.
 
-Works on whatever has the fields of an item, so that the command line's fast lane and the supervisor choose alike.
+Works on any object with the fields of an item, so that the command line's fast lane and the supervisor choose alike.
 Imports nothing that costs time: `re`, `difflib`, addresses only when a selection needs them.
 """
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, TypeVar
 
     class Selectable(Protocol):
-        """What servers are selected by."""
+        """The values that servers are selected by."""
 
         @property
         def name(self) -> str: ...
@@ -91,7 +91,7 @@ class Selector:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
-        """From the JSON form. Raises SelectorError for unknown keys and wrong types: anybody may send it.
+        """From the JSON form. Raises SelectorError for unknown keys and wrong types: any client may send it.
 
         Its expressions are neither compiled nor matched here: until `matched` is filled, they match nothing.
         """
@@ -183,7 +183,7 @@ def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
 
 
 def _canonical(target: str) -> str:
-    """The key of an address in any spelling; the text itself when it is none."""
+    """The key of an address in any spelling; the text itself if it is not an address."""
     if ":" not in target and "/" not in target:
         return target
     from poolctl.address import canonical
@@ -292,19 +292,19 @@ class Unmatched:
 
 
 def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Targets that name no server, the first of them with what is near."""
+    """Targets that name no server, the first targets with similar names."""
     return Unmatched(unknown, {target: _near(target, items) for target in unknown[:_SHOWN_WORDS]})
 
 
 def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Options that fit no server; for tags that none has, those that look like them: they are compared with case."""
+    """Options that match no server; for unknown tags, similar tags, because tags are compared with case."""
     known = dict.fromkeys(tag for item in items for tag in item.tags)
     unknown = [tag for tag in tags if tag not in known]
     return Unmatched(near={tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options=options)
 
 
 def close(word: str, words: Iterable[str]) -> list[str]:
-    """Those of the words that look like it, upper and lower case alike."""
+    """The words that look like it, ignoring case."""
     import difflib
 
     by_fold = {each.casefold(): each for each in words}

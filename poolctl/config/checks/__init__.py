@@ -1,1 +1,1 @@
-"""What servers refer to outside their files: interpreters, programs, users, certificates, importable apps."""
+"""Checks of things outside the files that servers refer to: interpreters, programs, users, certificates, apps."""

@@ -141,7 +141,7 @@ _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 
 
 def certificate_names(text: str) -> list[str]:
-    """The hosts that the first certificate in a PEM file is for, wildcards included; an empty list if it has none.
+    """The hosts that the first certificate in a PEM file is for, wildcards included; an empty list without hosts.
 
     IPv6 addresses are in brackets.
     """

@@ -1,4 +1,4 @@
-"""Checks of what servers and tables refer to: files, directories, programs, users, certificates, apps."""
+"""Checks of the objects that servers and tables refer to: files, directories, programs, users, certificates, apps."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
 
 SHOWN_NAMES = 3
-# Where it is installed, beside the directories of $PATH.
+# Places of installation in addition to $PATH.
 HAPROXY_PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 
@@ -98,9 +98,9 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Hosts of routes for which a listener has no certificate, together: clients refuse the one that they get.
+    """Hosts of routes for which a listener has no certificate, as one finding: clients refuse the certificate they get.
 
-    It is no problem: the host may be for another listener.
+    It is only a warning, because the host may be for another listener.
     """
     secure = {each.name: each.tls for each in servers if each.tls}
     takes_tls = any(each.tls for each in tables.gateway.bind) if tables.gateway else False

@@ -108,7 +108,7 @@ def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
 def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tuple[Import, Finding]]:
     """The imports that fail, with the reason; as many at once as there are CPUs.
 
-    Blocks until the last one is done or out of time.
+    Blocks until the last import is done or out of time.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as threads:
         for job, answer in zip(jobs, threads.map(lambda job: _import(job, env), jobs), strict=True):
@@ -141,7 +141,8 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
         written = _read(process.stdout.fileno(), job.timeout_seconds)
     finally:
         process.stdout.close()
-        # Before it is reaped, so that its group is still its own: what the import started ends with it.
+        # Killed before it is reaped, so that its group id is still its own; processes started by the import end with
+        # it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
@@ -156,7 +157,7 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
 
 
 def _encoded(text: str) -> bytes:
-    # As the worker has it: the locale may have no encoding for this text.
+    # As in the worker: the locale may have no encoding for this text.
     return text.encode("utf-8", "surrogateescape")
 
 

@@ -31,7 +31,7 @@ def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> st
 
 
 def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str:
-    """`$VIRTUAL_ENV`, then `.venv` beside the file, then the interpreter that runs poolctl."""
+    """`$VIRTUAL_ENV`, then `.venv` next to the file, then the interpreter that runs poolctl."""
     for directory in (env.get("VIRTUAL_ENV", ""), os.path.join(base_dir, ".venv")):
         if directory:
             found = _of_environment(directory)
@@ -169,7 +169,7 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths of what is in the directory and has such a name; not by `glob`, which takes as long as all the rest."""
+    """The paths in the directory with such a name; without `glob`, which takes as long as everything else."""
     try:
         names = os.listdir(directory)
     except OSError:

@@ -9,7 +9,7 @@ from poolctl.config.checks.certificate_checks import check_certificates
 from poolctl.config.model.registration_table import RegistrationTable
 from poolctl.config.values.problems import Finding
 
-# Shorter ones can be guessed, whatever limits the attempts.
+# Shorter tokens can be guessed despite the limits on attempts.
 _SHORTEST_TOKEN = 16
 
 

@@ -1,9 +1,9 @@
 """Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
 
-Every change is made in the file that defines the key or server. Only TOML files are written; changes to others are
-listed with their places, for people to make. A file is cut into its servers, and only the text of a server that changes
+Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files are
+listed with their places, to be made by hand. A file is cut into its servers, and only the text of a server that changes
 is given to tomlkit; a file that cannot be cut, such as a list in brackets, is given to it as a whole. Each new text is
-read back: it has to say what was meant and nothing else.
+read back: it must contain exactly the intended change.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Draft:
         return draft
 
     def by_hand(self) -> list[Problem]:
-        """What people have to write where, if not only TOML files change: one for each key or server."""
+        """The changes to make by hand, if not only TOML files change: one for each key or server."""
         changed = self._changed()
         if all(document.kind == "toml" for document in changed):
             return []
@@ -154,7 +154,7 @@ class Draft:
         return config
 
     def _in_files(self, problem: ServerError) -> ServerError:
-        """The problem with the line of the file as it is; that of the change itself where it is in no file yet."""
+        """The problem with the line in the present file, or with the change if it is in no file yet."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
                 before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
@@ -167,7 +167,7 @@ class Draft:
         return problem
 
     def difference(self) -> str:
-        """What changes, as a unified diff for people, its secrets masked."""
+        """The changes as a unified diff for display, with secrets masked."""
         lines: list[str] = []
         for document in self.documents:
             if (after := self.texts().get(document.path)) is not None:
@@ -176,7 +176,7 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write the changed files; their paths. FileChanged for a file that is not as it was read."""
+        """Write the changed files; returns their paths. Raises FileChanged for a file modified since it was read."""
         texts = self.texts()
         for document in self.documents:
             if document.path in texts:
@@ -202,7 +202,7 @@ class Draft:
         self._of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
 
     def _of(self, document: Document) -> Changes:
-        """The changes of a file, to which one is added."""
+        """The changes of a file; created if necessary."""
         self._texts = None
         return self._changes.setdefault(document.path, Changes())
 
@@ -269,7 +269,7 @@ def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree
         return "\n".join(table_text(head, table) for table in tables).rstrip("\n")
     if not count and servers:
         return f"    {_pair_text(document.kind, 'server', tables)}"
-    # In YAML a server in lines of its own, as the one before, or in brackets, as in JSON.
+    # In YAML a server in lines of its own, like the server before it, or in brackets, as in JSON.
     line, column = document.positions()[(*servers, count - 1)] if count else (1, 1)
     before = document.text.splitlines()[line - 1][: column - 1] if count else ""
     if document.kind == "json" or before.strip() != "-":
@@ -328,7 +328,7 @@ def replace(path: str, before: str, after: str) -> None:
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Two replacements take turns; the second one then finds the file changed. Not every file system has locks.
+        # Two replacements take turns; the second then finds the file changed. Not every file system has locks.
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
         mark = MARK if os.pread(held, len(MARK), 0) == MARK else b""
@@ -365,7 +365,7 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
 
 
 def _same(target: str, held: int, before: str) -> bool:
-    """Whether the file of that name is still the one that is held, with the text that was read."""
+    """Whether the file of that name is still the open file, with the text that was read."""
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):

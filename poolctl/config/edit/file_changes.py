@@ -31,7 +31,7 @@ class Changes:
         self.added: list[dict[str, Tree]] = []
 
     def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _same) -> None:
-        """Change the servers of a parsed file; `convert` makes what its library writes of a plain value."""
+        """Change the servers of a parsed file; `convert` turns a plain value into its library's representation."""
         for index, pairs in self.pairs.items():
             assign(servers[index], pairs, convert)
         for index in sorted(self.removed, reverse=True):
@@ -64,7 +64,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _same) -
 
 
 def list_at(data: Tree, servers: Path) -> Tree:
-    """The list of servers of a parsed file; an empty one is put there if there is none."""
+    """The list of servers of a parsed file; an empty list is inserted if there is no list."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
             data[key] = [] if number == len(servers) else {}
@@ -137,7 +137,7 @@ class Parts:
         return self.lines[at].lstrip().startswith("#")
 
     def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
-        """The text with the changes made: `edit` gives the new text of a server, `added` are the new ones."""
+        """The text with the changes made: `edit` gives the new text of a server, `added` are the new servers."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
             text = edit("".join(self.lines[part.first : part.end]), pairs)
@@ -153,7 +153,7 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: Part) -> None:
-        """Take out a server, its comments, and one of the gaps around it: the one below if there is another above."""
+        """Take out a server, its comments, and a gap next to it: the gap below if there is also one above."""
         start, end = part.above, part.below
         if start == 0 or self._is_blank(start - 1):
             while self._is_blank(end):

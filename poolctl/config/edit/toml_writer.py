@@ -1,6 +1,6 @@
 """Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads, and changes to it.
 
-The fast lane writes values with it: what only changes need is imported by them.
+The fast lane writes values with it, so modules needed only for changes are imported there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def table_text(head: str, table: Mapping[str, object]) -> str:
 def escaped(value: Tree) -> Tree:
     """The same value, its strings written so that interpolation gives them back as they are.
 
-    References to servers stay what they are: interpolation leaves them to those who know their ports.
+    References to servers stay unchanged: interpolation leaves them to code that knows the ports.
     """
     if isinstance(value, str):
         return re.sub(r"\$\{(?!server\.)", "$${", value)
@@ -66,7 +66,7 @@ def _string(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """The value as JSON in one line; what would drive a terminal is escaped."""
+    """The value as JSON in one line; characters that could control a terminal are escaped."""
     return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 

@@ -37,13 +37,13 @@ class Assembly:
         self.settings: dict[str, Tree] = {}
         self.defaults: dict[str, Tree] = {}
         self.tables: dict[str, Tree] = {}  # the others, by name
-        self.parts: dict[Path, list[Source]] = {}  # where those of which there are lists were merged from
+        self.parts: dict[Path, list[Source]] = {}  # the files from which tables that are lists were merged
         self.entries: list[ServerTable] = []
         self.problems: list[Problem] = []
         self._by_name: dict[str, ServerTable] = {}
 
     def add(self, document: Document) -> None:
-        """Lay one file over those before it."""
+        """Merge one file over the files before it."""
         self.documents.append(document)
         findings: list[Finding] = []
         data = document.data
@@ -117,7 +117,7 @@ class Assembly:
         ]
 
     def _routes(self, document: Document, key: str, tables: list[dict[str, Tree]]) -> None:
-        """Add the routes of a file to those before it; one with the alias of an earlier file's is merged into it."""
+        """Add the routes of a file to the earlier routes; a route with an earlier alias is merged into that route."""
         known = self.tables.setdefault(key, [])
         earlier = {each["alias"]: at for at, each in enumerate(known) if isinstance(each.get("alias"), str)}
         for index, table in enumerate(tables):
@@ -156,7 +156,7 @@ class Assembly:
                 # A later file's table wins, key by key.
                 entry.table = merged(entry.table, table)
                 entry.parts.append((document, path))
-            else:  # a new one, or a second one of its name in this file, which is a problem
+            else:  # a new server, or a second server of its name in this file, which is a problem
                 entry = ServerTable(name, table, document.base_dir, [(document, path)])
                 self.entries.append(entry)
                 if name:
@@ -251,7 +251,7 @@ class Origins:
 
 
 def _place(sources: list[Source], path: Path) -> Place | None:
-    """The place of a path in the last source that has it, else of the longest beginning that one has."""
+    """The place of a path in the last source that has it, else of its longest prefix in any source."""
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):
             if document.exact((*table, *path[:length])) is not None:

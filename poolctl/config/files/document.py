@@ -51,7 +51,7 @@ class Document:
         return self._positions
 
     def exact(self, path: Path) -> Path | None:
-        """The path as the file has it, other spellings of its keys considered; None where it has none."""
+        """The path as the file has it, including other spellings of its keys; None if the file does not have it."""
         known = self.positions()
         whole = (*self.prefix, *path)
         if whole in known:
@@ -95,7 +95,7 @@ class Document:
 def read_documents(
     paths: list[str], texts: Mapping[str, str] | None = None
 ) -> tuple[list[Document], list[Problem]]:
-    """The files (and those of directories) in order, and the problems of those that cannot be read or parsed.
+    """The files (including files of directories) in order, and the problems of files that cannot be read or parsed.
 
     `texts` replace the contents of some files, by path.
     """

@@ -24,7 +24,7 @@ Stamp = tuple[int, int, int, int] | None
 
 
 class Mark(NamedTuple):
-    """A file when it was read. Without a stamp only its content can tell."""
+    """A file when it was read. Without a stamp only its content can show a change."""
 
     stamp: Stamp
     digest: str
@@ -43,7 +43,7 @@ def stamp_of(path: str) -> Stamp:
 
 
 def marks_of(paths: Iterable[str]) -> Marks:
-    """The marks of these configuration files, and of those in these directories. Blocks on the disk."""
+    """The marks of these configuration files, and of the files in these directories. Blocks on the disk."""
     return {path: _mark(path) for path in _expanded(paths)}
 
 
@@ -90,7 +90,7 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """What a pyproject.toml says about the pool: the rest of it changes with every dependency."""
+    """The pool's part of a pyproject.toml, because the rest of it changes with every dependency."""
     import tomllib
 
     try:

@@ -50,7 +50,7 @@ def find_config(
 
 
 def _near_miss(cwd: str) -> str:
-    """The file whose name comes closest, such as poolctl.toml or Pool.yaml; "" if there is none."""
+    """The file with the most similar name, such as poolctl.toml or Pool.yaml, or ""."""
     endings = tuple(name.removeprefix("pool") for name in FILE_NAMES)
     try:
         names = [name for name in sorted(os.listdir(cwd)) if name.lower().startswith("pool")]
@@ -60,7 +60,7 @@ def _near_miss(cwd: str) -> str:
 
 
 def candidate_files(cwd: str | None = None) -> list[str]:
-    """The absolute paths that are looked up in a directory, first the one that wins."""
+    """The absolute paths that are tried in a directory, in order of precedence."""
     cwd = os.getcwd() if cwd is None else cwd
     return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
 

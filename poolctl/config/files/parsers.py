@@ -86,7 +86,7 @@ def positions(text: str, kind: str) -> dict[Path, tuple[int, int]]:
 
 
 def parse_toml(text: str) -> Tree:
-    """What the text says. Raises ParseError."""
+    """The value of the text. Raises ParseError."""
     import tomllib
 
     for number, row in enumerate(text.split("\n"), 1):
@@ -108,7 +108,7 @@ def parse_toml(text: str) -> Tree:
 
 
 def parse_json(text: str) -> Tree:
-    """What the text says. Raises ParseError."""
+    """The value of the text. Raises ParseError."""
     try:
         return json.loads(text, object_pairs_hook=_table, parse_constant=_refused)
     except json.JSONDecodeError as error:
@@ -168,7 +168,7 @@ class Scanner:
         # The offsets of brackets that are not closed, and the first key of a table that was there before.
         self.open: list[int] = []
         self.repeated: tuple[str, int] | None = None
-        # How many tables an array of tables has so far.
+        # The number of tables in each array of tables so far.
         self._counts: dict[Path, int] = {}
 
     def scan(self, kind: str) -> dict[Path, tuple[int, int]]:
@@ -329,7 +329,7 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
 
 
 def _table_is_there(text: str, name: str) -> tuple[str, str]:
-    """The words for the header of a table that contradicts an earlier one."""
+    """The message for the header of a table that contradicts an earlier table."""
     from poolctl.config.model.pool_tables import is_listed
 
     listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)

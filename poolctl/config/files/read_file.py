@@ -49,7 +49,7 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
         if not stat.S_ISREG(mode):
             raise NotRegular(f"this is {_TYPES.get(stat.filemode(mode)[0], 'something else')}, not a file")
         content = b""
-        # Until the end: the size of a file in /proc is 0.
+        # Read to the end, because the size of a file in /proc is 0.
         while len(content) < most_bytes:
             chunk = os.read(descriptor, min(_CHUNK_BYTES, most_bytes - len(content)))
             if not chunk:

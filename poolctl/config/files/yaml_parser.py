@@ -47,7 +47,7 @@ class Frame:
 
 
 def parse_yaml(text: str) -> Tree:
-    """What the one document of the text says. Raises ParseError."""
+    """The value of the only document of the text. Raises ParseError."""
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
@@ -216,7 +216,7 @@ def _merges(event: Event) -> bool:
 
 
 def _plain(text: str, event: Event) -> Tree:
-    """What a scalar without quotes says: null, a truth value, a number, or its text."""
+    """The value of a scalar without quotes: null, a truth value, a number, or its text."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
     if text[0] not in _NUMBER_STARTS:

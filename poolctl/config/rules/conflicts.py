@@ -26,7 +26,7 @@ class _Taken(NamedTuple):
 
 
 def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflict]:
-    """(the later server's index, the earlier one's, the finding) for each server that cannot be beside another.
+    """(the later server's index, the earlier one's, the finding) for each server that conflicts with another.
 
     A server is its name and its address; "" and None are reported elsewhere.
     """

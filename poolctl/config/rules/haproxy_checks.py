@@ -1,4 +1,4 @@
-"""What routes and [gateway] may ask of the pool's own gateway, and HAProxy cannot do."""
+"""Features of poolctl's own gateway in routes and [gateway] that HAProxy does not support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolctl.config.rules.routes import Known, written_routes
 from poolctl.config.values.problems import Finding
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
-# Keys of routes, the last one of each path that of a table.
+# Keys of routes; the last key of each path may be a table.
 KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
     (("probe_responses",), "HAProxy does not answer probes for a sleeping server"),
@@ -28,7 +28,7 @@ KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
-    """What HAProxy cannot do of what these servers and tables ask of the gateway."""
+    """Features that these servers and tables ask of the gateway, and that HAProxy does not support."""
     if tables.gateway is None:
         return
     for finding in _of_gateway(tables.gateway):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from poolctl.config.values.value_types import Duration
 
 KINDS = "poolctl.config.values.gateway_types"
-# Of a server's probes alone: a program would run as the pool's user, an expression needs a process to match it.
+# Only for a server's probes: a program would run as the pool's user, an expression needs a process to match it.
 _NOT_PROBED = ("exec", "tcp", "body")
 
 
@@ -42,7 +42,7 @@ def _http_only(probe: Probe) -> Probe:
 
 
 class Registration(Table):
-    """What a service says of itself: the route that it is a backend of, its URL, and how long that holds."""
+    """A service's own statement: the route that it is a backend of, its URL, and how long that holds."""
 
     table: ClassVar[str] = "registration"
 
@@ -92,11 +92,10 @@ def with_registrations(
     tables: Tables,
     registered: Iterable[RegisteredBackend],
 ) -> tuple[AnyRoute, ...]:
-    """The routes of these servers, those of the files that accept them with their registered backends; then routes of
-    their own.
+    """The routes of these servers; routes of the files with their registered backends; then services' own routes.
 
-    Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes come
-    first in everything.
+    Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes take
+    precedence.
     """
     if tables.gateway is None:
         return tuple(routes)
@@ -168,7 +167,7 @@ class _Places:
         paths.setdefault(route.path, []).append(route)
 
     def problem(self, host: str, path: str) -> str:
-        """Why a route cannot have this place: it would take another one's requests, or get none; "" if it can."""
+        """Why a route cannot have this place: it would take another route's requests, or get no requests; else ""."""
         other = next(self._others(host_pattern(host), path), None)
         if other is None:
             return ""
@@ -181,7 +180,7 @@ class _Places:
             elif covers_path(prefix, path) and not (pattern.tier == DEFAULT and prefix == "/"):
                 yield routes[0]
         if pattern.tier < WILDCARD:
-            # Patterns with "*" elsewhere come after the other ones, whatever they say.
+            # Patterns with "*" elsewhere always come after the other patterns.
             for other, paths in self._paths.items():
                 if other.tier == WILDCARD and pattern.covers(other.text.replace("*", "x")):
                     yield from (routes[0] for prefix, routes in paths.items() if covers_path(path, prefix))

@@ -48,12 +48,12 @@ OWN_HEADERS = frozenset(
     }
 )  # fmt: skip
 
-# Of the server on whose labels the finding is; of None its path begins with a table of the file.
+# The server whose labels contain the finding; for None its path begins with a table of the file.
 Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """Names and tags of servers that have problems of their own: what is said of them may be right.
+    """Names and tags of servers that have problems of their own: references to them may be right.
 
     `streams`: whether there are streams that have problems of their own.
     """
@@ -69,7 +69,7 @@ NONE = Unfinished()
 def route_problems(
     servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
 ) -> Iterator[Located]:
-    """What keeps the routes of these servers and tables from being served as they are written."""
+    """The problems that keep the routes of these servers and tables from being served as written."""
     gateway = tables.gateway
     if gateway is None:
         return
@@ -158,7 +158,7 @@ def _target_problems(
 
 
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Addresses where no client may report another one."""
+    """Addresses where the PROXY protocol cannot be accepted."""
     places: list[tuple[Path, str, GatewayListener | StreamConfig]] = [
         (("gateway", "bind", index), each.bind, each) for index, each in enumerate(gateway.bind)
     ]
@@ -192,7 +192,7 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
 
 
 def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
-    """Probes of what has its own, kinds of probes that are for servers of the pool, and contradictions to `every`."""
+    """Superfluous probes, kinds of probes that are for servers of the pool, and contradictions to `every`."""
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
     if route.health is not None and not any(outside):
@@ -327,7 +327,7 @@ def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig
 
 
 def _shown(written: WrittenRoute) -> str:
-    """A route in a message about another one."""
+    """The name of a route in a message about another route."""
     if written.server is not None:
         return f"the {written.key[0]} of {written.server.name!r}"
     return f"route[{written.key[1]}]"
@@ -342,7 +342,7 @@ def _rests(route: RouteConfig, known: Known) -> bool:
 
 
 def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
-    """Routes whose every request is taken by another one."""
+    """Routes whose requests are all taken by another route."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in served:
         groups.setdefault((each[1].host, each[1].path), []).append(each)
@@ -386,7 +386,7 @@ def _key(config: RouteConfig) -> Path:
 
 
 def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
-    """Whether every request that meets the conditions of the second route meets those of the first."""
+    """Whether all requests that meet the conditions of the second route also meet the first route's."""
     if _only_plain(first) and not _only_plain(second):
         return False
     if first.methods and not (second.methods and set(second.methods) <= set(first.methods)):
@@ -422,7 +422,7 @@ def _above(host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 
 
 def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> Iterator[Finding]:
-    """What forbids `mode = "pass"`; a host that no listener can serve."""
+    """The reasons against `mode = "pass"`; a host that no listener can serve."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == "sticky" and not route.sticky else ()
         for key in (*NEEDS_PROXY, *sticky):

@@ -51,7 +51,7 @@ def route_warnings(
 
 
 def _without_effect(route: RouteConfig, known: Known) -> Iterator[Finding]:
-    """Keys that are allowed, and do not do what one may expect."""
+    """Keys that are allowed, but do not have the effect that one may expect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
         message = f"* in {printable(route.path)} stands for itself: the path is a prefix"

@@ -1,4 +1,4 @@
-"""The routes of a pool: those of its files, then those that its servers ask for with labels and with `expose`."""
+"""The routes of a pool: from its files, then from its servers' labels and `expose`."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ _SCHEMES = ("http", "https", "ws", "wss")
 
 
 class WrittenRoute(NamedTuple):
-    """A route before its targets are looked up: of a table, or of a server's labels or `expose`.
+    """A route before its targets are resolved, from a table, or from a server's labels or `expose`.
 
-    `key` leads to it, from the file or from the server's table; one that is not served has a `reason`.
+    `key` leads to it, from the file or from the server's table; a route that is not served has a `reason`.
     """
 
     alias: str
@@ -66,7 +66,7 @@ class WrittenRoute(NamedTuple):
 
 
 def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
-    """The routes of these servers and tables in the order of their precedence; none for a pool without a gateway.
+    """The routes of these servers and tables in the order of their precedence; empty for a pool without a gateway.
 
     A route without an enabled target, or whose name or place is taken, is excluded with the reason.
     """
@@ -95,7 +95,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """The routes, those for HTTP with what keeps servers of different users apart (see routing.separation)."""
+    """The routes; HTTP routes carry the data that keeps servers of different users apart (see routing.separation)."""
     apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
 
@@ -124,7 +124,7 @@ def _user(name: str) -> str:
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:
-    """How each target outside the pool is probed, by its URL, of those that are."""
+    """The probe of each probed target outside the pool, by its URL."""
     found: dict[str, Probe] = {}
     routes: list[RouteConfig | StreamConfig] = [*tables.routes, *tables.streams]
     for route in routes if tables.gateway is not None else ():
@@ -254,7 +254,7 @@ def _labelled(
 
 
 def kind_without_address(server: ServerKeys) -> str:
-    """What a server is that does not listen."""
+    """The description of a server that does not listen."""
     return "a job" if server.job else "a program without a port"
 
 

@@ -24,7 +24,7 @@ _reference = re.compile(rf"{re.escape(_ESCAPED)}|{re.escape(OPENING)}([^}}]*)\}}
 
 
 class Named(NamedTuple):
-    """What references may say of a server: its address, None where it cannot be read, and the `expose` of its file."""
+    """The values for references to a server: its address, None if it cannot be read, and the `expose` of its file."""
 
     address: Address | None
     expose: Tree = None

@@ -1,1 +1,1 @@
-"""What a key may hold: kinds, ranges, short forms; and what is wrong with a value."""
+"""The values of keys: kinds, ranges, short forms; and the problems of a value."""

@@ -33,9 +33,9 @@ Policy = Literal[POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:
-    """Of `tuple[table, ...]`: a list of tables of which one may stand alone, and of each its most important key.
+    """Annotates `tuple[table, ...]`: a list of tables; a single table may stand alone, and so may its main key's value.
 
-    `allowed` is what that key may be.
+    `allowed` describes the values of that key.
     """
 
     def __init__(self, key: str, allowed: str) -> None:

@@ -18,7 +18,7 @@ from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
-# Only servers with one of these have rules to follow beyond those of app and bind.
+# Only servers with one of these have rules beyond the rules of app and bind.
 RULED = frozenset(
     {
         "command", "every", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal",

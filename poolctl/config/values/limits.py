@@ -7,12 +7,12 @@ MOST_WORKERS = 10_000
 LONGEST_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
 OPEN_FILES_RESERVE = 16
-# Those of an idle pool: its helpers, journal, log and clients.
+# The open files of an idle pool: its helpers, journal, log and clients.
 OPEN_FILES_OF_POOL = 48 + OPEN_FILES_RESERVE
 RAISE_OPEN_FILES = (
     "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
     "nofile in /etc/security/limits.conf"
 )
-# The gateway's process needs these; nothing else does.
+# Needed only by the gateway's process.
 GATEWAY_LIBRARIES = ("httptools", "uvloop")
 INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"

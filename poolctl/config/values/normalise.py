@@ -1,8 +1,8 @@
-"""The table of a server as a file has it becomes the one that the model validates.
+"""Converts a server's table from a file into the table that the model validates.
 
-References are replaced, short forms become long ones, relative paths absolute; later what follows from other keys is
-added. All but the last happens before files are merged, because a path belongs to the file that holds it, and because
-tables merge key by key only when both are tables.
+References are replaced, short forms become long ones, relative paths absolute; later the values that follow from other
+keys are added. All but the last happens before files are merged, because a path belongs to the file that holds it, and
+because tables merge key by key only when both are tables.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def referenced_variables(text: str) -> Iterator[str]:
 
 
 def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: Path = ()) -> Tree:
-    """The value with its references replaced; a reference that cannot be is a finding.
+    """The value with its references replaced; an invalid reference is a finding.
 
-    Defaults are taken where a variable is unset or empty, as in a shell; `$${` is a literal `${`. What a variable holds
-    is not interpolated again. A value without references is returned itself.
+    Defaults are taken where a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a
+    variable is not interpolated again. A value without references is returned itself.
     """
     if isinstance(value, str):
         return _text(value, env, findings, path)
@@ -223,7 +223,7 @@ def _pattern(value: Tree, base_dir: str) -> Tree:
 
 
 def _labels(value: Tree, base_dir: str) -> Tree:
-    # In TOML an unquoted `route.host = "a"` is a table in a table.
+    # An unquoted `route.host = "a"` in TOML is a nested table.
     if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
         return value
     found: dict[str, Tree] = {}
@@ -279,7 +279,7 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
 
 
 def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
-    """Both tables in a new one: tables merge deeply, anything else is taken whole from `over`."""
+    """A new table with both tables merged: nested tables merge deeply, anything else is taken whole from `over`."""
     found = {**under, **over}
     for key in under.keys() & over.keys():
         if isinstance(under[key], dict) and isinstance(over[key], dict):
@@ -288,9 +288,9 @@ def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Address | None:
-    """Add to a normalised table what follows from it; contradictions are findings.
+    """Add the derived values to a normalised table; contradictions are findings.
 
-    Returns the address, None where there is none to be read.
+    Returns the address, or None if no address can be read.
     """
     found = _address(table, base_dir)
     address = found if isinstance(found, Address) else None

@@ -21,7 +21,7 @@ _AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[
 
 
 class BadValue(ValueError):
-    """A value that is not allowed; `allowed` names those that are."""
+    """A value that is not allowed; `allowed` names the allowed values."""
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
@@ -120,8 +120,8 @@ def values_of(env: Tree) -> Iterable[Tree]:
 def exposed(address: Address, tls: bool) -> str:
     """The address that clients use, as far as the bind address determines it.
 
-    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have none; a
-    port that is not chosen yet is `auto`.
+    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have no
+    address; a port that is not chosen yet is `auto`.
     """
     if address.kind != "tcp":
         return address.key if address.listens else ""

@@ -126,7 +126,7 @@ def printable(text: str) -> str:
 
 
 def unreported(more: list[Finding], reported: list[Finding]) -> list[Finding]:
-    """Those of `more` about whose value there is no finding yet."""
+    """The findings in `more` for whose path no finding is reported yet."""
     paths = {finding.path for finding in reported}
     return [finding for finding in more if finding.path not in paths]
 

@@ -72,7 +72,7 @@ def _named(text: str) -> bool:
 
 
 def target_of(text: str) -> str:
-    """A target of a route; of a URL its canonical form, with its port."""
+    """A target of a route; for a URL its canonical form, with its port."""
     if _named(text):
         return text
     scheme, separator, rest = text.partition("://")
@@ -114,7 +114,7 @@ def redirect_target(text: str) -> str:
 
 
 def stream_target_of(text: str) -> str:
-    """A target of a stream; of an address its canonical form."""
+    """A target of a stream; for an address its canonical form."""
     if _named(text):
         return text
     scheme, separator, _ = text.partition("://")

@@ -6,9 +6,8 @@ from functools import lru_cache
 
 from poolctl.config.values.problems import Finding, Path
 
-# What to write instead of keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy,
-# Traefik and Caddy for routes, in a table that has them. Capitals and underscores do not count: golib mixes two
-# spellings.
+# Replacements for keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy, Traefik and
+# Caddy for routes, in a table that has them. Capitals and underscores do not count: golib mixes two spellings.
 OTHER_TOOLS = {
     "": {
         'health = "/path", or health = { readiness = { http = "/path" } }': "monitor healthcheck",
@@ -166,7 +165,7 @@ def _nearest(word: str, known: tuple[str, ...]) -> str:
 def nearest(word: str, known: tuple[str, ...]) -> str:
     """The known word that was probably meant, or "".
 
-    A file of nothing but unknown keys must not take minutes: after many suggestions there are no more, until
+    A file of nothing but unknown keys must not take minutes: after many suggestions the search stops until
     `reset_suggestions`.
     """
     if len(word) > 60 or _nearest.cache_info().currsize >= MOST_SUGGESTIONS:

@@ -22,7 +22,7 @@ from poolctl.config.values.value_types import (
     WORD_PATTERN,
 )
 
-# By pydantic's names of errors, to the first underscore; of those with several meanings, the whole name.
+# Keyed by pydantic's names of errors, up to the first underscore; for names with several meanings, the whole name.
 EXPECTED = {
     "string": "a string",
     "int": "a whole number",

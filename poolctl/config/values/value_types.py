@@ -231,7 +231,7 @@ UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
 Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
 Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
-# A list becomes a tuple; nothing else does, and it needs no Python to run.
+# A list becomes a tuple, the only conversion; it needs no Python code to run.
 Words = Annotated[tuple[Word, ...], Strict(False)]
 
 
@@ -258,7 +258,7 @@ Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterVali
 
 
 class TruthOr:
-    """Of `table | bool`: a table, or true or false. A plain union would report problems of both its sides."""
+    """Annotates `table | bool`: a table, or true or false. A plain union would report problems of both its sides."""
 
     def __init__(self, allowed: str) -> None:
         self.allowed = allowed

@@ -1,7 +1,7 @@
 """Circuit breaker of a backend: no requests for a while after failures, then a few probes that decide.
 
-Closed → open, after consecutive failures or too large a share of them in a window → half-open, after
-`open_seconds` → closed by successful probes, or open again by a failed one. Without clocks: each call has the time.
+Closed → open, after consecutive failures or too large a share of them in a window → half-open, after `open_seconds` →
+closed by successful probes, or open again by a failed probe. Without clocks: each call has the time.
 
 A backend that cannot be reached never gets requests while its breaker is open. A backend that answers with errors may
 be answering one client's broken request, so its breaker opens only while other backends of its routes can take the
@@ -65,7 +65,7 @@ class Breaker:
         return 0.0 if self._probes < self._probe_limit else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Let a request through, after `refused_seconds` said 0; the number is what it reports back with."""
+        """Let a request through after `refused_seconds` returned 0; the number is passed on with its result."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")

@@ -155,7 +155,7 @@ class HostManager:
         self.next_expiry = min(self._until.values(), default=math.inf)
 
     def to_json(self) -> Table:
-        """What `restore` needs after a restart: the hosts that are not active."""
+        """The state that `restore` needs after a restart: the hosts that are not active."""
         records = [each for each in self.records() if each.state != HostState.ACTIVE]
         return {"hosts": [to_json(each) for each in records]}
 

@@ -20,7 +20,7 @@ from .backend import (
 
 
 class NoBackend(Exception):
-    """No backend may have the request now. To the client: `status`, with Retry-After.
+    """No backend may have the request now. The client gets `status`, with Retry-After.
 
     `may_wait`: `RouteBackends.wait` may find one.
     """

@@ -30,7 +30,7 @@ from .haproxy_parts import (
     reporting,
 )  # fmt: skip
 
-# Fields by which applications believe what a proxy reports.
+# Fields through which applications trust a proxy's report.
 _REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
 # Fields that are not trusted from trusted proxies either.
 _NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"

@@ -5,8 +5,8 @@
     client = OperatorClient(OperatorSettings(url="http://operator:8013", namespace="default"), "/run/shop")
     client.count("users")        # on the event loop; returns at once
 
-The wire format is the one between KubeElasti's resolver and operator: `POST /informer/incoming-request` with `{"count":
-1, "svc": "users", "namespace": "default"}`. Needs only the standard library.
+The wire format is the one between KubeElasti's resolver and operator: `POST /informer/incoming-request` with
+`{"count": 1, "svc": "users", "namespace": "default"}`. Needs only the standard library.
 """
 
 from __future__ import annotations

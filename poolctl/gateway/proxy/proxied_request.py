@@ -73,7 +73,7 @@ def _compare(head: RequestHead, raw: bytes) -> None:
 
 
 class _Reading:
-    """What llhttp reads."""
+    """The input of llhttp."""
 
     target = b""
     complete = False

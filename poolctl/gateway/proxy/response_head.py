@@ -26,7 +26,7 @@ class Response(ResponseHead):
 
     `received` are these bytes, perhaps without lines that keep the connection alive; the body begins at `end`. With
     `plain` they may be passed on up to the body's end as they are, head included. `lines` are the status line and the
-    fields that may be passed on, each with its end: without those of framing.
+    fields that may be passed on, each with its line end, without the framing fields.
     """
 
     __slots__ = ("_first", "_lines", "received")

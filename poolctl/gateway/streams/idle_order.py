@@ -21,7 +21,7 @@ Item = TypeVar("Item", bound=Used)
 class IdleOrder(Generic[Key, Item]):
     """Items by key, the longest idle first. An item that is idle for `seconds` (0: no limit) is given to `expire`.
 
-    The callback has to remove it. Times are those of `now`; the loop's timer only says when to look.
+    The callback has to remove it. Times refer to `now`; the loop's timer only says when to look.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The first message of a TLS client, as far as it tells where the connection belongs: server name and protocols.
+"""The first message of a TLS client, reduced to the parts that route it: server name and protocols.
 
 A ClientHello (RFC 8446 §4.1.2) may arrive in several segments, and in several records (§5.1). Nothing is verified here:
 the worker, or the gateway where it terminates TLS, does the handshake with the same bytes.

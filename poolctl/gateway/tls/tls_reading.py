@@ -15,7 +15,7 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class TlsReader(asyncio.BufferedProtocol, Generic[P]):
-    """Stands between the transport and `protocol`. What is read is in the buffer only until it was taken."""
+    """Stands between the transport and `protocol`. Received data stays in the buffer only until it is taken."""
 
     __slots__ = ("_buffer", "protocol")
 

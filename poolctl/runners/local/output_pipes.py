@@ -61,7 +61,7 @@ class Output(Receiver):
         self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the logger, or adopt the one that is running, and hand it every pipe.
+        """Start the logger, or adopt the running logger, and hand it every pipe.
 
         Raises LinkLost if it cannot be started.
         """

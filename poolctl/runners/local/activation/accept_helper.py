@@ -161,7 +161,7 @@ class AcceptHelper(Receiver):
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Start another helper, unless this one never started; pending requests are not answered."""
+        """Start another helper, unless the present helper never started; pending requests are not answered."""
         requests, self._requests = self._requests, {}
         was_up = self._up
         self._forget()

@@ -92,7 +92,7 @@ class Handoff(Protocol):
         ...
 
     def emptied(self, key: str) -> None:
-        """The pair of a server without workers is empty, and no connection can come through it any more."""
+        """The pair of a server without workers is empty, and no further connection can come through it."""
         ...
 
 

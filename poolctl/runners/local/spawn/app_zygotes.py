@@ -1,7 +1,7 @@
 """The app zygotes of a pool: processes that have imported an application and fork the workers of `preload` servers.
 
 A zygote serves all servers that are equal in the settings visible to an import. It belongs to one version of the code:
-a request for newer code gets another zygote, and the old one is used until then. Imports, in app zygotes and in
+a request for newer code gets another zygote, and the old zygote is used until then. Imports, in app zygotes and in
 workers, take turns.
 """
 
