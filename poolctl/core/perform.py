@@ -298,7 +298,7 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     def _dismiss(self, entry: Entry, newest: int) -> None:
-        """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""
+        """Close the connections that wait for a wake that has failed; later connections wait for the next attempt."""
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
         coming = [

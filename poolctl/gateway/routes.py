@@ -1,25 +1,25 @@
-"""Routes for Python code: which route a request took, which routes there are, and how they are.
+"""Routes for Python code: the route that a request took, all routes, and their health.
 
 In an application behind the gateway, in any handler or middleware that has the ASGI scope:
 
     from poolctl.gateway.routes import try_get_route, upstream_name
 
-    route = try_get_route(request.scope)      # a Route, or None for a request that came past the gateway
+    route = try_get_route(request.scope)      # a Route, or None for a request that bypassed the gateway
     upstream_name(request.scope)              # "users"; "" without a route
 
 - The context of a request: `with_route`, `try_get_route`, `upstream_name`, `upstream_scheme`, `upstream_host`,
   `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A backend that is not of this pool reads it
   from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
-- All of them: `registry_of(request.scope)` holds those of the table by which the worker decides, `Registry` those that
-  a process adds itself; with `http`, `stream` and `excluded`. `poolctl.connect("shop").registry()` holds those of a
-  running pool.
-- Which one a request takes: `try_get_table(request.scope)` is the worker's own `RouteTable`, for applications behind
+- All of them: `registry_of(request.scope)` holds the routes of the table by which the worker decides, `Registry` the
+  routes that a process adds itself; with `http`, `stream` and `excluded`. `poolctl.connect("shop").registry()` holds
+  the routes of a running pool.
+- The route of a request: `try_get_table(request.scope)` is the worker's own `RouteTable`, for applications behind
   it, with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
   `normal_path`; `explain` for the reasons.
-- How they are: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
+- Their health: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
 
-It needs the standard library only, and none of the gateway's dependencies.
+It needs only the standard library, not the gateway's dependencies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which routes keep their connections in the gateway, since later requests on them may be for another user's server.
+"""Decides which routes keep their connections in the gateway, because later requests may be for another user's server.
 
 A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only where
 every request that may come on it leads to servers of one user: on a listener without TLS all requests, with and without

@@ -1,7 +1,7 @@
 """Choosing servers: the one selector language of every command.
 
 Works on any object with the fields of an item, so that the command line's fast lane and the supervisor choose alike.
-Imports nothing that costs time: `re`, `difflib`, addresses only when a selection needs them.
+Slow imports (`re`, `difflib`, addresses) happen only when a selection needs them.
 """
 
 from __future__ import annotations

@@ -144,10 +144,10 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """What these files say, and the number of the reading; None is this process's environment.
+        """The content of these files, and the number of the reading; None is this process's environment.
 
         The `first` reading of a pool ends when the process makes no progress: the command that starts the pool waits.
-        Raises ReaderFailed, as do the others.
+        Raises ReaderFailed, like the other methods.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)

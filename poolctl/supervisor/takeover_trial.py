@@ -76,7 +76,7 @@ def check(files: list[str]) -> str | None:
     """Check that this version can run this pool here: an error to end with, or a TakeoverCheck on stdout.
 
     The configuration in force is on stdin. Imports every module that it needs, and tries a takeover of a small pool
-    unless the previous version does that. Raises what an import raises.
+    unless the previous version does that. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     try:
@@ -137,8 +137,8 @@ def try_takeover_by(options: str, *files: str) -> str | None:
 def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
     """Let another version take over a small pool of this version, and replace all of its processes.
 
-    `options` are those of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory `logs`.
-    Blocks. Raises TrialFailed.
+    `options` are the options of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory
+    `logs`. Blocks. Raises TrialFailed.
     """
     with _small_pool(servers, logs) as pool:
         # Not an error yet: servers that fail to start under this version may start under the other version.

@@ -1,5 +1,4 @@
-"""Finds what an import leaves in its process that forks cannot share: threads, with the module whose import started
-them, child processes, and descriptors."""
+"""Finds things left by an import that forks cannot share: threads with their modules, processes, descriptors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Loads the application of a server: imports it, picks it from a mapping of handlers, or calls its factory.
 
-After an import before the forks, its framework does once what it would otherwise do in the first request of each
-worker. None of the application's own code is called for that: neither its lifespan nor a middleware or an endpoint.
+After an import before the forks, its framework does work once that it would otherwise do in the first request of each
+worker. That calls no code of the application: no lifespan, middleware or endpoint.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def plan_of(
 
 
 def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: str = "") -> GatewaySettings:
-    """What [gateway] says for all routes."""
+    """The settings of [gateway] for all routes."""
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,

@@ -242,7 +242,7 @@ class GatewayVerbs:
 
 
 def host_order(options: Table) -> Table:
-    """What to do with which hosts, and for how many seconds. Raises SelectorError for anything else."""
+    """The action, the hosts it applies to, and its time in seconds. Raises SelectorError for anything else."""
     operation, hosts, seconds = options.get("op"), options.get("hosts"), options.get("for")
     if (
         operation not in _OPERATIONS

@@ -85,7 +85,7 @@ async def saved_registrations(
 
 
 def _take_stopped(state_directory: str) -> list[Table]:
-    """What `save_for_next_start` has left."""
+    """The state saved by `save_for_next_start`."""
     path = os.path.join(state_directory, _FILE)
     try:
         with open(path, encoding="utf-8") as file:

@@ -247,7 +247,7 @@ class Registrations:
         )
 
     def to_json(self, service: RegisteredService) -> Table:
-        """What `restore` needs in the next supervisor."""
+        """The state that `restore` needs in the next supervisor."""
         return {
             "settings": service.settings.as_given(),
             "owner": service.owner,

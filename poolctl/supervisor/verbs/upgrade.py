@@ -54,7 +54,7 @@ class Upgrade:
         self._build = context.build
 
     async def upgrade(self, call: Call) -> Result:
-        """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
+        """Refuse, with the reason, or answer and hand over. The options come from the client's `upgrade`."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
         if older := refusal_of_older(version, call.options.get("protocol")):
             return older

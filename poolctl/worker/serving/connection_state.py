@@ -168,7 +168,7 @@ class AwaitsHead(Protocol):
 
 
 class Heads:
-    """All connections of a worker that wait for a head, with one timer. Times are those of the monotonic clock."""
+    """All connections of a worker that wait for a head, with one timer. Times refer to the monotonic clock."""
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
         self.seconds = seconds
@@ -265,7 +265,7 @@ class PoolServerState(ServerState):
 
     @property
     def open_connections(self) -> int:
-        """The number of connections, including those in their handshake."""
+        """The number of connections, including connections in their handshake."""
         return len(self.connections) + len(self.expected)
 
     def room(self) -> int:

@@ -3,12 +3,12 @@
 The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
 that does not matter; long-lived connections would stay where they are. A worker that has more than its share
 
-- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. So those are
-  evened out too which cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
+- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also evens
+  out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
   last less than a moment: a handover costs as much as serving them.
-- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of those: so they are even
-  among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets than another one
-  hands over new connections, short or not, since a handover takes little beside their handshake.
+- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of WebSockets, so they
+  are evened out among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets
+  than another worker hands over new connections, short or not, since a handover costs little compared with a handshake.
 - hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
   so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
 
@@ -57,7 +57,7 @@ class OpenConnections(Protocol):
 
     @property
     def open_connections(self) -> int:
-        """The number of connections, including those in a TLS handshake."""
+        """The number of connections, including connections in a TLS handshake."""
 
     @property
     def open_websockets(self) -> int:

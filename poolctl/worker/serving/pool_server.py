@@ -74,12 +74,12 @@ class PoolServer(uvicorn.Server):
     can run one server or many. `state` reaches the application in `scope["state"]`. A drain takes at most
     `drain_seconds`; requests in progress get `stop_seconds` after that and are cancelled then. Connections that come
     through `adoption` are served as if they had been accepted. With `resting` it accepts nothing before
-    `set_accepting`. Requests are counted on the page `tally`; there is one page for a process. The head of a request
-    may take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room
-    again (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
+    `set_accepting`. Requests are counted on the page `tally`; there is one page per process. The head of a request may
+    take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room again
+    (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
     `routes` are for the connections that a gateway passes on. With `woken` connections have waited for this worker
     since their server slept: connections whose clients have left meanwhile are closed, and their requests not executed.
-    `failed` is the form of the log lines of failed requests (see FailedRequests), None for no lines.
+    `failed` is the form of the log lines of failed requests (see FailedRequests), or None to log no such lines.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ _RETRY_SECONDS = 1.0  # as asyncio's
 
 
 class Listening(Protocol):
-    """What accepts from one listener; asyncio.Server is one."""
+    """Accepts from one listener; asyncio.Server implements it."""
 
     @property
     def sockets(self) -> Sequence[socket.socket]:

@@ -244,8 +244,8 @@ class _Logging:
 def use_what_is_known(protocol: type) -> None:
     """Make the module of a uvicorn protocol class use the addresses and loggers that are already known.
 
-    The transport knows the addresses: uvicorn asks the kernel again, on uvloop with five system calls. It also looks
-    up two loggers, each with two locks: a fiftieth of what a short connection costs.
+    The transport knows the addresses: uvicorn asks the kernel again, on uvloop with five system calls. It also looks up
+    two loggers, each with two locks: a fiftieth of the cost of a short connection.
     """
     replacements = {LOCAL_ADDRESS: _local_address, REMOTE_ADDRESS: _remote_address, LOGGING: _Logging()}
     for each in protocol.__mro__:
