@@ -67,7 +67,7 @@ TOP = 8
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "json_form", "selection", "http", "routing", "gateway.routes", "gateway.operator",
+    "json_form", "child_process", "feature", "selection", "http", "routing", "gateway.routes", "gateway.operator",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.pool_paths", "control.client",
