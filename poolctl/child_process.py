@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 20
-_EXIT_CHECKS, _EXIT_CHECK_SECONDS = 250, 0.02
+_EXIT_SECONDS = 5.0
 
 
 class ChildEnded(Exception):
@@ -102,11 +102,10 @@ class ChildProcess:
         """See ChildEnded; waits for 5 s."""
         import asyncio
 
-        for _ in range(_EXIT_CHECKS):
-            if (status := self._process.poll()) is not None:
-                return status
-            await asyncio.sleep(_EXIT_CHECK_SECONDS)
-        return None
+        try:
+            return await asyncio.to_thread(self._process.wait, _EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
 
     async def _receive(self) -> None:
         try:
