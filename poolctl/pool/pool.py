@@ -173,10 +173,12 @@ class Pool(Members, StartAndStop):
 
         `configs` are ServerConfigs, mappings or a PoolConfig; servers are known by their names. A running server is
         replaced as by `restart`, or applies the change live where `poolctl reload` would do so; a stopped server stays
-        stopped, and removed servers stop. New servers start if the pool was started and not stopped since, or if one of
-        its servers runs. Returns when all of that is done. Raises PoolRestartError with every failure, after all
-        servers were attempted: a server whose configuration is invalid, or whose replacement fails, continues as
-        before. Raises PoolParamError for an argument that is not a list, and for a view.
+        stopped, and removed servers stop. A server with a new name is another server: the stop of the former one closes
+        connections on which no request has arrived yet, even if both have the same address. New servers start if the
+        pool was started and not stopped since, or if one of its servers runs. Returns when all of that is done. Raises
+        PoolRestartError with every failure, after all servers were attempted: a server whose configuration is invalid,
+        or whose replacement fails, continues as before. Raises PoolParamError for an argument that is not a list, and
+        for a view.
         """
         reload = await asyncio.to_thread(self._hot_reload, self._to_apply(configs))
         await loop_thread.run(reload.run())
