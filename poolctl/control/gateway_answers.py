@@ -36,7 +36,7 @@ class RegistrationsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesResult(Result):
-    """Of `routes`: every route, the excluded ones too. `generation` is that of the table in force, 0 for none.
+    """Of `routes`: every route, the excluded ones too. `generation` numbers the table in force, 0 without a table.
 
     `refused` are requests without a route that the gateway has refused, by their status; "tls" are handshakes. It is
     left out while the gateway does not answer.

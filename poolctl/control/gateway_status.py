@@ -30,7 +30,7 @@ class GatewayStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
-    """The gateway of a pool: `state` is running, starting or failed, and `problem` says what it cannot serve.
+    """The gateway of a pool: `state` is running, starting or failed; `problem` describes any part not served.
 
     `addresses` are URLs, with tcp:// and udp:// for streams; `routes` does not count excluded ones. `stats` are left
     out where they were not asked for.

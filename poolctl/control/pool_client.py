@@ -129,7 +129,7 @@ class PoolClient(GatewayClient):
                 checked("events", message["result"], PoolParamError)
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
-        """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is that of its probes."""
+        """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is the latency of its probes."""
         from poolctl.pool.server_monitor import Monitor
 
         items = self._ask("monitor", PoolMonitorError, targets, selector)["items"]

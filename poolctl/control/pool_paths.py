@@ -34,7 +34,7 @@ STATE_VARIABLE = "POOLCTL_STATE_DIR"
 ACCESS_LOG_VARIABLE = "POOLCTL_ACCESS_LOG"
 SOCKET_NAME = "control.sock"
 GATEWAY_LOG = "gateway.log"  # in the same directory: what its process reports
-GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be that of a server
+GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be a server's file
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
 # Connections that may wait, also while a supervisor is replaced; every listen(2) on the socket uses this value.

@@ -79,7 +79,7 @@ class PoolRegistry(TableRegistry):
         return self._reported is not None
 
     def close(self) -> None:
-        """Disconnect. The routes stay those of this moment."""
+        """Disconnect. The routes stay as they are at this moment."""
         with self._lock:
             self._closed = True
             self._disconnect()

@@ -6,8 +6,8 @@ Besides the answers: most commands need these, and few the classes.
 from __future__ import annotations
 
 SCHEMA = 1
-# The version of what two versions of poolctl say to each other, as docs/architecture.md lists it. A change that the
-# oldest one does not understand needs another number; 1 is that of the commit which is named there.
+# The version of the messages between two versions of poolctl, as docs/architecture.md lists it. A change that the
+# oldest version does not understand needs another number; that document names the commit of version 1.
 PROTOCOL, OLDEST_PROTOCOL = 2, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool

@@ -280,7 +280,7 @@ class Hub:
         return changed, removed, figures
 
     async def _explain(self, changed: Iterable[str]) -> None:
-        """Ask why those of the changed servers fail that do."""
+        """Ask for the reason of each changed server that fails."""
         failing = []
         for name in changed:
             word = self._snapshot.items[name]["level"]

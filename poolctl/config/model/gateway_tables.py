@@ -266,7 +266,7 @@ class RouteConfig(Table):
         (), "Paths that are answered with 200 while the server sleeps, without waking it."
     )
 
-    index: int = hidden(0)  # among those of the files
+    index: int = hidden(0)  # its position among the tables of the files
 
     @property
     def label(self) -> str:
@@ -318,7 +318,7 @@ class StreamConfig(Table):
     health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")
     breaker: StreamBreaker = field(StreamBreaker.usual(), "When a failing target gets no more connections.")
 
-    index: int = hidden(0)  # among those of the files
+    index: int = hidden(0)  # its position among the tables of the files
 
     @property
     def label(self) -> str:

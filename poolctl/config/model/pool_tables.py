@@ -1,6 +1,6 @@
 """The tables of a file besides its servers: pool, metrics, dashboard, events. Most files have few of them.
 
-Those of the gateway and of features have modules of their own, imported when a file has one.
+Tables of the gateway and of features have modules of their own, imported when a file has one.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def table_names() -> tuple[str, ...]:
 
 
 def model_of_table(name: str) -> type[Table] | None:
-    """The model of this table; None for an unknown one and those of the gateway and what belongs to it."""
+    """The model of this table; None for an unknown table and for the gateway's tables."""
     if name in MODELS:
         return MODELS[name]
     found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
@@ -235,7 +235,7 @@ def pool_variables(
 
 
 def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
-    # Not of their documents: those of many routes would take seconds.
+    # Their documents are not searched: the documents of many routes would take seconds.
     for key, value in table if isinstance(table, Section) else table.items():
         if isinstance(value, str):
             if key.endswith("_env"):

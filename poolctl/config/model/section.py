@@ -247,7 +247,7 @@ class Table(Section):
     listed: ClassVar[bool] = False
     # The keys that hold paths.
     paths: ClassVar[tuple[str, ...]] = ()
-    # Its name "module:class" in earlier versions, if it had another one: they take over its values.
+    # Its name "module:class" in earlier versions, which take over its values; empty if it has not moved.
     former_name: ClassVar[str] = ""
 
     @property
@@ -280,7 +280,7 @@ class Table(Section):
         return False
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings of what it refers to outside of the files, which have tables of these names.
+        """Problems and warnings about its references outside the files; `names` are the tables that the files have.
 
         Blocks on the disk.
         """

@@ -33,7 +33,7 @@ RUNNING, STOPPED = "running", "stopped"
 
 
 class ApiError(Exception):
-    """No answer, or none of use. `status` is that of the answer, 0 without one."""
+    """No answer, or no usable answer. `status` is the HTTP status, 0 without an answer."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)

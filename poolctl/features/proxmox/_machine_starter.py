@@ -45,7 +45,7 @@ class _Case:
 
 
 class MachineStarter:
-    """`states` are those of the machines, by the URLs that lead to them; `changed` is called when one is another.
+    """`states` are the machines' states, by the URLs that lead to them; `changed` is called when a state changes.
 
     `started` are those that it has started, by their VMIDs, with the time; `on_started` is called when they are others.
     """

@@ -52,7 +52,7 @@ class _Begun(NamedTuple):
 
 
 class FigureRing:
-    """The figures of each slot of one span. Times are those of the monotonic clock, which a successor shares."""
+    """The figures of each slot of one span. Times are readings of the monotonic clock, which a successor shares."""
 
     def __init__(self, span: Span) -> None:
         self.span = span

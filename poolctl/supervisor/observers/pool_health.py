@@ -81,7 +81,7 @@ class PoolHealth:
 
 
 def health_of(core: Core, entry: Entry) -> RouteHealth:
-    """The health of a server as that of a route that leads to it."""
+    """The health of a server, as reported for a route that leads to it."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
     return server_health(
         entry.state,

@@ -1,4 +1,4 @@
-"""The metrics of a pool: those of its servers, of its own processes and of its gateway."""
+"""The metrics of a pool: its servers, its own processes and its gateway."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GatewayFigures(Protocol):
 
 
 class PoolMetrics:
-    """The metrics of one core; `identity` is that of its daemon."""
+    """The metrics of one core; `identity` names its daemon."""
 
     def __init__(self, core: Core, statistics: Statistics, identity: About, gateway: GatewayFigures) -> None:
         self._gateway = gateway
