@@ -16,9 +16,10 @@ from .server_entry import Entry
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 
 
-class Rollout:
-    """Made before the command changes the core, so that later failures are its own.
+class Goal:
+    """The state that a command wants its servers to reach.
 
+    Made before the command changes the core, so that later failures are its own.
     `kind` is the error of the command: a PoolStopError means that the servers are to stop, any other that they are to
     run, and a PoolRestartError that nothing of the processes before is left.
     """

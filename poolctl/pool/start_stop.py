@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from poolctl.config import Dependency, ServerConfig
-from poolctl.core.await_servers import Rollout
+from poolctl.core.await_servers import Goal
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,
@@ -98,21 +98,21 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
         handle.refuse(None)
         if handle.host is not None and handle.entry is not None:
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
-    rollouts: list[tuple[Rollout, Handle]] = []
+    goals: list[tuple[Goal, Handle]] = []
     for host, names in hosts.items():
         # Servers that are stopped together end in the order of their dependencies, however they were started.
         for handle, needed in dependencies_among(list(names), names).items():
             host.relate(handle, needed)
         entries = [handle.entry for handle in names if handle.entry is not None]
-        rollout = Rollout(host.core, PoolStopError, entries)
-        rollouts += [(rollout, handle) for handle in names]
+        goal = Goal(host.core, PoolStopError, entries)
+        goals += [(goal, handle) for handle in names]
         for entry in entries:
             host.core.stop(entry, limit_seconds=limit)
-    await asyncio.gather(*(rollout.wait(None) for rollout in {rollout for rollout, _ in rollouts}))
+    await asyncio.gather(*(goal.wait(None) for goal in {goal for goal, _ in goals}))
     errors = [
         _as_users(handle, problem)
-        for rollout, handle in rollouts
-        if handle.entry is not None and (problem := rollout.problem(handle.entry)) is not None
+        for goal, handle in goals
+        if handle.entry is not None and (problem := goal.problem(handle.entry)) is not None
     ]
     _raise(errors, PoolStopError, "did not stop", len(handles))
 
@@ -208,9 +208,9 @@ class _StartOrder:
     async def _stage(self, servers: Sequence[Startable]) -> None:
         """Start these servers, which no earlier stop holds up."""
         ordered = self._prepared(servers)
-        rollouts = self._begin(ordered)
-        await self._wait(ordered, rollouts)
-        await self._conclude(ordered, rollouts)
+        goals = self._begin(ordered)
+        await self._wait(ordered, goals)
+        await self._conclude(ordered, goals)
 
     def _holds(self, server: Startable) -> bool:
         return self._pool is None or self._pool._holds(server)
@@ -259,9 +259,9 @@ class _StartOrder:
             handle.refuse(error)
         self._errors[server] = error
 
-    def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Rollout]:
+    def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Goal]:
         hosts: dict[Host, list[_Ordered]] = {}
-        rollouts: dict[Host, Rollout] = {}
+        goals: dict[Host, Goal] = {}
         for each in ordered:
             hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
         for host, group in hosts.items():
@@ -275,11 +275,11 @@ class _StartOrder:
                 for each in group
             ]
             entries = [each.entry for each in group if each.startable]
-            rollouts[host] = Rollout(host.core, self._kind, entries)
+            goals[host] = Goal(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
                     self._order(host, each, changed=is_new)
-        return rollouts
+        return goals
 
     def _furnished(
         self,
@@ -318,11 +318,11 @@ class _StartOrder:
 
     # Waiting for it.
 
-    async def _wait(self, ordered: Sequence[_Ordered], rollouts: dict[Host, Rollout]) -> None:
+    async def _wait(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
         now = asyncio.get_running_loop().time()
         left = None if self._deadline is None else max(0.0, self._deadline - now)
         try:
-            await asyncio.gather(*(rollout.wait(left) for rollout in rollouts.values()))
+            await asyncio.gather(*(goal.wait(left) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._give_up(each)
@@ -342,13 +342,13 @@ class _StartOrder:
         handle.host.core.abandon(each.entry, problem)
         return True
 
-    async def _conclude(self, ordered: Sequence[_Ordered], rollouts: dict[Host, Rollout]) -> None:
+    async def _conclude(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
         abandoned: dict[Host, list[Handle]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
             if host is None or not each.startable or each.server in self._errors:
                 continue
-            problem = self._problem(each, rollouts[host])
+            problem = self._problem(each, goals[host])
             if problem is None:
                 self._arrived(host, each)
                 continue
@@ -363,14 +363,14 @@ class _StartOrder:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
                 self._errors[each.server] = _serves_on(self._errors[each.server])
 
-    def _problem(self, each: _Ordered, rollout: Rollout) -> ServerError | None:
+    def _problem(self, each: _Ordered, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
-        if entry in rollout.missing:
+        if entry in goal.missing:
             return self._late(server)
-        problem = rollout.problem(entry)
+        problem = goal.problem(entry)
         if problem is None:
             return None
-        if rollout.is_overtaken(entry):
+        if goal.is_overtaken(entry):
             return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
         return _as_users(each.handle, problem)
 

@@ -12,7 +12,7 @@ from poolctl.control.event_answers import EventsResult
 from poolctl.control.progress_lines import ProgressLine
 from poolctl.control.show_answers import ShowResult
 from poolctl.control.status_answers import StatusResult, Summary
-from poolctl.core.await_servers import Rollout, not_arrived, until
+from poolctl.core.await_servers import Goal, not_arrived, until
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import failed_run
 from poolctl.core.server_entry import Entry
@@ -173,7 +173,7 @@ class Reading:
 
     def _blocked(self, entry: Entry) -> ServerError | None:
         """The error of a server that waits for one that does not start, such as a disabled one."""
-        command = Rollout(self._core, PoolMonitorError, [entry])
+        command = Goal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
     def _why_not(self, entry: Entry, goal: str) -> str:

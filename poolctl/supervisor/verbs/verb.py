@@ -16,7 +16,7 @@ from poolctl.control.answers import ErrorEntry, Result, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.control.pool_identity import About
 from poolctl.control.progress_lines import ProgressLine, ServerStep
-from poolctl.core.await_servers import Rollout
+from poolctl.core.await_servers import Goal
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
@@ -177,8 +177,8 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
     return report
 
 
-class Operation(Rollout):
-    """A rollout whose outcome is an answer to a client. `problems` may hold problems found before it began."""
+class Operation(Goal):
+    """A goal whose outcome is an answer to a client. `problems` may hold problems found before it began."""
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
         super().__init__(core, kind, entries)

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
-from poolctl.core.await_servers import Rollout
+from poolctl.core.await_servers import Goal
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import Event
@@ -65,11 +65,11 @@ class OrderedCore:
         self, kind: type[PoolError], entries: list[Entry], order: Callable[[Entry], None]
     ) -> list[ServerError]:
         """Give each of them the order, and wait until it has reached its goal or failed."""
-        rollout = Rollout(self.core, kind, entries)
+        goal = Goal(self.core, kind, entries)
         for entry in entries:
             order(entry)
-        await rollout.wait(None)
-        return [problem for entry in entries if (problem := rollout.problem(entry)) is not None]
+        await goal.wait(None)
+        return [problem for entry in entries if (problem := goal.problem(entry)) is not None]
 
     def _selected(self, names: tuple[str, ...]) -> list[Entry]:
         return [entry for entry in self.core.entries.values() if not names or entry.name in names]
