@@ -40,7 +40,7 @@ class Goal:
     ) -> None:
         """Return when every server has reached its goal or failed, or after the timeout; `report` gets each change."""
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
-        failed = [entry for entry in self._entries if self._has_failed(entry) or self._has_ended(entry)]
+        failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
             *(self._core.last_lines(entry, LINES_READ, entry.observed.failed_since) for entry in failed)
         )
@@ -50,11 +50,11 @@ class Goal:
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command wants the opposite."""
-        return entry.wanted is (self._kind is PoolStopError)
+        return entry.wanted is (self._kind is PoolStopError) and entry.desired.queued_start is None
 
     def problem(self, entry: Entry) -> ServerError | None:
         """Why the server has not reached its goal, with the last lines that it printed; None when it has."""
-        if self._has_failed(entry) and entry.observed.failure is not None:
+        if self.has_failed(entry) and entry.observed.failure is not None:
             return self._with_last_lines(entry, entry.observed.failure)
         if self._reached(entry):
             return None
@@ -84,7 +84,8 @@ class Goal:
         moved = self._kind is not PoolRestartError or not (entry.listener.former or entry.listener.releasing)
         return entry.settled and moved
 
-    def _has_failed(self, entry: Entry) -> bool:
+    def has_failed(self, entry: Entry) -> bool:
+        """Whether an attempt to start or stop it has failed since."""
         if entry.on_schedule and self._kind is not PoolRestartError:
             return False  # a run that fails meanwhile is no failure of the command
         return entry.observed.failures > self._failures[entry.name]
@@ -105,13 +106,15 @@ class Goal:
 
     def is_over(self, entry: Entry) -> bool:
         """Whether the command can stop waiting for this server."""
+        if entry.desired.queued_start is not None and self._kind is not PoolStopError:
+            return self.has_failed(entry)  # the stop under way
         if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed
         return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
 
     def _failed(self, entry: Entry) -> bool:
-        if self._has_failed(entry):
+        if self.has_failed(entry):
             return True
         blocker = self._blocker(entry)
         if blocker is not None:
@@ -125,7 +128,7 @@ class Goal:
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)
             idle = dependency.rests or dependency.observed.failures > since or dependency.name in self._stuck
-            if idle and not dependency.ready:
+            if idle and not dependency.ready and dependency.desired.queued_start is None:
                 return dependency
         return None
 

@@ -33,7 +33,7 @@ from .health_checks import HealthChecks
 from .perform import Executor
 from .scheduled_runs import ScheduledRuns
 from .server_changes import Recorder, Workqueue
-from .server_entry import Canary, Entry, RunningHook, Worker
+from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
@@ -132,6 +132,9 @@ class Core:
         for entry in touched.values():
             for listener in list(self.listeners):
                 listener(entry)
+            queued = entry.desired.queued_start
+            if queued is not None and not entry.is_stopping:
+                self.start(entry, ignore_dependencies=queued.ignore_dependencies, retries=queued.retries)
 
     def _decide(self, entry: Entry) -> list[Action]:
         view = self.view(entry)
@@ -177,13 +180,25 @@ class Core:
 
     # Changes of the desired state.
 
-    def start(self, entry: Entry, *, ignore_dependencies: bool = False, retries: bool = True) -> None:
+    def start(
+        self,
+        entry: Entry,
+        *,
+        ignore_dependencies: bool = False,
+        retries: bool = True,
+        after_stop: bool = False,
+    ) -> None:
         """Want the server to run, or at the times of its schedule; clears a failure or a backoff.
 
-        Without `retries` the first failure before it is ready is final.
+        Without `retries` the first failure before it is ready is final. With `after_stop` a stop under way ends first,
+        and another stop meanwhile cancels this start; without, the stop is overtaken.
         """
         if entry.is_disabled or entry.removed:
             return
+        if after_stop and entry.is_stopping:
+            entry.desired.queued_start = QueuedStart(ignore_dependencies, retries)
+            return
+        entry.desired.queued_start = None
         if entry.failed or entry.completed:
             entry.observed.restart_times.clear()
             entry.observed.called = False
@@ -220,7 +235,7 @@ class Core:
     def _halt(self, entry: Entry, desired: Desired) -> None:
         """Want no worker of it; a removed one stays removed."""
         entry.order_stop()
-        entry.desired.stop_seconds = None
+        entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
             entry.become(desired)
         entry.observed.called, entry.desired.automatic = False, None
@@ -230,8 +245,9 @@ class Core:
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
         """Kill the workers that are not ready yet, and start no others: an older generation continues to serve.
 
-        Without one the server is stopped, or failed if a failure is given.
+        Without one the server is stopped, or failed if a failure is given. A start that waits for a stop is cancelled.
         """
+        entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)

@@ -117,6 +117,13 @@ class Canary:
     is_lost: bool = False
 
 
+class QueuedStart(NamedTuple):
+    """A start that follows the stop under way (see `Core.start`)."""
+
+    ignore_dependencies: bool
+    retries: bool
+
+
 @dataclass(slots=True)
 class DesiredState:
     """The state that commands, live changes and triggers ask for."""
@@ -131,6 +138,7 @@ class DesiredState:
     stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
     stop_seconds: float | None = transient(None)  # the limit of a stop by command, if it has one
+    queued_start: QueuedStart | None = transient(None)
     # The values that a Python pool gives to its applications.
     app_state: Mapping[str, object] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
@@ -492,6 +500,13 @@ class Entry:
         if listener.state is not Listener.CLOSED or listener.former or listener.releasing:
             return False
         return self.rests and not (self.on_schedule or self.observed.workers or self.cleans_up)
+
+    @property
+    def is_stopping(self) -> bool:
+        """A stop by command is under way; a stop that could not end a worker is over."""
+        if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.at_rest:
+            return False
+        return not any(worker.unstoppable for worker in self.observed.workers.values())
 
     @property
     def complete(self) -> bool:

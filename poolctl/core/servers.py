@@ -163,6 +163,8 @@ class Servers:
         entry = self.entries.get(name)
         if entry is None:
             return True
+        if entry.desired.queued_start is not None:
+            return False  # its former workers are leaving
         if condition == "started":
             return entry.answers or entry.started
         if condition == "completed":

@@ -12,7 +12,6 @@ from poolctl.core.server_files import digests
 from poolctl.errors import PoolRestartError, PoolStopError, ServerError
 from poolctl.states import State
 
-from . import loop_thread
 from .live_servers import Handle, living
 from .loop_thread import LOCK
 from .pool_members import Members
@@ -46,10 +45,7 @@ class HotReload:
         with LOCK:
             self._change_members()
         try:
-            # An order of its own, so that the stops that were ordered begin first, and a listener changes hands.
-            await loop_thread.run(
-                start(self._to_start, None, self._pool, PoolRestartError, self._live, self._beside)
-            )
+            await start(self._to_start, None, self._pool, PoolRestartError, self._live, self._beside)
         except PoolRestartError as error:
             self._errors += error.exceptions
         for server in self._certificates:

@@ -187,8 +187,7 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
 
 def call(work: Callable[[], T]) -> T:
     """The result of `work`, called on the engine's thread; called directly on that thread or without an engine."""
-    current = _current
-    if current is None or current.thread is threading.current_thread():
+    if _current is None or is_own_thread():
         return work()
 
     async def called() -> T:
@@ -197,9 +196,14 @@ def call(work: Callable[[], T]) -> T:
     return run_sync(called())
 
 
+def is_own_thread() -> bool:
+    """Whether this is the thread of the engine."""
+    return _current is not None and _current.thread is threading.current_thread()
+
+
 def refuse_own_thread() -> None:
     """Raise RuntimeError where blocking would stop the servers themselves, which it waits for."""
-    if _current is not None and _current.thread is threading.current_thread():
+    if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"
         )

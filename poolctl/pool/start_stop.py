@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -80,7 +80,9 @@ def order_stop(
     if not handles:
         return None
     with LOCK:
-        future = loop_thread.submit(_stop(handles, limit))
+        # At once on the engine's thread, so that a start that is ordered afterwards finds the servers stopping.
+        begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
+        future = loop_thread.submit(_stop(handles, limit, begun))
         for handle in handles:
             handle.stops.add(future)
 
@@ -92,7 +94,8 @@ def order_stop(
     return future
 
 
-async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
+def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
+    """Have the core stop them; the goals that show when they have ended."""
     hosts: dict[Host, dict[Handle, str]] = {}
     for handle in handles:
         handle.refuse(None)
@@ -108,12 +111,22 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
         goals += [(goal, handle) for handle in names]
         for entry in entries:
             host.core.stop(entry, limit_seconds=limit)
+    return goals
+
+
+async def _stop(
+    handles: Sequence[Handle], limit: float | None, begun: list[tuple[Goal, Handle]] | None
+) -> None:
+    goals = _begin_stop(handles, limit) if begun is None else begun
     await asyncio.gather(*(goal.wait(None) for goal in {goal for goal, _ in goals}))
-    errors = [
-        _as_users(handle, problem)
-        for goal, handle in goals
-        if handle.entry is not None and (problem := goal.problem(handle.entry)) is not None
-    ]
+    errors = []
+    for goal, handle in goals:
+        entry = handle.entry
+        # A start follows the end of a stop: a server that is wanted has been stopped before.
+        if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
+            continue
+        if (problem := goal.problem(entry)) is not None:
+            errors.append(_as_users(handle, problem))
     _raise(errors, PoolStopError, "did not stop", len(handles))
 
 
@@ -146,7 +159,6 @@ class _StartOrder:
     ) -> None:
         self._kind = kind
         self._limit = limit
-        self._deadline = None if limit is None else asyncio.get_running_loop().time() + limit
         self._pool = pool
         self._live = live
         self._beside = beside
@@ -159,8 +171,10 @@ class _StartOrder:
         """Raises the kind of error with every failure."""
         self._needed = {dependency.name for server in servers for dependency in server.config.depends_on}
         try:
-            async with asyncio.TaskGroup() as stages:
-                await self._in_stages(servers, stages)
+            ordered = self._prepared(servers)
+            goals = self._begin(ordered)
+            await self._wait(ordered, goals)
+            await self._conclude(ordered, goals)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
@@ -174,43 +188,6 @@ class _StartOrder:
         ]
         what = "did not restart" if self._kind is PoolRestartError else "did not start"
         _raise(errors, self._kind, what, len(servers))
-
-    async def _in_stages(self, servers: Sequence[Startable], stages: asyncio.TaskGroup) -> None:
-        """Begin with the servers that can be started; the others follow when earlier stop orders have completed."""
-        waiting = servers
-        while waiting:
-            stops = {each.name: set(known.stops) for each in waiting if (known := living(each))}
-            held_up = {name for name, futures in stops.items() if futures}
-            while more := {
-                each.name
-                for each in waiting
-                if each.name not in held_up and any(d.name in held_up for d in each.config.depends_on)
-            }:
-                held_up |= more
-            if free := [each for each in waiting if each.name not in held_up]:
-                stages.create_task(self._stage(free))
-            waiting = [each for each in waiting if each.name in held_up]
-            if waiting and not await self._one_over([future for each in stops.values() for future in each]):
-                self._errors |= {server: self._late(server) for server in waiting}
-                return
-
-    async def _one_over(self, stops: Iterable[concurrent.futures.Future[None]]) -> bool:
-        """Wait for the end of one of the stops; whether that was in time."""
-        over, loop = asyncio.Event(), asyncio.get_running_loop()
-        for stop in stops:
-            stop.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await over.wait()
-        except TimeoutError:
-            return False
-
-    async def _stage(self, servers: Sequence[Startable]) -> None:
-        """Start these servers, which no earlier stop holds up."""
-        ordered = self._prepared(servers)
-        goals = self._begin(ordered)
-        await self._wait(ordered, goals)
-        await self._conclude(ordered, goals)
 
     def _holds(self, server: Startable) -> bool:
         return self._pool is None or self._pool._holds(server)
@@ -314,15 +291,13 @@ class _StartOrder:
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
         elif changed or not (entry.wanted and entry.ready):
-            core.start(entry, ignore_dependencies=self._pool is None, retries=entry.sleepy)
+            core.start(entry, ignore_dependencies=self._pool is None, retries=entry.sleepy, after_stop=True)
 
     # Waiting for it.
 
     async def _wait(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
-        now = asyncio.get_running_loop().time()
-        left = None if self._deadline is None else max(0.0, self._deadline - now)
         try:
-            await asyncio.gather(*(goal.wait(left) for goal in goals.values()))
+            await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._give_up(each)
@@ -337,10 +312,11 @@ class _StartOrder:
         handle.awaiting.discard(self)
         if handle.host is None or handle.awaiting or not each.startable or each.live:
             return False
-        if each.entry.failed or each.entry.settled:
+        waits = each.entry.desired.queued_start is not None
+        if not waits and (each.entry.failed or each.entry.settled):
             return False
         handle.host.core.abandon(each.entry, problem)
-        return True
+        return not waits  # the stop that it waits for continues
 
     async def _conclude(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
         abandoned: dict[Host, list[Handle]] = {}

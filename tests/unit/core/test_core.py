@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from poolctl.core.decision_input import Overrides, Phase
-from poolctl.core.server_entry import Worker, restore
+from poolctl.core.server_entry import Entry, Worker, restore
+from poolctl.errors import PoolStartError
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import FAILS
 
@@ -131,6 +132,59 @@ def test_server_that_is_added_again_while_it_leaves_runs_next_to_the_leaving_one
         await turns()
         assert set(pool.runner.running) == {"web.2.0"}
         assert pool.core.entries["web"].config.tags == ("again",)
+
+    run(scenario())
+
+
+async def _start_after_stop(pool: OrderedCore, *names: str) -> list[str]:
+    def start(entry: Entry) -> None:
+        pool.core.start(entry, after_stop=True)
+
+    problems = await pool.order(PoolStartError, [pool.core.entries[name] for name in names], start)
+    return [problem.message for problem in problems]
+
+
+def test_start_after_a_stop_lets_it_end_and_dependents_wait_for_both() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        await pool.start()
+        pool.runner.may_end.clear()
+        stopping = pool.begin(pool.stop("db"))
+        await turns()
+        starting = pool.begin(_start_after_stop(pool, "db", "api"))
+        await turns()
+        assert pool.states() == {"db": "stopping", "api": "stopping"}
+        pool.runner.log.clear()
+        pool.runner.may_end.set()
+        await stopping
+        assert await starting == []
+        assert [line for line in pool.runner.log if line[:5] in ("stop ", "place")] == [
+            "stop api.1.0 10", "stop db.1.0 10", "place db.1.0", "place api.1.0",
+        ]  # fmt: skip
+
+    run(scenario())
+
+
+def test_start_after_a_stop_is_cancelled_by_another_stop_and_overtaken_by_a_start_at_once() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        pool.runner.may_end.clear()
+        pool.begin(pool.stop())
+        await turns()
+        starting = pool.begin(_start_after_stop(pool, "web"))
+        await turns()
+        pool.begin(pool.stop())
+        assert await starting == ["was stopped by another command meanwhile"]
+        pool.begin(_start_after_stop(pool, "web"))
+        await turns()
+        assert pool.states() == {"web": "stopping"}
+        await pool.start()
+        assert pool.states() == {"web": "running"}
+        assert pool.core.entries["web"].desired.queued_start is None
+        pool.runner.may_end.set()
+        await turns()
+        assert set(pool.runner.running) == {"web.2.0"}
 
     run(scenario())
 

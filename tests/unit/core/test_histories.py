@@ -160,6 +160,7 @@ class Histories(RuleBasedStateMachine):
     @staticmethod
     def check_state(entry: Entry) -> None:
         """The state in one word agrees with the workers."""
+        assert entry.desired.queued_start is None or entry.is_stopping
         state, workers = State(entry.state), entry.observed.workers.values()
         serves = any(worker.phase is Phase.READY for worker in workers)
         if state is State.DRAINING and not serves:
@@ -186,10 +187,10 @@ class Histories(RuleBasedStateMachine):
 
     # Commands.
 
-    @rule(name=servers, alone=st.booleans())
-    def start(self, name: str, alone: bool) -> None:
+    @rule(name=servers, alone=st.booleans(), after_stop=st.booleans())
+    def start(self, name: str, alone: bool, after_stop: bool) -> None:
         if entry := self.entry(name):
-            self.command(self.core.start, entry, ignore_dependencies=alone)
+            self.command(self.core.start, entry, ignore_dependencies=alone, after_stop=after_stop)
 
     @rule(name=servers, kill=st.booleans())
     def stop(self, name: str, kill: bool) -> None:
