@@ -33,7 +33,7 @@ from poolctl.keeper.wire import WireError
 
 from ..tally import MALFORMED, STATUS
 from .connection_state import Drainable, PoolServerState
-from .request_counting import MANY, send_counted
+from .request_counting import send_counted
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0
@@ -92,7 +92,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.access_log = False
         self.head: Head | None = FIRST
         self.batch = server_state.batch
-        self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
+        self.begun_ns = 0  # when the oldest request in progress began, with a batch
 
     @property
     def idle(self) -> bool:
@@ -238,7 +238,7 @@ class Http1Connection(Drainable, Http1Protocol):
             if batch.timer is None:
                 batch.soon()
             if before is None or before.response_complete:
-                self.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
+                self.begun_ns = monotonic_ns()
         if batch is not None or state.failed is not None:
             self.cycle.send = partial(send_counted, self, self.cycle)
         if state.draining:
@@ -255,12 +255,9 @@ class Http1Connection(Drainable, Http1Protocol):
         """Count the response in progress, which is complete."""
         batch = self.batch
         if batch is not None:
-            batch.complete += 1
-            begun_ns = self.begun_ns
-            if begun_ns:
-                # A pipelined request begins now.
-                self.begun_ns = now_ns = monotonic_ns()
-                batch.latencies_ns.append(now_ns - begun_ns)
+            now_ns = monotonic_ns()
+            batch.latencies_ns.append(now_ns - self.begun_ns)
+            self.begun_ns = now_ns  # a pipelined request begins now
             if batch.timer is None:
                 batch.soon()
 

@@ -121,7 +121,6 @@ class Http2Connection(Drainable, ZttpH2Protocol):
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)
         if begun_ns and self.batch is not None:
-            self.batch.complete += 1
             self.batch.latencies_ns.append(monotonic_ns() - begun_ns)
             if self.batch.timer is None:
                 self.batch.soon()

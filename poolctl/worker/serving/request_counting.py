@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -22,24 +22,18 @@ from .access_log import LEAST_FAILURE
 from .uvicorn_parts import Message
 
 SOON_SECONDS = 0.01
-MANY = 16
-_FOREVER_NS = 2**63
 
 
 class Batch:
     """The counts of the last few milliseconds, which are not on the page yet.
 
     The page is written once for many requests: each access to it costs as much as three additions here. There is a
-    `timer` only while there is something to write. Reading the clock twice is half the cost of counting a request:
-    after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others. `passed` are the
-    requests that came through a gateway, by their routes, `failed` the errors among them. `on_write` is called
-    whenever the counts are written.
+    `timer` only while there is something to write. `passed` are the requests that came through a gateway, by their
+    routes, `failed` the errors among them. `on_write` is called whenever the counts are written.
     """
 
     __slots__ = (
-        "_last",
         "_route_slots",
-        "complete",
         "failed",
         "latencies_ns",
         "on_write",
@@ -53,7 +47,6 @@ class Batch:
     def __init__(self, tally: memoryview) -> None:
         self.tally = tally
         self.started = 0
-        self.complete = 0
         self.latencies_ns: list[int] = []
         self.slots: list[int] = []
         self.passed: dict[str, int] = {}
@@ -61,7 +54,6 @@ class Batch:
         self._route_slots: dict[str, int] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.on_write: Callable[[], None] | None = None
-        self._last = [int(SOON_SECONDS * 1e9)]
 
     def soon(self) -> None:
         """Start the timer that writes the counts."""
@@ -73,6 +65,9 @@ class Batch:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        tally[LATENCY_NS] += sum(latencies_ns)
+        slots += [BUCKETS + bisect_left(BOUNDS_NS, each) for each in latencies_ns]
+        latencies_ns.clear()
         for slot in set(slots):
             tally[slot] += slots.count(slot)
         slots.clear()
@@ -82,13 +77,6 @@ class Batch:
             self._write_passed()
         if self.failed:
             self._write_failed()
-        if latencies_ns:
-            self._last = sorted(latencies_ns)
-            latencies_ns.clear()
-        if self.complete:
-            # Untimed requests may complete after timed ones; they get the same distribution.
-            self._spread(self._last)
-            self.complete = 0
         if self.on_write is not None:
             self.on_write()
 
@@ -113,19 +101,6 @@ class Batch:
             if (slot := error_slot(self.tally, alias)) is not None:
                 self.tally[slot] += count
         self.failed.clear()
-
-    def _spread(self, latencies_ns: list[int]) -> None:
-        """Write the latencies of all complete requests, in proportion to the timed latencies, which are sorted."""
-        tally, timed, complete = self.tally, len(latencies_ns), self.complete
-        tally[LATENCY_NS] += sum(latencies_ns) * complete // timed
-        below = written = 0
-        for slot, bound in enumerate((*BOUNDS_NS, _FOREVER_NS), BUCKETS):
-            below = bisect_right(latencies_ns, bound, below)
-            # Rounded; the sum is exact.
-            up_to = below * complete // timed
-            if up_to != written:
-                tally[slot] += up_to - written
-                written = up_to
 
 
 class Counts(Protocol):

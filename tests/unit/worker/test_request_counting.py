@@ -47,21 +47,17 @@ async def scripted(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def test_of_many_requests_one_in_four_stands_for_the_others_and_none_is_lost() -> None:
+def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed() -> None:
     page = blank_page()
     batch = Batch(page)
-    batch.started = batch.complete = 103
-    batch.latencies_ns += [100_000] * 20 + [30_000_000] * 5 + [60_000_000_000]
+    batch.started = 5
+    batch.latencies_ns += [100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000]
     batch.write()
     counts = page.tolist()
-    assert (tally.responses(counts), tally.in_flight(counts)) == (103, 0)
-    assert counts[tally.BUCKETS] == 20 * 103 // 26
-    assert counts[tally.COUNTED - 1] in (3, 4)
-    assert counts[tally.LATENCY_NS] == (20 * 100_000 + 5 * 30_000_000 + 60_000_000_000) * 103 // 26
-    # Complete later than those that were timed with them.
-    batch.started = batch.complete = 4
-    batch.write()
-    assert tally.responses(page.tolist()) == 107
+    assert (tally.responses(counts), tally.in_flight(counts)) == (4, 1)
+    assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
+    assert counts[tally.COUNTED - 1] == 1
+    assert counts[tally.LATENCY_NS] == 100_000 + 2 * tally.BOUNDS_NS[0] + 1 + 60_000_000_000
 
 
 def test_responses_are_counted_by_status_and_by_latency(engine: Engine, page: memoryview) -> None:
