@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import uvicorn
@@ -37,10 +38,9 @@ from .process_setup import (
     wait_for_go,
 )
 from .serving.accepting import AdoptionPair
-from .serving.idle_timer import IdleTimer
+from .serving.connection_state import PoolServerState
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
-from .serving.uvicorn_logging import ABOVE_INFO, omit_lifespan_lines, set_log_level
-from .serving.uvicorn_parts import Tls, configure, ssl_context
+from .serving.uvicorn_parts import ABOVE_INFO, Tls, configure, set_log_level, ssl_context
 from .serving.worker_routes import Routes
 from .stack_dump import STACK_DUMP
 from .tally import map_page
@@ -102,7 +102,6 @@ class WorkerProcess:
         settings = set_log_level(spec["uvicorn"])
         config = configure(load_app(spec), settings)
         load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
-        omit_lifespan_lines(config)
         return config
 
     async def _serve(self, config: uvicorn.Config) -> None:
@@ -267,6 +266,49 @@ class WorkerProcess:
         for fd in (self.tally_fd, *(each.detach() for each in sockets)):
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+class IdleTimer:
+    """Reports when a server becomes idle: for a given time no request, WebSocket, stream or new connection.
+
+    `on_change(True)` is called once when it gets idle, and `on_change(False)` once when that ends, until `end`.
+    """
+
+    def __init__(
+        self, server_state: PoolServerState, seconds: float, on_change: Callable[[bool], None]
+    ) -> None:
+        self._server_state = server_state
+        self._seconds = seconds
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self.idle = False
+        server_state.on_activity = self._active
+        server_state.watch_tasks()
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    def end(self) -> None:
+        """Stop reporting."""
+        self._server_state.on_activity = None
+        self._timer.cancel()
+
+    def _active(self) -> None:
+        self._since = self._loop.time()
+        if self.idle:
+            self.idle = False
+            self._timer = self._loop.call_at(self._since + self._seconds, self._check)
+            self._on_change(False)
+
+    def _check(self) -> None:
+        due = self._since + self._seconds
+        if self._server_state.tasks:
+            # The end of a request is activity too.
+            due = self._loop.time() + self._seconds
+        elif self._loop.time() >= due:
+            self.idle = True
+            self._on_change(True)
+            return
+        self._timer = self._loop.call_at(due, self._check)
 
 
 class ForkedChildren:

@@ -35,7 +35,7 @@ from .load_app import (
     set_app_environment,
     warm_up,
 )
-from .preload import collecting_rarely, preload, prepare_for_forks
+from .preload import preload, prepare_for_forks
 from .process_setup import (
     SPEC_FD,
     Spec,
@@ -111,20 +111,19 @@ def _run(spec: Spec) -> int:
     os.close(SPEC_FD)
     set_app_environment(spec)
     before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
-    with collecting_rarely():
-        try:
-            with origins:
-                warm_up(import_app(spec))
-        except SystemExit as leaving:
-            return _leave(exit_status(leaving.code))
-        except LoadFailed as error:
-            print(explain(error), file=sys.stderr, end="")
-            _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
-            return _leave(STARTUP_FAILURE)
-        if found := before.left_since(origins):
-            return _report_unusable(requests, found, before.fix())
-        gc.collect()
-        gc.freeze()  # forks share these objects, and never scan them for garbage
+    try:
+        with origins:
+            warm_up(import_app(spec))
+    except SystemExit as leaving:
+        return _leave(exit_status(leaving.code))
+    except LoadFailed as error:
+        print(explain(error), file=sys.stderr, end="")
+        _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
+        return _leave(STARTUP_FAILURE)
+    if found := before.left_since(origins):
+        return _report_unusable(requests, found, before.fix())
+    gc.collect()
+    gc.freeze()  # forks share these objects, and never scan them for garbage
     _close_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})

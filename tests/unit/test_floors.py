@@ -48,7 +48,7 @@ WITHIN = {
         "supervised_process": 4, "runner_registry": 5, "local": 6,
     },
     "runners.local": {
-        "passed_pairs": 0, "peer_pages": 0, "fork_verification": 1, "server_sockets": 1, "output_pipes": 1,
+        "passed_pairs": 0, "fork_verification": 1, "server_sockets": 1, "output_pipes": 1,
         "tallies": 1, "program_readiness": 1, "certificates_in_use": 1,
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "worker_stacks": 3,
         "takeover": 4,
@@ -58,7 +58,7 @@ WITHIN = {
         "backends": 1, "operator": 1,
     },
     "worker": {
-        "tally": 0, "peer_counts": 0, "fork_safety": 0, "provided_modules": 0, "process_setup": 0,
+        "tally": 0, "peer_counts": 0, "fork_safety": 0, "process_setup": 0,
         "load_app": 1, "stack_dump": 1,
         "control_socket": 2, "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },

@@ -20,18 +20,15 @@ from ..process_link import Message
 from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
 from .fork_verification import Children
-from .heartbeats import WorkerHeartbeats
-from .local_worker import LocalWorker
+from .local_worker import LocalWorker, RunnerWorkers, WorkerHeartbeats
 from .orphans import take_in
 from .output_pipes import Output, last_lines
 from .passed_pairs import PassedPairs
 from .routed_servers import RoutedServers
-from .runner_workers import RunnerWorkers
 from .server_sockets import AdoptionPairs, QueuedConnections, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
-from .spawn.stopped_zygotes import StoppedZygotes
-from .spawn.zygotes import Source, Zygotes
+from .spawn.zygotes import Source, StoppedZygotes, Zygotes
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_over
 from .tallies import Tallies
 from .worker_stacks import StackReader

@@ -8,11 +8,12 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import rendezvous
-from poolctl.platform import process_start
+from poolctl.platform import process_cpu_ns, process_start, waits_for_events
 from poolctl.worker.control_socket import BEAT
 
 from .. import untrusted_messages
@@ -107,7 +108,7 @@ class LocalWorker(Receiver):
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: WorkerRoutes | None = None  # its routes, or the routes it gets when it begins
         self.follows_routes = False  # it gives back the requests of other servers
-        self._page: HasDescriptor | None = None  # see peer_pages
+        self._page: HasDescriptor | None = None  # see PeerPages
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
         self.hook = ""  # it is no worker, but this command of its server's hooks
         self.preloaded = False  # forked from a process that had its application already
@@ -407,3 +408,98 @@ class LocalWorker(Receiver):
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class RunnerWorkers(dict[str, LocalWorker]):
+    """All workers by their ids, and by their addresses: an event of one server looks at no other's workers.
+
+    They come and go by `add` and `remove` only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_key: dict[str, set[LocalWorker]] = {}
+
+    def add(self, worker: LocalWorker) -> None:
+        """Add one that was made or adopted."""
+        self[worker.placement.id] = worker
+        self._by_key.setdefault(worker.server.key, set()).add(worker)
+
+    def remove(self, worker: LocalWorker) -> None:
+        """Remove one that has exited; without effect a second time."""
+        if self.get(worker.placement.id) is worker:
+            del self[worker.placement.id]
+        key = worker.server.key
+        of_server = self._by_key.get(key, set())
+        of_server.discard(worker)
+        if not of_server:
+            self._by_key.pop(key, None)
+
+    def of(self, key: str) -> Collection[LocalWorker]:
+        """The workers of the server with this address."""
+        return self._by_key.get(key, ())
+
+
+# Processor time for going to sleep after the answer; more than that may have been other work.
+_AFTER_ANSWER_NS = 1_000_000
+
+
+class WorkerHeartbeats:
+    """Asks the `workers`, by id. See Heartbeats."""
+
+    def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
+        self._workers = workers
+        self._checks: WeakKeyDictionary[LocalWorker, IdleCheck] = WeakKeyDictionary()
+
+    def beat(self, placement: Placement, asked_ns: int) -> bool:
+        """See Heartbeats."""
+        worker = self._workers.get(placement.id)
+        return worker is not None and worker.beat(asked_ns)
+
+    def beaten_ns(self, placement: Placement) -> int:
+        """See Heartbeats."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
+
+    def idle_since_answer(self, placement: Placement) -> bool:
+        """See Heartbeats."""
+        worker = self._workers.get(placement.id)
+        if worker is None or worker.tally is None or placement.pid is None:
+            return False
+        if (check := self._checks.get(worker)) is None:
+            check = self._checks[worker] = IdleCheck()
+        return check.passes(placement.pid, worker.tally)
+
+
+class IdleCheck:
+    """Finds out without asking that a worker's event loop is not stuck: a heartbeat costs an idle worker 0.2 ms.
+
+    It is idle if its main thread waits for events in its loop, and all of its threads together have used no more
+    processor time since its answer than that thread needs for going to sleep. From then on the unchanged processor
+    time is enough: a process that has not run is still where it was. Everything else (a request, a timer, a thread that
+    takes Python's lock, SIGSTOP and the freezer of a control group, which wake it up for a moment) changes that time,
+    and the worker is asked again.
+    """
+
+    __slots__ = ("_answered_at_ns", "_idle_at_ns")
+
+    def __init__(self) -> None:
+        self._answered_at_ns = 0
+        self._idle_at_ns: int | None = None
+
+    def passes(self, pid: int, tally: Tally) -> bool:
+        """Whether the worker, which has answered, is idle. Does not block. False where the kernel does not say so."""
+        used_ns = process_cpu_ns(pid)
+        if used_ns is None or used_ns == self._idle_at_ns:
+            return used_ns is not None
+        self._idle_at_ns = None
+        before_ns, self._answered_at_ns = self._answered_at_ns, tally.beat_cpu_ns()
+        if (
+            self._answered_at_ns != before_ns
+            and used_ns - self._answered_at_ns <= _AFTER_ANSWER_NS
+            and waits_for_events(pid)
+            # It has not run meanwhile, so the earlier observation still holds.
+            and process_cpu_ns(pid) == used_ns
+        ):
+            self._idle_at_ns = used_ns
+        return self._idle_at_ns is not None

@@ -9,9 +9,8 @@ from poolctl.config import ServerConfig
 
 from ..routing_protocol import Gateway, PublishedRoutes
 from .activation.sleeping_servers import SleepingServers
-from .local_worker import LocalWorker, WorkerRoutes
+from .local_worker import LocalWorker, RunnerWorkers, WorkerRoutes
 from .passed_pairs import PassedPairs
-from .runner_workers import RunnerWorkers
 from .server_sockets import AdoptionPairs, Sockets
 
 

@@ -13,6 +13,7 @@ import fcntl
 import socket
 import struct
 import termios
+from typing import Any, Protocol
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -20,11 +21,11 @@ from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, refuse
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.listeners.unix_listener import identity_of
+from poolctl.worker.peer_counts import new_page
 
 from ..listener_opener import Opener
-from ..process_link import Link, LinkLost
+from ..process_link import Descriptor, HasDescriptor, Link, LinkLost
 from .passed_pairs import PassedPairs, empty
-from .peer_pages import PeerPages
 
 PLAIN, TLS = "plain", "tls"
 
@@ -126,6 +127,53 @@ def protocol(server: ServerConfig) -> str:
     """
     spoken = TLS if server.tls else PLAIN
     return spoken if server.user is None else f"{spoken} {server.user}"
+
+
+class Peer(Protocol):
+    """A worker; `protocol` is its adoption pair's protocol, None without a pair."""
+
+    server: ServerConfig
+    protocol: str | None
+    exited: asyncio.Future[Any]
+
+    def share_page(self, page: HasDescriptor) -> None:
+        """Let it see on this page the connections of its server's other workers, once it has begun."""
+
+
+class PeerPages:
+    """The page of each server with several workers (see peer_counts), by its address; workers of one user share it.
+
+    A page is held by the workers, and here only for later workers: a supervisor that adopts workers creates a new page,
+    and sends it to all.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[str, tuple[str, Descriptor]] = {}
+        self._workers: dict[str, list[Peer]] = {}
+
+    def add(self, worker: Peer) -> None:
+        """Send the worker its server's page, and also the first worker, if this is the second."""
+        key, protocol = worker.server.key, worker.protocol
+        if protocol is None:
+            return
+        peers = [each for each in self._workers.get(key, ()) if not each.exited.done()]
+        peers.append(worker)
+        self._workers[key] = peers
+        if len(peers) < 2 and worker.server.workers < 2:
+            return
+        if key in self._pages and self._pages[key][0] != protocol:
+            self._pages.pop(key)[1].close()
+        if key not in self._pages:
+            self._pages[key] = protocol, Descriptor(new_page())
+        for each in peers:
+            if each.protocol == protocol:
+                each.share_page(self._pages[key][1])
+
+    def close(self, key: str) -> None:
+        """Forget the page of this address, and its workers."""
+        self._workers.pop(key, None)
+        if key in self._pages:
+            self._pages.pop(key)[1].close()
 
 
 class AdoptionPairs:

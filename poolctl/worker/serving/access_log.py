@@ -14,7 +14,6 @@ from typing import Any
 
 import uvicorn
 
-from .cut_requests import CUT
 from .uvicorn_parts import (
     BUSY_APP,
     App,
@@ -27,6 +26,8 @@ from .uvicorn_parts import (
 )
 
 logger = logging.getLogger("uvicorn.access")
+
+CUT = "the server stops"  # the message of the cancellation of a request that takes longer than a stop may
 
 _NAME = b"x-request-id"
 # IDs from clients are logged, and sent on.

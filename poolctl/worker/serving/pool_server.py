@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Any
 
 import uvicorn
 
 from ..peer_counts import PeerCounts
-from . import cut_requests
-from .accepting import AdoptionPair, SharedListeners
-from .access_log import FailedRequests, watch_requests
-from .connection_classes import connection_class, http2_class
+from .accepted_connections import AcceptedConnections
+from .accepting import AdoptionPair, SharedListeners, protocol_factory
+from .access_log import CUT, FailedRequests, unwatched, watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
 from .evenness import Evenness
+from .h11_connection import H11Connection
 from .http1_connection import Http1Connection
-from .probe_connections import ProbeConnections
 from .request_counting import Batch
-from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
+from .uvicorn_parts import (
+    CLOSE_HEADER,
+    H11,
+    HTTP1,
+    HTTP2,
+    HTTPTOOLS,
+    ZTTP,
+    Message,
+    Settings,
+    State,
+    Tls,
+    UvicornParts,
+    ssl_context,
+    use_what_is_known,
+)
 from .websocket_close import close_websocket
-from .worker_routes import Routes, show_proxied_routes
+from .worker_routes import ANYWHERE, Routes, show_proxied_routes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -35,6 +50,53 @@ _CANCELLATION_SECONDS = 0.1
 _CANCELLED_TASKS_SECONDS = 0.4
 _HANDSHAKE_SECONDS = 2.0
 _H11_BYTES = 4096
+_SEND_SECONDS = 0.1
+_PROBE_KEPT_SECONDS = 86400.0  # the prober closes it
+# RFC 9110 §15.6.4
+_CUT_STATUS, _CUT_BODY = 503, b"Service Unavailable"
+_CUT_HEADERS = [
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"%d" % len(_CUT_BODY)),
+]
+
+# With the parts of uvicorn's class that each uses. All are imported before the first fork; a parser may be missing.
+_CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [(H11Connection, (HTTP1, H11))]
+with contextlib.suppress(ImportError):
+    from .httptools_connection import HttptoolsConnection
+
+    _CLASSES.append((HttptoolsConnection, (HTTP1, HTTPTOOLS)))
+with contextlib.suppress(ImportError):
+    from .zttp_connection import ZttpConnection
+
+    _CLASSES.append((ZttpConnection, (HTTP1, ZTTP)))
+with contextlib.suppress(ImportError):
+    from .http2_connection import Http2Connection
+
+    _CLASSES.append((Http2Connection, (HTTP2,)))
+
+
+def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    """The class for connections that extends the given uvicorn class, or that class itself if it lacks a known part.
+
+    In that case a drain closes connections, and requests are not counted.
+    """
+    use_what_is_known(protocol)
+    for ours, parts in _CLASSES:
+        if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
+            return ours
+    logger.warning(
+        "uvicorn's %s is not known to this version of poolctl: a restart closes its connections, and may lose requests "
+        'that are on their way, and none is counted; set http.implementation to "h11" or "httptools"',
+        protocol.__name__,
+    )
+    return protocol
+
+
+def http2_class() -> type[asyncio.Protocol]:
+    """The class for connections of HTTP/2. Raises ImportError where uvicorn's is missing, or zttp is."""
+    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
+
+    return connection_class(ZttpH2Protocol)
 
 
 class StartupFailed(Exception):
@@ -310,9 +372,9 @@ class PoolServer(uvicorn.Server):
             close_websocket(connection)
         await self._emptied(self._stop_seconds)
         self._end_events()
-        cut_requests.cancel(self.server_state.tasks, self.server_state.connections)
+        cancel_requests(self.server_state.tasks, self.server_state.connections)
         await self._emptied(_CANCELLATION_SECONDS)
-        await cut_requests.answer_uncancelled(self.server_state.connections)
+        await answer_uncancelled(self.server_state.connections)
         await self._emptied(_CANCELLED_TASKS_SECONDS)
         if self.server_state.batch is not None:
             self.server_state.batch.write()
@@ -356,3 +418,119 @@ class PoolServer(uvicorn.Server):
                 while while_():
                     self._changed.clear()
                     await self._changed.wait()
+
+
+def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[object]) -> None:
+    """Cancel the tasks of requests; requests whose application sends no response to that get a 503.
+
+    uvicorn would respond with 500, as if the application had failed.
+    """
+    for connection, cycle in _unanswered(connections):
+        cycle.send_500_response = functools.partial(_answer, connection, cycle)
+    for task in list(tasks):
+        task.cancel(msg=CUT)
+
+
+async def answer_uncancelled(connections: Iterable[object]) -> None:
+    """Answer the requests with 503 whose cancelled tasks have not ended: one that waits for a thread cannot."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SEND_SECONDS):
+            for connection, cycle in list(_unanswered(connections)):
+                await _answer(connection, cycle)
+                cycle.disconnected = True  # the application's further output is ignored
+
+
+def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    """The requests without a response, with their connections; excludes WebSockets and unknown classes."""
+    for connection in connections:
+        several = getattr(connection, "cycles", None)  # of HTTP/2
+        cycles = [getattr(connection, "cycle", None)] if several is None else several.values()
+        for cycle in cycles:
+            if cycle is not None and not cycle.response_started and not cycle.disconnected:
+                yield connection, cycle
+
+
+async def _answer(connection: Any, cycle: Any) -> None:
+    headers = list(_CUT_HEADERS)
+    if hasattr(connection, "cycle") and CLOSE_HEADER not in cycle.default_headers:
+        headers.append(CLOSE_HEADER)
+    await cycle.send({"type": "http.response.start", "status": _CUT_STATUS, "headers": headers})
+    await cycle.send({"type": "http.response.body", "body": _CUT_BODY, "more_body": False})
+
+
+class ProbeConnections:
+    """Answers probes of one server's application; `listeners` are its clients' listeners.
+
+    Their connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
+    `max_requests`, and leave no line in an access log. A drain does not wait for them.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app_state: State,
+        listeners: Sequence[socket.socket],
+    ) -> None:
+        self._config = config
+        self._app_state = app_state
+        self._address = _address(listeners)
+        self._secure = False
+        self.server_state = PoolServerState()
+        self.server_state.heads = Heads(_PROBE_KEPT_SECONDS)
+        self._accepted = AcceptedConnections(self.server_state)
+
+    def answer(self, question: Message, sock: socket.socket) -> None:
+        """Answer on the connection as requested: `echo`, or HTTP, with `plain` without TLS even if the server uses it.
+
+        An echo shows that the event loop runs.
+        """
+        if question.get("kind") == "echo":
+            self._accepted.attach(EchoProtocol, sock)
+            return
+        self._secure = self._config.ssl is not None
+        self.server_state.default_headers = self._config.encoded_headers
+        if self._config.ssl is None or question.get("plain"):
+            self._accepted.attach(self._make_protocol, sock)
+        else:
+            due = monotonic() + self.server_state.heads.seconds
+            self._accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
+
+    def close(self) -> None:
+        """End every such connection."""
+        self._accepted.cancel()
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        made = protocol_factory(self._config, self.server_state, self._app_state)()
+        made.access_log = False
+        made.app = unwatched(made.app)
+        made.timeout_keep_alive = _PROBE_KEPT_SECONDS
+        made.connection_made = functools.partial(self._made, made)
+        return made  # type: ignore[no-any-return]
+
+    def _made(self, protocol: Any, transport: asyncio.Transport) -> None:
+        type(protocol).connection_made(protocol, transport)
+        # The application sees an address as in a client's request, not a socket pair.
+        if self._address is not None:
+            protocol.server, protocol.client = self._address, (self._address[0], 0)
+        protocol.scheme = "https" if self._secure else "http"
+
+
+class EchoProtocol(asyncio.Protocol):
+    """Echoes the received data."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(data)
+
+
+def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
+    for listener in listeners:
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            host, port = listener.getsockname()[:2]
+            return ANYWHERE.get(host, host), port
+    return None

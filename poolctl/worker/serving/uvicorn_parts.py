@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -96,6 +97,9 @@ USUAL: Settings = {
     "limit_concurrency": None,
     "limit_max_requests": None,
 }
+
+_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+ABOVE_INFO = ("warning", "error", "critical")
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
@@ -315,3 +319,33 @@ def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
     context.load_cert_chain(paths[0], paths[1], tls["password"])
     if len(paths) > 2:
         context.load_verify_locations(paths[2])
+
+
+def omit_uvicorns_lines() -> None:
+    """Suppress the INFO messages of uvicorn and its WebSockets about startup, shutdown and each connection.
+
+    The worker reports its start and its end, and the access log the connections. Applications write to `uvicorn.error`
+    too: their records appear as they do under uvicorn.
+    """
+    packages = (uvicorn, sys.modules.get("websockets"))
+    directories = tuple(
+        os.path.dirname(each.__file__) + os.sep for each in packages if each and each.__file__
+    )
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.INFO or not record.pathname.startswith(directories)
+
+    logging.getLogger("uvicorn.error").addFilter(is_wanted)
+
+
+def set_log_level(settings: Settings) -> Settings:
+    """Set the level that the settings name, before the application is imported, which may override it.
+
+    Returns the settings without it: uvicorn would set it again after the import.
+    """
+    level = settings.get("log_level")  # left out for uvicorn's default
+    if level is None:
+        return settings
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(LOG_LEVELS[level])
+    return {key: value for key, value in settings.items() if key != "log_level"}

@@ -19,8 +19,7 @@ from poolctl.keeper.connection_handover import Connection
 from poolctl.runners.local.activation import activator as module
 from poolctl.runners.local.activation import held_connections
 from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetch, Fetched
-from poolctl.runners.local.activation.activator import Activator
-from poolctl.runners.local.activation.sleeping_listener import SleepingListener
+from poolctl.runners.local.activation.activator import Activator, SleepingListener
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

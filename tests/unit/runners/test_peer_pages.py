@@ -15,7 +15,7 @@ from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.runners.local.fork_verification import Children
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.peer_pages import PeerPages
+from poolctl.runners.local.server_sockets import PeerPages
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
 
 

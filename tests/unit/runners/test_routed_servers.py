@@ -11,10 +11,9 @@ from typing import Any, cast
 from poolctl import ServerConfig
 from poolctl.keeper import connection_handover, wire
 from poolctl.runners.local.activation.sleeping_servers import SleepingServers
-from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.passed_pairs import PassedPairs
 from poolctl.runners.local.routed_servers import RoutedServers
-from poolctl.runners.local.runner_workers import RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.routing_protocol import PublishedRoutes

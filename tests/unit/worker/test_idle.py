@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving.idle_timer import IdleTimer
+from poolctl.worker.worker_process import IdleTimer
 from tests.serving import ENGINES, Client, Engine, Served, served
 
 SECONDS = 0.15

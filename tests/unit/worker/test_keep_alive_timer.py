@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 
 from poolctl.worker.serving.accepting import protocol_factory
-from poolctl.worker.serving.connection_classes import connection_class
 from poolctl.worker.serving.connection_state import PoolServerState
+from poolctl.worker.serving.pool_server import connection_class
 from tests.asgi_apps import hello
 from tests.virtual_loop import VirtualLoop
 

@@ -1,43 +1,14 @@
-"""How an import is made, and what is as before when it is over."""
+"""The imports of a zygote: no garbage is collected meanwhile, and none follows later."""
 
 from __future__ import annotations
 
 import ast
-import gc
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from poolctl.worker import serving
-from poolctl.worker.preload import collecting_rarely
-
-
-@pytest.fixture(autouse=True)
-def thresholds() -> Iterator[tuple[int, int, int]]:
-    before = gc.get_threshold()
-    yield before
-    gc.set_threshold(*before)
-
-
-def fail() -> None:
-    assert gc.get_threshold()[0] > 10_000
-    raise ImportError
-
-
-def test_collecting_rarely_restores_the_thresholds(thresholds: tuple[int, int, int]) -> None:
-    with pytest.raises(ImportError), collecting_rarely():
-        fail()
-    assert gc.get_threshold() == thresholds
-
-
-def test_thresholds_that_the_application_sets_are_kept() -> None:
-    with collecting_rarely():
-        gc.set_threshold(123, 4, 5)
-    assert gc.get_threshold() == (123, 4, 5)
 
 
 def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> None:

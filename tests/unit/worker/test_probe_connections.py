@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.idle_timer import IdleTimer
+from poolctl.worker.worker_process import IdleTimer
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Served, served
 

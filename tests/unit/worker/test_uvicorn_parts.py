@@ -116,7 +116,7 @@ def test_only_the_list_and_connections_import_from_below_uvicorn() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvicorn.")
     }
-    connections = {*CONNECTIONS, "connection_classes"} - {"http1_connection"}
+    connections = {*CONNECTIONS, "pool_server"} - {"http1_connection"}
     assert found == {f"worker/serving/{name}.py" for name in {*connections, "uvicorn_parts"}}
 
 

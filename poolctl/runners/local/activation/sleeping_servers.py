@@ -16,8 +16,7 @@ from ..local_worker import LocalWorker
 from ..passed_pairs import PassedPairs
 from ..server_sockets import AdoptionPairs, Sockets
 from .accept_helper import AcceptHelper
-from .activator import Activator
-from .sleeping_listener import SleepingListener
+from .activator import Activator, SleepingListener
 
 
 class SleepingServers:

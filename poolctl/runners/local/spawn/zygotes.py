@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from poolctl.bootstrap import as_user, command
+from poolctl.clock import PING_SECONDS, aligned
 from poolctl.config import enter_as
 from poolctl.keeper import fd_store, wire
-from poolctl.platform import process_start
+from poolctl.platform import is_stopped, process_start
 
 from ... import untrusted_messages, withheld_variables
 from ...process_link import Link, LinkLost, Receiver, Refused, spawn
@@ -266,3 +267,37 @@ class _Zygote(Receiver):
 
 def _process(meta: wire.Message) -> Process:
     return Process(int(meta.get("pid", 0)), meta.get("start"))
+
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class StoppedZygotes:
+    """Kills zygotes that are found stopped (SIGSTOP) twice, before a worker is needed and waits for them.
+
+    Checks periodically, on the running loop until `close`. They are not asked, because each would have to fork for the
+    answer. The next fork starts another zygote.
+    """
+
+    def __init__(self, children: Children, zygotes: Callable[[], Iterable[Process]]) -> None:
+        self._children = children
+        self._zygotes = zygotes
+        self._stopped: set[Process] = (
+            set()
+        )  # at the last look: a debugger, or a paused container, takes a moment
+        self._loop = asyncio.get_running_loop()
+        self._set_timer()
+
+    def close(self) -> None:
+        """Stop checking."""
+        self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_at(aligned(self._loop.time(), PING_SECONDS), self._look)
+
+    def _look(self) -> None:
+        before, self._stopped = self._stopped, {each for each in self._zygotes() if is_stopped(each.pid)}
+        for process in before & self._stopped:
+            logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
+            self._children.kill(process)
+        self._set_timer()

@@ -9,8 +9,8 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from poolctl.worker.serving import uvicorn_parts
-from poolctl.worker.serving.connection_classes import connection_class
 from poolctl.worker.serving.http1_connection import Http1Connection
+from poolctl.worker.serving.pool_server import connection_class
 from tests.serving import ENGINES, Client, Engine, blank_page, served
 
 
