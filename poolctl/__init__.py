@@ -25,7 +25,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig, TLSConfig
-    from poolctl.control.connect import connect
+    from poolctl.control.pool_client import connect
     from poolctl.errors import (
         ControlError,
         PoolAddError,
@@ -83,7 +83,7 @@ _HOMES = {
     "Server": "pool.server",
     "ServerConfig": "config",
     "TLSConfig": "config",
-    "connect": "control.connect",
+    "connect": "control.pool_client",
 }
 
 # Not only in the metadata, because keeper and workers run where poolctl is not installed.

@@ -13,7 +13,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.control.answers import About, ErrorEntry, Item, Result, item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from poolctl.config import Configuration, Problem
-    from poolctl.control.pool_identity import About
 
 # A change that was made is saved, even if not for every server or not in time.
 MADE = (DONE, FAILED, TIMED_OUT)
@@ -126,8 +125,6 @@ def _changed_files(
     """The outcome of a change of the files alone: the changed servers, all stopped."""
     unchanged: list[str] = []
     if not removes:
-        from poolctl.control.answers import item
-
         before = {each.name: each.state for each in items}
         items = [item(server) for server in files.draft.check() if server.name in before]
         unchanged = [each.name for each in items if each.state == before[each.name]]

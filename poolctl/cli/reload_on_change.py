@@ -22,9 +22,8 @@ from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import from_here, printable
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.answers import Result
+from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
-from poolctl.control.reload_answers import ReloadResult
 from poolctl.control.show_answers import Details, ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from poolctl.cli.render import error_lines, from_here, paint, printable, servers, within
-from poolctl.control.answers import Result
-from poolctl.control.drift_answer import ChangedFiles
-from poolctl.control.reload_answers import PlannedChange, ReloadResult
+from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
 

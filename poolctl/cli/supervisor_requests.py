@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from rich.status import Status
 
-    from poolctl.control.answers import Result
-    from poolctl.control.progress_lines import ProgressLine
+    from poolctl.control.answers import ProgressLine, Result
     from poolctl.json_form import Table
 
     Answer = TypeVar("Answer", bound=Result)

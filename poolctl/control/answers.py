@@ -104,6 +104,138 @@ class Result:
     changed: Table | None = None  # files that differ from what the pool has read: a ChangedFiles
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
+
+    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables (gateway, dashboard, metrics)
+    whose addresses cannot be served, or whose process keeps ending, and [events] when its file cannot be written,
+    each with the reason.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    version: str
+    protocol: int
+    python: str
+    supervisor_pid: int
+    keeper_pid: int
+    calm: bool | None = None
+    keeper_problem: str | None = None
+    not_served: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PingResult(About):
+    """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build).
+
+    `reading`: the first supervisor of the pool is still reading its files, and other commands wait.
+    """
+
+    build: str = ""
+    reading: bool | None = None
+    schema: int = SCHEMA
+    items: tuple[Item, ...] = ()
+    errors: tuple[ErrorEntry, ...] = ()
+    exit_code: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(About):
+    """The pool, and the number of its servers in each state and health."""
+
+    servers: int
+    should_run: int
+    ready: int
+    states: dict[str, int]
+    health: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusResult(Result):
+    """Of `status`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
+
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeResult(Result):
+    """Of `upgrade`: the pid of the supervisor that is replaced, None if it is of this build already."""
+
+    upgraded_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsResult(Result):
+    """Of `events`: the number of the newest event, and the journal's path."""
+
+    seq: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """A line of a reload's plan; `change` is a Kind of core.configuration_diff."""
+
+    name: str
+    bind: str
+    change: str
+    keys: tuple[str, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadResult(Result):
+    """Of `reload`; files with problems have no plan."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("changes",)
+
+    changes: tuple[PlannedChange, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedFiles:
+    """The files that have changed, and how many servers and tables a reload would add, remove and change.
+
+    The numbers are None while they are not known. `problem` is the first of `problems` of files that are not valid.
+    `applied`: no server ran, and the command has read the files again.
+    """
+
+    files: tuple[str, ...]
+    added: int | None = None
+    removed: int | None = None
+    changed: int | None = None
+    problem: ErrorEntry | None = None
+    problems: int | None = None
+    applied: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStep:
+    """The present state of a server that a command waits for."""
+
+    name: str
+    bind: str
+    state: str
+    ready: bool
+    message: str
+    done: bool | None = None  # it has reached the goal of the command, or has failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressLine:
+    """A line that comes before the result: one of these. With the notice of a rollout comes its canary's generation."""
+
+    progress: ServerStep | None = None
+    warning: str | None = None
+    notice: str | None = None
+    event: Table | None = None
+    generation: int | None = None
+
+
 def item(config: ServerConfig) -> Item:
     """A server as the files describe it, without a supervisor."""
     return Item(

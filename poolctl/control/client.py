@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import TypeVar
 
-    from poolctl.control.ping_answers import PingResult
-    from poolctl.control.progress_lines import ProgressLine
-    from poolctl.control.upgrade_answers import UpgradeResult
+    from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
     from poolctl.json_form import Table
 
     Answer = TypeVar("Answer")
@@ -174,7 +172,7 @@ class Client:
 
     def ping(self, timeout: float | None = None) -> PingResult:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
-        from poolctl.control.ping_answers import PingResult
+        from poolctl.control.answers import PingResult
 
         limit = self._silence_seconds if timeout is None else timeout
         connection = self._connect()
@@ -201,9 +199,8 @@ class Client:
         """
         from dataclasses import replace
 
-        from poolctl.control.answers import Result
+        from poolctl.control.answers import Result, UpgradeResult
         from poolctl.control.pool_processes import await_end
-        from poolctl.control.upgrade_answers import UpgradeResult
 
         before = self.ping()
         if before.protocol < OLDEST_PROTOCOL:
@@ -433,7 +430,7 @@ def _decode(line: bytes) -> Table:
 
 def progress_line(document: Table) -> ProgressLine:
     """A message that came before the result. Raises ControlError."""
-    from poolctl.control.progress_lines import ProgressLine
+    from poolctl.control.answers import ProgressLine
 
     return value_of(ProgressLine, document)
 

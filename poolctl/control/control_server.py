@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from poolctl.config import OPEN_FILES_RESERVE
-from poolctl.control.answers import ErrorEntry, Result
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.pool_paths import BACKLOG
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.exit_codes import FAILED
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage, RequestHead

@@ -6,10 +6,11 @@ import builtins
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from poolctl import exit_codes as codes
 from poolctl.control import pool_paths
+from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.gateway_client import GatewayClient
 from poolctl.control.pool_processes import await_end
 from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
@@ -25,11 +26,69 @@ from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.control.reload_document import ReloadDocument
     from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
 
 _ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
+
+
+class Change(TypedDict):
+    """What a reload does to a server. `keys` are those that differ; `override` undoes a live change."""
+
+    name: str
+    bind: str
+    change: Literal["add", "remove", "restart", "update", "override"]
+    keys: list[str]
+    message: str
+
+
+class ReloadDocument(TypedDict):
+    """What `poolctl reload -o json` prints."""
+
+    schema: int
+    items: list[dict[str, Any]]  # the servers, as `list` prints them
+    errors: list[dict[str, Any]]
+    warnings: list[str]
+    changes: list[Change]
+    exit_code: int
+
+
+def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
+    """Return a client of a running pool, named by its file, its name, or the working directory.
+
+    Raises NoSupervisor when none is running. Does not read the file, so a broken one does not matter.
+    """
+    path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
+    client = Client(path)
+    client.ping()
+    return PoolClient(client)
+
+
+def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
+    """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
+    if config_or_name is None:
+        from poolctl.config import ConfigNotFound, find_config
+
+        try:
+            first = find_config([], env, os.getcwd())[0]
+        except ConfigNotFound as error:
+            raise NoSupervisor(error.message, hint=error.hint) from None
+    elif _is_path(config_or_name):
+        first = os.path.abspath(config_or_name)
+    else:
+        named = pool_paths.named_pool_dir(env, config_or_name)
+        if named is None:
+            raise NoSupervisor(
+                f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
+            )
+        return f"{named}/{pool_paths.SOCKET_NAME}"
+    return f"{pool_paths.pool_dir(env, pool_paths.pool_key(first))}/{pool_paths.SOCKET_NAME}"
+
+
+def _is_path(config_or_name: str) -> bool:
+    """Whether it names a file, be it gone by now, rather than a pool."""
+    looks_so = "/" in config_or_name or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
+    return looks_so or os.path.exists(config_or_name)
 
 
 class PoolClient(GatewayClient):
@@ -226,7 +285,7 @@ class PoolClient(GatewayClient):
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
         answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, _ANSWERED)
-        return cast("ReloadDocument", answer)
+        return cast(ReloadDocument, answer)
 
     def rollout(
         self,

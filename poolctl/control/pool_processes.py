@@ -1,13 +1,17 @@
-"""The processes of a pool, seen from outside: their exit, and why the supervisor does not answer."""
+"""The processes of a pool, seen from outside: their exit, its reason, and why the supervisor does not answer."""
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 
-from poolctl.control.pool_paths import read_info
+from poolctl.control.pool_paths import read_info, read_table
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
+from poolctl.json_form import from_json, to_json
 
+STATUS = "status.json"
 # Far more than a pool that has stopped its servers needs to exit, also on a busy machine.
 LIMIT_SECONDS = 30.0
 
@@ -90,3 +94,38 @@ def last_words(log: str, start: int = 0) -> str:
         return lines[-1] if lines else ""
     reasons = [line for line in end[fatal + 1 :] if line.partition(":")[0].endswith("Error")]
     return ": ".join([end[fatal], *reasons[:1]])
+
+
+# For the `poolctl run` that waits for a pool which ends without a command.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolExit:
+    """Why a pool has ended without a command, its exit status, and the process that exits last."""
+
+    status: int
+    reason: str
+    keeper_pid: int
+
+
+def write_exit(directory: str, end: PoolExit) -> None:
+    """Record why the pool ends without a command."""
+    try:
+        with open(f"{directory}/{STATUS}", "w", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(end)))
+    except OSError:
+        pass  # the log has it
+
+
+def read_exit(directory: str) -> PoolExit | None:
+    """The exit of a pool that ended without a command; None when a command ended it, or it still runs."""
+    table = read_table(f"{directory}/{STATUS}")
+    return from_json(PoolExit, table) if table else None
+
+
+def clear_exit(directory: str) -> None:
+    """Remove the record of an earlier pool: a new one starts."""
+    try:
+        os.unlink(f"{directory}/{STATUS}")
+    except OSError:
+        pass

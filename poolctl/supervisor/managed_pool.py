@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
-from poolctl.control.answers import Result
+from poolctl.control.answers import About, PingResult, ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
-from poolctl.control.ping_answers import PingResult
-from poolctl.control.pool_identity import About
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from poolctl.control.pool_exit import PoolExit, write_exit
+from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import FAILED
 from poolctl.runners.runner_protocol import Exit

@@ -25,13 +25,11 @@ from typing import TypeVar
 import poolctl
 from poolctl.config import Configuration, ServerConfig, Tables, interpreter, load
 from poolctl.control import pool_paths
-from poolctl.control.answers import ErrorEntry, Result
+from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
 from poolctl.control.observer_answers import DashboardResult
-from poolctl.control.ping_answers import PingResult
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.control.protocol import TRIED
-from poolctl.control.upgrade_answers import UpgradeResult
 from poolctl.errors import ControlError, PoolError
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage

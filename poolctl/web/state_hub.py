@@ -16,9 +16,8 @@ from typing import TypeVar
 from poolctl.cli.reload_plan import public_drift_line
 from poolctl.clock import Clock
 from poolctl.config import masked_text
-from poolctl.control.answers import Item
+from poolctl.control.answers import Item, PingResult
 from poolctl.control.client import ask_async, messages_async
-from poolctl.control.ping_answers import PingResult
 from poolctl.control.show_answers import ShowResult
 from poolctl.control.statistics_answers import Measured, StatsResult
 from poolctl.errors import ControlError

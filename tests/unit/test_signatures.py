@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from poolctl import ServerConfig, TLSConfig
-from poolctl.control.reload_answers import PlannedChange, ReloadResult
-from poolctl.control.reload_document import Change, ReloadDocument
+from poolctl.control.answers import PlannedChange, ReloadResult
+from poolctl.control.pool_client import Change, ReloadDocument
 from poolctl.core.configuration_diff import Kind
 from poolctl.gateway.routes import Route
 from poolctl.json_form import field_names

@@ -24,9 +24,8 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
+from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.event_answers import EventsResult
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent

@@ -12,8 +12,8 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
 from poolctl.cli.server_lines import count_ready
 from poolctl.control import pool_paths
+from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.status_answers import StatusResult
 from poolctl.errors import ControlError
 from poolctl.json_form import to_json
 

@@ -22,8 +22,8 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import coloured, from_here, show
 from poolctl.cli.supervisor_requests import ask_for
+from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
-from poolctl.control.reload_answers import ReloadResult
 from poolctl.exit_codes import INTERRUPTED
 
 COMMAND = Command(

@@ -40,12 +40,10 @@ from poolctl.cli.supervisor_requests import (
     start_unsignalled,
 )
 from poolctl.control import sd_notify
-from poolctl.control.answers import Item, Result
+from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.pool_exit import read_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
-from poolctl.control.pool_processes import await_end
-from poolctl.control.reload_answers import ReloadResult
+from poolctl.control.pool_processes import await_end, read_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.log_line import LogLine, stamp

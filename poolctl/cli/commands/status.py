@@ -11,16 +11,14 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers, width_of
 from poolctl.cli.server_lines import AT_REST, count_ready
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
+from poolctl.control.answers import Item, StatusResult
 from poolctl.control.client import NoSupervisor
-from poolctl.control.status_answers import StatusResult
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
 
 
 # Docker's HEALTHCHECK accepts only 0 and 1.

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from poolctl.cli.supervisor_requests import start_unsignalled
+from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client
-from poolctl.control.event_answers import EventsResult
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.errors import ControlError
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 

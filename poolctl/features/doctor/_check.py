@@ -11,16 +11,14 @@ from poolctl.address import Address, parse
 from poolctl.cli.command import ENDED
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound, own_addresses
-from poolctl.control.answers import ErrorEntry, Item, Result, entries
+from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.status_answers import StatusResult
 from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table
 from poolctl.keeper import rendezvous
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
-    from poolctl.control.ping_answers import PingResult
 
 _ANSWER_SECONDS = 3.0
 # Keeper, supervisor, logger and zygote.

@@ -7,7 +7,7 @@ import contextlib
 from contextlib import closing
 from dataclasses import replace
 
-from poolctl.control.answers import Result, failure
+from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.gateway_answers import (
     CandidatesResult,
     HostsResult,
@@ -16,7 +16,6 @@ from poolctl.control.gateway_answers import (
     excluded_from,
     routes_to_servers,
 )
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.control.show_answers import ShowResult
 from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError

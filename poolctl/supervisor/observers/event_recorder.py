@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.control.pool_identity import About
+from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
 from poolctl.core.server_entry import Cause, Entry, Worker

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from poolctl.control.pool_identity import About
+from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.monitor.exposition import Family, render
 from poolctl.monitor.server_metrics import PARTS, ObservedServer, family_of, of_pool

@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
-from poolctl.control.answers import Result, failure
-from poolctl.control.progress_lines import ProgressLine
+from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.rollout_answers import RolloutReport, RolloutResult
 from poolctl.core.configuration_diff import differences, is_live, listed
 from poolctl.core.server_entry import Entry

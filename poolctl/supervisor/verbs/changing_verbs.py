@@ -7,8 +7,7 @@ import contextlib
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
-from poolctl.control.answers import ErrorEntry, Result, entries
-from poolctl.control.progress_lines import ProgressLine
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
 from poolctl.core.await_servers import not_arrived
 from poolctl.core.scheduled_runs import moment_text
 from poolctl.core.server_entry import Entry

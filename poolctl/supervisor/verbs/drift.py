@@ -10,11 +10,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config import Marks, Stamp, changed_files, stamp_of
-from poolctl.control.answers import ErrorEntry, Item, Result, failure, item
-from poolctl.control.reload_answers import PlannedChange, ReloadResult
+from poolctl.control.answers import (
+    ChangedFiles,
+    ErrorEntry,
+    Item,
+    PlannedChange,
+    ReloadResult,
+    Result,
+    failure,
+    item,
+)
 from poolctl.core.decision_input import NO_OVERRIDES
 from poolctl.core.server_files import digest_of
 from poolctl.errors import PoolParamError
@@ -27,8 +35,6 @@ from .server_documents import items
 from .verb import Call, VerbContext
 
 if TYPE_CHECKING:
-    from poolctl.control.drift_answer import ChangedFiles
-
     from .reload import Reload
 
 # The commands that report it (others when they are asked to); the quick ones do not wait long for the numbers.
@@ -112,7 +118,7 @@ class ConfigurationDrift:
         if result.exit_code or not any(counts):
             return result
         added, removed, changed = counts
-        applied = _changed_files(found.files, added=added, removed=removed, changed=changed, applied=True)
+        applied = ChangedFiles(files=found.files, added=added, removed=removed, changed=changed, applied=True)
         return replace(result, changed=to_json(applied))
 
     @property
@@ -266,15 +272,10 @@ def _not_in_pool(name: str, file: str) -> ErrorEntry:
     return failure(PoolParamError, message)
 
 
-def _changed_files(files: tuple[str, ...], **more: Any) -> ChangedFiles:
-    made: type[ChangedFiles] = import_module("poolctl.control.drift_answer").ChangedFiles
-    return made(files=files, **more)
-
-
 def _answer(files: tuple[str, ...], difference: _Difference | None) -> ChangedFiles:
     if difference is None:
-        return _changed_files(files)
+        return ChangedFiles(files=files)
     if difference.problems:
-        return _changed_files(files, problem=difference.problems[0], problems=len(difference.problems))
+        return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
     added, removed, changed = difference.counts
-    return _changed_files(files, added=added, removed=removed, changed=changed)
+    return ChangedFiles(files=files, added=added, removed=removed, changed=changed)

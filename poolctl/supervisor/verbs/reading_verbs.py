@@ -6,12 +6,9 @@ import asyncio
 from collections.abc import Callable, Collection
 from functools import partial
 
-from poolctl.control.answers import ErrorEntry, Result
+from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
-from poolctl.control.event_answers import EventsResult
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.control.show_answers import ShowResult
-from poolctl.control.status_answers import StatusResult, Summary
 from poolctl.core.await_servers import Goal, not_arrived, until
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import failed_run

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from poolctl.config import Marks, ServerConfig, Table
-from poolctl.control.answers import ErrorEntry, Item, failure
-from poolctl.control.reload_answers import PlannedChange, ReloadResult
+from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.configuration_diff import Kind, Running, listed, plan
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from poolctl import __version__, bootstrap
 from poolctl.config import changed_files
-from poolctl.control.answers import ErrorEntry, Result, failure
+from poolctl.control.answers import ErrorEntry, Result, UpgradeResult, failure
 from poolctl.control.protocol import CHECK, OLDEST_PROTOCOL, PROTOCOL, TRIED, TRY
-from poolctl.control.upgrade_answers import UpgradeResult
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION

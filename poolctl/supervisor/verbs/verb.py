@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_installed_since
-from poolctl.control.answers import ErrorEntry, Result, failure
+from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
-from poolctl.control.pool_identity import About
-from poolctl.control.progress_lines import ProgressLine, ServerStep
 from poolctl.core.await_servers import Goal
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry

@@ -11,9 +11,8 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
-from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.control.answers import ErrorEntry, Item, PingResult, Result
 from poolctl.control.control_server import Progress, Request
-from poolctl.control.ping_answers import PingResult
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by

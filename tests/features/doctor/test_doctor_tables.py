@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import load
-from poolctl.control.ping_answers import PingResult
+from poolctl.control.answers import PingResult
 from poolctl.feature import Feature
 from poolctl.features.doctor import _check_paths, _check_pool
 from poolctl.features.doctor._check import CheckContext

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.control.answers import UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
-from poolctl.control.upgrade_answers import UpgradeResult
 from tests.integration.gateway.conftest import PROXIED, GatewayPool
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load

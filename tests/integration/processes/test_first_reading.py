@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.control.answers import PingResult
 from poolctl.control.client import Client
-from poolctl.control.ping_answers import PingResult
 from poolctl.errors import ControlError
 from tests.deadline import wait_until
 from tests.integration.processes.test_both_killed import kill_both

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.control.answers import (
+    ErrorEntry,
+    Item,
+    PlannedChange,
+    ReloadResult,
+    Result,
+    StatusResult,
+    Summary,
+)
 from poolctl.control.gateway_answers import HostsResult, RegistrationsResult, RoutesResult
 from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.control.observer_answers import (
@@ -15,7 +23,6 @@ from poolctl.control.observer_answers import (
     DashboardResult,
     HealthReport,
 )
-from poolctl.control.reload_answers import PlannedChange, ReloadResult
 from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, ShowResult, WorkerDetails
 from poolctl.control.stack_answers import StacksResult
 from poolctl.control.statistics_answers import (
@@ -27,7 +34,6 @@ from poolctl.control.statistics_answers import (
     StatsResult,
     WorkerStats,
 )
-from poolctl.control.status_answers import StatusResult, Summary
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport

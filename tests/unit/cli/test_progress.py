@@ -10,7 +10,7 @@ from rich.console import Console
 
 from poolctl.cli import supervisor_requests
 from poolctl.cli.supervisor_requests import Progress
-from poolctl.control.progress_lines import ProgressLine, ServerStep
+from poolctl.control.answers import ProgressLine, ServerStep
 from tests.deadline import wait_until
 
 

@@ -13,8 +13,7 @@ import pytest
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.reload_on_change import PoolWatcher, WatchSet, code_directories
-from poolctl.control.answers import Result
-from poolctl.control.reload_answers import ReloadResult
+from poolctl.control.answers import ReloadResult, Result
 from tests.deadline import wait_until
 from tests.stand_in import Send, item
 from tests.stand_in import result as answered

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.connect import connect, find_socket
+from poolctl.control.pool_client import connect, find_socket
 from poolctl.control.pool_paths import pool_key
 from poolctl.errors import ControlError, PoolParamError, PoolStartError, PoolValidateError
 from tests.deadline import wait_until

@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from poolctl.control import control_server as control
-from poolctl.control.answers import Result
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.control.pool_paths import BACKLOG
-from poolctl.control.progress_lines import ProgressLine
 from poolctl.json_form import Table
 from tests.examples import examples
 

@@ -13,8 +13,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
-from poolctl.control.answers import ErrorEntry, Result
-from poolctl.control.pool_identity import About
+from poolctl.control.answers import About, ErrorEntry, Result
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.json_form import from_json, to_json

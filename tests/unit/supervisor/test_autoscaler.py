@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.control.pool_identity import About
+from poolctl.control.answers import About
 from poolctl.core.server_entry import record_of, restore
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent

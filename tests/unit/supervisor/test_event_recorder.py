@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from poolctl.control.answers import About
 from poolctl.control.control_server import Request
-from poolctl.control.pool_identity import About
 from poolctl.core.server_changes import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.answers import Result
-from poolctl.control.progress_lines import ProgressLine
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
