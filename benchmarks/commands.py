@@ -27,8 +27,7 @@ def run(options: Namespace) -> Iterator[Row]:
         project.run("stop")
     for name, samples in running.items():
         if name != "bare":
-            most_ratio = None if name == "status" else 3
-            yield _row(f"{name} of {servers} running", samples, running["bare"], most_ratio=most_ratio)
+            yield _row(f"{name} of {servers} running", samples, running["bare"], most_ratio=3)
     for name in ("validate", "list"):
         yield _row(f"{name} of {servers}, no supervisor", without[name], without["bare"])
     with Project(1, disabled=many - 1) as project:

@@ -32,11 +32,14 @@ class Failure(Exception):
         self.outcome = outcome
 
 
-class ServerRow(SimpleNamespace):
-    """A server of `list` as the supervisor's document has it: its members are the fields of an Item, or left out.
+class JsonObject(SimpleNamespace):
+    """An object of the supervisor's answer with its members as attributes; a member that it lacks is None.
 
-    Importing the classes of answers would take `list` longer than everything else that it does.
+    It stands for a Result, Item or ErrorEntry, because importing `dataclasses` takes longer than all else that `list`
+    or `status` does.
     """
+
+    PRINTED = ()
 
     def __getattr__(self, name: str) -> None:
         return None
@@ -124,7 +127,7 @@ class Outcome:
 
 def as_json(item: object, *names: str) -> Table:
     """The JSON form of an item, an error or an answer; with names, these fields of it."""
-    if isinstance(item, ServerRow):
+    if isinstance(item, JsonObject):
         return vars(item)
     from poolctl.json_form import to_json
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from poolctl.cli.outcome import Outcome, ServerRow, as_json
+from poolctl.cli.outcome import JsonObject, Outcome, as_json
 from poolctl.control.protocol import SCHEMA
 
 TYPE_CHECKING = False
@@ -115,7 +115,7 @@ def stdout_fd() -> int:
 
 
 def is_server(item: object) -> TypeGuard[Item]:
-    """Whether it is a server: an Item, or a row with the same members."""
+    """Whether it is a server: an Item, or an object with the same members."""
     return hasattr(item, "pids")
 
 
@@ -125,8 +125,8 @@ def _is_measured(item: object) -> TypeGuard[Measured]:
 
 def _without_password(item: Item) -> object:
     expose = without_password(item.expose)
-    if isinstance(item, ServerRow):
-        return ServerRow(**{**vars(item), "expose": expose})
+    if isinstance(item, JsonObject):
+        return JsonObject(**{**vars(item), "expose": expose})
     from dataclasses import replace
 
     return replace(item, expose=expose)

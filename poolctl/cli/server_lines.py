@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from poolctl.cli.render import printable, servers, without_password
-from poolctl.control.answers import Item, Result
-from poolctl.json_form import Table, from_json
+from poolctl.cli.render import is_server, printable, servers, without_password
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from poolctl.control.answers import Item, Result
+    from poolctl.json_form import Table
 
 MOST_ADDRESSES = 10
 MOST_STACK_LINES = 20
@@ -27,19 +28,22 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
 
 
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
-    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets."""
-    if not result.items:
+    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets.
+
+    A restart has a line of its own for each job with a schedule.
+    """
+    items = [item for item in result.items if not (restarted and item.next_run_at)]
+    if not items:
         done = (
             "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
         )
         return "" if result.exit_code else done
     # A sleeping server that is ready is a job waiting for its time.
     asides = {
-        state: sum(item.state == state and not item.ready for item in result.items)
-        for state in _INTENDED_STATES
+        state: sum(item.state == state and not item.ready for item in items) for state in _INTENDED_STATES
     }
-    ready = sum(item.ready for item in result.items)
-    count = len(result.items) - sum(asides.values())
+    ready = sum(item.ready for item in items)
+    count = len(items) - sum(asides.values())
     line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"
     if not waited:  # the old processes of restarting servers are still ready
         line = f"{servers(count)} restarting" if restarted else f"{servers(count)} starting, {ready} ready"
@@ -52,7 +56,7 @@ def address_lines(items: Iterable[object]) -> list[str]:
     found = [
         (printable(item.name), without_password(printable(item.expose)))
         for item in items
-        if isinstance(item, Item) and item.expose and item.state not in _UNREACHABLE
+        if is_server(item) and item.expose and item.state not in _UNREACHABLE
     ]
     shown = found[:MOST_ADDRESSES]
     width = max((len(name) for name, _ in shown), default=0)
@@ -64,6 +68,7 @@ def stack_lines(document: Table) -> list[str]:
     """The worker and the first lines of its stacks, the main thread's innermost call first."""
     from itertools import islice
 
+    from poolctl.json_form import from_json
     from poolctl.runners.stack_report import WorkerStacks
 
     stacks = from_json(WorkerStacks, document)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
+from poolctl.cli.command import EMPTY_SERVER, OPTIONAL_FIELDS
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, progress_line, value_of
+from poolctl.control.client import (
+    Client,
+    NoSupervisor,
+    SupervisorEnded,
+    not_understood,
+    progress_line,
+    value_of,
+)
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
@@ -18,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from threading import Thread, Timer
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from rich.status import Status
 
@@ -52,9 +60,30 @@ def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
     """The supervisor's answer; `more` is added to the options. Raises NoSupervisor, UsageError for a bad selector."""
-    from poolctl.control.answers import Result
+    document = _document(request, pool, verb, more)
+    try:
+        items = [_server(each) for each in document.get("items") or ()]
+        errors = [JsonObject(**each) for each in document.get("errors") or ()]
+    except TypeError:
+        raise not_understood() from None
+    result = _result({"exit_code": 0, "warnings": [], **document, "items": items, "errors": errors})
+    await_pool_end(result)  # so that the next command finds no remains of this pool
+    return result
 
-    return ask_for(Result, request, pool, verb, more)
+
+def _server(table: Mapping[str, object]) -> JsonObject:
+    """A server of an answer; a field that an earlier version leaves out is empty. Raises TypeError."""
+    found = {**EMPTY_SERVER, **table}
+    for name, empty in EMPTY_SERVER.items():
+        kind = (int, float) if name == "uptime_seconds" else type(empty)
+        if not isinstance(found[name], kind) and (name, found[name]) != ("expose", None):
+            raise TypeError(name)
+    return JsonObject(**{name: found[name] for name in (*EMPTY_SERVER, *OPTIONAL_FIELDS) if name in found})
+
+
+def _result(members: Mapping[str, object]) -> Result:
+    result: Any = JsonObject(**members)
+    return result  # type: ignore[no-any-return]
 
 
 def ask_for(
@@ -65,15 +94,12 @@ def ask_for(
     more: Mapping[str, object] | None = None,
 ) -> Answer:
     """Like `ask`, for a verb with an answer of this class."""
-    result = value_of(kind, ask_document(request, pool, verb, more))
-    await_pool_end(result)  # so that the next command finds no remains of this pool
+    result = value_of(kind, _document(request, pool, verb, more))
+    await_pool_end(result)
     return result
 
 
-def ask_document(
-    request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
-) -> Table:
-    """Like `ask`, for the JSON of the answer."""
+def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None) -> Table:
     options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
@@ -169,15 +195,11 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, so nothing is left behind.
-        from dataclasses import replace
-
-        return replace(result, ended=_end_idle(pool))
+        return _result({**vars(result), "ended": _end_idle(pool)})
     if is_empty(result) and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
     if warning := others_named_alike(pool):
-        from dataclasses import replace
-
-        return replace(result, warnings=(*result.warnings, warning))
+        return _result({**vars(result), "warnings": [*result.warnings, warning]})
     return result
 
 
@@ -231,10 +253,8 @@ def _without_servers(pool: PoolRef) -> Outcome:
 
 def _end_idle(pool: PoolRef) -> bool:
     """Stop the needlessly launched supervisor unless it has work by now; returns whether it has exited."""
-    from poolctl.control.answers import Result
-
     try:
-        result = Client(pool.socket).ask(Result, "stop", {"options": {"idle": True}})
+        result = _result(Client(pool.socket).call("stop", {"options": {"idle": True}}))
     except ControlError:
         return False  # stopped by another command
     await_pool_end(result)
@@ -263,12 +283,11 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
     Failure if the selection matches nothing or the files are invalid.
     """
-    from poolctl.control.answers import Result
-    from poolctl.control.statistics_answers import StatsResult
-
     result: Result
     try:
         if measured:
+            from poolctl.control.statistics_answers import StatsResult
+
             result = ask_for(StatsResult, request, pool, "stats", {"files": True})
         else:
             result = ask(request, pool, "list")
@@ -276,6 +295,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
+        from poolctl.control.answers import Result
 
         return Result(items=tuple(select_from_files(request, pool)))
     if result.exit_code:

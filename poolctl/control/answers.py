@@ -97,7 +97,8 @@ class Result:
     ended: bool | None = None
     keeper_pid: int | None = None
     dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
-    # Of stop: those that did not run before. Of enable: those that were not disabled.
+    # Of stop: those that did not run before. Of enable: those that were not disabled. Of restart: jobs with a schedule
+    # that were not named.
     unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # of a start: the pool has routes and no server
     gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus

@@ -207,7 +207,7 @@ def _found(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
         return _is(field, selector.matched.get(field, frozenset()))
     searches = _compiled(field, getattr(selector, field))
-    return lambda item: any(search(getattr(item, field)) for search in searches)
+    return lambda item: any(search(getattr(item, field) or "") for search in searches)
 
 
 def _is(field: str, words: AbstractSet[str]) -> Test:

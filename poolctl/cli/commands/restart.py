@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from poolctl.cli.command import (
     ALLOW_EXPIRED,
     CALLER_ENV,
@@ -21,7 +19,10 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import run_line, servers
 from poolctl.cli.server_lines import ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
-from poolctl.control.answers import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Replace servers without refusing a connection.",
@@ -48,21 +49,21 @@ def perform(request: CommandRequest) -> Outcome:
         hand_over_to_systemd(pool, ready=not result.exit_code)
     if result.errors:
         return Outcome.of(result, _restarted_line(result))
-    return Outcome.of(result, _done_line(request, result))
+    return Outcome.of(result, _done_line(result, waited=not request.get("no_wait")))
 
 
-def _done_line(request: CommandRequest, result: Result) -> str:
-    """The message. A job with a schedule runs only if it is named."""
-    waited = not request.get("no_wait")
-    named = {target.casefold() for target in request.selector().targets}
+def _done_line(result: Result, *, waited: bool) -> str:
     jobs = [item for item in result.items if item.next_run_at]
-    runs = [item for item in jobs if not named.isdisjoint((item.name.casefold(), item.bind.casefold()))]
-    others = [item for item in result.items if item not in jobs]
+    left_alone = result.unchanged or ()
     lines = []
-    if others or not jobs:
-        lines.append(ready_line(replace(result, items=tuple(others)), waited=waited, restarted=True))
-    lines += [run_line(item) if waited and item.last_run else f"{item.name}: runs" for item in runs]
-    if len(jobs) > len(runs):
+    if len(jobs) < len(result.items) or not jobs:
+        lines.append(ready_line(result, waited=waited, restarted=True))
+    lines += [
+        run_line(item) if waited and item.last_run else f"{item.name}: runs"
+        for item in jobs
+        if item.name not in left_alone
+    ]
+    if left_alone:
         lines.append("jobs with a schedule were left alone: poolctl restart NAME runs one")
     return "\n".join(lines)
 

@@ -10,15 +10,16 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers, width_of
 from poolctl.cli.server_lines import AT_REST, count_ready
-from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
-from poolctl.control.answers import Item, StatusResult
+from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.json_form import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from poolctl.control.answers import Item
+    from poolctl.json_form import Table
 
 
 # Docker's HEALTHCHECK accepts only 0 and 1.
@@ -55,9 +56,10 @@ def perform(request: CommandRequest) -> Outcome:
 def _status(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     try:
-        result = ask_for(StatusResult, request, pool)
+        result = ask(request, pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files, summary_of
+        from poolctl.json_form import to_json
 
         items = select_from_files(request, pool)
         return Outcome(
@@ -67,22 +69,23 @@ def _status(request: CommandRequest) -> Outcome:
             extra={"summary": to_json(summary_of(items, pool))},
         )
     outcome = Outcome.of(result)
-    summary = result.summary
+    summary: Table | None = getattr(result, "summary")  # noqa: B009 (a member of this answer alone)
     if summary is None:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
-    outcome.message = "\n".join(_lines(result.items, summary.name))
+    outcome.extra["summary"] = summary
+    outcome.message = "\n".join(_lines(result.items, summary.get("name", "")))
     if request.verbose and not request.output:
         outcome.message += "".join(f"\n    {line}" for line in _hung(request, pool, result.items))
     if result.gateway is not None:
         from poolctl.cli.gateway_line import add_gateway
 
         outcome.message += f"\n{add_gateway(outcome, result, width_of(sys.stdout))}"
-    if summary.calm:
+    if summary.get("calm"):
         outcome.warnings.append(CRASH_LOOP)
-    if summary.keeper_problem:
-        outcome.warnings.append(summary.keeper_problem)
-    outcome.warnings += summary.not_served or ()
+    if problem := summary.get("keeper_problem"):
+        outcome.warnings.append(problem)
+    outcome.warnings += summary.get("not_served") or ()
     return outcome
 
 

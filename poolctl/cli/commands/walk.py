@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
+from poolctl.json_form import from_json
 
 LINE = ("name", "bind", "state")
 # The time a child has to exit after Ctrl-C before it is killed.
@@ -164,7 +165,7 @@ def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
         many = len(request.get("targets") or ()) > 1
         if outcome.exit_code == NOTHING_MATCHED and many and not request.get("command"):
             hint = outcome.errors[0].hint + "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
-            outcome.errors[0] = replace(outcome.errors[0], hint=hint)
+            outcome.errors[0] = from_json(ErrorEntry, {**as_json(outcome.errors[0]), "hint": hint})
         raise
 
 
@@ -192,7 +193,8 @@ def _failure(run: Walked) -> ErrorEntry:
 
 
 def _walked(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
-    return Walked(**vars(item), exit_code=exit_code, stdout=stdout, stderr=stderr)
+    run = {"exit_code": exit_code, "stdout": stdout, "stderr": stderr}
+    return from_json(Walked, {**as_json(item), **run})
 
 
 def _text(output: bytes) -> str:

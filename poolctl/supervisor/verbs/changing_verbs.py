@@ -89,9 +89,11 @@ class Lifecycle:
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         refused: list[ServerError] = []
+        left_alone: list[str] = []
         for entry in [each for each in runnable if each.config.every is not None]:
             if not _is_named(entry, call):
                 self._core.start(entry)
+                left_alone.append(entry.name)
             elif entry.observed.workers:
                 refused.append(_still_runs(entry))
             else:
@@ -127,7 +129,7 @@ class Lifecycle:
         operation.problems += [
             disabled(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
-        return await operation.conclude(chosen, call)
+        return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
         """The dependencies of the stopped entries that are neither selected themselves nor disabled nor ready."""

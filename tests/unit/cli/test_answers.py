@@ -175,12 +175,12 @@ def test_a_commands_document_has_the_fields_of_its_answer(
 ) -> None:
     kind, extras = ANSWERS[command]
     everything = {
-        "summary": {},
+        "summary": to_json(from_json(Summary, {})),
         "changes": [{}],
         "dashboard": {"url": "http://a", "token": "t"},
         "refused": {},
     }
-    error = {"code": 1, "message": "no"}
+    error = to_json(from_json(ErrorEntry, {"code": 1, "message": "no"}))
     errors = [] if kind is ShowResult else [error]  # there is nothing to fail at
     with supervised(always(item("a"), errors=errors, **everything)):
         document = poolctl(*command.split(), "-o", "json").json

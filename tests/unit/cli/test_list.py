@@ -1,4 +1,4 @@
-"""`poolctl list` prints what the supervisor sent, without the classes of answers."""
+"""`poolctl list` and `status` print what the supervisor sent, without the classes of answers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def test_fields_are_those_of_the_class() -> None:
     assert tuple(to_json(from_json(Item, {}))) == FIELDS
 
 
+@pytest.mark.parametrize("verb", ["list", "status"])
 @pytest.mark.parametrize("form", ["table", "json", "jsonl", "name", "name,uptime,tags"])
-def test_list_imports_no_dataclasses(directory: Path, supervised: Supervised, form: str) -> None:
-    script = f"from poolctl.cli.main import main; main(['list', '-o', {form!r}])"
+def test_imports_no_dataclasses(directory: Path, supervised: Supervised, verb: str, form: str) -> None:
+    script = f"from poolctl.cli.main import main; main([{verb!r}, '-o', {form!r}])"
     script += "; import sys; print('dataclasses' in sys.modules)"
     # Measuring would import dataclasses itself.
     unmeasured = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
@@ -58,3 +59,9 @@ def test_list_fills_in_what_an_earlier_version_leaves_out(poolctl: Command, supe
 def test_list_refuses_an_answer_that_is_none(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always({**item("users"), "name": 1})):
         assert poolctl("list").code == 8
+
+
+def test_filter_by_expose_skips_programs_without_a_port(poolctl: Command, supervised: Supervised) -> None:
+    program = {**item("worker"), "bind": "process:worker", "expose": None}
+    with supervised(always(program, item("users"))):
+        assert poolctl("filter", "name", "users", "--expose", "127", "-o", "name").out == "users\n"
