@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import earlier features.
-FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "doctor", "top")
+FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "scaling", "doctor", "top")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Feature:
     tables: Mapping[str, str] = field(
         default_factory=dict
     )  # the model of each table of files, a config.Table
+    # The class of a table within a server's, by its name in the core, from which it inherits: with more keys.
+    sections: Mapping[str, str] = field(default_factory=dict)
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.

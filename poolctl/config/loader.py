@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from poolctl.address import Address
@@ -15,7 +15,8 @@ from poolctl.config.files.document import read_documents
 from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import PoolSettings, Tables, table_names
 from poolctl.config.model.section import Section, refuse, validated
-from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
+from poolctl.config.model.server_keys import Scale
+from poolctl.config.model.server_sections import OF_SLEEP
 from poolctl.config.reading import Surroundings
 from poolctl.config.rules.conflicts import conflicts, dependency_findings, unknown_dependencies
 from poolctl.config.rules.server_references import Named, reference_findings
@@ -117,9 +118,6 @@ class Defaults:
         for key in ("job", "every"):
             trial.pop(key, None)
         derive(trial, base_dir, findings)
-        complete = [finding for finding in findings if finding.path != ("scale", "triggers")]
-        # Each server may have its own scale.max.
-        is_partial, findings = len(complete) < len(findings), complete
         model = validated(ServerConfig, trial, findings)
         self.findings = [finding for finding in findings if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
@@ -127,7 +125,8 @@ class Defaults:
             for key in self.raw.keys() - bad:
                 value = getattr(model, str(key))
                 self.ready[key] = value if isinstance(value, Section) else self.raw[key]
-            if is_partial and "scale" in self.ready:
+            if "scale" in self.ready and any(Scale.rules(trial)):
+                # Each server may have its own scale.max.
                 self.ready["scale"] = self.raw["scale"]
             if self.tls is not None and "tls" not in bad:
                 self.ready["tls"] = model.tls
@@ -147,10 +146,10 @@ class Defaults:
         for key in self.raw_tables.keys() & own.keys():
             if isinstance(own[key], dict):
                 table[key] = merged(self.raw_tables[key], own[key])
-        if "scale" in self.ready and _has_fixed_number(own):
-            table["scale"] = _without_triggers(table["scale"])
         if "command" in table and "bind" not in table:
             self._leave_out_addresses(table, own)
+        if "scale" in self.ready and (left_out := Scale.not_inherited(table, own)):
+            table["scale"] = _without(table["scale"], left_out)
         displaced: frozenset[str] = frozenset()
         if "command" in own:
             displaced = OF_AN_APP
@@ -188,15 +187,6 @@ class Defaults:
             table.pop("tls", None)
 
 
-def _has_fixed_number(own: dict[str, Tree]) -> bool:
-    """Whether a server's own table says how many workers it has: triggers of the defaults are not for it."""
-    scale = own.get("scale", {})
-    if not isinstance(scale, dict) or "triggers" in scale:
-        return False
-    fixed = "min" in scale and scale["min"] == scale.get("max")
-    return fixed or "command" in own or own.get("overlap") is False
-
-
 def _without_ports(health: dict[str, Tree]) -> dict[str, Tree]:
     return {
         kind: probe
@@ -209,15 +199,15 @@ def _without_placeholders(env: dict[str, Tree]) -> dict[str, Tree]:
     return {name: value for name, value in env.items() if not placeholders(value)}
 
 
-def _without_sleep(scale: dict[str, Tree]) -> dict[str, Tree]:
-    left_out = (*OF_TRIGGERS, *OF_SLEEP, *(("min",) if scale.get("min") == 0 else ()))
-    return {key: value for key, value in scale.items() if key not in left_out}
+def _without_sleep(scale: dict[str, Tree]) -> Tree:
+    return _without(scale, (*OF_SLEEP, *(("min",) if scale.get("min") == 0 else ())))
 
 
-def _without_triggers(scale: Tree) -> Tree:
-    if isinstance(scale, Scale):
-        return scale.without_triggers()
-    return {key: value for key, value in scale.items() if key not in OF_TRIGGERS}
+def _without(table: Tree, keys: Collection[str]) -> Tree:
+    """The table, validated or not, without these keys."""
+    if isinstance(table, Section):
+        return type(table)(**{key: getattr(table, key) for key in table.given if key not in keys})
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def _server_of(
@@ -225,6 +215,7 @@ def _server_of(
 ) -> tuple[ServerConfig | None, Address | None]:
     """The server of a table with the defaults under it, None if there are findings, and its address."""
     address = derive(table, base_dir, findings)
+    findings += Scale.rules(table)
     if "env_file" not in table and (found := default_env_file(base_dir)):
         table["env_file"] = found
     if "command" not in table:

@@ -79,7 +79,7 @@ class Core:
         self.stacks = StackReports(runner, recorder)
         self.listeners: set[Callable[[Entry], None]] = {self.health.look}
         self.traffic_split: TrafficSplit | None = None  # the gateway of the pool, if it has one
-        self._calm = calm
+        self.calm = calm
         self._trace = trace
         self._executor = Executor(
             runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder
@@ -139,7 +139,7 @@ class Core:
     def _decide(self, entry: Entry) -> list[Action]:
         view = self.view(entry)
         decided = actions = decide(view)
-        if self._calm and entry.name not in self._queue.commanded:
+        if self.calm and entry.name not in self._queue.commanded:
             # Watching starts no worker, and the request that comes counts as a command.
             actions = [action for action in decided if isinstance(action, Arm)]
         if self._trace is not None:
@@ -261,6 +261,20 @@ class Core:
     def wake(self, entry: Entry) -> None:
         """Wake the server if it sleeps, as its next request would."""
         self._executor.wake(entry)
+
+    def demand(self, server_name: str, count: int) -> int:
+        """Note the number of requests that wait elsewhere for the server; returns its planned number of workers.
+
+        Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped, failed or
+        disabled, or kept asleep by a window. Does not block. Raises KeyError for an unknown name.
+        """
+        entry = self.entries[server_name]
+        if entry.rests or entry.kept == ASLEEP:
+            return 0
+        self.wake(entry)
+        if entry.scales:
+            entry.observed.demand += count
+        return entry.size
 
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
         """Replace the server by a new generation without waiting for its dependencies; a stopped server is started.

@@ -169,6 +169,9 @@ class ObservedState:
     warnings: list[str] = transient(factory=list)  # for the command under way
 
     called: bool = persisted(False)  # a request has come since it slept
+    demand: int = transient(
+        0
+    )  # requests that wait elsewhere, and that have not changed its number of workers yet
     needed: bool = transient(False)  # a dependent of it is up
     window: Period = transient(NO_PERIOD)  # the current period of its windows, also if it cannot sleep
 

@@ -28,7 +28,7 @@ class PartSite(NamedTuple):
 
 
 class FeaturePart:
-    """A feature's part, made when one of its tables is in force or one of its verbs is asked for."""
+    """A feature's part, made at the start if servers have keys of it, else when a table is in force or a verb used."""
 
     def __init__(self, site: PartSite) -> None:
         self.site = site
@@ -64,6 +64,9 @@ class FeatureParts:
     def begin(self, core: Core, machines: ConnectMachines) -> None:
         """Make parts for this core from now on."""
         self._site = PartSite(self._environment, core, self._events, machines)
+        for feature in _features():
+            if feature.sections:
+                self._part(feature)
 
     def follow(self, tables: Tables) -> None:
         """Let the features act on these tables from now on."""

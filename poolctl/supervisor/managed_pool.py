@@ -43,8 +43,6 @@ from .observers.observers import Observers
 from .operator import pool_operator
 from .operator.pool_operator import PoolOperator
 from .runtime_files import RuntimeFiles
-from .scaling import pool_scaling
-from .scaling.pool_scaling import PoolScaling
 from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
 from .takeover.state_store import SaveTimer, StateStore
@@ -56,7 +54,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # Parts whose modules are imported only when needed.
-_PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator, rollout)
+_PARTS = (health, observers, pool_gateway, pool_operator, rollout)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -159,7 +157,6 @@ class ManagedPool:
             servers = await self._configuration.first_servers()
         await self._make_core(servers)
         await self._adopt(servers)
-        self._scaling = PoolScaling(self.core, self.events, calm=self._calm)
         recovering = any(entry.observed.recovering for entry in self.core.entries.values())
         if recovering and not self._calm:
             watch_health(self.core, self.events)
@@ -228,7 +225,7 @@ class ManagedPool:
         if not self._configuration.problems:
             # A supervisor that serves commands only too: workers that it starts need the routes.
             await self._gateway.start(self.core, self._verbs, self._observers.totals)
-            self._operator.start(self._scaling)
+            self._operator.start(self.core)
 
     @property
     def _not_served(self) -> list[str]:
@@ -323,7 +320,6 @@ class ManagedPool:
         self._restoring.cancel()
         self._importing.cancel()
         self._verbs.end()
-        self._scaling.close()
         await self._control.close()
         await self._observers.stop_serving()
         await self._operator.aclose()

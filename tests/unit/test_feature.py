@@ -16,18 +16,26 @@ print(*(name for name in sys.modules if name.startswith("poolctl.features.") and
 """
 
 
-def test_list_imports_no_part_of_a_feature(tmp_path: Path) -> None:
+def test_list_imports_no_part_of_a_feature_but_keys_of_servers(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text('[[server]]\nname = "web"\nbind = ":8080"\ncommand = ["true"]\n')
     done = subprocess.run(
         [sys.executable, "-c", LIST], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == ""
+    keys = [
+        f"{each.package}.{part.partition(':')[0]}" for each in features() for part in each.sections.values()
+    ]
+    assert done.stdout.splitlines()[-1].split() == keys
 
 
 def test_every_reference_leads_to_a_part() -> None:
     for feature in features():
-        for reference in (*feature.commands.values(), *feature.tables.values(), feature.supervisor):
+        for reference in (
+            *feature.commands.values(),
+            *feature.tables.values(),
+            *feature.sections.values(),
+            feature.supervisor,
+        ):
             assert not reference or feature.load(reference) is not None
         for name, reference in feature.tables.items():
             assert feature.load(reference).table_name == name

@@ -26,6 +26,7 @@ from typing import (
 from poolctl.config.values.problems import Finding, Path, Tree, problem_of, unreported
 from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
+from poolctl.feature import features
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -106,6 +107,8 @@ class Section:
     declaration: ClassVar[type[Section]]
     # Its name in files, where keys of other tools are known for it.
     table: ClassVar[str] = ""
+    # Its name "module:class" in earlier versions, which take over its values; empty if it has not moved.
+    former_name: ClassVar[str] = ""
     given: set[str]
 
     def __init_subclass__(cls) -> None:
@@ -247,8 +250,6 @@ class Table(Section):
     listed: ClassVar[bool] = False
     # The keys that hold paths.
     paths: ClassVar[tuple[str, ...]] = ()
-    # Its name "module:class" in earlier versions, which take over its values; empty if it has not moved.
-    former_name: ClassVar[str] = ""
 
     @property
     def label(self) -> str:
@@ -288,6 +289,15 @@ class Table(Section):
 
 
 Kind = TypeVar("Kind", bound=Section)
+
+
+def extended(kind: type[Kind]) -> type[Kind]:
+    """The class of a table within a server's table: the subclass by which a feature adds keys to it, or itself."""
+    name = kind.__name__
+    found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
+    return next(found, kind)
+
+
 _models: dict[type[Section], type[BaseModel]] = {}
 _lock = RLock()  # the first servers may be made by several threads at once
 

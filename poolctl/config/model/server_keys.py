@@ -7,7 +7,8 @@ import signal
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from poolctl.address import Address
-from poolctl.config.model.section import Section, field, hidden, refuse, required, validated
+from poolctl.config.model import server_sections
+from poolctl.config.model.section import Section, extended, field, hidden, refuse, required, validated
 from poolctl.config.model.server_sections import (
     Dependency,
     Health,
@@ -17,7 +18,6 @@ from poolctl.config.model.server_sections import (
     Log,
     Recovery,
     Restart,
-    Scale,
     TLSConfig,
     Watch,
 )
@@ -26,6 +26,7 @@ from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.secrets import masked_arguments
 
 if TYPE_CHECKING:
+    from poolctl.config.model.server_sections import Scale as Scale
     from poolctl.config.values.value_types import (
         TRUTH_OR_TLS,
         Argument,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
         Umask,
         Words,
     )
+else:
+    Scale = extended(server_sections.Scale)
 
 
 class ServerKeys(Section):
@@ -142,6 +145,7 @@ class ServerKeys(Section):
         findings: list[Finding] = nul_findings(data)
         table = normalise(data, base_dir, findings)
         derive(table, base_dir, findings)
+        findings += Scale.rules(table)
         made = validated(ServerKeys, table, findings, forget=True)
         if findings or made is None:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))

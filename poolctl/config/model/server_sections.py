@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from poolctl.config.model.section import Section, field, required
 from poolctl.config.values.plain import EMPTY
-from poolctl.config.values.problems import Tree
+from poolctl.config.values.problems import Finding, Tree
 
 if TYPE_CHECKING:
     from poolctl.config.values.value_types import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         Size,
         Statuses,
         Text,
-        Threshold,
         TimeZone,
         Truth,
         UrlPath,
@@ -40,38 +40,15 @@ if TYPE_CHECKING:
     )
 
 
-class Triggers(Section):
-    """Above one of these figures there are more workers, below all of them fewer."""
-
-    in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
-    queue: Threshold | None = field(None, "Connections that no worker has accepted yet, for each worker.")
-    requests_per_second: Threshold | None = field(None, "Requests a second, of each worker.")
-    p50: Positive | None = field(None, "The time that half of the responses take at most.")
-    p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")
-    cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
-
-
-NO_TRIGGERS = Triggers.usual()
-OF_TRIGGERS = ("triggers", "window", "cooldown")
 OF_SLEEP = ("idle", "awake", "asleep", "timezone")
 
 
-class Cooldown(Section):
-    """The pauses between two changes of the number of workers."""
-
-    up: Duration = field(5.0, "The time from one increase to the next.")
-    down: Duration = field(60.0, "How long every trigger must stay under its figure before a decrease.")
-
-
 class Scale(Section):
-    """How many workers."""
+    """How many workers. A feature that decides on their number has a subclass: see `extended`."""
 
     min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
     max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
     idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
-    triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
-    window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
-    cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
     awake: Windows = field(
         (), 'When it is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
     )
@@ -81,23 +58,23 @@ class Scale(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Most servers have neither windows nor triggers: then it names none."""
-        unused = () if self.is_automatic else OF_TRIGGERS
-        return {
-            key: value
-            for key, value in super().to_dict().items()
-            if key not in unused and value not in ([], "")
-        }
+        """Most servers have no windows: then it names none."""
+        return {key: value for key, value in super().to_dict().items() if value not in ([], "")}
 
     @property
     def is_automatic(self) -> bool:
-        """Whether triggers change the number of workers."""
-        triggers = self.triggers
-        return triggers is not NO_TRIGGERS and any(value is not None for _, value in triggers)
+        """Whether a feature changes the number of workers between min and max."""
+        return False
 
-    def without_triggers(self) -> Scale:
-        """The same for a server whose number of workers only commands change."""
-        return Scale(**{key: getattr(self, key) for key in self.given if key not in OF_TRIGGERS})
+    @classmethod
+    def rules(cls, server: Mapping[str, Tree]) -> Iterable[Finding]:
+        """The problems of a feature's keys in the table of a server, whose values are not validated yet."""
+        return ()
+
+    @classmethod
+    def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
+        """The keys that this server does not take over from the defaults; `own` is its table without them."""
+        return ()
 
 
 class Dependency(Section):

@@ -110,12 +110,6 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     for key, rules in ruled:
         if isinstance(table.get(key), dict):
             yield from rules(table[key])
-    scale = table.get("scale")
-    if table.get("overlap") is False and isinstance(scale, dict) and scale.get("triggers"):
-        message = "overlap = false allows one worker, and triggers start more"
-        yield Finding(
-            ("scale", "triggers"), message, "take triggers out, or overlap = false if it may run twice"
-        )
     if isinstance(user, str) and not _user.fullmatch(user):
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
@@ -175,9 +169,6 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
     if least == 0:
         named = job or (address is not None and not address.listens)
         yield from _sleeping_command(scale, job=job, named=named, itself=itself)
-    if isinstance(scale, dict) and scale.get("triggers"):
-        message = "a command counts no requests, and its number of workers stays as it is"
-        yield Finding(("scale", "triggers"), message, "take triggers out, and write workers = N")
     if itself and address is not None and address.kind != "tcp" and not job:
         yield _no_port(table, address)
     if itself and many:
@@ -262,18 +253,6 @@ def _scale(scale: dict[str, Tree]) -> Iterator[Finding]:
         if scale.get(key) and least != 0:
             message = f"{key} is for a server that can sleep, and scale.min is {shown(least)}"
             yield Finding(("scale", key), message, f"write min = 0, or take {key} out")
-
-    yield from _triggers(scale)
-
-
-def _triggers(scale: dict[str, Tree]) -> Iterator[Finding]:
-    triggers, least, most = scale.get("triggers"), scale.get("min", 1), scale.get("max")
-    if triggers and isinstance(least, int) and (most is None or isinstance(most, int)):
-        highest = max(least, 1) if most is None else most
-        if highest <= max(least, 1):
-            always = f"{max(least, 1)} worker{'s' * (least > 1)}"
-            message = f"triggers start more than {always}, and scale.max is {highest}"
-            yield Finding(("scale", "triggers"), message, f"write max = {2 * highest}, or take triggers out")
 
 
 def _tls(tls: dict[str, Tree]) -> Iterator[Finding]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
 from poolctl.config import Section, Tables
 from poolctl.config.model.pool_tables import model_of_table, table_names
+from poolctl.config.model.section import extended
+from poolctl.feature import features
 
 # Types that include all values of an earlier type.
 _WIDER = {"RequestLog": "Truth"}
@@ -52,8 +54,8 @@ class _Unpickler(pickle.Unpickler):
         try:
             return super().find_class(*name.split(":"))
         except (AttributeError, ModuleNotFoundError):
-            models = filter(None, map(model_of_table, table_names()))
-            found = next((model for model in models if model.former_name == name), None)
+            tables = filter(None, map(model_of_table, table_names()))
+            found = next((each for each in (*tables, *_sections()) if each.former_name == name), None)
             if found is None:
                 raise
             return found
@@ -76,7 +78,19 @@ class _Pickler(pickle.Pickler):
         return _made, (kind, types, kept)
 
 
+def _sections() -> Iterator[type[Section]]:
+    """The classes of tables that features have within servers' tables."""
+    for feature in features():
+        for reference in feature.sections.values():
+            section = feature.load(reference)
+            yield section
+            yield from (
+                type(key.default) for key in section.keys_of.values() if isinstance(key.default, Section)
+            )
+
+
 def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, Any]) -> object:
+    kind = extended(kind)
     if kind is Tables:  # in earlier versions a named tuple
         return Tables(**values)
     here = _types(kind)

@@ -71,14 +71,8 @@ class Lifecycle:
             for entry in all_of_them
             if not (entry.listener.can_watch or entry.config.scale.min)
         ]
-        unmeasured = [
-            f"{entry.name}: scale.triggers have no effect, because its runner counts no requests; "
-            "write workers = N, or take triggers out"
-            for entry in all_of_them
-            if self._core.runner.capabilities.counters is None and entry.config.scale.is_automatic
-        ]
         asleep = kept_asleep(chosen, self._core.clock.time()) if call.selector.targets else []
-        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *unmeasured, *asleep))
+        return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
 
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered.

@@ -247,41 +247,6 @@ def test_relative_names_and_strings_load(tmp_path: Path, monkeypatch: pytest.Mon
     assert PoolConfig.load("pool.toml").files == [str(tmp_path / "pool.toml")]
 
 
-def test_defaults_may_have_a_part_of_what_triggers_need(tmp_path: Path) -> None:
-    config = load_text(
-        tmp_path,
-        '[defaults]\nscale = { triggers = { in_flight = 20 }, window = "5s" }\n'
-        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\nscale = { max = 4 }\n',
-    )
-    assert config.problems == []
-    (server,) = config
-    assert (server.scale.max, server.scale.window, server.scale.is_automatic) == (4, 5.0, True)
-    config = load_text(
-        tmp_path,
-        "[defaults]\nscale = { triggers = { in_flight = 20 } }\n"
-        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n',
-    )
-    (problem,) = config.problems
-    assert "triggers start more than 1 worker, and scale.max is 1" in str(problem)
-
-
-def test_triggers_of_the_defaults_are_not_for_servers_with_a_number_of_their_own(tmp_path: Path) -> None:
-    config = load_text(
-        tmp_path,
-        "[defaults]\nscale = { max = 4, triggers = { in_flight = 20 } }\n"
-        '[[server]]\nname = "fixed"\nbind = ":1"\napp = "a:b"\nworkers = 2\n'
-        '[[server]]\nname = "program"\nbind = ":2"\ncommand = ["prog", "{fd}"]\n'
-        '[[server]]\nname = "once"\nbind = ":3"\napp = "a:b"\noverlap = false\n'
-        '[[server]]\nname = "plain"\nbind = ":4"\napp = "a:b"\n'
-        '[[server]]\nname = "own"\nbind = ":5"\napp = "a:b"\nscale = { min = 2, triggers = { cpu = 0.5 } }\n',
-    )
-    assert config.problems == []
-    servers = {server.name: server for server in config}
-    assert [name for name, server in servers.items() if server.scale.is_automatic] == ["plain", "own"]
-    assert servers["fixed"].to_dict()["scale"] == {"min": 2, "max": 2, "idle": 0.0}
-    assert servers["own"].to_dict()["scale"]["triggers"] == {"in_flight": 20.0, "cpu": 0.5}
-
-
 def test_access_log_is_a_default_that_files_overrule(tmp_path: Path) -> None:
     pool = tmp_path / "pool.toml"
     server = '[[server]]\nname = "{0}"\nbind = "127.0.0.1:808{1}"\napp = "a:app"\nhttp = {{ {2} }}\n'

@@ -36,7 +36,7 @@ bind = "127.0.0.1:8081"
 app = "shop:app"
 health = "/ready"
 restart = "always"
-scale = { min = 1, max = 3, triggers = { cpu = 0.5 } }
+scale = { min = 1, max = 3 }
 env = { A = 1 }
 tags = ["api"]
 """

@@ -60,7 +60,6 @@ def test_what_needs_an_address_needs_bind(tmp_path: Path, line: str, needs: str)
             "scale = { min = 0 }",
             "scale.min: a program without 'bind' is not woken by a request; write workers = 1",
         ),
-        ("scale = { max = 4, triggers = { cpu = 0.5 } }", "scale.triggers: a command counts no requests"),
         ("kill_timeout = 5", 'write stop_timeout = "10s"'),
         ('stopsignal = "SIGINT"', "did you mean 'stop_signal'?"),
         ('stop_signal = "INT"', 'stop_signal: \'INT\' is not allowed here; allowed is "SIGTERM", "SIGINT"'),

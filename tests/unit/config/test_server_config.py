@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.address import parse
-from poolctl.config import Backoff, Health, Patience, Recovery, Restart, Scale, Section, Triggers
+from poolctl.config import Backoff, Health, Patience, Recovery, Restart, Section
 from poolctl.errors import PoolValidateError, ServerError
 
 
@@ -330,7 +330,7 @@ def test_any_keywords_give_a_server_or_a_list_of_problems(given: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    "kind", [Backoff, Health, Patience, Recovery, Restart, Scale, Triggers], ids=lambda kind: kind.__name__
+    "kind", [Backoff, Health, Patience, Recovery, Restart], ids=lambda kind: kind.__name__
 )
 def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
     assert kind.usual() == kind()

@@ -360,9 +360,8 @@ from poolctl.supervisor import feature_parts, health, rollout
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.gateway import pool_gateway
 from poolctl.supervisor.operator import pool_operator
-from poolctl.supervisor.scaling import pool_scaling
 from poolctl.supervisor.verbs import verbs
-for part in (health, observers, pool_gateway, pool_scaling, pool_operator, rollout):
+for part in (health, observers, pool_gateway, pool_operator, rollout):
     for name in part.MODULES:
         __import__(name)
 for name in (*verbs.modules(), *feature_parts.modules()):

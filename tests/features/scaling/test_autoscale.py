@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import Scale, Triggers
-from poolctl.supervisor.scaling.autoscale import Autoscale, Decision, Load
+from poolctl.features.scaling._autoscale import Autoscale, Decision, Load
+from poolctl.features.scaling.keys import Scale, Triggers
 from poolctl.worker import tally
 
 STEP = 0.25

@@ -12,7 +12,7 @@ from tests.deadline import wait_until
 from tests.load import Load
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(120)]
 
 SCALE = 'max = 3, triggers = { in_flight = 2 }, window = "2s", cooldown = { up = "1s", down = "500ms" }'
 
@@ -36,7 +36,8 @@ def changes(pool: RealPool) -> list[tuple[int, int]]:
 
 
 @pytest.mark.capability
-def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealPool) -> None:
+def test_workers_follow_the_load_there_and_back_and_no_request_fails(real_pool: RealPool) -> None:
+    pool = real_pool
     root = Path(__file__).parents[3]
     pool.write_hello("web", extra=f'app_dir = "{root}"\nscale = {{ {SCALE} }}')
     path = pool.directory / "pool.toml"

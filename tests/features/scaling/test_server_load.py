@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import Triggers
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry, Worker
+from poolctl.features.scaling._server_load import Processors, ServerLoad
+from poolctl.features.scaling.keys import Triggers
 from poolctl.runners.local.tallies import Tallies, Tally
 from poolctl.runners.runner_protocol import Capabilities, Placement
-from poolctl.supervisor.scaling.server_load import Processors, ServerLoad
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import web
 

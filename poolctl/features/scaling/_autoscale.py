@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from poolctl.config import Scale
 from poolctl.monitor.server_figures import BOUNDS_SECONDS
 from poolctl.supervisor.observers.statistics import quantile
+
+from .keys import Scale
 
 # An increase is decided on over a part of the window, so that a new worker answers soon.
 _FAST_PART = 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from poolctl.config import Triggers
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
@@ -10,7 +9,8 @@ from poolctl.platform import cpu_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from .autoscale import Load
+from ._autoscale import Load
+from .keys import Triggers
 
 # The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
 _CPU_SECONDS = 0.45

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.control.answers import About
 from poolctl.core.server_entry import record_of, restore
+from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit, Placement
+from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.observers.event_recorder import EventRecorder
-from poolctl.supervisor.scaling.autoscaler import INTERVAL_SECONDS
-from poolctl.supervisor.scaling.pool_scaling import PoolScaling
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.supervisor.desk import Desk
@@ -46,7 +46,7 @@ class Stage:
         self.events: list[JournalEvent] = []
         self.desk.events.subscribe(self.events.append)
         EventRecorder(self.desk.core, self.desk.events).begin(0, from_json(About, {"keeper_pid": 1}))
-        self.scaling = PoolScaling(self.desk.core, self.desk.events)
+        self.scaling = autoscaler(self.desk)
         self.web = self.desk.core.entries["web"]
 
     async def pass_time(
@@ -57,8 +57,7 @@ class Stage:
         self.load.backlog = self.load.backlog if backlog is None else backlog
         for _ in range(int(seconds / INTERVAL_SECONDS)):
             self.desk.clock.advance(INTERVAL_SECONDS)
-            if self.scaling._autoscaler is not None:
-                self.scaling._autoscaler.tick()
+            self.scaling.tick()
             await turns(8)
 
     def recorded(self, event: str = "workers") -> list[JournalEvent]:
@@ -66,13 +65,18 @@ class Stage:
         return [each for each in self.events if each.kind == "scale" and each.event == event]
 
 
-@contextmanager
-def stage(*servers: ServerConfig) -> Iterator[Stage]:
+def autoscaler(desk: Desk) -> Autoscaler:
+    unused: Any = None
+    return Autoscaler(PartSite(unused, desk.core, desk.events, unused))
+
+
+@asynccontextmanager
+async def stage(*servers: ServerConfig) -> AsyncIterator[Stage]:
     found = Stage(*servers)
     try:
         yield found
     finally:
-        found.scaling.close()
+        await found.scaling.aclose()
 
 
 def scaled(**keys: Any) -> ServerConfig:
@@ -82,7 +86,7 @@ def scaled(**keys: Any) -> ServerConfig:
 
 def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(2, in_flight=25)
             assert (the.web.size, len(the.desk.runner.running)) == (3, 3)
@@ -109,7 +113,7 @@ def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> N
 
 def test_the_largest_number_is_kept_and_reported_once() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(40, in_flight=500)
             assert the.web.size == 4
@@ -121,7 +125,7 @@ def test_the_largest_number_is_kept_and_reported_once() -> None:
 
 def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.desk.ask("scale", "web", workers=1)
             await the.pass_time(10, in_flight=25)
@@ -150,7 +154,7 @@ def test_auto_for_a_server_without_triggers_is_refused() -> None:
 
 def test_reload_keeps_the_number_within_the_new_bounds() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(2, in_flight=25)
             the.desk.files.written = [scaled(max=2)]
@@ -173,7 +177,7 @@ def test_reload_keeps_the_number_within_the_new_bounds() -> None:
 
 def test_the_next_supervisor_continues_with_the_number() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(2, in_flight=25)
             successor = Desk(scaled()).core.entries["web"]
@@ -187,7 +191,7 @@ def test_the_next_supervisor_continues_with_the_number() -> None:
 
 def test_a_server_in_backoff_gets_no_more_workers() -> None:
     async def scenario() -> None:
-        with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
+        async with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
             await the.desk.ask("start")
             await the.pass_time(5, in_flight=5)
             for _ in range(2):
@@ -203,35 +207,35 @@ def test_a_server_in_backoff_gets_no_more_workers() -> None:
 
 def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
     async def scenario() -> None:
-        with stage(scaled(min=0, triggers={"queue": 5})) as the:
+        async with stage(scaled(min=0, triggers={"queue": 5})) as the:
             await the.desk.ask("start")
             await turns()
             assert the.web.state == "sleeping"
-            assert the.scaling.demand("web", 15) == 1
+            assert the.desk.core.demand("web", 15) == 1
             await turns()
             assert the.web.state == "running"
             await the.pass_time(3)
             assert the.web.size == 3
             await the.desk.ask("stop", "web")
-            assert the.scaling.demand("web", 15) == 0
+            assert the.desk.core.demand("web", 15) == 0
 
     run(scenario())
 
 
 def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     async def scenario() -> None:
-        with stage(web(scale={"min": 0})) as the:
+        async with stage(web(scale={"min": 0})) as the:
             await the.desk.ask("start")
-            assert the.scaling.demand("web", 15) == 1
+            assert the.desk.core.demand("web", 15) == 1
             await turns()
-            assert (the.web.state, the.scaling._autoscaler) == ("running", None)
+            assert (the.web.state, the.web.observed.demand) == ("running", 0)
 
     run(scenario())
 
 
 def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
     async def scenario() -> None:
-        with stage(scaled()) as the:
+        async with stage(scaled()) as the:
             await the.desk.ask("start")
             await the.pass_time(2, in_flight=25)
             the.desk.core.begin_canary(the.web, the.web.config, 1)
@@ -247,7 +251,9 @@ def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
 def test_start_warns_of_triggers_where_the_runner_counts_nothing() -> None:
     async def scenario() -> None:
         desk = Desk(scaled())
+        scaling = autoscaler(desk)
         answer = await desk.ask("start")
+        await scaling.aclose()
         assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
         assert (
             "web: scale.triggers have no effect, because its runner counts no requests"

@@ -1,22 +1,25 @@
-"""Samples the servers with triggers, and gives them the number of workers that their load asks for."""
+"""Samples the servers with triggers, and gives them the number of workers that their load asks for.
+
+This is the part of the supervisor.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from poolctl.config import Scale
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_changes import NO_CAUSE
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
-from poolctl.monitor.event_queue import Events
+from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.verbs.start_checks import TooManyOpenFiles, ensure_open_files
 from poolctl.units import format_duration
 
-from ..verbs.start_checks import TooManyOpenFiles, ensure_open_files
-from .autoscale import LATENCIES, Autoscale, Decision
-from .server_load import ServerLoad
+from ._autoscale import LATENCIES, Autoscale, Decision
+from ._server_load import ServerLoad
+from .keys import Scale
 
 INTERVAL_SECONDS = 0.25
 # Number of servers examined before the loop does other work.
@@ -26,11 +29,11 @@ _AT_ONCE = 32
 class _ScaledServer:
     """A server that is sampled, under the table by which it is."""
 
-    def __init__(self, core: Core, entry: Entry, now: float) -> None:
+    def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
-        self.scale: Scale = entry.config.scale
-        self.load = ServerLoad(core, self.scale.triggers, now)
-        self.autoscale = Autoscale(self.scale, now)
+        self.scale = scale
+        self.load = ServerLoad(core, scale.triggers, now)
+        self.autoscale = Autoscale(scale, now)
         self.is_refused = False  # more workers were wanted than this pool may have files for
         self.is_skipped = False  # it was at the last tick, because it is calm
 
@@ -42,37 +45,43 @@ class _ScaledServer:
         return bool(automatic and entry.observed.workers and not entry.desired.state.rests)
 
 
-class Autoscaler:
-    """One timer for all servers that `watch` was called with."""
+class Autoscaler(FeaturePart):
+    """One timer for all servers with triggers, while they have workers and no command says how many.
 
-    def __init__(self, core: Core, events: Events) -> None:
-        self._core = core
-        self._events = events
+    In a calm supervisor the numbers of workers stay as they are.
+    """
+
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        self._core = site.core
+        self._events = site.events
         self._servers: dict[str, _ScaledServer] = {}
-        self._demand: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        if not site.core.calm:
+            site.core.listeners.add(self._watch)
 
-    def watch(self, entry: Entry) -> None:
-        """Scale the server from now on, while it has workers and no command says how many."""
-        if not (entry.scales and entry.observed.workers):
-            return
-        known = self._servers.get(entry.name)
-        if known is None or known.entry is not entry or known.scale != entry.config.scale:
-            self._servers[entry.name] = _ScaledServer(self._core, entry, self._core.clock.monotonic())
-        else:
-            known.scale = entry.config.scale
-        if self._timer is None:
-            self._set_timer()
-
-    def note_demand(self, entry: Entry, count: int) -> None:
-        """Set the number of requests that wait elsewhere for the server; they count once it answers."""
-        self._demand[entry.name] = self._demand.get(entry.name, 0) + count
-
-    def close(self) -> None:
-        """Stop taking samples."""
+    async def aclose(self) -> None:
+        """See FeaturePart: stop taking samples."""
+        self._core.listeners.discard(self._watch)
         if self._timer is not None:
             self._timer.cancel()
         self._servers.clear()
+
+    def _watch(self, entry: Entry) -> None:
+        """Scale the server from now on."""
+        scale = entry.config.scale
+        if not (entry.scales and entry.observed.workers and isinstance(scale, Scale)):
+            return
+        known = self._servers.get(entry.name)
+        if known is None or known.entry is not entry or known.scale != scale:
+            self._servers[entry.name] = _ScaledServer(self._core, entry, scale, self._core.clock.monotonic())
+            if self._core.runner.capabilities.counters is None:
+                message = "scale.triggers have no effect, because its runner counts no requests"
+                self._core.warn(entry, f"{entry.name}: {message}; write workers = N, or take triggers out")
+        else:
+            known.scale = scale
+        if self._timer is None:
+            self._set_timer()
 
     def tick(self) -> None:
         """Look at all servers, with turns of the loop between them."""
@@ -101,16 +110,18 @@ class Autoscaler:
             return
         if not server.is_scaled:
             del self._servers[entry.name]
-            self._demand.pop(entry.name, None)
+            entry.observed.demand = 0
             return
         # One that is far from its targets is looked at half as often.
-        server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not self._demand
+        server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not entry.observed.demand
         if server.is_skipped:
             return
         load = server.load.sample(entry, self._core.clock.monotonic())
         may_grow = load.serves and entry.desired.state is Desired.RUN
-        if may_grow and self._demand:
-            load = load._replace(demand=self._demand.pop(entry.name, 0))
+        if may_grow:
+            # Waiting requests count once it answers.
+            load = load._replace(demand=entry.observed.demand)
+            entry.observed.demand = 0
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
         if decision is not None:
             self._apply(server, decision)

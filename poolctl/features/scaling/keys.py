@@ -1,0 +1,93 @@
+"""The keys of a server's table `scale` by which its load changes the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from poolctl.config.model import server_sections
+from poolctl.config.model.section import Section, field
+from poolctl.config.values.problems import Finding, Tree
+
+if TYPE_CHECKING:
+    from poolctl.config.values.value_types import Duration, Positive, Threshold
+
+_TRIGGERS = ("scale", "triggers")
+_KEYS = ("triggers", "window", "cooldown")
+
+
+class Triggers(Section):
+    """Above one of these figures there are more workers, below all of them fewer."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Triggers"
+
+    in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
+    queue: Threshold | None = field(None, "Connections that no worker has accepted yet, for each worker.")
+    requests_per_second: Threshold | None = field(None, "Requests a second, of each worker.")
+    p50: Positive | None = field(None, "The time that half of the responses take at most.")
+    p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")
+    cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
+
+
+NO_TRIGGERS = Triggers.usual()
+
+
+class Cooldown(Section):
+    """The pauses between two changes of the number of workers."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Cooldown"
+
+    up: Duration = field(5.0, "The time from one increase to the next.")
+    down: Duration = field(60.0, "How long every trigger must stay under its figure before a decrease.")
+
+
+class Scale(server_sections.Scale):
+    """How many workers."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Scale"
+
+    triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
+    window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
+    cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
+
+    def to_dict(self) -> dict[str, Tree]:
+        """Most servers have no triggers: then it names none of these keys."""
+        unused = () if self.is_automatic else _KEYS
+        return {key: value for key, value in super().to_dict().items() if key not in unused}
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether triggers change the number of workers."""
+        triggers = self.triggers
+        return triggers is not NO_TRIGGERS and any(value is not None for _, value in triggers)
+
+    @classmethod
+    def rules(cls, server: Mapping[str, Tree]) -> Iterator[Finding]:
+        """See the core's table."""
+        scale, command = server.get("scale"), server.get("command")
+        if not isinstance(scale, dict) or not scale.get("triggers"):
+            return
+        if command is not None and not isinstance(command, str):
+            message = "a command counts no requests, and its number of workers stays as it is"
+            yield Finding(_TRIGGERS, message, "take triggers out, and write workers = N")
+        least, most = scale.get("min", 1), scale.get("max")
+        if isinstance(least, int) and (most is None or isinstance(most, int)):
+            highest = max(least, 1) if most is None else most
+            if highest <= max(least, 1):
+                always = f"{max(least, 1)} worker{'s' * (least > 1)}"
+                message = f"triggers start more than {always}, and scale.max is {highest}"
+                yield Finding(_TRIGGERS, message, f"write max = {2 * highest}, or take triggers out")
+        if server.get("overlap") is False:
+            message = "overlap = false allows one worker, and triggers start more"
+            yield Finding(_TRIGGERS, message, "take triggers out, or overlap = false if it may run twice")
+
+    @classmethod
+    def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
+        """Triggers of the defaults are not for a server with a fixed number of workers: see the core's table."""
+        scale = own.get("scale", {})
+        if not isinstance(scale, dict) or "triggers" in scale:
+            return ()
+        is_fixed = "min" in scale and scale["min"] == scale.get("max")
+        without_port = "command" in server and "bind" not in server
+        is_fixed |= "command" in own or without_port or own.get("overlap") is False
+        return _KEYS if is_fixed else ()

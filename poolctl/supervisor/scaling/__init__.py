@@ -1,1 +1,0 @@
-"""The number of workers of servers whose table has scale.triggers."""
