@@ -18,7 +18,6 @@ from poolctl.control.client import (
     progress_line,
     value_of,
 )
-from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
 
@@ -149,6 +148,8 @@ def gateway_table(
 def await_pool_end(result: Result) -> None:
     """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
+        from poolctl.control.pool_processes import await_end
+
         await_end(result.keeper_pid or 0)
 
 
@@ -235,6 +236,8 @@ class SupervisorLog:
 
         `failure` is NoSupervisor if the supervisor exited before the request, and SupervisorEnded if after it.
         """
+        from poolctl.control.pool_processes import last_words
+
         if not (why := last_words(self._path, self._end)):
             return failure
         ended = SupervisorEnded(self._socket)
