@@ -14,25 +14,15 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_b
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
 	cli/test_completions.py core/test_decide_properties.py))
-# And of these not, in the gate: decisions, formats and other programs, which run where everything is measured, with the
-# same libraries.
-MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.py gateway/test_balance.py \
-	gateway/test_client_hello.py gateway/test_haproxy_configuration.py gateway/test_haproxy_gateway.py \
-	http/test_canonical_head.py http/test_known_fields.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
-# Not even collected where no test of theirs runs: importing them takes each process seconds.
-ALL_UNMEASURED := tests/browser tests/chaos tests/contract
-# Not measured although they are not marked: all of them run in `make test`, and other tests measure the same code.
-ALL_IN_TEST := tests/behaviour tests/docs $(OF_TOOLS)
-ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-unit \
-	portable-processes lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
+.PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-processes \
+	lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -74,9 +64,9 @@ test: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)
 
-# Every part runs, whatever the others say.
+# Each test runs in one of the two parts. Both run, whatever the other says.
 test-all: dev
-	@$(MAKE) --no-print-directory --keep-going test test-measured test-rest
+	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
 # From Python 3.12 on by sys.monitoring, which costs a fifth as much.
 test-measured: dev
@@ -86,17 +76,16 @@ test-measured: dev
 	@$(BIN)/python -m tests.other_user
 	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info > (3, 12) else "ctrace")'); \
 	status=0; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) $(patsubst %,--ignore=%,$(ALL_UNMEASURED) $(ALL_IN_TEST)) \
-		-m "not (slow or unmeasured)" $(ARGS) || status=1; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or heavy or unmeasured)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 # Without coverage, in half the time: what takes long, and what runs code that the measured tests run already.
 test-rest: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait more than the others, and take longest
+test-rest: LEFT_OUT := heavy
 test-rest: dev
 	@$(BIN)/python -m tests.other_user
-	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) \
-		-m "(slow or unmeasured) and not (heavy or $(IN_TEST))" $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "(slow or unmeasured) and not ($(LEFT_OUT))" $(ARGS)
 
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev
@@ -120,16 +109,12 @@ quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
 	@$(BIN)/python $(PYTEST) -m "not slow" tests/unit $(ARGS)
 
-LEFT_OUT := slow
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not ($(LEFT_OUT))" -p no:cacheprovider $(PORTABLE) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
-# Properties, of decisions without input and output, are tried where everything is measured.
-portable-unit portable-processes: LEFT_OUT := slow or hypothesis
-portable-unit: PORTABLE := $(PORTABLE_UNIT) $(MEASURED_ONLY:%=--ignore=%)
 portable-processes: PORTABLE := $(PORTABLE_PROCESSES)
-portable-unit portable-processes: portable
+portable-processes: portable
 
 lint: dev
 	@$(BIN)/ruff check .

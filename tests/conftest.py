@@ -20,6 +20,14 @@ from tests.real_pool import RealPool, pool_in
 # machine that others use too. The list may only get shorter: a test that is not reliable is repaired, not added.
 SECOND_TRY = Path(__file__).with_name("second_try.txt")
 
+# Marks of all tests in a directory.
+MARKS = {
+    "behaviour": pytest.mark.unmeasured,
+    "contract": pytest.mark.unmeasured,
+    "docs": pytest.mark.unmeasured,
+    "integration": pytest.mark.integration,
+}
+
 
 def pytest_configure() -> None:
     """Let signals reach what tests start: a shell's background job and all that it starts ignore two, nohup's one."""
@@ -29,6 +37,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if mark := MARKS.get(item.path.relative_to(here).parts[0]):
+            item.add_marker(mark)
     if os.environ.get("CI"):
         listed = {config.rootpath / line for line in SECOND_TRY.read_text().split()}
         for item in items:

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
+import pytest
 import uvicorn
 
 from poolctl.keeper import connection_handover, wire
@@ -45,7 +46,11 @@ class Engine(NamedTuple):
 # uvicorn's newest parser, where it is there.
 _ZTTP = all(map(importlib.util.find_spec, ("zttp", "uvicorn.protocols.http.zttp_impl")))
 ZTTP = [Engine("uvloop", "zttp")] if _ZTTP else []
-ENGINES = [Engine(loop, http) for loop in ("asyncio", "uvloop") for http in ("h11", "httptools")]
+# Without extras, and with them.
+PLAIN, FAST = Engine("asyncio", "h11"), Engine("uvloop", "httptools")
+CROSSED = [Engine("asyncio", "httptools"), Engine("uvloop", "h11")]
+# The others show what depends on one loop or one parser.
+ENGINES: list[Any] = [PLAIN, FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in CROSSED)]
 
 
 class App:

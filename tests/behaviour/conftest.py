@@ -43,7 +43,15 @@ def host(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-@pytest.fixture(params=["in this process", "in processes", "daemon", "daemon over a host"])
+# The last shows what the daemon owes to its runner: test_runner_capabilities.py goes through most of its commands.
+@pytest.fixture(
+    params=[
+        "in this process",
+        "in processes",
+        "daemon",
+        pytest.param("daemon over a host", marks=pytest.mark.slow),
+    ]
+)
 def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]]:
     """`make_pool(table, …)` creates a pool of these servers without starting it; each test runs with every kind."""
     made: list[AnyPool] = []

@@ -13,8 +13,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def write(pool: RealPool, *binds: str, extra: str = "") -> None:
     servers = "\n".join(

@@ -16,8 +16,6 @@ from poolctl import PoolParamError, PoolRestartError, PoolStartError
 from poolctl.errors import ControlError
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 FORMS = (
     "list",
     "status",

@@ -11,8 +11,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 ONE = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n'
 
 

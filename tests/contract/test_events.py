@@ -19,8 +19,6 @@ from poolctl.errors import PoolParamError
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def told(pool: RealPool, *args: str) -> list[dict[str, Any]]:
     return [
@@ -96,6 +94,7 @@ def test_following_goes_on_over_a_killed_supervisor_and_its_successor(real_pool:
     assert following.process.wait(60) == 130
 
 
+@pytest.mark.slow
 def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     real_pool.write_hello()
     with (real_pool.directory / "pool.toml").open("a") as file:
@@ -112,6 +111,7 @@ def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     wait_until(following.seen("running", 5))
 
 
+@pytest.mark.slow
 def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
@@ -130,6 +130,7 @@ def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
     assert numbers[-1] > last
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk that is full")
 def test_a_full_disk_keeps_no_server_from_anything(real_pool: RealPool, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

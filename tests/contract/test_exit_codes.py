@@ -6,12 +6,8 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from tests.other_user import AS_OTHER_USER
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 TWO = ("a", "b")
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import pathlib
 HERE = pathlib.Path(__file__).parent
@@ -97,6 +95,7 @@ def test_every_kind_of_probe_decides_on_health_and_readiness(
     until(lambda: health(pool, "live") == ("running", True, "ok"))
 
 
+@pytest.mark.slow
 def test_a_server_that_never_becomes_ready_is_a_failure_with_the_probes_words(pool: RealPool) -> None:
     path = pool.directory / "pool.toml"
     text = path.read_text()

@@ -15,8 +15,6 @@ from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 Until = Callable[..., Any]
 
 # Records its argument and part of its environment; a second argument is its exit status.
@@ -107,6 +105,7 @@ def test_failed_before_start_fails_the_start_with_its_last_lines(real_pool: Real
     assert notes(real_pool) == [], "what was not prepared is not cleaned up"
 
 
+@pytest.mark.slow
 def test_before_start_that_cannot_be_found_fails_the_start(real_pool: RealPool) -> None:
     write(real_pool, 'before_start = ["no-such-program"]')
     checked = real_pool.run("validate")
@@ -133,6 +132,7 @@ def child(pool: RealPool) -> int:
     return int(path.read_text() or 0) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_late_hook_is_killed_with_its_child_processes(real_pool: RealPool, until: Until) -> None:
     real_pool.write("tree.py", TREE)
     write(real_pool, f"before_start = {words('tree.py')}", extra='start_timeout = "3s"')
@@ -151,6 +151,7 @@ def test_a_late_hook_is_killed_with_its_child_processes(real_pool: RealPool, unt
     until(lambda: not is_alive(child(real_pool)))
 
 
+@pytest.mark.slow
 def test_failed_after_stop_is_a_warning_and_an_event_of_a_stop_that_is_done(real_pool: RealPool) -> None:
     write(real_pool, f"after_stop = {words('hook.py', 'after', '4')}")
     real_pool.ok("start")
@@ -163,6 +164,7 @@ def test_failed_after_stop_is_a_warning_and_an_event_of_a_stop_that_is_done(real
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_crash_runs_no_hook(real_pool: RealPool, until: Until) -> None:
     write(real_pool, BOTH)
     real_pool.ok("start")
@@ -172,6 +174,7 @@ def test_crash_runs_no_hook(real_pool: RealPool, until: Until) -> None:
     assert notes(real_pool) == ["before"]
 
 
+@pytest.mark.slow
 def test_hooks_of_a_sleeping_server_run_at_its_start_and_not_when_a_request_wakes_it(
     real_pool: RealPool, until: Until
 ) -> None:
@@ -186,6 +189,7 @@ def test_hooks_of_a_sleeping_server_run_at_its_start_and_not_when_a_request_wake
     assert notes(real_pool) == ["before", "after"]
 
 
+@pytest.mark.slow
 def test_reload_runs_the_hooks_of_servers_that_come_and_go(real_pool: RealPool) -> None:
     write(real_pool, BOTH)
     text = (real_pool.directory / "pool.toml").read_text()
@@ -206,6 +210,7 @@ def test_reload_runs_the_hooks_of_servers_that_come_and_go(real_pool: RealPool) 
     assert notes(real_pool) == ["before", "after"]
 
 
+@pytest.mark.slow
 def test_stop_ends_a_before_start_that_runs_and_no_worker_is_started(
     real_pool: RealPool, until: Until
 ) -> None:
@@ -220,6 +225,7 @@ def test_stop_ends_a_before_start_that_runs_and_no_worker_is_started(
     assert (real_pool.items()["web"]["state"], notes(real_pool)) == ("stopped", [])
 
 
+@pytest.mark.slow
 def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(real_pool: RealPool) -> None:
     real_pool.write("hook.py", HOOK)
     both = f"hooks = {{ {BOTH} }}"
@@ -243,6 +249,7 @@ def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(real_poo
     assert notes(real_pool) == ["job", "before", "queue", "after"]
 
 
+@pytest.mark.slow
 def test_hooks_run_as_the_user_of_the_server(real_pool: RealPool) -> None:
     real_pool.open_to_all()
     real_pool.directory.chmod(0o777)
@@ -259,6 +266,7 @@ def test_hooks_run_as_the_user_of_the_server(real_pool: RealPool) -> None:
     assert seen(real_pool, "before")["env"]["USER"] == "nobody"
 
 
+@pytest.mark.slow
 def test_secrets_of_the_pool_are_withheld_from_hooks(real_pool: RealPool) -> None:
     write(real_pool, BOTH)
     path = real_pool.directory / "pool.toml"

@@ -13,8 +13,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 TELL = """
 import asyncio, json, logging, pathlib
 async def app(scope, receive, send):

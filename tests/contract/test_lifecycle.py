@@ -13,8 +13,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 SLOW = """
 import asyncio, pathlib
 async def app(scope, receive, send):
@@ -94,6 +92,7 @@ def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until:
     real_pool.ok("status")
 
 
+@pytest.mark.slow
 def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
@@ -106,6 +105,7 @@ def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
     assert "web" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
@@ -150,6 +150,7 @@ def test_every_failure_is_listed_and_the_others_run(
     assert "about to give up" in real_pool.ok("logs", "bad").stdout
 
 
+@pytest.mark.slow
 def test_taken_port_is_not_explained_by_output_of_earlier_workers(real_pool: RealPool) -> None:
     port = real_pool.write_hello(extra='restart = "no"')["web"]
     path = real_pool.directory / "hello.py"
@@ -163,6 +164,7 @@ def test_taken_port_is_not_explained_by_output_of_earlier_workers(real_pool: Rea
     assert "printed by" not in str(done.json["errors"])
 
 
+@pytest.mark.slow
 def test_program_that_binds_the_pools_address_gets_a_hint(real_pool: RealPool, free_port: Any) -> None:
     script = "import os, socket\nsocket.create_server((os.environ['HOST'], int(os.environ['PORT'])))\n"
     real_pool.write("binds.py", script)
@@ -176,6 +178,7 @@ def test_program_that_binds_the_pools_address_gets_a_hint(real_pool: RealPool, f
     assert 'write socket = "program" to let it open its own' in done.stderr
 
 
+@pytest.mark.slow
 def test_error_is_reported_once(real_pool: RealPool) -> None:
     real_pool.write_hello(extra='restart = "no"')
     real_pool.write("hello.py", "application = None\n")
@@ -227,6 +230,7 @@ def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_
     assert http_get(port).status == 200
 
 
+@pytest.mark.slow
 def test_restart_starts_stopped_servers_with_and_without_a_supervisor(real_pool: RealPool) -> None:
     real_pool.write_hello("a", "b")
     real_pool.ok("restart")
@@ -236,6 +240,7 @@ def test_restart_starts_stopped_servers_with_and_without_a_supervisor(real_pool:
     assert real_pool.items()["a"]["ready"]
 
 
+@pytest.mark.slow
 def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: Any) -> None:
     db, web, other = free_port(), free_port(), free_port()
     real_pool.write_hello()
@@ -257,6 +262,7 @@ def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: 
     assert real_pool.items()["web"]["state"] == "running"
 
 
+@pytest.mark.slow
 def test_restart_of_a_stopped_server_treats_dependencies_as_start_does(
     real_pool: RealPool, free_port: Any
 ) -> None:
@@ -282,6 +288,7 @@ def test_restart_of_a_stopped_server_treats_dependencies_as_start_does(
     assert (waiting.code, "waits for db, which is disabled" in waiting.stderr) == (1, True), str(waiting)
 
 
+@pytest.mark.slow
 def test_server_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool) -> None:
     assert real_pool.run("status").code == 5, "no file, no pool"
     ports = real_pool.write_hello("a", "b")

@@ -19,8 +19,6 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.real_pool import HELLO_APP, Done, RealPool, pool_in
 
-pytestmark = pytest.mark.unmeasured
-
 SIGNS = {"+": "add", "-": "remove", "~": "restart"}
 
 
@@ -240,6 +238,7 @@ def test_save_writes_changes_back_and_keeps_comments(
     pool.ok("validate")
 
 
+@pytest.mark.slow
 def test_of_several_files_the_last_that_has_the_key_is_written(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     base = (real_pool.directory / "pool.toml").read_text()
@@ -276,6 +275,7 @@ JSON = """\
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "lines", "workers"),
     [("pool.yaml", YAML, (2, 6), "    workers: 2\n"), ("pool.json", JSON, (2, 5), '    "workers": 2\n')],
@@ -470,6 +470,7 @@ def test_watch_applies_the_changed_file_and_reports_a_broken_one(
     assert watching.returncode == 130
 
 
+@pytest.mark.slow
 def test_renewed_certificates_are_served_without_a_new_process(
     real_pool: RealPool, free_port: Callable[[], int]
 ) -> None:

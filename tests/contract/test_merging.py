@@ -9,8 +9,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def server(name: str, bind: str, extra: str = "", app: str = "hello:app") -> str:
     return f'[[server]]\nname = "{name}"\nbind = "{bind}"\napp = "{app}"\n{extra}\n'

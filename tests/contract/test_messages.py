@@ -7,8 +7,6 @@ import pytest
 from tests.contract.test_configuration import everything
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\napp = "hello:app"\n'
 
 

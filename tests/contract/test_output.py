@@ -14,8 +14,6 @@ import pytest
 from poolctl.feature import features
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
     "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
@@ -161,6 +159,7 @@ def test_show_and_config_name_the_origin_of_a_value(pool: RealPool) -> None:
     assert "hello:app" in config
 
 
+@pytest.mark.slow
 def test_show_of_a_running_pool_has_its_configuration(pool: RealPool) -> None:
     pool.ok("start")
     assert "pool.toml:3" in pool.ok("show", "a").stdout
@@ -238,6 +237,7 @@ def test_version_is_printed(pool: RealPool) -> None:
     assert re.search(r"\d+\.\d+\.\d+", pool.ok("--version").stdout)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(pool: RealPool) -> None:
     script = " ".join(pool.command())
     for command in ("list", "schema", "config", "show", "completion bash"):
@@ -249,6 +249,7 @@ def test_a_reader_that_stops_reading_is_no_error(pool: RealPool) -> None:
         assert "BrokenPipe" not in done.stderr, command
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error(pool: RealPool) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")

@@ -11,8 +11,6 @@ from poolctl import PoolConfig, PoolError, PoolParamError, PoolValidateError, Se
 from poolctl.errors import ControlError
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
     raise NotImplementedError

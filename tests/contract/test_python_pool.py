@@ -29,8 +29,6 @@ from poolctl import (
     Status,
 )
 
-pytestmark = pytest.mark.unmeasured
-
 EXPORTED = [
     "Pool", "PoolConfig", "Server", "ServerConfig", "Field", "PoolContext", "TLSConfig", "Monitor", "Status", "State",
     "connect", "PoolError", "ServerError", "PoolParamError", "PoolAddError", "PoolValidateError", "PoolStartError",

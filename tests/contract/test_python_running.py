@@ -33,8 +33,6 @@ from poolctl import (
     Status,
 )
 
-pytestmark = pytest.mark.unmeasured
-
 Make = Callable[..., ServerConfig]
 
 

@@ -12,8 +12,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def server(name: str, port: int) -> str:
     return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "hello:app"\n'
@@ -31,6 +29,7 @@ def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
     assert again.returncode == 0
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) -> None:
     port = real_pool.write_hello()["web"]
     both = [real_pool.spawn("start") for _ in range(2)]

@@ -18,8 +18,6 @@ from poolctl.exit_codes import NO_SUPERVISOR
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
 
-pytestmark = pytest.mark.unmeasured
-
 Serve = Callable[..., int]
 
 TELL = """
@@ -131,6 +129,7 @@ def test_the_environment_comes_from_start_env_file_and_env(
     assert told["cwd"] == str(real_pool.directory)
 
 
+@pytest.mark.slow
 def test_cwd_and_app_dir_are_relative_to_the_file(real_pool: RealPool, serve: Any, http_get: Any) -> None:
     real_pool.write("sub/dir/only_here.py", TELL)
     (real_pool.directory / "work").mkdir()
@@ -186,6 +185,7 @@ def test_a_program_gets_the_socket_as_descriptor_3(pool: RealPool, run: Serve, h
     assert http_get(port).json()["pid"] != told["pid"]
 
 
+@pytest.mark.slow
 def test_a_program_that_is_given_the_port_binds_it_itself(
     real_pool: RealPool, serve: Any, http_get: Any
 ) -> None:
@@ -199,6 +199,7 @@ def test_a_program_that_is_given_the_port_binds_it_itself(
     assert http_get(port).json()["pid"] != told["pid"]
 
 
+@pytest.mark.slow
 def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: Any, until: Any) -> None:
     serve(command(), "notify = true")
     real_pool.ok("start", "--no-wait")
@@ -222,6 +223,7 @@ def test_job_runs_before_its_dependents(real_pool: RealPool, serve: Any, http_ge
     assert real_pool.ok("list", "--state", "completed", "-o", "name").stdout == "migrate\n"
 
 
+@pytest.mark.slow
 def test_failed_job_keeps_its_dependents_from_starting(real_pool: RealPool, serve: Any) -> None:
     job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "raise SystemExit(4)"]\n'
     port = serve(
@@ -270,6 +272,7 @@ def test_a_server_that_ends_with_0_by_itself(
     until(lambda: refused(port) is (state == "stopped"))
 
 
+@pytest.mark.slow
 def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
     port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')
 
@@ -289,6 +292,7 @@ def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> N
     assert pool.items()["web"]["ready"]
 
 
+@pytest.mark.slow
 def test_a_server_that_must_not_overlap_ends_before_the_next_begins(
     pool: RealPool, run: Serve, http_get: Any
 ) -> None:
@@ -354,6 +358,7 @@ def test_tls_true_takes_the_default(pool: RealPool, run: Serve, http_get: Any) -
     assert http_get(f"https://127.0.0.1:{port}").status == 200
 
 
+@pytest.mark.slow
 def test_a_key_of_another_certificate_is_a_problem(real_pool: RealPool, serve: Any) -> None:
     lines = certificate(real_pool.directory)
     key = (real_pool.directory / "key.pem").read_text()

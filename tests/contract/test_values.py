@@ -12,8 +12,6 @@ import pytest
 from poolctl import PoolValidateError, ServerConfig
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 DURATIONS = {
     "5": 5.0, "0.5": 0.5, '"500ms"': 0.5, '"5s"': 5.0, '"1m30s"': 90.0, '"2h"': 7200.0, '"1h0.5s"': 3600.5, '"7"': 7.0,
 }  # fmt: skip

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.certificates import certificate
 from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 GATEWAY = """
 [gateway]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 PAGE = (Path(__file__).parents[2] / "docs/production.md").read_text()
 

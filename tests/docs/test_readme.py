@@ -16,8 +16,6 @@ import pytest
 from poolctl import PoolConfig
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -82,16 +80,6 @@ def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
     assert output.count("hello from port") >= 2
 
 
-def test_the_example_of_live_changes_works_as_it_is_pasted(reader: Any, real_pool: RealPool) -> None:
-    reader(some("Quick start", "sh")[0])
-    output = reader(some("Changing a running pool", "sh")[0])
-    assert "~ orders: env.LOG" in output
-    assert output.count("1 restarted") == 2
-    text = (real_pool.directory / "pool.toml").read_text()
-    assert "workers = 2" in text
-    assert "docs" not in text
-
-
 def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
     reader(some("Quick start", "sh")[0])
     (example,) = some("Configuration", "toml")
@@ -109,10 +97,18 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.timeout(190)  # many commands, each of which a busy machine gives seconds
-def test_python_examples_run_one_after_the_other_in_one_directory(reader: Any) -> None:
-    for text in some("Quick start", "sh")[:1] + some("Changing a running pool", "sh"):
-        reader(text)
+@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_directory(
+    reader: Any, real_pool: RealPool
+) -> None:
+    reader(some("Quick start", "sh")[0])
+    (changes,) = some("Changing a running pool", "sh")
+    output = reader(changes)
+    assert "~ orders: env.LOG" in output
+    assert output.count("1 restarted") == 2
+    text = (real_pool.directory / "pool.toml").read_text()
+    assert "workers = 2" in text
+    assert "docs" not in text
     reader("poolctl start")
     for text in some("Changing a running pool", "python") + some("Python", "python"):
         reader(text, sys.executable, "-W", "error::ResourceWarning", "-")

@@ -13,12 +13,12 @@ from websockets.asyncio.client import connect
 from poolctl.worker.serving import access_log
 from poolctl.worker.serving.access_log import AccessLog, unwatched, watch_requests
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, App, Client, Engine, served, until
+from tests.serving import PLAIN, App, Client, Engine, served, until
 
 MADE = re.compile(r"[0-9a-f]{32}")
 
 
-@pytest.fixture(params=ENGINES[:2], ids="-".join)
+@pytest.fixture(params=[PLAIN, Engine("asyncio", "httptools")], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen

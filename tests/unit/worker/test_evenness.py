@@ -17,7 +17,7 @@ from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
 from tests.load.frames import new_key
-from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, Served, blank_page, served, until
+from tests.serving import ENGINES, FAST, PLAIN, ZTTP, Client, Engine, Pair, Served, blank_page, served, until
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
@@ -58,7 +58,7 @@ class Seat:
         self.page.pop(self, None)
 
 
-@pytest.fixture(params=ENGINES[::3], ids="-".join)
+@pytest.fixture(params=[PLAIN, FAST], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen

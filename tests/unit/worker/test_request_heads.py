@@ -13,11 +13,11 @@ import pytest
 from poolctl.worker.serving import http1_connection
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
-from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
+from tests.serving import FAST, PLAIN, ZTTP, Client, Engine, Pair, accepted, served, turns, until
 
 SECONDS = 0.15
 # Both loops and both parsers: each test waits.
-WAITED_FOR = [ENGINES[0], ENGINES[-1], *ZTTP]
+WAITED_FOR = [PLAIN, FAST, *ZTTP]
 HALF = b"GET / HTTP/1.1\r\nhost: te"
 WHOLE = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 

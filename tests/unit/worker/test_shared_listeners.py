@@ -18,10 +18,10 @@ from poolctl.worker.serving import accepting, shared_listener
 from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
 from poolctl.worker.serving.connection_state import PoolServerState
 from tests.certificates import certificate
-from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, turns, until
+from tests.serving import FAST, PLAIN, Client, Engine, Pair, accepted, leaving, served, turns, until
 
 
-@pytest.fixture(params=[ENGINES[0], ENGINES[-1]], ids="-".join)
+@pytest.fixture(params=[PLAIN, FAST], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen
