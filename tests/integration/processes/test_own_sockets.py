@@ -88,7 +88,7 @@ SAID = "opens 127.0.0.1:{} itself, and was started again without the pool's sock
 
 
 @pytest.mark.capability
-@pytest.mark.parametrize("kind", ["python", "node"])
+@pytest.mark.parametrize("kind", ["python", pytest.param("node", marks=pytest.mark.slow)])
 def test_program_that_reads_port_is_started_again_without_the_pools_socket_and_that_is_said_once(
     pool: RealPool, free_port: Any, kind: str
 ) -> None:
