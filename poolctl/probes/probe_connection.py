@@ -1,4 +1,4 @@
-"""One connection to a worker, for one probe at a time; no task and no stream object waits on it."""
+"""One connection to a worker, for one probe at a time; it is kept for the next probe."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 from poolctl.http.message_head import BadMessage
 from poolctl.listeners.sock_diag import is_accepted
 
-from .schedule import Multiplexer
-
-_CHUNK_BYTES = 65536
-
 # Called once with the result of a probe: the problem, or "".
 OnResult = Callable[[str], None]
+
+_ENDED = "it closed the connection"
 
 
 class ProbeReply(Protocol):
@@ -57,33 +56,27 @@ class ProbeRequest(Protocol):
         ...
 
 
-class ProbeConnection:
+class ProbeConnection(asyncio.Protocol):
     """`replies` counts received replies; once `closed` it cannot be reused. Belongs to the running loop."""
 
-    def __init__(
-        self, sock: socket.socket, multiplexer: Multiplexer, context: ssl.SSLContext | None = None
-    ) -> None:
-        sock.setblocking(False)
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._tls = TlsLayer(context) if context is not None else None
-        self._unsent = b"" if self._tls is None else self._tls.start()
+        self._transport: asyncio.Transport | None = None
         self._request: ProbeRequest | None = None
         self._reply: ProbeReply | None = None
         self._on_result: OnResult | None = None
         self.replies = 0
         self.replying = False  # a part of the current reply has arrived
         self.closed = False
-        self._multiplexer = multiplexer
-        multiplexer.add(sock.fileno(), self._readable)
-        if self._unsent:
-            self._send(b"")
+        self._opening = asyncio.ensure_future(self._open(context))
+        self._opening.add_done_callback(self._opened)
 
     def send(self, request: ProbeRequest, on_result: OnResult) -> None:
-        """Send the request; `on_result` is called once, possibly before this returns. One request at a time."""
+        """Send the request; `on_result` is called once. One request at a time."""
         self._request, self._reply, self._on_result = request, request.new_reply(), on_result
         self.replying = False
-        self._send(request.payload if self._tls is None else self._tls.encrypt(request.payload))
+        if self._transport is not None:
+            self._transport.write(request.payload)
 
     def is_accepted(self) -> bool | None:
         """Whether a process has the other end; None if the kernel does not report it."""
@@ -94,52 +87,34 @@ class ProbeConnection:
         self._on_result = None
         if not self.closed:
             self.closed = True
-            self._multiplexer.remove(self._sock.fileno())
-            self._loop.remove_writer(self._sock.fileno())
+            self._opening.cancel()
+            if self._transport is not None:
+                self._transport.abort()
+
+    async def _open(self, context: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
+        is_unix = self._sock.family == socket.AF_UNIX
+        connect = loop.create_unix_connection if is_unix else loop.create_connection
+        name = None if context is None else ""
+        try:
+            await connect(lambda: self, sock=self._sock, ssl=context, server_hostname=name)
+        except ssl.SSLError as error:
+            self._fail(f"TLS: {error.reason or error}")
+        except OSError as error:
+            self._fail(error.strerror or str(error) or _ENDED)
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        if self._transport is None:
             self._sock.close()
 
-    def _send(self, data: bytes) -> None:
-        self._unsent += data
-        if not self._unsent or self.closed:
-            return
-        try:
-            sent = self._sock.send(self._unsent)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            self._fail(error.strerror or str(error))
-            return
-        self._unsent = self._unsent[sent:]
-        if self._unsent:
-            self._loop.add_writer(self._sock.fileno(), self._writable)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        if self.closed:
+            transport.abort()
+        elif self._request is not None:
+            transport.write(self._request.payload)
 
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._sock.fileno())
-        self._send(b"")
-
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_CHUNK_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._fail(error.strerror or str(error))
-            return
-        if not data:
-            self._ended()
-            return
-        if self._tls is not None:
-            try:
-                data, answer = self._tls.decrypt(data)
-            except ssl.SSLError as error:
-                self._fail(f"TLS: {error.reason or error}")
-                return
-            if answer:
-                self._send(answer)
-        if data:
-            self._received(data)
-
-    def _received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         if self._reply is None:
             self._fail("it sent data without a request")
             return
@@ -150,11 +125,13 @@ class ProbeConnection:
         except BadMessage as error:
             self._fail(f"the response is not valid HTTP: {error}")
 
-    def _ended(self) -> None:
+    def eof_received(self) -> None:
         if self._reply is not None and self._reply.end():
             self._complete()
-        else:
-            self._fail("it closed the connection")
+        self._fail(_ENDED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(getattr(exc, "strerror", None) or _ENDED)
 
     def _complete(self) -> None:
         request, reply, on_result = self._request, self._reply, self._on_result
@@ -174,63 +151,10 @@ class ProbeConnection:
             on_result(problem)
 
 
-class TlsLayer:
-    """The TLS of one connection, apart from its socket."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing)
-        self._established = False
-        self._plain = b""
-
-    def start(self) -> bytes:
-        """The first bytes of the handshake."""
-        self._handshake()
-        return self._outgoing.read()
-
-    def encrypt(self, data: bytes) -> bytes:
-        """The encrypted bytes to send now; the data is held back until the handshake is complete."""
-        self._plain += data
-        self._write()
-        return self._outgoing.read()
-
-    def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
-        """The decrypted bytes, and the bytes to send in return. Raises ssl.SSLError."""
-        self._incoming.write(data)
-        if not self._established:
-            self._handshake()
-            self._write()
-        plain = b""
-        if self._established:
-            try:
-                while more := self._object.read(_CHUNK_BYTES):
-                    plain += more
-            except ssl.SSLWantReadError:
-                pass
-        return plain, self._outgoing.read()
-
-    def _handshake(self) -> None:
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return
-        self._established = True
-
-    def _write(self) -> None:
-        if self._established and self._plain:
-            self._object.write(self._plain)
-            self._plain = b""
-
-
+@cache
 def unverified_context() -> ssl.SSLContext:
     """A context that accepts any certificate, because the connection itself identifies the worker."""
-    global _unverified
-    if _unverified is None:
-        _unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _unverified.check_hostname, _unverified.verify_mode = False, ssl.CERT_NONE
-        _unverified.set_alpn_protocols(["http/1.1"])
-    return _unverified
-
-
-_unverified: ssl.SSLContext | None = None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context

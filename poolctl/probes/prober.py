@@ -18,7 +18,6 @@ from poolctl.selection.regular_expressions import is_plain
 
 from .probe_connection import OnResult, ProbeConnection, ProbeReply, ProbeRequest, unverified_context
 from .program_prober import ProgramProber
-from .schedule import Multiplexer
 
 # Maximum unanswered probes, each on its own connection; after that the last one is waited for.
 _MAX_UNANSWERED = 3
@@ -64,11 +63,9 @@ class RequestProber:
         self,
         request: ProbeRequest,
         connector: WorkerConnector,
-        multiplexer: Multiplexer,
         *,
         tls: bool,
     ) -> None:
-        self._multiplexer = multiplexer
         self._request = request
         self._connector = connector
         self._tls = tls
@@ -128,7 +125,7 @@ class RequestProber:
             return
         self._connecting = None
         context = unverified_context() if self._tls else None
-        connection = self._connection = ProbeConnection(sock, self._multiplexer, context)
+        connection = self._connection = ProbeConnection(sock, context)
         connection.send(self._request, lambda problem: self._replied(connection, problem, reused=False))
 
     def _replied(self, connection: ProbeConnection, problem: str, *, reused: bool) -> None:
@@ -210,7 +207,6 @@ def make_prober(
     probe: Probe,
     server: ServerConfig,
     connector: WorkerConnector,
-    multiplexer: Multiplexer,
     env: dict[str, str],
 ) -> Prober:
     """The prober for a probe of one worker of the server; `env` is added to the environment of a program."""
@@ -219,10 +215,10 @@ def make_prober(
     if probe.http is not None:
         tls = speaks_tls(server) and not _requires_certificates(server)
         request = HttpProbeRequest(probe, server)
-        return RequestProber(request, connector._replace(kind="http", plain=not tls), multiplexer, tls=tls)
+        return RequestProber(request, connector._replace(kind="http", plain=not tls), tls=tls)
     if server.command:
         return AcceptProber(connector)
-    return RequestProber(EchoExchange(), connector, multiplexer, tls=False)
+    return RequestProber(EchoExchange(), connector, tls=False)
 
 
 def _requires_certificates(server: ServerConfig) -> bool:

@@ -243,7 +243,7 @@ class WorkerProbes:
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
         connector = WorkerConnector(self._runner, self.placement)
-        prober = make_prober(probe, self._server, connector, self._schedule.multiplexer, self._env())
+        prober = make_prober(probe, self._server, connector, self._env())
         return WorkerProbe(kind, probe, prober, self._schedule, self)
 
     def _env(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Probe
 from poolctl.probes.prober import HttpProbeRequest, Prober, WorkerConnector, make_prober, statuses
-from poolctl.probes.schedule import Multiplexer, Schedule
+from poolctl.probes.schedule import Schedule
 from poolctl.probes.worker_probes import WorkerProbe
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -32,9 +32,8 @@ class Probed:
         self.prober: Prober = make_prober(
             readiness,
             self.server,
-            WorkerConnector(self, None),
-            Multiplexer(),
-            {"WHO": "web"},  # type: ignore[arg-type]
+            WorkerConnector(self, None),  # type: ignore[arg-type]
+            {"WHO": "web"},
         )
         self.results: list[str] = []
         _probed.append(self)
@@ -203,7 +202,8 @@ def test_response_after_a_cancelled_probe_is_not_reported() -> None:
         assert probed.results == []
         probed.prober.close()
         await asyncio.sleep(0.01)
-        assert probed.ends[-1].recv(10) == b""
+        with contextlib.suppress(ConnectionResetError):  # it had not read the response
+            assert probed.ends[-1].recv(10) == b""
 
     run(scenario)
 
@@ -237,7 +237,7 @@ def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
         name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
     )
     assert server.health.readiness is not None
-    return make_prober(server.health.readiness, server, WorkerConnector(Runner(), None), Multiplexer(), {})  # type: ignore[arg-type]
+    return make_prober(server.health.readiness, server, WorkerConnector(Runner(), None), {})  # type: ignore[arg-type]
 
 
 def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
@@ -276,33 +276,6 @@ def test_program_gets_a_new_connection_for_each_request(listener: socket.socket)
         with (await asyncio.to_thread(listener.accept))[0] as theirs:
             assert b"\r\nConnection: close\r\n" in await asyncio.to_thread(theirs.recv, 1000)
         prober.close()
-
-    run(scenario)
-
-
-def test_responses_that_arrive_during_a_pause_are_all_read() -> None:
-    async def scenario() -> None:
-        multiplexer = Multiplexer()
-        heard: list[int] = []
-        pairs = [socket.socketpair() for _ in range(20)]
-        for place, (ours, theirs) in enumerate(pairs):
-
-            def readable(place: int = place, sock: socket.socket = ours) -> None:
-                heard.append(place)
-                multiplexer.remove(sock.fileno())
-
-            multiplexer.add(ours.fileno(), readable)
-            theirs.send(b"x")
-        multiplexer.pause()
-        await asyncio.sleep(0)
-        assert heard == []
-        async with asyncio.timeout(60):
-            while len(heard) < len(pairs):
-                await asyncio.sleep(0.001)
-        assert sorted(heard) == list(range(len(pairs)))
-        for pair in pairs:
-            for sock in pair:
-                sock.close()
 
     run(scenario)
 
