@@ -68,10 +68,6 @@ class ProcessRunner(LocalRunner):
         """See Counters."""
         return self.tallies.counts(placement)
 
-    def request_counts(self, placement: Placement) -> Counts | None:
-        """See Counters."""
-        return self.tallies.request_counts(placement)
-
     def _added_up(self, worker: str, server: str, counts: Counts) -> None:
         if self.add_up is not None:
             self.add_up(worker, server, counts)

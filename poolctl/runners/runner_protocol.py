@@ -164,9 +164,6 @@ class Counters(Protocol):
     def counts(self, placement: Placement) -> Counts | None:
         """The worker's counts so far; None for a worker that does not count. Does not block."""
 
-    def request_counts(self, placement: Placement) -> Counts | None:
-        """The worker's counts up to `tally.COUNTED`, at a third of the cost; None for a worker that does not count."""
-
     @property
     def unsettled(self) -> list[str]:
         """The names given to `add_up` since `settled`; they are given to the next supervisor again."""

@@ -91,10 +91,10 @@ def map_page(fd: int) -> memoryview:
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")
 
 
-def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
-    """The counts of the first `slots` so far, each at most MOST; None for a page of another layout."""
-    content = os.pread(fd, 8 * slots, 0)
-    if len(content) < 8 * slots:
+def read_page(fd: int) -> Counts | None:
+    """The counts so far, each at most MOST; None for a page of another layout."""
+    content = os.pread(fd, SIZE_BYTES, 0)
+    if len(content) < SIZE_BYTES:
         return None
     counts = memoryview(content).cast("Q").tolist()
     if counts[0] != LAYOUT:

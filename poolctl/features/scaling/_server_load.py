@@ -38,10 +38,10 @@ class ServerLoad:
             if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
                 continue
             serves = serves or not worker.ko
-            counts = self._counters.request_counts(worker.placement)
-            if counts is None:
+            found = self._counters.counts(worker.placement)
+            if found is None:
                 continue
-            seen[worker.id] = counts
+            seen[worker.id] = counts = found[: tally.COUNTED]
             in_flight += tally.in_flight(counts)
             before = self._seen.get(worker.id)
             if before is None or before == counts:

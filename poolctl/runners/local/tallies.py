@@ -14,7 +14,6 @@ from poolctl.worker.tally import (
     BEAT_AT_NS,
     BEAT_CPU_NS,
     COUNTED,
-    SIZE_BYTES,
     Counts,
     clear_stacks,
     completed,
@@ -30,7 +29,6 @@ from ..process_link import Link, Message
 from ..runner_protocol import Placement
 
 _SLOT_BYTES = 8
-_SLOTS = SIZE_BYTES // _SLOT_BYTES
 
 
 class Tally:
@@ -60,14 +58,7 @@ class Tally:
 
     def counts(self) -> Counts | None:
         """The worker's counts so far; None if the page has another layout, or is closed."""
-        return self._read(_SLOTS)
-
-    def request_counts(self) -> Counts | None:
-        """The worker's counts up to COUNTED; None if the page has another layout, or is closed."""
-        return self._read(COUNTED)
-
-    def _read(self, slots: int) -> Counts | None:
-        counts = read_page(self.fd, slots) if self.fd >= 0 else None
+        counts = read_page(self.fd) if self.fd >= 0 else None
         if counts is None:
             return None
         if not self.refused:
@@ -146,19 +137,12 @@ class Tallies:
 
     def counts(self, placement: Placement) -> Counts | None:
         """See Counters. None for a command, and for a worker that has exited."""
-        return self._read(placement, Tally.counts)
-
-    def request_counts(self, placement: Placement) -> Counts | None:
-        """See Counters."""
-        return self._read(placement, Tally.request_counts)
-
-    def _read(self, placement: Placement, read: Callable[[Tally], Counts | None]) -> Counts | None:
         worker = self._workers.get(placement.id)
         tally = worker.tally if worker is not None else None
         if tally is None:
             return None
         believed = not tally.refused
-        counts = read(tally)
+        counts = tally.counts()
         if believed and tally.refused:
             self._on_refused(placement.server, placement.id, tally.refused)
         return counts

@@ -28,7 +28,7 @@ class Load:
         self.in_flight = self.backlog = 0
         desk.runner.counters = desk.runner.backlogs = self  # type: ignore[assignment]
 
-    def request_counts(self, placement: Placement) -> tally.Counts:
+    def counts(self, placement: Placement) -> tally.Counts:
         mine = [each for each in sorted(self._desk.runner.running) if each.startswith(f"{placement.server}.")]
         share, rest = divmod(self.in_flight, len(mine))
         counts = [0] * tally.COUNTED
