@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
 from .decision_input import LEAVING
-from .server_changes import Event, Recorder, Workqueue
+from .server_changes import Recorder, Workqueue
 from .server_entry import Entry, Worker
 
 if TYPE_CHECKING:
@@ -135,20 +136,20 @@ class HealthChecks:
             del self._known[entry.name]
         else:
             self._known[entry.name] = after
-        placement = worker.placement if worker is not None else None
-        self._recorder.emit(
-            Event(
-                "health",
-                after.value,
-                server=entry.name,
-                bind=entry.config.key,
-                message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
-                cause=f"{probe.kind} probe" if probe is not None else "",
-                before=before.value,
-                after=after.value,
-                worker=worker.id if worker is not None and placement is not None else None,
-                pid=placement.pid if placement is not None else None,
-            )
+        detail: Table = {}
+        if worker is not None and worker.placement is not None:
+            pid = worker.placement.pid
+            detail = {"worker": worker.id} if pid is None else {"worker": worker.id, "pid": pid}
+        self._recorder.record(
+            "health",
+            after.value,
+            server=entry.name,
+            bind=entry.config.key,
+            message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
+            cause=f"{probe.kind} probe" if probe is not None else "",
+            before=before.value,
+            after=after.value,
+            **detail,
         )
 
 

@@ -51,7 +51,7 @@ from .failures import (
 )
 from .health_checks import HealthChecks
 from .scheduled_runs import end_run, moment_text
-from .server_changes import Event, Recorder, Workqueue, caused_by
+from .server_changes import Recorder, Workqueue, caused_by
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
 from .server_files import certificate_ends, digests, report_expired
 from .server_hooks import ServerHooks
@@ -393,7 +393,9 @@ class Executor:
         )
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s %s", entry.name, message)
-        self._recorder.emit(Event("lifecycle", "own socket", entry.name, entry.config.key, message))
+        self._recorder.record(
+            "lifecycle", "own socket", server=entry.name, bind=entry.config.key, message=message
+        )
 
     async def _place(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
@@ -541,21 +543,16 @@ class Executor:
         if run is last or not entry.on_schedule:
             return
         after = entry.health
+        report = partial(
+            self._recorder.record, "health", server=entry.name, bind=entry.config.key,
+            before=before.value, after=after.value, worker=worker.id,
+        )  # fmt: skip
         if run["result"] == RUN_FAILED:
             lines = await last_lines(self._runner, entry.name, LINES_READ, run["started_at"])
             message, output = run["message"], explaining(lines)[-LAST_LINES:]
-            event = Event(
-                "health", "run failed", entry.name, entry.config.key, message,
-                before=before.value, after=after.value, worker=worker.id, severity="error", output=output,
-            )  # fmt: skip
+            report("run failed", message=message, severity="error", output=output)
         elif after is not before:
-            event = Event(
-                "health", "run succeeded", entry.name, entry.config.key,
-                before=before.value, after=after.value, worker=worker.id,
-            )  # fmt: skip
-        else:
-            return
-        self._recorder.emit(event)
+            report("run succeeded")
 
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker has ended, stopped or by itself."""

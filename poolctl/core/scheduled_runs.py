@@ -14,7 +14,7 @@ from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import next_time
 
 from .decision_input import Desired
-from .server_changes import Event, Recorder, Workqueue, caused_by
+from .server_changes import Recorder, Workqueue, caused_by
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
 from .servers import Servers
 
@@ -171,4 +171,6 @@ class ScheduledRuns:
 
     def _skipped(self, entry: Entry, due: float, reason: str) -> None:
         message = f"the run of {moment_text(due)} is skipped: {reason}"
-        self._recorder.emit(Event("lifecycle", "run skipped", entry.name, entry.config.key, message))
+        self._recorder.record(
+            "lifecycle", "run skipped", server=entry.name, bind=entry.config.key, message=message
+        )

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from dataclasses import dataclass
 from typing import Protocol
-
-from poolctl.json_form import Table
 
 from .server_entry import Cause, Entry
 
 BATCH = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A change of a server: of its health, or its certificate has expired, a worker has not become ready, or a run."""
-
-    kind: str
-    event: str
-    server: str
-    bind: str
-    message: str = ""
-    cause: str = ""
-    before: str | None = None
-    after: str | None = None
-    worker: str | None = None
-    pid: int | None = None
-    severity: str | None = None
-    stacks: Sequence[Table] | None = None
-    output: Sequence[str] | None = None  # the last lines of a run that failed
-
-
 class Recorder(Protocol):
-    """Takes the core's events."""
+    """Records the events of servers: changes of their health, expired certificates, runs, starts that time out."""
 
-    def emit(self, event: Event) -> None:
-        """Record the event; never raises, never blocks."""
+    def record(
+        self,
+        kind: str,
+        event: str,
+        *,
+        server: str = "",
+        message: str = "",
+        cause: str = "",
+        by: Mapping[str, object] | None = None,
+        before: object = None,
+        after: object = None,
+        **detail: object,
+    ) -> None:
+        """Record the event; never raises, never blocks. `detail` holds the server's `bind`, and perhaps a worker."""
         ...
 
 

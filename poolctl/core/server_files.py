@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
-from .server_changes import Event, Recorder
+from .server_changes import Recorder
 from .server_entry import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -74,16 +74,14 @@ def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: fl
             f"{_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
         )
     logger.warning("%s: %s", entry.name, message)
-    recorder.emit(
-        Event(
-            "config",
-            event,
-            server=entry.name,
-            bind=entry.config.key,
-            message=message,
-            worker=worker.id,
-            severity="warning",
-        )
+    recorder.record(
+        "config",
+        event,
+        server=entry.name,
+        bind=entry.config.key,
+        message=message,
+        worker=worker.id,
+        severity="warning",
     )
 
 

@@ -12,7 +12,7 @@ from poolctl.units import format_duration
 
 from .decision_input import BEFORE_START, Desired
 from .failures import LINES_READ, cause_of, explained, given_up, is_quoted, last_lines, note_failure
-from .server_changes import Event, Recorder, Workqueue
+from .server_changes import Recorder, Workqueue
 from .server_entry import Entry, RunningHook
 
 _NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
@@ -138,6 +138,6 @@ class ServerHooks:
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s: %s", entry.name, message)
         cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
-        self._recorder.emit(
-            Event("lifecycle", "hook failed", entry.name, entry.config.key, message, cause=cause)
+        self._recorder.record(
+            "lifecycle", "hook failed", server=entry.name, bind=entry.config.key, message=message, cause=cause
         )

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from poolctl.json_form import to_json
+from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Runner
 
-from .server_changes import Event, Recorder
+from .server_changes import Recorder
 from .server_entry import Entry, Worker
 
 if TYPE_CHECKING:
@@ -65,18 +65,17 @@ class StackReports:
             return message
         if stacks.place:
             message += f", in {stacks.place}"
-        self._recorder.emit(
-            Event(
-                "lifecycle",
-                "start timed out",
-                entry.name,
-                entry.config.key,
-                f"worker {worker.id} {message}",
-                worker=worker.id,
-                pid=stacks.pid,
-                severity="info",
-                stacks=[to_json(stacks)],
-            )
+        process: Table = {} if stacks.pid is None else {"pid": stacks.pid}
+        self._recorder.record(
+            "lifecycle",
+            "start timed out",
+            server=entry.name,
+            bind=entry.config.key,
+            message=f"worker {worker.id} {message}",
+            worker=worker.id,
+            **process,
+            severity="info",
+            stacks=[to_json(stacks)],
         )
         return message
 

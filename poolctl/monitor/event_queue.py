@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 
 from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
-from poolctl.core.server_changes import Event
-from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 
 from .journal import Journal, JournalEvent, newest_first
@@ -73,6 +71,8 @@ class Events:
         """
         if server and not self._may_record(server):
             return
+        if isinstance(output := detail.get("output"), list):  # of a program
+            detail["output"] = [_short(line) for line in output]
         self._seq += 1
         time = stamp(self._clock.time())
         self._pending.append(
@@ -100,27 +100,6 @@ class Events:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(due, self.flush)
-
-    def emit(self, event: Event) -> None:
-        """Record a change of a server that the core reports."""
-        detail: Table = {
-            "worker": event.worker,
-            "pid": event.pid,
-            "severity": event.severity,
-            "stacks": event.stacks,
-            "output": None if event.output is None else [_short(line) for line in event.output],
-        }
-        self.record(
-            event.kind,
-            event.event,
-            server=event.server,
-            message=event.message,
-            cause=event.cause,
-            before=event.before,
-            after=event.after,
-            bind=event.bind,
-            **{name: value for name, value in detail.items() if value is not None},
-        )
 
     def _may_record(self, server: str) -> bool:
         """Whether another event of this server is within its limit; first records how many were dropped."""

@@ -18,7 +18,6 @@ from poolctl.core.await_servers import until
 from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING, Listener
 from poolctl.core.decision_trace import Trace
-from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
 from poolctl.monitor.server_figures import Usage
@@ -176,7 +175,7 @@ class Handle:
 class _Silent:
     """Drops the events of a core: a program has no journal."""
 
-    def emit(self, event: Event) -> None:
+    def record(self, kind: str, event: str, **detail: object) -> None:
         """See Recorder."""
 
 
@@ -405,3 +404,43 @@ def living(server: Startable) -> Handle | None:
     """The server's handle; None before its first start, and in a forked child, where nothing of it is left."""
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
+
+
+# The host of each runner on the current engine. None of these may hold a runner, or it would never go: its host holds
+# it, and is held by its servers while they run.
+_hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
+_tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
+_own_runner: Runner | None = None
+
+
+def host_of(shared: Shared) -> Host:
+    """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
+    global _own_runner
+    current = loop_thread.engine()
+    runner = shared.runner
+    if runner is None:
+        if _own_runner is None:
+            from poolctl.runners.inline_runner import InlineRunner
+
+            _own_runner = InlineRunner()
+        runner = _own_runner
+    elif _tied.get(runner) is not current:
+        # It may be tied to the loop, on which its user may call it as well.
+        _tied[runner] = current
+        current.hold()
+        weakref.finalize(runner, current.release).atexit = False
+    host = _hosts.get(id(runner))
+    if host is None or host.engine is not current or host.core.runner is not runner:
+        host = _hosts[id(runner)] = Host(runner, shared.clock, current)
+    return host
+
+
+def _forget_in_child() -> None:
+    global _own_runner
+    _own_runner = None
+    _hosts.clear()
+    _tied.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -154,11 +154,6 @@ def engine() -> Engine:
         return _current
 
 
-def running_engine() -> Engine | None:
-    """The engine of this process, if there is one."""
-    return _current
-
-
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
     """The future result of `work`, run on the engine."""
     with LOCK:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
+import platform
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from poolctl.config import Configuration, ServerConfig
+from poolctl.core.availability import Availability
+from poolctl.core.decision_input import Desired
+from poolctl.core.server_entry import DesiredState, Entry, ObservedState
 from poolctl.errors import (
     PoolAddError,
     PoolError,
@@ -19,6 +24,9 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.json_form import Table
+from poolctl.monitor.exposition import Family, render
+from poolctl.monitor.server_figures import ServerSnapshot, snapshot
+from poolctl.monitor.server_metrics import PARTS, ObservedServer, of_pool
 from poolctl.routing.route_health import (
     RouteHealth,
     health_info,
@@ -26,13 +34,15 @@ from poolctl.routing.route_health import (
     health_info_without_detail,
     server_health,
 )
-from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, parse, place_of
 from poolctl.selection.field_filter import Field, checked, matching, values
 from poolctl.states import State
+from poolctl.worker.stack_dump import describe
 
 from . import loop_thread
 from .hot_reload import HotReload
-from .live_servers import living
+from .live_servers import Handle, living
 from .loop_thread import LOCK
 from .pool_context import Handler, PoolContext, Shared
 from .pool_members import Members
@@ -41,8 +51,8 @@ from .server_lists import Servers, configuration_of
 from .server_monitor import Monitor
 from .start_stop import Timeout
 
-if TYPE_CHECKING:
-    from poolctl.runners.stack_report import WorkerStacks
+_STACK_SECONDS = 2.0
+_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server in this process
 
 
 class Pool(Members, StartAndStop):
@@ -249,9 +259,7 @@ class Pool(Members, StartAndStop):
         Workers in this process share its threads. Workers in other processes are asked, which takes at most a few
         seconds.
         """
-        from .worker_stacks import stacks_of
-
-        return stacks_of(self.values())
+        return _stacks_of(self.values())
 
     def metrics(self) -> str:
         """The metrics of the pool's servers now, in Prometheus' text format, under the names of `poolctl metrics`.
@@ -260,9 +268,7 @@ class Pool(Members, StartAndStop):
         its processes, and of no gateway. May be called by an application that the pool serves; elsewhere it blocks
         until the loop that serves the pool has answered.
         """
-        from .pool_metrics import text_of
-
-        return text_of(list(self.values()))
+        return _metrics_of(list(self.values()))
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""
@@ -309,3 +315,103 @@ def _health_of(server: Server) -> RouteHealth:
         latency_seconds=handle.latency_seconds,
         why=handle.complaint or server.message,
     )
+
+
+def _metrics_of(servers: Sequence[Server]) -> str:
+    """The metrics of the servers in Prometheus' text format."""
+    observed = loop_thread.call(lambda: list(_observed(servers)))
+    families: list[Family] = [*of_pool("", platform.python_version(), observed)]
+    for part in PARTS:
+        families += part(observed)
+    return render(families)
+
+
+def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
+    names: dict[str, int] = {}
+    for server in servers:
+        # A pool may have two servers of one name, and a sample must not appear twice.
+        number = names[server.name] = names.get(server.name, 0) + 1
+        handle = living(server)
+        yield ObservedServer(
+            name=server.name if number == 1 else f"{server.name}~{number}",
+            state=server.state.value,
+            snapshot=_at_rest(server, handle) if handle is None or handle.entry is None else _live(handle),
+            availability=Availability() if handle is None else handle.availability_now(),
+            latency_seconds=None if handle is None else handle.latency_seconds,
+            wakes=0 if handle is None else handle.wakes,
+        )
+
+
+def _live(handle: Handle) -> ServerSnapshot:
+    assert handle.host is not None
+    assert handle.entry is not None
+    counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()
+    found = snapshot(handle.entry, [*handle.ended], counters, handle.usages, now, own_pid=os.getpid())
+    pids = {worker.placement.pid for worker, _, _ in found.workers if worker.placement is not None}
+    handle.usages = {pid: usage for pid, usage in handle.usages.items() if pid in pids}
+    return found
+
+
+def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
+    """The figures of a server that the core does not know, because it is at rest."""
+    if handle is None:
+        return ServerSnapshot(Entry(server.config), [], [], counts=False)
+    desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
+    observed = ObservedState(restarts=handle.restarts, failures=handle.failures)
+    entry = Entry(server.config, desired, observed)
+    return ServerSnapshot(entry, handle.ended, [], counts=any(handle.ended))
+
+
+def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
+    """One for each worker of the servers that run. Blocks for some seconds at most."""
+    found: list[WorkerStacks] = []
+    asked: list[tuple[Stacks, ServerConfig, Placement]] = []
+    for server in servers:
+        handle = living(server)
+        host, entry = (None, None) if handle is None else (handle.host, handle.entry)
+        if host is None or entry is None:
+            continue
+        stacks = host.core.runner.capabilities.stacks
+        for worker in list(entry.observed.workers.values()):
+            if worker.placement is None:
+                continue
+            if stacks is None:
+                found.append(_stacks_of_this_process(host.engine, server.config, worker.placement))
+            else:
+                asked.append((stacks, server.config, worker.placement))
+    return found + _stacks_of_others(asked) if asked else found
+
+
+def _stacks_of_this_process(
+    engine: loop_thread.Engine, config: ServerConfig, placement: Placement
+) -> WorkerStacks:
+    text = "\n".join(describe(None, engine.thread.ident, engine.loop)).encode(errors="backslashreplace")
+    threads, tasks = parse(text, PYTHON, config)
+    return replace(
+        _unknown_stacks(config, placement, ""),
+        source=PYTHON,
+        place=place_of(threads),
+        threads=tuple(threads),
+        tasks=tuple(tasks),
+    )
+
+
+def _stacks_of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> list[WorkerStacks]:
+    async def ask() -> list[WorkerStacks]:
+        return await asyncio.gather(*(stacks.stacks(each.id, _STACK_SECONDS) for stacks, _, each in asked))
+
+    loop_thread.refuse_own_thread()
+    future = loop_thread.submit(ask())
+    try:
+        found = future.result(_LOOP_SECONDS)
+    except TimeoutError:
+        future.cancel()
+        return [
+            _unknown_stacks(config, each, "this process's own loop does not answer")
+            for _, config, each in asked
+        ]
+    return [replace(each, name=config.name) for each, (_, config, _) in zip(found, asked, strict=True)]
+
+
+def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:
+    return WorkerStacks(name=config.name, worker=placement.id, pid=placement.pid, problem=problem)

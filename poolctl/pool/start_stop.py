@@ -24,9 +24,8 @@ from poolctl.states import State
 from poolctl.units import parse_duration
 
 from . import loop_thread
-from .live_servers import Handle, Host, Startable, dependencies_among, handle_of, is_leaving, living
+from .live_servers import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
 from .loop_thread import LOCK
-from .runner_hosts import host_of
 
 Timeout = float | timedelta | str | None
 # How long the workers of an abandoned start are waited for, which are killed.

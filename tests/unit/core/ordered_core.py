@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
@@ -11,17 +12,16 @@ from poolctl.clock import ManualClock
 from poolctl.core.await_servers import Goal
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
-from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
 from tests.unit.runners.scripted_runner import SlowRunner
 
 
-class RecordedEvents(list[Event]):
-    """A recorder that keeps the events."""
+class RecordedEvents(list[Any]):
+    """A recorder that keeps the events, each with its fields as attributes."""
 
-    def emit(self, event: Event) -> None:
-        self.append(event)
+    def record(self, kind: str, event: str, **fields: Any) -> None:
+        self.append(SimpleNamespace(kind=kind, event=event, **{"message": "", **fields}))
 
 
 class OrderedCore:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
@@ -56,7 +55,7 @@ class Ward:
                 await asyncio.sleep(0.005)
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[Any]:
         return [event for event in self.pool.events if event.kind == "health"]
 
     def recorded(self) -> list[str]:

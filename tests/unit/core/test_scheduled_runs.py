@@ -16,24 +16,14 @@ from poolctl.clock import ManualClock
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import reason_to_skip
-from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
+from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.runners.scripted_runner import NEVER, ScriptedRunner
 
 BEGIN = datetime(2026, 11, 23, 2, 0, tzinfo=UTC).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
-
-
-class Journal:
-    """Keeps the core's events."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event) -> None:
-        self.events.append(event)
 
 
 class Stage:
@@ -44,10 +34,10 @@ class Stage:
         self.loop = SteppedLoop(self.clock)
         self.runner = ScriptedRunner(backup=NEVER)
         self.successors: list[Stage] = []
-        self.journal = Journal()
+        self.events = RecordedEvents()
 
     def begin(self, *servers: ServerConfig, calm: bool = False, starts: bool = True) -> None:
-        self.core = Core(servers, self.runner, self.clock, self.journal, calm=calm)
+        self.core = Core(servers, self.runner, self.clock, self.events, calm=calm)
         for entry in self.core.entries.values() if starts else ():
             self.do(self.core.start, entry)
 
@@ -82,7 +72,7 @@ class Stage:
 
     @property
     def said(self) -> list[tuple[str, str]]:
-        return [(event.event, event.message) for event in self.journal.events]
+        return [(event.event, event.message) for event in self.events]
 
     def end(self, status: int = 0) -> None:
         for name in [each for each in self.runner.running if each.startswith("backup.")]:
@@ -155,7 +145,7 @@ def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage)
     assert stage.look == ("sleeping", True, "warn", False)
     assert stage.backup.schedule.last_run["result"] == "failed"
     assert stage.backup.observed.next_step == "runs again at 2026-11-23 04:00 UTC"
-    event = stage.journal.events[-1]
+    event = stage.events[-1]
     assert (event.kind, event.event, event.before, event.after, event.severity) == (
         "health", "run failed", "ok", "warn", "error",
     )  # fmt: skip
@@ -163,11 +153,11 @@ def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage)
     stage.pass_time(HOUR)
     assert stage.look == ("running", True, "warn", False)
     stage.end(3)
-    assert [each.event for each in stage.journal.events] == ["run failed", "run failed"]
+    assert [each.event for each in stage.events] == ["run failed", "run failed"]
     stage.pass_time(HOUR)
     stage.end()
     assert (stage.look, stage.backup.observed.failure) == (("sleeping", True, "ok", False), None)
-    assert stage.journal.events[-1].event == "run succeeded"
+    assert stage.events[-1].event == "run succeeded"
 
 
 def test_no_second_run_begins_while_one_is_under_way(stage: Stage) -> None:
