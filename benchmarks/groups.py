@@ -13,6 +13,7 @@ GROUPS = {
     "routing": "the gateway's route table: writing, opening, look-up",
     "passing": "a connection that the gateway passes to a worker beside one that the worker accepts",
     "gateway": "the gateway beside nginx and HAProxy: rates, latency, processor time and memory",
+    "tiny_chunks": "the gateway's other clients while four send chunks of one byte",
     "data_planes": "HAProxy as the program of the gateway beside its own: rates and processor time",
     "streams": "the streams of the gateway beside HAProxy and nginx",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
