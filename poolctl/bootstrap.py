@@ -14,6 +14,8 @@ import sys
 # The oldest supported versions for workers.
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 41)
+# Parts by the names that supervisors of earlier versions start them by.
+_FORMER_PARTS = {"gateway.haproxy": "features.haproxy"}
 
 
 def main() -> None:
@@ -21,7 +23,8 @@ def main() -> None:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     __import__("poolctl")
     del sys.path[0]
-    entry = f"poolctl.{sys.argv.pop(1)}.__main__"
+    part = sys.argv.pop(1)
+    entry = f"poolctl.{_FORMER_PARTS.get(part, part)}.__main__"
     # Imports create no garbage, and collections would take a tenth of the start.
     gc.disable()
     __import__(entry)

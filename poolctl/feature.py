@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import earlier features.
-FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "scaling", "doctor", "top")
+FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "scaling", "haproxy", "doctor", "top")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class Feature:
     sections: Mapping[str, str] = field(default_factory=dict)
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     verbs: tuple[str, ...] = ()  # verbs handled by this part
+    engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each
+    # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
+    exports: Mapping[str, str] = field(default_factory=dict)
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.server_sections import *
     from poolctl.config.reading import *
     from poolctl.config.rules.conflicts import *
-    from poolctl.config.rules.haproxy_checks import *
+    from poolctl.config.rules.engines import *
     from poolctl.config.rules.json_schema import *
     from poolctl.config.rules.registrations import *
     from poolctl.config.rules.routes import *
@@ -48,24 +48,24 @@ if TYPE_CHECKING:
 __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
-    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
+    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
     "Probe", "Problem", "Reading", "Recovery", "RegisteredBackend", "Registration",
     "RegistrationClient", "RegistrationTable", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
     "default_env_file", "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped",
-    "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "leave_out_plugins",
-    "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program",
-    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "own_addresses", "pool_variables",
-    "probed_targets", "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse",
+    "find_config", "ids_of", "interpreter", "json_schema", "leave_out_plugins", "load", "longest_stop_seconds",
+    "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
+    "no_certificate", "open_files_needed", "other_engine", "own_addresses", "pool_variables", "probed_targets",
+    "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse",
     "registration_of", "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of",
     "value_text", "values_of", "variables_named_in", "with_addresses", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
-    "checks.gateway_checks": "engine_problem haproxy_program",
+    "checks.gateway_checks": "engine_problem",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
@@ -80,10 +80,10 @@ _MODULES = {
     "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES",
     "rules.conflicts": "conflicts dependency_findings longest_stop_seconds",
+    "rules.engines": "Engine other_engine",
     "values.normalise": "merged referenced_variables relocated",
     "values.problems": "Finding Place Problem problem_of shown",
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
-    "rules.haproxy_checks": "haproxy_problems",
     "rules.json_schema": "json_schema",
     "model.operator_table": "OperatorTable",
     "model.registration_table": "RegistrationClient RegistrationTable",

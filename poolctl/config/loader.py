@@ -336,12 +336,7 @@ class _Loader:
             len(self.assembly.tables.get("stream", ())) > len(tables.streams),
         )
         servers = [each for each in self.servers if each is not None]
-        found = [*route_problems(servers, tables, unfinished)]
-        if tables.gateway is not None and tables.gateway.engine == "haproxy":
-            from poolctl.config.rules.haproxy_checks import haproxy_problems
-
-            found += haproxy_problems(servers, tables)
-        for owner, finding in found:
+        for owner, finding in route_problems(servers, tables, unfinished):
             self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from poolctl import __version__
 
-# Which program serves the clients.
-POOLCTL, HAPROXY = "poolctl", "haproxy"
 HTTP, TCP, UDP = "http", "tcp", "udp"
 
 
@@ -68,7 +66,7 @@ class GatewaySettings:
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
     are believed when they forward a client's address. `access_log` is the path of that file, "" for none. `program` is
-    the path of the `engine`, if that is another program. `http2`: HAProxy offers HTTP/2 to clients that speak TLS.
+    the path of the `engine`, if that is another program. `http2`: it offers HTTP/2 to clients that speak TLS.
     """
 
     directory: str
@@ -83,7 +81,7 @@ class GatewaySettings:
     max_connections: int = 0
     access_log: str = ""
     operator: OperatorSettings | None = None
-    engine: str = POOLCTL
+    engine: str = "poolctl"
     program: str = ""
     http2: bool = True
 

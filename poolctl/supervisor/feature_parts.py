@@ -108,7 +108,11 @@ class FeatureParts:
 
 def modules() -> list[str]:
     """The modules that a start imports only for a configuration that names their features."""
-    return [f"{feature.package}.{feature.supervisor.partition(':')[0]}" for feature in _features()]
+    return [
+        f"{feature.package}.{part.partition(':')[0]}"
+        for feature in features()
+        for part in filter(None, (feature.supervisor, *feature.engines.values()))
+    ]
 
 
 def _features() -> Iterator[Feature]:

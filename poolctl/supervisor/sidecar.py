@@ -55,10 +55,13 @@ class SidecarProcess(Receiver):
         self._watched = ProcessWatchdog(self.link, known, f"{self.label}'s process")
 
     @classmethod
-    async def spawn(cls, keeper: Link, directory: str, mark: str) -> Self:
-        """Let the keeper start the process, which waits for its first message. Raises LinkLost."""
+    async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
+        """Let the keeper start the process, which waits for its first message. Raises LinkLost.
+
+        `part` is the package that it runs instead of its usual package.
+        """
         ours, theirs = wire.pair()
-        argv = command(sys.executable, cls.part)
+        argv = command(sys.executable, part or cls.part)
         try:
             pid = await spawn(keeper, argv, os.path.join(directory, cls.output), theirs)
         except BaseException:

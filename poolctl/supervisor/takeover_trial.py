@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import poolctl
-from poolctl.config import Configuration, ServerConfig, Tables, interpreter, load
+from poolctl.config import Configuration, ServerConfig, Tables, interpreter, load, other_engine
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
@@ -50,8 +50,6 @@ _LONGEST = 60  # a socket's path holds 107 bytes
 # The variables that an interpreter and its libraries need; no secret gets into these processes.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
-# By the gateway's engine.
-_GATEWAY_MODULES = {"poolctl": "poolctl.gateway.", "haproxy": "poolctl.gateway.haproxy."}
 _FILE = "pool.json"
 _PREFIX = "poolctl-trial-"
 _APP = """
@@ -109,13 +107,13 @@ def check(files: list[str]) -> str | None:
 
 def _needed_modules(tables: Tables) -> Iterator[str]:
     """The modules that this pool needs in its own interpreter: others may need libraries of extras."""
-    gateway = _GATEWAY_MODULES[tables.gateway.engine] if tables.gateway else None
+    has_gateway = tables.gateway is not None and not other_engine(tables.gateway.engine)
     for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
         name = module.name
         # Workers have interpreters of their own.
         if name.endswith(".__main__") or name.startswith("poolctl.worker."):
             continue
-        if not name.startswith("poolctl.gateway.") or (gateway and name.startswith(gateway)):
+        if has_gateway or not name.startswith("poolctl.gateway."):
             yield name
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.config.rules.haproxy_checks import KEYS_OF_ROUTES
 from poolctl.routing.route import NEEDS_PROXY, POLICIES
 from tests.real_pool import RealPool
 
@@ -21,12 +20,6 @@ def test_examples_are_valid_together(real_pool: RealPool) -> None:
 def test_every_policy_is_named() -> None:
     (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
     assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES)
-
-
-def test_every_key_that_haproxy_cannot_do_is_named() -> None:
-    _, _, table = TEXT.partition("| in the file | with HAProxy |")
-    named = set(re.findall(r"`([\w.]+)`", table.partition("\n\n")[0]))
-    assert {".".join(path) for path, _ in KEYS_OF_ROUTES} <= named
 
 
 def test_every_key_that_needs_the_proxy_is_named() -> None:

@@ -30,12 +30,8 @@ def test_list_imports_no_part_of_a_feature_but_keys_of_servers(tmp_path: Path) -
 
 def test_every_reference_leads_to_a_part() -> None:
     for feature in features():
-        for reference in (
-            *feature.commands.values(),
-            *feature.tables.values(),
-            *feature.sections.values(),
-            feature.supervisor,
-        ):
+        parts = (feature.commands, feature.tables, feature.sections, feature.engines, feature.exports)
+        for reference in (*(each for part in parts for each in part.values()), feature.supervisor):
             assert not reference or feature.load(reference) is not None
         for name, reference in feature.tables.items():
             assert feature.load(reference).table_name == name

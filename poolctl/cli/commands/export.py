@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,16 @@ from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.feature import features
 
 if TYPE_CHECKING:
     from poolctl.cli.systemd_units import ServicePool
 
 
-SYSTEMS = ("systemd", "haproxy")
+SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
 COMMAND = Command(
-    "Write the pool's files for systemd, or those of its routes for HAProxy.",
-    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd or haproxy."),
+    "Write the pool as files for another system.",
+    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help=f"{' or '.join(SYSTEMS)}."),
     Option(
         "into",
         "--directory",
@@ -42,8 +43,21 @@ COMMAND = Command(
     ),
     section=FILE_COMMANDS,
     fields=("name", "text"),
-    examples=("poolctl export systemd --directory /etc/systemd/system", "poolctl export haproxy"),
+    examples=(
+        "poolctl export systemd --directory /etc/systemd/system",
+        *(f"poolctl export {name}" for name in SYSTEMS[1:]),
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The texts of files by their names. Each begins with the words `made_by`."""
+
+    texts: Mapping[str, str]
+    made_by: str
+    next_commands: str  # to be run once the files are written
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +70,27 @@ class ExportedFile:
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the files for the other system, or write them into a directory."""
-    one_of("export", str(request.get("system")), SYSTEMS)
-    return _for_haproxy(request) if request.get("system") == "haproxy" else _for_systemd(request)
+    system = str(request.get("system"))
+    one_of("export", system, SYSTEMS)
+    made = next(
+        (feature.load(feature.exports[system]) for feature in features() if system in feature.exports), _units
+    )
+    files: Files = made(request)
+    directory = request.get("into")
+    outcome = _written(str(directory), files) if directory else _printed(request, files.texts)
+    outcome.warnings += files.warnings
+    return outcome
 
 
-def _for_systemd(request: CommandRequest) -> Outcome:
+def without_options_of_systemd(request: CommandRequest) -> None:
+    """Raise UsageError for an option that is for systemd alone."""
+    for key, option in (("for_user", "--user"), ("listen", "--listen")):
+        if request.get(key):
+            hint = f"poolctl export {request.get('system')}, without {option}"
+            raise UsageError(f"{option} is for systemd", hint=hint)
+
+
+def _units(request: CommandRequest) -> Files:
     from poolctl.cli import systemd_units as systemd
 
     pool = _pool(request, find_pool(request))
@@ -72,36 +102,11 @@ def _for_systemd(request: CommandRequest) -> Outcome:
     systemctl = "systemctl --user" if of_user else "systemctl"
     to_enable = " ".join(texts)
     commands = f"{systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
-    outcome = _outcome(request, texts, systemd.MADE_BY, commands)
+    warnings = []
     if missing := systemd.missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
-        outcome.warnings.append(
-            f"the service lacks these variables: {', '.join(missing)}; put them into {file}"
-        )
-    return outcome
-
-
-def _for_haproxy(request: CommandRequest) -> Outcome:
-    from poolctl.cli import haproxy_files as haproxy
-    from poolctl.config import haproxy_problems
-
-    for key, option in (("for_user", "--user"), ("listen", "--listen")):
-        if request.get(key):
-            raise UsageError(f"{option} is for systemd", hint=f"poolctl export haproxy, without {option}")
-    config = load(find_pool(request), allow_empty=True)
-    try:
-        found = haproxy.haproxy_files(list(config), config.tables)
-    except ValueError as wrong:
-        raise Failure(Outcome.failed(FAILED, str(wrong))) from None
-    check = f"haproxy -c -f {os.path.join(request.get('into') or '', haproxy.FILE_NAME)}"
-    outcome = _outcome(request, found.texts, haproxy.MADE_BY, " && ".join([*found.bundles, check]))
-    outcome.warnings += [str(each) for each in config.located(haproxy_problems(config, config.tables))]
-    if found.bundles and not request.get("into"):
-        outcome.warnings.append(f"the certificates need files of their own: {'; '.join(found.bundles)}")
-    for name in found.unaddressed:
-        message = f"{name} has no address that HAProxy can know: its port is chosen when it starts"
-        outcome.warnings.append(f"{message}; give it a port")
-    return outcome
+        warnings = [f"the service lacks these variables: {', '.join(missing)}; put them into {file}"]
+    return Files(texts=texts, made_by=systemd.MADE_BY, next_commands=commands, warnings=warnings)
 
 
 def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
@@ -136,21 +141,17 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _outcome(request: CommandRequest, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
-    """Print or write the files, followed by the commands to run next."""
-    directory = request.get("into")
-    if directory:
-        return _written(str(directory), texts, made_by, commands)
+def _printed(request: CommandRequest, texts: Mapping[str, str]) -> Outcome:
     outcome = Outcome([ExportedFile(name=name, text=text) for name, text in texts.items()])
     if request.output in ("", "table", "wide"):
         outcome.text = "\n".join(f"# {name}\n{text}" for name, text in texts.items())
     return outcome
 
 
-def _written(directory: str, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
-    paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in texts.items()}
+def _written(directory: str, files: Files) -> Outcome:
+    paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in files.texts.items()}
     try:
-        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, made_by)]
+        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, files.made_by)]
         if foreign:
             hint = "remove it, or write into another directory"
             raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by poolctl export", hint))
@@ -160,8 +161,8 @@ def _written(directory: str, texts: Mapping[str, str], made_by: str, commands: s
                 file.write(text)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
-    files = [ExportedFile(name=path, text=text) for path, text in paths.items()]
-    return Outcome(files, message=f"wrote {', '.join(paths)}; next: {commands}")
+    exported = [ExportedFile(name=path, text=text) for path, text in paths.items()]
+    return Outcome(exported, message=f"wrote {', '.join(paths)}; next: {files.next_commands}")
 
 
 def _holds(path: str, words: str) -> bool:

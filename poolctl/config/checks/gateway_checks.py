@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -11,19 +9,18 @@ from importlib.util import find_spec
 
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.gateway_tables import GatewayConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.rules.engines import other_engine
 from poolctl.config.rules.routes import routes_of
 from poolctl.config.values.limits import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.values.problems import Finding, Path, Problem
+from poolctl.config.values.route_values import OWN_ENGINE, engine_names
 from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
 
 SHOWN_NAMES = 3
-# Places of installation in addition to $PATH.
-HAPROXY_PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 
 def check_gateway(
@@ -52,36 +49,25 @@ def libraries_problem() -> str:
     return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
 
 
-def haproxy_program(gateway: GatewayConfig) -> str:
-    """The path of HAProxy, whether or not it is there."""
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *HAPROXY_PLACES))
-    return gateway.program or shutil.which("haproxy", path=places) or f"{HAPROXY_PLACES[0]}/haproxy"
-
-
-def engine_problem(engine: str, program: str) -> tuple[str, str] | None:
-    """Why the program that serves the gateway's clients cannot run, and the fix; None if it can."""
-    if engine == "poolctl":
-        problem = libraries_problem()
-        return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None
-    if os.access(program, os.X_OK) and os.path.isfile(program):
-        return None
-    message = (
-        f"{program} is not installed" if not os.path.exists(program) else f"{program} cannot be executed"
-    )
-    return (
-        message,
-        'install HAProxy ("apt install haproxy"), or write where it is: program = "/path/to/haproxy"',
-    )
+def engine_problem(name: str, program: str) -> tuple[str, str] | None:
+    """Why the engine, with this program of its own, cannot serve the gateway's clients, and the fix; None if it can."""
+    if engine := other_engine(name):
+        return engine.unusable(program)
+    if name != OWN_ENGINE:
+        return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"
+    problem = libraries_problem()
+    return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None
 
 
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
     """The problem of a gateway whose engine cannot run here."""
-    if tables.gateway is None:
+    gateway = tables.gateway
+    if gateway is None:
         return
-    program = haproxy_program(tables.gateway) if tables.gateway.engine == "haproxy" else ""
-    if problem := engine_problem(tables.gateway.engine, program):
+    engine = other_engine(gateway.engine)
+    if problem := engine_problem(gateway.engine, engine.path(gateway) if engine else ""):
         path: Path = ("gateway",)
-        if tables.gateway and not tables.gateway.given:
+        if not gateway.given:
             # A route or a stream alone turns the gateway on.
             listed = [*(("route", each.index) for each in tables.routes)]
             path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TARGETS,
         TRUTH_OR_CERTIFICATES,
         CookieName,
+        Engine,
         HeaderNames,
         Host,
         HostHeader,
@@ -147,16 +148,16 @@ class GatewayConfig(Table):
         (GatewayListener.unchecked({"bind": DEFAULT_BIND}),),
         "The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
     )
-    engine: Literal["poolctl", "haproxy"] = field(
+    engine: Engine = field(
         "poolctl",
-        "The program that serves the clients: poolctl's own, or HAProxy, which proxies all of them.",
+        "The program that serves the clients: poolctl's own, or another, which proxies all of them.",
     )
     program: FilePath | None = field(
-        None, "The path of HAProxy. Left out: haproxy in $PATH, /usr/sbin or /usr/local/sbin."
+        None, "The path of another engine. Left out: found in $PATH, /usr/sbin or /usr/local/sbin."
     )
     http2: Truth | None = field(
         None,
-        "Clients that speak TLS may choose HTTP/2, which HAProxy serves. Left out: with HAProxy they may.",
+        "Clients that speak TLS may choose HTTP/2. Left out: with another engine than poolctl's own they may.",
     )
     header_for_host: HeaderName = field(
         "Host", "The header that names the host of a request; without it, that is the Host header."

@@ -21,6 +21,7 @@ from poolctl.config.model.gateway_tables import (
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import Probe
+from poolctl.config.rules.engines import other_engine, problems_of_own_engine
 from poolctl.config.rules.routes import (
     PREFIX,
     Known,
@@ -33,7 +34,7 @@ from poolctl.config.rules.routes import (
     written_routes,
 )
 from poolctl.config.values.problems import Finding, Path, printable
-from poolctl.config.values.route_values import TAG, UNIX
+from poolctl.config.values.route_values import OWN_ENGINE, TAG, UNIX
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
@@ -80,12 +81,10 @@ def route_problems(
     if not gateway.bind and (written or not (tables.streams or unfinished.streams)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
-    if gateway.program and gateway.engine == "poolctl":
-        fix = 'add engine = "haproxy", or take it out'
-        yield None, Finding(("gateway", "program"), "program is the path of HAProxy, which is not used", fix)
-    if gateway.http2 and gateway.engine == "poolctl":
-        fix = 'install HAProxy ("apt install haproxy") and add engine = "haproxy", or take it out'
-        yield None, Finding(("gateway", "http2"), "only HAProxy serves HTTP/2 to clients of the gateway", fix)
+    if gateway.engine == OWN_ENGINE:
+        yield from ((None, finding) for finding in problems_of_own_engine(gateway))
+    elif engine := other_engine(gateway.engine):
+        yield from engine.problems(servers, tables)
     for finding in _proxy_protocol_problems(gateway, tables.streams):
         yield None, finding
     probed = probed_targets(tables)

@@ -12,6 +12,7 @@ from poolctl.config.values.problems import Tree, printable, shown
 from poolctl.config.values.route_values import (
     STREAM_TARGET_ALLOWED,
     TARGET_ALLOWED,
+    engine_names,
     redirect_target,
     route_host,
     route_path,
@@ -29,6 +30,8 @@ from poolctl.config.values.value_types import (
 )
 from poolctl.routing.route import POLICIES
 
+_ENGINES = engine_names()
+Engine = Literal[_ENGINES]  # type: ignore[valid-type]
 Policy = Literal[POLICIES]  # type: ignore[valid-type]
 
 

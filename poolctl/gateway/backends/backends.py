@@ -117,21 +117,27 @@ class Backends:
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
-    def follow_haproxy(
-        self, alias: str, down: Collection[str], answered: Collection[str], *, is_stream: bool = False
+    def follow_program(
+        self,
+        label: str,
+        alias: str,
+        down: Collection[str],
+        answered: Collection[str],
+        *,
+        is_stream: bool = False,
     ) -> None:
-        """HAProxy, which chooses among the backends of the route, sends nothing to backends that are `down`.
+        """The program that chooses among the backends of the route sends nothing to backends that are `down`.
 
-        Both arguments are keys; backends that have `answered` have done so at least once.
+        Both are keys; backends that have `answered` have done so at least once.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
             member.backend.answered |= member.key in answered
             if (member.key in down) is member.breaker.is_closed:
                 if member.breaker.is_closed:
-                    member.breaker.keep_open("HAProxy cannot reach it")
+                    member.breaker.keep_open(f"{label} cannot reach it")
                 else:
-                    member.breaker.close("HAProxy reaches it again")
+                    member.breaker.close(f"{label} reaches it again")
 
     def probed(self, state: ProbeState) -> None:
         """Use the backend of this URL for no request while its probe fails."""

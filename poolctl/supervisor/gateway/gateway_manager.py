@@ -12,11 +12,11 @@ import os
 import socket
 from collections.abc import Collection
 
-from poolctl.config import Tables, engine_problem
+from poolctl.config import Engine, Tables, engine_problem, other_engine
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
-from poolctl.gateway.settings import HAPROXY, ListenerSettings
+from poolctl.gateway.settings import ListenerSettings
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
@@ -32,7 +32,7 @@ from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
-from .gateway_process import GatewayProcess, GatewayZygote, HaproxyGatewayProcess
+from .gateway_process import GatewayProcess, GatewayZygote
 from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
@@ -98,6 +98,11 @@ class GatewayManager(SidecarManager):
     def gateway(self) -> GatewayProcess | None:
         """The process, while there is one."""
         return self._process if isinstance(self._process, GatewayProcess) else None
+
+    @property
+    def _engine(self) -> Engine | None:
+        """The engine that serves the clients; None for poolctl's own."""
+        return other_engine(self.tables.gateway.engine) if self.tables.gateway is not None else None
 
     @property
     def listeners(self) -> Collection[ListenerSettings]:
@@ -204,7 +209,7 @@ class GatewayManager(SidecarManager):
         """See Gateway."""
         is_canary = server_of(server) != server
         process = await self.serving() if is_canary else self.gateway
-        if process is None or not (is_canary or isinstance(process, HaproxyGatewayProcess)):
+        if process is None or not (is_canary or self._engine):
             return
         self._report(server)
         await process.followed()
@@ -216,7 +221,7 @@ class GatewayManager(SidecarManager):
         """See TrafficSplit."""
         if self.tables.gateway is None or server not in self._routes.routes.servers:
             return None
-        return "HAProxy serves its routes" if self.tables.gateway.engine == HAPROXY else ""
+        return f"{self._engine.label} serves its routes" if self._engine else ""
 
     # Servers and routes.
 
@@ -399,8 +404,8 @@ class GatewayManager(SidecarManager):
     async def _new_process(self, plan: GatewayPlan) -> GatewayProcess:
         """A process that waits for its first message. Raises LinkLost."""
         mark, directory = plan.settings.mark, self._environment.directory
-        if plan.settings.engine == HAPROXY:
-            return await HaproxyGatewayProcess.spawn(self._keeper, directory, mark)
+        if engine := other_engine(plan.settings.engine):
+            return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
         for _ in range(2):
             zygote = await self._ready_zygote(mark)
             try:
@@ -437,7 +442,7 @@ class GatewayManager(SidecarManager):
     def _prepare(self) -> None:
         self._preparing = None
         plan = self._current
-        if plan is not None and plan.settings.engine != HAPROXY and not self._over:
+        if plan is not None and not other_engine(plan.settings.engine) and not self._over:
             work = asyncio.ensure_future(self._prepared(plan.settings.mark))
             self._work.add(work)
             work.add_done_callback(self._work.discard)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import GatewayConfig, Tables, certificate_names, haproxy_program, read_regular
+from poolctl.config import GatewayConfig, Tables, certificate_names, other_engine, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
-from poolctl.gateway.settings import HAPROXY, HTTP, GatewaySettings, ListenerSettings, OperatorSettings
+from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings, OperatorSettings
 from poolctl.json_form import Table
 from poolctl.routing.route import StreamRoute
 
@@ -114,6 +114,7 @@ def plan_of(
 
 def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: str = "") -> GatewaySettings:
     """The settings of [gateway] for all routes."""
+    engine = other_engine(gateway.engine)
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,
@@ -125,7 +126,7 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
         engine=gateway.engine,
-        program=haproxy_program(gateway) if gateway.engine == HAPROXY else "",
+        program=engine.path(gateway) if engine else "",
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )

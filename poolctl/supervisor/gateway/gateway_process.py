@@ -242,12 +242,6 @@ class GatewayZygote(SidecarProcess):
         self.is_up = self.is_up or message.get("t") == "up"
 
 
-class HaproxyGatewayProcess(GatewayProcess):
-    """The process with which HAProxy serves the clients."""
-
-    part = "gateway.haproxy"
-
-
 def pair_number(give: socket.socket) -> int:
     """Distinguishes a pair from others."""
     return os.fstat(give.fileno()).st_ino

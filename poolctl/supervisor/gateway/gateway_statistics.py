@@ -97,7 +97,7 @@ class GatewayStatistics:
 
     @property
     def serving_pid(self) -> int | None:
-        """The pid of the process that serves clients: the gateway's own process or HAProxy's."""
+        """The pid of the process that serves clients: the gateway's own process or the program that it runs."""
         process = self._manager.gateway
         return None if process is None else self._program_pid or process.known.get("pid")
 

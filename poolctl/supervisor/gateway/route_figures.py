@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from poolctl.config import other_engine
 from poolctl.core.core import Core
 from poolctl.gateway.counts import REFUSED
-from poolctl.gateway.settings import HAPROXY
 from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostState
 from poolctl.routing.registration_report import SERVING
@@ -142,8 +142,8 @@ class RouteFigures:
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""
         gateway = self._gateway.tables.gateway
-        if gateway is not None and gateway.engine == HAPROXY:
-            yield "HAProxy proxies every connection"
+        if gateway is not None and (engine := other_engine(gateway.engine)):
+            yield f"{engine.label} proxies every connection"
         if gateway is not None and gateway.header_for_host.lower() != "host":
             yield f"the host is taken from the header {gateway.header_for_host}"
         match = (

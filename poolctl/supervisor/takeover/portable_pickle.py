@@ -19,7 +19,7 @@ from poolctl.config.model.section import extended
 from poolctl.feature import features
 
 # Types that include all values of an earlier type.
-_WIDER = {"RequestLog": "Truth"}
+_WIDER = {"RequestLog": "Truth", "Engine": "Literal['poolctl', 'haproxy']"}
 
 
 class NotUnderstood(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Draft, routes_of
+from poolctl.config import Configuration, Draft, Tables, routes_of
 from poolctl.errors import PoolValidateError
 from poolctl.routing.route import (
     ExcludedRoute,
@@ -367,6 +367,30 @@ def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_address_that_is_taken_is_a_problem(tmp_path: Path, text: str, words: str) -> None:
     assert words in told(tmp_path, WEB + text)
+
+
+@pytest.mark.parametrize("key", ['program = "/bin/x"', "http2 = true"])
+def test_key_of_another_engine_is_a_problem_with_poolctls_own(tmp_path: Path, key: str) -> None:
+    text = f'[gateway]\n{key}\n[[server]]\nname = "web"\nbind = ":8081"\napp = "a:b"\n'
+    (problem,) = load_text(tmp_path, text).problems
+    assert str(problem).startswith(f"{tmp_path}/pool.toml:2:1: gateway.{key.split()[0]}: ")
+    assert problem.hint.endswith("take it out")
+
+
+def test_unknown_engine_is_a_problem_that_names_the_known_ones(tmp_path: Path) -> None:
+    (problem,) = load_text(tmp_path, '[gateway]\nengine = "nginx"\n').problems
+    assert "pool.toml:2:1: gateway.engine: 'nginx' is not allowed here; allowed is \"poolctl\"" in str(
+        problem
+    )
+
+
+def test_engine_whose_feature_was_taken_out_cannot_run(tmp_path: Path) -> None:
+    config = load_text(tmp_path, "[gateway]\n")
+    assert config.tables.gateway is not None
+    tables = Tables(gateway=config.tables.gateway.but(engine="gone"))
+    (problem,) = Configuration([], tables).unusable()
+    assert str(problem.message) == "there is no engine 'gone'"
+    assert problem.hint.startswith("choose one of poolctl")
 
 
 def test_datagrams_and_connections_may_have_one_port(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 from poolctl.gateway.acceptor import Acceptor, GivenBack
@@ -19,6 +21,8 @@ from poolctl.routing.route import Route, Target
 from tests.unit.gateway import proxy_stage
 from tests.unit.gateway.proxy_stage import DEADLINE
 
+# Serves routes, with files in a directory, by settings of [gateway]; gives the port.
+Serve = Callable[..., AbstractAsyncContextManager[int]]
 HEAD = b"GET /v1 HTTP/1.1\r\nHost: users.example.com\r\n\r\n"
 
 
@@ -160,3 +164,12 @@ def app_route(*servers: str, **fields: Any) -> Route:
 def play(scene: Callable[[Stage], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Run it with a stage on the loop that the gateway uses."""
     proxy_stage.play("uvloop", scene, Stage, **settings)
+
+
+@asynccontextmanager
+async def own_engine(directory: Path, routes: list[Route], **settings: Any) -> AsyncIterator[int]:
+    """The port of a gateway with these routes."""
+    with closing(Stage(**settings)) as stage:
+        stage.routes(*routes)
+        stage.apply()
+        yield stage.listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Clients that a route refuses, and those that it redirects: alike by the gateway itself and by HAProxy."""
+"""Clients that a route refuses, and those that it redirects: for every engine that serves routes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.worker.serving.worker_routes import Routes
 from tests.serving import ENGINES, Client, Engine, Pair
 from tests.serving import served as worker_served
-from tests.unit.gateway.passing_stage import Stage
+from tests.unit.gateway.passing_stage import Serve, Stage, own_engine
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Script, Wire
-from tests.unit.gateway.test_haproxy_configuration import haproxy
 
 HERE, ELSEWHERE = "127.0.0.0/8", "10.0.0.0/8"
 
@@ -32,15 +31,15 @@ async def answering(backend: Backend, wire: Wire) -> None:
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-@pytest.fixture(params=["poolctl", "haproxy"])
-def engine(request: pytest.FixtureRequest) -> str:
-    chosen: str = request.param
-    return chosen
+@pytest.fixture
+def engine() -> Serve:
+    """The gateway itself; features run the tests with engines of theirs."""
+    return own_engine
 
 
 @asynccontextmanager
 async def gateway(
-    engine: str, directory: Path, *routes: Route, script: Script = answering, **settings: Any
+    engine: Serve, directory: Path, *routes: Route, script: Script = answering, **settings: Any
 ) -> AsyncIterator[int]:
     """The port of this engine, before a backend to which every route leads that has no redirect."""
     backend = await Backend(script).start()
@@ -50,14 +49,8 @@ async def gateway(
             each if each.redirect else replace(each, to=to, breaker=BreakerRule(failures=0, rate=0.0))
             for each in routes
         ]
-        if engine == "haproxy":
-            async with haproxy(directory, made, **settings) as port:
-                yield port
-        else:
-            with closing(Stage(**settings)) as stage:
-                stage.routes(*made)
-                stage.apply()
-                yield stage.listener.getsockname()[1]
+        async with engine(directory, made, **settings) as port:
+            yield port
     finally:
         backend.close()
 
@@ -108,7 +101,7 @@ FOR = "X-Forwarded-For: "
     ],
 )
 def test_route_is_for_the_clients_that_it_allows(
-    engine: str, tmp_path: Path, allow: tuple[str, ...], trusted: tuple[str, ...], lines: tuple[str, ...], status: int
+    engine: Serve, tmp_path: Path, allow: tuple[str, ...], trusted: tuple[str, ...], lines: tuple[str, ...], status: int
 ) -> None:  # fmt: skip
     async def work() -> None:
         route = Route(alias="a", allow=allow)
@@ -134,7 +127,7 @@ SECURE = Route(alias="https", host="a.test", redirect=Redirect(to="https"))
     ],
 )
 def test_clients_are_sent_where_the_route_redirects(
-    engine: str, tmp_path: Path, redirect: Redirect, host: str, target: str, location: str
+    engine: Serve, tmp_path: Path, redirect: Redirect, host: str, target: str, location: str
 ) -> None:
     async def work() -> None:
         async with gateway(engine, tmp_path, Route(alias="a", redirect=redirect)) as port:
@@ -146,7 +139,7 @@ def test_clients_are_sent_where_the_route_redirects(
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_redirect_to_https_is_for_requests_without_it(engine: str, tmp_path: Path) -> None:
+def test_redirect_to_https_is_for_requests_without_it(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         routes = [Route(alias="app", host="a.test"), SECURE]  # which comes first in the file does not matter
         async with gateway(engine, tmp_path, *routes, trusted_proxies=(HERE,)) as port:
@@ -160,7 +153,7 @@ def test_redirect_to_https_is_for_requests_without_it(engine: str, tmp_path: Pat
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_connection_goes_on_after_a_response_of_the_route_itself(engine: str, tmp_path: Path) -> None:
+def test_connection_goes_on_after_a_response_of_the_route_itself(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         routes = [
             SECURE,
@@ -174,8 +167,6 @@ def test_connection_goes_on_after_a_response_of_the_route_itself(engine: str, tm
                     assert (await asked(wire)).status == 308
                     assert (await asked(wire, host="c.test")).status == 200
                     assert (await asked(wire, host="b.test")).status == 403
-                    if engine == "haproxy":
-                        break  # it closes after its own refusals
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
@@ -237,7 +228,7 @@ def of_client(**limit: Any) -> Route:
     return Route(alias="a", client_limit=Limit(**limit))
 
 
-def test_client_has_a_rate_of_its_own(engine: str, tmp_path: Path) -> None:
+def test_client_has_a_rate_of_its_own(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(
             engine, tmp_path, of_client(requests_per_second=0.01), trusted_proxies=(HERE,)
@@ -255,7 +246,7 @@ def test_client_has_a_rate_of_its_own(engine: str, tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_client_has_so_many_requests_in_flight(engine: str, tmp_path: Path) -> None:
+def test_client_has_so_many_requests_in_flight(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         go_on, under_way = asyncio.Event(), []
 
@@ -320,7 +311,7 @@ async def status_of(port: int, *pieces: bytes) -> int:
     ],
 )
 def test_trusted_proxy_reports_its_client_before_the_first_request(
-    engine: str, tmp_path: Path, pieces: tuple[bytes, ...], status: int
+    engine: Serve, tmp_path: Path, pieces: tuple[bytes, ...], status: int
 ) -> None:
     async def work() -> None:
         async with gateway(
@@ -331,7 +322,7 @@ def test_trusted_proxy_reports_its_client_before_the_first_request(
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_others_are_not_believed_what_they_report(engine: str, tmp_path: Path) -> None:
+def test_others_are_not_believed_what_they_report(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         routes = [replace(ONLY_THAT, host="a.test"), Route(alias="b")]
         for accept_proxy, trusted in ((True, ("192.0.2.1",)), (False, ("127.0.0.1",))):

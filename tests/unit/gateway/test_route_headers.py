@@ -1,4 +1,4 @@
-"""Headers that routes add, set and remove: the same requests and responses by the gateway itself and by HAProxy."""
+"""Headers that routes add, set and remove: the same requests and responses with every engine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.routing.route import BreakerRule, Header, Route, Target
-from tests.unit.gateway.passing_stage import Stage
+from tests.unit.gateway.passing_stage import Serve, own_engine
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Wire
-from tests.unit.gateway.test_haproxy_configuration import haproxy
 
 Fields = list[tuple[str, str]]
 
@@ -95,20 +94,8 @@ def fields(head: bytes) -> Fields:
 
 
 @asynccontextmanager
-async def served(engine: str, directory: Path, route: Route) -> AsyncIterator[int]:
-    if engine == "haproxy":
-        async with haproxy(directory, [route]) as port:
-            yield port
-    else:
-        with closing(Stage()) as stage:
-            stage.routes(route)
-            stage.apply()
-            yield stage.listener.getsockname()[1]
-
-
-@asynccontextmanager
 async def before_backend(
-    engine: str, directory: Path, keys: dict[str, Any], *, running: bool = True
+    engine: Serve, directory: Path, keys: dict[str, Any], *, running: bool = True
 ) -> AsyncIterator[tuple[int, Backend]]:
     """The port of this engine, and the backend of its only route."""
     backend = await Backend(answering).start()
@@ -117,20 +104,20 @@ async def before_backend(
     try:
         rule = BreakerRule(failures=0, rate=0.0)
         route = Route(**{"alias": "a", "to": (Target(url=backend.url),), "breaker": rule, **keys})
-        async with served(engine, directory, route) as port:
+        async with engine(directory, [route]) as port:
             yield port, backend
     finally:
         backend.close()
 
 
-@pytest.fixture(params=["poolctl", "haproxy"])
-def engine(request: pytest.FixtureRequest) -> str:
-    chosen: str = request.param
-    return chosen
+@pytest.fixture
+def engine() -> Serve:
+    """The gateway itself; features run the tests with engines of theirs."""
+    return own_engine
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_backend_gets_the_headers_that_the_route_wants(engine: str, tmp_path: Path, name: str) -> None:
+def test_backend_gets_the_headers_that_the_route_wants(engine: Serve, tmp_path: Path, name: str) -> None:
     keys, sent, arrives = CASES[name]
 
     async def work() -> None:
@@ -148,7 +135,7 @@ def test_backend_gets_the_headers_that_the_route_wants(engine: str, tmp_path: Pa
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_response_has_the_headers_of_the_route_instead_of_the_backends(engine: str, tmp_path: Path) -> None:
+def test_response_has_the_headers_of_the_route_instead_of_the_backends(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         async with before_backend(engine, tmp_path, {"response_headers": KEYS}) as (port, _):
             for _ in range(2):
@@ -165,7 +152,7 @@ def test_response_has_the_headers_of_the_route_instead_of_the_backends(engine: s
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 
 
-def test_response_of_the_gateway_itself_has_the_headers_of_the_route(engine: str, tmp_path: Path) -> None:
+def test_response_of_the_gateway_itself_has_the_headers_of_the_route(engine: Serve, tmp_path: Path) -> None:
     async def work() -> None:
         async with before_backend(engine, tmp_path, {"response_headers": KEYS}, running=False) as (port, _):
             found = dict(await exchange(port, []))

@@ -155,13 +155,6 @@ def test_route_that_passes_says_why_some_of_its_requests_are_proxied(stages: lis
     assert secure.report(SHOP).why.startswith("without TLS")
 
 
-def test_route_that_haproxy_serves_is_proxied(stages: list[Stage]) -> None:
-    stage = stage_of(stages, SHOP)
-    stage.engine = "haproxy"
-    report = stage.report(SHOP)
-    assert (report.way, report.why) == ("proxy", "HAProxy proxies every connection")
-
-
 def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[Stage]) -> None:
     program = stage_of(stages, SHOP, app=None, command=["serve", "{fd}"])
     assert (program.report(SHOP).way, program.report(SHOP).why) == ("proxy", "web is a program")

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ...platform import read_file
-from . import launch
-from .haproxy_changes import HaproxySetup, changes
+from poolctl.platform import read_file
+
+from . import _launch
+from ._setup import HaproxySetup, changes
 
 MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
 _ANSWERS_SECONDS = 20.0
@@ -185,7 +186,7 @@ class HaproxyProgram:
                 "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
             )
             # Quiet: it would log each change of a server for ever.
-            argv = [sys.executable, "-IS", launch.__file__, str(os.getpid())]
+            argv = [sys.executable, "-IS", _launch.__file__, str(os.getpid())]
             argv += [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
             descriptors = [*setup.numbers, listener.fileno()]
             process = await HaproxyProcess.start(argv, descriptors, socket_path=path)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tests.certificates import certificate
 from tests.programs import program
-
-from .conftest import Command
+from tests.unit.cli.conftest import Command
 
 FILES = """
 [gateway]

@@ -15,13 +15,17 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.haproxy._configuration import (
+    HaproxyCertificate,
+    HaproxyConfiguration,
+    HaproxyListener,
+    configuration_of,
+)
 from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
-from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyConfiguration, HaproxyListener
 from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
-from poolctl.routing.route import POLICIES, BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts
+from poolctl.routing.route import BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts
 from tests.certificates import certificate
 from tests.programs import program
 
@@ -65,7 +69,7 @@ BALANCE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", BALANCE)
 def test_each_policy_has_its_own_word_of_haproxy(policy: str) -> None:
     lines = made(Route(alias="a", to=WEB, policy=policy)).text().splitlines()
     assert [each.split()[1] for each in lines if each.startswith("    balance ")] == [BALANCE[policy]]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from poolctl.config import GatewayConfig
+from poolctl.features.haproxy import engine
+from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES
+from poolctl.routing import route
+from poolctl.supervisor.takeover import portable_pickle
 from tests.config_files import load_text
 from tests.configuration import server
+from tests.unit.supervisor.test_route_figures import SHOP, Stage, stage_of, stages
 
+__all__ = ["stages"]
+
+TEXT = (Path(__file__).parents[3] / "docs" / "haproxy.md").read_text()
 WEB = server("web", bind="127.0.0.1:9001", app="a:b")
 ENGINE = '[gateway]\nengine = "haproxy"\n'
 
@@ -79,7 +91,6 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
                 'install HAProxy ("apt install haproxy") and add engine = "haproxy"'
             ),
         ),
-        ('[gateway]\nengine = "nginx"\n' + WEB, "gateway.engine"),
     ],
 )
 def test_table_that_haproxy_cannot_serve_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
@@ -97,3 +108,57 @@ def test_missing_program_is_found_by_validate_and_needs_no_library(
     found = "\n".join(map(str, config.outside()))
     assert "/nowhere/haproxy is not installed; install HAProxy" in found
     assert "no_such_library" not in found
+
+
+def test_every_policy_is_one_of_the_gateway() -> None:
+    assert POLICIES.keys() <= set(route.POLICIES)
+
+
+def test_policy_that_haproxy_lacks_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: word for name, word in POLICIES.items() if name != "first"}
+    monkeypatch.setattr(engine, "POLICIES", known)
+    first = 'policy = "first"\n'
+    text = f'{ENGINE}{WEB}[[route]]\nto = "web"\n{first}[[stream]]\nbind = ":53"\nto = "10.0.0.1:53"\n{first}'
+    found = problems(tmp_path, text)
+    assert 'route[0].policy: HAProxy has no policy "first"; choose one of "round-robin", ' in found
+    assert 'stream[0].policy: HAProxy has no policy "first"; choose one of "round-robin", ' in found
+
+
+def test_every_key_that_haproxy_cannot_do_is_documented() -> None:
+    _, _, table = TEXT.partition("| in the file | with HAProxy |")
+    named = set(re.findall(r"`([\w.]+)`", table.partition("\n\n")[0]))
+    assert {".".join(path) for path, _ in KEYS_OF_ROUTES} <= named
+
+
+def test_route_that_haproxy_serves_is_proxied(stages: list[Stage]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.engine = "haproxy"
+    report = stage.report(SHOP)
+    assert (report.way, report.why) == ("proxy", "HAProxy proxies every connection")
+
+
+def test_choice_of_an_earlier_version_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = load_text(tmp_path, ENGINE + WEB).tables
+    types = portable_pickle._types
+    former = {**types(GatewayConfig), "engine": "Literal['poolctl', 'haproxy']"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            portable_pickle, "_types", lambda kind: former if kind is GatewayConfig else types(kind)
+        )
+        content = portable_pickle.dumps(tables)
+    assert portable_pickle.loads(content) == tables
+
+
+FORMER = """
+import sys
+from poolctl import bootstrap
+from poolctl.features.haproxy import __main__
+__main__.main = lambda: print("serves")
+sys.argv = ["bootstrap.py", "gateway.haproxy"]
+bootstrap.main()
+"""
+
+
+def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
+    done = subprocess.run([sys.executable, "-c", FORMER], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("serves\n", "")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import pytest
 
 from tests import leaving_clients
-from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.integration.gateway.conftest import ROUTES, GatewayPool, gateway, real_pool
 from tests.load.load import Load
 from tests.processes import is_alive
 from tests.programs import program
 
+__all__ = ["gateway", "real_pool"]
+
 HAPROXY = 'engine = "haproxy"'
 
 # Three programs take the clients over from each other, which takes a busy machine long.
-pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+pytestmark = [pytest.mark.heavy, pytest.mark.slow, pytest.mark.integration]
 
 
 def processes(gateway: GatewayPool) -> tuple[int, int] | None:
     """The pids of the gateway's process and of HAProxy, which serves for it; None unless there is one of each."""
     lines = gateway.pool.processes().items()
-    drivers = [pid for pid, line in lines if line.endswith("bootstrap.py gateway.haproxy")]
+    drivers = [pid for pid, line in lines if line.endswith("bootstrap.py features.haproxy")]
     programs = [pid for pid, line in lines if " -db -q -f " in line]
     return (drivers[0], programs[0]) if len(drivers) == len(programs) == 1 else None
 

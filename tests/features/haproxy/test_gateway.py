@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.haproxy._gateway import HaproxyGateway
 from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.haproxy.haproxy_gateway import HaproxyGateway
-from poolctl.gateway.settings import HAPROXY, GatewaySettings, ListenerSettings
+from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
-from poolctl.supervisor.gateway.gateway_process import HaproxyGatewayProcess
+from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.programs import program
@@ -40,7 +40,7 @@ class Stage:
 
     def __init__(self, directory: str, tls: bool) -> None:
         settings = GatewaySettings(
-            directory=directory, drain_seconds=5.0, engine=HAPROXY, program=program("haproxy")
+            directory=directory, drain_seconds=5.0, engine="haproxy", program=program("haproxy")
         )
         self.settings = settings
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -51,7 +51,7 @@ class Stage:
         ours, theirs = wire.pair()
         self.server = HaproxyGateway(theirs.detach())
         self.over = asyncio.ensure_future(self.server.run())
-        self.process = HaproxyGatewayProcess(ours, {}, "1")
+        self.process = GatewayProcess(ours, {}, "1")
         self.process.on_report = self.reports.append
         self.facts: dict[str, ServerFacts] = {}
         self.backends: list[asyncio.Server] = []

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.address import parse
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.commands.export import Files, without_options_of_systemd
+from poolctl.cli.offline import load
+from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
+    Configuration,
     GatewayListener,
     ServerConfig,
-    Tables,
     TLSConfig,
     certificate_names,
     read_regular,
     routes_of,
 )
+from poolctl.exit_codes import FAILED
 from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
-from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyListener
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.supervisor.gateway.gateway_plan import settings_of
 
-MADE_BY = "Made by `poolctl export haproxy`."
-FILE_NAME = "haproxy.cfg"
+from ._configuration import HaproxyCertificate, HaproxyListener, configuration_of
+from .engine import haproxy_problems
+
+_MADE_BY = "Made by `poolctl export haproxy`."
+_FILE_NAME = "haproxy.cfg"
 
 
-class HaproxyFiles(NamedTuple):
+def files(request: CommandRequest) -> Files:
+    """The files for the routes of the pool, and warnings of everything that HAProxy does otherwise."""
+    without_options_of_systemd(request)
+    config = load(find_pool(request), allow_empty=True)
+    try:
+        texts, bundles, unaddressed = _files_of(config)
+    except ValueError as wrong:
+        raise Failure(Outcome.failed(FAILED, str(wrong))) from None
+    warnings = [str(each) for each in config.located(haproxy_problems(config, config.tables))]
+    if bundles and not request.get("into"):
+        warnings.append(f"the certificates need files of their own: {'; '.join(bundles)}")
+    for name in unaddressed:
+        message = f"{name} has no address that HAProxy can know: its port is chosen when it starts"
+        warnings.append(f"{message}; give it a port")
+    check = f"haproxy -c -f {os.path.join(request.get('into') or '', _FILE_NAME)}"
+    commands = " && ".join([*bundles, check])
+    return Files(texts=texts, made_by=_MADE_BY, next_commands=commands, warnings=warnings)
+
+
+class _Files(NamedTuple):
     """The texts by file name, the commands that create the other files, and servers without an address."""
 
     texts: Mapping[str, str]
@@ -34,8 +61,9 @@ class HaproxyFiles(NamedTuple):
     unaddressed: Sequence[str]
 
 
-def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFiles:
+def _files_of(config: Configuration) -> _Files:
     """The files for these routes. Raises ValueError without routes, or for a route that HAProxy cannot serve."""
+    servers, tables = list(config), config.tables
     gateway, routes = tables.gateway, routes_of(servers, tables)
     if gateway is None:
         raise ValueError("the pool has no gateway: add [gateway] or a [[route]] to its file")
@@ -61,10 +89,10 @@ def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFil
         },
     )
     used = {server.key for backend in configuration.backends for server in backend.servers}
-    return HaproxyFiles(
+    return _Files(
         {
-            FILE_NAME: f"# {MADE_BY}\n{configuration.text()}",
-            **{name: f"# {MADE_BY}\n{text}" for name, text in configuration.files.items()},
+            _FILE_NAME: f"# {_MADE_BY}\n{configuration.text()}",
+            **{name: f"# {_MADE_BY}\n{text}" for name, text in configuration.files.items()},
         },
         bundles,
         [

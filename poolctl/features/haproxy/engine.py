@@ -1,4 +1,4 @@
-"""Features of poolctl's own gateway in routes and [gateway] that HAProxy does not support."""
+"""HAProxy as an engine of the gateway: its policies, and the keys that it does not support."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from collections.abc import Iterable, Iterator
 from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.engines import Engine
 from poolctl.config.rules.route_checks import Located, on_route
 from poolctl.config.rules.routes import Known, written_routes
 from poolctl.config.values.problems import Finding
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
+# HAProxy's name of each policy. "sticky" without a cookie is round-robin in both engines; with one the cookie chooses.
+POLICIES = {
+    "round-robin": "roundrobin",
+    "weighted": "roundrobin",
+    "sticky": "roundrobin",
+    "least-connections": "leastconn",
+    "ip-hash": "source",
+    "random-two": "random(2)",
+    "first": "first",
+}
 # Keys of routes; the last key of each path may be a table.
 KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
@@ -69,12 +80,30 @@ def _of_route(route: RouteConfig) -> Iterator[Finding]:
             value = getattr(value, key)
         if value:
             yield Finding(path, message, _TAKE_OUT)
+    yield from _of_policy(route.policy)
 
 
 def _of_stream(stream: StreamConfig) -> Iterator[Finding]:
     place = ("stream", stream.index)
+    for finding in _of_policy(stream.policy):
+        yield finding._replace(path=(*place, *finding.path))
     if stream.protocol == "udp":
         yield Finding((*place, "protocol"), "HAProxy has no streams of UDP", _TAKE_OUT)
     if stream.timeouts.total:
         message = "HAProxy has no limit for a whole connection"
         yield Finding((*place, "timeouts", "total"), message, _TAKE_OUT)
+
+
+def _of_policy(policy: str) -> Iterator[Finding]:
+    if policy not in POLICIES:
+        known = ", ".join(f'"{each}"' for each in POLICIES)
+        yield Finding(("policy",), f'HAProxy has no policy "{policy}"', f"choose one of {known}")
+
+
+HAPROXY = Engine(
+    label="HAProxy",
+    program="haproxy",
+    install='install HAProxy ("apt install haproxy")',
+    part="features.haproxy",
+    problems=haproxy_problems,
+)

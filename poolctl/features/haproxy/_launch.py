@@ -1,6 +1,7 @@
-"""Executes a program that gets SIGUSR1 when its parent ends (prctl(2), PR_SET_PDEATHSIG): `launch.py PARENT PROGRAM …`.
+"""Executes a program that gets SIGUSR1 when its parent ends (prctl(2), PR_SET_PDEATHSIG).
 
-A script of its own, since code that runs between fork and exec may hang in a process with threads.
+Called as `_launch.py PARENT PROGRAM …`. A script of its own, since code that runs between fork and exec may hang in a
+process with threads.
 """
 
 from __future__ import annotations

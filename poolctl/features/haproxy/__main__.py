@@ -7,7 +7,7 @@ import gc
 
 from poolctl.platform import name_process, raise_descriptor_limit
 
-from .haproxy_gateway import HaproxyGateway
+from ._gateway import HaproxyGateway
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.haproxy._configuration import HaproxyListener, configuration_of
+from poolctl.features.haproxy._setup import HaproxySetup, changes
 from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.haproxy.haproxy_changes import HaproxySetup, changes
-from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
-from poolctl.gateway.haproxy.haproxy_parts import HaproxyListener
 from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.route import Route, Target
 

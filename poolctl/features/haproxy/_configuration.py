@@ -1,0 +1,662 @@
+"""A configuration for HAProxy that serves the same routes: a pure function from values to text.
+
+Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
+2.6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from poolctl.gateway.backends import sticky_value
+from poolctl.gateway.endpoint import Endpoint
+from poolctl.gateway.settings import GatewaySettings
+from poolctl.routing.match import (
+    DEFAULT,
+    DOMAIN,
+    EXACT,
+    LABEL,
+    host_pattern,
+    in_order,
+    is_ip_address,
+    normal_host,
+    normal_prefix,
+)
+from poolctl.routing.networks import EVERY
+from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Target, Timeouts
+
+from .engine import POLICIES
+
+# The longest time that HAProxy knows, in the place of none.
+_NO_LIMIT = "24d"
+# Responses of HAProxy's own.
+_TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
+_UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+_MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
+# At the end of the name of a certificate list in which a certificate demands a client certificate.
+_DEMANDS = "+"
+
+
+_EVERYWHERE = ("0.0.0.0/0", "::/0")
+_NETWORKS_A_LINE = 20
+# In the names of binds where trusted proxies report their clients.
+_REPORTING = "accept-proxy-protocol"
+_is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
+# In the place of names, for a certificate without any: clients do not ask for it.
+_NO_NAME = "-"
+
+
+class HaproxyCertificate(NamedTuple):
+    """A certificate of a listener: the file with certificate and key, and its rules for clients.
+
+    Its `names` are needed on listeners where a certificate demands a client certificate.
+    """
+
+    file: str
+    ca_file: str = ""
+    client_auth: str = "none"
+    min_version: str = "1.2"
+    ciphers: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def demands(self) -> bool:
+        """Whether clients are asked for a certificate of theirs."""
+        return self.client_auth != "none"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names by which clients ask for it; addresses are not among them (RFC 6066 §3)."""
+        given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
+        found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
+        return (*found,) or (_NO_NAME,)
+
+    @property
+    def line(self) -> str:
+        """The line of a crt-list."""
+        options = [f"ssl-min-ver TLSv{self.min_version}"]
+        if self.demands:
+            options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
+        if self.ciphers:
+            options.append(f"ciphers {self.ciphers}")
+        return f"{self.file} [{' '.join(options)}]"
+
+
+class HaproxyListener(NamedTuple):
+    """An address where HAProxy accepts, in its own syntax; for a stream's listener with the alias of the route.
+
+    The file `crt_list` is made of `certificates`.
+    """
+
+    binds: tuple[str, ...]
+    alias: str = ""
+    crt_list: str = ""
+    certificates: tuple[HaproxyCertificate, ...] = ()
+    accept_proxy: bool = False
+
+    @property
+    def demands(self) -> bool:
+        """Whether clients are asked for a certificate of theirs where they ask for some hosts."""
+        return any(each.demands for each in self.certificates)
+
+    @property
+    def name(self) -> str:
+        """The name of its binds, by which rules refer to it; "" without rules."""
+        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.demands)
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The texts of the files that it reads, by their names."""
+        if not self.certificates:
+            return {}
+        if not self.demands:
+            return {self.crt_list: "".join(f"{each.line}\n" for each in self.certificates)}
+        # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
+        # rules find the certificate that was shown to the client.
+        lines = [f"{each.line} {' '.join(each.hosts)}\n" for each in self.certificates]
+        shown: dict[str, list[int]] = {}
+        for number, each in enumerate(self.certificates):
+            for name in each.hosts:
+                shown.setdefault(name, []).append(number)
+        found = "".join(f"{name} {self._shown(numbers)}\n" for name, numbers in shown.items())
+        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
+
+    def lines(self, *, http2: bool = False) -> Iterator[str]:
+        """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
+        protocols = "h2,http/1.1" if http2 else "http/1.1"
+        tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
+        # In TLS 1.3 a session could be resumed for another name without a check of the client's certificate.
+        tls += " no-tls-tickets" if self.demands else ""
+        for bind in self.binds:
+            yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
+
+    def misdirected(self) -> Iterator[str]:
+        """Refuse a host that demands a client's certificate over a connection that was shown another certificate.
+
+        A client could otherwise avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
+        See ServerContext.admits; needs txn.host.
+        """
+        if not self.demands:
+            return
+        here = f"{{ so_name {self.name} }}"
+        by_name = f"map_str({self.crt_list}.map)"
+        by_pattern = _quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._shown([0])})")
+        # HAProxy compares the name as it was sent, including a final dot.
+        for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
+            known = f"{{ var(txn.{variable}) -m found }}"
+            yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
+            yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
+            yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
+
+    def _shown(self, numbers: Sequence[int]) -> str:
+        """The certificates of a name, of which the kind of their keys may choose, as a word."""
+        demands = any(self.certificates[number].demands for number in numbers)
+        return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
+
+
+def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
+    """On which of these listeners the connections of trusted proxies begin with a header of the PROXY protocol."""
+    trusted = _EVERYWHERE if EVERY in trusted else trusted
+    names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
+    if names:
+        for start in range(0, len(trusted), _NETWORKS_A_LINE):
+            source = f"{{ src {' '.join(trusted[start : start + _NETWORKS_A_LINE])} }}"
+            yield f"    tcp-request connection expect-proxy layer4 if {{ so_name {' '.join(names)} }} {source}"
+
+
+class HaproxyServer(NamedTuple):
+    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax."""
+
+    name: str
+    key: str
+    address: str
+    options: str
+    weight: int = 1
+    cookie: str = ""
+
+    def line(self, *, disabled: bool = False) -> str:
+        """Its line in the backend."""
+        words = ["    server", self.name, self.address, self.arguments]
+        words += [f"cookie {self.cookie}"] if self.cookie else []
+        words += ["disabled"] if disabled else []
+        return " ".join(filter(None, words))
+
+    @property
+    def arguments(self) -> str:
+        """The options after its address."""
+        return " ".join(filter(None, (self.options, f"weight {self.weight}" if self.weight != 1 else "")))
+
+
+class HaproxyBackend(NamedTuple):
+    """The section of a route, or of a stream: everything but its servers in `lines`."""
+
+    name: str
+    alias: str
+    is_stream: bool
+    lines: tuple[str, ...]
+    servers: tuple[HaproxyServer, ...]
+
+    @property
+    def but_servers(self) -> HaproxyBackend:
+        """The section without its servers."""
+        return self._replace(servers=())
+
+
+class HaproxyConfiguration(NamedTuple):
+    """A configuration in its parts: `lines` precede the backends; `files` are the crt-lists by name."""
+
+    lines: tuple[str, ...]
+    backends: tuple[HaproxyBackend, ...]
+    files: Mapping[str, str]
+
+    def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
+        """The main file. The servers in `disabled`, given by the names of backend and server, get no traffic."""
+        resting = frozenset(disabled)
+        found = [*self.lines]
+        for backend in self.backends:
+            found += ["", *backend.lines]
+            found += [
+                server.line(disabled=(backend.name, server.name) in resting) for server in backend.servers
+            ]
+        return "\n".join([*found, ""])
+
+
+class _Names:
+    """Names as HAProxy allows them, each given once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, text: str) -> str:
+        """One that resembles the text."""
+        wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+        number = 1
+        while found in self._taken:
+            number += 1
+            found = f"{wanted}:{number}"
+        self._taken.add(found)
+        return found
+
+
+def _quoted(text: str) -> str:
+    """A word of a configuration with any characters except line breaks."""
+    return text if re.fullmatch(r"[A-Za-z0-9_./:@=,+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
+
+
+def _literal(text: str) -> str:
+    """Text where a format is expected."""
+    return text.replace("%", "%%")
+
+
+def _duration(seconds: float) -> str:
+    """A time; 0 is no limit."""
+    return f"{max(1, round(seconds * 1000))}ms" if seconds else _NO_LIMIT
+
+
+def _longest(times: Iterable[float]) -> str:
+    """The longest of several times, of which 0 is no limit."""
+    found = [*times]
+    return _duration(0.0 if 0.0 in found else max(found))
+
+
+_HEAVIEST = 256
+_MOST_CLIENTS = 32_768
+
+
+def _backend_of(route: Route, names: _Names, endpoints: Mapping[str, Endpoint]) -> HaproxyBackend:
+    """The backend of a route."""
+    name = names.of(f"route:{route.alias}")
+    lines = [
+        f"backend {name}",
+        *_admission(route),
+        *_of_client(route.client_limit, name),
+        *_balance(route.policy),
+    ]
+    if route.sticky_cookie:
+        lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
+    times = route.timeouts
+    lines += [
+        f"    timeout connect {_duration(times.connect)}",
+        f"    timeout server {_longest((times.head, times.idle))}",
+        f"    timeout tunnel {_duration(times.idle)}",
+    ]
+    lines += [*_limits(route.limit), *_waiting(route.backend_limit), *_retries(route), *_changes(route)]
+    servers = _servers(route, endpoints, route.backend_limit)
+    return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+
+
+def _stream_of(
+    route: StreamRoute,
+    listener: HaproxyListener,
+    names: _Names,
+    endpoints: Mapping[str, Endpoint],
+    trusted: Sequence[str] = (),
+) -> HaproxyBackend:
+    """The listener of a stream, with its servers."""
+    name = names.of(f"stream:{route.alias}")
+    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_reporting([listener], trusted)]
+    lines += _balance(route.policy)
+    if route.max_connections:
+        lines.append(f"    maxconn {route.max_connections}")
+    lines += [
+        f"    timeout connect {_duration(route.timeouts.connect)}",
+        f"    timeout client {_duration(route.idle_seconds)}",
+        f"    timeout server {_duration(route.idle_seconds)}",
+    ]
+    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, None))
+
+
+def _balance(policy: str) -> Iterator[str]:
+    yield f"    balance {POLICIES[policy]}"
+    if policy == "ip-hash":
+        yield "    hash-type consistent"
+
+
+def _admission(route: Route) -> Iterator[str]:
+    """Which clients are refused, and where all others are sent."""
+    if route.allow and EVERY not in route.allow:
+        for start in range(0, len(route.allow), _NETWORKS_A_LINE):
+            networks = " ".join(route.allow[start : start + _NETWORKS_A_LINE])
+            yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
+        yield "    http-request deny deny_status 403 unless client_is_allowed"
+    if route.redirect is not None:
+        to, status = route.redirect.to, route.redirect.status
+        where = _literal(to)
+        if route.only_plain:
+            yield "    http-request deny deny_status 400 unless { var(txn.host) -m found }"
+            where = "https://%[var(txn.host)]%[pathq]"
+        elif not (parts := urlsplit(to)).path and not parts.query:
+            where += "%[pathq]"
+        yield f"    http-request redirect location {_quoted(where)} code {status}"
+
+
+def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
+    """The limit of each client, for IPv6 of each client network. Refused requests do not count."""
+    if limit is None:
+        return
+    client = "var(txn.client),ipmask(32,64)"
+    refuse = f"    http-request return {_TOO_MANY} hdr retry-after 1"
+    rate = limit.requests_per_second
+    seconds = ceil(1 / rate) if 0 < rate < 1 else 1
+    stored = f"expire {seconds + 1}s store http_req_rate({seconds}s),conn_cur"
+    yield f"    stick-table type ipv6 size {_MOST_CLIENTS} {stored}"
+    if limit.concurrency:
+        yield f"{refuse} if {{ {client},table_conn_cur({table}) ge {limit.concurrency} }}"
+    if rate:
+        yield f"{refuse} if {{ {client},table_http_req_rate({table}) ge {max(1, round(rate * seconds))} }}"
+    yield f"    http-request track-sc0 {client}"
+
+
+def _limits(limit: Limit | None) -> Iterator[str]:
+    refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
+    if limit is not None and limit.concurrency:
+        yield f"{refuse} if {{ be_conn gt {limit.concurrency} }}"
+    if limit is not None and limit.requests_per_second:
+        yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
+
+
+def _waiting(limit: Limit | None) -> Iterator[str]:
+    """How long a request waits for a backend that has as many as it may have."""
+    if limit is not None and limit.concurrency:
+        yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
+
+
+def _retries(route: Route) -> Iterator[str]:
+    """A request that was not sent goes to another server; one that was, only if it may be repeated.
+
+    One without a byte of an answer is repeated once in any case: a server that stops closes idle connections, perhaps
+    at the moment at which it is sent.
+    """
+    failures = " junk-response response-timeout 502 503 504" if route.retries else ""
+    yield f"    retries {route.retries or 1}"
+    yield f"    retry-on conn-failure empty-response{failures}"
+    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+
+
+def _changes(route: Route) -> Iterator[str]:
+    if route.strip_path and route.path != "/":
+        prefix = _quoted(f"^{re.escape(route.path)}/?(.*)$")
+        yield f"    http-request replace-path {prefix} '/\\1'"
+    if route.host_header:
+        yield f"    http-request set-header Host {_quoted(_literal(route.host_header))}"
+    for name in (*(header.name for header in route.set_headers), *route.remove_headers):
+        alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
+        yield f"    http-request del-header {_quoted(f'^{alike}$')} -m reg"
+    for header in (*route.set_headers, *route.add_headers):
+        yield f"    http-request add-header {_quoted(header.name)} {_quoted(_literal(header.value))}"
+    for header in route.response_headers:
+        yield f"    http-after-response set-header {_quoted(header.name)} {_quoted(_literal(header.value))}"
+
+
+def _servers(
+    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint], limit: Limit | None
+) -> tuple[HaproxyServer, ...]:
+    names, weights = _Names(), dict[Target, int]()
+    for target in route.to:
+        found = next((each for each in weights if each.key == target.key), target)
+        weights[found] = weights.get(found, 0) + target.weight
+    heaviest = max(weights.values(), default=1)
+    servers = []
+    for target, weight in weights.items():
+        scaled = weight if heaviest <= _HEAVIEST else max(1, weight * _HEAVIEST // heaviest)
+        endpoint = endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
+        options = [*_options(endpoint)]
+        if limit is not None and limit.concurrency:
+            options += [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
+        if target.url and route.breaker.failures:
+            # Only connections are observed: answers could take out the last server, as HAProxy knows no share for them.
+            options.append(
+                f"check inter {_duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
+                f"error-limit {route.breaker.failures} on-error mark-down"
+            )
+        name = names.of(target.key.partition("://")[2] or target.key)
+        sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
+        servers.append(
+            HaproxyServer(name, target.key, _address_of(endpoint), " ".join(options), scaled, sticky)
+        )
+    return tuple(servers)
+
+
+def _address_of(endpoint: Endpoint | None) -> str:
+    """The address of a server; one whose own is not known yet has one that answers nothing."""
+    if endpoint is not None and endpoint.kind == "unix":
+        return _quoted(f"unix@{endpoint.path}")
+    if endpoint is None or endpoint.kind == "none" or not endpoint.port:
+        return "ipv4@127.0.0.1:1"
+    family = "ipv6@" if ":" in endpoint.host else ""
+    return f"{family}{endpoint.host.strip('[]')}:{endpoint.port}"
+
+
+def _options(endpoint: Endpoint | None) -> Iterator[str]:
+    if endpoint is None:
+        return
+    if re.search(r"[A-Za-z]", endpoint.host) and ":" not in endpoint.host:
+        yield "init-addr last,libc,none"  # a name that cannot be resolved now must not keep the others from serving
+    if endpoint.tls and endpoint.server_name:
+        name = endpoint.server_name
+        sni = "" if is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
+        yield f"ssl verify required ca-file @system-ca{sni} verifyhost {name}"
+    elif endpoint.tls:
+        yield "ssl verify none"
+
+
+# Fields through which applications trust a proxy's report.
+_REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
+# Fields that are not trusted from trusted proxies either.
+_NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
+# Paths that backends read in two ways, and characters that no path may contain.
+_AMBIGUOUS = r"//|;|%2f|%5c"
+_FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
+_MOST_PROXIES = 8  # on the way from a client
+_NORMALIZATIONS = (
+    "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
+)  # fmt: skip
+_IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
+NO_ROUTE = "no-route"
+# Up to this number it is as fast to try one route after the other, and the configuration is one file.
+_FEW_ROUTES = 16
+_MAP = "routes.map"
+_LOOK_UP = (
+    "    http-request set-var(txn.place) var(txn.host),concat(,txn.path)",
+    f"    use_backend %[var(txn.place),map_beg({_MAP})] if {{ var(txn.place),map_beg({_MAP}) -m found }}",
+)
+
+
+def configuration_of(
+    settings: GatewaySettings,
+    listeners: Sequence[HaproxyListener],
+    routes: Iterable[Route],
+    streams: Iterable[StreamRoute],
+    endpoints: Mapping[str, Endpoint],
+) -> HaproxyConfiguration:
+    """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
+    ordered, names = in_order(routes), _Names()
+    backends = [(route, _backend_of(route, names, endpoints)) for route in ordered]
+    fronts = [each for each in listeners if not each.alias]
+    resumes = not any(each.demands for each in listeners)
+    lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
+    mapped = _of_map(ordered) if fronts else frozenset[str]()
+    if fronts:
+        lines += ["", "frontend gateway"]
+        lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
+        lines += _reporting(fronts, settings.trusted_proxies)
+        # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
+        lines += ["    option idle-close-on-response", *_decisions(settings, fronts, ordered)]
+        if mapped:
+            lines += _LOOK_UP
+        lines += [
+            f"    use_backend {section.name}{_condition(route)}"
+            for route, section in backends
+            if route.alias not in mapped
+        ]
+        lines += [
+            f"    default_backend {NO_ROUTE}",
+            "",
+            f"backend {NO_ROUTE}",
+            "    http-request return status 404 content-type text/plain string 'Not Found'",
+        ]
+    sections = [section for _, section in backends]
+    binds = {each.alias: each for each in listeners if each.alias}
+    sections += [
+        _stream_of(stream, binds[stream.alias], names, endpoints, settings.trusted_proxies)
+        for stream in streams
+        if stream.alias in binds
+    ]
+    files = {name: text for each in listeners for name, text in each.files.items()}
+    if mapped:
+        files[_MAP] = "".join(
+            f"{_place(route)} {section.name}\n" for route, section in backends if route.alias in mapped
+        )
+    return HaproxyConfiguration(tuple(lines), tuple(sections), files)
+
+
+def _of_map(routes: Sequence[Route]) -> frozenset[str]:
+    """The aliases of routes found by a map: routes of exact hosts without conditions, if there are many.
+
+    No other route can come before one of these but by a longer path, and a map finds the longest.
+    """
+    exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
+    conditioned = {
+        normal_host(each.host) for each in exact if each.methods or each.headers or each.only_plain
+    }
+    found = [each.alias for each in exact if normal_host(each.host) not in conditioned]
+    return frozenset(found if len(found) > _FEW_ROUTES else ())
+
+
+def _place(route: Route) -> str:
+    """The beginning of the route's key in the map: the host, and the path with a slash at its end."""
+    prefix = normal_prefix(route.path)
+    return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
+
+
+def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
+    yield "global"
+    yield "    # normalize-uri is experimental in all versions so far."
+    yield "    expose-experimental-directives"
+    yield "    default-path config"
+    # It allocates memory for each descriptor that it may have, which some systems do not limit.
+    yield "    fd-hard-limit 500000"
+    yield "    no strict-limits"
+    if settings.max_connections:
+        yield f"    maxconn {settings.max_connections}"
+    yield f"    hard-stop-after {_duration(settings.drain_seconds)}"
+    yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
+    if not resumes:
+        yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
+    # The space that HAProxy reserves for its additions counts, too.
+    yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
+    yield "    tune.maxrewrite 1024"
+
+
+def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
+    yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
+    yield "    option abortonclose"  # as our own engine gives up the request of a client that has left
+    yield f"    timeout http-request {_duration(settings.head_seconds)}"
+    if settings.keep_alive_seconds:
+        yield f"    timeout http-keep-alive {_duration(settings.keep_alive_seconds)}"
+    else:
+        yield "    option httpclose"
+    yield f"    timeout client {_longest([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout connect {_duration(Timeouts().connect)}"
+    yield f"    timeout server {_duration(Timeouts().idle)}"
+    yield f"    http-error {_UNAVAILABLE} hdr retry-after 5"
+
+
+def _decisions(
+    settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
+) -> Iterator[str]:
+    """The refusals, and the variables that the routes compare: the host, its first label, and the path."""
+    yield f"    http-request deny deny_status 400 if {{ path -m reg -i {_quoted(_FORBIDDEN)} }}"
+    for step in _NORMALIZATIONS:
+        yield f"    http-request normalize-uri {step}"
+    if any(each.path != "/" for each in routes):
+        yield f"    http-request deny deny_status 404 if {{ path -m reg -i {_quoted(_AMBIGUOUS)} }}"
+    field = settings.header_for_host.lower()
+    no_dot = _quoted(r"regsub(\.$,)")
+    yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
+    if any(each.demands for each in fronts):
+        yield from (line for each in fronts for line in each.misdirected())
+        same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
+        yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
+    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {_quoted(_IP_ADDRESS)} }}"
+    yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
+    yield "    http-request set-var(txn.path) path,concat(/)"
+    yield from _reports(settings.trusted_proxies)
+    if any(each.allow or each.client_limit for each in routes):
+        yield from _client(settings.trusted_proxies)
+
+
+def _reports(trusted: Sequence[str]) -> Iterator[str]:
+    """Replace clients' claims about other clients, and extend the reports of trusted proxies."""
+    trusted = _EVERYWHERE if "*" in trusted else trusted
+    for start in range(0, len(trusted), _NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+        yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
+    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
+    yield f"    http-request del-header {_quoted(_REPORTS)} -m reg{unless}"
+    if trusted:
+        yield f"    http-request del-header {_quoted(_NEVER_BELIEVED)} -m reg"
+    yield "    http-request add-header X-Forwarded-For '%[src]' if { src -m found }"
+    values = (
+        ("X-Forwarded-Proto", "https", "{ ssl_fc }"),
+        ("X-Forwarded-Proto", "http", "!{ ssl_fc }"),
+        ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
+    )
+    for name, value, condition in values:
+        there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
+        yield f"    http-request set-header {name} '{value}' if {condition}{there}"
+    yield "    http-request set-var(txn.node) src"
+    yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
+    yield "    http-request set-var(txn.node) str(unknown) unless { src -m found }"
+    yield "    http-request set-var(txn.scheme) str(http)"
+    yield "    http-request set-var(txn.scheme) str(https) if { ssl_fc }"
+    host = _quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
+    yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
+    forwarded = 'for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"'
+    yield f"    http-request add-header Forwarded {_quoted(forwarded)}"
+
+
+def _client(trusted: Sequence[str]) -> Iterator[str]:
+    """The client's address: the last address on the way here that is not a trusted proxy's."""
+    yield "    http-request set-var(txn.client) src"
+    if EVERY in trusted:
+        return  # otherwise any client could claim an address
+    for start in range(0, len(trusted), _NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+        yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
+    for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
+        # The last address belongs to this connection's peer.
+        yield f"    http-request set-var(txn.client) req.hdr_ip(x-forwarded-for,-{hop}) if client_is_proxy"
+
+
+def _condition(route: Route) -> str:
+    """When the route takes a request that no route before it has taken."""
+    tests = []
+    pattern = host_pattern(route.host)
+    if pattern.tier == EXACT:
+        tests.append(_test("var(txn.host)", "str", pattern.text))
+    elif pattern.tier == LABEL:
+        tests.append(_test("var(txn.label)", "str", pattern.text))
+    elif pattern.tier == DOMAIN:
+        tests += [_test("var(txn.name)", "end", f".{pattern.text}"), "!" + _test("var(txn.name)", "beg", ".")]
+    elif pattern.tier != DEFAULT:
+        expression = ".+".join(map(re.escape, pattern.text.split("*")))
+        tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
+    if (prefix := normal_prefix(route.path)) != "/":
+        tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
+    if route.only_plain:
+        tests.append("!" + _test("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS))
+    if route.methods:
+        tests.append(_test("method", "str", *route.methods))
+    for header in route.headers:
+        fetch = f"req.fhdr({header.name})"
+        tests.append(_test(fetch, "str", header.value) if header.value else f"{{ {fetch} -m found }}")
+    return " if " + " ".join(tests) if tests else ""
+
+
+def _test(fetch: str, method: str, *values: str) -> str:
+    return f"{{ {fetch} -m {method} -- {' '.join(map(_quoted, values))} }}"

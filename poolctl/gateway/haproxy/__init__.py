@@ -1,1 +1,0 @@
-"""HAProxy as the program that serves the gateway's clients, with the same routes."""

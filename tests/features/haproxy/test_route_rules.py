@@ -1,0 +1,65 @@
+"""HAProxy admits and redirects clients and changes headers as the gateway itself does: by the same tests."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from poolctl.routing.route import Redirect, Route
+from tests.features.haproxy.test_configuration import haproxy
+from tests.unit.gateway.passing_stage import Serve
+from tests.unit.gateway.proxy_stage import DEADLINE, Wire
+from tests.unit.gateway.test_route_admission import (
+    asked,
+    gateway,
+    test_client_has_a_rate_of_its_own,
+    test_client_has_so_many_requests_in_flight,
+    test_clients_are_sent_where_the_route_redirects,
+    test_others_are_not_believed_what_they_report,
+    test_redirect_to_https_is_for_requests_without_it,
+    test_route_is_for_the_clients_that_it_allows,
+    test_trusted_proxy_reports_its_client_before_the_first_request,
+)
+from tests.unit.gateway.test_route_headers import (
+    test_backend_gets_the_headers_that_the_route_wants,
+    test_response_has_the_headers_of_the_route_instead_of_the_backends,
+    test_response_of_the_gateway_itself_has_the_headers_of_the_route,
+)
+
+__all__ = [
+    "test_backend_gets_the_headers_that_the_route_wants",
+    "test_client_has_a_rate_of_its_own",
+    "test_client_has_so_many_requests_in_flight",
+    "test_clients_are_sent_where_the_route_redirects",
+    "test_others_are_not_believed_what_they_report",
+    "test_redirect_to_https_is_for_requests_without_it",
+    "test_response_has_the_headers_of_the_route_instead_of_the_backends",
+    "test_response_of_the_gateway_itself_has_the_headers_of_the_route",
+    "test_route_is_for_the_clients_that_it_allows",
+    "test_trusted_proxy_reports_its_client_before_the_first_request",
+]
+
+
+@pytest.fixture
+def engine() -> Serve:
+    return haproxy
+
+
+def test_connection_goes_on_after_a_redirect_and_closes_after_a_refusal(tmp_path: Path) -> None:
+    async def work() -> None:
+        routes = [
+            Route(alias="secure", host="a.test", redirect=Redirect(to="https")),
+            Route(alias="closed", host="b.test", allow=("10.0.0.0/8",)),
+            Route(alias="app", host="c.test"),
+        ]
+        async with gateway(haproxy, tmp_path, *routes) as port:
+            wire = Wire(*await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), DEADLINE))
+            with closing(wire):
+                assert (await asked(wire)).status == 308
+                assert (await asked(wire, host="c.test")).status == 200
+                assert (await asked(wire, host="b.test")).status == 403
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
