@@ -13,7 +13,17 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import earlier features.
-FEATURES = ("import_foreign", "pytest_plugin", "notify", "proxmox", "scaling", "haproxy", "doctor", "top")
+FEATURES = (
+    "import_foreign",
+    "pytest_plugin",
+    "notify",
+    "proxmox",
+    "scaling",
+    "rollout",
+    "haproxy",
+    "doctor",
+    "top",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ class Core:
     ) -> None:
         self.runner = runner
         self.clock = clock
+        self._recorder = recorder
         self.reason = ""  # why everything is being stopped, if it was not a command
         self._queue = Workqueue()
         self._addresses = Addresses(self._queue)
@@ -443,17 +444,21 @@ class Core:
             canary.is_apart, canary.is_lost, canary.share = True, True, desired.canary_share
             desired.canary = canary
 
-    def withdraw_lost_canaries(self) -> list[Entry]:
-        """Withdraw the canaries that a previous supervisor had begun; their servers. Each is returned once."""
-        lost = []
+    def withdraw_lost_canaries(self) -> None:
+        """Withdraw the canaries that a previous supervisor had begun."""
         for entry in self.servers.entries.values():
             canary = entry.desired.canary
             if canary.is_lost if canary is not None else entry.desired.canary_generation:
-                lost.append(entry)
                 self.withdraw_canary(entry)
                 entry.desired.canary_generation, entry.desired.canary_share = 0, 0.0
                 self._queue.note(entry)
-        return lost
+                self._recorder.record(
+                    "config",
+                    "rollout withdrawn",
+                    server=entry.name,
+                    cause="the supervisor was replaced",
+                    severity="warning",
+                )
 
     # Changes of the servers.
 

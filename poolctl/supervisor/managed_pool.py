@@ -30,7 +30,7 @@ from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 
-from . import feature_parts, health, rollout
+from . import feature_parts, health
 from .active_configuration import ActiveConfiguration, PoolEnvironment
 from .configuration_reader import ConfigurationReader
 from .gateway import pool_gateway
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # Parts whose modules are imported only when needed.
-_PARTS = (health, observers, pool_gateway, pool_operator, rollout)
+_PARTS = (health, observers, pool_gateway, pool_operator)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -212,9 +212,10 @@ class ManagedPool:
         if not (self._calm or is_watching):
             watch_health(self.core, self.events)
         self._verbs.complete()
+        self.core.withdraw_lost_canaries()
 
     async def _prepare_answers(self) -> None:
-        self._verbs = Verbs(self.core, self.events, self, self._configuration, rollout.MODULES)
+        self._verbs = Verbs(self.core, self.events, self, self._configuration)
         await self._observers.begin_serving(self._verbs, self._gateway)
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import pwd
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -46,15 +46,10 @@ Work = Callable[[], Awaitable[Result]]
 
 
 class Verbs:
-    """The pool as the control socket sees it. `more` are modules of other packages with verbs, loaded with the rest."""
+    """The pool as the control socket sees it."""
 
     def __init__(
-        self,
-        core: Core,
-        events: Events,
-        daemon: Daemon,
-        configuration: ActiveConfiguration,
-        more: Sequence[str] = (),
+        self, core: Core, events: Events, daemon: Daemon, configuration: ActiveConfiguration
     ) -> None:
         self._daemon = daemon
         self._core = core
@@ -63,7 +58,6 @@ class Verbs:
         self.build = self._context.build
         self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
-        self._more = more
         self._extended: dict[str, list[Callable[[Call, Result], Awaitable[Result]]]] = {}
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
@@ -77,7 +71,7 @@ class Verbs:
     def complete(self) -> None:
         """Load the verbs that no start needs; a request for one of them loads them before."""
         if not self._is_complete:
-            for name in (*modules(), *self._more):
+            for name in modules():
                 module = import_module(name)
                 if hasattr(module, "verbs"):
                     self._verbs = module.verbs(self._context) | self._verbs

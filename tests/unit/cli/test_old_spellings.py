@@ -16,9 +16,6 @@ RENAMED = [(name, option) for name in names() for option in command_named(name).
 @pytest.mark.parametrize(
     ("typed", "now"),
     [
-        ("rollout web --for 5m", "rollout web --promote-after 5m"),
-        ("rollout web --for=5m --force", "rollout web --promote-after=5m --allow-larger-share"),
-        ("-q -c rollout rollout --force", "-q -c rollout rollout --allow-larger-share"),
         ("reload --force", "reload --allow-expired"),
         ("restart web --force -o json", "restart web --allow-expired -o json"),
         ("upgrade --force", "upgrade --allow-same-version"),

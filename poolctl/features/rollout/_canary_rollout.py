@@ -16,11 +16,11 @@ from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
+from poolctl.supervisor.observers.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..observers.statistics import errors, latency_seconds
-from .verdict import Condition, Verdict, verdict
+from ._verdict import Condition, Verdict, verdict
 
 LOOK_SECONDS = 1.0
 STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"

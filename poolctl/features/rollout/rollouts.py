@@ -1,4 +1,4 @@
-"""The verbs `rollout` and `rollouts`: new code or configuration for a share of a server's traffic."""
+"""The verbs `rollout` and `rollouts`: the feature's part of the supervisor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
 from poolctl.states import in_words
+from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
-from ..verbs.verb import Call, Verb, VerbContext, selected
-from .canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
-from .verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
+from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
+from ._verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
 
 _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys that all workers of a server have in common: its socket, and who may use the connections that it is given.
@@ -30,21 +31,22 @@ _MOST_SHARE = 0.9
 _LEAVES_SECONDS = 5.0
 
 
-class Rollouts:
+class Rollouts(FeaturePart):
     """The rollouts of this supervisor, one of a server at a time. Its successor withdraws them."""
 
-    def __init__(self, context: VerbContext) -> None:
-        self._context = context
-        self._core = context.core
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        self._core = site.core
+        self._events = site.events
+        self._configuration = site.environment.configuration
         self._rollouts: dict[str, CanaryRollout] = {}
-        for entry in self._core.withdraw_lost_canaries():
-            context.events.record(
-                "config",
-                "rollout withdrawn",
-                server=entry.name,
-                cause="the supervisor was replaced",
-                severity="warning",
-            )
+        # A client whose supervisor was replaced asks again at once.
+        self._core.withdraw_lost_canaries()
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """See FeaturePart."""
+        return {"rollout": self.rollout, "rollouts": self.rollouts}
 
     async def rollout(self, call: Call) -> Result:
         """Begin a rollout of one server, or promote, abort, pause or resume the current rollouts."""
@@ -99,13 +101,13 @@ class Rollouts:
         counters = self._core.runner.capabilities.counters
         if counters is None:
             raise _NoRollout("the pool's runner counts no requests", "poolctl restart")
-        resolved = await self._context.configuration.read(call.options.get("env"), keep=self._core.entries)
+        resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
         self._check(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
         plan = await self._apart(entry, _plan(entry, written, request), force=bool(call.options.get("force")))
-        rollout = CanaryRollout(self._core, self._context.events, entry, counters, plan)
+        rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
         notice = f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"
@@ -278,9 +280,3 @@ def _conditions(options: Mapping[str, object]) -> list[Condition]:
         return [condition(text) for text in texts]
     except ValueError as wrong:
         raise SelectorError(str(wrong)) from None
-
-
-def verbs(context: VerbContext) -> dict[str, Verb]:
-    """Both verbs."""
-    rollouts = Rollouts(context)
-    return {"rollout": rollouts.rollout, "rollouts": rollouts.rollouts}

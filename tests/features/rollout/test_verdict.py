@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from poolctl.control.rollout_answers import RolloutFigures
-from poolctl.supervisor.rollout.verdict import (
+from poolctl.features.rollout._verdict import (
     DEFAULT_CONDITIONS,
     Verdict,
     canaries_for,

@@ -9,12 +9,13 @@ import pytest
 
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.features.rollout._canary_rollout import CanaryRollout
+from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor import rollout
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.gateway.server_facts import facts_of
-from poolctl.supervisor.rollout.canary_rollout import CanaryRollout
-from poolctl.supervisor.verbs.verbs import Verbs
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
@@ -50,7 +51,10 @@ class RolloutDesk(Desk):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **script: str) -> None:
         monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
         super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
-        self.verbs = Verbs(self.core, self.events, self, self.files, rollout.MODULES)
+        keeper: Any = None
+        site = PartSite(PoolEnvironment(self.files, keeper, "", ""), self.core, self.events, keeper)
+        for name, verb in Rollouts(site).verbs.items():
+            self.verbs.add(name, verb)
         self.entry = self.core.entries["web"]
 
     async def started(self) -> None:
@@ -219,8 +223,7 @@ def test_next_supervisor_withdraws_a_rollout_and_reports_it(desk: RolloutDesk) -
         assert (entry.desired.generation, entry.desired.canary) == (1, None)
         seen: list[Any] = []
         successor.events.subscribe(seen.append)
-        verbs = Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES)
-        verbs.complete()
+        successor.core.withdraw_lost_canaries()
         successor.events.flush()
         (event,) = seen
         assert (event.event, event.server, event.cause) == (
@@ -508,7 +511,7 @@ def test_next_supervisor_withdraws_a_canary_with_its_own_address_after_it_has_ad
         await turns()
         (address,) = apart(routed)
         assert (facts_of(successor.core, entry).canary_bind, entry.desired.canary_share) == (address, 0.25)
-        Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
+        successor.core.withdraw_lost_canaries()
         await turns()
         assert not apart(routed)
         assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
@@ -531,7 +534,7 @@ def test_next_supervisor_takes_a_canary_that_was_not_recorded_yet_from_the_gatew
         await turns()
         facts = facts_of(successor.core, entry)
         assert (facts.canary, facts.canary_share, len(apart(routed))) == ("", 0.0, 1)
-        Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
+        successor.core.withdraw_lost_canaries()
         await turns()
         assert not apart(routed)
         assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
