@@ -18,6 +18,7 @@ FEATURES = (
     "pytest_plugin",
     "notify",
     "proxmox",
+    "registration",
     "scaling",
     "rollout",
     "haproxy",
@@ -38,6 +39,7 @@ class Feature:
     # The class of a table within a server's, by its name in the core, from which it inherits: with more keys.
     sections: Mapping[str, str] = field(default_factory=dict)
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
+    needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each
     # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.

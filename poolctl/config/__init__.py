@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import *
     from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
-    from poolctl.config.model.registration_table import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
     from poolctl.config.reading import *
     from poolctl.config.rules.conflicts import *
     from poolctl.config.rules.engines import *
     from poolctl.config.rules.json_schema import *
-    from poolctl.config.rules.registrations import *
     from poolctl.config.rules.routes import *
     from poolctl.config.rules.server_references import *
     from poolctl.config.rules.table_addresses import *
@@ -50,8 +48,7 @@ __all__ = [
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
-    "Probe", "Problem", "Reading", "Recovery", "RegisteredBackend", "Registration",
-    "RegistrationClient", "RegistrationTable", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
+    "Probe", "Problem", "Reading", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
     "default_env_file", "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped",
@@ -59,8 +56,8 @@ __all__ = [
     "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
     "no_certificate", "open_files_needed", "other_engine", "own_addresses", "pool_variables", "probed_targets",
     "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse",
-    "registration_of", "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of",
-    "value_text", "values_of", "variables_named_in", "with_addresses", "with_registrations",
+    "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of",
+    "value_text", "values_of", "variables_named_in", "with_addresses",
 ]
 # fmt: on
 _MODULES = {
@@ -86,8 +83,6 @@ _MODULES = {
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "rules.json_schema": "json_schema",
     "model.operator_table": "OperatorTable",
-    "model.registration_table": "RegistrationClient RegistrationTable",
-    "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "rules.routes": "AnyRoute probed_targets routes_of users_of",
     "rules.server_references": "Named reference_findings with_addresses",
     "values.plain": "address_parts",

@@ -9,7 +9,6 @@ from poolctl.control.answers import Result
 from poolctl.control.show_answers import RouteToServer
 from poolctl.json_form import Table
 from poolctl.routing.host_report import HostReport
-from poolctl.routing.registration_report import RegistrationReport
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_report import RouteReport
 
@@ -25,13 +24,6 @@ class HostsResult(Result):
     """Of `hosts`, and of `host`, which changes some."""
 
     items: tuple[HostReport, ...] = ()  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationsResult(Result):
-    """Of `register` and `unregister`: the services that were named."""
-
-    items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
@@ -13,7 +13,6 @@ from poolctl.feature import Feature, features
 from poolctl.monitor.event_queue import Events
 
 from .active_configuration import PoolEnvironment
-from .machine_source import ConnectMachines
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
 
@@ -24,7 +23,6 @@ class PartSite(NamedTuple):
     environment: PoolEnvironment
     core: Core
     events: Events
-    machines: ConnectMachines
 
 
 class FeaturePart:
@@ -53,6 +51,9 @@ class FeaturePart:
         """End, because the supervisor ends."""
 
 
+Part = TypeVar("Part", bound=FeaturePart)
+
+
 class FeatureParts:
     """The parts of all features. A feature that the configuration does not name is not imported at a start."""
 
@@ -61,9 +62,9 @@ class FeatureParts:
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
 
-    def begin(self, core: Core, machines: ConnectMachines) -> None:
+    def begin(self, core: Core) -> None:
         """Make parts for this core from now on."""
-        self._site = PartSite(self._environment, core, self._events, machines)
+        self._site = PartSite(self._environment, core, self._events)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
@@ -72,7 +73,7 @@ class FeatureParts:
         """Let the features act on these tables from now on."""
         named = tables.by_name().keys()
         for feature in _features():
-            if feature.package in self._parts or named & feature.tables.keys():
+            if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}:
                 self._part(feature).follow(tables)
 
     def add_verbs(self, verbs: Verbs) -> None:
@@ -80,6 +81,10 @@ class FeatureParts:
         for feature in _features():
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
+
+    def of(self, kind: type[Part]) -> list[Part]:
+        """The parts of this kind."""
+        return [part for part in self._parts.values() if isinstance(part, kind)]
 
     @property
     def problems(self) -> list[str]:

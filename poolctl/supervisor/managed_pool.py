@@ -184,7 +184,7 @@ class ManagedPool:
         trace = Trace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
-        await self._observers.resume_counting(self.core, self._store, self._gateway.connect_machines)
+        await self._observers.resume_counting(self.core, self._store)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # With problems no worker is started: orphans wait until the files are valid again.
@@ -225,7 +225,8 @@ class ManagedPool:
             self._perform = self._service.around(self._verbs.handle)
         if not self._configuration.problems:
             # A supervisor that serves commands only too: workers that it starts need the routes.
-            await self._gateway.start(self.core, self._verbs, self._observers.totals)
+            observers = self._observers
+            await self._gateway.start(self.core, self._verbs, observers.totals, observers.parts)
             self._operator.start(self.core)
 
     @property

@@ -39,7 +39,7 @@ WITHIN = {
         "reading": 6, "loader": 7, "edit": 8,
     },
     "supervisor": {
-        "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2, "machine_source": 2,
+        "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2,
         "active_configuration": 3, "verbs": 4, "feature_parts": 5, "observers": 6,
     },
     "runners": {

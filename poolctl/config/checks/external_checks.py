@@ -218,12 +218,6 @@ def check_tables(
         wrong, doubtful = check_operator(tables.operator, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
-    if tables.registration:
-        from poolctl.config.checks.registration_checks import check_registration
-
-        wrong, doubtful = check_registration(tables.registration, env, datetime.now(UTC))
-        problems += wrong
-        warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     names = tables.by_name().keys()

@@ -21,7 +21,6 @@ from poolctl.feature import features
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
     from poolctl.config.model.operator_table import OperatorTable
-    from poolctl.config.model.registration_table import RegistrationTable
     from poolctl.config.values.table_types import Handlers, MetricsPath, PortRange
     from poolctl.config.values.value_types import (
         Bind,
@@ -39,7 +38,7 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-_NAMES = ("metrics", "dashboard", "events", "operator", "registration", *GATEWAY_TABLES)
+_NAMES = ("metrics", "dashboard", "events", "operator", *GATEWAY_TABLES)
 
 
 class PoolSettings(Section):
@@ -173,11 +172,6 @@ class Tables:
     def operator(self) -> OperatorTable | None:
         """[operator]."""
         return self._tables.get("operator")
-
-    @property
-    def registration(self) -> RegistrationTable | None:
-        """[registration]."""
-        return self._tables.get("registration")
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
         """The table of this model; None where the files have none."""

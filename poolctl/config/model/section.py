@@ -275,6 +275,10 @@ class Table(Section):
         """The problems between its keys; their paths begin within the table."""
         return ()
 
+    def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
+        """The problems with other tables, by their names in `Tables`: None for invalid ones; see `findings`."""
+        return ()
+
     @property
     def has_startup_warnings(self) -> bool:
         """Whether `check` may find something that is worth a warning at a start."""

@@ -34,29 +34,33 @@ def with_absolute_paths(
 def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files; problems of the others are added to the findings."""
     values: dict[str, Tree] = {}
-    for name in table_names():
-        if name in raw and (model := model_of_table(name)) is not None:
-            table = _list_of if model.listed else _table
-            values[name] = table(model, raw[name], (name,), findings)
     if any(name in raw for name in GATEWAY_TABLES):
         from poolctl.config.rules.gateway import gateway_tables
 
         values |= gateway_tables(raw, findings)
+    for name in table_names():
+        if name in raw and (model := model_of_table(name)) is not None:
+            if model.listed:
+                values[name] = _list_of(model, raw[name], (name,), findings, values)
+            else:
+                values[name] = _table(model, raw[name], (name,), findings, values)
     if "operator" in raw:
         has_gateway = any(name in raw for name in GATEWAY_TABLES)
         values["operator"] = _operator(raw["operator"], findings, has_gateway=has_gateway)
-    if "registration" in raw:
-        values["registration"] = _registration(raw["registration"], values, findings)
     return Tables(**values)
 
 
 def _list_of(
-    model: type[Table], given: list[dict[str, Tree]], path: Path, findings: list[Finding]
+    model: type[Table],
+    given: list[dict[str, Tree]],
+    path: Path,
+    findings: list[Finding],
+    others: Mapping[str, Tree],
 ) -> tuple[Table, ...]:
     labels: set[str] = set()
     found: list[Table] = []
     for index, each in enumerate(given):
-        table = _table(model, each, (*path, index), findings)
+        table = _table(model, each, (*path, index), findings, others)
         if table is not None:
             found.append(table)
             if table.label in labels:
@@ -66,14 +70,20 @@ def _list_of(
     return tuple(found)
 
 
-def _table(model: type[Table], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Table | None:
+def _table(
+    model: type[Table],
+    given: dict[str, Tree],
+    path: Path,
+    findings: list[Finding],
+    others: Mapping[str, Tree],
+) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
     found = validated(model, table, own)
     # An address that is not accepted may still be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if found is not None:
-        own += found.findings()
+        own += [*found.findings(), *found.findings_among(others)]
     findings += [each._replace(path=(*path, *each.path)) for each in own]
     return None if own else found
 
@@ -93,23 +103,4 @@ def _operator(raw: Mapping[str, Tree], findings: list[Finding], *, has_gateway: 
             message = "without a gateway there are no requests to inform an operator of"
             own.append(Finding(("url",), message, "add [gateway], or take url out"))
     findings += [each._replace(path=("operator", *each.path)) for each in own]
-    return None if own else table
-
-
-def _registration(
-    raw: Mapping[str, Tree], values: Mapping[str, Tree], findings: list[Finding]
-) -> Table | None:
-    """The table [registration], None if there are problems of it, which are added to the findings."""
-    from poolctl.config.model.registration_table import RegistrationTable
-
-    own: list[Finding] = []
-    table = validated(RegistrationTable, dict(raw), own)
-    if table is not None:
-        if "gateway" not in values:
-            message = "without a gateway there are no routes to register for"
-            own.append(Finding((), message, "add a [[route]] with register = true, or take the table out"))
-        else:
-            accepting = {route.label for route in values.get("routes") or () if route.register}
-            own += table.findings_among(accepting)
-    findings += [each._replace(path=("registration", *each.path)) for each in own]
     return None if own else table

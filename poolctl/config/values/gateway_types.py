@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [gateway], [[route]], [[stream]] and of registrations take."""
+"""The kinds of values that the keys of [gateway], [[route]] and [[stream]] take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandle
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl.config.values.plain import BadValue, number_from_environment, truth_from_environment
-from poolctl.config.values.problems import Tree, printable, shown
+from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.route_values import (
     STREAM_TARGET_ALLOWED,
     TARGET_ALLOWED,
@@ -26,7 +26,6 @@ from poolctl.config.values.value_types import (
     HeaderName,
     Method,
     UrlPath,
-    Word,
 )
 from poolctl.routing.route import POLICIES
 
@@ -86,16 +85,6 @@ TRUTH_OR_CERTIFICATES = TruthOrTables('{ cert = "FILE", key = "FILE" }, a list o
 LISTENERS = ShortForm("bind", ADDRESS_ALLOWED)
 TARGETS = ShortForm("to", TARGET_ALLOWED)
 STREAM_TARGETS = ShortForm("to", STREAM_TARGET_ALLOWED)
-URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
-_LONGEST_NAME = 200
-
-
-def _url(text: str) -> str:
-    if ":" not in text or text.startswith("tag:"):
-        raise BadValue(f"{printable(text[:60])!r} is no URL", URL_ALLOWED)
-    if not text.isprintable():
-        raise BadValue(f"{shown(text)} holds a control character", URL_ALLOWED)
-    return text
 
 
 def _probe(value: Tree) -> Tree:
@@ -123,8 +112,6 @@ Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ..
 HeaderNames = Annotated[tuple[HeaderName, ...], Strict(False)]
 Methods = Annotated[tuple[Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
-ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]
-ServiceUrl = Annotated[TargetText, AfterValidator(_url)]
 RedirectText = Annotated[str, AfterValidator(redirect_target)]
 REDIRECT = BeforeValidator(_redirect)
 PATH_OF_PROBE = BeforeValidator(_probe)

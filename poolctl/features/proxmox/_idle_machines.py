@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from poolctl.platform import replace_file
-from poolctl.supervisor.machine_source import Activity
+from poolctl.supervisor.gateway.target_sources import Activity
 
 from ._machine_starter import MachineStarter
 

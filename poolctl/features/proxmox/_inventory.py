@@ -106,11 +106,6 @@ class ProxmoxInventory:
         """See MachineSource."""
         return self.starter.states
 
-    @property
-    def not_served(self) -> str:
-        """See MachineSource."""
-        return f"[proxmox]: {self.problem}" if self.problem else ""
-
     def ask(self, url: str) -> None:
         """See MachineSource."""
         self.starter.ask(url)

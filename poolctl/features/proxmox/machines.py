@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from poolctl.config import Tables
-from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.machine_source import MachineGateway, MachineSource
+from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.gateway.gateway_manager import GatewayManager
+from poolctl.supervisor.gateway.gateway_part import GatewayPart
 
 from ._inventory import ProxmoxInventory
 from .table import ProxmoxTable
 
 
-class Machines(FeaturePart):
-    """Has the gateway's routes linked to machines, once there is a gateway.
-
-    The gateway reports why machines are not known, and closes the inventory.
-    """
+class Machines(GatewayPart):
+    """Has the gateway's routes linked to machines, once there is a gateway."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -24,12 +24,11 @@ class Machines(FeaturePart):
     def follow(self, tables: Tables) -> None:
         """See FeaturePart."""
         self._table = tables.get(ProxmoxTable)
-        if self._inventory is None:
-            self.site.machines(self._make_inventory)
-        else:
+        if self._inventory is not None:
             self._read(self._inventory)
 
-    def _make_inventory(self, gateway: MachineGateway) -> MachineSource:
+    def connect(self, gateway: GatewayManager) -> None:
+        """See GatewayPart."""
         self._inventory = ProxmoxInventory(
             self.site.events,
             gateway.report_machines,
@@ -37,7 +36,18 @@ class Machines(FeaturePart):
             state_directory=self.site.environment.state_directory,
         )
         self._read(self._inventory)
-        return self._inventory
+        gateway.find_machines(self._inventory)
+
+    @property
+    def not_served(self) -> Iterable[str]:
+        """See GatewayPart."""
+        problem = "" if self._inventory is None else self._inventory.problem
+        return [f"[proxmox]: {problem}"] if problem else []
+
+    async def disconnect(self) -> None:
+        """See GatewayPart."""
+        if self._inventory is not None:
+            self._inventory.close()
 
     def _read(self, inventory: ProxmoxInventory) -> None:
         inventory.follow(self._table, self.site.environment.configuration.environment)

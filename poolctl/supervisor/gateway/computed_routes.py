@@ -14,16 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
-from poolctl.config import (
-    MASK,
-    RegisteredBackend,
-    ServerConfig,
-    Tables,
-    masked,
-    routes_of,
-    users_of,
-    with_registrations,
-)
+from poolctl.config import MASK, AnyRoute, ServerConfig, Tables, masked, routes_of, users_of
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.rendezvous import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
@@ -33,6 +24,8 @@ from poolctl.routing.separation import Kept, ending, kept_connections
 from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
+
+from .target_sources import ServiceSource, WithServices
 
 _SECRET_BYTES = 32
 _KEY_CHARACTERS = 32
@@ -76,12 +69,12 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
 
-    `registered` gives the services that have registered as backends; after a change of these, call `again`. Before a
-    table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
-    connections of these servers; with `adopted` only connections of workers that an earlier supervisor placed. Files in
-    `directory` record kept connections for the next supervisor, and the secret from which the `context_keys` of servers
-    are derived. Generations increase across supervisors and keepers too, because workers and gateways that outlive both
-    know older generations.
+    `services` adds services to the routes; after a change of these, call `again`. Before a table in which a connection
+    that a worker has kept may lead to another user's server, `end_kept` ends the connections of these servers; with
+    `adopted` only connections of workers that an earlier supervisor placed. Files in `directory` record kept
+    connections for the next supervisor, and the secret from which the `context_keys` of servers are derived.
+    Generations increase across supervisors and keepers too, because workers and gateways that outlive both know older
+    generations.
     """
 
     def __init__(
@@ -104,7 +97,7 @@ class ComputedRoutes:
         # The tables for workers instead, by the names of their servers; "" is for servers that no longer have a route.
         self.worker_tables: Mapping[str, Descriptor] = {}
         self.problem = ""
-        self.registered: Callable[[], Sequence[RegisteredBackend]] = tuple
+        self.services: ServiceSource | None = None
         self._changed = changed
         self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
@@ -197,7 +190,8 @@ class ComputedRoutes:
         before = self.routes if self.table is not None else None
         try:
             servers, tables = source()
-            work = functools.partial(_computed, servers, tables, self.registered())
+            with_services = None if self.services is None else await self.services.present()
+            work = functools.partial(_computed, servers, tables, with_services)
             routes = await in_daemon_thread(work)
             if routes != before:
                 await self._make_way(routes, users_of(servers))
@@ -254,10 +248,13 @@ class ComputedRoutes:
 
 
 def _computed(
-    servers: Sequence[ServerConfig], tables: Tables, registered: Sequence[RegisteredBackend]
+    servers: Sequence[ServerConfig], tables: Tables, with_services: WithServices | None
 ) -> RouteSet:
     http, streams, excluded = [], [], []
-    for route in with_registrations(routes_of(servers, tables), servers, tables, registered):
+    routes: Sequence[AnyRoute] = routes_of(servers, tables)
+    if with_services is not None:
+        routes = with_services(routes, servers, tables)
+    for route in routes:
         if isinstance(route, Route):
             http.append(route)
         elif isinstance(route, StreamRoute):

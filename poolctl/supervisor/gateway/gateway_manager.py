@@ -27,7 +27,6 @@ from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 
 from ..active_configuration import PoolEnvironment
-from ..machine_source import Activity, MachineSource
 from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
@@ -38,6 +37,7 @@ from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
 from .server_reports import ServerReports
 from .target_probes import TargetProbes
+from .target_sources import Activity, MachineSource
 
 _SERVES_SECONDS = 10.0
 # Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.
@@ -190,12 +190,12 @@ class GatewayManager(SidecarManager):
         machines.follow_routes(self._routes.routes.served)
 
     def report_machines(self) -> None:
-        """See MachineGateway."""
+        """Send the process the states of the machines behind URLs."""
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
     async def activities(self) -> dict[str, Activity] | None:
-        """See MachineGateway."""
+        """The requests of each host; None while the process does not answer."""
         try:
             report = None if self.gateway is None else await self.gateway.report()
         except (LinkLost, TimeoutError):

@@ -23,7 +23,6 @@ from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
-from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -34,7 +33,6 @@ from ..observers.totals import Totals
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
-from .registrations import Registrations
 from .route_figures import RouteFigures
 
 # Above this number only routes that match the host are explained.
@@ -49,11 +47,10 @@ _OPERATIONS = ("disable", "enable", "drain")
 class GatewayVerbs:
     """Answers with the reports of the gateway's process and the counts of the workers."""
 
-    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, services: Registrations) -> None:
+    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals) -> None:
         self._gateway = gateway
         self._core = core
         self._totals = totals
-        self._services = services
 
     def add_to(self, verbs: Verbs) -> None:
         """Answer these verbs."""
@@ -73,7 +70,7 @@ class GatewayVerbs:
             return await self._candidates(call.options)
         routes = self._gateway.routes.routes
         report = await self._report() or {}
-        figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
+        figures = RouteFigures(self._gateway, self._core, self._totals, report)
         machines, reports = self._gateway.machines, []
         with closing(figures):
             for number, each in enumerate(routes.served):
@@ -110,7 +107,7 @@ class GatewayVerbs:
         """The health of each served route; a stream with the alias of an HTTP route is named with its protocol."""
         await self._gateway.routes.settled()
         report = await self._report() or {}
-        figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
+        figures = RouteFigures(self._gateway, self._core, self._totals, report)
         found: dict[str, RouteHealth] = {}
         with closing(figures):
             for number, each in enumerate(self._gateway.routes.routes.served):
@@ -182,14 +179,13 @@ class GatewayVerbs:
         if report is None:
             return self._away()
         rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
-        for service in self._services:
-            url, why = service.settings.to, service.why or service.state
+        for service in self._gateway.routes.services or ():
+            url, status = service.url, service.health.status
             # The gateway has one that was taken out for as long as it answers requests.
-            if service.state != SERVING and not (url in rows and rows[url].routes):
+            if not service.is_serving and not (url in rows and rows[url].routes):
                 row = rows.get(url) or HostReport(host=url)
-                status = service.health.status
                 rows[url] = replace(
-                    row, routes=(service.settings.name,), available=False, health=status, why=why
+                    row, routes=(service.alias,), available=False, health=status, why=service.problem
                 )
         return HostsResult(items=tuple(rows.values()))
 

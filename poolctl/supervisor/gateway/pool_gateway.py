@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.errors import PoolRestartError, PoolStartError, PoolValidateError
+from poolctl.errors import PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
-from ..machine_source import MachineGateway, MachineSource
+from ..feature_parts import FeatureParts
 from ..observers.totals import Totals
 from ..verbs.server_documents import as_kind
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
+from .gateway_part import GatewayPart
 
 if TYPE_CHECKING:
     from poolctl.monitor.exposition import Family
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
     from .gateway_verbs import GatewayVerbs
-    from .registration_address import RegistrationAddress
-    from .registration_manager import RegistrationManager
-    from .registrations import Registrations
 
 # Modules that a start imports only for a configuration with a gateway.
 MODULES = (
@@ -43,24 +37,12 @@ MODULES = (
     "poolctl.supervisor.gateway.gateway_metrics",
     "poolctl.supervisor.gateway.gateway_statistics",
     "poolctl.supervisor.gateway.gateway_verbs",
-    "poolctl.supervisor.gateway.registration_address",
-    "poolctl.supervisor.gateway.registration_manager",
 )
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
 # A worker may be busy with a request for longer.
 _CONFIRMED_SECONDS = 2.0
 _SERVERS_NAMED = 3
-_AFTER_START_SECONDS = 1.0
-
-
-def _prepare_validation() -> None:
-    """Import and build the validation of registrations now, because an upgrade may replace the package's files."""
-    from poolctl.config import RouteConfig, registration_of
-
-    registration_of({}, [])
-    with contextlib.suppress(PoolValidateError):
-        RouteConfig()
 
 
 class PoolGateway:
@@ -72,10 +54,7 @@ class PoolGateway:
         self._manager: GatewayManager | None = None
         self._statistics: GatewayStatistics | None = None
         self._routes: GatewayVerbs | None = None
-        self._services: Registrations | None = None
-        self._registrations: RegistrationManager | None = None
-        self._registration_address: RegistrationAddress | None = None
-        self._make_machines: Callable[[MachineGateway], MachineSource] | None = None
+        self._parts: list[GatewayPart] = []  # the connected ones
         self._found = False
 
     async def take_in(self) -> None:
@@ -87,24 +66,14 @@ class PoolGateway:
             if (orphan := await search.search()) is not None:
                 await search.keep(orphan)
 
-    async def start(self, core: Core, verbs: Verbs, totals: Totals) -> None:
+    async def start(self, core: Core, verbs: Verbs, totals: Totals, features: FeatureParts) -> None:
         """Serve as configured, now and after each reload."""
-        self._core, self._verbs, self._totals = core, verbs, totals
+        self._core, self._verbs, self._totals, self._features = core, verbs, totals, features
         # A gateway that is no longer configured is still there if the supervisor was killed in a reload.
         _, fds = await self._environment.keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         self._found = bool(fds)
         for fd in fds:
             os.close(fd)
-        if self._environment.configuration.tables.gateway is not None or self._found:
-            from .registration_manager import saved_registrations
-
-            # Before the first route table, which would take them out.
-            self._services = await saved_registrations(
-                self._environment.keeper,
-                self._environment.directory,
-                self._environment.state_directory,
-                core.clock,
-            )
         self._environment.configuration.follow(self._follow, every_reload=True)
 
     def _follow(self, tables: Tables) -> None:
@@ -112,54 +81,20 @@ class PoolGateway:
             from .gateway_manager import GatewayManager
             from .gateway_statistics import GatewayStatistics
             from .gateway_verbs import GatewayVerbs
-            from .registration_manager import RegistrationManager
-            from .registrations import Registrations
 
             self._manager = GatewayManager(self._environment, self._core, self._events)
-            services = self._services or Registrations(self._core.clock)
-            keeper, directory = self._environment.keeper, self._environment.directory
-            self._registrations = RegistrationManager(
-                self._manager,
-                self._core.clock,
-                self._events,
-                keeper,
-                directory,
-                self._environment.state_directory,
-                services,
-            )
-            self._registrations.add_to(self._verbs)
-            self._routes = GatewayVerbs(self._manager, self._core, self._totals, services)
+            self._routes = GatewayVerbs(self._manager, self._core, self._totals)
             self._routes.add_to(self._verbs)
             self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
             self._statistics.add_to(self._verbs)
             self._verbs.extend("status", self._routes.warn)
-            prepare = threading.Thread(target=_prepare_validation, daemon=True)
-            asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
         if self._manager is not None and self._statistics is not None:
+            for part in self._features.of(GatewayPart):
+                if part not in self._parts:
+                    self._parts.append(part)
+                    part.connect(self._manager)
             self._manager.follow(tables)
             self._statistics.follow()
-            self._find_machines()
-            self._serve_registrations(tables)
-
-    def _serve_registrations(self, tables: Tables) -> None:
-        if self._registration_address is None and tables.registration is not None:
-            from .registration_address import RegistrationAddress
-
-            assert self._registrations is not None
-            self._registration_address = RegistrationAddress(
-                self._environment, self._events, self._registrations
-            )
-        if self._registration_address is not None:
-            self._registration_address.follow(tables)
-
-    def connect_machines(self, make: Callable[[MachineGateway], MachineSource]) -> None:
-        """See ConnectMachines."""
-        self._make_machines = make
-        self._find_machines()
-
-    def _find_machines(self) -> None:
-        if self._manager is not None and self._make_machines is not None and self._manager.machines is None:
-            self._manager.find_machines(self._make_machines(self._manager))
 
     @property
     def is_alone(self) -> bool:
@@ -174,14 +109,9 @@ class PoolGateway:
         """Why it does not serve, or not reliably, if that is so."""
         if self._manager is None:
             return []
-        found = {"[gateway]": self._manager.problem or self._manager.instability}
-        if self._registration_address is not None:
-            found["[registration]"] = self._registration_address.problem
-        machines = self._manager.machines
-        return [
-            *(f"{table}: {problem}" for table, problem in found.items() if problem),
-            *([machines.not_served] if machines is not None and machines.not_served else ()),
-        ]
+        problem = self._manager.problem or self._manager.instability
+        own = [f"[gateway]: {problem}"] if problem else []
+        return [*own, *(each for part in self._parts for each in part.not_served)]
 
     @property
     def pid(self) -> int | None:
@@ -196,7 +126,7 @@ class PoolGateway:
 
         healths = await self.healths() or {}
         found = await gateway_metrics(self._manager, self._core, await self._statistics.passed(), healths)
-        return [*found, *(self._registrations.metrics() if self._registrations is not None else ())]
+        return [*found, *(family for part in self._parts for family in part.metrics())]
 
     async def healths(self) -> dict[str, RouteHealth] | None:
         """See HealthOfRoutes."""
@@ -208,8 +138,8 @@ class PoolGateway:
         """The result of a command, once its changes are in force here too; see Daemon."""
         result = replace(result, without_servers=self.is_alone or None)
         manager = self._manager
-        if self._registration_address is not None:
-            await self._registration_address.attempted()
+        for part in self._parts:
+            await part.attempted()
         if manager is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
         if not call.options.get("wait", True):
@@ -240,13 +170,9 @@ class PoolGateway:
 
     async def aclose(self) -> None:
         """End it."""
-        if self._registration_address is not None:
-            await self._registration_address.close()
-        if self._manager is not None and self._manager.machines is not None:
-            self._manager.machines.close()
+        for part in self._parts:
+            await part.disconnect()
         if self._statistics is not None:
             self._statistics.close()
-        if self._registrations is not None:
-            self._registrations.close()
         if self._manager is not None:
             await self._manager.aclose()

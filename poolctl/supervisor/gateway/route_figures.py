@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from poolctl.config import other_engine
@@ -10,7 +10,6 @@ from poolctl.core.core import Core
 from poolctl.gateway.counts import REFUSED
 from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostState
-from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_key, route_report
@@ -22,7 +21,7 @@ from ..observers.pool_health import health_of
 from ..observers.statistics import errors, latency_seconds
 from ..observers.totals import Totals
 from .gateway_manager import GatewayManager
-from .registrations import RegisteredService, Registrations
+from .target_sources import RoutedService
 
 _NONE = [0] * tally.COUNTED
 
@@ -34,10 +33,8 @@ class RouteFigures:
     that were not proxied.
     """
 
-    def __init__(
-        self, gateway: GatewayManager, core: Core, totals: Totals, report: Table, services: Registrations
-    ) -> None:
-        self._services = services
+    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
+        self._services = gateway.routes.services
         excluded = gateway.routes.routes.excluded
         self._refused = {each.alias for each in excluded if each.provider == REGISTRATION}
         self._gateway = gateway
@@ -88,8 +85,8 @@ class RouteFigures:
                 failed += min(routes.get(tally.error_mark(route.alias), 0), count)
                 total = [one + other for one, other in zip(total, of_workers, strict=True)]
         changes: Table = {"state": health.status, "waiting": self._queues.get(route.alias, 0)}
-        if services := self._services_of(route):
-            changes["registrations"] = tuple(map(self._services.report, services))
+        if self._services is not None and self._services_of(route):
+            changes["registrations"] = self._services.reports(route.alias)
         if report.way == PASS:
             if why := next(self._hindrances(route), ""):
                 changes |= {"way": PROXY, "why": why}
@@ -115,29 +112,31 @@ class RouteFigures:
             return RouteHealth(status=HEALTHY)
         verdicts = self._healths.get(route_key(route), {})
         services = self._services_of(route) if isinstance(route, Route) else []
-        probed = {
-            each.settings.to: each.health for each in services if each.state == SERVING and each.is_probed
-        }
+        probed = {each.url: each.health for each in services if each.is_serving and each.is_probed}
         found = []
         for target in route.to:
             health = self._health(target.key, target.server, verdicts.get(target.key))
             is_active = self._hosts.get(target.key, {}).get("state", HostState.ACTIVE) == HostState.ACTIVE
             found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
-        return route_health([*found, *(each.health for each in services if each.state != SERVING)])
+        return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of a route that is not served; with the services, if it is because of these."""
-        services = self._services.of(route.alias) if route.provider == REGISTRATION else []
-        return replace(route_report(route), registrations=tuple(map(self._services.report, services)) or None)
+        report = route_report(route)
+        if self._services is None or route.provider != REGISTRATION:
+            return report
+        return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
         """Whether its connections stay with the gateway if they are no TLS, which all of its servers speak."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
-    def _services_of(self, route: Route) -> list[RegisteredService]:
+    def _services_of(self, route: Route) -> Sequence[RoutedService]:
         """The services that are backends of the route."""
-        return [] if route.alias in self._refused else self._services.of(route.alias)
+        if self._services is None or route.alias in self._refused:
+            return ()
+        return self._services.of(route.alias)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""

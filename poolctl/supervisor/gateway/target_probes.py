@@ -11,7 +11,7 @@ from poolctl.probes.hysteresis import Hysteresis
 from poolctl.routing.registration_report import FAILING, SERVING, STARTING
 from poolctl.states import Status
 
-from .registration_probes import RegistrationProbes
+from .url_probes import UrlProbes
 
 
 class ProbeSettings(NamedTuple):
@@ -62,7 +62,7 @@ class TargetProbes:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._targets: dict[str, ProbedTarget] = {}
-        self._probes: RegistrationProbes[ProbedTarget] | None = None
+        self._probes: UrlProbes[ProbedTarget] | None = None
 
     def __iter__(self) -> Iterator[ProbedTarget]:
         return iter(self._targets.values())
@@ -73,7 +73,7 @@ class TargetProbes:
         if not (wanted or self._targets):
             return
         if self._probes is None:
-            self._probes = RegistrationProbes(self._probed)
+            self._probes = UrlProbes(self._probed)
         for url, target in [*self._targets.items()]:
             if wanted.get(url) != target.settings.probe:
                 self._probes.forget(target)

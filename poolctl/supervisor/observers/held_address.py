@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import Generic, Literal, TypeVar
 
 from poolctl.address import parse
+from poolctl.config import TLSConfig
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
 from poolctl.listeners.open_listener import BACKLOG
 from poolctl.listeners.unix_listener import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.listener_opener import Opener
+from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
 
 _AGAIN_SECONDS = 5.0
+# How often the files of a certificate are looked at: other programs renew them.
+_RENEWAL_SECONDS = 30.0
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -57,7 +63,7 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 class HeldAddress(Generic[Endpoint]):
     """Serves an address as ordered. One that another process has is tried again; `problem` is why it is not served.
 
-    `entry` is its name in the keeper's store; `what` is served there, in messages.
+    `entry` is its name in the keeper's store; `what` is served there, in messages: the name of its table.
     """
 
     def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
@@ -73,8 +79,7 @@ class HeldAddress(Generic[Endpoint]):
         self._identity: Identity | None = None
         self._listeners: list[socket.socket] = []
         self._server: Endpoint | None = None
-        # `configure` is called again after so long: files that it reads may have changed.
-        self.again_seconds: float | None = None
+        self._certificate: object = None  # the certificate in use, with marks of its files
         self._work: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._tried = asyncio.Event()
@@ -86,6 +91,26 @@ class HeldAddress(Generic[Endpoint]):
     async def configure(self, server: Endpoint) -> None:
         """Put in force for it what was ordered last. Raises ServerError or OSError."""
         raise NotImplementedError
+
+    async def use_certificate(
+        self,
+        server: Endpoint,
+        tls: TLSConfig | Literal[False],
+        env: Mapping[str, str],
+        *,
+        required: bool = True,
+    ) -> None:
+        """Have it use this certificate from now on, or none; `configure` is called again to look for renewed files.
+
+        With `ca` clients present certificates: all of them if that is `required`. Raises ServerError.
+        """
+        if not tls:
+            server.tls, self._certificate = None, None
+            return
+        mark = await in_daemon_thread(lambda: (tls, required, _marks_of_files(tls)))
+        if mark != self._certificate:
+            server.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
+            self._certificate = mark
 
     async def attempted(self) -> None:
         """Return when serving has been tried."""
@@ -110,9 +135,10 @@ class HeldAddress(Generic[Endpoint]):
         await self._adopt()
         while True:
             self._changed.clear()
-            pause = self.again_seconds
+            pause = None
             try:
                 await self._apply(self._wanted, self._mode)
+                pause = _RENEWAL_SECONDS if self._certificate is not None else None
                 self.problem = ""
             except (ServerError, OSError) as error:
                 pause = _AGAIN_SECONDS
@@ -145,7 +171,8 @@ class HeldAddress(Generic[Endpoint]):
             self._open, self._identity = wanted, identity_of(bind)
             fds = [sock.fileno() for sock in self._listeners]
             self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
-        server = self._server or self.make_server()
+        if (server := self._server) is None:
+            server, self._certificate = self.make_server(), None
         await self.configure(server)
         if self._server is None:
             try:
@@ -158,7 +185,7 @@ class HeldAddress(Generic[Endpoint]):
     async def _shut(self) -> None:
         if self._server is not None:
             self._server.close()
-            self._server = None
+            self._server = self._certificate = None
         if self._open is not None:
             if self._identity is not None:
                 remove(_bind_of(self._open).removeprefix("unix:"), self._identity)
@@ -173,3 +200,37 @@ def _bind_of(held: str) -> str:
     """The address in an entry's value: that of a Unix socket with a mode has it before."""
     mode, _, bind = held.partition(" ")
     return bind if mode.isdigit() else held
+
+
+def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: str) -> ssl.SSLContext:
+    """Blocks on the disk. Raises ServerError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[tls.min_version]
+    # Without a password OpenSSL would ask for one on the terminal.
+    password = env.get(tls.password_env, "") if tls.password_env else ""
+    try:
+        if tls.ciphers:
+            context.set_ciphers(tls.ciphers)
+        context.load_cert_chain(tls.cert, tls.key, password)
+        if tls.ca:
+            context.load_verify_locations(tls.ca)
+            needed = required or tls.client_auth == "required"
+            context.verify_mode = ssl.CERT_REQUIRED if needed else ssl.CERT_OPTIONAL
+    except (OSError, ValueError) as error:
+        raise ServerError(
+            f"its certificate cannot be used: {error}", hint=f"check tls of [{table}]"
+        ) from None
+    return context
+
+
+def _marks_of_files(tls: TLSConfig) -> list[tuple[int, int]]:
+    """Differs when one of the files has changed. Blocks on the disk."""
+    found = []
+    for path in filter(None, (tls.cert, tls.key, tls.ca)):
+        try:
+            status = os.stat(path)
+        except OSError:
+            found.append((0, 0))
+        else:
+            found.append((status.st_mtime_ns, status.st_ino))
+    return found

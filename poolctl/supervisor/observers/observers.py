@@ -18,7 +18,6 @@ from poolctl.monitor.journal import Journal
 
 from ..active_configuration import PoolEnvironment
 from ..feature_parts import FeatureParts
-from ..machine_source import ConnectMachines
 from ..takeover.state_store import StateStore
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
@@ -53,7 +52,7 @@ class Observers:
     def __init__(self, environment: PoolEnvironment, clock: Clock, daemon: Daemon) -> None:
         self.events = Events(clock)
         self._environment = environment
-        self._parts = FeatureParts(environment, self.events)
+        self.parts = FeatureParts(environment, self.events)
         self._configuration = environment.configuration
         self._daemon = daemon
         self._dashboard: DashboardPage | None = None
@@ -65,10 +64,10 @@ class Observers:
         """Keep events where the configuration in force says."""
         self._configuration.follow(self._set_journal)
 
-    async def resume_counting(self, core: Core, store: StateStore, machines: ConnectMachines) -> None:
+    async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self._parts.begin(core, machines)
+        self.parts.begin(core)
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)
@@ -77,7 +76,7 @@ class Observers:
     def record_events(self, adopted: int) -> None:
         """Record changes of the servers; `adopted` workers of the previous supervisor are there."""
         # First, so that features receive the first events, too.
-        self._configuration.follow(self._parts.follow)
+        self._configuration.follow(self.parts.follow, every_reload=True)
         if not self._configuration.problems:
             self._is_recording = True
             recorder = EventRecorder(self._core, self.events, self.totals)
@@ -92,7 +91,7 @@ class Observers:
         verbs.add("metrics", self._metrics_verb)
         verbs.add("health", self._health_verb)
         verbs.add("dashboard", self._dashboard_verb)
-        self._parts.add_verbs(verbs)
+        self.parts.add_verbs(verbs)
         self._configuration.follow(self._serve_metrics)
         if self._metrics is not None:
             await self._metrics.attempted()
@@ -109,7 +108,7 @@ class Observers:
         own = (
             f"{table}: {each.problem}" for table, each in found.items() if each is not None and each.problem
         )
-        return [*own, *self._parts.problems]
+        return [*own, *self.parts.problems]
 
     @property
     def lost_events(self) -> list[str]:
@@ -128,7 +127,7 @@ class Observers:
     def flush(self) -> None:
         """Write pending events, and let features save everything for a successor."""
         self.events.flush()
-        self._parts.flush()
+        self.parts.flush()
 
     async def stop_serving(self) -> None:
         """End the dashboard and the metrics endpoint."""
@@ -142,7 +141,7 @@ class Observers:
         if self._is_recording:
             self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
-        await self._parts.aclose()
+        await self.parts.aclose()
         self.events.close()
 
     def _set_journal(self, tables: Tables) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from functools import cache
 from pkgutil import resolve_name
 from typing import Any
@@ -55,7 +56,10 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(*name.split(":"))
         except (AttributeError, ModuleNotFoundError):
             tables = filter(None, map(model_of_table, table_names()))
-            found = next((each for each in (*tables, *_sections()) if each.former_name == name), None)
+            sections = (feature.load(each) for feature in features() for each in feature.sections.values())
+            modules = (vars(sys.modules[model.__module__]) for model in (*tables, *sections))
+            known = (each for module in modules for each in module.values())
+            found = next((each for each in known if getattr(each, "former_name", "") == name), None)
             if found is None:
                 raise
             return found
@@ -76,17 +80,6 @@ class _Pickler(pickle.Pickler):
         else:
             kept = {name: getattr(value, name) for name in types}
         return _made, (kind, types, kept)
-
-
-def _sections() -> Iterator[type[Section]]:
-    """The classes of tables that features have within servers' tables."""
-    for feature in features():
-        for reference in feature.sections.values():
-            section = feature.load(reference)
-            yield section
-            yield from (
-                type(key.default) for key in section.keys_of.values() if isinstance(key.default, Section)
-            )
 
 
 def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, Any]) -> object:

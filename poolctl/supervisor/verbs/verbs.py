@@ -65,7 +65,7 @@ class Verbs:
             "routes": _no_gateway,
             "hosts": _no_gateway,
             "registry": _no_gateway,
-            **dict.fromkeys(("host", "register", "unregister"), _no_gateway_to_change),
+            "host": no_gateway_to_change,
         }
 
     def complete(self) -> None:
@@ -200,7 +200,8 @@ async def _no_gateway(call: Call) -> Result:
     return Result()
 
 
-async def _no_gateway_to_change(call: Call) -> Result:
+async def no_gateway_to_change(call: Call) -> Result:
+    """The refusal to change routes or hosts."""
     return _failed(
         NOTHING_MATCHED, "the pool has no gateway", "a [gateway] or [[route]] in the file adds one"
     )

@@ -18,7 +18,7 @@ from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
-from poolctl.supervisor.machine_source import Activity
+from poolctl.supervisor.gateway.target_sources import Activity
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, Cluster, play_with
 

@@ -67,7 +67,7 @@ class Stage:
 
 def autoscaler(desk: Desk) -> Autoscaler:
     unused: Any = None
-    return Autoscaler(PartSite(unused, desk.core, desk.events, unused))
+    return Autoscaler(PartSite(unused, desk.core, desk.events))
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from poolctl.control.answers import (
     StatusResult,
     Summary,
 )
-from poolctl.control.gateway_answers import HostsResult, RegistrationsResult, RoutesResult
+from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.control.observer_answers import (
     DashboardLink,
@@ -151,7 +151,6 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
          "remove a", "logs --reopen"], (Result, []),
     ),
     **dict.fromkeys(["backends", "backends disable a"], (HostsResult, [])),
-    **dict.fromkeys(["register a --to http://b:1", "unregister a"], (RegistrationsResult, [])),
     "routes": (RoutesResult, ["generation", "refused"]),
     "stacks": (StacksResult, []),
     "status": (StatusResult, ["summary"]),
@@ -188,7 +187,6 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     (found,) = document["items"]
     element = {
         ShowResult: Details, StatsResult: Measured, HostsResult: HostReport, RoutesResult: RouteReport,
-        RegistrationsResult: RegistrationReport,
         StacksResult: WorkerStacks,
     }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])

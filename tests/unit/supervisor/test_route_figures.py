@@ -13,18 +13,17 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
-from poolctl.config import registration_of
 from poolctl.gateway.backends import READY, SLEEPING, STARTING, Backends, HostManager
 from poolctl.gateway.counts import Counts
 from poolctl.gateway.endpoint import ServerFacts
+from poolctl.routing.registration_report import SERVING, SILENT, RegistrationReport
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
-from poolctl.routing.route_health import RouteHealth
+from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status
 from poolctl.supervisor.gateway.computed_routes import RouteSet
-from poolctl.supervisor.gateway.registrations import Registrations
 from poolctl.supervisor.gateway.route_figures import RouteFigures
 from poolctl.worker import tally
 from tests.serving import blank_page
@@ -52,7 +51,7 @@ class Stage:
         self.backends.apply(
             routes, {"web": ServerFacts(name="web", bind=self.config.key, state="running", ready=True)}
         )
-        self.services = Registrations(self.clock)
+        self.services: dict[str, list[Any]] = {}
         self.excluded: tuple[ExcludedRoute, ...] = ()
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
@@ -99,7 +98,12 @@ class Stage:
         table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine)
         gateway: Any = SimpleNamespace(
             routes=SimpleNamespace(
-                table=self.table, routes=RouteSet(http=self.routes, excluded=self.excluded)
+                table=self.table,
+                routes=RouteSet(http=self.routes, excluded=self.excluded),
+                services=SimpleNamespace(
+                    of=lambda alias: self.services.get(alias, []),
+                    reports=lambda alias: tuple(each.report for each in self.services.get(alias, ())),
+                ),
             ),
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
@@ -110,11 +114,17 @@ class Stage:
             "hosts": self.backends.snapshot(),
             "healths": self.backends.healths(),
         }
-        figures = RouteFigures(gateway, core, totals, report, self.services)
+        figures = RouteFigures(gateway, core, totals, report)
         try:
             yield figures
         finally:
             figures.close()
+
+
+def service(url: str, health: RouteHealth, *, is_serving: bool = False) -> SimpleNamespace:
+    """A probed service of the route "users"."""
+    report = RegistrationReport(name="users", url=url, state=SERVING if is_serving else SILENT)
+    return SimpleNamespace(url=url, health=health, is_serving=is_serving, is_probed=True, report=report)
 
 
 @pytest.fixture
@@ -176,11 +186,7 @@ def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[S
 def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(stages: list[Stage]) -> None:
     users = Route(alias="users", path="/users")
     stage = stage_of(stages, users)
-    settings = registration_of({"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}, [])
-    assert settings is not None
-    stage.services.register(settings)
-    stage.clock.advance(31)
-    stage.services.expire()
+    stage.services["users"] = [service("http://10.0.0.7:9000", RouteHealth(status=UNHEALTHY))]
     found = stage.report(users)
     assert found.state == "unhealthy"
     assert [each.state for each in found.registrations or ()] == ["silent"]
@@ -205,10 +211,7 @@ def test_service_whose_probe_passes_is_healthy_before_its_first_request(stages: 
     url = "http://10.0.0.7:9000"
     users = Route(alias="users", to=(Target(url=url),), provider=REGISTRATION)
     stage = stage_of(stages, users)
-    settings = registration_of({"name": "users", "to": url, "probe": "/up"}, [])
-    assert settings is not None
-    service, _ = stage.services.register(settings)
-    stage.services.probed(service, "", 0.02)
+    stage.services["users"] = [service(url, RouteHealth(status=HEALTHY), is_serving=True)]
     assert stage.report(users).state == "healthy"
     stage.hosts.disable(url)
     assert stage.report(users).state == "unknown"

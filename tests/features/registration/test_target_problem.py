@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import (
-    Dashboard,
-    GatewayConfig,
-    OperatorTable,
-    StreamConfig,
-    Tables,
-    registration_of,
-)
+from poolctl.config import GatewayConfig, StreamConfig, Tables
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.supervisor.gateway.registration_targets import target_problem
+from poolctl.features.registration._service_routes import registration_of
+from poolctl.features.registration._target_problem import target_problem
+from poolctl.features.registration.table import RegistrationTable
 
 TABLES = Tables(
     gateway=GatewayConfig(bind=(":8080", "10.0.0.7:8443", "[::1]:8444")),  # type: ignore[arg-type]
     metrics=MetricsTable(bind="127.0.0.1:9464"),
-    dashboard=Dashboard(bind="localhost:9465"),
-    operator=OperatorTable(bind="0.0.0.0:8012", trusted=("10.0.0.0/8",)),  # type: ignore[arg-type]
+    registration=RegistrationTable(bind="0.0.0.0:8014", client=()),
     streams=(StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:1",)),),  # type: ignore[arg-type]
 )
 GATEWAY = "an address of the gateway itself"
@@ -51,8 +45,7 @@ def problem(url: str, tables: Tables = TABLES) -> str:
         ("http://127.0.0.1:9464", "an address of the pool's own [metrics]"),
         ("http://[::ffff:127.0.0.1]:9464", "an address of the pool's own [metrics]"),
         ("http://localhost:9464", "an address of the pool's own [metrics]"),
-        ("http://127.0.0.1:9465", "an address of the pool's own [dashboard]"),
-        ("http://127.0.0.1:8012", "an address of the pool's own [operator]"),
+        ("http://127.0.0.1:8014", "an address of the pool's own [registration]"),
         ("http://127.0.0.1:5432", "an address of the pool's own [[stream]] db"),
         ("http://169.254.169.254", "is a link-local address"),
         ("http://[::ffff:169.254.169.254]:80", "is a link-local address"),

@@ -11,14 +11,15 @@ import pytest
 
 from poolctl import connect
 from poolctl.cli.command_line import parse
-from poolctl.config import registration_of
 from poolctl.control.gateway_client import GatewayClient
+from poolctl.features.registration._endpoint import read_options
+from poolctl.features.registration._service_routes import registration_of
+from poolctl.features.registration.table import RegistrationTable
 from poolctl.routing import registration_report
-from poolctl.supervisor.gateway.registration_endpoint import read_options
 from tests.certificates import certificate
 from tests.config_files import load_text
 
-TEXT = (Path(__file__).parents[2] / "docs" / "registration.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "registration.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -34,8 +35,9 @@ def test_example_of_a_route_is_valid(tmp_path: Path) -> None:
     key.rename(tmp_path / "registration.key")
     config = load_text(tmp_path, example + address)
     assert config.problems == []
-    assert config.tables.registration is not None
-    assert config.tables.registration.client[0].allow == ("10.0.0.0/8",)
+    table = config.tables.get(RegistrationTable)
+    assert table is not None
+    assert table.client[0].allow == ("10.0.0.0/8",)
 
 
 def test_commands_and_requests_are_understood() -> None:

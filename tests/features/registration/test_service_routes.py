@@ -10,13 +10,15 @@ import pytest
 from poolctl.config import (
     Finding,
     GatewayConfig,
-    RegisteredBackend,
     RouteConfig,
     ServerConfig,
     Tables,
     json_schema,
-    registration_of,
     routes_of,
+)
+from poolctl.features.registration._service_routes import (
+    RegisteredBackend,
+    registration_of,
     with_registrations,
 )
 from poolctl.routing.route import ExcludedRoute, Route

@@ -19,17 +19,10 @@ from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, Target
 
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerKeys
-    from poolctl.config.values.gateway_types import (
-        PATH_OF_PROBE,
-        Host,
-        RoutePath,
-        ServiceName,
-        ServiceUrl,
-        Weight,
-    )
-    from poolctl.config.values.value_types import Duration
 
-KINDS = "poolctl.config.values.gateway_types"
+    from ._value_types import PATH_OF_PROBE, Duration, Host, RoutePath, ServiceName, ServiceUrl, Weight
+
+KINDS = "poolctl.features.registration._value_types"
 # Only for a server's probes: a program would run as the pool's user, an expression needs a process to match it.
 _NOT_PROBED = ("exec", "tcp", "body")
 

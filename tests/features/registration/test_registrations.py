@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.config import GatewayConfig, RouteConfig, Tables, registration_of
+from poolctl.config import GatewayConfig, RouteConfig, Tables
+from poolctl.features.registration._service_routes import registration_of
+from poolctl.features.registration.registrations import TargetRegistration
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
@@ -20,9 +24,8 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.selection.selector import Selector
+from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
-from poolctl.supervisor.gateway.registration_manager import RegistrationManager, saved_registrations
-from poolctl.supervisor.gateway.registrations import Registrations
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, play
 
@@ -55,11 +58,15 @@ class Keeper:
 
 
 class Registry:
-    """A RegistrationManager whose routes are those of the stage's edge."""
+    """A TargetRegistration whose routes are those of the stage's edge, with what a previous supervisor left."""
 
-    def __init__(self, stage: Stage, services: Registrations | None = None) -> None:
+    def __init__(
+        self, stage: Stage, keeper: Keeper | None = None, directory: str = "", state_directory: str = ""
+    ) -> None:
         self.edge = stage.edge
-        self.keeper: Any = Keeper()
+        self.keeper = keeper or Keeper()
+        self.directory = directory or tempfile.mkdtemp()
+        self.state_directory = state_directory or tempfile.mkdtemp()
         self.recorded: list[JournalEvent] = []
         events = Events(Clock())
         events.subscribe(self.recorded.append)
@@ -70,11 +77,12 @@ class Registry:
         self.tables = tables
         gateway: Any = self
         self.gateway = None
-        self.directory = tempfile.mkdtemp()
-        services = services or Registrations(Clock())
-        self.manager = RegistrationManager(
-            gateway, Clock(), events, self.keeper, self.directory, self.directory, services
+        environment: Any = SimpleNamespace(
+            keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
         )
+        core: Any = SimpleNamespace(clock=Clock())
+        self.manager = TargetRegistration(PartSite(environment, core, events))
+        self.manager.connect(gateway)
         self.routes.compute(lambda: ((), tables))
         self.events = events
 
@@ -96,11 +104,15 @@ class Registry:
         self.events.flush()
         return [(each.kind, each.event) for each in self.recorded]
 
-    def close(self) -> None:
-        self.manager.close()
+    async def urls(self) -> list[str]:
+        await self.routes.settled()
+        return [each.url for each in self.manager]
+
+    async def close(self) -> None:
+        await self.manager.disconnect()
         self.routes.close()
-        rendezvous.remove_desired(self.directory)
-        os.rmdir(self.directory)
+        for directory in (self.directory, self.state_directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -156,7 +168,7 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
             ("pool", "backend expired"),
         ]
         assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
-        registry.close()
+        await registry.close()
 
     play("uvloop", work)
 
@@ -180,7 +192,7 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
         await until(lambda: registry.trail[-1] == ("pool", "backend recovered"))
         await registry.routes.settled()
         assert await asked(stage) == b"200 hello"
-        registry.close()
+        await registry.close()
 
     play("uvloop", work)
 
@@ -200,24 +212,23 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert [(each["settings"]["to"], each["state"]) for each in saved] == [
             ("http://10.0.0.7:9000", "serving")
         ]
-        left = await saved_registrations(registry.keeper, registry.directory, registry.directory, Clock())
+        url = "http://10.0.0.7:9000"
         # A keeper that was killed with its supervisor holds nothing.
-        killed: Any = Keeper()
-        (found,) = await saved_registrations(killed, registry.directory, registry.directory, Clock())
-        assert (found.settings.to, found.settings.ttl) == ("http://10.0.0.7:9000", 30.0)
+        killed = Registry(stage, directory=registry.directory)
+        assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
+        await registry.manager.disconnect()
         # A stop leaves them to the next start, and to no other.
-        await registry.manager.save_for_next_start()
         rendezvous.remove_desired(registry.directory)
-        for expected in (["http://10.0.0.7:9000"], []):
-            stopped = await saved_registrations(killed, "/nowhere", registry.directory, Clock())
-            assert [each.settings.to for each in stopped] == expected
-        registry.close()
-        successor = Registry(stage, left)
+        started = Registry(stage, state_directory=registry.state_directory)
+        assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
+        assert await registry.urls() == [url]
+        successor = Registry(stage, registry.keeper, registry.directory)
         await successor.routes.settled()
         match = stage.edge.table.find("any", "/users")
         assert match is not None
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
-        successor.close()
+        for each in (killed, started, successor):
+            await each.close()
 
     play("asyncio", work)
 
@@ -242,7 +253,7 @@ def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: in
             (),
             [],
         )
-        registry.close()
+        await registry.close()
 
     play("asyncio", work)
 
@@ -265,6 +276,6 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
         assert len(registry.manager._probes._waiting) == 8
         over.set()
         await until(lambda: hanging.connections > 40)
-        registry.close()
+        await registry.close()
 
     play("uvloop", work)

@@ -8,9 +8,10 @@ from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.gateway_answers import RegistrationsResult
 from poolctl.json_form import Table, field_names
 from poolctl.routing.registration_report import SERVING, RegistrationReport, absolute_url
+
+from ._answers import RegistrationsResult
 
 COMMAND = Command(
     "Register a service as a backend of a route.",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.config import Registration, registration_of
-from poolctl.supervisor.gateway.registrations import (
+from poolctl.features.registration._service_routes import Registration, registration_of
+from poolctl.features.registration._services import (
     FORGOTTEN_SECONDS,
     RegistrationRefused,
     Registrations,

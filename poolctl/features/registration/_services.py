@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 
 from poolctl.clock import Clock
-from poolctl.config import RegisteredBackend, Registration, registration_of
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.probes.hysteresis import Hysteresis
@@ -17,6 +16,8 @@ from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
 from poolctl.states import Status
 from poolctl.units import format_duration
+
+from ._service_routes import RegisteredBackend, Registration, registration_of
 
 MOST_SERVICES = 10_000
 # A client of [registration] cannot use up all of them.
@@ -72,6 +73,26 @@ class RegisteredService:
     def key(self) -> Key:
         """It is registered once for each name and URL."""
         return self.settings.name, self.settings.to
+
+    @property
+    def alias(self) -> str:
+        """The alias of its route."""
+        return self.settings.name
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return self.settings.to
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it gets requests."""
+        return self.state == SERVING
+
+    @property
+    def problem(self) -> str:
+        """Why it gets no requests."""
+        return self.why or self.state
 
     @property
     def is_probed(self) -> bool:

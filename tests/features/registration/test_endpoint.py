@@ -14,10 +14,8 @@ import pytest
 
 from poolctl.clock import Clock, ManualClock
 from poolctl.control.answers import Result
-from poolctl.monitor.event_queue import Events
-from poolctl.monitor.journal import JournalEvent
-from poolctl.supervisor.gateway import registration_endpoint
-from poolctl.supervisor.gateway.registration_endpoint import (
+from poolctl.features.registration import _endpoint
+from poolctl.features.registration._endpoint import (
     MOST_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
     Client,
@@ -25,6 +23,8 @@ from poolctl.supervisor.gateway.registration_endpoint import (
     RegistrationEndpoint,
     WrongTokens,
 )
+from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
 from poolctl.supervisor.verbs.verb import Call
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -213,7 +213,7 @@ def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
     wrong = WrongTokens()
     for number in range(5000):
         wrong.note(str(number), 1.0)
-    assert len(wrong) == registration_endpoint._MOST_ADDRESSES
+    assert len(wrong) == _endpoint._MOST_ADDRESSES
     for _ in range(20):
         wrong.note("one", 1.0)
     assert wrong.wait_seconds("one", 1.0) > 0
@@ -226,7 +226,7 @@ def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies() -> None:
         assert (await stage.send(large)).split()[1] == b"413"
         head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
         assert (await stage.send(head)).split()[1] == b"431"
-        stage.endpoint.clients[0].requests.take(registration_endpoint._BURST, stage.clock.monotonic())
+        stage.endpoint.clients[0].requests.take(_endpoint._BURST, stage.clock.monotonic())
         assert (await stage.ask(HERE))[0] == 429
         stage.clock.advance(1)
         assert (await stage.ask(HERE))[0] == 200

@@ -1,4 +1,4 @@
-"""Services elsewhere register here: by HTTP, with the token of a client that may register for certain routes only.
+"""The address [registration]: services register by HTTP, with the token of a client that may do so for certain routes.
 
 Limits apply before any input is trusted: on heads, bodies, connections, requests per second, services, and attempts
 with a wrong token.
@@ -11,22 +11,27 @@ import hmac
 import json
 import socket
 from collections import OrderedDict
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, Protocol
 
 from poolctl.address import parse
 from poolctl.clock import Clock, RateLimit
 from poolctl.control.answers import Result
+from poolctl.errors import ServerError
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.json_form import Table, to_json
+from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import peer_credentials
 from poolctl.selection.selector import Selector
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.verbs.verb import Call
 
-from ..observers.held_address import HttpEndpoint
-from ..verbs.verb import Call
+from .table import RegistrationTable
 
 LIMITS = ServerLimits(
     head_bytes=16 * 1024,
@@ -233,6 +238,50 @@ class RegistrationEndpoint(HttpEndpoint):
         message = f"{self._refused} registrations refused, the last one from {where}: {why}"
         self._refused = 0
         self._events.record("audit", "registration client refused", message=message, severity="warning")
+
+
+class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
+    """Serves the endpoint as `[registration]` says."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events, services: Services) -> None:
+        super().__init__(environment.keeper, events, fd_store.REGISTRATION_ADDRESS, "registration")
+        self._environment = environment
+        self._recorder = events
+        self._services = services
+        self._table: RegistrationTable | None = None
+
+    def follow(self, table: RegistrationTable | None) -> None:
+        """Serve as the table says from now on, or nowhere."""
+        self._table = table
+        if table is None:
+            self.serve_at(None)
+            return
+        address = parse(table.bind)
+        self.serve_at(address.key, int(table.mode, 8) if address.kind == "unix" else None)
+
+    def make_server(self) -> RegistrationEndpoint:
+        """See HeldAddress."""
+        return RegistrationEndpoint(self._services, self._recorder)
+
+    async def configure(self, server: RegistrationEndpoint) -> None:
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
+        if self._table is not None:
+            env = self._environment.configuration.environment
+            clients = clients_of(self._table, env)
+            await self.use_certificate(server, self._table.tls, env)
+            server.clients = clients
+
+
+def clients_of(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:
+    """The clients with their tokens. Raises ServerError for a token that is not there."""
+    found = []
+    for each in table.client:
+        token = env.get(each.token_env, "").strip()
+        if not token:
+            message = f"the environment variable {each.token_env} is not set"
+            raise ServerError(message, hint=f"export {each.token_env}=… before poolctl start")
+        found.append(Client(each.label, token, each.routes, each.allow))
+    return tuple(found)
 
 
 def read_options(body: bytes, verb: str) -> Table:

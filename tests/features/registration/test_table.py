@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import pool_variables
+from poolctl.features.registration.table import RegistrationTable
+from poolctl.supervisor.takeover import portable_pickle
 from tests.certificates import certificate
 from tests.config_files import load_text
 
@@ -21,7 +23,7 @@ def test_table_has_clients_whose_variables_no_server_gets(tmp_path: Path) -> Non
     )
     config = load_text(tmp_path, text)
     assert config.problems == []
-    table = config.tables.registration
+    table = config.tables.get(RegistrationTable)
     assert table is not None
     assert [each.label for each in table.client] == ["REG_TOKEN", "second"]
     assert [each.allow for each in table.client] == [("10.0.0.0/8",), ()]
@@ -75,3 +77,11 @@ def test_address_for_other_machines_needs_tls(tmp_path: Path) -> None:
 def test_wrong_table_is_a_problem_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
     found = "\n".join(map(str, load_text(tmp_path, text).problems))
     assert problem in found
+
+
+def test_earlier_versions_and_this_one_read_each_others_tables(tmp_path: Path) -> None:
+    table = load_text(tmp_path, ROUTE + TABLE + CLIENT).tables.get(RegistrationTable)
+    content = portable_pickle.dumps(table)
+    for name in ("RegistrationTable", "RegistrationClient"):
+        assert f"poolctl.config.model.registration_table:{name}".encode() in content
+    assert portable_pickle.loads(content) == table

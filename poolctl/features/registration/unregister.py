@@ -8,9 +8,10 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.gateway_answers import RegistrationsResult
 from poolctl.json_form import field_names
 from poolctl.routing.registration_report import RegistrationReport, absolute_url
+
+from ._answers import RegistrationsResult
 
 COMMAND = Command(
     "Take out a service that has registered.",

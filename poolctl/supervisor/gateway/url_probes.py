@@ -1,4 +1,4 @@
-"""Probes of registered services: HTTP requests, a bounded number of them at once and a second."""
+"""Probes of services at URLs: HTTP requests, a bounded number of them at once and a second."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class ProbedService(Hashable, Protocol):
 S = TypeVar("S", bound=ProbedService)
 
 
-class ServiceProbe(Generic[S]):
+class UrlProbe(Generic[S]):
     """The probes of one service; see Scheduled."""
 
     __slots__ = ("_probes", "due", "pause_seconds", "probe", "service")
 
-    def __init__(self, probes: RegistrationProbes[S], service: S, probe: Probe) -> None:
+    def __init__(self, probes: UrlProbes[S], service: S, probe: Probe) -> None:
         self.service = service
         self.probe = probe
         self.due: float | None = None
@@ -73,7 +73,7 @@ class ServiceProbe(Generic[S]):
         self._probes.begin(self)
 
 
-class RegistrationProbes(Generic[S]):
+class UrlProbes(Generic[S]):
     """Probes each watched service until watching ends. Belongs to the running loop.
 
     `on_probed` gets the service, the problem or "", and how long the answer took.
@@ -82,8 +82,8 @@ class RegistrationProbes(Generic[S]):
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
         self._schedule = Schedule()
-        self._watched: dict[S, ServiceProbe[S]] = {}
-        self._waiting: deque[ServiceProbe[S]] = deque()
+        self._watched: dict[S, UrlProbe[S]] = {}
+        self._waiting: deque[UrlProbe[S]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
@@ -95,7 +95,7 @@ class RegistrationProbes(Generic[S]):
             return
         self.forget(service)
         if wanted is not None:
-            probe = self._watched[service] = ServiceProbe(self, service, wanted)
+            probe = self._watched[service] = UrlProbe(self, service, wanted)
             self.begin(probe)
 
     def forget(self, service: S) -> None:
@@ -114,7 +114,7 @@ class RegistrationProbes(Generic[S]):
         for task in self._running:
             task.cancel()
 
-    def begin(self, probe: ServiceProbe[S]) -> None:
+    def begin(self, probe: UrlProbe[S]) -> None:
         """It is due."""
         self._waiting.append(probe)
         if self._pause is None:
@@ -136,7 +136,7 @@ class RegistrationProbes(Generic[S]):
         if self._pause is None:
             self._begin_waiting()
 
-    async def _run(self, probe: ServiceProbe[S]) -> None:
+    async def _run(self, probe: UrlProbe[S]) -> None:
         service = probe.service
         if self._watched.get(service) is not probe:
             return

@@ -11,34 +11,38 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
-from poolctl.clock import Clock
-from poolctl.config import Finding, Registration, Tables, registration_of
+from poolctl.config import Finding, RouteConfig, Tables
 from poolctl.control.answers import Result, failure
-from poolctl.control.gateway_answers import RegistrationsResult
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, rendezvous
-from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import family_of
 from poolctl.platform import read_file, replace_file, sealed_file
-from poolctl.routing.registration_report import FAILING, SILENT, STARTING
+from poolctl.routing.registration_report import FAILING, SILENT, STARTING, RegistrationReport
 from poolctl.routing.route import REGISTRATION
 from poolctl.runners.listener_opener import in_daemon_thread
-from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.process_link import LinkLost
+from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.gateway.gateway_manager import GatewayManager
+from poolctl.supervisor.gateway.gateway_part import GatewayPart
+from poolctl.supervisor.gateway.target_sources import WithServices
+from poolctl.supervisor.gateway.url_probes import UrlProbes
+from poolctl.supervisor.verbs.verb import Call, Verb
+from poolctl.supervisor.verbs.verbs import no_gateway_to_change
 
-from ..verbs.verb import Call
-from ..verbs.verbs import Verbs
-from .gateway_manager import GatewayManager
-from .registration_probes import RegistrationProbes
-from .registration_targets import HINT, target_problem
-from .registrations import (
+from ._answers import RegistrationsResult
+from ._endpoint import RegistrationAddress
+from ._service_routes import Registration, registration_of, with_registrations
+from ._services import (
     REFRESHED,
     REGISTERED,
     Key,
@@ -46,6 +50,8 @@ from .registrations import (
     RegistrationRefused,
     Registrations,
 )
+from ._target_problem import HINT, target_problem
+from .table import RegistrationTable
 
 # Options of every request, not of the service.
 _OF_REQUESTS = ("timeout", "progress", "wait")
@@ -55,89 +61,112 @@ _FILE = "stopped-registrations.json"
 _SAVE_SECONDS = 1.0
 _PERFORMED_SECONDS = 5.0
 _RESOLVED_SECONDS = 5.0
+_AFTER_START_SECONDS = 1.0
 _AT_ONCE = 100
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-async def saved_registrations(
-    keeper: Link, directory: str, state_directory: str, clock: Clock
-) -> Registrations:
-    """The services that the previous supervisor had.
-
-    Of one that was killed with its keeper they are in a file of the runtime directory, of a pool that was stopped in
-    one of the state directory, which is removed: it holds for one start.
-    """
-    services = Registrations(clock)
-    _, fds = await keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
-    stopped = _take_stopped(state_directory)
-    if fds:
-        content = read_file(fds[0])
-        os.close(fds[0])
-        saved, stopped = json.loads(content), []
-    elif saved := rendezvous.read_desired(directory, rendezvous.REGISTRATIONS).get("services") or ():
-        stopped = []
-    for number, each in enumerate(saved or stopped):
-        services.restore(each, whole=not fds, stopped=bool(stopped))
-        if number % _AT_ONCE == _AT_ONCE - 1:
-            await asyncio.sleep(0)
-    return services
-
-
-def _take_stopped(state_directory: str) -> list[Table]:
-    """The state saved by `save_for_next_start`."""
-    path = os.path.join(state_directory, _FILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        os.unlink(path)
-    except (OSError, ValueError):
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-class RegistrationManager:
+class TargetRegistration(GatewayPart):
     """Keeps the services of a gateway."""
 
-    def __init__(
-        self,
-        gateway: GatewayManager,
-        clock: Clock,
-        events: Events,
-        keeper: Link,
-        directory: str,
-        state_directory: str,
-        services: Registrations,
-    ) -> None:
-        self.services = services
-        self._gateway = gateway
-        self._clock = clock
-        self._events = events
-        self._keeper = keeper
-        self._directory = directory
-        self._state_directory = state_directory
-        self._probes = RegistrationProbes(self._probed)
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        environment = site.environment
+        self.services = Registrations(site.core.clock)
+        self._clock = site.core.clock
+        self._events = site.events
+        self._keeper = environment.keeper
+        self._directory = environment.directory
+        self._path = os.path.join(environment.state_directory, _FILE)
+        self._address = RegistrationAddress(environment, site.events, self)
+        self._is_address_used = False
+        self._table: RegistrationTable | None = None
+        self._gateway: GatewayManager | None = None
+        self._probes = UrlProbes(self._probed)
         self._records: dict[Key, bytes] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
-        gateway.routes.registered = services.backends
-        for each in services:
-            self._note(each)
-            if each.state != SILENT:
-                self._probes.watch(each)
-        self._expect()
-        if self._records:
-            self._save()
 
-    def add_to(self, verbs: Verbs) -> None:
-        """Answer these verbs."""
-        verbs.add("register", self.register)
-        verbs.add("unregister", self.unregister)
-        verbs.before_end(self.save_for_next_start)
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """See FeaturePart."""
+        return {"register": self.register, "unregister": self.unregister}
+
+    def follow(self, tables: Tables) -> None:
+        """See FeaturePart."""
+        self._table = tables.get(RegistrationTable) if tables.gateway is not None else None
+        self._serve()
+
+    def connect(self, gateway: GatewayManager) -> None:
+        """See GatewayPart."""
+        self._gateway = gateway
+        self._resumed = asyncio.ensure_future(self._resume())
+        gateway.routes.services = self
+        self._serve()
+        prepare = threading.Thread(target=_prepare_validation, daemon=True)
+        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
+
+    def _serve(self) -> None:
+        if self._gateway is not None and (self._is_address_used or self._table is not None):
+            self._is_address_used = True
+            self._address.follow(self._table)
+
+    @property
+    def not_served(self) -> Iterable[str]:
+        """See GatewayPart."""
+        return [f"[registration]: {self._address.problem}"] if self._address.problem else []
+
+    async def attempted(self) -> None:
+        """See GatewayPart."""
+        if self._is_address_used:
+            await self._address.attempted()
+
+    def metrics(self) -> Iterable[Family]:
+        """See GatewayPart."""
+        found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
+        for state, count in self.services.counts().items():
+            found.add(count, state=state)
+        return [found]
+
+    async def disconnect(self) -> None:
+        """See GatewayPart. The next start of the pool has the services again."""
+        await self._address.close()
+        with contextlib.suppress(Exception):  # which every route table has reported
+            await self._resumed
+        self._probes.close()
+        for timer in (self._expiry, self._saving):
+            if timer is not None:
+                timer.cancel()
+        self._save_for_next_start()
+
+    # The services for the gateway's routes (ServiceSource).
+
+    async def present(self) -> WithServices:
+        """See ServiceSource."""
+        await self._resumed
+        return partial(with_registrations, registered=self.services.backends())
+
+    def __iter__(self) -> Iterator[RegisteredService]:
+        return iter(self.services)
+
+    def of(self, alias: str) -> Sequence[RegisteredService]:
+        """See ServiceSource."""
+        return self.services.of(alias)
+
+    def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
+        """See ServiceSource."""
+        return tuple(map(self.services.report, self.services.of(alias)))
+
+    # The verbs.
 
     async def register(self, call: Call, owner: str = "") -> Result:
         """Register a service, or take its heartbeat; returns when the gateway follows."""
-        settings = await self._settings(call.options)
+        gateway = self._gateway
+        if gateway is None or gateway.tables.gateway is None:
+            return await no_gateway_to_change(call)
+        await self._resumed
+        settings = await self._settings(call.options, gateway.tables)
         if isinstance(settings, Result):
             return settings
         try:
@@ -153,7 +182,7 @@ class RegistrationManager:
             self._accepted(word, service, call)
         reason = ""
         try:
-            reason = await self._no_route(settings.name)
+            reason = await self._no_route(gateway, settings.name)
         finally:
             if word == REGISTERED and service in self.services:
                 if reason:
@@ -161,17 +190,20 @@ class RegistrationManager:
                 else:
                     self._accepted(word, service, call)
         if reason and word == REGISTERED:
-            known = settings.has_place or self._gateway.routes.has(settings.name)
+            known = settings.has_place or gateway.routes.has(settings.name)
             hint = "`poolctl routes` lists the routes; register = true lets services register"
             return _refusal(
                 CONFLICT if known else NOTHING_MATCHED,
                 f"{settings.name} cannot be registered: {reason}",
                 hint,
             )
-        return self._answer([service], reason, await self._in_force(call))
+        return self._answer([service], reason, await self._in_force(gateway, call))
 
     async def unregister(self, call: Call, owner: str = "") -> Result:
         """Take out a service, or all of a name that this owner has; returns when the gateway follows."""
+        if self._gateway is None:
+            return await no_gateway_to_change(call)
+        await self._resumed
         name, url = str(call.options.get("name") or ""), str(call.options.get("to") or "")
         settings = registration_of({"name": name, "to": url}, []) if url else None
         url = url if settings is None else settings.to
@@ -188,28 +220,10 @@ class RegistrationManager:
         for each in found:
             self._record("audit", "unregistered", each, by=call.by())
         self._forget(found)
-        late = await self._in_force(call)
+        late = await self._in_force(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
-    def metrics(self) -> list[Family]:
-        """How many services have registered."""
-        found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
-        for state, count in self.services.counts().items():
-            found.add(count, state=state)
-        return [found]
-
-    def close(self) -> None:
-        """Stop probing."""
-        self._probes.close()
-        for timer in (self._expiry, self._saving):
-            if timer is not None:
-                timer.cancel()
-
-    async def _settings(self, options: Table) -> Registration | Result:
-        tables = self._gateway.tables
-        if tables.gateway is None:
-            hint = "a [gateway] or a [[route]] in the file adds one"
-            return _refusal(NOTHING_MATCHED, "the pool has no gateway", hint)
+    async def _settings(self, options: Table, tables: Tables) -> Registration | Result:
         findings: list[Finding] = []
         given = {
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
@@ -231,25 +245,25 @@ class RegistrationManager:
         self._save()
         self._probes.watch(service)
 
-    async def _no_route(self, name: str) -> str:
+    async def _no_route(self, gateway: GatewayManager, name: str) -> str:
         """Why the services of this name have no route after the current computation; "" if they have a route."""
-        routes = self._gateway.routes
+        routes = gateway.routes
         routes.again()
         await routes.settled()
         own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
         return next((each.reason for each in own if each.alias == name), "")
 
-    async def _in_force(self, call: Call) -> str:
+    async def _in_force(self, gateway: GatewayManager, call: Call) -> str:
         """Return once the gateway follows, or a warning; a kill of this supervisor loses no event of it then."""
         self._events.flush()
-        await self._gateway.routes.settled()
-        if (process := self._gateway.gateway) is not None:
+        await gateway.routes.settled()
+        if (process := gateway.gateway) is not None:
             # It was sent the table; other changes need not be awaited.
             with contextlib.suppress(LinkLost, TimeoutError):
                 async with asyncio.timeout(_PERFORMED_SECONDS):
                     await process.performed()
                 return ""
-        return await self._gateway.in_force(call.options.get("timeout"))
+        return await gateway.in_force(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:
         reports = tuple(map(self.services.report, services))
@@ -266,7 +280,11 @@ class RegistrationManager:
         else:
             self._record("pool", "ready" if before == STARTING else "recovered", service)
         self._note(service)
-        self._gateway.routes.again()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._gateway is not None:
+            self._gateway.routes.again()
         self._save()
 
     def _expect(self) -> None:
@@ -288,8 +306,7 @@ class RegistrationManager:
             self._records.pop(each.key, None)
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
-            self._gateway.routes.again()
-            self._save()
+            self._changed()
         self._expect()
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
@@ -297,8 +314,7 @@ class RegistrationManager:
             self.services.remove(each)
             self._probes.forget(each)
             self._records.pop(each.key, None)
-        self._gateway.routes.again()
-        self._save()
+        self._changed()
 
     def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
         settings = service.settings
@@ -307,6 +323,34 @@ class RegistrationManager:
         )
 
     # State for the next supervisor.
+
+    async def _resume(self) -> None:
+        """Continue with the services of the previous supervisor.
+
+        Of one that was killed with its keeper they are in a file of the runtime directory, of a pool that was stopped
+        in one of the state directory, which is removed: it holds for one start.
+        """
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
+        stopped = _take_stopped(self._path)
+        if fds:
+            content = read_file(fds[0])
+            os.close(fds[0])
+            saved, stopped = json.loads(content), []
+        elif (
+            saved := rendezvous.read_desired(self._directory, rendezvous.REGISTRATIONS).get("services") or ()
+        ):
+            stopped = []
+        for number, each in enumerate(saved or stopped):
+            self.services.restore(each, whole=not fds, stopped=bool(stopped))
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        for service in self.services:
+            self._note(service)
+            if service.state != SILENT:
+                self._probes.watch(service)
+        self._expect()
+        if self._records:
+            self._save()
 
     def _note(self, service: RegisteredService) -> None:
         self._records[service.key] = json.dumps(self.services.to_json(service)).encode()
@@ -322,27 +366,47 @@ class RegistrationManager:
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 
-    async def save_for_next_start(self) -> None:
-        """Keep the services for the next start of the pool, which is being stopped."""
+    def _save_for_next_start(self) -> None:
         if not self._records:
             return
-        content = b"[%s]" % b",".join(self._records.values())
         try:
-            replace_file(os.path.join(self._state_directory, _FILE), content)
+            replace_file(self._path, self._content)
         except OSError as error:
             logger.warning("the services that have registered are lost with this stop: %s", error)
+
+    @property
+    def _content(self) -> bytes:
+        return b"[%s]" % b",".join(self._records.values())
 
     def _save_heartbeats(self) -> bytes:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
-        content = b"[%s]" % b",".join(self._records.values())
+        content = self._content
         fd = sealed_file("poolctl-registrations", content)
         try:
             self._keeper.send({"op": "put", "name": fd_store.REGISTRATIONS}, [fd])
         finally:
             os.close(fd)
         return content
+
+
+def _take_stopped(path: str) -> list[Table]:
+    """The services in this file, which is removed."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        os.unlink(path)
+    except (OSError, ValueError):
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _prepare_validation() -> None:
+    """Import and build the validation of registrations now, because an upgrade may replace the package's files."""
+    registration_of({}, [])
+    with contextlib.suppress(PoolValidateError):
+        RouteConfig()
 
 
 async def _problem_of(url: str, tables: Tables) -> str:

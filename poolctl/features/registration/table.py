@@ -1,25 +1,30 @@
-"""[registration]: the address at which services elsewhere register as backends. Imported when a file has the table."""
+"""[registration]: the address at which services elsewhere register as backends."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import Address, parse
 from poolctl.config.model.section import Section, Table, field, required
 from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.values.problems import Finding, printable
+from poolctl.config.values.problems import Finding, Tree, printable
 
 if TYPE_CHECKING:
     from poolctl.config.values.table_types import AS_TUPLE, FileMode
     from poolctl.config.values.value_types import Bind, Name, Proxies, Text, Words
 
 KINDS = "poolctl.config.values.table_types"
+# Shorter tokens can be guessed despite the limits on attempts.
+_SHORTEST_TOKEN = 16
 
 
 class RegistrationClient(Section):
     """A client of [registration]: its token, and what it may register."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.registration_table:RegistrationClient"
 
     name: Name | None = field(None, "Names it in events; left out: the name of its variable.")
     token_env: Text = required(description="The environment variable that holds its token.")
@@ -40,6 +45,8 @@ class RegistrationTable(Table):
     """[registration]: services in containers and on other machines register here, with a token."""
 
     table: ClassVar[str] = "registration"
+    table_name: ClassVar[str] = "registration"
+    former_name: ClassVar[str] = "poolctl.config.model.registration_table:RegistrationTable"
 
     bind: Bind = required(description="The address.")
     mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
@@ -50,8 +57,8 @@ class RegistrationTable(Table):
         description="The clients: [[registration.client]]."
     )
 
-    def findings_among(self, accepting: Collection[str]) -> Iterator[Finding]:
-        """The problems between its keys, with the routes that accept services; paths begin within the table."""
+    def findings(self) -> Iterator[Finding]:
+        """See Table."""
         address = parse(self.bind)
         if not (self.tls or _is_local(address)):
             message = f"{self.bind} can be reached from other machines, and without tls they send tokens in the clear"
@@ -76,11 +83,40 @@ class RegistrationTable(Table):
                     "it may register nothing",
                     "name a route with register = true",
                 )
+
+    def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
+        """See Table."""
+        if "gateway" not in tables:
+            message = "without a gateway there are no routes to register for"
+            yield Finding((), message, "add a [[route]] with register = true, or take the table out")
+            return
+        accepting = {route.label for route in tables.get("routes") or () if route.register}
+        for index, each in enumerate(self.client):
             for at, alias in enumerate(each.routes):
                 if alias not in accepting:
                     message = f"no route {printable(alias)!r} of the files accepts services"
                     fix = f'add [[route]] with alias = "{printable(alias)}" and register = true'
                     yield Finding(("client", index, "routes", at), message, fix, alias)
+
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+        """Problems and warnings about its certificate and its clients' tokens."""
+        from poolctl.config.checks.certificate_checks import check_certificates
+
+        problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
+        tokens: dict[str, str] = {}
+        for index, client in enumerate(self.client):
+            path = ("client", index, "token_env")
+            token, name = env.get(client.token_env, "").strip(), client.token_env
+            if not token:
+                message = f"the environment variable {name} is not set"
+                problems.append(Finding(path, message, f"export {name}=…"))
+            elif tokens.setdefault(token, name) != name:
+                message = f"the token in {name} is that of {tokens[token]} too"
+                problems.append(Finding(path, message, "give each client a token of its own"))
+            elif len(token) < _SHORTEST_TOKEN:
+                message = f"the token in {name} has {len(token)} characters, and can be guessed"
+                warnings.append(Finding(path, message, "make one with: openssl rand -hex 32"))
+        return problems, warnings
 
 
 def _is_local(address: Address) -> bool:

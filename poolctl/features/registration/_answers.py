@@ -1,0 +1,15 @@
+"""The answers of the verbs `register` and `unregister`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poolctl.control.answers import Result
+from poolctl.routing.registration_report import RegistrationReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationsResult(Result):
+    """Of `register` and `unregister`: the services that were named."""
+
+    items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]

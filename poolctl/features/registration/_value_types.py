@@ -1,0 +1,29 @@
+"""The kinds of values that the keys of a registration take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, StringConstraints
+
+from poolctl.config.values.gateway_types import PATH_OF_PROBE, Host, RoutePath, TargetText, Weight
+from poolctl.config.values.plain import BadValue
+from poolctl.config.values.problems import printable, shown
+from poolctl.config.values.value_types import Duration, Word
+
+__all__ = ["PATH_OF_PROBE", "Duration", "Host", "RoutePath", "ServiceName", "ServiceUrl", "Weight"]
+
+_URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+_LONGEST_NAME = 200
+
+
+def _url(text: str) -> str:
+    if ":" not in text or text.startswith("tag:"):
+        raise BadValue(f"{printable(text[:60])!r} is no URL", _URL_ALLOWED)
+    if not text.isprintable():
+        raise BadValue(f"{shown(text)} holds a control character", _URL_ALLOWED)
+    return text
+
+
+ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]
+ServiceUrl = Annotated[TargetText, AfterValidator(_url)]
