@@ -52,7 +52,7 @@ class RolloutDesk(Desk):
         monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
         super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
         keeper: Any = None
-        site = PartSite(PoolEnvironment(self.files, keeper, "", ""), self.core, self.events, keeper)
+        site = PartSite(PoolEnvironment(self.files, keeper, "", ""), self.core, self.events)
         for name, verb in Rollouts(site).verbs.items():
             self.verbs.add(name, verb)
         self.entry = self.core.entries["web"]
