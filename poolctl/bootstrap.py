@@ -15,7 +15,7 @@ import sys
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 41)
 # Parts by the names that supervisors of earlier versions start them by.
-_FORMER_PARTS = {"gateway.haproxy": "features.haproxy"}
+_FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
 
 
 def main() -> None:

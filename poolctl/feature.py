@@ -22,9 +22,21 @@ FEATURES = (
     "scaling",
     "rollout",
     "haproxy",
+    "dashboard",
     "doctor",
     "top",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a feature with a process takes part in the trial of an upgrade, in a pool of its own.
+
+    `tables` are added to the pool's file; `verb` fails unless the process works that another version has started.
+    """
+
+    tables: Mapping[str, Mapping[str, object]]
+    verb: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,7 @@ class Feature:
     engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each
     # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
+    trial: Trial | None = None
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)
 

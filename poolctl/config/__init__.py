@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
-    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
+    "Configuration", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
     "Probe", "Problem", "Reading", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
@@ -89,7 +89,7 @@ _MODULES = {
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart TLSConfig",
-    "model.pool_tables": "Dashboard EventsTable Tables pool_variables",
+    "model.pool_tables": "EventsTable Tables pool_variables",
     "rules.table_addresses": "named_addresses own_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -60,7 +60,7 @@ class Configuration(Sequence[ServerConfig]):
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()
-        self.tables = tables or Tables()  # metrics, dashboard, notify, events
+        self.tables = tables or Tables()  # other than [[server]]
         self.defaults: dict[str, Tree] = {}  # as the files have them
         self.files: list[str] = []
         self._servers = list(servers)

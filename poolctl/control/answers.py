@@ -109,7 +109,7 @@ class Result:
 class About:
     """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
 
-    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables (gateway, dashboard, metrics)
+    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables ([gateway], [metrics] …)
     whose addresses cannot be served, or whose process keeps ending, and [events] when its file cannot be written,
     each with the reason.
     """

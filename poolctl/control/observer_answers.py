@@ -1,9 +1,8 @@
-"""Answers of a supervisor about its metrics and its dashboard."""
+"""Answers of a supervisor about its metrics and the health of its pool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from poolctl.control.answers import Result
 from poolctl.json_form import Table
@@ -42,32 +41,3 @@ class HealthResult(Result):
     """Of `health`."""
 
     items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryResult(Result):
-    """Of `history`: for each figure its values in the ended slots, oldest first, None for unknown ones.
-
-    There are `slots` of `slot_seconds` each, the last of them the present one.
-    """
-
-    slot_seconds: float
-    slots: int
-    series: Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardLink:
-    """The address of the dashboard, and the token to log in with."""
-
-    url: str
-    token: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardResult(Result):
-    """Of `dashboard`."""
-
-    PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
-
-    dashboard: DashboardLink | None = None

@@ -29,10 +29,9 @@ OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 # State that a supervisor leaves to its successor, and its own endpoints.
-CONFIGURATION, WANTED, TOTALS, HISTORY = "configuration", "wanted", "totals", "history"
+CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
-METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
-OPERATOR = "operator"
+METRICS, OPERATOR = "metrics", "operator"
 # The links to the gateway's process and to its zygote, its pair, the hosts' states, registered services, and its
 # listeners by their keys.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
@@ -60,6 +60,12 @@ class ServerSnapshot:
         self.loop_lag_seconds = max(
             (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
         )
+
+
+# Gets each sample of all servers, with the time at which it was taken.
+TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
+# Has each sample given to this function from now on; None: no longer.
+GiveSamples = Callable[[TakeSample | None], None]
 
 
 def snapshot(

@@ -1,4 +1,4 @@
-"""The health of routes: values that a dashboard, a probe or a script reads."""
+"""The health of routes: values that a page, a probe or a script reads."""
 
 from __future__ import annotations
 

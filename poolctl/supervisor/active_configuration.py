@@ -453,7 +453,7 @@ class PoolEnvironment(NamedTuple):
 
 
 def _ports(tables: Tables) -> set[int]:
-    """The ports of the gateway, the dashboard and the metrics."""
+    """The ports of the tables."""
     return {address.port for _, address in named_addresses(tables) if address and address.port}
 
 

@@ -11,8 +11,10 @@ from poolctl.control.answers import Result
 from poolctl.core.core import Core
 from poolctl.feature import Feature, features
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.server_figures import GiveSamples
 
 from .active_configuration import PoolEnvironment
+from .takeover.state_store import StateStore
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
 
@@ -23,6 +25,8 @@ class PartSite(NamedTuple):
     environment: PoolEnvironment
     core: Core
     events: Events
+    samples: GiveSamples
+    store: StateStore
 
 
 class FeaturePart:
@@ -38,6 +42,9 @@ class FeaturePart:
 
     def follow(self, tables: Tables) -> None:
         """Act on these tables from now on: at first and after each change."""
+
+    async def attempted(self) -> None:
+        """Return once its addresses have been opened, or could not be; then `problems` say why."""
 
     @property
     def problems(self) -> Iterable[str]:
@@ -62,9 +69,9 @@ class FeatureParts:
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
 
-    def begin(self, core: Core) -> None:
+    def begin(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
         """Make parts for this core from now on."""
-        self._site = PartSite(self._environment, core, self._events)
+        self._site = PartSite(self._environment, core, self._events, samples, store)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
@@ -85,6 +92,11 @@ class FeatureParts:
     def of(self, kind: type[Part]) -> list[Part]:
         """The parts of this kind."""
         return [part for part in self._parts.values() if isinstance(part, kind)]
+
+    async def attempted(self) -> None:
+        """Return once the addresses of all parts have been opened, or could not be."""
+        for part in self._parts.values():
+            await part.attempted()
 
     @property
     def problems(self) -> list[str]:

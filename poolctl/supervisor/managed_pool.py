@@ -175,7 +175,6 @@ class ManagedPool:
             self._serve_commands_only()
             return
         self.core.listeners.add(self._end_if_mandatory_failed)
-        self._observers.start_dashboard()
         if not self._configuration.problems:
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 

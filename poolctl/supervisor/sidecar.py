@@ -1,4 +1,4 @@
-"""A process of the pool in addition to the supervisor, such as the dashboard: started, watched, replaced and ended.
+"""A process of the pool in addition to the supervisor, such as the gateway: started, watched, replaced and ended.
 
 The keeper holds its sockets and the link to it as well, so that the next supervisor can adopt it.
 """

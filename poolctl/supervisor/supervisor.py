@@ -133,9 +133,8 @@ class Supervisor(Receiver):
         self._pool.save()
         # It would fork this build's gateways, and an earlier version would not know it.
         self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
-        for name in (fd_store.GATEWAY_LINK, fd_store.DASHBOARD_LINK):
-            meta, _ = self._keeper.entries.get(name, (None, ()))
-            if isinstance(meta, dict):
+        for name, (meta, _) in [*self._keeper.entries.items()]:
+            if isinstance(meta, dict) and "mark" in meta:
                 # Another build may have the same version: the successor replaces the process in any case.
                 self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
         order = {

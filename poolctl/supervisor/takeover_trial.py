@@ -27,10 +27,10 @@ from poolctl.config import Configuration, ServerConfig, Tables, interpreter, loa
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
-from poolctl.control.observer_answers import DashboardResult
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
+from poolctl.feature import features
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
 from poolctl.json_form import Table, from_json, to_json
@@ -149,13 +149,15 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
             raise TrialFailed("the takeover did not keep the workers")
         pool.replace_helpers(helpers)
         pool.order(Result, "restart")
-        pool.order(DashboardResult, "dashboard")
+        for feature in features():
+            if feature.trial is not None:
+                pool.order(Result, feature.trial.verb)
         pool.check_answers()
         pool.order(Result, "stop")
         pool.check_logs()
 
 
-Answer = TypeVar("Answer", Result, PingResult, UpgradeResult, DashboardResult)
+Answer = TypeVar("Answer", Result, PingResult, UpgradeResult)
 
 
 class _SmallPool:
@@ -200,11 +202,11 @@ class _SmallPool:
                 raise TrialFailed(f"{name}: its worker answers with status {status}")
 
     def helpers(self) -> set[int]:
-        """The pids of its logger and its dashboard."""
+        """The pids of its logger and of the features' processes."""
         found = set()
         for pid in children(self.ask(PingResult, "ping").keeper_pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-                if {"logs", "web"}.intersection(file.read().split("\0")):
+                if any(word == "logs" or word.startswith("features.") for word in file.read().split("\0")):
                     found.add(pid)
         return found
 
@@ -331,14 +333,15 @@ def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
 
 
 def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
-    """The configuration: a server of each kind, and a program."""
+    """The configuration: a server of each kind, a program, and the features' tables."""
     shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
     apps = [
         {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}
         for number, (name, kind) in enumerate(kinds.items())
     ]
     program = {"name": "a-program", "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
-    return json.dumps({"server": [*apps, program], "dashboard": {"bind": f"unix:{place}/dashboard.sock"}})
+    tables = {name: table for each in features() if each.trial for name, table in each.trial.tables.items()}
+    return json.dumps({"server": [*apps, program], **tables})
 
 
 def _write(path: str, text: str, mode: int) -> None:

@@ -17,7 +17,7 @@ from tests.real_pool import RealPool
 COMMANDS = [
     "validate", "start", "stop", "restart", "run", "list", "filter", "walk", "status", "show", "wait", "logs",
     "config", "schema", "init", "completion", "version", "reload", "scale", "drain", "undrain", "enable", "disable",
-    "add", "remove", "pools", "routes", "backends", "stacks", "events", "dashboard", "export",
+    "add", "remove", "pools", "routes", "backends", "stacks", "events", "export",
 ]  # fmt: skip
 ITEM = {
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",

@@ -27,7 +27,7 @@ FLOORS = {
     "core": 3,
     "pool": 4, "control": 4, "monitor": 4, "gateway": 4,
     "supervisor": 5,
-    "cli": 6, "web": 6,
+    "cli": 6,
     "features": 7,
     "__main__": 7, "__init__": 7,
 }  # fmt: skip
@@ -270,11 +270,11 @@ def test_the_check_sees_an_import_wherever_it_stands(tmp_path: Path, monkeypatch
     path = tmp_path / "config" / "model.py"
     path.parent.mkdir()
     path.write_text(
-        "import poolctl.cli.main\nfrom ..pool import Pool\nfrom .. import web\nfrom poolctl import Server\n"
+        "import poolctl.cli.main\nfrom ..pool import Pool\nfrom .. import monitor\nfrom poolctl import Server\n"
         "def late():\n    from poolctl.supervisor import launch\n    import_module('poolctl.gateway')\n"
     )
     assert [unit for _, unit in imported_units(path)] == [
-        "cli", "pool", "web", "__init__", "supervisor", "gateway",
+        "cli", "pool", "monitor", "__init__", "supervisor", "gateway",
     ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ COMMAND = Command(
     section=INSPECT,
     notes=(
         "Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",
-        "A gateway, dashboard or metrics address that cannot be served is a warning.",
+        "A table that cannot be served, such as [gateway] or [metrics], is a warning.",
     ),
     examples=("poolctl status && echo all is well",),
 )

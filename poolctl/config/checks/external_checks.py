@@ -5,21 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters
 from poolctl.config.checks.interpreter import ids_of, missing_program, trusted_by_root
-from poolctl.config.files.read_file import EnvFileError, read_env_file, read_text, variables_of
+from poolctl.config.files.read_file import EnvFileError, read_env_file, variables_of
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.values.problems import Finding, Problem
+from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath, check_appendable
-
-if TYPE_CHECKING:
-    from poolctl.config.model.pool_tables import Dashboard
 
 # Problems and warnings.
 Found = tuple[list[Finding], list[Finding]]
@@ -101,7 +97,9 @@ class ExternalChecks:
         return [], [Finding(("python",), message, fix, python)] if message else []
 
     def _certificates(self, tls: TLSConfig) -> Found:
-        return _certificates(tls, self.env, self.now)
+        from poolctl.config.checks.certificate_checks import check_certificates
+
+        return check_certificates(tls, self.env, self.now)
 
     def _interpreters(self, servers: Sequence[ServerKeys]) -> None:
         using: dict[str, str | None] = {}
@@ -195,17 +193,12 @@ def _user(user: str) -> Found:
     return [], [Finding(("user",), f"only root can run it as {name!r}", "start the pool as root", user)]
 
 
-def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> Found:
-    from poolctl.config.checks.certificate_checks import check_certificates
-
-    return check_certificates(tls, env, now)
-
-
 def check_tables(
     tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
 ) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings of the tables besides the servers; paths begin with the table. Blocks on the disk."""
-    problems, warnings = _dashboard(tables.dashboard, env) if tables.dashboard else ([], [])
+    problems: list[Finding] = []
+    warnings: list[Finding] = []
     if tables.gateway:
         from poolctl.config.checks.gateway_checks import check_gateway
 
@@ -226,27 +219,6 @@ def check_tables(
         problems += [each._replace(path=(*path, *each.path)) for each in wrong]
         warnings += [each._replace(path=(*path, *each.path)) for each in doubtful]
     return problems, warnings
-
-
-def _dashboard(page: Dashboard, env: Mapping[str, str]) -> Found:
-    problems, warnings = _certificates(page.tls, env, datetime.now(UTC)) if page.tls else ([], [])
-    found = ([*_token(page, env), *problems], warnings)
-    problems, warnings = ([each._replace(path=("dashboard", *each.path)) for each in part] for part in found)
-    return problems, warnings
-
-
-def _token(page: Dashboard, env: Mapping[str, str]) -> Iterator[Finding]:
-    if page.token_env and not env.get(page.token_env, "").strip():
-        message = f"the environment variable {page.token_env} is not set"
-        yield Finding(("token_env",), message, f"export {page.token_env}=…")
-    if page.token_file:
-        try:
-            text = read_text(page.token_file)
-        except Problem as problem:
-            yield Finding(("token_file",), f"{page.token_file}: {problem.message}", problem.hint)
-            return
-        if not text.strip():
-            yield Finding(("token_file",), f"{page.token_file}: there is no token in it", "write one into it")
 
 
 def _log(path: str) -> Found:

@@ -1,4 +1,4 @@
-"""The tables of a file besides its servers: pool, metrics, dashboard, events. Most files have few of them.
+"""The tables of a file besides its servers: pool, metrics, events. Most files have few of them.
 
 Tables of the gateway and of features have modules of their own, imported when a file has one.
 """
@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
-from importlib.util import find_spec
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from poolctl.address import Address, parse
 from poolctl.config.model.section import Section, Table, field
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.problems import Path, Tree
 from poolctl.feature import features
 
 if TYPE_CHECKING:
@@ -29,16 +25,13 @@ if TYPE_CHECKING:
         Name,
         Positive,
         Size,
-        Text,
-        Truth,
-        Words,
     )
 
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-_NAMES = ("metrics", "dashboard", "events", "operator", *GATEWAY_TABLES)
+_NAMES = ("metrics", "events", "operator", *GATEWAY_TABLES)
 
 
 class PoolSettings(Section):
@@ -64,35 +57,6 @@ class MetricsTable(Table):
     path: MetricsPath = field("/metrics", "The path of the metrics.")
 
 
-class Dashboard(Table):
-    """[dashboard]: the web page of the pool."""
-
-    table_name: ClassVar[str] = "dashboard"
-    paths: ClassVar[tuple[str, ...]] = ("token_file",)
-
-    bind: Bind = field("127.0.0.1:9465", "The address of the page.")
-    token_file: FilePath | None = field(
-        None, "A file that holds the token; left out: dashboard.token in the state directory."
-    )
-    token_env: Text | None = field(None, "The environment variable that holds the token.")
-    hosts: Words = field((), "Names by which browsers may request the page, besides addresses and localhost.")
-    tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
-    insecure: Truth = field(False, "Whether other machines may reach it without tls.")
-
-    def findings(self) -> Iterator[Finding]:
-        """See Table."""
-        if self.token_env and self.token_file:
-            yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-        if not (self.tls or self.insecure or _is_local(parse(self.bind))):
-            others = f"{self.bind} can be reached from other machines"
-            message = f"{others}, and without tls they send the token in the clear"
-            yield Finding(
-                ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy"
-            )
-        if find_spec("starlette") is None:
-            yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
-
-
 class EventsTable(Table):
     """[events]: the journal."""
 
@@ -105,7 +69,7 @@ class EventsTable(Table):
     max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")
 
 
-MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "dashboard": Dashboard, "events": EventsTable}
+MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}
 # The names of lists of tables in files, which are not their names in `Tables`.
 _IN_FILES = {"routes": "route", "streams": "stream"}
 
@@ -140,11 +104,6 @@ class Tables:
     def metrics(self) -> MetricsTable | None:
         """[metrics]."""
         return self._tables.get("metrics")
-
-    @property
-    def dashboard(self) -> Dashboard | None:
-        """[dashboard]."""
-        return self._tables.get("dashboard")
 
     @property
     def events(self) -> EventsTable | None:
@@ -238,13 +197,3 @@ def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
             for each in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(each, (Section, dict)):
                     yield from _named(each)
-
-
-def _is_local(address: Address) -> bool:
-    """Whether only this machine can reach it."""
-    if address.kind == "unix" or address.host == "localhost":
-        return True
-    try:
-        return ip_address(address.host.strip("[]")).is_loopback
-    except ValueError:
-        return False

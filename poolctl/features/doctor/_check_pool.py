@@ -23,7 +23,7 @@ from poolctl.json_form import Table, from_json
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
 _ASK_SECONDS = 20.0
-# The keys of servers and of the dashboard, and of the gateway's listeners, which may have several.
+# The keys of servers and tables, and of the gateway's listeners, which may have several.
 _CERTIFICATE = re.compile(r"\btls(\[\d+\])?\.cert$")
 _ASK = """
 import json, sys

@@ -1,1 +1,1 @@
-"""Observers of a pool, which decide nothing: events, statistics, metrics, the dashboard, features."""
+"""Observers of a pool, which decide nothing: events, statistics, metrics, features."""

@@ -1,4 +1,4 @@
-"""Everything that watches a pool and decides nothing: events, statistics, metrics, the dashboard, and features.
+"""Everything that watches a pool and decides nothing: events, statistics, metrics, and features.
 
 What the configuration does not name is imported soon after the start, or when a command asks for it.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.observer_answers import DashboardResult, HealthResult, HistoryResult, MetricsResult
+from poolctl.control.observer_answers import HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
@@ -26,8 +26,6 @@ from .statistics import Statistics
 from .totals import Totals
 
 if TYPE_CHECKING:
-    from .dashboard_manager import DashboardPage
-    from .figure_rings import FigureHistory
     from .metrics_server import MetricsAddress
     from .pool_health import HealthOfRoutes
     from .pool_metrics import GatewayFigures
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
     "poolctl.supervisor.observers.pool_health",
-    "poolctl.supervisor.observers.dashboard_manager",
-    "poolctl.supervisor.observers.figure_rings",
 )
 
 if TYPE_CHECKING:
@@ -55,8 +51,6 @@ class Observers:
         self.parts = FeatureParts(environment, self.events)
         self._configuration = environment.configuration
         self._daemon = daemon
-        self._dashboard: DashboardPage | None = None
-        self._history: FigureHistory | None = None
         self._metrics: MetricsAddress | None = None
         self._is_recording = False
 
@@ -67,47 +61,38 @@ class Observers:
     async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self.parts.begin(core)
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)
-        self._store = store
+        self.parts.begin(core, self._statistics.give_samples, store)
 
     def record_events(self, adopted: int) -> None:
         """Record changes of the servers; `adopted` workers of the previous supervisor are there."""
+        if self._configuration.problems:
+            return
         # First, so that features receive the first events, too.
         self._configuration.follow(self.parts.follow, every_reload=True)
-        if not self._configuration.problems:
-            self._is_recording = True
-            recorder = EventRecorder(self._core, self.events, self.totals)
-            recorder.begin(adopted, self._daemon.identity())
+        self._is_recording = True
+        recorder = EventRecorder(self._core, self.events, self.totals)
+        recorder.begin(adopted, self._daemon.identity())
 
     async def begin_serving(self, verbs: Verbs, gateway: ObservedGateway) -> None:
         """Answer the observers' verbs, and serve metrics, the gateway's too."""
         self._gateway = gateway
         verbs.add("stats", self._statistics.stats)
-        verbs.add("history", self._history_verb)
         verbs.add("monitor", self._statistics.monitor)
         verbs.add("metrics", self._metrics_verb)
         verbs.add("health", self._health_verb)
-        verbs.add("dashboard", self._dashboard_verb)
         self.parts.add_verbs(verbs)
         self._configuration.follow(self._serve_metrics)
         if self._metrics is not None:
             await self._metrics.attempted()
 
-    def start_dashboard(self) -> None:
-        """Serve the dashboard as configured, now and after each reload."""
-        if not self._configuration.problems:
-            self._configuration.follow(self._serve_dashboard)
-
     @property
     def problems(self) -> list[str]:
         """The tables whose addresses cannot be served now, each with the reason."""
-        found = {"[metrics]": self._metrics, "[dashboard]": self._dashboard}
-        own = (
-            f"{table}: {each.problem}" for table, each in found.items() if each is not None and each.problem
-        )
+        metrics = self._metrics
+        own = [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
         return [*own, *self.parts.problems]
 
     @property
@@ -117,8 +102,7 @@ class Observers:
 
     async def addresses_tried(self) -> None:
         """Return once it is known whether the addresses of these tables can be opened."""
-        if self._dashboard is not None:
-            await self._dashboard.attempted()
+        await self.parts.attempted()
 
     def save_totals(self) -> None:
         """Save the counts for a successor."""
@@ -130,9 +114,7 @@ class Observers:
         self.parts.flush()
 
     async def stop_serving(self) -> None:
-        """End the dashboard and the metrics endpoint."""
-        if self._dashboard is not None:
-            await self._dashboard.aclose()
+        """End the metrics endpoint."""
         if self._metrics is not None:
             await self._metrics.close()
 
@@ -161,21 +143,6 @@ class Observers:
         if self._metrics is not None:
             self._metrics.follow(tables)
 
-    def _serve_dashboard(self, tables: Tables) -> None:
-        # A page that is opened shows the last two minutes at once, and the last day.
-        if self._history is None and tables.dashboard is not None:
-            from .figure_rings import FigureHistory
-
-            self._history = FigureHistory(self._core, self._statistics, self._store)
-        if self._history is not None:
-            self._history.keep(tables.dashboard is not None)
-        if self._dashboard is None and tables.dashboard is not None:
-            from .dashboard_manager import DashboardPage
-
-            self._dashboard = DashboardPage(self._environment, self.events)
-        if self._dashboard is not None:
-            self._dashboard.want(tables.dashboard)
-
     async def _metrics_verb(self, call: Call) -> MetricsResult:
         """The metrics as text, in the OpenMetrics format on request."""
         from .pool_metrics import PoolMetrics
@@ -183,21 +150,8 @@ class Observers:
         metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
         return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
 
-    async def _history_verb(self, call: Call) -> HistoryResult:
-        """Figures of the last hour or day; kept for a dashboard only."""
-        from .figure_rings import FigureHistory
-
-        history = self._history or FigureHistory(self._core, self._statistics, self._store)
-        return await history.verb(call)
-
     async def _health_verb(self, call: Call) -> HealthResult:
         """The health of the routes, or without a gateway of the servers."""
         from .pool_health import PoolHealth
 
         return await PoolHealth(self._core, self._gateway).verb(call)
-
-    async def _dashboard_verb(self, call: Call) -> DashboardResult:
-        """The page's URL and its token, for clients that may use the control socket anyway."""
-        from .dashboard_manager import link
-
-        return await link(self._dashboard, self._environment)

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from poolctl.control.statistics_answers import (
     Measured,
@@ -26,6 +25,7 @@ from poolctl.monitor.server_figures import (
     INTERVAL_SECONDS,
     Figure,
     ServerSnapshot,
+    TakeSample,
     Usage,
     loop_lag_seconds,
     snapshot,
@@ -81,18 +81,11 @@ class History:
         )
 
 
-class SampleReader(Protocol):
-    """Gets each sample of all servers."""
-
-    def take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
-        """Use the servers' figures of this time."""
-
-
 class Statistics:
-    """Read on request; sampled for a minute after a request, or always while there is a `reader`."""
+    """Read on request; sampled for a minute after a request, or always while a function takes the samples."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
-        self.reader: SampleReader | None = None
+        self._take: TakeSample | None = None
         self._core = core
         self.totals = totals
         self._counters = core.runner.capabilities.counters
@@ -147,6 +140,12 @@ class Statistics:
         self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
+
+    def give_samples(self, take: TakeSample | None) -> None:
+        """Have this function called with each sample from now on, which are taken always; None: no longer."""
+        self._take = take
+        if take is not None:
+            self.watch()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """The server's figures now; without `memory` its memory may be some seconds old."""
@@ -204,7 +203,7 @@ class Statistics:
 
     def _sample(self) -> None:
         now = self._core.clock.monotonic()
-        if self.reader is None and now - self._asked_at > WATCHED_SECONDS:
+        if self._take is None and now - self._asked_at > WATCHED_SECONDS:
             self._timer = None
             self._usage.clear()
             self._histories.clear()
@@ -218,8 +217,8 @@ class Statistics:
             self._histories.setdefault(entry.name, History()).take(now, seen)
             found.append(seen)
             pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
-        if self.reader is not None:
-            self.reader.take(now, found)
+        if self._take is not None:
+            self._take(now, found)
         for gone in self._usage.keys() - pids:
             del self._usage[gone]
         for name in self._histories.keys() - self._core.entries.keys():

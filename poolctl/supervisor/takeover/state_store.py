@@ -109,7 +109,7 @@ class StateStore:
 
     async def configuration(self) -> StoredConfiguration | None:
         """The configuration in force under the previous supervisor; None if there was no previous supervisor."""
-        content = await self._read(fd_store.CONFIGURATION)
+        content = await self.read(fd_store.CONFIGURATION)
         if content is None:
             return None
         try:
@@ -137,7 +137,7 @@ class StateStore:
 
         All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
-        stored = await self._read(fd_store.WANTED)
+        stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
         for name in records.keys() & entries.keys():
             restore(entries[name], records[name])
@@ -176,7 +176,7 @@ class StateStore:
         content = self._records.content(entries)
         if content != self._stored:
             self._stored = content
-            self._write(fd_store.WANTED, content)
+            self.write(fd_store.WANTED, content)
         state = b'{"missing": %s, "servers": %s}' % (_json(self._missing), content)
         if state != self._written and not self._deleted:
             self._written = state
@@ -203,33 +203,27 @@ class StateStore:
 
     async def totals(self) -> Table:
         """The totals that the previous supervisor had counted."""
-        found: Table = json.loads(await self._read(fd_store.TOTALS) or b"{}")
+        found: Table = json.loads(await self.read(fd_store.TOTALS) or b"{}")
         return found
 
     def save_totals(self, totals: bytes) -> None:
         """Store the counts, a JSON object."""
-        self._write(fd_store.TOTALS, totals)
-
-    async def history(self) -> bytes:
-        """The figures that the previous supervisor has kept for charts; empty without any."""
-        return await self._read(fd_store.HISTORY) or b""
-
-    def save_history(self, content: bytes) -> None:
-        """Store figures for charts."""
-        self._write(fd_store.HISTORY, content)
+        self.write(fd_store.TOTALS, totals)
 
     def _write_configuration(self, configuration: StoredConfiguration, *, portable: bool = False) -> None:
         value = portable_pickle.dumps(configuration) if portable else configuration
-        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
+        self.write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        """Store this content under a name for the next supervisor."""
         fd = sealed_file(f"poolctl-{name}", content)
         try:
             self._keeper.send({"op": "put", "name": name}, [fd])
         finally:
             os.close(fd)
 
-    async def _read(self, name: str) -> bytes | None:
+    async def read(self, name: str) -> bytes | None:
+        """The content of this name; None without any."""
         _, fds = await self._keeper.call({"op": "get", "name": name})
         if not fds:
             return None

@@ -256,7 +256,7 @@ def peer(request: Request) -> Table:
 
 
 def _in_the_name_of(by: object) -> Table:
-    """The person behind a client, as that says: the dashboard names its browser's address."""
+    """The person behind a client, as that says: a web page names its browser's address."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}

@@ -56,18 +56,19 @@ def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Pa
     }
 
 
-def test_certificates_of_gateway_and_dashboard_that_expire_soon_are_reported(tmp_path: Path) -> None:
+def test_certificates_of_tables_that_expire_soon_are_reported(tmp_path: Path) -> None:
     certificate(tmp_path, days=3)
     pair = 'cert = "localhost.pem", key = "localhost.key"'
     (tmp_path / "pool.toml").write_text(
-        f'[gateway]\nbind = [{{ bind = ":8443", tls = [{{ {pair} }}] }}]\n[dashboard]\ntls = {{ {pair} }}\n'
+        f'[gateway]\nbind = [{{ bind = ":8443", tls = [{{ {pair} }}] }}]\n'
+        f'[operator]\nbind = ":9443"\ntls = {{ {pair} }}\ntrusted = ["127.0.0.1"]\n'
     )
     context = CheckContext(None, {})
     context.config = load(tmp_path / "pool.toml", {})
     assert (context.config.problems, context.config.outside()) == ([], [])
     found = [(each.status, each.message) for each in _check_pool.certificates(context)]
     assert [status for status, _ in found] == ["warning", "warning"]
-    for table, (_, message) in zip(("[dashboard]", "[gateway]"), found, strict=True):
+    for table, (_, message) in zip(("[gateway]", "[operator]"), found, strict=True):
         assert message.startswith(f"{table}: ")
         assert "the certificate expires on" in message
 
@@ -80,8 +81,8 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
         "[gateway]: uvloop is not installed; pip install 'poolctl[gateway]'",
         "[metrics]: port 9464 is in use",
         "[events]: 3 events could not be written to /full: No space left on device",
-        "[dashboard]: tls.key: /key.pem: there is no such file",
-        "[dashboard]: it has no token: the environment variable TOKEN is empty",
+        "[operator]: tls.key: /key.pem: there is no such file",
+        "[operator]: it has no token: the environment variable TOKEN is empty",
     )
     context.about = PingResult(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
@@ -95,7 +96,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     assert metrics.fix.startswith("free the address")
     assert (events.check, events.message.split()[0]) == ("[events]", "3")
     assert events.fix == "make it writable, or name another file as events.path, then run poolctl reload"
-    assert key.fix == "check `tls` of [dashboard], then run poolctl reload"
+    assert key.fix == "check `tls` of [operator], then run poolctl reload"
     assert token.fix == "export the variable, then run poolctl reload --env; or name a token_file"
 
 

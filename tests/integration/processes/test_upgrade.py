@@ -134,7 +134,11 @@ FLAWS = {
         "    raise RuntimeError('a flaw')",
     ),
     "logger": ("logs/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
-    "dashboard": ("web/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
+    "dashboard": (
+        "features/dashboard/__main__.py",
+        "def main() -> None:",
+        "def main() -> None:\n    exit('a flaw')",
+    ),
     "the application's interpreter": ("worker/zygote.py", "import gc", "import pydantic, gc"),
 }
 

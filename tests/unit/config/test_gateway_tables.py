@@ -358,7 +358,6 @@ def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:
     [
         ('[gateway]\nbind = "127.0.0.1:9001"\n', "gateway.bind: the address 127.0.0.1:9001 is taken by 'web'"),
         ('[gateway]\nbind = ["127.0.0.1:90", ":9001"]\n', "gateway.bind[1]: :9001 (all addresses) overlaps"),
-        ('[gateway]\nbind = ":9465"\n[dashboard]\n', "overlaps 127.0.0.1:9465 of '[dashboard]'"),
         ('[gateway]\nbind = ":9464"\n[metrics]\n', "overlaps 127.0.0.1:9464 of '[metrics]'"),
         ('[gateway]\nbind = [":80", ":80"]\n', "is taken by '[gateway]'"),
         ('[gateway]\n[[stream]]\nbind = ":8080"\nto = "a:1"\n', "stream[0].bind: the address 0.0.0.0:8080 is taken"),

@@ -17,7 +17,6 @@ FILE = """
 [pool]
 name = "shop"
 [metrics]
-[dashboard]
 [events]
 keep = 2
 [gateway]

@@ -17,9 +17,6 @@ from tests.unit.supervisor.desk import Desk
 ALL = """
 [metrics]
 bind = ":9464"
-[dashboard]
-bind = "unix:web.sock"
-token_file = "token"
 [events]
 path = "log/events.jsonl"
 max_size = "1MiB"
@@ -34,9 +31,6 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     tables = config.tables
     assert tables.metrics is not None
     assert (tables.metrics.bind, tables.metrics.path) == (":9464", "/metrics")
-    assert tables.dashboard is not None
-    assert tables.dashboard.bind == f"unix:{tmp_path}/web.sock"
-    assert tables.dashboard.token_file == str(tmp_path / "token")
     assert tables.events == EventsTable(
         path=str(tmp_path / "log/events.jsonl"), max_size=2**20, keep=2, max_age=7 * 86400
     )
@@ -65,7 +59,6 @@ def test_later_files_win_key_by_key(tmp_path: Path) -> None:
         ("[metrics]\nbind = '127.0.0.1:auto'\n", "no fixed address"),
         ("[metrics]\nbind = '127.0.0.1:8080'\n", "is taken by 'web', "),
         ("[metrics]\nbind = ':8080'\n", ":8080 (all addresses) overlaps 127.0.0.1:8080 of 'web', "),
-        ("[metrics]\nbind = ':9465'\n[dashboard]\n", "overlaps"),
         ("[events]\nkeep = -1\n", "allowed is at least 0"),
         ("events = 1\n", "'events' is 1, not a table; write [events]"),
         ("[metricks]\n", "did you mean 'metrics'?"),
@@ -79,7 +72,7 @@ def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str)
 def test_they_are_kept_for_another_process(tmp_path: Path) -> None:
     tables = load_text(tmp_path, SERVER + ALL).tables
     assert pickle.loads(pickle.dumps(tables)) == tables
-    assert list(tables.to_dict()) == ["metrics", "dashboard", "events"]
+    assert list(tables.to_dict()) == ["metrics", "events"]
 
 
 def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None:

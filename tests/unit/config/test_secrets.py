@@ -13,18 +13,15 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.config.files.read_file import variables_named_in
 from poolctl.config.loader import load
-from poolctl.config.model.pool_tables import MODELS
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.values.secrets import MASK, is_secret, masked, masked_file
 from poolctl.errors import PoolValidateError
 
 FILE = """
-[dashboard]
-token_env = "A"
-tls = { cert = "c", key = "k", password_env = "B" }
 [operator]
 bind = "127.0.0.1:2"
 token_env='D'
+tls = { cert = "c", key = "k", password_env = "B" }
 [defaults.tls]
 cert = "c"
 "password_env" = "E"
@@ -51,25 +48,20 @@ def test_every_variable_that_an_env_key_names_is_the_pools_own(tmp_path: Path) -
     (tmp_path / "pool.toml").write_text(FILE)
     config = load(tmp_path / "pool.toml", {})
     assert not config.problems
-    assert sorted(config.pool_variables) == ["A", "B", "D", "E", "G"]
+    assert sorted(config.pool_variables) == ["B", "D", "E", "G"]
 
 
-def test_no_other_section_has_an_env_key_that_would_be_missed() -> None:
-    found = {f"{name}.{key}" for name, model in MODELS.items() for key in env_keys(model)}
-    assert found == {
-        "dashboard.token_env",
-        "dashboard.tls.password_env",
-    }
+def test_no_other_key_of_a_server_names_a_variable() -> None:
     assert set(env_keys(ServerConfig)) <= {"tls.password_env"}
 
 
 def test_names_are_found_in_the_text_of_files_and_directories(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text(FILE)
-    (tmp_path / "more.json").write_text('{"dashboard": {"token_env": "J"}}')
-    (tmp_path / "more.yaml").write_text("dashboard:\n  token_env: Y\n")
+    (tmp_path / "more.json").write_text('{"operator": {"token_env": "J"}}')
+    (tmp_path / "more.yaml").write_text("operator:\n  token_env: Y\n")
     os.mkfifo(tmp_path / "fifo")
     found = variables_named_in([str(tmp_path), str(tmp_path / "no such file"), str(tmp_path / "fifo")])
-    assert {"A", "B", "D", "E", "G", "J", "Y"} <= found
+    assert {"B", "D", "E", "G", "J", "Y"} <= found
 
 
 @pytest.mark.parametrize(

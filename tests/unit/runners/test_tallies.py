@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.monitor.server_figures import ServerSnapshot
 from poolctl.runners.local.tallies import Tallies, Tally
 from poolctl.runners.runner_protocol import Placement
-from poolctl.supervisor.observers.figure_rings import HOUR, FigureRing
 from poolctl.worker import tally
 from tests.examples import examples
 
@@ -106,37 +104,41 @@ def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
     assert tally.passed(tally.completed(pool.counts())) == {tally.route_mark("users"): 7}
 
 
-def test_every_reading_of_a_page_with_random_numbers_fits_the_history_of_figures() -> None:
+def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
+    """Numbers that an application writes into its page, after a pause in seconds each time."""
     number = st.one_of(
         st.integers(0, 100), st.integers(0, (1 << 64) - 1), st.sampled_from([1 << 62, 1 << 63])
     )
     writes = st.lists(st.tuples(st.integers(1, tally.SIZE_BYTES // 8 - 1), number), min_size=1, max_size=20)
+    return st.lists(st.tuples(st.floats(0, 1e6), writes), min_size=2, max_size=5)
 
+
+def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple[float, tally.Counts]]:
+    """The time and the counts of a server whose worker has written this, and has ended after each step."""
+    pool, total = Pool(), [0] * tally.COUNTED
+    try:
+        for seconds, changes in steps:
+            pool.now += seconds
+            for slot, value in changes:
+                pool.page[slot] = value
+            counts = pool.counts()
+            array("q", counts)
+            seen = list(total)
+            tally.add(seen, counts)
+            yield pool.now, seen
+            tally.add(total, tally.completed(counts))
+            array("q", total)
+            assert pool.tally.beaten_ns() <= tally.MOST
+    finally:
+        pool.tally.close()
+
+
+def test_every_reading_of_a_page_with_random_numbers_fits_an_array() -> None:
     @examples(200)
-    @given(st.lists(st.tuples(st.floats(0, 1e6), writes), min_size=2, max_size=5))
+    @given(writes_over_time())
     def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
-        pool, ring = Pool(), FigureRing(HOUR)
-        total = [0] * tally.COUNTED
-        try:
-            for seconds, changes in steps:
-                pool.now += seconds
-                for slot, value in changes:
-                    pool.page[slot] = value
-                counts = pool.counts()
-                array("q", counts)
-                seen = list(total)
-                tally.add(seen, counts)
-                entry: Any = SimpleNamespace(
-                    name="web", observed=SimpleNamespace(restarts=0), config=SimpleNamespace(command=None)
-                )
-                ring.take(pool.now, [ServerSnapshot(entry, seen, [], counts=True)])
-                tally.add(total, tally.completed(counts))
-                array("q", total)
-                assert pool.tally.beaten_ns() <= tally.MOST
-            for values in ring.series("web").values():
-                assert all(value is None or value >= 0 for value in values)
-        finally:
-            pool.tally.close()
+        for _, counts in readings(steps):
+            array("q", counts)
 
     check()
 

@@ -13,9 +13,6 @@ import pytest
 from poolctl.core.server_entry import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.runner_protocol import Exit
-from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.observers import statistics as statistics_module
-from poolctl.supervisor.observers.figure_rings import FigureHistory
 from poolctl.supervisor.observers.statistics import Statistics
 from poolctl.supervisor.observers.totals import Totals
 from poolctl.supervisor.takeover import state_store
@@ -38,10 +35,15 @@ class Recorded(Desk):
         monkeypatch.setattr(state_store, "record_of", self._counted)
         totals = Totals(self.core, self.events, self.store)
         self.statistics = Statistics(self.core, totals)
-        self.history = FigureHistory(self.core, self.statistics, self.store)
         self.verbs.add("stats", self.statistics.stats)
         self.verbs.add("monitor", self.statistics.monitor)
-        self.verbs.add("history", self.history.verb)
+
+    async def begin(self) -> None:
+        """Start the servers."""
+        await self.ask("start")
+        await turns()
+        await self.ask("list")  # what has come of the start is written with this answer
+        self.serialised.clear()
 
     def _counted(self, entry: Any) -> dict[str, Any]:
         self.serialised.append(entry.name)
@@ -59,10 +61,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     def begin(work: Callable[[Recorded], Any]) -> None:
         async def whole() -> None:
             desk = Recorded(tmp_path, monkeypatch)
-            await desk.ask("start")
-            await turns()
-            await desk.ask("list")  # what has come of the start is written with this answer
-            desk.serialised.clear()
+            await desk.begin()
             await work(desk)
             desk.link.end()
 
@@ -71,28 +70,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     return begin
 
 
-def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., None]) -> None:
-    async def work(desk: Recorded) -> None:
-        assert (await desk.ask("history"))["series"] == {}, "none is kept without a dashboard"
-        desk.history.keep(True)
-        await turns()
-        found = await desk.ask("history", "s1", span="day")
-        assert (found["slot_seconds"], found["slots"]) == (900, 96)
-        assert set(found["series"]) == {
-            "requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts"
-        }  # fmt: skip
-        for targets, span in ((("s1", "s2"), "hour"), ((), "week")):
-            with pytest.raises(SelectorError):
-                await desk.ask("history", *targets, span=span)
-        desk.clock.advance(61)
-        desk.statistics._sample()
-        saved = await desk.store.history()
-        assert b'"s1"' in saved
-
-    scenario(work)
-
-
-@pytest.mark.parametrize("verb", ["list", "show", "status", "wait", "stats", "monitor", "history"])
+@pytest.mark.parametrize("verb", ["list", "show", "status", "wait", "stats", "monitor"])
 def test_a_read_changes_and_serialises_nothing(scenario: Callable[..., None], verb: str) -> None:
     async def work(desk: Recorded) -> None:
         for _ in range(3):
@@ -100,29 +78,6 @@ def test_a_read_changes_and_serialises_nothing(scenario: Callable[..., None], ve
             await asyncio.sleep(0)
         assert desk.serialised == []
         assert desk.core.take_changed() == []
-
-    scenario(work)
-
-
-def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
-    scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics_module, "INTERVAL_SECONDS", 0.001)
-
-    async def work(desk: Recorded) -> None:
-        before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
-        kept: list[Any] = []
-        monkeypatch.setattr(desk.link, "send", lambda message, fds=(): kept.append(message))
-        desk.history.keep(True)
-        samples: list[float] = []
-        while len(samples) < 10:
-            await asyncio.sleep(0.001)
-            document = (await desk.ask("stats", "s1"))["items"][0]
-            samples = document["stats"]["history"]["memory_bytes"]
-        assert desk.serialised == []
-        assert desk.core.take_changed() == []
-        assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
-        assert kept == [], "nothing is left to a successor"
 
     scenario(work)
 

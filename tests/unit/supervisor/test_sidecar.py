@@ -8,8 +8,13 @@ from poolctl.clock import Clock
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import Link, Receiver
-from poolctl.supervisor.observers.dashboard_process import DashboardProcess
-from poolctl.supervisor.sidecar import SidecarManager
+from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
+
+
+class PageProcess(SidecarProcess):
+    """A process with a name."""
+
+    part, label, output = "page", "the page", "page.log"
 
 
 class Dying(SidecarManager):
@@ -21,7 +26,7 @@ class Dying(SidecarManager):
         if self.restarts < 3:
             ours, theirs = wire.pair()
             theirs.close()
-            self._watch(DashboardProcess(ours, {"pid": 1, "start": 1}, "mark"))
+            self._watch(PageProcess(ours, {"pid": 1, "start": 1}, "mark"))
 
     async def _off(self) -> None:
         pass

@@ -52,7 +52,7 @@ for name in names:
 there = set(sys.modules)
 from poolctl.supervisor.verbs import reload, upgrade
 from poolctl.supervisor.health import recovery, heartbeat
-from poolctl.supervisor.observers import dashboard_process, pool_metrics, metrics_server
+from poolctl.supervisor.observers import pool_metrics, metrics_server
 from poolctl.supervisor.gateway import computed_routes, gateway_metrics, gateway_process, orphaned_gateway
 late = set(sys.modules) - there
 assert not late, late

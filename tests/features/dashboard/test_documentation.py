@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.config import Dashboard
+from poolctl.features.dashboard.table import Dashboard
 from tests.real_pool import RealPool
 
-TEXT = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text()
 
 
 def test_example_is_valid(real_pool: RealPool) -> None:

@@ -67,7 +67,7 @@ FIGURES = (
     "wakes_total",
 )
 
-logger = logging.getLogger("poolctl.web")
+logger = logging.getLogger("poolctl.dashboard")
 
 
 def level(state: str, ready: bool, health: str = "") -> str:
@@ -176,7 +176,7 @@ class Hub:
         if self._gone is None:
             queue.put_nowait(self._everything())
         elif self._work is not None:
-            queue.put_nowait(_message("gone", {"message": self._gone, "now": self._clock.time()}))
+            queue.put_nowait(event_message("gone", {"message": self._gone, "now": self._clock.time()}))
         self._viewers.add(queue)
         if self._work is None:
             self._work = asyncio.ensure_future(self._watch())
@@ -316,7 +316,7 @@ class Hub:
             "events": list(self._events),
             "files": self._files,
         }
-        return _message("pool", pool)
+        return event_message("pool", pool)
 
     # Events.
 
@@ -358,7 +358,7 @@ class Hub:
     # Messages to viewers.
 
     def _tell(self, name: str, document: Table) -> None:
-        self._spread(_message(name, document))
+        self._spread(event_message(name, document))
 
     def _spread(self, message: str) -> None:
         for queue in list(self._viewers):
@@ -370,5 +370,6 @@ class Hub:
                 queue.put_nowait(message)
 
 
-def _message(name: str, document: Table) -> str:
+def event_message(name: str, document: object) -> str:
+    """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n"

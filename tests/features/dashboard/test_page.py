@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.config import Dashboard
 from poolctl.errors import ServerError
+from poolctl.features.dashboard.page import DashboardProcess, settings_of
+from poolctl.features.dashboard.table import Dashboard
 from poolctl.keeper import wire
-from poolctl.supervisor.observers.dashboard_process import DashboardProcess, settings_of
 
 
 def test_certificate_that_cannot_be_used_is_named_with_its_key(tmp_path: Path) -> None:
@@ -34,3 +36,16 @@ def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
         assert adopted.up.is_set()
 
     asyncio.run(scenario())
+
+
+def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
+    look = """
+import sys
+from poolctl import bootstrap
+from poolctl.features.dashboard import __main__ as process
+process.main = lambda: print("started with", sys.argv[1:])
+sys.argv = ["bootstrap.py", "web"]
+bootstrap.main()
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "started with []\n"

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
 
+from poolctl.features.dashboard._figure_rings import DAY, FIGURES, HOUR, POOL, FigureRing, FigureRings
 from poolctl.monitor.server_figures import ServerSnapshot
-from poolctl.supervisor.observers.figure_rings import DAY, FIGURES, HOUR, POOL, FigureRing, FigureRings
 from poolctl.supervisor.observers.statistics import History
 from poolctl.worker import tally
+from tests.examples import examples
+from tests.unit.runners.test_tallies import readings, writes_over_time
 
 
 def seen(
@@ -114,3 +117,16 @@ def test_errors_are_a_rate_of_each_interval() -> None:
     values = history.values(counted=True, with_errors=True)
     assert (values.requests_per_second, values.errors_per_second) == ((5, 5), (0.5, 0.5))
     assert history.values(counted=True, with_errors=False).errors_per_second is None
+
+
+def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
+    @examples(200)
+    @given(writes_over_time())
+    def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
+        ring, entry = FigureRing(HOUR), seen().entry
+        for now, counts in readings(steps):
+            ring.take(now, [ServerSnapshot(entry, counts, [], counts=True)])
+        for values in ring.series("web").values():
+            assert all(value is None or value >= 0 for value in values)
+
+    check()

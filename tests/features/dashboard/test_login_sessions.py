@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.web.login_sessions import LIFE_SECONDS, MOST, WINDOW_SECONDS, Attempts, EndedSessions, Sessions
+from poolctl.features.dashboard._access import (
+    LIFE_SECONDS,
+    MOST,
+    WINDOW_SECONDS,
+    Attempts,
+    EndedSessions,
+    Sessions,
+)
 
 
 @pytest.fixture

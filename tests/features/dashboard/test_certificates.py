@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from poolctl.web.web_server import context_of, keep_current
+from poolctl.features.dashboard._web_server import context_of, keep_current
 from tests.certificates import certificate
 
 

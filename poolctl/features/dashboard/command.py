@@ -9,7 +9,8 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.observer_answers import DashboardResult
+
+from ._answers import DashboardResult
 
 COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section=INSPECT)
 

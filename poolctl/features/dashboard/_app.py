@@ -1,13 +1,15 @@
-"""The page and its requests: login, a stream of the pool's state, actions, logs."""
+"""The page and its requests: login, streams of the pool's state and of its servers' logs, actions."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,24 +18,29 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from poolctl.cli.log_rendering import record_lines
 from poolctl.clock import Clock
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
-from poolctl.control.observer_answers import HistoryResult
 from poolctl.control.rollout_answers import RolloutResult
 from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
+from poolctl.logs.follow import Follower
+from poolctl.logs.log_level import canonical_level, stated_level
+from poolctl.logs.log_line import LogLine, parse_record
 
-from .event_streams import Tails, with_pulse
-from .login_sessions import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Session, Sessions
-from .request_guard import Guard
-from .state_hub import Hub
+from ._access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
+from ._answers import HistoryResult
+from ._state_hub import Hub, event_message
 
 STATIC = Path(__file__).with_name("static")
 _OF_ROLLOUTS = {"promote": "promote", "withdraw": "abort"}
 ACTIONS = ("start", "stop", "restart", "drain", "undrain", *_OF_ROLLOUTS)
 SPANS = ("hour", "day")
+FIRST_LINES = 300
+PULSE_SECONDS = 15.0
+MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart", *_OF_ROLLOUTS)
 # Of a server, of which the page shows no configuration: its values may be secret.
 _DETAILS = (
@@ -43,6 +50,9 @@ _LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
 # Of routes and of hosts: more would be a slow page.
 _MOST_ROWS = 500
+# For log files that do not exist yet, and systems without inotify.
+_LOOK_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -285,3 +295,98 @@ async def _document(request: Request) -> Table:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+class Tails:
+    """Reads the logger's files; `logs_directory` is that of servers without a path of their own."""
+
+    def __init__(self, hub: Hub, logs_directory: str) -> None:
+        self._hub = hub
+        self._logs_directory = logs_directory
+
+    async def paths(self, servers: Sequence[str]) -> dict[str, str]:
+        """The log file of each of these servers (none: of every one). Raises ControlError, TimeoutError."""
+        result = await self._hub.ask(ShowResult, "show", [], {})
+        wanted = set(servers)
+        found = {
+            item.name: (item.config.get("log") or {}).get("path")
+            or os.path.join(self._logs_directory, f"{item.name}.log")
+            for item in result.items
+            if not wanted or item.name in wanted
+        }
+        return dict(list(found.items())[:MOST_SERVERS])
+
+    async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
+        """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
+
+        Lines in JSON are shown as readable text; `level` is the one that a line states, "" without one.
+        """
+        each = max(20, FIRST_LINES // len(paths))
+        follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        try:
+            if follower.fileno() >= 0:
+                loop.add_reader(follower.fileno(), news.set)
+            yield _lines_message(follower.first)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await news.wait()
+                # The lines of a busy server are sent in batches, not one by one.
+                await asyncio.sleep(_GATHER_SECONDS)
+                lines = await asyncio.to_thread(follower.read)
+                news.clear()
+                if lines:
+                    yield _lines_message(lines)
+        finally:
+            if follower.fileno() >= 0:
+                loop.remove_reader(follower.fileno())
+            follower.close()
+
+
+def _lines_message(lines: Sequence[LogLine]) -> str:
+    return event_message("lines", [[line.time, line.name, *_readable(line.text)] for line in lines])
+
+
+def _readable(text: str) -> tuple[str, str]:
+    record = parse_record(text)
+    if record is None:
+        return text, stated_level(text)
+    record.time = ""  # the line's own time is shown already
+    return "\n".join(record_lines(record)), canonical_level(record.level)
+
+
+async def with_pulse(
+    messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
+) -> AsyncGenerator[str]:
+    """The messages, and a comment after `pulse_seconds` without one. Begins with the delay before a reconnect.
+
+    Ends when `over` is set, so that the server need not wait for viewers.
+    """
+    yield "retry: 1000\n\n"
+    upcoming: asyncio.Future[str] | None = None
+    ending = asyncio.ensure_future(over.wait())
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(messages))
+            waiting: set[asyncio.Future[Any]] = {upcoming, ending}
+            done, _ = await asyncio.wait(waiting, timeout=pulse_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ending in done:
+                return
+            if not done:
+                yield ": still here\n\n"
+                continue
+            try:
+                message = upcoming.result()
+            except StopAsyncIteration:
+                return
+            upcoming = None
+            yield message
+    finally:
+        ending.cancel()
+        if upcoming is not None:
+            upcoming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                await upcoming
+        await messages.aclose()

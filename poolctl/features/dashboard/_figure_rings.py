@@ -14,20 +14,21 @@ from collections.abc import Iterable, Sequence
 from math import isnan, nan
 from typing import NamedTuple
 
-from poolctl.control.observer_answers import HistoryResult
 from poolctl.core.core import Core
-from poolctl.monitor.server_figures import ServerSnapshot
+from poolctl.monitor.server_figures import GiveSamples, ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
+from poolctl.supervisor.observers.statistics import error_rate, latency_seconds, request_rate
+from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.verbs.verb import Call, selected
 from poolctl.worker.tally import Counts
 
-from ..takeover.state_store import StateStore
-from ..verbs.verb import Call, selected
-from .statistics import Statistics, error_rate, latency_seconds, request_rate
+from ._answers import HistoryResult
 
 FIGURES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts")
 POOL = ""  # the name of the whole pool; no server has it
 _LAYOUT = 1
+_STORED = "history"  # the saved figures in the keeper's store
 _DIGITS = 6
 
 
@@ -204,9 +205,9 @@ class FigureRings:
 class FigureHistory:
     """The history of a pool's figures: taken from the samples while it is kept, and saved for a successor."""
 
-    def __init__(self, core: Core, statistics: Statistics, store: StateStore) -> None:
+    def __init__(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
         self._core = core
-        self._statistics = statistics
+        self._samples = samples
         self._store = store
         self._rings: FigureRings | None = None
         self._resuming: asyncio.Task[None] | None = None
@@ -217,23 +218,22 @@ class FigureHistory:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))
         elif not wanted and self._rings is not None:
-            self._rings = self._statistics.reader = None
-            self._store.save_history(b"")
+            self._rings = None
+            self._samples(None)
+            self._store.write(_STORED, b"")
 
     async def _resume(self, rings: FigureRings) -> None:
         try:
-            saved = await self._store.history()
+            saved = await self._store.read(_STORED)
         except LinkLost:  # the keeper is being replaced
-            saved = b""
+            saved = None
         if rings is self._rings:
-            rings.restore(saved)
-            self._statistics.reader = self
-            self._statistics.watch()
+            rings.restore(saved or b"")
+            self._samples(self._take)
 
-    def take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
-        """See SampleReader."""
+    def _take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
         if self._rings is not None and self._rings.take(now, seen):
-            self._store.save_history(self._rings.saved())
+            self._store.write(_STORED, self._rings.saved())
 
     async def verb(self, call: Call) -> HistoryResult:
         """The figures of the last hour or day, of one server or of the whole pool; empty unless they are kept."""

@@ -13,8 +13,8 @@ from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import name_process
 from poolctl.runners.supervised_process import SupervisedProcess
 
-from .app import PageSettings, make_app
-from .web_server import WebServer, keep_current
+from ._app import PageSettings, make_app
+from ._web_server import WebServer, keep_current
 
 
 class DashboardServer(SupervisedProcess):

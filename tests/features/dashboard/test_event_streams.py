@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.recorded_pool import RecordedPool
 
 Message = tuple[str, Any]

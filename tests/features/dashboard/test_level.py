@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.web.state_hub import level
+from poolctl.features.dashboard._state_hub import level
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
 from poolctl.json_form import to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
-from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 from tests.recorded_pool import RecordedPool

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from poolctl.control.rollout_answers import RolloutReport
+from poolctl.features.dashboard._access import MOST
+from poolctl.features.dashboard._app import STATIC
 from poolctl.json_form import to_json
 from poolctl.routing.route_report import RouteReport
-from poolctl.web.app import STATIC
-from poolctl.web.login_sessions import MOST
-from tests.dashboard_stage import TOKEN, Stage, dashboard_of
+from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 
 

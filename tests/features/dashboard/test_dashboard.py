@@ -17,7 +17,7 @@ from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.unmeasured, pytest.mark.integration]
 
 Until = Callable[..., Any]
 
@@ -54,7 +54,11 @@ class Page:
 
     def process(self) -> int | None:
         """The pid of the dashboard's process."""
-        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py web")]
+        found = [
+            pid
+            for pid, line in self.pool.processes().items()
+            if line.endswith("bootstrap.py features.dashboard")
+        ]
         return found[0] if len(found) == 1 else None
 
     def logger(self) -> int:

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poolctl.web.app import PageSettings, make_app
-from poolctl.web.web_server import WebServer
+from poolctl.features.dashboard._app import PageSettings, make_app
+from poolctl.features.dashboard._web_server import WebServer
 from tests.ports import claim_port
 from tests.recorded_pool import RecordedPool
 from tests.stand_in import stand_in

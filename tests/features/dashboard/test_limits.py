@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.web import web_server
+from poolctl.features.dashboard import _web_server as web_server
 from tests.certificates import certificate
-from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.deadline import wait_until
-from tests.unit.web.test_certificates import tls
-from tests.unit.web.test_rules import Client
+from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
+from tests.features.dashboard.test_certificates import tls
+from tests.features.dashboard.test_rules import Client
 
 LIMIT_SECONDS = 0.3
 

@@ -1,0 +1,298 @@
+"""The dashboard's part of the supervisor: its listener and the process that serves it, and the verb `dashboard`.
+
+The keeper holds the listener and the link to the process as well, so that both outlive this supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple, Self
+
+from poolctl import __version__
+from poolctl.address import parse
+from poolctl.config import Tables
+from poolctl.control.answers import failure
+from poolctl.control.pool_paths import SOCKET_NAME
+from poolctl.errors import PoolMonitorError, ServerError
+from poolctl.exit_codes import NOT_AS_DESIRED
+from poolctl.json_form import Table
+from poolctl.listeners.open_listener import close_listener, refuse
+from poolctl.listeners.unix_listener import identity_of
+from poolctl.monitor.event_queue import Events
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import Link, LinkLost
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.feature_parts import FeaturePart, PartSite
+from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
+from poolctl.supervisor.verbs.verb import Call, Verb
+
+from ._answers import DashboardLink, DashboardResult
+from ._figure_rings import FigureHistory
+from .table import Dashboard
+
+TOKEN_FILE = "dashboard.token"
+ENDED_FILE = "dashboard.ended"
+_TOKEN_BYTES = 32
+# The listener in the keeper's store.
+_LISTENER = "dashboard"
+_HINT = "add [dashboard] to the pool's file, then poolctl reload"
+
+
+class DashboardPart(FeaturePart):
+    """Serves the page as configured, and keeps the figures of its charts.
+
+    A supervisor that serves commands only leaves the page's process alone.
+    """
+
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        self._table: Dashboard | None = None
+        self._page: DashboardPage | None = None
+        self._history = FigureHistory(site.core, site.samples, site.store)
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """See FeaturePart."""
+        return {"dashboard": self._link, "history": self._history.verb}
+
+    def follow(self, tables: Tables) -> None:
+        """See FeaturePart."""
+        self._table = tables.get(Dashboard)
+        if self.site.core.calm:
+            return
+        # A page that is opened shows the last two minutes at once, and the last day.
+        self._history.keep(self._table is not None)
+        if self._page is None and self._table is not None:
+            self._page = DashboardPage(self.site.environment, self.site.events)
+        if self._page is not None:
+            self._page.want(self._table)
+
+    async def attempted(self) -> None:
+        """See FeaturePart."""
+        if self._page is not None:
+            await self._page.attempted()
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """See FeaturePart."""
+        return [f"[dashboard]: {self._page.problem}"] if self._page is not None and self._page.problem else []
+
+    async def aclose(self) -> None:
+        """See FeaturePart."""
+        if self._page is not None:
+            await self._page.aclose()
+
+    async def _link(self, call: Call) -> DashboardResult:
+        """The page's URL and its token, for clients that may use the control socket anyway."""
+        if self._table is None:
+            return _failed("this pool has no dashboard", _HINT)
+        if self._page is None:
+            found = await asyncio.to_thread(settings_of, self._table, self.site.environment)
+        elif (served := await self._page.settings()) is None:
+            return _failed(f"the dashboard: {self._page.problem}", "poolctl events")
+        else:
+            found = served
+        return DashboardResult(dashboard=DashboardLink(url=found.url, token=found.values["token"]))
+
+
+def _failed(message: str, hint: str) -> DashboardResult:
+    return DashboardResult(errors=(failure(PoolMonitorError, message, hint),), exit_code=NOT_AS_DESIRED)
+
+
+class DashboardPage(SidecarManager):
+    """Keeps the dashboard as `want` says; `problem` is why it is not served."""
+
+    label, entry = "the dashboard", "dashboard link"
+
+    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+        super().__init__(environment.keeper, events)
+        self.table: Dashboard | None = None
+        self._environment = environment
+        self._directory = environment.directory
+        self._opener = Opener()
+        self._sockets: list[socket.socket] = []
+        self._bind = ""
+        self._adopted = False
+
+    def want(self, table: Dashboard | None) -> None:
+        """Serve it as this table says, soon; None: not at all."""
+        self.table = table
+        self._configured()
+
+    async def settings(self) -> Settings | None:
+        """The settings of its process, once it serves; None when it cannot, and `problem` says why."""
+        while self._process is None and not self.problem and self.table is not None:
+            await self._changed.wait()
+        if self.problem or self.table is None:
+            return None
+        return await asyncio.to_thread(settings_of, self.table, self._environment)
+
+    async def _settle(self) -> None:
+        if not self._adopted:
+            await self._adopt()
+        table = self.table
+        if table is None:
+            await self._off()
+            self._succeeded()
+            return
+        settings = await asyncio.to_thread(settings_of, table, self._environment)
+        mark = f"{__version__} {settings.mark}"
+        before = self._process
+        if before is not None and (self._bind, before.mark) == (settings.bind, mark):
+            self._succeeded()
+            return
+        if self._bind != settings.bind:
+            await self._off()
+            await self._open(settings.bind)
+            before = None
+        self._tried.set()
+        process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
+        self._use(process)
+        if before is not None:
+            before.end()
+        self._succeeded()
+        self._events.record(
+            "pool", "dashboard started", message=f"the dashboard serves {settings.url}", url=settings.url
+        )
+
+    async def _adopt(self) -> None:
+        """Adopt the listener and the process that the keeper holds."""
+        self._adopted = True
+        reply, fds = await self._keeper.call({"op": "get", "name": _LISTENER})
+        if not fds:
+            return
+        self._bind = str(reply["meta"]["bind"])
+        self._sockets = [socket.socket(fileno=fd) for fd in fds]
+        process = await DashboardProcess.adopted(self._keeper, self.entry)
+        if process is not None:
+            self._watch(process)
+
+    async def _open(self, bind: str) -> None:
+        self._sockets = await self._opener.listen(parse(bind))
+        self._bind = bind
+        fds = [sock.fileno() for sock in self._sockets]
+        self._keeper.send({"op": "put", "name": _LISTENER, "meta": {"bind": bind}}, fds)
+
+    async def _off(self) -> None:
+        self._end_process()
+        if self._sockets:
+            refuse(self._sockets)  # the process that is about to end has them too
+            close_listener(self._sockets, identity_of(self._bind))
+            self._sockets, self._bind = [], ""
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": _LISTENER})
+
+
+class DashboardProcess(SidecarProcess):
+    """The process that serves the page."""
+
+    part, label, output = "features.dashboard", "the dashboard", "dashboard.log"
+
+    @classmethod
+    async def start(
+        cls,
+        keeper: Link,
+        directory: str,
+        settings: Settings,
+        mark: str,
+        sockets: Sequence[socket.socket],
+    ) -> Self:
+        """Start a process and wait until it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
+        process = await cls.spawn(keeper, directory, mark)
+        begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
+        process.link.send(begin, [sock.fileno() for sock in sockets])
+        await process.ready(directory)
+        return process
+
+
+class Settings(NamedTuple):
+    """`bind` is canonical; `mark` changes with any setting, which needs another process; `url` is for a browser."""
+
+    bind: str
+    values: Table
+    mark: str
+    url: str
+
+
+def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
+    """The settings of the process that serves this pool's dashboard.
+
+    Blocks on the disk; raises ServerError when there is no token, or its certificate cannot be used.
+    """
+    configuration, directory, state_directory = (
+        environment.configuration,
+        environment.directory,
+        environment.state_directory,
+    )
+    env = configuration.environment
+    address = parse(table.bind)
+    values: Table = {
+        "socket_path": os.path.join(directory, SOCKET_NAME),
+        "logs_directory": os.path.join(state_directory, "logs"),
+        "key": os.path.basename(directory),
+        "name": configuration.name,
+        "token": _token(table, state_directory, env),
+        "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
+        "tls": None,
+        "ended_path": os.path.join(state_directory, ENDED_FILE),
+    }
+    if table.tls:
+        # It loads OpenSSL, which most supervisors do without.
+        from poolctl.config.checks.certificate_checks import check_certificates
+
+        tls = table.tls
+        problems, _ = check_certificates(tls, env, datetime.now(UTC))
+        for finding in problems:
+            raise ServerError(f"{'.'.join(map(str, finding.path))}: {finding.message}", hint=finding.hint)
+        # Never None: OpenSSL would ask a terminal.
+        password = env.get(tls.password_env, "") if tls.password_env else ""
+        values["tls"] = {"key": None, "ca": None, "ciphers": None, **tls.to_dict(), "password": password}
+    mark = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return Settings(address.key, values, mark, url_of(table))
+
+
+def url_of(table: Dashboard) -> str:
+    """Where a browser on this machine finds the page; of a Unix socket its address, for a proxy."""
+    address = parse(table.bind)
+    if address.kind == "unix":
+        return address.key
+    return f"{'https' if table.tls else 'http'}://{address.nearby.key}/"
+
+
+def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> str:
+    if table.token_env:
+        token = env.get(table.token_env, "").strip()
+        hint = f"export {table.token_env}=… before poolctl start"
+        where = f"the environment variable {table.token_env}"
+    else:
+        where = table.token_file or os.path.join(state_directory, TOKEN_FILE)
+        hint = f"write the token into {where}"
+        if not table.token_file:
+            _make(where)
+        try:
+            with open(where, encoding="utf-8") as file:
+                token = file.read(65536).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServerError(f"its token cannot be read: {error}", hint=hint) from None
+    if not token:
+        raise ServerError(f"it has no token: {where} is empty", hint=hint)
+    return token
+
+
+def _make(path: str) -> None:
+    """Make a token, once; anyone who can read the file may do what the page does."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ServerError(f"its token cannot be written: {error}", hint="name one: token_file") from None

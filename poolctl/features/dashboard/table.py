@@ -1,0 +1,82 @@
+"""[dashboard]: the web page of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from poolctl.address import Address, parse
+from poolctl.config.files.read_file import read_text
+from poolctl.config.model.section import Table, field
+from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.problems import Finding, Problem
+
+if TYPE_CHECKING:
+    from poolctl.config.values.value_types import Bind, FilePath, Text, Truth, Words
+
+
+class Dashboard(Table):
+    """[dashboard]: the web page of the pool."""
+
+    table_name: ClassVar[str] = "dashboard"
+    paths: ClassVar[tuple[str, ...]] = ("token_file",)
+    former_name: ClassVar[str] = "poolctl.config.model.pool_tables:Dashboard"
+
+    bind: Bind = field("127.0.0.1:9465", "The address of the page.")
+    token_file: FilePath | None = field(
+        None, "A file that holds the token; left out: dashboard.token in the state directory."
+    )
+    token_env: Text | None = field(None, "The environment variable that holds the token.")
+    hosts: Words = field((), "Names by which browsers may request the page, besides addresses and localhost.")
+    tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
+    insecure: Truth = field(False, "Whether other machines may reach it without tls.")
+
+    def findings(self) -> Iterator[Finding]:
+        """See Table."""
+        if self.token_env and self.token_file:
+            yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
+        if not (self.tls or self.insecure or _is_local(parse(self.bind))):
+            others = f"{self.bind} can be reached from other machines"
+            message = f"{others}, and without tls they send the token in the clear"
+            yield Finding(
+                ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy"
+            )
+        if find_spec("starlette") is None:
+            yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
+
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+        """See Table: a token that cannot be read, and the certificate."""
+        problems: list[Finding] = []
+        warnings: list[Finding] = []
+        if self.tls:
+            from poolctl.config.checks.certificate_checks import check_certificates
+
+            problems, warnings = check_certificates(self.tls, env, datetime.now(UTC))
+        return [*self._missing_token(env), *problems], warnings
+
+    def _missing_token(self, env: Mapping[str, str]) -> Iterator[Finding]:
+        if self.token_env and not env.get(self.token_env, "").strip():
+            message = f"the environment variable {self.token_env} is not set"
+            yield Finding(("token_env",), message, f"export {self.token_env}=…")
+        if self.token_file:
+            try:
+                text = read_text(self.token_file)
+            except Problem as problem:
+                yield Finding(("token_file",), f"{self.token_file}: {problem.message}", problem.hint)
+                return
+            if not text.strip():
+                message = f"{self.token_file}: there is no token in it"
+                yield Finding(("token_file",), message, "write one into it")
+
+
+def _is_local(address: Address) -> bool:
+    """Whether only this machine can reach it."""
+    if address.kind == "unix" or address.host == "localhost":
+        return True
+    try:
+        return ip_address(address.host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,93 @@
+"""[dashboard]: its keys, what is wrong with them, and how it reaches the pool."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.config import Tables, load, pool_variables
+from poolctl.features.dashboard.table import Dashboard
+from poolctl.supervisor.takeover import portable_pickle
+from tests.certificates import certificate
+from tests.config_files import SERVER, load_text, told
+
+GOOD = '[dashboard]\nbind = "unix:web.sock"\ntoken_file = "token"\n'
+
+
+def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    config = load_text(tmp_path, SERVER + GOOD)
+    assert config.problems == []
+    assert config.tables.get(Dashboard) == Dashboard(
+        bind=f"unix:{tmp_path}/web.sock", token_file=str(tmp_path / "token")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('bind = "127.0.0.1:8080"\n', "is taken by 'web', "),
+        ('[metrics]\nbind = ":9465"\n', "overlaps"),
+        ('[gateway]\nbind = ":9465"\n[[route]]\nto = "web"\n', "overlaps 127.0.0.1:9465 of '[dashboard]'"),
+        ('bind = ":9465"\n', "can be reached from other machines, and without tls they send the token"),
+        ('token_env = "A"\ntoken_file = "b"\n', "the token is given twice"),
+    ],
+)
+def test_problem_is_reported(tmp_path: Path, text: str, words: str) -> None:
+    assert words in told(tmp_path, f"{SERVER}[dashboard]\n{text}")
+
+
+def test_variables_that_it_names_are_the_pools_own(tmp_path: Path) -> None:
+    text = '[dashboard]\ntoken_env = "A"\ntls = { cert = "c", key = "k", password_env = "B" }\n'
+    assert pool_variables((), load_text(tmp_path, SERVER + text).tables) == {"A", "B"}
+
+
+def test_token_and_certificate_are_checked(tmp_path: Path) -> None:
+    certificate(tmp_path, days=3)
+    path = tmp_path / "pool.toml"
+    text = '[dashboard]\ntls = { cert = "localhost.pem", key = "localhost.key" }\n'
+
+    def found(more: str) -> tuple[list[str], list[str]]:
+        path.write_text(text + more + SERVER)
+        config = load(path, {"BLANK": " "})
+        problems = [*config.problems, *config.outside()]
+        return [str(each) for each in problems], [str(each) for each in config.warnings]
+
+    problems, (warning,) = found("")
+    assert problems == []
+    assert "dashboard.tls.cert" in warning
+    assert "the certificate expires on" in warning
+    (problem,), _ = found('token_env = "BLANK"\n')
+    assert "dashboard.token_env: the environment variable BLANK is not set" in problem
+    (problem,), _ = found('token_file = "token"\n')
+    assert "dashboard.token_file" in problem
+    (tmp_path / "token").write_text("\n")
+    (problem,), _ = found('token_file = "token"\n')
+    assert "there is no token in it" in problem
+
+
+def test_another_version_finds_the_table_under_its_first_name(tmp_path: Path) -> None:
+    tables = load_text(tmp_path, SERVER + GOOD).tables
+    content = portable_pickle.dumps(tables)
+    assert portable_pickle.loads(content) == tables
+    assert b"poolctl.config.model.pool_tables:Dashboard" in content
+    assert b"poolctl.features" not in content
+
+
+USES = """
+import pickle, sys
+(table,) = [each for _, each in pickle.load(open(sys.argv[1], "rb"))]
+assert table.to_dict()["bind"] == "127.0.0.1:9465"
+found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
+assert not found, found
+"""
+
+
+def test_process_that_uses_a_validated_table_imports_nothing_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "values").write_bytes(pickle.dumps(Tables(dashboard=Dashboard())))
+    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
