@@ -88,15 +88,16 @@ def _other_hosts(
 
     It is only a warning, because the host may be for another listener.
     """
+    if tables.gateway is None or not any(each.tls for each in tables.gateway.bind):
+        return
     secure = {each.name: each.tls for each in servers if each.tls}
-    takes_tls = any(each.tls for each in tables.gateway.bind) if tables.gateway else False
     places = {each.label: ("route", each.index, "host") for each in tables.routes}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
     certified: dict[str, list[str]] = {}  # the names of its certificates
     missing: dict[tuple[str, str], list[Route]] = {}  # by the owner of certificates, and the fix
     for route in routes:
-        if host_pattern(route.host).tier not in (EXACT, DOMAIN) or not takes_tls:
+        if host_pattern(route.host).tier not in (EXACT, DOMAIN):
             continue
         shown = names
         targets = {each.server for each in route.to}

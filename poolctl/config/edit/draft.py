@@ -26,7 +26,7 @@ from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
 from poolctl.config.values.problems import ParseError, Path, Problem, Tree
-from poolctl.config.values.secrets import masked_arguments, masked_file
+from poolctl.config.values.secrets import masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
 MARK = b"\xef\xbb\xbf"
@@ -225,7 +225,6 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
     for index, pairs in changes.pairs.items():
         table = copy.deepcopy(document.data if not servers else document.data["server"])[index]
         assign(table, pairs)
-        table = _shown(table)
         column = document.place((*servers, index)).column
         margin = " " * (column - 1 if document.kind == "yaml" else 4)
         for key in dict.fromkeys(path[0] for path, _ in pairs):
@@ -238,7 +237,7 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
         yield Problem("remove this server", place=document.place((*servers, index)))
     if changes.added:
         count = len(document.data if not servers else document.data.get("server") or [])
-        added = masked_file(_servers_text(document, servers, [*map(_shown, changes.added)], count))
+        added = masked_file(_servers_text(document, servers, changes.added, count))
         place = document.place((*servers, count - 1) if count else ())
         yield Problem(
             f"write this {'behind the server' if count else 'into the file'}:\n{added}", place=place
@@ -248,11 +247,6 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
 def _servers_of(document: Document) -> Path:
     """The path of the list of servers within the file's own tables."""
     return () if isinstance(document.data, list) else ("server",)
-
-
-def _shown(table: dict[str, Tree]) -> dict[str, Tree]:
-    """The table without the secrets that only their place in a list shows."""
-    return {key: masked_arguments(each) if isinstance(each, list) else each for key, each in table.items()}
 
 
 def _pair_text(kind: str, key: str, value: Tree) -> str:

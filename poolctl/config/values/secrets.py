@@ -25,6 +25,8 @@ _URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
 _REFERENCE = r"\$\{[^}]*\}"
 _PAIR = r"""(["']?)(?<![\w.-])([\w.-]++)(\1\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\[{,}\]][^,}\]\n]*)"""
 _FLAG = r"(--?[\w.-]+)=."
+# An option and its value as elements of a list, which may be lines of a diff.
+_ARGUMENT = r"""(["']--?[\w.-]+["']\s*,[\s+-]*)("(?!-)(?:[^"\\]|\\.)*"|'(?!-)[^']*')"""
 _QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
@@ -89,12 +91,17 @@ def masked_file(text: str) -> str:
 
     def pair(match: re.Match[str]) -> str:
         quote, key, between, value = match.groups()
-        plain = (
-            not is_secret(key) or key.endswith(_REFERENCES) or not re.sub(_REFERENCE, "", value).strip("'\" ")
-        )
+        plain = not is_secret(key) or key.endswith(_REFERENCES) or is_reference(value)
         return match[0] if plain else f"{quote}{key}{between}{MASK}"
 
-    return masked_text(re.sub(_PAIR, pair, text))
+    def argument(match: re.Match[str]) -> str:
+        option, value = match.groups()
+        return match[0] if not is_secret(option) or is_reference(value) else f'{option}"{MASK}"'
+
+    def is_reference(value: str) -> bool:
+        return not re.sub(_REFERENCE, "", value).strip("'\" ")
+
+    return masked_text(re.sub(_ARGUMENT, argument, re.sub(_PAIR, pair, text)))
 
 
 def masked_quotes(text: str, line: str) -> str:

@@ -159,6 +159,8 @@ def test_dry_run_prints_the_difference_and_writes_nothing(poolctl: Command, file
     assert said.code == 3
     assert said.out.endswith('+[[server]]\n+name = "new"\n+bind = "127.0.0.1:9"\n+command = ["sleep", "1"]\n')
     assert file.read_text() == COMMENTED
+    said = poolctl("add", "other", "--command", "x --password hunter2 --token=hunter3", "--save", "--dry-run")
+    assert (said.code, "********" in said.out, "hunter" in said.out) == (3, True, False)
     assert poolctl("disable", "orders", "--save", "--dry-run") == (0, "", "")
     assert poolctl("disable", "orders", "--dry-run").code == 2
 

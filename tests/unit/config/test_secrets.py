@@ -140,10 +140,13 @@ def test_a_difference_of_files_masks_values_and_keeps_references() -> None:
     text = (
         '+password = "x"\n env = { DB_TOKEN = "a b", LEVEL = "info" }\n-  secret: y z\n "api_key": "q",\n'
         '+TOKEN = "${TOKEN}"\n token_env = "T"\n url = "http://u:p@h"\n'
+        '+command = ["x", "--password", "p", "--token", "${TOKEN}", "--api-key",\n+    \'k\', "--secret", "-v"]\n'
     )
     assert masked_file(text) == (
         f'+password = {MASK}\n env = {{ DB_TOKEN = {MASK}, LEVEL = "info" }}\n-  secret: {MASK}\n "api_key": {MASK},\n'
         f'+TOKEN = "${{TOKEN}}"\n token_env = "T"\n url = "http://u:{MASK}@h"\n'
+        f'+command = ["x", "--password", "{MASK}", "--token", "${{TOKEN}}", "--api-key",\n'
+        f'+    "{MASK}", "--secret", "-v"]\n'
     )
 
 
