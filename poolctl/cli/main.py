@@ -55,7 +55,7 @@ def _run(words: list[str]) -> int:
             return 1
         _prepare_streams()
         if words[:1] == ["__complete"]:
-            from poolctl.cli.completions.candidates import complete
+            from poolctl.cli.completions import complete
 
             return complete(words[1:])
         return _finish(_perform(words))

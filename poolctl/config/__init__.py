@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from poolctl.config.rules.json_schema import *
     from poolctl.config.rules.routes import *
     from poolctl.config.rules.server_references import *
-    from poolctl.config.rules.table_addresses import *
     from poolctl.config.values.limits import *
     from poolctl.config.values.normalise import *
     from poolctl.config.values.plain import address_parts
@@ -76,7 +75,7 @@ _MODULES = {
     "reading": "Reading Surroundings",
     "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES",
-    "rules.conflicts": "conflicts dependency_findings longest_stop_seconds",
+    "rules.conflicts": "conflicts dependency_findings longest_stop_seconds named_addresses own_addresses",
     "rules.engines": "Engine other_engine",
     "values.normalise": "merged referenced_variables relocated",
     "values.problems": "Finding Place Problem problem_of shown",
@@ -90,7 +89,6 @@ _MODULES = {
     "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart TLSConfig",
     "model.pool_tables": "EventsTable Tables pool_variables",
-    "rules.table_addresses": "named_addresses own_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -111,7 +111,7 @@ class Configuration(Sequence[ServerConfig]):
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
         problems = [self._located(*each) for each in found]
         if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
-            from poolctl.config.rules.route_warnings import route_warnings
+            from poolctl.config.rules.route_checks import route_warnings
 
             problems += self.located(route_warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._outside_warnings]

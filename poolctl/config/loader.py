@@ -18,9 +18,13 @@ from poolctl.config.model.section import Section, refuse, validated
 from poolctl.config.model.server_keys import Scale
 from poolctl.config.model.server_sections import OF_SLEEP
 from poolctl.config.reading import Surroundings
-from poolctl.config.rules.conflicts import conflicts, dependency_findings, unknown_dependencies
+from poolctl.config.rules.conflicts import (
+    conflicts,
+    dependency_findings,
+    table_conflicts,
+    unknown_dependencies,
+)
 from poolctl.config.rules.server_references import Named, reference_findings
-from poolctl.config.rules.table_addresses import overlapping
 from poolctl.config.rules.tables import made
 from poolctl.config.values.normalise import OPENING, derive, interpolate, merged, normalise
 from poolctl.config.values.plain import placeholders
@@ -310,7 +314,7 @@ class _Loader:
     def _tables(self) -> Tables:
         findings: list[Finding] = []
         tables = made(self.assembly.tables, findings)
-        for path, other, finding in overlapping(tables, self.addresses):
+        for path, other, finding in table_conflicts(tables, self.addresses):
             server = next((entry for entry in self.assembly.entries if entry.name == other), None)
             where = f", {self.origins.place(server, ('bind',))}" if server else ""
             findings.append(finding._replace(path=path, message=f"{finding.message}{where}"))

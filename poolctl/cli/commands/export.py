@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.config import GatewayConfig, ServerConfig, longest_stop_seconds, referenced_variables
+from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
-
-if TYPE_CHECKING:
-    from poolctl.cli.systemd_units import ServicePool
-
 
 SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
 COMMAND = Command(
@@ -91,26 +90,23 @@ def without_options_of_systemd(request: CommandRequest) -> None:
 
 
 def _units(request: CommandRequest) -> Files:
-    from poolctl.cli import systemd_units as systemd
-
     pool = _pool(request, find_pool(request))
     of_user = bool(request.get("for_user"))
     try:
-        texts = systemd.units(pool, of_user=of_user)
+        texts = units(pool, of_user=of_user)
     except ValueError as wrong:
         raise Failure(Outcome.failed(FAILED, str(wrong))) from None
     systemctl = "systemctl --user" if of_user else "systemctl"
     to_enable = " ".join(texts)
     commands = f"{systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
     warnings = []
-    if missing := systemd.missing_variables(pool):
+    if missing := missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
         warnings = [f"the service lacks these variables: {', '.join(missing)}; put them into {file}"]
-    return Files(texts=texts, made_by=systemd.MADE_BY, next_commands=commands, warnings=warnings)
+    return Files(texts=texts, made_by=MADE_BY, next_commands=commands, warnings=warnings)
 
 
 def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
-    from poolctl.cli.systemd_units import ServicePool
     from poolctl.supervisor.active_configuration import default_name
 
     config = load(ref)
@@ -168,3 +164,203 @@ def _written(directory: str, files: Files) -> Outcome:
 def _holds(path: str, words: str) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
         return words in file.readline()
+
+
+MADE_BY = "Made by `poolctl export systemd`."
+# A generous time for everything except stopping the servers.
+_MARGIN_SECONDS = 15
+# A hung supervisor is replaced after fifteen seconds; systemd has to act only if that does not help.
+_WATCHDOG_SECONDS = 60
+_PASSED_VARIABLES = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
+# Exit codes that a restart cannot fix.
+_PERMANENT_FAILURES = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
+# Restricts nothing a worker may need: files, devices, set-user-ID programs.
+_HARDENING = (
+    "ProtectKernelModules", "ProtectKernelLogs", "ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname",
+    "LockPersonality", "RestrictRealtime",
+)  # fmt: skip
+BACKLOG = 2048
+
+
+class ServicePool(NamedTuple):
+    """The pool for the units; `poolctl` is the command's argument vector, `listen` holds addresses by `fd:` name."""
+
+    name: str
+    files: Sequence[str]
+    servers: Sequence[ServerConfig]
+    poolctl: Sequence[str]
+    env: Mapping[str, str]
+    listen: Mapping[str, str]
+    user: str = ""  # the user that runs the service, "" for root
+    gateway: GatewayConfig | None = None
+
+
+def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
+    """The texts of the units by file name; `of_user` for a user's service manager.
+
+    Raises ValueError for values that a unit cannot contain.
+    """
+    stem = unit_name(f"poolctl-{pool.name}")
+    sockets = _sockets(pool, stem)
+    return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
+
+
+def missing_variables(pool: ServicePool) -> list[str]:
+    """The variables without a default that the files use and a service lacks."""
+    found: dict[str, None] = {}
+    for file in pool.files:
+        if os.path.isfile(file):
+            with open(file, encoding="utf-8", errors="replace") as source:
+                found.update(dict.fromkeys(referenced_variables(source.read())))
+    return [name for name in found if name not in _PASSED_VARIABLES]
+
+
+def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
+    files = [word for file in pool.files for word in ("-c", file)]
+    unit = [("Description", text(f"Pool of HTTP servers: {pool.name}"))]
+    if not of_user:
+        unit += [("Wants", "network-online.target"), ("After", "network-online.target")]
+    service = [
+        ("#", "Ready when every enabled server has answered; `systemctl status` names those that have not."),
+        ("Type", "notify"),
+        ("NotifyAccess", "all"),
+        ("ExecStart", command([*pool.poolctl, *files, "run"])),
+        ("ExecReload", command([*pool.poolctl, *files, "reload"])),
+        ("WorkingDirectory", text(os.path.dirname(pool.files[0]) or "/")),
+        *([("User", text(pool.user))] if pool.user and not of_user else []),
+        *(("Environment", word(f"{name}={pool.env[name]}")) for name in _PASSED_VARIABLES if pool.env.get(name)),
+        *([("EnvironmentFile", f"-{_environment_file(pool, of_user=of_user)}")] if missing_variables(pool) else []),
+        *([("Sockets", " ".join(sockets))] if sockets else []),
+        ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
+        ("KillMode", "mixed"),
+        ("TimeoutStopSec", str(stop_seconds(pool.servers, pool.gateway))),
+        ("#", "A server that fails to start does not affect the others; each has its own start_timeout."),
+        ("TimeoutStartSec", "infinity"),
+        ("Restart", "on-failure"),
+        ("RestartSec", "1"),
+        ("RestartPreventExitStatus", " ".join(map(str, _PERMANENT_FAILURES))),
+        ("WatchdogSec", str(_WATCHDOG_SECONDS)),
+        ("#", "The pool replaces a worker that the kernel killed for its memory."),
+        ("OOMPolicy", "continue"),
+        ("SyslogIdentifier", unit_name(f"poolctl-{pool.name}")),
+        *(() if of_user else ((name, "yes") for name in _HARDENING)),
+    ]  # fmt: skip
+    wanted_by = "default.target" if of_user else "multi-user.target"
+    comments = [MADE_BY, "The pool: " + ", ".join(re.sub(r"[\x00-\x1f]", "?", file) for file in pool.files)]
+    return render(comments, [("Unit", unit), ("Service", service), ("Install", [("WantedBy", wanted_by)])])
+
+
+def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
+    directory = "%h/.config/poolctl" if of_user else "/etc/poolctl"
+    return f"{directory}/{unit_name(pool.name)}.env"
+
+
+def stop_seconds(servers: Sequence[ServerConfig], gateway: GatewayConfig | None = None) -> int:
+    """The maximum duration of a stop in dependency order: the longest chain with all limits used up."""
+    return int(longest_stop_seconds(servers, gateway)) + _MARGIN_SECONDS
+
+
+def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:
+    inherited = [server for server in pool.servers if server.address.kind == "fd"]
+    numbers = sorted(int(server.address.name) for server in inherited if server.address.name.isdecimal())
+    if not inherited:
+        return {}
+    if numbers and (len(numbers) < len(inherited) or numbers != list(range(3, 3 + len(numbers)))):
+        raise ValueError(
+            "numbered sockets must be fd:3, fd:4 … without a gap, all of them; or name them, like fd:web"
+        )
+    if numbers:
+        inherited.sort(key=lambda server: int(server.address.name))
+        return {f"{stem}.socket": _socket(pool, stem, inherited, "")}
+    return {
+        f"{unit_name(f'{stem}-{server.address.name}')}.socket": _socket(
+            pool, stem, [server], server.address.name
+        )
+        for server in inherited
+    }
+
+
+def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name: str) -> str:
+    entries = [("ListenStream", text(_listen(pool, server))) for server in servers]
+    entries += [
+        (
+            "#",
+            "Without it an answer on a kept-alive connection may wait 40 ms for the client's acknowledgement.",
+        ),
+        ("NoDelay", "yes"),
+        ("Backlog", str(BACKLOG)),
+        ("Service", f"{stem}.service"),
+    ]
+    if name:
+        entries.insert(1, ("FileDescriptorName", text(name)))
+    said = f"Sockets of the pool {pool.name}: {', '.join(server.name for server in servers)}"
+    sections = [("Unit", [("Description", text(said))]), ("Socket", entries)]
+    return render([MADE_BY], [*sections, ("Install", [("WantedBy", "sockets.target")])])
+
+
+def _listen(pool: ServicePool, server: ServerConfig) -> str:
+    """The address for systemd to listen on: the given one, else the servers' `expose` if it is local."""
+    name = server.address.name
+    if said := pool.listen.get(name) or pool.listen.get(server.name):
+        return said
+    _, _, rest = server.expose.rpartition("://")
+    host, _, port = rest.split("/")[0].rpartition(":")
+    if (
+        not server.derived_expose
+        and port.isdecimal()
+        and re.fullmatch(r"[\d.]+|\[[0-9a-fA-F:]+\]|localhost", host)
+    ):
+        return f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
+    raise ValueError(
+        f"{server.name}: systemd needs an address to listen on for fd:{name}: --listen {name}=127.0.0.1:8080"
+    )
+
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+
+Section = tuple[str, Sequence[tuple[str, str]]]
+
+
+def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
+    """The text of a unit file. The key "#" makes its value a comment, "" an empty line."""
+    lines = [f"# {comment}" for comment in comments]
+    for name, entries in sections:
+        lines += ["", f"[{name}]"]
+        for key, value in entries:
+            lines.append(f"# {value}" if key == "#" else f"{key}={value}")
+    return "\n".join(lines) + "\n"
+
+
+def text(value: str) -> str:
+    """A value used verbatim up to the end of the line: a path, a description.
+
+    Raises ValueError for line breaks and characters that would be stripped.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
+        raise ValueError(f"{value!r} cannot be written into a unit file")
+    return value.replace("%", "%%")
+
+
+def word(value: str) -> str:
+    """One word of a list, quoted if necessary."""
+    if "\0" in value:
+        raise ValueError(f"{value!r} cannot be written into a unit file")
+    value = value.replace("%", "%%")
+    if _PLAIN.fullmatch(value):
+        return value
+    return '"' + "".join(_ESCAPES.get(character, _escaped(character)) for character in value) + '"'
+
+
+def command(argv: Sequence[str]) -> str:
+    """A command line. `$` is doubled in arguments, where it would begin a variable, but not in the program's path."""
+    return " ".join([word(argv[0]), *(word(argument.replace("$", "$$")) for argument in argv[1:])])
+
+
+def unit_name(name: str) -> str:
+    """The name as the first part of a unit name (systemd.unit(5)): invalid characters become hyphens."""
+    return re.sub(r"[^A-Za-z0-9:_.-]", "-", name)
+
+
+def _escaped(character: str) -> str:
+    return f"\\x{ord(character):02x}" if character < " " or character == "\x7f" else character

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
+from queue import SimpleQueue
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from poolctl.address import AddressError, parse
 from poolctl.cli.command import GET_STARTED, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
-from poolctl.cli.log_rendering import JsonLines
+from poolctl.cli.log_rendering import JsonLines, PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.render import coloured, explain, printable, servers
-from poolctl.cli.run.command_failure import LastLines, deaths_of
-from poolctl.cli.run.pool_events import PoolEvents
-from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
-from poolctl.cli.run.signals import (
+from poolctl.cli.run_signals import (
     STOP_SECONDS,
     StopSignals,
     Terminated,
@@ -39,14 +41,18 @@ from poolctl.cli.supervisor_requests import (
     refuse_without_linux,
     start_unsignalled,
 )
-from poolctl.control import sd_notify
-from poolctl.control.answers import Item, ReloadResult, Result
+from poolctl.config import address_parts
+from poolctl.control import pool_paths, sd_notify
+from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.control.pool_processes import await_end, read_exit
+from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
+from poolctl.logs.follow import follow
 from poolctl.logs.log_line import LogLine, stamp
+from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,7 +94,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Run the pool until it stops. The exit code says how it ended."""
     if request.get("debug"):
-        from poolctl.cli.run.debug_server import perform as become
+        from poolctl.cli.debug_server import perform as become
 
         become(request)
     refuse_without_linux()
@@ -323,8 +329,6 @@ class RunSession:
 
         With -o json its output goes to standard error.
         """
-        from poolctl.cli.run.command_environment import command_environment
-
         stdout = sys.stderr.fileno() if self.request.output else None
         environment = command_environment(self.pool, self.client.ask(Result, "list").items)
         foreground = UserCommand(path, self.command, environment)
@@ -418,3 +422,327 @@ class RunSession:
 def _as_objects(request: CommandRequest) -> bool:
     form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
     return one_of("--log-format", form, ("text", "json")) == "json"
+
+
+_KINDS = ["lifecycle", "recovery", "pool"]
+# The pause between attempts while the supervisor is replaced.
+_AGAIN_SECONDS = 0.2
+# No pings are needed, because the keeper replaces a hung supervisor.
+_SILENCE_SECONDS = 86400.0
+_LAST_SECONDS = 2.0
+
+
+class PoolEvents:
+    """Follows the pool's events, and reports the line and level of each problem once."""
+
+    def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
+        self._client = client
+        self._patient = Client(client.socket_path, silence_seconds=_SILENCE_SECONDS)
+        self._report = report
+        self._last = 0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self.died: dict[str, list[str]] = {}  # reasons by server name, in the order of the first problem
+
+    def start(self) -> None:
+        """Follow new events from now on; returns at once."""
+        start_unsignalled(threading.Thread(target=self._follow, name="events", daemon=True))
+
+    def finish(self) -> None:
+        """Report all events up to now, then stop."""
+        with self._lock:
+            if self._over.is_set():
+                return
+        try:
+            self._ask(self._client, {"after": self._last, "lines": MOST_LINES}, _LAST_SECONDS)
+        except ControlError:
+            pass  # the supervisor has reported its end
+        self._over.set()
+
+    def _follow(self) -> None:
+        options: Table = {"lines": 0}
+        while not self._over.is_set():
+            try:
+                self._ask(self._patient, options | {"follow": True})
+            except ControlError:
+                pass
+            options = {"after": self._last, "lines": MOST_LINES}
+            self._over.wait(_AGAIN_SECONDS)
+
+    def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
+        body = {"options": options | {"kind": _KINDS}}
+        client.ask(EventsResult, "events", body, self._take, timeout_seconds)
+
+    def _take(self, line: ProgressLine) -> None:
+        if line.event is None:
+            return
+        event = JournalEvent.from_json(line.event)
+        with self._lock:
+            if event.seq <= self._last or self._over.is_set():
+                return
+            self._last = event.seq
+            if event.next_step:
+                reason = event.cause or event.message
+                self.died.setdefault(event.server, []).append(reason)
+                final = ": poolctl logs" in event.next_step
+                self._report(
+                    event, f"{event.server}: {reason}; {event.next_step}", ERROR if final else WARNING
+                )
+            elif event.kind != "lifecycle" and event.severity != INFO:
+                who = f"{event.server}: " if event.server else ""
+                self._report(event, f"{who}{event.sentence}", event.severity)
+
+
+# Maximum wait for a text, so that it precedes the next one; after that it is written later.
+PATIENCE_SECONDS = 0.5
+# Maximum wait for the last texts.
+END_SECONDS = 2.0
+MOST_TEXTS = 1000
+# Maximum wait for output that the servers write while they stop.
+LAST_WORDS_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
+    """Temporarily replace a stream by a second one with the same descriptor.
+
+    A thread blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        yield stream  # without a descriptor a string takes everything
+        return
+    stream.flush()
+    own = open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
+    try:
+        yield own
+    finally:
+        # If left open, it would retry the write without a reader at exit, and since Python 3.13 report an error.
+        with contextlib.suppress(OSError):
+            own.close()
+
+
+class BackgroundStream:
+    """A text stream written by a thread of its own; text that cannot be written is dropped.
+
+    `write` waits until the text is written, unless the reader has stopped reading: then texts are queued up to a
+    limit. Leaving the context waits for them a little longer.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._texts: SimpleQueue[tuple[str, threading.Lock]] = SimpleQueue()
+        self._stuck = False
+        self._thread: threading.Thread | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> BackgroundStream:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._stuck:
+            self._hand_over("").acquire(timeout=END_SECONDS)
+
+    def write(self, text: str) -> int:
+        """Pass the text to the thread."""
+        if self._texts.qsize() < MOST_TEXTS:
+            written = self._hand_over(text)
+            if not self._stuck:
+                self._stuck = not written.acquire(timeout=PATIENCE_SECONDS)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing, because `write` buffers nothing."""
+
+    def _hand_over(self, text: str) -> threading.Lock:
+        """Queue the text; returns a lock that is released when it is written.
+
+        A signal handler may raise at any time in the main thread, so this is the only lock it shares with the thread.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
+            start_unsignalled(self._thread)
+        written = threading.Lock()
+        written.acquire()
+        self._texts.put((text, written))
+        return written
+
+    def _write_texts(self) -> None:
+        with stream_of_its_own(self._stream) as stream:
+            while True:
+                text, written = self._texts.get()
+                try:
+                    stream.write(text)
+                    stream.flush()
+                except (OSError, ValueError):
+                    pass  # the reader or the stream is gone
+                if self._texts.empty():
+                    self._stuck = False
+                written.release()
+
+
+class LogPrinter:
+    """Prints new output of the pool's servers, each line prefixed with the server's name, or as an object."""
+
+    def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool = False) -> None:
+        self._objects = objects
+        self._client = client
+        self._pool = pool
+        self._times = times
+        self._since = stamp(time())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
+
+    def start(self) -> None:
+        """Start; returns at once."""
+        start_unsignalled(self._thread)
+
+    def finish(self) -> None:
+        """Print the pending output, then stop; does not wait for a reader that has stopped reading."""
+        self._over.set()
+        self._thread.join(LAST_WORDS_SECONDS)
+
+    def _print(self) -> None:
+        from poolctl.cli.log_rendering import NO_TIMES, STAMPS, log_paths
+
+        try:
+            items = self._client.ask(ShowResult, "show").items
+        except ControlError:
+            return  # the command waiting for the start reports the reason
+        paths = log_paths(items, self._pool)
+        if self._objects:
+            form: JsonLines | PrefixedLines = JsonLines()
+        else:  # files and log collectors of containers get the lines unchanged
+            times = STAMPS if self._times else NO_TIMES
+            terminal = sys.stdout.isatty()
+            asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
+            ids = asked if terminal and not self._times else None
+            form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
+        try:
+            # A separate stream, because the command flushes sys.stdout while this thread may be blocked.
+            with stream_of_its_own(sys.stdout) as stdout:
+                for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
+                    stdout.write(form.line(line))
+                    stdout.flush()
+        except OSError:
+            # The reader of the output is gone, so there is no reason to keep running in the foreground.
+            StopSignals.output_lost()
+
+
+_PARTS = ("url", "port")
+
+
+def command_environment(
+    pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """`base` with POOLCTL_CONFIG, and POOLCTL_URL_NAME and POOLCTL_PORT_NAME for each server that has them.
+
+    Failure (5), with the place, if two names map to the same variable.
+    """
+    there = [item for item in items if item.state != "disabled" and item.expose]
+    if taken := _same_variable(there):
+        raise Failure(_refused(pool, *taken))
+    found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
+    for item in there:
+        try:
+            parts = address_parts(item.expose, parse(item.address or item.bind))
+        except AddressError:
+            parts = {"url": item.expose}
+        if item.address and item.expose == item.bind:  # an inherited socket has no other address
+            parts["url"] = f"http://{item.address}"
+        found |= {
+            f"POOLCTL_{part.upper()}_{word(item.name)}": parts[part] for part in _PARTS if part in parts
+        }
+    return {**base, **found}
+
+
+def word(name: str) -> str:
+    """The name of a server as a part of a variable name: `users-v1` becomes `USERS_V1`."""
+    return re.sub("[^A-Z0-9]", "_", name.upper())
+
+
+def _same_variable(items: Iterable[Item]) -> tuple[Item, Item] | None:
+    known: dict[str, Item] = {}
+    for item in items:
+        first = known.setdefault(word(item.name), item)
+        if first is not item:
+            return first, item
+    return None
+
+
+def _refused(pool: PoolRef, first: Item, second: Item) -> Outcome:
+    from poolctl.cli.offline import load
+    from poolctl.config import Finding
+
+    variable = f"POOLCTL_URL_{word(first.name)}"
+    message = f"{variable} of the command would be the address of {first.name!r} and of {second.name!r}"
+    finding = Finding(("name",), message, "rename one of them", second.name)
+    config = load(pool)
+    problems = config.located((server, finding) for server in config if server.name == second.name)
+    if not problems:  # a server added live
+        return Outcome.failed(INVALID_CONFIGURATION, message, finding.hint)
+    return Outcome(errors=[ErrorEntry.of(each) for each in problems], exit_code=INVALID_CONFIGURATION)
+
+
+_LINES = 20
+_MOST_SERVERS = 10
+
+
+def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
+    """One line for each server that died, with the reason for its last exit."""
+    for name, reasons in died.items():
+        times = f" {len(reasons)} times" if len(reasons) > 1 else ""
+        yield printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
+
+
+class LastLines(NamedTuple):
+    """The log files of the relevant servers, and the start time."""
+
+    paths: dict[str, str]
+    since: str
+
+    @classmethod
+    def of(cls, client: Client, pool: PoolRef, names: Iterable[str], since: str) -> LastLines:
+        """The logs of the servers with these names."""
+        chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
+        try:
+            items = client.ask(ShowResult, "show").items
+            paths = log_paths([item for item in items if item.log_files is not False], pool)
+        except ControlError:  # the pool has already ended
+            logs = f"{pool_paths.state_dir(os.environ, pool.key)}/logs"
+            paths = {name: f"{logs}/{name}.log" for name in chosen}
+        return cls({name: paths[name] for name in chosen if name in paths}, since)
+
+    def text(self, env: Mapping[str, str] = os.environ, *, objects: bool = False) -> str:
+        """The lines of each server under a heading that GitHub and GitLab can fold."""
+        from poolctl.logs.log_tail import tail
+
+        texts: list[str] = []
+        for name, path in self.paths.items():
+            lines = list(tail(path, _LINES, since=self.since, name=name))
+            if lines:
+                texts += map(JsonLines().line, lines) if objects else _group(name, lines, env)
+        return "".join(texts)
+
+
+def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
+    count = len(lines)
+    head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
+    before, after = f"{head}:\n", ""
+    if _is_set(env, "GITHUB_ACTIONS"):
+        before, after = f"::group::{head}\n", "::endgroup::\n"
+    elif _is_set(env, "GITLAB_CI"):
+        moment, section = int(time()), f"poolctl_{name}"
+        before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
+        after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
+    yield before
+    # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
+    yield from (f"{name} | {terminal_text(line.text, colours=False)}\n" for line in lines)
+    yield after
+
+
+def _is_set(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").lower() not in ("", "false", "0")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.cli.run import run_output
-from poolctl.cli.run.run_output import BackgroundStream, stream_of_its_own
+from poolctl.cli.commands import run
+from poolctl.cli.commands.run import BackgroundStream, stream_of_its_own
 
 LINE = "x" * 99 + "\n"
 
@@ -40,8 +40,8 @@ def test_a_text_has_been_written_when_write_returns(pipe: tuple[int, int]) -> No
 def test_a_stuck_reader_delays_once_and_gets_everything_in_the_end(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_output, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(run_output, "END_SECONDS", 30.0)
+    monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(run, "END_SECONDS", 30.0)
     read, write = pipe
     with open(write, "w", closefd=False) as stderr:
         begun = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.completions.scripts import SCRIPTS
+from poolctl.cli.commands.completion import SCRIPTS
 from tests.real_pool import RealPool
 from tests.stand_in import always, item
 from tests.terminal import Terminal

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option, command_named, names
 from poolctl.cli.command_line import CommandRequest, near_word, parse, wants_json
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.typer_app import perform_args
-from poolctl.cli.usage_errors import OTHER_COMMANDS
+from poolctl.cli.typer_app import OTHER_COMMANDS, perform_args
 from tests.examples import examples
 
 WORDS = st.sampled_from(["web", "*-api", "127.0.0.1:8081", "json", "5s", "(", "ready", "a=b", "ü", "-1", "-"])

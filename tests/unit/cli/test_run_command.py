@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.commands.run import LastLines, command_environment, deaths_of
 from poolctl.cli.outcome import Failure
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.run.command_environment import command_environment
-from poolctl.cli.run.command_failure import LastLines, deaths_of
 from poolctl.control.answers import Item
 
 
@@ -80,7 +79,7 @@ def test_deaths_are_counted() -> None:
 def test_last_lines_are_folded_where_logs_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], before: str, after: str
 ) -> None:
-    monkeypatch.setattr("time.time", lambda: 99.5)
+    monkeypatch.setattr("poolctl.cli.commands.run.time", lambda: 99.5)
     log = tmp_path / "a.log"
     lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m")]
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from poolctl.cli.run.signals import StopSignals
+from poolctl.cli.run_signals import StopSignals
 
 
 def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -> None:

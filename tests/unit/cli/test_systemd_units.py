@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.cli.systemd_units import stop_seconds
+from poolctl.cli.commands.export import stop_seconds
 from poolctl.config import GatewayConfig
 
 

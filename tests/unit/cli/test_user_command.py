@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.outcome import Failure
-from poolctl.cli.run.signals import UserCommand, program
+from poolctl.cli.run_signals import UserCommand, program
 from tests.deadline import wait_until
 
 RUN = (
-    "import os, sys; from poolctl.cli.run.signals import UserCommand, program;"
+    "import os, sys; from poolctl.cli.run_signals import UserCommand, program;"
     "sys.exit(UserCommand(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
 )
 

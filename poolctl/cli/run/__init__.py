@@ -1,1 +1,0 @@
-"""`poolctl run`: the command around it, its output, its signals."""
