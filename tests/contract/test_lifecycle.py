@@ -51,8 +51,10 @@ def test_start_returns_when_every_server_has_answered(real_pool: RealPool, http_
     assert real_pool.ok("status", "-o", "json").json["summary"]
 
 
-def test_start_stop_and_restart_are_idempotent(real_pool: RealPool) -> None:
-    real_pool.write_hello("a", "b")
+def test_start_and_stop_are_idempotent_and_what_is_stopped_refuses_and_leaves_no_process(
+    real_pool: RealPool,
+) -> None:
+    ports = real_pool.write_hello("a", "b")
     real_pool.ok("start")
     before = real_pool.items()
     real_pool.ok("start")
@@ -60,20 +62,13 @@ def test_start_stop_and_restart_are_idempotent(real_pool: RealPool) -> None:
     real_pool.ok("stop", "a")
     real_pool.ok("stop", "a")
     assert real_pool.items()["a"]["state"] == "stopped"
-    real_pool.ok("stop")
-    done = real_pool.ok("stop")
-    assert "nothing is running" in done.stderr + done.stdout
-
-
-def test_a_stopped_server_refuses_connections_and_leaves_no_process(real_pool: RealPool) -> None:
-    ports = real_pool.write_hello("a", "b")
-    real_pool.ok("start")
-    real_pool.ok("stop", "a")
     assert refused(ports["a"])
     assert not refused(ports["b"])
     real_pool.ok("stop")
     assert refused(ports["b"])
     assert real_pool.processes() == {}
+    done = real_pool.ok("stop")
+    assert "nothing is running" in done.stderr + done.stdout
 
 
 def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
@@ -215,6 +210,7 @@ def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool,
     assert after["a"]["ready"]
 
 
+@pytest.mark.slow
 def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_get: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.ok("start")
@@ -302,6 +298,7 @@ def test_server_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool
     real_pool.ok("status")
 
 
+@pytest.mark.slow
 def test_a_crashed_worker_is_replaced(real_pool: RealPool, http_get: Any, until: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.ok("start")

@@ -102,6 +102,7 @@ def test_every_form_of_output(pool: RealPool) -> None:
     assert pool.ok("list", "--field", "tags").stdout == "x,y\nx,y\n"
 
 
+@pytest.mark.slow
 def test_no_colour_and_no_progress_where_there_is_no_terminal(pool: RealPool) -> None:
     for command in ("start", "list", "status", "show", "restart", "stop"):
         done = pool.ok(command)
@@ -111,6 +112,7 @@ def test_no_colour_and_no_progress_where_there_is_no_terminal(pool: RealPool) ->
     assert pool.ok("-h").stdout == pool.ok("--help").stdout
 
 
+@pytest.mark.slow
 def test_walk_runs_a_command_per_server_with_its_environment(pool: RealPool) -> None:
     pool.ok("start")
     variables = ["NAME", "BIND", "HOST", "PORT", "EXPOSE", "STATE", "PID", "PIDS", "TAGS"]
@@ -200,6 +202,7 @@ def test_logs_follow(pool: RealPool, until: Any) -> None:
             follower.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_status_counts_servers_and_names_unready_ones(pool: RealPool) -> None:
     done = pool.run("status")
     assert done.code == 3

@@ -42,6 +42,7 @@ def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) ->
     assert len(sockets) == 1
 
 
+@pytest.mark.slow
 def test_the_control_socket_is_the_users_alone(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
@@ -73,6 +74,7 @@ def test_a_named_pool_is_found_from_anywhere(real_pool: RealPool, tmp_path_facto
     assert real_pool.run("--pool", "nobody", "stop", cwd=elsewhere).code != 0
 
 
+@pytest.mark.slow
 def test_waiting_without_a_supervisor_keeps_trying_until_the_timeout(real_pool: RealPool) -> None:
     real_pool.write_hello()
     began = time.monotonic()

@@ -160,6 +160,7 @@ def test_a_command_that_handles_the_signal_decides_the_exit(pool: RealPool, unti
     assert running.returncode == 9
 
 
+@pytest.mark.slow
 def test_run_does_not_run_the_command_when_a_server_fails(pool: RealPool) -> None:
     pool.write("hello.py", "raise RuntimeError('broken')\n")
     done = pool.run("run", "--", "touch", "ran")

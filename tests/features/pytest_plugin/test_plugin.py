@@ -73,7 +73,6 @@ def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
     return project.runpytest_subprocess("-p", "no:cacheprovider", *args, timeout=180)
 
 
-@pytest.mark.capability
 def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester) -> None:
     project.makepyfile(
         """

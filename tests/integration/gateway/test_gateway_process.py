@@ -175,8 +175,7 @@ def accepts(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.capability
-@pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
+@pytest.mark.parametrize("mode", [pytest.param("keep_alive", marks=pytest.mark.capability), "new_connection"])
 def test_restart_of_servers_fails_no_request_and_closes_no_connection(shared: GatewayPool, mode: str) -> None:
     with load(shared, mode) as running:
         for _ in range(2):

@@ -71,7 +71,6 @@ httpd.serve_forever()
 PYTHON = sys.executable
 
 
-@pytest.mark.capability
 def test_a_program_takes_the_socket_as_from_systemd(pool: RealPool, free_port: Any) -> None:
     port = free_port()
     pool.write("takes.py", TAKES_SOCKET)
@@ -205,7 +204,6 @@ def after_migrate(port: int) -> str:
     return server("web", bind=f"127.0.0.1:{port}", app="hello:app", depends_on=[condition])
 
 
-@pytest.mark.capability
 def test_a_job_runs_to_its_end_before_what_depends_on_it(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     pool.write_hello()

@@ -106,7 +106,6 @@ def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is
     assert answerer(port) in item(pool)["pids"]
 
 
-@pytest.mark.capability
 def test_health_falls_and_rises_and_every_observer_is_notified(
     pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,7 +120,6 @@ def test_a_restart_under_load_loses_no_request(pool: RealPool, kind: Kind) -> No
         assert report.sent == report.complete > 0
 
 
-@pytest.mark.capability
 def test_requests_after_a_restart_are_answered_by_the_new_processes(pool: RealPool) -> None:
     (port,) = pool.write_hello("web", extra="workers = 3").values()
     pid = HELLO_APP.replace('str(scope["server"][1])', "str(os.getpid())").replace("hello from ", "")

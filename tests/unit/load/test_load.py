@@ -19,7 +19,7 @@ from tests.load.responses import Malformed, Responses
 from tests.serving import Engine, served
 from tests.unit.load.scripted import OK, Peer, scripted
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]  # of the tools of the tests
 
 PLAIN = Engine("asyncio", "httptools")
 MODES = ["keep_alive", "new_connection", "pipelined", "bodies", "stream", "websocket", "sse"]
