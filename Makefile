@@ -64,11 +64,13 @@ test: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)
 
-# Each test runs in one of the two parts. Both run, whatever the other says.
+# Each test but those of `make heavy` runs in one of the two parts. Both run, whatever the other says.
 test-all: dev
 	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
-# From Python 3.12 on by sys.monitoring, which costs a fifth as much.
+# What shows which lines run: fast unit tests, and each capability. The rest runs without coverage, in half the time.
+# From Python 3.12 on coverage is measured by sys.monitoring, which costs a fifth as much.
+MEASURED := ($(IN_TEST)) and not unmeasured
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
 	@rm -rf .coverage.d && mkdir .coverage.d && mkdir -m 1777 .coverage.d/all
@@ -76,16 +78,15 @@ test-measured: dev
 	@$(BIN)/python -m tests.other_user
 	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info > (3, 12) else "ctrace")'); \
 	status=0; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "not (slow or heavy or unmeasured)" $(ARGS) || status=1; \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) -m "$(MEASURED)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
-# Without coverage, in half the time: what takes long, and what runs code that the measured tests run already.
 test-rest: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait more than the others, and take longest
-test-rest: LEFT_OUT := heavy
+test-rest: RUN_ALREADY := $(MEASURED)
 test-rest: dev
 	@$(BIN)/python -m tests.other_user
-	@$(BIN)/python $(PYTEST) -m "(slow or unmeasured) and not ($(LEFT_OUT))" $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not (heavy or ($(RUN_ALREADY)))" $(ARGS)
 
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev

@@ -17,7 +17,7 @@ from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 
 Until = Callable[..., Any]
 

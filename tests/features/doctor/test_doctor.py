@@ -22,7 +22,7 @@ from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Found = dict[str, list[dict[str, str]]]

@@ -18,7 +18,7 @@ __all__ = [
     "test_probe_decides_about_a_target_outside_the_pool_without_any_request",
 ]
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.integration, pytest.mark.unmeasured]
+pytestmark = pytest.mark.integration
 
 Until = Callable[..., Any]
 

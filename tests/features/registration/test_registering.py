@@ -18,8 +18,6 @@ from tests.integration.gateway.conftest import GatewayPool
 from tests.integration.gateway.test_gateway_process import backend
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 
 def curl(socket: str, verb: str, **options: object) -> Any:
     """The answer to a request as docs/gateway.md has it."""

@@ -20,8 +20,7 @@ from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.integration, pytest.mark.unmeasured]
-
+pytestmark = pytest.mark.integration
 APP = """
 import asyncio, itertools, os
 

@@ -11,8 +11,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def parsed(text: str) -> RawConfigParser:
     parser = RawConfigParser(strict=True, delimiters="=", comment_prefixes="#", interpolation=None)

@@ -9,8 +9,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # Sends SIGINT at the INTERRUPT_AT-th of the events that the interpreter reports (imports, opened files, code that
 # begins), counted from when Ctrl-C is in the command's hands.
 SITECUSTOMIZE = """

@@ -6,8 +6,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 FOLLOWERS = pytest.mark.parametrize("verb", ["logs", "events"])
 
 

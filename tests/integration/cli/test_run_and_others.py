@@ -13,8 +13,6 @@ from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def pool(real_pool: RealPool) -> RealPool:

@@ -16,8 +16,6 @@ import pytest
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # Prints without end; a request and the lifespan's shutdown take until a file is there.
 APP = """
 import asyncio, os

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests.configuration import server
 from tests.http_get import get
 from tests.integration.processes.test_withheld_variables import REPORT
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 from tests.terminal import Terminal
-
-pytestmark = pytest.mark.unmeasured
 
 SECRETS = ("hunter2", "p4ss", "t0ken")
 DRIVES = "print('\\x1b]0;owned\\x07\\x1b[31mred\\x1b[0m', flush=True)\n"

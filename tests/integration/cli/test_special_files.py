@@ -12,8 +12,6 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 COMMANDS = ("validate", "list", "start", "run", "config", "add -f {} --save")
 
 

@@ -16,8 +16,6 @@ from tests.real_pool import RealPool
 from tests.stand_in import always, item, stand_in
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.unmeasured
-
 STUBBORN = """
 import signal, socket, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,8 +13,6 @@ import pytest
 from tests.deadline import wait_until
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def read_until(running: subprocess.Popen[str], words: str) -> str:
     """What the command says on standard error, up to the line with these words."""

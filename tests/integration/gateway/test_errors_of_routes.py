@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.http_get import get
 from tests.integration.gateway.conftest import GatewayPool
-
-pytestmark = pytest.mark.unmeasured
 
 APP = """
 async def app(scope, receive, send):

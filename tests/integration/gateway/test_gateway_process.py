@@ -24,8 +24,6 @@ from tests.load.load import Load
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
 
-pytestmark = pytest.mark.unmeasured
-
 
 def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> Load:
     """Requests for both servers in turn, over the gateway."""

@@ -12,7 +12,7 @@ from tests.integration.gateway.conftest import PROXIED, GatewayPool
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 __all__ = ["newer"]
 

@@ -13,8 +13,6 @@ from tests.integration.gateway.conftest import PROXIED, ROUTES, GatewayPool
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.processes import descriptors, is_alive, stat
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def gateway(gateway: GatewayPool) -> GatewayPool:

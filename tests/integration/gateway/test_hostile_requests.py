@@ -21,8 +21,6 @@ from tests.ports import claim_port
 
 from .conftest import GatewayPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import json
 

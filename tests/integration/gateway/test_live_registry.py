@@ -16,8 +16,6 @@ from tests.http_get import get
 from tests.integration.gateway.conftest import GatewayPool
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 ROUTES = """
 [[route]]
 alias = "one"

@@ -12,7 +12,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from tests.environments import need_gateway, without
 from tests.integration.gateway.conftest import GatewayPool
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 APPS = f'app_dir = "{Path(__file__).parents[3]}"'
 HINT = "pip install 'poolctl[gateway]'"

@@ -13,8 +13,6 @@ from tests.integration.gateway.conftest import Until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 OPERATOR = """
 [operator]
 bind = "unix:operator.sock"

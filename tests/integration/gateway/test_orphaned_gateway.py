@@ -12,7 +12,7 @@ from tests.integration.gateway.test_gateway_process import ask
 from tests.integration.processes.test_both_killed import kill_both
 from tests.load.load import Load
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def load(gateway: GatewayPool, mode: str = "keep_alive") -> Load:

@@ -13,8 +13,6 @@ from tests.certificates import certificate
 from tests.integration.gateway.conftest import GatewayPool
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import os
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.integration.gateway.conftest import GatewayPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import json, os
 from poolctl.gateway.routes import try_get_route, upstream_name, upstream_url

@@ -18,8 +18,6 @@ from tests.real_pool import RealPool
 from .conftest import Until
 from .test_wake import APP
 
-pytestmark = pytest.mark.unmeasured
-
 FILE = """
 [gateway]
 [[stream]]

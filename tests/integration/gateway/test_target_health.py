@@ -10,8 +10,6 @@ import pytest
 
 from tests.integration.gateway.conftest import GatewayPool
 
-pytestmark = pytest.mark.unmeasured
-
 PROBE = 'health = { http = "/up", interval = 0.1, fall_count_warn = 1, fall_count_ko = 1 }'
 
 

@@ -14,8 +14,6 @@ from tests.integration.gateway.conftest import ROUTES, GatewayPool
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 SERVER = """
 [[server]]
 name = "secure"

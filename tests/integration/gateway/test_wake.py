@@ -19,8 +19,6 @@ from tests.http_get import get
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 # Answers with the port of its client, as it sees it, and with the number of the request.
 APP = """
 count = 0

@@ -12,8 +12,6 @@ from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.worker.process_setup import CONTROL_FD
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 FLOOD = """
 import json, select, socket, threading
 

@@ -14,8 +14,6 @@ from tests.http_get import get
 from tests.processes import stat
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # Takes the socket as systemd would pass it, and answers what it found.
 TAKES_SOCKET = """
 import json, os, socket, sys, http.server

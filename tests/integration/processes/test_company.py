@@ -9,13 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import Companion, in_background
 from tests.deadline import wait_until
-
-pytestmark = pytest.mark.unmeasured
 
 # Writes into its first argument who its parent is, what it holds and may hold, and its other arguments; stays until
 # descriptor 3 ends.

@@ -22,7 +22,6 @@ from tests.sandbox import FORBID
 
 UNSHARE = shutil.which("unshare")
 pytestmark = [
-    pytest.mark.unmeasured,
     pytest.mark.skipif(os.geteuid() != 0 or not UNSHARE, reason="needs root and unshare(1)"),
 ]
 

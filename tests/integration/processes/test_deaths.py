@@ -16,8 +16,6 @@ from tests.http_get import get
 from tests.processes import children, command_line, is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 CHATTY = """
 from hello import app as hello
 async def app(scope, receive, send):

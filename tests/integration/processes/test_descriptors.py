@@ -7,13 +7,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.deadline import wait_until
 from tests.processes import descriptors
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 Until = Callable[..., Any]
 NAMES = [f"s{number}" for number in range(5)]

@@ -16,8 +16,6 @@ from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # Ends with the status that `/leave?STATUS` names.
 LEAVES = """
 import os

@@ -20,8 +20,6 @@ from tests.load.frames import new_key
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import os
 

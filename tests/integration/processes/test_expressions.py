@@ -10,8 +10,6 @@ import poolctl
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 SLOW = "^(a+)+$"
 NAME = "a" * 34 + "b"
 

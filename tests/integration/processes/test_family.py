@@ -7,12 +7,8 @@ import resource
 import signal
 from typing import Any
 
-import pytest
-
 from tests.processes import children, command_line, descriptors, is_alive, lasting_children, stat
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 LIMITS = """
 import json, os, resource

@@ -18,8 +18,6 @@ from tests.chaos.faults import Faults, lifecycle, successors, waits_to_be_a_work
 from tests.processes import is_alive, reads_files
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(

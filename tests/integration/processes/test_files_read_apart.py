@@ -19,7 +19,7 @@ from tests.ports import claim_port
 from tests.processes import children, command_line, descriptors, is_alive, reads_files, stat
 from tests.real_pool import Done, RealPool
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 NEW = "99.1.2"
 

@@ -17,8 +17,6 @@ from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import children, descriptors
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # The process that the first supervisor starts works until a file appears.
 SLOW = """
 import os, sys, time

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.configuration import server
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 # `/pool` computes in a multiprocessing.Pool, which ends its processes with SIGTERM; `/daemon` forks twice, as daemons
 # do, and says what its grandchild could still read from a file opened between the forks.

@@ -18,8 +18,6 @@ from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import asyncio, os
 

@@ -17,8 +17,6 @@ from tests.other_user import python_for_others
 from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 Until = Callable[..., Any]
 
 # A process of the application which the pool does not know: it has the listener, and the adoption pair behind it. It is

@@ -15,8 +15,6 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
     pytest.skip("this uvicorn has no HTTP/2", allow_module_level=True)

@@ -19,8 +19,6 @@ from poolctl.runners.local.tallies import Tally
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 HANGING = """
 import asyncio, ctypes, os, select, signal, threading, time
 

@@ -21,8 +21,6 @@ from poolctl.keeper.spawn import in_background
 from tests.deadline import wait_until
 from tests.processes import descriptors, is_alive, stat
 
-pytestmark = pytest.mark.unmeasured
-
 
 class Keeper:
     """The other end of a keeper's link."""

@@ -17,8 +17,6 @@ from tests.http_get import get
 from tests.processes import reads_files
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 PRINTS = """
 async def app(scope, receive, send):
     if scope["type"] == "http":

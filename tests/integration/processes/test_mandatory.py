@@ -7,12 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.ports import claim_port
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 FILE = """
 [[server]]

@@ -18,8 +18,6 @@ from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # More than the kernel's buffers take of a connection that is not read from.
 MOST_UNREAD_BYTES = 16 * 1024 * 1024
 PROBED = 'health = { liveness = { http = "/", interval = "100ms" } }\n'

@@ -17,8 +17,6 @@ from poolctl.supervisor.verbs import verbs
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 # On SIGUSR2: how many objects of each class of ours there are. Nothing is collected but what nothing refers to.
 HOOK = """
 import os, sys

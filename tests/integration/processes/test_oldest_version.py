@@ -20,7 +20,7 @@ from tests.ports import claim_port
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[3]
 # What speaks PROTOCOL 1 (poolctl/control/protocol.py).

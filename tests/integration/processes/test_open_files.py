@@ -19,8 +19,6 @@ from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
 from tests.real_pool import Done, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 Until = Callable[..., Any]
 
 

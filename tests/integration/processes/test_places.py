@@ -18,8 +18,6 @@ from tests.configuration import server
 from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def hello(pool: RealPool) -> Any:

@@ -18,8 +18,6 @@ from tests.load import Load
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 AILING = """
 import asyncio, os, time
 from hello import app as hello

@@ -24,8 +24,6 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def body(port: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

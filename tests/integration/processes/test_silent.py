@@ -16,8 +16,6 @@ from tests.integration.processes.test_deaths import helper
 from tests.processes import children, is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.mark.slow
 def test_a_supervisor_that_is_silent_is_replaced(pool: RealPool, until: Any) -> None:

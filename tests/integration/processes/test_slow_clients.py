@@ -15,8 +15,6 @@ import pytest
 from tests.http_get import get
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 HEAD = 'http = {{ head_timeout = "1500ms", loop = "{loop}", implementation = "{parser}" }}'
 ENGINES = [("asyncio", "h11"), ("uvloop", "httptools")]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,12 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.http_get import get
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 
 def keepers(pool: RealPool) -> list[int]:

@@ -13,8 +13,6 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 import os
 async def app(scope, receive, send):

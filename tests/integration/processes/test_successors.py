@@ -13,8 +13,6 @@ from tests.http_get import get
 from tests.processes import children, command_line, is_alive, reads_files
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def supervisor_of(keeper: int) -> int:
     """The supervisor that this keeper has started, by the kernel's account; 0 if there is none."""

@@ -17,8 +17,6 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 REPORT = """
 import grp, json, os, sys
 from pathlib import Path

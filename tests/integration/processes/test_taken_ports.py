@@ -11,12 +11,8 @@ import subprocess
 import time
 from typing import Any
 
-import pytest
-
 from tests.configuration import server
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 
 def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: RealPool) -> None:

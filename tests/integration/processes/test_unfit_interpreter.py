@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import venv
 
-import pytest
-
 from tests.environments import with_old_uvicorn
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 
 def test_environment_without_uvicorn_is_named_with_its_fix(pool: RealPool) -> None:

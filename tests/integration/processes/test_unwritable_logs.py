@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.http_get import get
 from tests.real_pool import RealPool
-
-pytestmark = pytest.mark.unmeasured
 
 
 def test_logs_and_a_journal_that_cannot_be_written_are_reported_before_anything_is_lost(

@@ -15,8 +15,6 @@ from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 
 def directory_of(pool: RealPool) -> Path:
     (found,) = [path for path in pool.runtime.iterdir() if path.is_dir() and not path.is_symlink()]

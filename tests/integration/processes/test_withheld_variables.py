@@ -16,8 +16,6 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.unmeasured
-
 TOKEN, HOOK, OTHER = "token-of-the-page", "http://127.0.0.1:9/hook-of-ours", "not-named-by-any-key"
 REPORT = """
 import json, os

@@ -14,7 +14,6 @@ OF_ANOTHER_NAMESPACE = ["unshare", "-f", "-p"]
 OWN = ["unshare", "-f", "-p", "--mount-proc"]
 
 pytestmark = [
-    pytest.mark.unmeasured,
     pytest.mark.skipif(
         not shutil.which("unshare") or bool(subprocess.run([*EMPTY, "true"], capture_output=True).returncode),
         reason="needs unshare(1), and may make namespaces",

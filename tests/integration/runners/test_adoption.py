@@ -15,8 +15,6 @@ from poolctl.runners.local.local_runner import LocalRunner
 from tests.integration.runners.test_runners import ask, config
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:

@@ -16,8 +16,6 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:

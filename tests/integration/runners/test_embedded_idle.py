@@ -16,8 +16,6 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import is_alive
 
-pytestmark = pytest.mark.unmeasured
-
 APP = """
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})

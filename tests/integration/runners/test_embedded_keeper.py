@@ -7,16 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from poolctl import Pool, ServerConfig
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import is_alive
-
-pytestmark = pytest.mark.unmeasured
 
 APP = """
 import os

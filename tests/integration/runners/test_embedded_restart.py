@@ -6,15 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from poolctl import Pool, ServerConfig
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
-
-pytestmark = pytest.mark.unmeasured
 
 APP = """
 import time

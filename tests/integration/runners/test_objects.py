@@ -15,8 +15,6 @@ from tests.http_get import get
 from tests.integration.runners.test_runners import config
 from tests.ports import claim_port
 
-pytestmark = pytest.mark.unmeasured
-
 
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from poolctl import Pool, ServerConfig
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
-
-pytestmark = pytest.mark.unmeasured
 
 APP = """
 import os

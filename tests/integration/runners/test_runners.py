@@ -27,8 +27,6 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.processes import is_alive
 
-pytestmark = pytest.mark.unmeasured
-
 TESTS = Path(__file__).parents[2]
 APPS = "tests.asgi_apps"
 
