@@ -42,6 +42,8 @@ __all__ = [
     "test_trusted_proxy_reports_its_client_before_the_first_request",
 ]
 
+pytestmark = pytest.mark.slow  # each starts an HAProxy
+
 
 @pytest.fixture
 def engine() -> Serve:
