@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from poolctl import exit_codes as codes
 from poolctl.control.client import Client
-from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
-from poolctl.errors import ControlError, PoolError, PoolMonitorError, PoolParamError
+from poolctl.control.pool_requests import ANSWERED, Selection, Timeout, checked, request_body, seconds_of
+from poolctl.errors import ControlError, PoolError, PoolMonitorError
 from poolctl.routing.registration_report import absolute_url
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
-from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.control.pool_registry import PoolRegistry
     from poolctl.json_form import Table
 
-_ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 # Of its time-to-live: two heartbeats may be lost.
 _SHARE = 1 / 3
 
@@ -56,11 +54,7 @@ class GatewayClient:
 
         0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
         """
-        try:
-            seconds = None if for_seconds is None else parse_duration(for_seconds)
-        except ValueError as wrong:
-            raise PoolParamError(f"for_seconds: {wrong}") from None
-        return self._host("disable", hosts, seconds)
+        return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
 
     def enable_host(self, *hosts: str) -> Table:
         """Let these hosts have traffic again, at once."""
@@ -103,11 +97,7 @@ class GatewayClient:
         the end. `host` or `path` make a route of its own; `probe` is a path, or a table as of a server's readiness.
         PoolParamError or ControlError (8) for one that is refused, PoolValidateError for an invalid one.
         """
-        try:
-            seconds = None if ttl is None else parse_duration(ttl)
-        except ValueError as wrong:
-            raise PoolParamError(f"ttl: {wrong}") from None
-        given = {"ttl": seconds, "host": host, "path": path, "probe": probe}
+        given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
         options = {"name": name, "to": absolute_url(to), "weight": weight, **given}
         service = RegisteredAs(self, {key: value for key, value in options.items() if value is not None})
         service.heartbeat()
@@ -120,7 +110,7 @@ class GatewayClient:
 
     def _health(self, depth: str, routes: bool) -> dict[str, Table]:
         options = {"depth": depth, "routes": routes}
-        found = self._ask("health", PoolMonitorError, (), None, options, None, _ANSWERED)
+        found = self._ask("health", PoolMonitorError, (), None, options, None, ANSWERED)
         about = "name", "kind"
         return {
             each["name"]: {key: value for key, value in each.items() if key not in about}

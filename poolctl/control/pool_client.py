@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from poolctl import exit_codes as codes
 from poolctl.control import pool_paths
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.gateway_client import GatewayClient
 from poolctl.control.pool_processes import await_end
-from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
+from poolctl.control.pool_requests import ANSWERED, Selection, Timeout, checked, request_body, seconds_of
 from poolctl.errors import (
     PoolMonitorError,
     PoolParamError,
@@ -22,14 +21,11 @@ from poolctl.errors import (
     PoolStopError,
 )
 from poolctl.json_form import Table, to_json
-from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
-
-_ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 
 
 class Change(TypedDict):
@@ -163,7 +159,7 @@ class PoolClient(GatewayClient):
 
     def status(self, *targets: str, selector: Selection = None) -> Table:
         """Return the selected servers and their summary. Not being in the desired state is not an error here."""
-        return self._ask("status", PoolMonitorError, targets, selector, {}, None, _ANSWERED)
+        return self._ask("status", PoolMonitorError, targets, selector, {}, None, ANSWERED)
 
     def events(
         self,
@@ -284,7 +280,7 @@ class PoolClient(GatewayClient):
         """
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
-        answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, _ANSWERED)
+        answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)
 
     def rollout(
@@ -304,10 +300,7 @@ class PoolClient(GatewayClient):
         Its `"items"` hold the state, the reason, and the figures of both generations. PoolRestartError if it was
         withdrawn; PoolParamError for a condition that is none. Without `wait` it returns once the canary serves.
         """
-        try:
-            limit = None if seconds is None else parse_duration(seconds)
-        except ValueError as wrong:
-            raise PoolParamError(f"seconds: {wrong}") from None
+        limit = seconds_of("seconds", seconds)
         options: Table = {
             "share": canary,
             "min_requests": min_requests,

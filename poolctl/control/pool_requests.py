@@ -11,18 +11,24 @@ from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidate
 from poolctl.json_form import Table, from_json
 from poolctl.units import parse_duration
 
+ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 Selection = Mapping[str, object] | None
 # Seconds, "1m30s", or a timedelta; None for no limit.
 Timeout = float | str | timedelta | None
 
 
+def seconds_of(argument: str, value: Timeout) -> float | None:
+    """The value of this argument in seconds. Raises PoolParamError."""
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as wrong:
+        raise PoolParamError(f"{argument}: {wrong}") from None
+
+
 def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
     """The body of a request. Raises PoolParamError for a timeout that is none."""
-    try:
-        if options.get("timeout") is not None:
-            options = {**options, "timeout": parse_duration(options["timeout"])}
-    except ValueError as wrong:
-        raise PoolParamError(f"timeout: {wrong}") from None
+    if "timeout" in options:
+        options = {**options, "timeout": seconds_of("timeout", options["timeout"])}
     return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
 
 

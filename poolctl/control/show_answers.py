@@ -1,4 +1,4 @@
-"""Answers of a supervisor about the details of its servers."""
+"""Answers of a supervisor about the details of its servers, and what their workers do now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from poolctl.control.answers import ErrorEntry, Item, Result
 from poolctl.json_form import Table
+from poolctl.runners.stack_report import WorkerStacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +95,10 @@ class ShowResult(Result):
     """Of `show`."""
 
     items: tuple[Details, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StacksResult(Result):
+    """Of `stacks`: one item for each worker of the selected servers."""
+
+    items: tuple[WorkerStacks, ...] = ()  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from poolctl.runners.runner_protocol import Endpoints
 
 from .decision_input import LEAVING, Listener
 from .server_changes import Workqueue
-from .server_entry import Canary, Entry, Worker
+from .server_entry import Entry
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
@@ -196,19 +196,16 @@ class Addresses:
         )
 
 
-def _is_of(canary: Canary | None, worker: Worker) -> bool:
-    return canary is not None and worker.generation == canary.generation
-
-
 def abandoned(entry: Entry) -> list[ServerConfig]:
     """The former listeners of the entry that no worker accepts from any longer."""
     listener = entry.listener
     if not listener.former:
         return []
+    withdrawn = 0 if listener.withdrawn is None else listener.withdrawn.generation
     accepting = [
         worker.config
         for worker in entry.observed.workers.values()
         # A canary has connections in its backlog until the gateway knows that it leaves.
-        if worker.phase not in LEAVING or (_is_of(listener.withdrawn, worker) and not worker.left)
+        if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.left)
     ]
     return [held for held in listener.former if not any(same_listener(held, each) for each in accepting)]

@@ -315,8 +315,4 @@ def judge(
         return Verdict(Next.FAILED, reason=reason, restarts=len(recent))
     if not recent and was_ready:
         return Verdict(Next.RESTART)
-    backoff = policy.backoff
-    steps = max(0, len(recent) - 1)
-    # Past this exponent the maximum is reached in any case, and a float would overflow.
-    delay = min(backoff.max, backoff.initial * backoff.factor ** min(steps, 64))
-    return Verdict(Next.RESTART, delay * (1 + backoff.jitter * jitter))
+    return Verdict(Next.RESTART, policy.backoff.delay_seconds(len(recent), jitter))

@@ -62,17 +62,10 @@ LOGS_SECONDS = 5.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-def note_failure(
-    entry: Entry,
-    message: str,
-    hint: str | None = None,
-    kind: type[PoolError] = PoolStartError,
-    *,
-    cause: Exception | None = None,
-) -> None:
+def note_failure(entry: Entry, failure: ServerError) -> None:
     """Note that an attempt to start or stop the server has failed."""
     entry.observed.failures += 1
-    entry.observed.failure = failure_of(entry, message, hint, kind, cause=cause)
+    entry.observed.failure = failure
 
 
 def failure_of(

@@ -187,7 +187,7 @@ class Executor:
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
                 # Earlier output does not explain it.
                 entry.observed.failed_since = self._clock.time()
-                note_failure(entry, message, hint)
+                note_failure(entry, failure_of(entry, message, hint))
                 self.go_back(entry)
         # Without running workers to keep, the start itself reports the problem.
         entry.observed.feasible = generation
@@ -206,7 +206,7 @@ class Executor:
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
                 entry.observed.failed_since = self._clock.time()
-                note_failure(entry, message, hint, cause=error)
+                note_failure(entry, failure_of(entry, message, hint, cause=error))
                 if not self.go_back(entry):
                     self._died(entry, Exit(message=message), was_ready=False)
         else:
@@ -527,7 +527,7 @@ class Executor:
         except TimeoutError:
             worker.unstoppable = True
             message = f"could not be ended, not even by SIGKILL ({worker.placement.where})"
-            note_failure(entry, message, "see what it waits for", PoolStopError)
+            note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
             self._queue.touch(entry, progressed=True)
             return
         if exit_.signal == signal.SIGKILL:
@@ -580,8 +580,7 @@ class Executor:
             )
             return
         if not was_ready and not (worker.config.job and exit_.ok):
-            observed.failures += 1
-            observed.failure = worker.failure or failure_of(entry, f"{exit_.message} before it was ready")
+            note_failure(entry, worker.failure or failure_of(entry, f"{exit_.message} before it was ready"))
         if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
@@ -652,7 +651,7 @@ class Executor:
             observed.next_step = given_up(entry, verdict.restarts)
             self._fail(entry)
             if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
-                note_failure(entry, verdict.reason)
+                note_failure(entry, failure_of(entry, verdict.reason))
         else:
             window = entry.config.restart.window
             observed.restart_times = [each for each in observed.restart_times if now - each <= window] + [now]

@@ -11,7 +11,16 @@ from poolctl.runners.runner_protocol import Exit, Placement, Runner
 from poolctl.units import format_duration
 
 from .decision_input import BEFORE_START, Desired
-from .failures import LINES_READ, cause_of, explained, given_up, is_quoted, last_lines, note_failure
+from .failures import (
+    LINES_READ,
+    cause_of,
+    explained,
+    failure_of,
+    given_up,
+    is_quoted,
+    last_lines,
+    note_failure,
+)
 from .server_changes import Recorder, Workqueue
 from .server_entry import Entry, RunningHook
 
@@ -131,7 +140,7 @@ class ServerHooks:
             # The lines that it printed belong to the report of the failure.
             entry.observed.failed_since = begun_at
             entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
-            note_failure(entry, message, hint)
+            note_failure(entry, failure_of(entry, message, hint))
             entry.become(Desired.FAILED)
 
     def _report(self, entry: Entry, message: str) -> None:

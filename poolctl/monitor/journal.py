@@ -181,10 +181,6 @@ class Journal:
         """Why the last events were not written; "" when they were."""
         return self._file.error
 
-    def limit(self, *, max_size_bytes: int, keep: int, max_age_seconds: float) -> None:
-        """Set when the file is rotated and how many old files are kept."""
-        self._file.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
-
     def append(self, events: list[JournalEvent]) -> None:
         """Append these events in one write; events that do not fit on the disk are lost and counted."""
         # Unpaired surrogates become JSON escapes.

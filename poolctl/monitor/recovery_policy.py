@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from poolctl.config import Recovery
 
-_MOST_STEPS = 64  # beyond it every delay is the maximum, and a float would overflow
-
 
 class Step(StrEnum):
     """The action to take now."""
@@ -91,9 +89,8 @@ def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> 
         return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf
     if not recent:
         return 0.0
-    backoff = policy.backoff
-    delay = min(backoff.max, backoff.initial * backoff.factor ** min(len(recent) - 1, _MOST_STEPS))
-    return max(0.0, recent[-1] + delay * (1 + backoff.jitter * situation.jitter) - situation.now)
+    delay = policy.backoff.delay_seconds(len(recent), situation.jitter)
+    return max(0.0, recent[-1] + delay - situation.now)
 
 
 def _finite(seconds: float) -> float:

@@ -156,7 +156,8 @@ class Pool(Members, StartAndStop):
             for bind, server in other.items():
                 mine = self._servers.get(bind)
                 if mine is not None:
-                    mine._reconfigure(server.config)
+                    if server.config != mine.config:
+                        mine._put(server.config)
                     continue
                 try:
                     self.store(server)

@@ -99,7 +99,10 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
-        """The configuration to start with. Raises ServerError for a server that must not be started."""
+        """The configuration to start with: the shared handler and the default TLS are put in.
+
+        Raises ServerError for a server that must not be started.
+        """
         if self.context is not None and self.context.cancelled:
             raise _problem(config, "its context was cancelled", "make a new PoolContext")
         if config.disabled:
@@ -107,23 +110,17 @@ class Shared:
         if config.every is not None and self.runner is None:
             # Its first run, which may be hours away, would be the first to fail.
             raise _problem(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
-        return self.furnish(config)
-
-    def furnish(self, config: ServerConfig) -> ServerConfig:
-        """The configuration with the shared handler and the default TLS put in. Raises ServerError."""
         found: dict[str, object] = {}
         if config.tls is True:
-            found["tls"] = self._default_tls(config)
+            if self.tls is None:
+                hint = "set_default_tls(TLSConfig(…))"
+                raise _problem(config, "asks for TLS, and there is no default", hint)
+            found["tls"] = self.tls
         if config.app is None and not config.command:
             app = self._handler(config)
             if app is not None:
                 found["app"] = app
         return config.but(**found) if found else config
-
-    def _default_tls(self, config: ServerConfig) -> TLSConfig:
-        if self.tls is None:
-            raise _problem(config, "asks for TLS, and there is no default", "set_default_tls(TLSConfig(…))")
-        return self.tls
 
     def _handler(self, config: ServerConfig) -> object:
         key = config.handler_key

@@ -103,7 +103,7 @@ class Members(Mapping[str, Server]):
                 if not self._holds(server):
                     self._own.add(server)
             else:
-                server._move(self._shared)
+                server._shared = self._shared  # from its next start on
                 if old is not None:
                     self._see_off([old])
 
@@ -159,7 +159,7 @@ class Members(Mapping[str, Server]):
         self._servers = {server.bind: server for server in servers}
         self._ports.reset()
         for server in servers:
-            server._move(self._shared)
+            server._shared = self._shared
         self._see_off(gone)
         return gone
 

@@ -208,14 +208,6 @@ class Server(StartAndStop):
     def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
         return [self], None
 
-    def _move(self, shared: Shared) -> None:
-        """Belong to that pool from the next start on."""
-        self._shared = shared
-
-    def _reconfigure(self, config: ServerConfig) -> None:
-        if config != self._config:
-            self._put(config)
-
     def _put(self, config: ServerConfig) -> None:
         self._config = config
         self._name = config.name

@@ -174,6 +174,12 @@ class Backoff(Section):
     factor: Factor = field(2.0, "Each delay is so many times the one before.")
     jitter: Share = field(0.1, "The random part of a delay.")
 
+    def delay_seconds(self, before: int, chance: float) -> float:
+        """The delay before the next restart; `before` counts those within the window, `chance` is from -1 to 1."""
+        # Past this exponent the maximum is reached in any case, and a float would overflow.
+        delay = min(self.max, self.initial * self.factor ** min(max(0, before - 1), 64))
+        return delay * (1 + self.jitter * chance)
+
 
 class Restart(Section):
     """When a server that ended is started again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from poolctl.control.answers import Result
-from poolctl.control.stack_answers import StacksResult
+from poolctl.control.show_answers import StacksResult
 from poolctl.core.server_entry import Worker
 from poolctl.runners.stack_report import Stacks, WorkerStacks
 

@@ -21,8 +21,14 @@ from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.control.observer_answers import (
     HealthReport,
 )
-from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, ShowResult, WorkerDetails
-from poolctl.control.stack_answers import StacksResult
+from poolctl.control.show_answers import (
+    Details,
+    LiveChanges,
+    ProbeResult,
+    ShowResult,
+    StacksResult,
+    WorkerDetails,
+)
 from poolctl.control.statistics_answers import (
     Measured,
     Monitored,
