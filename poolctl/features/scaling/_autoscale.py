@@ -7,13 +7,12 @@ for the present number throughout `cooldown.down`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import ceil
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from poolctl.monitor.server_figures import BOUNDS_SECONDS
-from poolctl.supervisor.observers.statistics import quantile
-
+from ._triggers import TRIGGERS
 from .keys import Scale
 
 # An increase is decided on over a part of the window, so that a new worker answers soon.
@@ -22,36 +21,21 @@ _FAST_PART = 0.1
 # short part.
 _MARGIN = 0.8
 _FAST_MARGIN = 0.9
-# Triggers that are latencies, in seconds; the others are figures of each worker.
-LATENCIES = {"p50": 0.5, "p99": 0.99}
-# Of fewer responses a quantile says nothing.
-_LEAST_RESPONSES = 20
 # After a longer time without samples this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
 _MOST_PATIENCE = 8.0
 _CALM_PART = 0.5
 _ROUNDING = 1e-9
 
-Buckets = Sequence[int]
-
 
 class Load(NamedTuple):
-    """A sample of a server's load over all its ready workers.
-
-    `seconds`, `requests` and `buckets` count from the previous sample; `buckets` count responses by their latency, and
-    are empty without responses. `cpu` is None if unknown.
-    """
+    """A sample of a server's load over all its ready workers; `figures` are the measures of its triggers."""
 
     at: float
-    seconds: float
     ready: int
     serves: bool = True  # one of them is not unhealthy
-    in_flight: int = 0
-    queue: int = 0
     demand: int = 0  # requests that wait elsewhere for this server, since the sample before
-    requests: int = 0
-    buckets: Buckets = ()
-    cpu: float | None = None  # processor cores
+    figures: Mapping[str, Any] = MappingProxyType({})
 
 
 class Decision(NamedTuple):
@@ -68,16 +52,14 @@ class Decision(NamedTuple):
     window_seconds: float
 
 
-class _Averages:
-    """Sums over the samples of the last `seconds`."""
+class _Window:
+    """The figures over the samples of the last `seconds`."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, triggers: Iterable[str]) -> None:
         self.seconds = seconds
-        self._samples: deque[Load] = deque()
-        self._sums = [0.0] * 4
         self.demand = 0  # requests that wait elsewhere, all of that time
-        self._responses = 0
-        self._buckets = [0] * (len(BOUNDS_SECONDS) + 1)
+        self._samples: deque[Load] = deque()
+        self._sums: dict[str, Any] = {name: TRIGGERS[name].sums() for name in triggers}
 
     def add(self, load: Load) -> None:
         """Add a sample, and remove samples that are too old."""
@@ -87,42 +69,18 @@ class _Averages:
             self._count(self._samples.popleft(), -1)
 
     def _count(self, load: Load, sign: int) -> None:
-        sums = self._sums
-        sums[0] += sign * load.in_flight
-        sums[1] += sign * load.queue
-        sums[2] += sign * load.requests
-        sums[3] += sign * load.seconds
         self.demand += sign * load.demand
-        if load.buckets:
-            self._responses += sign * sum(load.buckets)
-            for slot, count in enumerate(load.buckets):
-                self._buckets[slot] += sign * count
+        for name, sums in self._sums.items():
+            sums.add(load.figures[name], sign)
 
     def least_ready(self) -> int:
         """The smallest number of ready workers in that time."""
         return min(load.ready for load in self._samples)
 
-    def total(self, trigger: str) -> float | None:
-        """The average of all workers together; None if unknown."""
-        in_flight, queue, requests, seconds = self._sums
-        if trigger == "in_flight":
-            return in_flight / len(self._samples)
-        if trigger == "queue":
-            return queue / len(self._samples)
-        if trigger == "requests_per_second":
-            return requests / seconds if seconds > 0 else None
-        cpu = [load.cpu for load in self._samples]
-        return None if None in cpu else sum(filter(None, cpu)) / len(cpu)
-
-    def counts_enough(self) -> bool:
-        """Whether the responses are enough for a quantile."""
-        return self._responses >= _LEAST_RESPONSES
-
-    def latency(self, trigger: str) -> float | None:
-        """The latency in seconds; None if there are too few responses."""
-        if not self.counts_enough():
-            return None
-        return quantile(BOUNDS_SECONDS, self._buckets, LATENCIES[trigger])
+    def value(self, trigger: str) -> float | None:
+        """The average of all workers together, or the latency in seconds; None if unknown."""
+        found: float | None = self._sums[trigger].value
+        return found
 
 
 class _Need(NamedTuple):
@@ -142,9 +100,8 @@ class Autoscale:
         self._least, self._most = max(scale.min, 1), scale.max
         self._window = scale.window
         self._up, self._down = scale.cooldown.up, scale.cooldown.down
-        self._targets: Mapping[str, float] = {
-            trigger: target for trigger, target in scale.triggers if target is not None
-        }
+        self._targets = scale.triggers.targets
+        self._has_latencies = any(TRIGGERS[trigger].is_latency for trigger in self._targets)
         self._patience = 1.0  # factor of cooldown.down; grows when a decrease was a mistake
         self._increased_at = self._decreased_at = float("-inf")
         self._regretted = True  # more workers were needed soon after a decrease, or there was none yet
@@ -152,9 +109,9 @@ class Autoscale:
 
     def _reset(self, now: float) -> None:
         self.is_calm = False  # the load is far below all targets
-        self._fast = _Averages(self._window * _FAST_PART)
-        self._latest = _Averages(self._window * _FAST_PART / 2)
-        self._slow = _Averages(self._window)
+        self._fast = _Window(self._window * _FAST_PART, self._targets)
+        self._latest = _Window(self._window * _FAST_PART / 2, self._targets)
+        self._slow = _Window(self._window, self._targets)
         self._above_since = float("inf")
         self._early_demand = 0
         self._began_at = self._at = now
@@ -223,20 +180,21 @@ class Autoscale:
 
     def _above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
         """The number of workers that this trigger wants, if that is more than the planned number."""
-        if trigger in LATENCIES:
+        if TRIGGERS[trigger].is_latency:
             # Workers that have just been started have not changed the latency yet.
-            recent = self._fast if self._fast.counts_enough() else self._slow
-            value = recent.latency(trigger)
+            recent, value = self._fast, self._fast.value(trigger)
+            if value is None:
+                recent, value = self._slow, self._slow.value(trigger)
             if value is None:
                 return None
             self.is_calm = self.is_calm and value < target * _CALM_PART
             if value <= target or recent.least_ready() < size:
                 return None
             return _Need(now, size + 1, trigger, value, target)
-        least, total = self._fast.total(trigger), self._latest.total(trigger)
+        least, total = self._fast.value(trigger), self._latest.value(trigger)
         if least is None or total is None:
             return None
-        more = self._fast.demand if trigger == "queue" else 0
+        more = self._fast.demand if TRIGGERS[trigger].counts_demand else 0
         total += more
         self.is_calm = self.is_calm and total < target * size * _CALM_PART
         if min(least + more, total) <= target * size:
@@ -245,9 +203,9 @@ class Autoscale:
 
     def _is_rising(self, trigger: str) -> bool:
         """Whether the latest samples are well above the samples before them."""
-        if trigger in LATENCIES:
+        if TRIGGERS[trigger].is_latency:
             return False
-        latest, fast = self._latest.total(trigger), self._fast.total(trigger)
+        latest, fast = self._latest.value(trigger), self._fast.value(trigger)
         return latest is not None and fast is not None and fast < _FAST_MARGIN * latest
 
     def _shrink(self, now: float, size: int) -> Decision | None:
@@ -271,17 +229,17 @@ class Autoscale:
         self._decreased_at, self._regretted = now, False
         self._begin_quiet(now)
         # Half of them at once at most, and one where latencies say too little of the others.
-        step = 1 if self._targets.keys() & LATENCIES.keys() else max(size // 2, 1)
+        step = 1 if self._has_latencies else max(size // 2, 1)
         after = max(highest.workers, self._least, size - step)
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
         """The fewest workers that would be under the target, on average by a margin and at each moment."""
-        if trigger in LATENCIES:
-            value, fast = self._slow.latency(trigger) or 0.0, self._fast.latency(trigger) or 0.0
+        if TRIGGERS[trigger].is_latency:
+            value, fast = self._slow.value(trigger) or 0.0, self._fast.value(trigger) or 0.0
             under = value < target * _MARGIN and fast <= target and self._fast.least_ready() >= size
             return _Need(now, 1 if under else size, trigger, value, target)
-        total, fast_total = self._slow.total(trigger), self._fast.total(trigger)
+        total, fast_total = self._slow.value(trigger), self._fast.value(trigger)
         if total is None or fast_total is None:
             return _Need(now, size, trigger, 0.0, target)
         needed = max(total / _MARGIN, fast_total / _FAST_MARGIN) / target

@@ -17,8 +17,9 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.start_checks import TooManyOpenFiles, ensure_open_files
 from poolctl.units import format_duration
 
-from ._autoscale import LATENCIES, Autoscale, Decision
+from ._autoscale import Autoscale, Decision
 from ._server_load import ServerLoad
+from ._triggers import TRIGGERS
 from .keys import Scale
 
 INTERVAL_SECONDS = 0.25
@@ -32,7 +33,7 @@ class _ScaledServer:
     def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
         self.scale = scale
-        self.load = ServerLoad(core, scale.triggers, now)
+        self.load = ServerLoad(core, scale.triggers.targets, now)
         self.autoscale = Autoscale(scale, now)
         self.is_refused = False  # more workers were wanted than this pool may have files for
         self.is_skipped = False  # it was at the last tick, because it is calm
@@ -156,7 +157,7 @@ class Autoscaler(FeaturePart):
 
 def _figures(decision: Decision) -> Table:
     """The decision as an event reports it."""
-    is_latency = decision.trigger in LATENCIES
+    is_latency = TRIGGERS[decision.trigger].is_latency
     value, target = (
         format_duration(round(figure, 3))
         if is_latency

@@ -28,6 +28,11 @@ class Triggers(Section):
     p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")
     cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """The figures that are given, by their triggers."""
+        return {trigger: target for trigger, target in self if target is not None}
+
 
 NO_TRIGGERS = Triggers.usual()
 
@@ -58,8 +63,7 @@ class Scale(server_sections.Scale):
     @property
     def is_automatic(self) -> bool:
         """Whether triggers change the number of workers."""
-        triggers = self.triggers
-        return triggers is not NO_TRIGGERS and any(value is not None for _, value in triggers)
+        return self.triggers is not NO_TRIGGERS and bool(self.triggers.targets)
 
     @classmethod
     def rules(cls, server: Mapping[str, Tree]) -> Iterator[Finding]:

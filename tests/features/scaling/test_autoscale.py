@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.scaling._autoscale import Autoscale, Decision, Load
+from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.keys import Scale, Triggers
 from poolctl.worker import tally
 
@@ -38,7 +39,7 @@ class Server:
             self.now += STEP
             if self.now >= self.ready_at:
                 self.ready = self.size
-            load = Load(self.now, STEP, **{"ready": self.ready} | shape(self.now))
+            load = self.load(**{"ready": self.ready} | shape(self.now))
             decision = self.autoscale.decide(load, self.size, **more)
             if decision is not None:
                 self.decisions.append((self.now, decision))
@@ -47,6 +48,13 @@ class Server:
                 self.size = decision.after
                 self.ready = min(self.ready, self.size)
         return [decision for _, decision in self.decisions[begun:]]
+
+    def load(self, *, ready: int, demand: int = 0, **figures: Any) -> Load:
+        """A sample; `requests` and `responses` are since the sample before, other figures are averages."""
+        responses = figures.get("responses", ())
+        measures = {name: Part(figures.get(name, 0)) for name in ("in_flight", "queue", "cpu")}
+        measures["requests_per_second"] = Part(figures.get("requests", 0), STEP)
+        return Load(self.now, ready, demand=demand, figures=measures | {"p50": responses, "p99": responses})
 
     @property
     def changes(self) -> list[tuple[float, int]]:
@@ -79,8 +87,8 @@ def test_more_workers_follow_in_proportion_within_a_second_of_the_load() -> None
         ({"queue": 5}, {"queue": 11}, 3),
         ({"requests_per_second": 100}, {"requests": 60}, 3),
         ({"cpu": 0.8}, {"cpu": 1.0}, 2),
-        ({"p99": "300ms"}, {"buckets": responses(0.9)}, 2),
-        ({"p50": "300ms"}, {"buckets": responses(0.9)}, 2),
+        ({"p99": "300ms"}, {"responses": responses(0.9)}, 2),
+        ({"p50": "300ms"}, {"responses": responses(0.9)}, 2),
         ({"in_flight": 20, "queue": 5}, {"in_flight": 30, "queue": 20}, 4),
     ],
 )
@@ -97,8 +105,8 @@ def test_each_trigger_asks_for_workers(triggers: dict[str, Any], load: dict[str,
         ({"queue": 5}, {"queue": 5}),
         ({"requests_per_second": 100}, {"requests": 25}),
         ({"cpu": 0.8}, {"cpu": None}),
-        ({"p99": "300ms"}, {"buckets": responses(0.2)}),
-        ({"p99": "300ms"}, {"buckets": responses(5, count=0)}),
+        ({"p99": "300ms"}, {"responses": responses(0.2)}),
+        ({"p99": "300ms"}, {"responses": responses(5, count=0)}),
     ],
 )
 def test_a_figure_that_is_not_above_its_target_changes_nothing(
@@ -129,7 +137,7 @@ def test_never_more_than_scale_max_and_that_is_reported_once() -> None:
 
 def test_increases_keep_cooldown_up_between_them() -> None:
     server = Server(scale(p99="100ms", up=5, most=4))
-    server.run(60, constant(buckets=responses(0.9)))
+    server.run(60, constant(responses=responses(0.9)))
     times = [at for at, _ in server.changes]
     assert server.size == 4
     assert all(after - before >= 5 for before, after in pairwise(times))
@@ -137,7 +145,7 @@ def test_increases_keep_cooldown_up_between_them() -> None:
 
 def test_latency_asks_for_no_more_workers_while_one_is_starting() -> None:
     server = Server(scale(p99="100ms", up=1), start_seconds=20)
-    server.run(15, constant(buckets=responses(0.9)))
+    server.run(15, constant(responses=responses(0.9)))
     assert [after for _, after in server.changes] == [1]
 
 
@@ -179,9 +187,9 @@ def test_a_decrease_needs_all_triggers_under_their_targets() -> None:
 
 def test_latency_near_its_target_keeps_all_workers() -> None:
     server = Server(scale(p99="500ms"), size=3)
-    server.run(300, constant(buckets=responses(0.45)))
+    server.run(300, constant(responses=responses(0.45)))
     assert server.size == 3
-    server.run(300, constant(buckets=responses(0.02)))
+    server.run(300, constant(responses=responses(0.02)))
     assert server.size == 1
 
 

@@ -59,7 +59,7 @@ def test_note_goes_to_standard_error_in_both_lanes(
 
 
 def test_old_spellings_are_neither_shown_nor_completed(poolctl: Command) -> None:
-    assert len(RENAMED) == 5
+    assert {name for name, _ in RENAMED} >= {"reload", "restart", "upgrade"}
     for name, option in RENAMED:
         assert not {*option.old} & {each for other in command_named(name).options for each in other.spellings}  # type: ignore[union-attr]
         for spelling in option.old:

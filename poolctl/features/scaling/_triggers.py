@@ -1,0 +1,203 @@
+"""The triggers: each measures one figure of a server's load. Another one is a class here, and a key in `keys.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry
+from poolctl.monitor.server_figures import BOUNDS_SECONDS
+from poolctl.platform import cpu_seconds
+from poolctl.runners.runner_protocol import Capabilities
+from poolctl.supervisor.observers.statistics import quantile
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+# The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
+_CPU_SECONDS = 0.45
+_CPU_SECONDS_WITHOUT_REQUESTS = 0.95
+# Of fewer responses a quantile says nothing.
+_LEAST_RESPONSES = 20
+
+
+class Sample(NamedTuple):
+    """The ready workers of a server together; `counted` is since the previous sample, `seconds` ago."""
+
+    entry: Entry
+    now: float
+    seconds: float
+    in_flight: int
+    counted: Counts
+
+
+class Part(NamedTuple):
+    """A sample's part of an average: an amount, None if it is unknown, and its weight."""
+
+    amount: float | None
+    weight: float = 1.0
+
+
+class Average:
+    """The average of a figure of all workers together, over several samples."""
+
+    def __init__(self) -> None:
+        self._amount = self._weight = 0.0
+        self._unknown = 0
+
+    def add(self, part: Part, sign: int) -> None:
+        """Add a sample's part, or remove it if the sign is -1."""
+        self._weight += sign * part.weight
+        if part.amount is None:
+            self._unknown += sign
+        else:
+            self._amount += sign * part.amount
+
+    @property
+    def value(self) -> float | None:
+        """None if the figure was unknown in a sample."""
+        return None if self._unknown or self._weight <= 0 else self._amount / self._weight
+
+
+class Quantile:
+    """A quantile of the latencies of all responses, in seconds, over several samples."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._responses = [0] * (len(BOUNDS_SECONDS) + 1)
+        self._count = 0
+
+    def add(self, responses: Sequence[int], sign: int) -> None:
+        """Add the responses of a sample by their latencies, or remove them if the sign is -1."""
+        if responses:
+            self._count += sign * sum(responses)
+            for slot, count in enumerate(responses):
+                self._responses[slot] += sign * count
+
+    @property
+    def value(self) -> float | None:
+        """None if there are too few responses."""
+        if self._count < _LEAST_RESPONSES:
+            return None
+        return quantile(BOUNDS_SECONDS, self._responses, self._share)
+
+
+class WorkerFigure:
+    """The base of a figure of each worker: its target is for the average, divided by the number of workers."""
+
+    is_latency: ClassVar[bool] = False
+    counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        self.capabilities = capabilities
+
+    @staticmethod
+    def sums() -> Average:
+        """What its samples are added to."""
+        return Average()
+
+    def measure(self, sample: Sample) -> Part:
+        """The figure of all workers together."""
+        raise NotImplementedError
+
+
+class InFlight(WorkerFigure):
+    """Requests in progress."""
+
+    def measure(self, sample: Sample) -> Part:
+        """See WorkerFigure."""
+        return Part(sample.in_flight)
+
+
+class Queue(WorkerFigure):
+    """Connections that no worker has accepted yet."""
+
+    counts_demand = True
+
+    def measure(self, sample: Sample) -> Part:
+        """See WorkerFigure."""
+        backlogs = self.capabilities.backlogs
+        return Part(0 if backlogs is None else backlogs.waiting(sample.entry.config))
+
+
+class RequestsPerSecond(WorkerFigure):
+    """Requests that have begun, a second."""
+
+    def measure(self, sample: Sample) -> Part:
+        """See WorkerFigure."""
+        return Part(sample.counted[tally.STARTED], sample.seconds)
+
+
+class Cpu(WorkerFigure):
+    """Processor cores: the average between the last two measurements, half a second apart if the server is busy."""
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        super().__init__(capabilities)
+        self._seconds: dict[int, float] = {}  # by pid
+        self._at = float("-inf")
+        self._cores: float | None = None
+
+    def measure(self, sample: Sample) -> Part:
+        """See WorkerFigure."""
+        elapsed = sample.now - self._at
+        is_busy = sample.counted[tally.STARTED] or sample.in_flight
+        if elapsed >= (_CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS):
+            before, self._seconds, self._at = self._seconds, _processor_seconds(sample.entry), sample.now
+            # Processor time used before a worker was ready belongs to its start.
+            used = [spent - before[pid] for pid, spent in self._seconds.items() if pid in before]
+            self._cores = max(0.0, sum(used)) / elapsed if used else None
+        return Part(self._cores)
+
+
+def _processor_seconds(entry: Entry) -> dict[int, float]:
+    """The processor time of its ready workers, by pid."""
+    pids = [
+        worker.placement.pid
+        for worker in entry.observed.workers.values()
+        if worker.phase is Phase.READY and worker.placement is not None
+    ]
+    found = {pid: cpu_seconds(pid) for pid in pids if pid is not None}
+    return {pid: spent for pid, spent in found.items() if spent is not None}
+
+
+class Latency:
+    """The base of a latency, whose target is for the server as a whole."""
+
+    is_latency: ClassVar[bool] = True
+    counts_demand: ClassVar[bool] = False
+    share: ClassVar[float]
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        pass
+
+    @classmethod
+    def sums(cls) -> Quantile:
+        """What its samples are added to."""
+        return Quantile(cls.share)
+
+    def measure(self, sample: Sample) -> Sequence[int]:
+        """The number of responses by their latency; empty without responses."""
+        responses = sample.counted[tally.BUCKETS : tally.COUNTED]
+        return responses if any(responses) else ()
+
+
+class P50(Latency):
+    """The time that half of the responses take at most."""
+
+    share = 0.5
+
+
+class P99(Latency):
+    """The time that 99 % of the responses take at most."""
+
+    share = 0.99
+
+
+TRIGGERS: Mapping[str, type[WorkerFigure | Latency]] = {
+    "in_flight": InFlight,
+    "queue": Queue,
+    "requests_per_second": RequestsPerSecond,
+    "p50": P50,
+    "p99": P99,
+    "cpu": Cpu,
+}
