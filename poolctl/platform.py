@@ -39,7 +39,7 @@ _libc: Any = None  # loaded on first use
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of its orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
+    """Make this process the new parent of its descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

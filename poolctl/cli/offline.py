@@ -128,13 +128,13 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The state of the servers: stopped, or still served by workers without a supervisor."""
-    from poolctl.keeper import rendezvous
-    from poolctl.runners.runner_registry import find_orphans, orphans_exist
+    from poolctl.keeper import pool_files
+    from poolctl.runners.runner_registry import find_orphans, serves_on
 
-    if not orphans_exist(os.environ, ref.directory):
+    if not serves_on(os.environ, ref.directory):
         return [item(server) for server in servers]
     found = find_orphans(os.environ, ref.directory)
-    records = rendezvous.read_desired(ref.directory).get("servers") or {}
+    records = pool_files.read_desired(ref.directory).get("servers") or {}
     items = []
     for server in servers:
         its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]

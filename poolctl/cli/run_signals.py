@@ -115,7 +115,7 @@ def is_first_process() -> bool:
 
 
 def continue_in_child(limit_seconds: float) -> None:
-    """Return in a child. This process passes signals on, reaps orphans, and exits with the child's status.
+    """Return in a child. This process passes signals on, reaps, and exits with the child's status.
 
     It exits at the latest `limit_seconds` after a signal that ends the pool; the kernel then kills everything else.
     """

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 
-from poolctl.keeper import rendezvous, wire
+from poolctl.keeper import pool_files, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
@@ -139,7 +139,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         if not self._begun:
             self.over.set()  # its predecessor serves on
         elif self._draining is None:
-            self.await_adoption(self.edge.settings.directory, rendezvous.GATEWAY)
+            self.await_adoption(self.edge.settings.directory, pool_files.GATEWAY)
 
     async def finish(self) -> None:
         """See SupervisedProcess."""

@@ -13,7 +13,7 @@ import signal
 import socket
 
 from ..platform import read_file
-from . import fd_store, rendezvous, wire
+from . import fd_store, pool_files, wire
 from .fd_store import Store
 from .reap import KILLED_SECONDS, Reaper, is_child
 
@@ -111,13 +111,13 @@ class Shutdown:
         """Kill the watched processes, and close every descriptor: the readers of pipes and sockets get end of file."""
         if self.begun and not self.last:
             # The shutdown was requested although no supervisor has confirmed it.
-            rendezvous.remove_desired(self._directory)
+            pool_files.remove_desired(self._directory)
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
     def leave(self) -> None:
         """Remove all files from the pool's directory except logs: no process of the pool is left."""
-        rendezvous.remove_traces(self._directory)
+        pool_files.remove_traces(self._directory)
 
     def _workers(self) -> list[int]:
         return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]

@@ -34,7 +34,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from poolctl.keeper import rendezvous, wire
+from poolctl.keeper import pool_files, rendezvous, wire
 
 from .log_file import LogFile
 from .output_stream import MOST_BYTES, OutputStream, PipeReader, WriteAheadNote
@@ -278,7 +278,7 @@ class PipeHandover:
     def __init__(self, directory: str, epoll: select.epoll) -> None:
         self.taken = False
         self._epoll = epoll
-        self._listener, self._path = rendezvous.bind(directory, rendezvous.LOGGER)
+        self._listener, self._path = rendezvous.bind(directory, pool_files.LOGGER)
         self._listener.listen()
         self._connections: dict[int, socket.socket] = {}
         epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -309,7 +309,7 @@ class PipeHandover:
 
     def close(self) -> None:
         """Stop listening."""
-        rendezvous.forget(self._path)
+        pool_files.forget(self._path)
         for sock in (self._listener, *self._connections.values()):
             self._epoll.unregister(sock.fileno())
             sock.close()

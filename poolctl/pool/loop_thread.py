@@ -31,7 +31,7 @@ EXIT_SECONDS = 5.0
 
 epoch = 0  # the number of forks between this process and the first
 _current: Engine | None = None
-_orphans: list[Engine] = []
+_of_parents: list[Engine] = []
 
 
 class Engine:
@@ -215,7 +215,7 @@ def _forget_in_child() -> None:
     global _current, epoch
     epoch += 1
     if _current is not None:
-        _orphans.append(_current)
+        _of_parents.append(_current)
         _current = None
 
 

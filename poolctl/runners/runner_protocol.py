@@ -250,8 +250,8 @@ class Takeover(Protocol):
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
         """Find workers without keeper and supervisor, for the next `adopt`; workers of other servers are stopped.
 
-        Returns, by the names of servers with orphans, whether these differ from the configuration. With `late` this
-        supervisor has already adopted, and the next supervisor will do so again.
+        Returns, by the names of their servers, whether these differ from the configuration. With `late` this supervisor
+        has already adopted, and the next supervisor will do so again.
         """
         ...
 

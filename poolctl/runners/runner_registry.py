@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def companions(
     return found
 
 
-def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
+def serves_on(env: Mapping[str, str], directory: str) -> bool:
     """Whether the pool of this directory has orphans, a gateway among them; an unknown runner has no workers."""
-    if rendezvous.find(directory, rendezvous.GATEWAY):
+    if pool_files.find(directory, pool_files.GATEWAY):
         return True
     exist = _if_known(env, "orphans_exist")
     return exist is not None and bool(exist(directory))
@@ -105,7 +105,7 @@ def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
     """The orphaned workers of the pool of this directory; the caller closes them. Blocks."""
-    find = _if_known(env, "find_orphans") if orphans_exist(env, directory) else None
+    find = _if_known(env, "find_orphans") if serves_on(env, directory) else None
     found: list[Orphan] = [] if find is None else find(directory)
     return found
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from poolctl import __version__
-from poolctl.keeper import rendezvous, wire
+from poolctl.keeper import pool_files, rendezvous, wire
 
 from .process_link import Link, Receiver
 from .process_watchdog import PING
@@ -124,7 +124,7 @@ class OrphanedProcess:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            rendezvous.forget(self._path)
+            pool_files.forget(self._path)
         for each in self._connections:
             each.link.close()
         self._connections.clear()

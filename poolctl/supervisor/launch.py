@@ -21,7 +21,7 @@ from poolctl.control import pool_paths
 from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
-from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.keeper.spawn import Companion, in_background
 from poolctl.platform import proc_problem
 from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
@@ -77,7 +77,7 @@ def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
         pool_directory = pool_paths.make_pool_dir(env, key)
         pool_paths.control_socket(pool_directory)
         try:
-            return pool_directory, rendezvous.lock(pool_directory)
+            return pool_directory, pool_files.lock(pool_directory)
         except FileNotFoundError:
             continue  # the keeper of a pool that has just ended has removed it
         except OSError as error:
@@ -217,11 +217,11 @@ def remove_stale_files(pool_directory: str) -> None:
 
 def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
     """Record these servers, or all, as deliberately stopped, for the next start. Never fails."""
-    left = rendezvous.read_desired(pool_directory)
+    left = pool_files.read_desired(pool_directory)
     if not left:
         return
     if names is None:
-        _unless_it_runs(pool_directory, rendezvous.remove_desired)
+        _unless_it_runs(pool_directory, pool_files.remove_desired)
         return
     from poolctl.core.decision_input import Desired
 
@@ -229,7 +229,7 @@ def forget_desired_state(pool_directory: str, names: Collection[str] | None = No
         if name in names:
             wanted["desired"] = Desired.STOPPED.value
     content = json.dumps(left).encode()
-    _unless_it_runs(pool_directory, lambda place: rendezvous.write_desired(place, content))
+    _unless_it_runs(pool_directory, lambda place: pool_files.write_desired(place, content))
 
 
 def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
@@ -251,4 +251,4 @@ def _remove(pool_directory: str) -> None:
     for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
         if os.path.lexists(path):
             os.unlink(path)
-    rendezvous.sweep(pool_directory)
+    pool_files.sweep(pool_directory)

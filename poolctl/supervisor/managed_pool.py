@@ -25,7 +25,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.runner_protocol import Placement
-from poolctl.runners.runner_registry import RunnerSite, make_runner, orphans_exist
+from poolctl.runners.runner_registry import RunnerSite, make_runner, serves_on
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
@@ -176,7 +176,7 @@ class ManagedPool:
             return
         self.core.listeners.add(self._end_if_mandatory_failed)
         if not self._configuration.problems:
-            self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
+            self._adopting_late = asyncio.ensure_future(self._adopt_late())
 
     async def _make_core(self, servers: list[ServerConfig]) -> None:
         self._observers.keep_journal()
@@ -186,11 +186,11 @@ class ManagedPool:
         await self._observers.resume_counting(self.core, self._store)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
-        # With problems no worker is started: orphans wait until the files are valid again.
-        orphans = None if self._configuration.problems else {each.name: each for each in servers}
-        if orphans is not None:
+        # With problems no worker is started: workers of a killed pool wait until the files are valid again.
+        searched = None if self._configuration.problems else {each.name: each for each in servers}
+        if searched is not None:
             await self._gateway.take_in()
-        adopted = await adopt(self.core, self._store, self._configuration.placed, orphans)
+        adopted = await adopt(self.core, self._store, self._configuration.placed, searched)
         if adopted:
             logger.info("adopted %d workers", adopted)
         self._observers.record_events(adopted)
@@ -270,7 +270,7 @@ class ManagedPool:
 
     async def _wait_to_begin(self, request: Request) -> None:
         """Return when the pool has begun. A stop of everything ends the reading of its files."""
-        if _stops_everything(request) and not orphans_exist(os.environ, self.directory):
+        if _stops_everything(request) and not serves_on(os.environ, self.directory):
             self.stop_reading()
         try:
             await self._begun.wait()
@@ -294,7 +294,7 @@ class ManagedPool:
             self._store.rewrite_file()
             self._save_timer.save_now()
 
-    async def _adopt_late_orphans(self) -> None:
+    async def _adopt_late(self) -> None:
         if await take_in_late(self.core):
             self._give_way()
 

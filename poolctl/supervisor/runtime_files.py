@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from poolctl import __version__
 from poolctl.control.pool_paths import SOCKET_NAME, make_private
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files
 from poolctl.logs.follow import REMOVALS, DirectoryWatch
 from poolctl.platform import replace_file
 
@@ -148,7 +148,7 @@ class RuntimeFiles:
             except OSError:
                 continue
         self._unlink_name()
-        rendezvous.sweep(self._directory)
+        pool_files.sweep(self._directory)
 
     def _link_name(self) -> None:
         key = os.path.basename(self._directory)

@@ -22,7 +22,7 @@ from poolctl.runners.process_link import LinkLost, Receiver
 from .configuration_reader import ConfigurationReader
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
-from .takeover.keeper_replacement import OrphanWatch, replace_keeper
+from .takeover.keeper_replacement import KeeperEndWatch, replace_keeper
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -61,7 +61,7 @@ class Supervisor(Receiver):
         keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         self._keeper = keeper
         hello = await self._hello
-        OrphanWatch(int(hello["pid"]), self._replace_keeper)
+        KeeperEndWatch(int(hello["pid"]), self._replace_keeper)
         with contextlib.suppress(OSError):
             make_private(self.directory)
         reader = ConfigurationReader(self.directory, self._reader)

@@ -18,7 +18,7 @@ import time
 from binascii import crc32
 from typing import Protocol
 
-from ..keeper import rendezvous, wire
+from ..keeper import pool_files, rendezvous, wire
 from .process_setup import Spec, discard_output
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS
 
@@ -48,14 +48,16 @@ class Controlled(Protocol):
 class ControlSocket:
     """Receives the worker's orders and sends its events.
 
-    When keeper and supervisor have both exited the worker waits to be adopted. `bound` is a socket that was bound for
-    that before the worker started; without it the worker's user can enter the directory itself.
+    When keeper and supervisor have both exited the worker waits to be adopted. A socket may have been bound for that
+    before the worker started, as `bound_fd`; without it the worker's user can enter the directory itself.
     """
 
-    def __init__(self, fd: int, worker: Controlled, spec: Spec, bound: socket.socket | None) -> None:
+    def __init__(self, fd: int, worker: Controlled, spec: Spec, bound_fd: int) -> None:
         self._worker = worker
         self._spec = spec
-        self._bound = bound
+        place = spec["orphanage"]
+        is_bound = place is not None and place["bound"]
+        self._bound = socket.socket(fileno=bound_fd) if is_bound else None
         self._orphan: OrphanedWorker | None = None
         self._tally: memoryview | None = None
         self._take(fd)
@@ -179,12 +181,13 @@ class OrphanedWorker:
     ) -> None:
         self._control = control
         self._worker = worker
+        self._spec = spec
         self._uids = _permitted_uids(spec)
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
         self._path = ""
         if bound is None:
-            bound, self._path = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
+            bound, self._path = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -202,7 +205,7 @@ class OrphanedWorker:
             sock.close()
         self._connections.clear()
         if self._path:
-            rendezvous.forget(self._path)
+            pool_files.forget(self._path)
 
     def _check_output(self) -> None:
         # Repeatedly: the logger may exit later, or may not have closed the pipe yet.
@@ -216,7 +219,8 @@ class OrphanedWorker:
         if connection is None:
             return
         message, fds = self._worker.greeting()
-        message = {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), **message}
+        about = {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), "pid": os.getpid()}
+        message = {**about, **self._spec["orphanage"], "likeness": spec_digest(self._spec), **message}
         try:
             wire.send(connection, message, fds)
         except OSError:

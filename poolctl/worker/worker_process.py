@@ -19,7 +19,7 @@ import uvicorn
 
 from ..keeper import wire
 from ..platform import name_process
-from .control_socket import ControlSocket, begin, spec_digest
+from .control_socket import ControlSocket, begin
 from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
 from .preload import preload, prepare_for_forks
 from .process_setup import (
@@ -65,10 +65,8 @@ class WorkerProcess:
         ends = [socket.socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
-        place = spec["orphanage"]
-        bound = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
         self.routes = Routes(spec["server"], self.listeners, secure=spec["tls"] is not None)
-        self.control = ControlSocket(CONTROL_FD, self, spec, bound)
+        self.control = ControlSocket(CONTROL_FD, self, spec, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
@@ -149,14 +147,11 @@ class WorkerProcess:
     def greeting(self) -> tuple[wire.Message, list[int]]:
         held = [*self.listeners, *(self.adoption or ())]
         message = {
-            **self.spec["orphanage"],
-            "pid": os.getpid(),
             "ready_at": self.ready_at,
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
             "follows_routes": self.routes.table is not None and self.server.looks_at_routes,
-            "likeness": spec_digest(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 

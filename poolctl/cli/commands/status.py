@@ -104,11 +104,11 @@ def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list
 
 
 def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
-    from poolctl.keeper import rendezvous
+    from poolctl.keeper import pool_files
 
     serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
     found = [servers(serving)] if serving else []
-    if rendezvous.find(pool.directory, rendezvous.GATEWAY):
+    if pool_files.find(pool.directory, pool_files.GATEWAY):
         found.append("the gateway")
     if found:
         rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"

@@ -100,11 +100,11 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """Stop the selected servers that still serve, and without a selection the gateway; None if nothing serves."""
-    from poolctl.runners.runner_registry import orphans_exist
+    from poolctl.runners.runner_registry import serves_on
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
-    if not orphans_exist(os.environ, pool.directory):
+    if not serves_on(os.environ, pool.directory):
         names = None if everything else {each.name for each in _from_files(request, pool, [])}
         forget_desired_state(pool.directory, names)
         remove_stale_files(pool.directory)
@@ -115,7 +115,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
 def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # Apart from _stop_orphans, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.runners.runner_registry import find_orphans
-    from poolctl.supervisor.gateway import orphaned_gateway
+    from poolctl.supervisor.gateway import gateway_adoption
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
@@ -130,7 +130,7 @@ def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     for orphan in found:
         orphan.close()
     # After the servers, which may still be answering requests that it forwards.
-    gateways = orphaned_gateway.find(pool.directory) if everything else []
+    gateways = gateway_adoption.find(pool.directory) if everything else []
     for gateway in gateways:
         if not gateway.end(limit_seconds):
             warnings.append(f"the gateway: pid {gateway.pid} had to be killed")

@@ -15,7 +15,7 @@ from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, Status
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -29,7 +29,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 class CheckContext:
     """Never raises: inaccessible data is empty, and `problems` or `silence` say why.
 
-    `pool` is None if no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
+    `pool` is None if no file is named or found. `items` are the servers of the running supervisor, `still_served` the
     names of servers that still serve without a supervisor; the gateway may do so as well.
     """
 
@@ -43,8 +43,8 @@ class CheckContext:
         self.failures: dict[str, ErrorEntry] = {}
         self.gateway: Table | None = None
         self.changed: Table | None = None  # changed files not yet read by the pool
-        self.orphaned: set[str] = set()
-        self.gateway_orphaned = False
+        self.still_served: set[str] = set()
+        self.gateway_left = False
         self.silence = ""
         if pool is not None:
             self._load(pool)
@@ -63,8 +63,8 @@ class CheckContext:
             self.problems = [ErrorEntry(code=0, error="", message=str(error))]
 
     def _ask(self, pool: PoolRef) -> None:
-        self.orphaned = _orphaned(self.servers, pool)
-        self.gateway_orphaned = bool(rendezvous.find(pool.directory, rendezvous.GATEWAY))
+        self.still_served = _still_served(self.servers, pool)
+        self.gateway_left = bool(pool_files.find(pool.directory, pool_files.GATEWAY))
         if not os.path.exists(pool.socket):
             return
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
@@ -94,19 +94,19 @@ class CheckContext:
     @property
     def served(self) -> set[str]:
         """The servers whose sockets are held by the supervisor or by remains of a killed pool."""
-        return self.orphaned | {item.name for item in self.items if item.state not in ENDED}
+        return self.still_served | {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:
         """The addresses by name except `auto` ones; for a running pool only the servers' addresses.
 
-        Addresses of an orphaned gateway are omitted.
+        Addresses of a gateway that outlived its pool are omitted.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
             found |= {f"[{name}]": address for name, address in own_addresses(tables)}
-            if self.gateway_orphaned:
+            if self.gateway_left:
                 return found
             for listener in tables.gateway.bind if tables.gateway else ():
                 found[f"[gateway] {listener.bind}"] = parse(listener.bind)
@@ -116,7 +116,7 @@ class CheckContext:
         return found
 
 
-def _orphaned(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
+def _still_served(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
     from poolctl.cli.offline import items_of
 
     return {item.name for item in items_of(servers, pool) if item.pids}

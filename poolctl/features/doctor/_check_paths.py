@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
-from poolctl.runners.runner_registry import orphans_exist
+from poolctl.runners.runner_registry import serves_on
 
 from ._check import CheckContext, CheckResult, ok, problem, read, warning
 from ._check_machine import answers
@@ -176,7 +176,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not answers(socket):
-            if orphans_exist(context.env, path):
+            if serves_on(context.env, path):
                 said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
             elif os.path.lexists(socket):

@@ -22,7 +22,7 @@ from poolctl.gateway.gateway_orders import OrderedGateway
 from poolctl.gateway.host_orders import HostOrders
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.json_form import Table, from_json
-from poolctl.keeper import rendezvous, wire
+from poolctl.keeper import pool_files, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
@@ -71,7 +71,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         if not self._begun:
             self.over.set()  # its predecessor serves on
         elif not self._ending:
-            self.await_adoption(self.settings.directory, rendezvous.GATEWAY)
+            self.await_adoption(self.settings.directory, pool_files.GATEWAY)
 
     async def finish(self) -> None:
         """See SupervisedProcess."""

@@ -23,7 +23,7 @@ from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.json_form import Table
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import family_of
 from poolctl.platform import read_file, replace_file, sealed_file
@@ -337,7 +337,7 @@ class TargetRegistration(GatewayPart):
             os.close(fds[0])
             saved, stopped = json.loads(content), []
         elif (
-            saved := rendezvous.read_desired(self._directory, rendezvous.REGISTRATIONS).get("services") or ()
+            saved := pool_files.read_desired(self._directory, pool_files.REGISTRATIONS).get("services") or ()
         ):
             stopped = []
         for number, each in enumerate(saved or stopped):
@@ -362,7 +362,7 @@ class TargetRegistration(GatewayPart):
     def _save(self) -> None:
         content = self._save_heartbeats()
         try:
-            rendezvous.write_desired(self._directory, b'{"services": %s}' % content, rendezvous.REGISTRATIONS)
+            pool_files.write_desired(self._directory, b'{"services": %s}' % content, pool_files.REGISTRATIONS)
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 

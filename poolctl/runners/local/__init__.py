@@ -7,7 +7,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import default_interpreter
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import Companion
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ def make(site: RunnerSite) -> LocalRunner:
         keeper_pid=site.keeper_pid,
         open_files=site.open_files,
         environments=site.environments,
-        orphanage=site.directory,
+        adoption_directory=site.directory,
     )
 
 
@@ -54,7 +54,7 @@ def companions(
 
 def orphans_exist(directory: str) -> bool:
     """See registry."""
-    return any(rendezvous.find(directory, kind) for kind in (rendezvous.WORKER, rendezvous.LOGGER))
+    return any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:

@@ -44,7 +44,7 @@ class LocalRunner:
     """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
 
     Without `events` a worker that has served its `max_requests` drains and exits. `environments` replace the pool's
-    own, by server name. Workers that lose the keeper and this process can be found in the directory `orphanage`;
+    own, by server name. Workers that lose the keeper and this process can be found in `adoption_directory`;
     without one they exit.
     """
 
@@ -59,13 +59,13 @@ class LocalRunner:
         keeper_pid: int = 0,
         open_files: tuple[int, int] = (1024, 4096),
         environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-        orphanage: str | None = None,
+        adoption_directory: str | None = None,
     ) -> None:
         self.keeper = keeper
         self.children = Children(keeper, keeper_pid)
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, directory)
-        self.output = Output(keeper, directory, logs_directory, self, orphanage)
+        self.output = Output(keeper, directory, logs_directory, self, adoption_directory)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped = StoppedZygotes(
             self.children, lambda: (*self.zygotes.processes, *self.app_zygotes.processes)
@@ -84,9 +84,9 @@ class LocalRunner:
             self.adoptions,
             open_files,
             environments,
-            orphanage,
+            adoption_directory,
         )
-        self._orphanage = orphanage
+        self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers, self.figures_refused)
         self._stacks = StackReader(self.children, self._workers)
@@ -284,9 +284,9 @@ class LocalRunner:
 
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
         """See Takeover."""
-        if self._orphanage is None:
+        if self._adoption_directory is None:
             return {}
-        return await take_in(self.keeper, self.output, self._orphanage, servers, late=late)
+        return await take_in(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from poolctl.config import ServerConfig, masked_text
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files
 from poolctl.platform import process_cpu_ns, process_start, waits_for_events
 from poolctl.worker.control_socket import BEAT
 
@@ -96,7 +96,7 @@ class LocalWorker(Receiver):
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
-        self.place: str | None = None  # the socket that was bound for it, on which it listens as an orphan
+        self.place: str | None = None  # the socket that was bound for it, on which it waits for adoption
         self.on_disowned: Callable[[], None] = lambda: None
         self.on_follows_routes: Callable[[], None] = lambda: None
         self._expired = False  # it has served its `max_requests`
@@ -380,7 +380,7 @@ class LocalWorker(Receiver):
         if self.exited.done():
             return
         if self.place is not None:
-            rendezvous.forget(self.place)
+            pool_files.forget(self.place)
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
             self.control.read_rest()

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
@@ -116,7 +116,7 @@ def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
 
     Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
     """
-    answers = rendezvous.ask(directory, rendezvous.WORKER, _ANSWER_SECONDS)
+    answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
     found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
     pipes = _pipes(directory)
     return found + _without_socket(pipes, {orphan.pid for orphan in found}), pipes
@@ -194,7 +194,7 @@ def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
 
 def _pipes(directory: str) -> Pipes:
     pipes = Pipes()
-    for sock, answer in rendezvous.ask(directory, rendezvous.LOGGER, _ANSWER_SECONDS):
+    for sock, answer in rendezvous.ask(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
         sock.settimeout(_ANSWER_SECONDS)
         while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
@@ -228,7 +228,7 @@ async def take_in(
     Returns the servers of which something was found, by their names: whether it differs from their configuration.
     `late`: the pipes of the output are taken only if there is a worker, because otherwise no successor adopts them.
     """
-    if not any(rendezvous.find(directory, kind) for kind in (rendezvous.WORKER, rendezvous.LOGGER)):
+    if not any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
     found, pipes = await asyncio.to_thread(find, directory)
     intake = _Intake(directory, keeper, output, servers, pipes)
@@ -305,7 +305,7 @@ class _Intake:
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
             if user_ids(server) is not None:
-                bound, place = rendezvous.bind(self.directory, rendezvous.WORKER)
+                bound, place = rendezvous.bind(self.directory, pool_files.WORKER)
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._is_its_pipe(said["output"], server):
                 said["output"] = self.output.new_key(server)
@@ -318,7 +318,7 @@ class _Intake:
             if name in self.done or not orphan.order({"order": "adopt"}, fds):
                 orphan.order({"order": "drain"})
                 if place is not None:
-                    rendezvous.forget(place)
+                    pool_files.forget(place)
                 return False
             self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners)
             meta = {"server": server.name, "protocol": said["protocol"]}

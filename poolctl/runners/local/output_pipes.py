@@ -43,10 +43,10 @@ class Output(Receiver):
         directory: str,
         logs_directory: str,
         events: RunnerEvents,
-        orphanage: str | None = None,
+        adoption_directory: str | None = None,
     ) -> None:
         self._keeper = keeper
-        self._orphanage = [] if orphanage is None else [orphanage]
+        self._adoption_directory = [] if adoption_directory is None else [adoption_directory]
         self._diagnostics = os.path.join(directory, "logger.log")
         self._own_logs = OwnLogs(directory)
         self.logs_directory = logs_directory
@@ -93,7 +93,7 @@ class Output(Receiver):
 
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
-        argv = command(sys.executable, "logs", *self._orphanage, isolated=True)
+        argv = command(sys.executable, "logs", *self._adoption_directory, isolated=True)
         await spawn(self._keeper, argv, self._diagnostics, theirs)
         self._keeper.send({"op": "put", "name": fd_store.LOGGER}, [ours])
         return ours

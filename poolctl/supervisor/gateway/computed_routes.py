@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from poolctl.config import MASK, AnyRoute, ServerConfig, Tables, masked, routes_of, users_of
 from poolctl.json_form import from_json, to_json
-from poolctl.keeper.rendezvous import CONTEXT_SECRET, KEPT_CONNECTIONS
+from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table

@@ -29,11 +29,11 @@ from poolctl.runners.worker_spec import sealed_files
 from ..active_configuration import PoolEnvironment
 from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
+from .gateway_adoption import GatewaySearch
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
 from .gateway_reports import GatewayReports
-from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
 from .server_reports import ServerReports
 from .target_probes import TargetProbes
@@ -75,7 +75,7 @@ class GatewayManager(SidecarManager):
         self._revision = -1
         self._current: GatewayPlan | None = None
         self._served: tuple[str, ...] = ()  # the addresses that the last event names
-        self._orphans = OrphanSearch(environment.keeper, environment.directory)
+        self._search = GatewaySearch(environment.keeper, environment.directory)
         self._ending_kept = ""  # the servers whose kept connections are being ended
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
@@ -328,7 +328,7 @@ class GatewayManager(SidecarManager):
             self._adopted = True
             await self._adopt()
         if self._process is None or self.failures:
-            await self._adopt_orphan()
+            await self._adopt_gateway()
         plan = await self._plan()
         if plan is None:
             await self._off()
@@ -520,18 +520,18 @@ class GatewayManager(SidecarManager):
         if not zygote.is_of_keeper:  # another keeper has started it
             self._end_zygote()
 
-    async def _adopt_orphan(self) -> None:
+    async def _adopt_gateway(self) -> None:
         """Adopt a gateway that outlived keeper and supervisor, and may hold the addresses that are in use."""
-        orphan = await self._orphans.search()
-        if orphan is None:
-            if self._orphans.silent and self._process is None:
+        found = await self._search.search()
+        if found is None:
+            if self._search.silent and self._process is None:
                 raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
             return
         # Done before the keeper gets a new link and closes the present link.
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)
-        await self._orphans.keep(orphan)
+        await self._search.keep(found)
         await self._adopt()
 
     async def _adopt_pair(self) -> None:

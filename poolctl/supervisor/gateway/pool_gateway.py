@@ -12,7 +12,7 @@ from poolctl.core.core import Core
 from poolctl.errors import PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import to_json
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
@@ -59,12 +59,12 @@ class PoolGateway:
 
     async def take_in(self) -> None:
         """Have the keeper hold a gateway that outlived keeper and supervisor, before workers are adopted."""
-        if rendezvous.find(self._environment.directory, rendezvous.GATEWAY):
-            from .orphaned_gateway import OrphanSearch
+        if pool_files.find(self._environment.directory, pool_files.GATEWAY):
+            from .gateway_adoption import GatewaySearch
 
-            search = OrphanSearch(self._environment.keeper, self._environment.directory)
-            if (orphan := await search.search()) is not None:
-                await search.keep(orphan)
+            search = GatewaySearch(self._environment.keeper, self._environment.directory)
+            if (found := await search.search()) is not None:
+                await search.keep(found)
 
     async def start(self, core: Core, verbs: Verbs, totals: Totals, features: FeatureParts) -> None:
         """Serve as configured, now and after each reload."""

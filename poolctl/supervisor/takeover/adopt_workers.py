@@ -24,20 +24,20 @@ async def adopt(
     core: Core,
     store: StateStore,
     placed: Mapping[str, ServerConfig],
-    orphans: Mapping[str, ServerConfig] | None,
+    searched: Mapping[str, ServerConfig] | None,
 ) -> int:
     """Give the core the recorded desired state and the running workers; returns the number of adopted workers.
 
-    A server that runs without a record is wanted. Workers of the servers `orphans` that have lost keeper and supervisor
-    are searched for; workers whose configuration has changed are replaced.
+    A server that runs without a record is wanted. Workers of the servers `searched` that have lost keeper and
+    supervisor are searched for; workers whose configuration has changed are replaced.
     """
     takeover = core.runner.capabilities.takeover
-    orphaned = await takeover.take_in(orphans) if takeover is not None and orphans is not None else {}
+    taken_in = await takeover.take_in(searched) if takeover is not None and searched is not None else {}
     recorded = await store.restore(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
     running = {each.placement.server for each in adopted.workers if not each.leaving}
-    unknown = (running | set(orphaned)) - recorded
+    unknown = (running | set(taken_in)) - recorded
     for name in unknown:
         core.expect_running(core.entries[name])
     for each in adopted.workers:
@@ -46,7 +46,7 @@ async def adopt(
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _listeners(core, adopted.endpoints)
-    for name, outdated in orphaned.items():
+    for name, outdated in taken_in.items():
         if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
             logger.info("%s is configured differently now: it is replaced", name)
             core.restart(core.entries[name])
@@ -54,10 +54,10 @@ async def adopt(
 
 
 async def take_in_late(core: Core) -> bool:
-    """Look again for orphans that could not be found at once: they were importing their application, or were busy.
+    """Look again for workers that could not be found at once: they were importing their application, or were busy.
 
-    Returns True when the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
-    serves again without it is stopped.
+    Returns True when the keeper holds some that a successor of this supervisor should adopt. One whose server serves
+    again without it is stopped.
     """
     takeover = core.runner.capabilities.takeover
     if takeover is None:

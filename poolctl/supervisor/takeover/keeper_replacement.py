@@ -157,7 +157,7 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"
 
 
-class OrphanWatch:
+class KeeperEndWatch:
     """Calls `replace` where this process hangs, if its keeper has ended and the loop has not noticed that for 10 s.
 
     The keeper is its parent: the kernel sends SIGCONT when it ends, and every 2 s from then on. A process that is

@@ -18,7 +18,7 @@ from poolctl.clock import Clock
 from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
@@ -181,7 +181,7 @@ class StateStore:
         if state != self._written and not self._deleted:
             self._written = state
             try:
-                rendezvous.write_desired(self.directory, state)
+                pool_files.write_desired(self.directory, state)
             except OSError as error:
                 logger.warning(
                     "if keeper and supervisor are killed together, live changes are lost: %s", error
@@ -193,13 +193,13 @@ class StateStore:
 
     def saved_state(self) -> SavedState:
         """The content of the file: the state of a pool whose keeper was killed with its supervisor."""
-        found = rendezvous.read_desired(self.directory)
+        found = pool_files.read_desired(self.directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
         """Delete the file for good: the pool ends on purpose, and no later pool continues it."""
         self._deleted = True
-        rendezvous.remove_desired(self.directory)
+        pool_files.remove_desired(self.directory)
 
     async def totals(self) -> Table:
         """The totals that the previous supervisor had counted."""

@@ -18,7 +18,7 @@ from poolctl.config import GatewayConfig, RouteConfig, Tables
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration.registrations import TargetRegistration
 from poolctl.json_form import to_json
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
@@ -218,7 +218,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
         await registry.manager.disconnect()
         # A stop leaves them to the next start, and to no other.
-        rendezvous.remove_desired(registry.directory)
+        pool_files.remove_desired(registry.directory)
         started = Registry(stage, state_directory=registry.state_directory)
         assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
         assert await registry.urls() == [url]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_statistics import stats
@@ -262,7 +262,7 @@ def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any
     directory = str(next(hostile.runtime.glob("*/supervisor.log")).parent.resolve())
     kill_both(hostile, until)
     # One that is stopped before it has noticed cannot be found.
-    until(lambda: len(rendezvous.find(directory, rendezvous.WORKER)) == 2, what="both are orphans")
+    until(lambda: len(pool_files.find(directory, pool_files.WORKER)) == 2, what="both are orphans")
     os.kill(good, signal.SIGSTOP)
     hostile.ok("stop", "--timeout", "1s")
     until(lambda: not hostile.processes())

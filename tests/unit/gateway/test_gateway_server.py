@@ -20,13 +20,13 @@ from poolctl.gateway.backends import Lease, RequestOutcome
 from poolctl.gateway.endpoint import MachineState, ServerFacts
 from poolctl.gateway.gateway_server import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
-from poolctl.keeper import connection_handover, rendezvous, wire
+from poolctl.keeper import connection_handover, pool_files, wire
 from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners import supervised_process
 from poolctl.runners.process_link import Descriptor
+from poolctl.supervisor.gateway.gateway_adoption import OrphanedGateway, find
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
-from poolctl.supervisor.gateway.orphaned_gateway import OrphanedGateway, find
 
 DEADLINE_SECONDS = 60.0
 
@@ -402,7 +402,7 @@ def test_gateway_that_does_not_serve_yet_ends_with_the_last_process_of_its_pool(
         stage.process.configure(stage.settings)
         stage.process.link.close()
         await stage.over
-        assert rendezvous.find(str(tmp_path), rendezvous.GATEWAY) == []
+        assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
         for each in (stage.listener, *stage.own):
             each.close()
 
@@ -440,7 +440,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
                 orphan.close()
                 stage.process.resync()
                 await stage.begin()
-                assert rendezvous.find(str(tmp_path), rendezvous.GATEWAY) == []
+                assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
             writer.close()
             reported = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"][:2]
             assert [host["state"] for hosts in reported for host in hosts] == ["draining"] * 2, (

@@ -10,49 +10,49 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.keeper import rendezvous, wire
+from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import peer_credentials
 
 
-def listening(directory: Path, kind: str = rendezvous.WORKER) -> tuple[socket.socket, str]:
+def listening(directory: Path, kind: str = pool_files.WORKER) -> tuple[socket.socket, str]:
     sock, path = rendezvous.bind(str(directory), kind)
     sock.listen()
     return sock, path
 
 
 def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: Path) -> None:
-    bound, path = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
+    bound, path = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     with bound:
         assert os.path.dirname(path) == str(tmp_path)
-        assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == []
+        assert pool_files.find(str(tmp_path), pool_files.WORKER) == []
         assert rendezvous.connect(path) is None
         bound.listen()
-        assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == [path]
-        assert rendezvous.find(str(tmp_path), rendezvous.LOGGER) == []
+        assert pool_files.find(str(tmp_path), pool_files.WORKER) == [path]
+        assert pool_files.find(str(tmp_path), pool_files.LOGGER) == []
         client = rendezvous.connect(path)
         assert client is not None
         with client:
             assert peer_credentials(client)[:2] == (os.getpid(), os.geteuid())
-    assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == []
+    assert pool_files.find(str(tmp_path), pool_files.WORKER) == []
     assert rendezvous.connect(path) is None
 
 
 def test_directory_that_has_vanished_is_made_again_for_its_owner_alone(tmp_path: Path) -> None:
-    sock, path = rendezvous.bind(str(tmp_path / "gone"), rendezvous.WORKER)
+    sock, path = rendezvous.bind(str(tmp_path / "gone"), pool_files.WORKER)
     sock.close()
     assert (tmp_path / "gone").stat().st_mode & 0o777 == 0o700
-    rendezvous.forget(path)
+    pool_files.forget(path)
     assert list((tmp_path / "gone").iterdir()) == []
 
 
 def test_sweep_removes_only_sockets_that_no_process_has_open(tmp_path: Path) -> None:
     (tmp_path / "wanted.json").write_text("{}")
-    stale, _ = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
+    stale, _ = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     stale.close()
-    bound, waiting = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
+    bound, waiting = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     sock, path = listening(tmp_path)
     with sock, bound:
-        rendezvous.sweep(str(tmp_path))
+        pool_files.sweep(str(tmp_path))
         assert sorted(map(str, tmp_path.iterdir())) == sorted([path, waiting, str(tmp_path / "wanted.json")])
 
 
@@ -64,7 +64,7 @@ def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
         assert client is not None
         assert ours is not None
         with client, ours:
-            assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == [path]
+            assert pool_files.find(str(tmp_path), pool_files.WORKER) == [path]
 
 
 def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
         ours.send(b"{" if sock is rude else b'{"n":%d}' % number)
         connections.append(ours)
     began = time.monotonic()
-    asked = rendezvous.ask(str(tmp_path), rendezvous.WORKER, 1.0)
+    asked = rendezvous.ask(str(tmp_path), pool_files.WORKER, 1.0)
     assert time.monotonic() - began < 20 * 1.0
     assert [answer for _, answer in asked] == [None] * 24
     connections += [sock for sock, _ in asked]
@@ -124,31 +124,31 @@ def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
-    assert rendezvous.read_desired(str(tmp_path)) == {}
-    rendezvous.write_desired(str(tmp_path), b'{"servers": {}}')
-    rendezvous.write_desired(str(tmp_path), b'{"servers": {"web": {"count": 2}}}')
-    assert rendezvous.read_desired(str(tmp_path)) == {"servers": {"web": {"count": 2}}}
+    assert pool_files.read_desired(str(tmp_path)) == {}
+    pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
+    pool_files.write_desired(str(tmp_path), b'{"servers": {"web": {"count": 2}}}')
+    assert pool_files.read_desired(str(tmp_path)) == {"servers": {"web": {"count": 2}}}
     (path,) = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
-    rendezvous.remove_desired(str(tmp_path))
-    rendezvous.remove_desired(str(tmp_path))
-    assert rendezvous.read_desired(str(tmp_path)) == {}
+    pool_files.remove_desired(str(tmp_path))
+    pool_files.remove_desired(str(tmp_path))
+    assert pool_files.read_desired(str(tmp_path)) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_desired_state_is_empty_after_a_boot(tmp_path: Path) -> None:
-    rendezvous.write_desired(str(tmp_path), b'{"servers": {}}')
+    pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
     (path,) = tmp_path.iterdir()
     written = json.loads(path.read_text())
     boot, first = written["life"]
     for another in (["0-0", first], [boot, first + 1]):
         path.write_text(json.dumps({**written, "life": another}))
-        assert rendezvous.read_desired(str(tmp_path)) == {}
+        assert pool_files.read_desired(str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"life": 1', '{"life": null, "left": {}}', "\xff"])
 def test_unreadable_desired_state_is_empty(tmp_path: Path, text: str) -> None:
-    rendezvous.write_desired(str(tmp_path), b"{}")
+    pool_files.write_desired(str(tmp_path), b"{}")
     (path,) = tmp_path.iterdir()
     path.write_bytes(text.encode("latin-1"))
-    assert rendezvous.read_desired(str(tmp_path)) == {}
+    assert pool_files.read_desired(str(tmp_path)) == {}

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from poolctl.keeper import rendezvous
+from poolctl.keeper import pool_files, rendezvous
 from poolctl.runners import runner_registry
 from poolctl.runners.runner_registry import (
     RunnerSite,
@@ -19,7 +19,7 @@ from poolctl.runners.runner_registry import (
     companions,
     find_orphans,
     make_runner,
-    orphans_exist,
+    serves_on,
 )
 
 SITE = cast(RunnerSite, "site")
@@ -55,35 +55,37 @@ def test_name_of_no_runner_is_refused_with_the_reason(name: str, message: str) -
     assert message in str(caught.value)
     with pytest.raises(UnknownRunner):
         companions({runner_registry.VARIABLE: name}, ["pool.toml"], "/run/poolctl/x", [])
-    assert orphans_exist({runner_registry.VARIABLE: name}, "/run/poolctl/x") is False
+    assert serves_on({runner_registry.VARIABLE: name}, "/run/poolctl/x") is False
 
 
 def test_runner_without_companions_and_orphans_has_none(module: ModuleType, tmp_path: Path) -> None:
     env = {runner_registry.VARIABLE: module.__name__}
     assert companions(env, ["pool.toml"], str(tmp_path), []) == {}
-    assert orphans_exist(env, str(tmp_path)) is False
+    assert serves_on(env, str(tmp_path)) is False
     assert find_orphans(env, str(tmp_path)) == []
 
 
 def test_local_runner_is_the_default_and_starts_the_logger_with_the_keeper(tmp_path: Path) -> None:
     for env in ({}, {runner_registry.VARIABLE: ""}, {runner_registry.VARIABLE: "local"}):
         assert "logger" in companions(env, [f"{tmp_path}/pool.toml"], str(tmp_path), [])
-        assert orphans_exist(env, str(tmp_path)) is False
+        assert serves_on(env, str(tmp_path)) is False
 
 
 def test_orphaned_gateway_is_an_orphan_whatever_the_runner(module: ModuleType, tmp_path: Path) -> None:
     for env in ({}, {runner_registry.VARIABLE: module.__name__}, {runner_registry.VARIABLE: "not.there"}):
-        sock, path = rendezvous.bind(str(tmp_path), rendezvous.GATEWAY)
+        sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
         with sock:
-            assert orphans_exist(env, str(tmp_path)) is False, "it does not listen yet"
+            assert serves_on(env, str(tmp_path)) is False, "it does not listen yet"
             sock.listen()
-            assert orphans_exist(env, str(tmp_path)) is True
+            assert serves_on(env, str(tmp_path)) is True
             assert find_orphans(env, str(tmp_path)) == [], "no worker"
-        rendezvous.forget(path)
+        pool_files.forget(path)
 
 
 def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:
-    code = f"from poolctl.runners.runner_registry import orphans_exist as o; import sys; o({{}}, {str(tmp_path)!r});"
+    code = (
+        f"from poolctl.runners.runner_registry import serves_on as o; import sys; o({{}}, {str(tmp_path)!r});"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{code} print(*sys.modules)"],
         capture_output=True,

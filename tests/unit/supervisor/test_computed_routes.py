@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.config import MASK, GatewayConfig, RouteConfig, ServerConfig, StreamConfig, Tables
-from poolctl.keeper.rendezvous import KEPT_CONNECTIONS
+from poolctl.keeper.pool_files import KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable

@@ -15,7 +15,7 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.core.decision_input import Desired, Overrides
 from poolctl.core.server_entry import Entry
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import sealed_file
@@ -86,7 +86,7 @@ class History:
                 self.wanted[name][key] = value
             store.note_changed(*(entries[name] for name in changed))
             store.save(entries)
-            assert set(rendezvous.read_desired(self.directory)["servers"]) >= set(changed)
+            assert set(pool_files.read_desired(self.directory)["servers"]) >= set(changed)
         link.end()
         if self.chance.random() < 0.3:
             self.store.drop(fd_store.WANTED)

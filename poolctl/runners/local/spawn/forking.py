@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
-from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 
 from ...process_link import HasDescriptor, Link
 from ...runner_protocol import Placement, RunnerEvents
@@ -117,9 +117,9 @@ class Forker:
         adoptions: AdoptionPairs,
         open_files: tuple[int, int],
         environments: Mapping[str, Mapping[str, str]],
-        orphanage: str | None,
+        adoption_directory: str | None,
     ) -> None:
-        self._orphanage = orphanage
+        self._adoption_directory = adoption_directory
         self._keeper = keeper
         self._children = children
         self._events = events
@@ -294,9 +294,9 @@ class Forker:
             if_failed.callback(tally.close)
             fds.append(tally.fd)
         if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
-            bound, place = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
+            bound, place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
             fds.append(afterwards.enter_context(bound).fileno())
-            if_failed.callback(rendezvous.forget, place)
+            if_failed.callback(pool_files.forget, place)
         return _Inheritance(fds, control, tally, notify, place)
 
     def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
@@ -319,10 +319,10 @@ class Forker:
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
         """The worker's answer while it waits as an orphan; None if it is to exit then."""
-        if self._orphanage is None:
+        if self._adoption_directory is None:
             return None
         return {
-            "directory": self._orphanage,
+            "directory": self._adoption_directory,
             "server": server.name,
             "key": server.key,
             "generation": generation,

@@ -29,7 +29,7 @@ def hang():
     while True:
         pass
 
-keeper_replacement.OrphanWatch(os.getppid(), replace)
+keeper_replacement.KeeperEndWatch(os.getppid(), replace)
 hang()
 """
 

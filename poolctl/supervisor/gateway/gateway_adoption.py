@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from poolctl.clock import SILENT_SECONDS
 from poolctl.gateway.settings import ListenerSettings
 from poolctl.json_form import from_json, to_json
-from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper import fd_store, pool_files, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import peer_credentials, process_start
 from poolctl.runners.process_link import Link, Refused
@@ -64,7 +64,7 @@ class OrphanedGateway:
 def find(directory: str) -> list[OrphanedGateway]:
     """The orphaned gateways of this directory's pool; the caller closes them. Blocks."""
     found = []
-    for sock, answer in rendezvous.ask(directory, rendezvous.GATEWAY, _ANSWER_SECONDS):
+    for sock, answer in rendezvous.ask(directory, pool_files.GATEWAY, _ANSWER_SECONDS):
         pid, uid, _ = peer_credentials(sock)  # of the process that listens
         start = process_start(pid)
         if start is None or uid != os.geteuid():
@@ -86,7 +86,7 @@ def find(directory: str) -> list[OrphanedGateway]:
     return found
 
 
-class OrphanSearch:
+class GatewaySearch:
     """Finds the orphaned gateway of a pool. One that does not answer is killed after a while."""
 
     def __init__(self, keeper: Link, directory: str) -> None:
@@ -100,7 +100,7 @@ class OrphanSearch:
 
         More than one is there only if they were killed while one replaced the other: the others drain.
         """
-        if not rendezvous.find(self._directory, rendezvous.GATEWAY):
+        if not pool_files.find(self._directory, pool_files.GATEWAY):
             self.silent = False
             return None
         found = await asyncio.to_thread(find, self._directory)

@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 
 from poolctl.json_form import to_json
-from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
 from poolctl.runners.process_link import Link
-from poolctl.supervisor.gateway import orphaned_gateway
-from poolctl.supervisor.gateway.orphaned_gateway import OrphanSearch
+from poolctl.supervisor.gateway import gateway_adoption
+from poolctl.supervisor.gateway.gateway_adoption import GatewaySearch
 from tests.unit.gateway.test_gateway_server import Stage, orphans, run
 from tests.unit.runners.test_keeper_link import Peer
 
 # Listens as an orphan does, and never answers.
 SILENT = """
 import sys
-from poolctl.keeper import fd_store, rendezvous
-sock, _ = rendezvous.bind(sys.argv[1], rendezvous.GATEWAY)
+from poolctl.keeper import pool_files, fd_store, rendezvous
+sock, _ = rendezvous.bind(sys.argv[1], pool_files.GATEWAY)
 sock.listen()
 print(flush=True)
 sys.stdin.read()
@@ -51,12 +51,12 @@ def silent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def search_of(directory: Path) -> Iterator[OrphanSearch]:
+def search_of(directory: Path) -> Iterator[GatewaySearch]:
     """A search that needs no keeper."""
     keeper, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     link = Link(keeper)
     with other:
-        yield OrphanSearch(link, str(directory))
+        yield GatewaySearch(link, str(directory))
     link.close()
 
 
@@ -77,7 +77,7 @@ def test_search_without_an_orphan_finds_nothing(tmp_path: Path) -> None:
 def test_orphan_that_does_not_answer_is_continued_then_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str]
 ) -> None:
-    monkeypatch.setattr(orphaned_gateway, "_ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 0.01)
     start = process_start(silent.pid)
     assert start is not None
 
@@ -86,7 +86,7 @@ def test_orphan_that_does_not_answer_is_continued_then_killed(
             stop(silent.pid)
             assert (await search.search(), search.silent) == (None, True)
             await asyncio.to_thread(os.waitid, os.P_PID, silent.pid, os.WCONTINUED)
-            monkeypatch.setattr(orphaned_gateway, "SILENT_SECONDS", 0.0)
+            monkeypatch.setattr(gateway_adoption, "SILENT_SECONDS", 0.0)
             assert (await search.search(), search.silent) == (None, True)
             assert await_exit(silent.pid, start, 30)
             assert (await search.search(), search.silent) == (None, False)
@@ -100,7 +100,7 @@ def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
         for stage in stages:
             await stage.start()
             stage.process.link.close()
-        while len(rendezvous.find(str(tmp_path), rendezvous.GATEWAY)) < len(stages):
+        while len(pool_files.find(str(tmp_path), pool_files.GATEWAY)) < len(stages):
             await asyncio.sleep(0.001)
         for each in await orphans(tmp_path):
             each.close()
@@ -136,7 +136,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
             stage.process.link.close()
         for each in await orphans(tmp_path):
             each.close()
-        search = OrphanSearch(peer.kept, str(tmp_path))
+        search = GatewaySearch(peer.kept, str(tmp_path))
         found = await search.search()
         assert found is not None
         await search.keep(found)

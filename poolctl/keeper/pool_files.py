@@ -1,0 +1,136 @@
+"""The files of a pool's directory: its lock, the desired state that a killed pool leaves, and sockets.
+
+A process that outlives keeper and supervisor can be found by its socket there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+
+from ..platform import machine_life, replace_file
+from . import wire
+
+# The sockets' files are named by the kind of process, a dot and a random part.
+WORKER, LOGGER, GATEWAY = "w", "l", "g"
+_LISTENS = b"00010000"  # __SO_ACCEPTCON
+_SOCKET_TABLE = "/proc/net/unix"
+
+DESIRED = "wanted.json"
+REGISTRATIONS = "registrations.json"
+KEPT_CONNECTIONS = "gateway-kept.json"  # the gateway connections that workers may have kept
+CONTEXT_SECRET = "gateway-secret"  # a value derived from it authenticates the gateway to workers
+_CONTROL = "control.sock"
+_LOCK = "lock"
+
+
+def forget(path: str) -> None:
+    """Remove a socket's file. Files left by processes that have exited are removed by the owner of the directory."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def sweep(directory: str) -> None:
+    """Remove the files of sockets that no process has open, in the directory of a pool that is not running.
+
+    A socket that is bound but not listening may belong to a worker that is still importing its application.
+    """
+    files = _socket_files(directory, WORKER, LOGGER, GATEWAY)
+    states = _socket_states() if files else {}
+    for path in files:
+        if states is not None and os.fsencode(path) not in states:
+            forget(path)
+
+
+def find(directory: str, kind: str) -> list[str]:
+    """The paths of the pool's sockets on which something listens."""
+    files = _socket_files(directory, kind)
+    states = _socket_states() if files else {}
+    return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
+
+
+def _socket_files(directory: str, *kinds: str) -> list[str]:
+    prefixes = tuple(f"{kind}." for kind in kinds)
+    try:
+        return [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.startswith(prefixes)]
+    except OSError:
+        return []
+
+
+def _socket_states() -> dict[bytes, bytes] | None:
+    """The flags of all sockets with a path, by path; None if the kernel's table cannot be read."""
+    try:
+        with open(_SOCKET_TABLE, "rb") as table:
+            # Num RefCount Protocol Flags Type St Inode Path
+            rows = [row.rstrip(b"\n").split(None, 7) for row in table]
+    except OSError:
+        return None
+    # Accepted connections have their listener's path, but not this flag.
+    return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
+
+
+def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
+    """Replace the desired state, or another state of this name, by this JSON object. Raises OSError."""
+    state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
+    replace_file(os.path.join(directory, name), state)
+
+
+def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
+    """The state that a killed pool left; empty if the machine or container has been restarted since."""
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            found = json.loads(file.read())
+        known = found["life"] == machine_life() and found["life"][0] and isinstance(found["left"], dict)
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return found["left"] if known else {}
+
+
+def remove_desired(directory: str) -> None:
+    """Remove these states; only a killed pool leaves them behind."""
+    for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
+        forget(os.path.join(directory, name))
+
+
+def lock(directory: str, *, patient: bool = True) -> int:
+    """Take the directory's lock; returns its descriptor. The holder may start a pool there, or remove a pool's files.
+
+    Raises OSError; BlockingIOError if the lock is held and not `patient`.
+    """
+    path = os.path.join(directory, _LOCK)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The pool that held it has removed the file.
+        os.close(descriptor)
+
+
+def remove_traces(directory: str) -> None:
+    """Remove the files that only a running pool needs, its lock and empty logs, and the directory if it is then empty.
+
+    Does nothing if the pool left state to a successor, or a pool is being started. Never fails.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = lock(directory, patient=False)
+        try:
+            names = os.listdir(directory)
+            if _CONTROL in names or DESIRED in names:
+                return
+            for name in names:
+                path = os.path.join(directory, name)
+                if ".log" in name and os.stat(path).st_size == 0:
+                    forget(path)
+            forget(os.path.join(directory, _LOCK))
+            os.rmdir(directory)
+        finally:
+            os.close(descriptor)
