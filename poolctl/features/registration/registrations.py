@@ -118,7 +118,7 @@ class TargetRegistration(GatewayPart):
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
     async def attempted(self) -> None:
-        """See GatewayPart."""
+        """See FeaturePart."""
         if self._is_address_used:
             await self._address.attempted()
 

@@ -24,9 +24,6 @@ class GatewayPart(FeaturePart):
         """The tables that cannot be served now, each with the reason; reported with the gateway's problems."""
         return ()
 
-    async def attempted(self) -> None:
-        """Return once its addresses have been tried."""
-
     def metrics(self) -> Iterable[Family]:
         """Its metrics, shown with the gateway's."""
         return ()

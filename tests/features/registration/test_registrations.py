@@ -24,10 +24,10 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, play
+from tests.unit.supervisor.desk import part_site
 
 ROUTES = (RouteConfig(alias="users", path="/users", register=True),)
 FAST = {
@@ -81,7 +81,7 @@ class Registry:
             keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
         )
         core: Any = SimpleNamespace(clock=Clock())
-        self.manager = TargetRegistration(PartSite(environment, core, events))
+        self.manager = TargetRegistration(part_site(core, events, environment))
         self.manager.connect(gateway)
         self.routes.compute(lambda: ((), tables))
         self.events = events

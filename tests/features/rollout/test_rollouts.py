@@ -14,12 +14,11 @@ from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.gateway.server_facts import facts_of
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
-from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.desk import Desk, part_site
 
 ABORT_ON = ["errors > 1%"]
 
@@ -52,7 +51,7 @@ class RolloutDesk(Desk):
         monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
         super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
         keeper: Any = None
-        site = PartSite(PoolEnvironment(self.files, keeper, "", ""), self.core, self.events)
+        site = part_site(self.core, self.events, PoolEnvironment(self.files, keeper, "", ""))
         for name, verb in Rollouts(site).verbs.items():
             self.verbs.add(name, verb)
         self.entry = self.core.entries["web"]

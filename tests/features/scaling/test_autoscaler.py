@@ -13,11 +13,10 @@ from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit, Placement
-from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
-from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.desk import Desk, part_site
 
 
 class Load:
@@ -66,8 +65,7 @@ class Stage:
 
 
 def autoscaler(desk: Desk) -> Autoscaler:
-    unused: Any = None
-    return Autoscaler(PartSite(unused, desk.core, desk.events))
+    return Autoscaler(part_site(desk.core, desk.events))
 
 
 @asynccontextmanager

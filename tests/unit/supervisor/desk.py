@@ -21,6 +21,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
 from poolctl.supervisor.configuration_reader import ConfigurationReader
+from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
@@ -49,6 +50,12 @@ class Files(ActiveConfiguration):
         return ResolvedConfig(
             self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.tables_of_files
         )
+
+
+def part_site(core: Core, events: Events, environment: Any = None) -> PartSite:
+    """The objects that a feature's part is made with; those that are not given are not there."""
+    store: Any = None
+    return PartSite(environment, core, events, lambda take: None, store)
 
 
 class Fixed(Random):
