@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
 from poolctl.control.answers import ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
+from poolctl.json_form import Table
 from poolctl.selection.regular_expressions import FASTER
 from poolctl.selection.selector import select
 
@@ -145,32 +146,18 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     return items
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfflineSummary:
-    """The summary of a pool without a supervisor."""
-
-    files: tuple[str, ...]
-    supervisor_pid: int | None
-    keeper_pid: int | None
-    servers: int
-    should_run: int
-    ready: int
-    states: dict[str, int]
-    health: dict[str, int]
-
-
-def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
-    """The number of servers in each state."""
-    return OfflineSummary(
-        files=tuple(ref.files),
-        supervisor_pid=None,
-        keeper_pid=None,
-        servers=len(items),
-        should_run=sum(item.state != "disabled" for item in items),
-        ready=sum(item.ready for item in items),
-        states=dict(Counter(item.state for item in items)),
-        health=dict(Counter(item.health for item in items)),
-    )
+def summary_of(items: list[Item], ref: PoolRef) -> Table:
+    """The summary of a pool without a supervisor, as in the answer to `status`."""
+    return {
+        "files": ref.files,
+        "supervisor_pid": None,
+        "keeper_pid": None,
+        "servers": len(items),
+        "should_run": sum(item.state != "disabled" for item in items),
+        "ready": sum(item.ready for item in items),
+        "states": Counter(item.state for item in items),
+        "health": Counter(item.health for item in items),
+    }
 
 
 def _runs_as(orphan: Orphan, server: ServerConfig) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from poolctl.cli.command import BACKEND_ACTIONS, BACKENDS, INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
@@ -11,7 +11,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.gateway_answers import HostsResult
-from poolctl.json_form import field_names
+from poolctl.json_form import field_names, to_json
 from poolctl.routing.host_report import HostReport, HostState
 
 COLUMNS = (
@@ -43,25 +43,6 @@ COMMAND = Command(
         "poolctl backends drain users     then: poolctl backends enable users",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """A backend as a row of the table."""
-
-    backend: str
-    routes: tuple[str, ...]
-    state: str
-    health: str
-    since: str
-    until: str
-    breaker: str
-    conn: int
-    in_flight: int
-    waiting: int
-    requests: int
-    errors: int
-    why: str
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -98,10 +79,10 @@ def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
     return gateway_table(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
 
 
-def _line(host: HostReport) -> _Line:
-    more = {name: getattr(host, name) for name in WIDE if name not in ("backend", "conn")}
-    more |= {"backend": host.host, "conn": host.connections}
-    return _Line(**{**more, "since": _local(host.since), "until": _local(host.until)})
+def _line(host: HostReport) -> SimpleNamespace:
+    """A backend as a row of the table."""
+    times = {"since": _local(host.since), "until": _local(host.until)}
+    return SimpleNamespace(**{**to_json(host), **times}, backend=host.host, conn=host.connections)
 
 
 def _sentence(host: HostReport) -> str:

@@ -9,6 +9,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import FIGURES, width_of
+from poolctl.cli.status_lines import footer_of
 from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(
@@ -45,7 +46,5 @@ def perform(request: CommandRequest) -> Outcome:
     if gateway is not None:
         outcome.extra["gateway"] = gateway
         if sys.stdout.isatty():
-            from poolctl.cli.gateway_line import footer_of
-
             outcome.footer = footer_of(gateway, width_of(sys.stdout))
     return outcome

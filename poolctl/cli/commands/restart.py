@@ -17,7 +17,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import run_line, servers
-from poolctl.cli.server_lines import ready_line
+from poolctl.cli.status_lines import ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 TYPE_CHECKING = False

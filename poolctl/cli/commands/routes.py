@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
@@ -14,7 +15,7 @@ from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
-from poolctl.json_form import field_names
+from poolctl.json_form import field_names, to_json
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route_report import PASS, PROXY, RouteReport
 
@@ -70,31 +71,6 @@ COMMAND = Command(
         "WAITING (-o wide): requests in the queue of the route's limit now.",
     ),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RouteLine:
-    """A route as a row of the table."""
-
-    alias: str
-    host: str
-    path: str
-    to: tuple[str, ...]
-    way: str
-    policy: str
-    mode: str
-    provider: str
-    state: str
-    requests: int
-    passed: int
-    proxied: int
-    refused: int
-    waiting: int
-    errors: int
-    p50: str
-    p99: str
-    machines: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,13 +306,8 @@ def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
     )
 
 
-def _line(route: RouteReport) -> _RouteLine:
-    shown = {
-        name: getattr(route, name)
-        for name in field_names(_RouteLine)
-        if name not in ("p50", "p99", "machines")
-    }
+def _line(route: RouteReport) -> SimpleNamespace:
+    """A route as a row of the table."""
+    times = {"p50": latency(route.p50_seconds), "p99": latency(route.p99_seconds)}
     machines = ", ".join(map(str, route.machines or ()))
-    return _RouteLine(
-        **shown, p50=latency(route.p50_seconds), p99=latency(route.p99_seconds), machines=machines
-    )
+    return SimpleNamespace(**{**to_json(route), "machines": machines}, **times)

@@ -32,7 +32,7 @@ from poolctl.cli.run_signals import (
     is_first_process,
     program,
 )
-from poolctl.cli.server_lines import address_lines
+from poolctl.cli.status_lines import address_lines, serves_line
 from poolctl.cli.supervisor_requests import (
     Progress,
     SupervisorLog,
@@ -305,11 +305,8 @@ class RunSession:
         if not (self.request.output or self._objects):
             for address in address_lines(self.servers):
                 self.say(address)
-        if self._gateway is not None:
-            from poolctl.cli.gateway_line import serves_line
-
-            if serves := serves_line(self._gateway):
-                self.say(serves)
+        if self._gateway is not None and (serves := serves_line(self._gateway)):
+            self.say(serves)
         self.say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while other servers run
         if not self.outcome.exit_code:

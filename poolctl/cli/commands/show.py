@@ -19,6 +19,7 @@ from poolctl.cli.render import (
     paint,
     printable,
 )
+from poolctl.cli.status_lines import stack_lines
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Item
@@ -101,8 +102,6 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
             message = printable(item.failure.message, keep_lines=True).replace("\n", _NEXT_LINE)
             rows.append(("failure", f"earlier: {message}" if item.ready else message))
         if item.stacks is not None:
-            from poolctl.cli.server_lines import stack_lines
-
             rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
     if item.routes is not None:
         rows.append(("routes", _routes(item.routes)))

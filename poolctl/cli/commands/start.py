@@ -7,7 +7,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
-from poolctl.cli.server_lines import address_lines, ready_line
+from poolctl.cli.status_lines import address_lines, ready_line, serves_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 _RETRYING_STATES = ("starting", "backoff")
@@ -47,8 +47,6 @@ def perform(request: CommandRequest) -> Outcome:
     if trying:
         outcome.notes.append(_retried_note(trying))
     if result.gateway is not None and result.items:
-        from poolctl.cli.gateway_line import serves_line
-
         outcome.message = f"{outcome.message}\n{serves_line(result.gateway)}".rstrip()
     return outcome
 

@@ -9,7 +9,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers, width_of
-from poolctl.cli.server_lines import AT_REST, count_ready
+from poolctl.cli.status_lines import AT_REST, count_ready, gateway_line, stack_lines
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
@@ -59,14 +59,13 @@ def _status(request: CommandRequest) -> Outcome:
         result = ask(request, pool)
     except NoSupervisor:
         from poolctl.cli.offline import select_from_files, summary_of
-        from poolctl.json_form import to_json
 
         items = select_from_files(request, pool)
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
             message=_without_supervisor(items, pool),
-            extra={"summary": to_json(summary_of(items, pool))},
+            extra={"summary": summary_of(items, pool)},
         )
     outcome = Outcome.of(result)
     summary: Table | None = getattr(result, "summary")  # noqa: B009 (a member of this answer alone)
@@ -78,9 +77,8 @@ def _status(request: CommandRequest) -> Outcome:
     if request.verbose and not request.output:
         outcome.message += "".join(f"\n    {line}" for line in _hung(request, pool, result.items))
     if result.gateway is not None:
-        from poolctl.cli.gateway_line import add_gateway
-
-        outcome.message += f"\n{add_gateway(outcome, result, width_of(sys.stdout))}"
+        outcome.extra["gateway"] = result.gateway
+        outcome.message += f"\n{gateway_line(result.gateway, width_of(sys.stdout))}"
     if summary.get("calm"):
         outcome.warnings.append(CRASH_LOOP)
     if problem := summary.get("keeper_problem"):
@@ -94,7 +92,6 @@ def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list
     late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
         return []
-    from poolctl.cli.server_lines import stack_lines
     from poolctl.control.show_answers import ShowResult
 
     details = ask_for(ShowResult, request, pool, "show").items

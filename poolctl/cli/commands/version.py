@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import dataclass
 
 from poolctl import __version__
 from poolctl.cli.command import MACHINE, OUTPUT, Command
@@ -12,19 +11,8 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
-from poolctl.json_form import to_json
 
 COMMAND = Command("Print the version.", OUTPUT, section=MACHINE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Versions:
-    """The versions of this command, its interpreter and platform, and the running supervisor ("" without one)."""
-
-    version: str
-    python: str
-    platform: str
-    supervisor: str
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -32,14 +20,12 @@ def perform(request: CommandRequest) -> Outcome:
     if not (request.verbose or request.output):
         return Outcome(text=f"poolctl {__version__}\n", extra={"version": __version__})
     python = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
-    versions = to_json(
-        Versions(
-            version=__version__,
-            python=python,
-            platform=platform.platform(),
-            supervisor=_of_supervisor(request),
-        )
-    )
+    versions = {
+        "version": __version__,
+        "python": python,
+        "platform": platform.platform(),
+        "supervisor": _of_supervisor(request),
+    }
     lines = [f"poolctl {__version__}"]
     if request.verbose:
         lines += [f"{key} {value}" for key, value in versions.items() if key != "version" and value]
@@ -47,6 +33,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _of_supervisor(request: CommandRequest) -> str:
+    """The version of the running supervisor, "" without one."""
     from poolctl.config import ConfigNotFound
     from poolctl.control.client import Client
 

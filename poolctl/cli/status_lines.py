@@ -1,8 +1,8 @@
-"""Lines about servers for several commands: numbers of ready servers, addresses, stacks of hung workers."""
+"""Lines for several commands: numbers of ready servers, addresses, stacks of hung workers, the gateway."""
 
 from __future__ import annotations
 
-from poolctl.cli.render import is_server, printable, servers, without_password
+from poolctl.cli.render import count_text, duration, is_server, printable, servers, without_password
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,3 +74,45 @@ def stack_lines(document: Table) -> list[str]:
     stacks = from_json(WorkerStacks, document)
     head = f"worker {stacks.worker} (pid {stacks.pid})"
     return [*map(printable, [head, *islice(stacks.lines(), MOST_STACK_LINES)])]
+
+
+_INDENT = "  "
+
+
+def footer_of(gateway: Table, width: int) -> str:
+    """The line in this many columns (0: any), followed by the reason why not all addresses are served."""
+    problem = f"\n{_INDENT}{gateway['problem']}" if gateway["problem"] else ""
+    return gateway_line(gateway, width) + problem
+
+
+def serves_line(gateway: Table) -> str:
+    """The addresses for clients; "" if it does not serve."""
+    return f"the gateway serves {', '.join(gateway['addresses'])}" if gateway["state"] == "running" else ""
+
+
+def gateway_line(gateway: Table, width: int = 0) -> str:
+    """State, addresses, routes and known figures, broken into lines of this width."""
+    words = [f"[gateway] {gateway['state']}", *gateway["addresses"]]
+    words.append(_counted(gateway["routes"], "route"))
+    if gateway["pid"] is not None:
+        words += [f"pid {gateway['pid']}", f"up {duration(gateway['uptime_seconds'])}"]
+    if gateway["restarts"]:
+        words.append(_counted(gateway["restarts"], "restart"))
+    if (stats := gateway.get("stats")) is not None:
+        if stats["requests_per_second"] is not None:
+            words.append(f"{count_text(stats['requests_per_second'])} requests/s")
+        words += [_counted(stats["requests_total"], "request"), _counted(stats["errors_total"], "error")]
+        if stats["refused_total"]:
+            words.append(f"{stats['refused_total']} refused")
+    lines = [words[0]]
+    for word in words[1:]:
+        if width and len(lines[-1]) + len(word) + 3 > width:
+            lines[-1] += ","
+            lines.append(_INDENT + word)
+        else:
+            lines[-1] += f", {word}"
+    return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.gateway_line import gateway_line
+from poolctl.cli.status_lines import gateway_line
 from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.json_form import to_json
 from tests.stand_in import always, item
@@ -27,20 +27,23 @@ WHOLE = "[gateway] running, http://127.0.0.1:8080, https://127.0.0.1:8443, 12 ro
 
 
 def test_line_has_what_is_known() -> None:
-    assert gateway_line(STATUS) == WHOLE
-    assert gateway_line(replace(STATUS, stats=STATS)) == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
-    refused = gateway_line(replace(STATUS, stats=replace(STATS, refused_total=7)))
+    assert gateway_line(to_json(STATUS)) == WHOLE
+    assert (
+        gateway_line(to_json(replace(STATUS, stats=STATS)))
+        == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
+    )
+    refused = gateway_line(to_json(replace(STATUS, stats=replace(STATS, refused_total=7))))
     assert refused.endswith("3 errors, 7 refused")
     starting = replace(STATUS, state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
-    assert gateway_line(starting) == "[gateway] starting, 1 route"
-    assert "1 restart" in gateway_line(replace(STATUS, restarts=1))
+    assert gateway_line(to_json(starting)) == "[gateway] starting, 1 route"
+    assert "1 restart" in gateway_line(to_json(replace(STATUS, restarts=1)))
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_line_is_broken_where_a_terminal_ends(width: int) -> None:
-    lines = gateway_line(replace(STATUS, stats=STATS), width).split("\n")
+    lines = gateway_line(to_json(replace(STATUS, stats=STATS)), width).split("\n")
     assert max(map(len, lines)) <= width
-    assert " ".join(line.strip() for line in lines) == gateway_line(replace(STATUS, stats=STATS))
+    assert " ".join(line.strip() for line in lines) == gateway_line(to_json(replace(STATUS, stats=STATS)))
 
 
 def test_gateway_is_no_server_of_the_list(poolctl: Command, supervised: Supervised) -> None:
