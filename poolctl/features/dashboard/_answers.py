@@ -36,3 +36,10 @@ class HistoryResult(Result):
     slot_seconds: float
     slots: int
     series: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutResult(Result):
+    """Of `rollout` and `rollouts`; the page gets the rollouts as the supervisor reports them."""
+
+    items: tuple[Table, ...] = ()  # type: ignore[assignment]

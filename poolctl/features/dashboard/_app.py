@@ -22,7 +22,6 @@ from poolctl.cli.log_rendering import record_lines
 from poolctl.clock import Clock
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
-from poolctl.control.rollout_answers import RolloutResult
 from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
@@ -31,7 +30,7 @@ from poolctl.logs.log_level import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 
 from ._access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
-from ._answers import HistoryResult
+from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
 STATIC = Path(__file__).with_name("static")
@@ -227,7 +226,7 @@ class _Page:
         if not _is_name(name):
             return JSONResponse({"error": "name is that of a server"}, 400)
         found = await self._hub.ask(RolloutResult, "rollouts", [name], {})
-        return JSONResponse({"items": [to_json(each) for each in found.items]})
+        return JSONResponse({"items": found.items})
 
     async def _routes(self, request: Request) -> Response:
         """The gateway with its first routes and hosts, and how many more there are of each."""

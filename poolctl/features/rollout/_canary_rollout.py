@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
-from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
 from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING, Phase
 from poolctl.core.server_changes import caused_by
@@ -20,6 +19,7 @@ from poolctl.supervisor.observers.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
+from ._answers import RolloutFigures, RolloutReport
 from ._verdict import Condition, Verdict, verdict
 
 LOOK_SECONDS = 1.0

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from poolctl.control.rollout_answers import RolloutFigures
 from poolctl.units import format_size, parse_duration, parse_size
+
+from ._answers import RolloutFigures
 
 DEFAULT_CONDITIONS = ("errors > before + 1%", "p99 > 2 × before", "memory > 1.5 × before")
 ALLOWED = 'errors, p50, p99 or memory, such as "errors > 1%", "p99 > 300ms", "p99 > 2 × before", "errors > before + 1%"'

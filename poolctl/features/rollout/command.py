@@ -10,8 +10,9 @@ from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
-from poolctl.control.rollout_answers import RolloutFigures, RolloutReport, RolloutResult
 from poolctl.json_form import field_names
+
+from ._answers import RolloutFigures, RolloutReport, RolloutResult
 
 ACTIONS = ("status", "promote", "abort", "pause", "resume")
 COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
-from poolctl.control.rollout_answers import RolloutReport, RolloutResult
 from poolctl.core.configuration_diff import differences, is_live, listed
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
@@ -21,6 +20,7 @@ from poolctl.states import in_words
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
+from ._answers import RolloutReport, RolloutResult
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
 from ._verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
 

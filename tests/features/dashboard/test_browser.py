@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
 from poolctl.json_form import to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
@@ -538,15 +537,19 @@ def test_page_is_loading_before_the_first_answer(page: Page, stage: Stage) -> No
 
 
 def test_rollout_is_shown_with_its_figures_and_promoted(page: Page, stage: Stage) -> None:
-    new = RolloutFigures(
-        workers=1, requests=120, errors=3, latency_p99_seconds=0.0042, memory_bytes=60 * 2**20
-    )
-    others = RolloutFigures(workers=4, requests=1080)
-    report = RolloutReport(
-        name="web-1", state="running", share=0.1, for_seconds=300.0, elapsed_seconds=42.0, abort_on=("errors > 1%",),
-        canary=new, before=others,
-    )  # fmt: skip
-    stage.pool.rollouts.append(to_json(report))
+    unknown = {"latency_p50_seconds": None, "latency_p99_seconds": None, "memory_bytes": None}
+    new = {
+        "workers": 1,
+        "requests": 120,
+        "errors": 3,
+        "latency_p99_seconds": 0.0042,
+        "memory_bytes": 60 * 2**20,
+    }
+    others = {"workers": 4, "requests": 1080, "errors": 0}
+    stage.pool.rollouts.append({
+        "name": "web-1", "state": "running", "reason": "", "what": "code", "share": 0.1, "for_seconds": 300.0,
+        "elapsed_seconds": 42.0, "abort_on": ["errors > 1%"], "canary": unknown | new, "before": unknown | others,
+    })  # fmt: skip
     enter(page, stage, "server/web-1")
     rollout = page.locator("#server-rollout")
     rollout.get_by_text("running · 10 % of the traffic · 42s of 5m · withdrawn on errors > 1%").wait_for()

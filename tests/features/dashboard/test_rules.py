@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.rollout_answers import RolloutReport
 from poolctl.features.dashboard._access import MOST
 from poolctl.features.dashboard._app import STATIC
 from poolctl.json_form import to_json
@@ -232,7 +231,7 @@ def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, sta
 
 @pytest.mark.parametrize(("action", "state"), [("promote", "promoted"), ("withdraw", "withdrawn")])
 def test_page_gets_a_rollout_and_ends_it(client: Client, stage: Stage, action: str, state: str) -> None:
-    stage.pool.rollouts = [to_json(RolloutReport(name="web-1", state="running", share=0.1))]
+    stage.pool.rollouts = [{"name": "web-1", "state": "running", "share": 0.1}]
     client.login()
     assert client.send("GET", "/poolctl/rollout?name=*").status == 400
     assert client.send("GET", "/poolctl/rollout?name=web-2").json() == {"items": []}

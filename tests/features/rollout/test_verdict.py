@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from poolctl.control.rollout_answers import RolloutFigures
+from poolctl.features.rollout._answers import RolloutFigures
 from poolctl.features.rollout._verdict import (
     DEFAULT_CONDITIONS,
     Verdict,
