@@ -7,14 +7,12 @@ moment. Without keeper and supervisor it serves on with its last table, until th
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
 
-from poolctl.keeper import pool_files, wire
-from poolctl.logs.internal_log import InternalLog
-from poolctl.platform import read_file, sealed_file
+from poolctl.keeper import wire
+from poolctl.platform import read_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
@@ -27,7 +25,7 @@ from .endpoint import ServerFacts
 from .gateway_orders import OrderedGateway
 from .host_orders import HostOrders
 from .proxy.serving import drain
-from .settings import UDP, GatewaySettings, ListenerSettings
+from .settings import UDP, ListenerSettings
 from .streams.tcp import TcpStream
 from .streams.udp import UdpStream
 
@@ -116,7 +114,6 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # for loads
         self._waking: set[str] = set()
-        self._draining: asyncio.Task[None] | None = None
 
     @property
     def edge(self) -> Edge:
@@ -133,13 +130,6 @@ class GatewayServer(OrderedGateway[OpenListener]):
         """See SupervisedProcess; called once the ordered change applies to the next request."""
         self._apply()
         super().performed(message)
-
-    def lost(self) -> None:
-        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
-        if not self._begun:
-            self.over.set()  # its predecessor serves on
-        elif self._draining is None:
-            self.await_adoption(self.edge.settings.directory, pool_files.GATEWAY)
 
     async def finish(self) -> None:
         """See SupervisedProcess."""
@@ -162,16 +152,16 @@ class GatewayServer(OrderedGateway[OpenListener]):
 
     # The state in force.
 
-    def _settings(self, message: wire.Message, fds: list[int]) -> None:
-        settings = from_json(GatewaySettings, message["settings"])
-        if self._edge is None:
-            log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
-            logging.basicConfig(handlers=[log], level=logging.WARNING)
-            self._edge = Edge(settings, self._event)
-            self.host_orders = HostOrders(self, self._edge.hosts, self._edge.backends)
-            self._edge.backends.on_passed = self._passed
-            self._edge.wake = self._wake
-        self._edge.configure(settings)
+    def create(self) -> None:
+        """See OrderedGateway."""
+        self._edge = Edge(self.settings, self._event)
+        self.host_orders = HostOrders(self, self._edge.hosts, self._edge.backends)
+        self._edge.backends.on_passed = self._passed
+        self._edge.wake = self._wake
+
+    def configure(self) -> None:
+        """See OrderedGateway."""
+        self.edge.configure(self.settings)
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
         self._take_no_more_back()
@@ -340,11 +330,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
             "streams": {each.route.alias: each.snapshot() for each in self._streams},
             "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
         }
-        fd = sealed_file("poolctl-report", json.dumps(report).encode())
-        try:
-            self.link.send({"t": "report", "id": message["id"]}, [fd])
-        finally:
-            os.close(fd)
+        self._send_report(message["id"], report)
 
     def _figures(self, message: wire.Message, fds: list[int]) -> None:
         """The sums of these counts, whose size does not depend on the number of routes."""
@@ -363,26 +349,15 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def _streams(self) -> list[TcpStream | UdpStream]:
         return [each.stream for each in self._listeners.values() if each.stream is not None]
 
-    def _drain(self, message: wire.Message, fds: list[int]) -> None:
-        if self._draining is None:
-            seconds = float(message["seconds"])
-            self._draining = asyncio.ensure_future(self._drain_all(seconds, last=bool(message.get("last"))))
-
-    async def _drain_all(self, seconds: float, *, last: bool) -> None:
-        """Finish the connections of this process: another process accepts, or none if this is the `last`.
-
-        In the last process streams end at once, and clients that are slow with their heads soon.
-        """
+    async def drain(self, seconds: float, *, last: bool) -> None:
+        """See OrderedGateway; in the last process clients that are slow with their heads end soon."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()
         self._take_no_more_back()
         edge.drain()
-        try:
-            # First: what becomes a whole head is proxied, or passed.
-            await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
-            await asyncio.gather(
-                drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)
-            )
-        finally:
-            self.over.set()
+        # First: what becomes a whole head is proxied, or passed.
+        await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
+        await asyncio.gather(
+            drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)
+        )

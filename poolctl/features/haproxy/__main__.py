@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 
 from poolctl.platform import name_process, raise_descriptor_limit
 
@@ -14,8 +13,6 @@ def main() -> None:
     """Serve until the order to end."""
     name_process("poolctl-haproxy")
     raise_descriptor_limit()
-    gc.collect()
-    gc.freeze()
     asyncio.run(HaproxyGateway().run())
 
 

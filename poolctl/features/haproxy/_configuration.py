@@ -39,9 +39,6 @@ _UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
 # At the end of the name of a certificate list in which a certificate demands a client certificate.
 _DEMANDS = "+"
-
-
-_EVERYWHERE = ("0.0.0.0/0", "::/0")
 _NETWORKS_A_LINE = 20
 # In the names of binds where trusted proxies report their clients.
 _REPORTING = "accept-proxy-protocol"
@@ -160,12 +157,18 @@ class HaproxyListener(NamedTuple):
 
 def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
     """On which of these listeners the connections of trusted proxies begin with a header of the PROXY protocol."""
-    trusted = _EVERYWHERE if EVERY in trusted else trusted
     names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
-    if names:
-        for start in range(0, len(trusted), _NETWORKS_A_LINE):
-            source = f"{{ src {' '.join(trusted[start : start + _NETWORKS_A_LINE])} }}"
-            yield f"    tcp-request connection expect-proxy layer4 if {{ so_name {' '.join(names)} }} {source}"
+    for networks in _lines_of(trusted) if names else ():
+        here = f"{{ so_name {' '.join(names)} }}"
+        yield f"    tcp-request connection expect-proxy layer4 if {here} {{ src {networks} }}"
+
+
+def _lines_of(networks: Sequence[str]) -> Iterator[str]:
+    """The words for these networks, a part of them a line."""
+    if EVERY in networks:
+        networks = ("0.0.0.0/0", "::/0")
+    for start in range(0, len(networks), _NETWORKS_A_LINE):
+        yield " ".join(networks[start : start + _NETWORKS_A_LINE])
 
 
 class HaproxyServer(NamedTuple):
@@ -319,8 +322,7 @@ def _balance(policy: str) -> Iterator[str]:
 def _admission(route: Route) -> Iterator[str]:
     """Which clients are refused, and where all others are sent."""
     if route.allow and EVERY not in route.allow:
-        for start in range(0, len(route.allow), _NETWORKS_A_LINE):
-            networks = " ".join(route.allow[start : start + _NETWORKS_A_LINE])
+        for networks in _lines_of(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
         yield "    http-request deny deny_status 403 unless client_is_allowed"
     if route.redirect is not None:
@@ -592,9 +594,7 @@ def _decisions(
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
     """Replace clients' claims about other clients, and extend the reports of trusted proxies."""
-    trusted = _EVERYWHERE if "*" in trusted else trusted
-    for start in range(0, len(trusted), _NETWORKS_A_LINE):
-        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+    for networks in _lines_of(trusted):
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request del-header {_quoted(_REPORTS)} -m reg{unless}"
@@ -625,8 +625,7 @@ def _client(trusted: Sequence[str]) -> Iterator[str]:
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address
-    for start in range(0, len(trusted), _NETWORKS_A_LINE):
-        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+    for networks in _lines_of(trusted):
         yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
     for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
         # The last address belongs to this connection's peer.

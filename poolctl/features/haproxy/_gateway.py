@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import json
 import logging
 import os
 import socket
@@ -20,11 +19,10 @@ from poolctl.gateway.counts import Counts, Traffic
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.gateway_orders import OrderedGateway
 from poolctl.gateway.host_orders import HostOrders
-from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.gateway.settings import ListenerSettings
 from poolctl.json_form import Table, from_json
-from poolctl.keeper import pool_files, wire
-from poolctl.logs.internal_log import InternalLog
-from poolctl.platform import read_file, sealed_file
+from poolctl.keeper import wire
+from poolctl.platform import read_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
@@ -46,16 +44,9 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._withdrawn: set[str] = set()
         self._certificates: dict[tuple[str, tuple[str, ...]], HeldCertificate] = {}
         self._routes: tuple[Route, ...] = ()
-        self._in_force: GatewaySettings | None = None
         self._work: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
         self._behind = self._ending = False
-
-    @property
-    def settings(self) -> GatewaySettings:
-        """The table [gateway] in force."""
-        assert self._in_force is not None
-        return self._in_force
 
     @property
     def all_backends(self) -> Backends:
@@ -66,19 +57,12 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         """See SupervisedProcess; called once HAProxy serves by the orders."""
         self._after({"t": "performed", "id": message["id"]})
 
-    def lost(self) -> None:
-        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
-        if not self._begun:
-            self.over.set()  # its predecessor serves on
-        elif not self._ending:
-            self.await_adoption(self.settings.directory, pool_files.GATEWAY)
-
     async def finish(self) -> None:
         """See SupervisedProcess."""
         self._ending = True
         for task in list(self._work):
             task.cancel()
-        if self._in_force is not None:
+        if self._has_settings:
             self.host_orders.close()
             await self.haproxy.end()
         for listener in self._listeners.values():
@@ -87,24 +71,26 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
 
     # The state in force.
 
-    def _settings(self, message: wire.Message, fds: list[int]) -> None:
-        settings = from_json(GatewaySettings, message["settings"])
-        if self._in_force is None:
-            log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
-            logging.basicConfig(handlers=[log], level=logging.WARNING)
-            self._make(settings)
-        self._in_force, self.mark = settings, settings.mark
-        self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
-        self._follow_soon()
-
-    def _make(self, settings: GatewaySettings) -> None:
+    def create(self) -> None:
+        """See OrderedGateway."""
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostManager(now), Counts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
         self.host_orders = HostOrders(self, self.hosts, self.backends)
         self.hosts.subscribe(lambda *_: self._follow_soon())
         self.statistics = HaproxyStatistics(self.counts)
-        self.haproxy = HaproxyProgram(settings.program, os.path.join(settings.directory, "haproxy"))
+        directory = os.path.join(self.settings.directory, "haproxy")
+        self.haproxy = HaproxyProgram(self.settings.program, directory)
+
+    def configure(self) -> None:
+        """See OrderedGateway."""
+        self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """See SupervisedProcess; HAProxy follows soon."""
+        super().perform(message, fds)
+        if message.get("t") not in ("report", "figures", "drain"):
+            self._follow_soon()
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
         _close(self._own_pair)
@@ -117,20 +103,13 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._stale.discard(("forget", facts.name))
         self._withdrawn.discard(facts.name)
         self._servers[facts.name] = facts
-        self._follow_soon()
-
-    def _probed(self, message: wire.Message, fds: list[int]) -> None:
-        super()._probed(message, fds)
-        self._follow_soon()
 
     def _forget(self, message: wire.Message, fds: list[int]) -> None:
         self._servers.pop(message["server"], None)
-        self._follow_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
         """The server is about to stop: no more requests are sent to it once this is answered."""
         self._withdrawn.add(message["server"])
-        self._follow_soon()
         self._after({"t": "withdrawn", "id": message["id"]})
 
     def _certificate(self, message: wire.Message, fds: list[int]) -> None:
@@ -139,7 +118,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             os.close(fd)
         names = tuple(message["names"])
         self._certificates[message["bind"], names] = HeldCertificate(message["tls"], contents)
-        self._follow_soon()
 
     def _table(self, message: wire.Message, fds: list[int]) -> None:
         (fd,) = fds
@@ -147,7 +125,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         os.close(fd)
         self._routes = tuple(table)
         table.close()
-        self._follow_soon()
 
     def _listener(self, message: wire.Message, fds: list[int]) -> None:
         settings = from_json(ListenerSettings, message["listener"])
@@ -161,17 +138,14 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         elif before is not None:
             _close(before.sockets)
         self._listeners[settings.key] = HeldListener(settings, route, sockets)
-        self._follow_soon()
 
     def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
         if (listener := self._listeners.pop(message["key"], None)) is not None:
             _close(listener.sockets)
-            self._follow_soon()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         self._forget_stale()
         self._begun = True
-        self._follow_soon()
         self._after({"t": "up"})
 
     # HAProxy.
@@ -254,9 +228,9 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
                 logger.warning("HAProxy does not report its figures: %s", refusal)
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
-        self._start(self._send_report(message["id"]))
+        self._start(self._count_and_report(message["id"]))
 
-    async def _send_report(self, number: int) -> None:
+    async def _count_and_report(self, number: int) -> None:
         await self._count()
         report = {
             "counts": self.counts.snapshot(),
@@ -268,11 +242,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             "waiting": 0,
             "evicted": 0,
         }
-        fd = sealed_file("poolctl-report", json.dumps(report).encode())
-        try:
-            self.link.send({"t": "report", "id": number}, [fd])
-        finally:
-            os.close(fd)
+        self._send_report(number, report)
 
     def _figures(self, message: wire.Message, fds: list[int]) -> None:
         self._start(self._send_figures(message["id"]))
@@ -290,17 +260,10 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         }
         self.link.send({"t": "figures", "id": number, **figures})
 
-    def _drain(self, message: wire.Message, fds: list[int]) -> None:
-        if not self._ending:
-            self._ending = True
-            self._start(self._drain_all(float(message["seconds"]), last=bool(message.get("last"))))
-
-    async def _drain_all(self, seconds: float, *, last: bool) -> None:
-        """Finish the connections in progress; streams end at once if no other process takes their clients over."""
-        try:
-            await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
-        finally:
-            self.over.set()
+    async def drain(self, seconds: float, *, last: bool) -> None:
+        """See OrderedGateway."""
+        self._ending = True
+        await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
 
 
 def _numbers(sockets: list[socket.socket]) -> list[int]:
