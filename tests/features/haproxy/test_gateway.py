@@ -11,17 +11,22 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl.clock import Clock
+from poolctl.config import GatewayConfig, Tables
 from poolctl.features.haproxy._gateway import HaproxyGateway
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
+from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
+from poolctl.supervisor.gateway.gateway_manager import GatewayManager
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 from poolctl.worker import tally
 from tests.certificates import certificate
@@ -188,6 +193,23 @@ def test_withdrawn_server_gets_nothing_once_that_is_answered(short: Path) -> Non
             assert await stage.answers() == {"one", "two"}
             give.close()
             take.close()
+
+    run(work())
+
+
+def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_process_either(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
+            # Which has no longer an entry for the server.
+            core: Any = SimpleNamespace(listeners=set(), entries={}, servers=SimpleNamespace(revision=0))
+            manager = GatewayManager(environment, core, Events(Clock()))
+            manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
+            manager._process = stage.process
+            await manager.leaving("one")
+            assert await stage.answers() == {"two"}
 
     run(work())
 
