@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import pickle
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from poolctl.config import ServerConfig, certificate_validity
@@ -20,6 +21,7 @@ from ..worker_spec import tls_contents
 logger = logging.getLogger("poolctl.supervisor")
 
 _GATHER_SECONDS = 0.1
+_VERSION = 1  # of the record for a successor
 
 _Files = tuple[str | None, ...]
 
@@ -79,10 +81,10 @@ class Certificates:
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.CERTIFICATES})
         for fd in fds:
             try:
-                left = pickle.loads(read_file(fd))
-                self._given = {name: Given(*each) for name, each in left.items() if name in names}
+                left = _decoded(read_file(fd))
+                self._given = {name: each for name, each in left.items() if name in names}
             except Exception:
-                # Stored by another version: the files are read, as at a first start.
+                # Stored by a later version: the files are read, as at a first start.
                 logger.exception("the previous supervisor's certificates cannot be read")
             finally:
                 os.close(fd)
@@ -100,12 +102,38 @@ class Certificates:
 
     def _leave(self) -> None:
         self._due = None
-        left = {name: (each.files, each.contents, each.ends) for name, each in self._given.items()}
-        fd = sealed_file("poolctl-certificates", pickle.dumps(left))
+        fd = sealed_file("poolctl-certificates", _encoded(self._given))
         try:
             self._keeper.send({"op": "put", "name": fd_store.CERTIFICATES}, [fd])
         finally:
             os.close(fd)
+
+
+def _encoded(given: Mapping[str, Given]) -> bytes:
+    """The certificates by server, for a successor of any later version."""
+    rows = {
+        name: {
+            "files": each.files,
+            "contents": [one.decode("latin-1") for one in each.contents],
+            "ends": each.ends,
+        }
+        for name, each in given.items()
+    }
+    return json.dumps({"version": _VERSION, "certificates": rows}).encode()
+
+
+def _decoded(content: bytes) -> dict[str, Given]:
+    """The certificates by server. Raises an exception for a record that this version does not know."""
+    if not content.startswith(b"{"):
+        # Of a supervisor before the record had a version.
+        return {name: Given(*each) for name, each in pickle.loads(content).items()}
+    record = json.loads(content)
+    if record["version"] != _VERSION:
+        raise ValueError(f"version {record['version']} of the record is not known")
+    return {
+        name: Given(tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"])
+        for name, row in record["certificates"].items()
+    }
 
 
 def _read(server: ServerConfig) -> Given:
