@@ -56,11 +56,6 @@ MOST_HOPS = 3
 LONGEST_ALIAS = 255  # in characters
 _MOST_GENERATION = 2**63
 
-# Most connections of a route have the same message, and decoding it is a third of the cost of receiving one.
-_known: dict[bytes, Routed] = {}
-_MOST_KNOWN = 64
-_LONGEST_KNOWN = 1024  # in bytes
-
 
 class NoRoom(Exception):
     """This process has reached its limit of descriptors: a connection received now would be lost."""
@@ -201,40 +196,15 @@ def take(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive_encoded(end)
+    received = wire.receive(end)
     if received is None:
         return None
-    payload, fds = received
-    known = _known.get(payload)
-    if known is not None and len(fds) == 1:
-        return _known_connection(fds[0], known)
-    message = wire.decode(payload, fds)
+    message, fds = received
     if message.get("t") != _CONNECTION["t"]:
         for fd in fds:
             close_promptly(fd)
         raise wire.WireError("not a connection")
-    sock = from_message(message, fds)
-    routed = sock.routed
-    if routed is not None and not routed.received and sock.until is None and not sock.asked:
-        _remember(payload, routed)
-    return sock
-
-
-def _known_connection(fd: int, routed: Routed) -> Connection:
-    try:
-        sock = _connection(fd)
-    except wire.WireError:
-        close_promptly(fd)
-        raise
-    sock.routed = routed
-    return sock
-
-
-def _remember(payload: bytes, routed: Routed) -> None:
-    if len(payload) <= _LONGEST_KNOWN:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        _known[payload] = routed
+    return from_message(message, fds)
 
 
 def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire.Message, list[int]]:

@@ -93,18 +93,6 @@ def receive(
     case), and WireError for invalid or oversized data. All descriptors are then received and closed here: if the
     kernel dropped them, the sender could control how long closing takes (see close_promptly).
     """
-    received = receive_encoded(sock, wait=wait, most_bytes=most_bytes, most_descriptors=most_descriptors)
-    return None if received is None else (decode(*received), received[1])
-
-
-def receive_encoded(
-    sock: socket.socket,
-    *,
-    wait: bool = False,
-    most_bytes: int = MAX_MESSAGE_BYTES,
-    most_descriptors: int = MAX_DESCRIPTORS,
-) -> tuple[bytes, list[int]] | None:
-    """Like `receive`, with the message as it was sent, for `decode`."""
     # Not socket.recv_fds(), which forgets its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
     payload, ancillary, flags, _ = sock.recvmsg(
@@ -125,10 +113,10 @@ def receive_encoded(
         for fd in fds:
             close_promptly(fd)
         raise WireError(problem)
-    return (payload, fds) if payload or fds else None
+    return (_decode(payload, fds), fds) if payload or fds else None
 
 
-def decode(payload: bytes, fds: list[int]) -> Message:
+def _decode(payload: bytes, fds: list[int]) -> Message:
     """Decode the message received with these descriptors. Raises WireError and closes them if it is invalid."""
     try:
         message = json.loads(payload)

@@ -193,7 +193,7 @@ class SharedListeners:
         sockets = [SharedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if config.ssl is not None:
-                return [TlsListener(sock, self) for sock in sockets]
+                return [TlsListener(sock, self._begin_tls) for sock in sockets]
             return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:
             # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
@@ -228,7 +228,7 @@ class SharedListeners:
         if has_left(sock):
             close_promptly(sock.detach())
         elif self._config.ssl is not None:
-            self.begin_tls(sock)
+            self._begin_tls(sock)
         else:
             make = protocol_factory(self._config, self._server_state, self._app_state)
             self.accepted.attach(make, sock)
@@ -236,8 +236,7 @@ class SharedListeners:
     def _end_wake(self) -> None:
         self._woken = self._full  # then some still wait
 
-    def begin_tls(self, sock: socket.socket) -> None:
-        """See ServesTls."""
+    def _begin_tls(self, sock: socket.socket) -> None:
         due = time.monotonic() + self._server_state.heads.seconds
         evenness = self._server_state.evenness
         if evenness is not None and evenness.passes_on(AcceptedSocket(sock, due)):

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from poolctl.keeper.connection_handover import Connection
@@ -66,20 +66,16 @@ class SharedListener(socket.socket):
         return Connection(*self._kind, fd)
 
 
-class ServesTls(Protocol):
-    """A worker that accepts with TLS."""
-
-    def begin_tls(self, sock: socket.socket) -> None:
-        """Serve an accepted connection, of which nothing has been read, or pass it on; owns it."""
-
-
 class TlsListener:
-    """Accepts for the worker until it is closed, or until the loop no longer has a reader on its socket."""
+    """Accepts until it is closed, or until the loop no longer has a reader on its socket.
 
-    def __init__(self, listener: SharedListener, worker: ServesTls) -> None:
+    `begin_tls` gets each connection, of which nothing has been read, and owns it.
+    """
+
+    def __init__(self, listener: SharedListener, begin_tls: Callable[[socket.socket], None]) -> None:
         self.sockets = (listener,)
         self._listener = listener
-        self._worker = worker
+        self._begin_tls = begin_tls
         self._retry: asyncio.TimerHandle | None = None
         self._begin()
 
@@ -104,7 +100,7 @@ class TlsListener:
             stop_reading(self.sockets)
             self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._begin)
             return
-        self._worker.begin_tls(sock)
+        self._begin_tls(sock)
 
 
 def stop_reading(listeners: Sequence[socket.socket]) -> None:

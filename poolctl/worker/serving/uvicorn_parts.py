@@ -4,9 +4,9 @@ The part of a configuration that workers share is prepared in the zygote. TLS co
 the supervisor reads the keys, so the worker's user needs no access to them.
 
 uvicorn documents few of its internals, and may change them. Every import from below `uvicorn` is made here, and each
-name of uvicorn's objects that the protocol mixins, the server and the closing of WebSockets use is listed here. A test
-compares the lists with the code of this package and with the installed uvicorn; in a drain, connections of a protocol
-class that lacks a listed name are closed instead of moved.
+name that the protocol mixins and the closing of WebSockets use of uvicorn's classes is listed here. A test compares the
+lists with the code of this package and with the installed uvicorn; in a drain, connections of a protocol class that
+lacks a listed name are closed instead of moved.
 """
 
 from __future__ import annotations
@@ -205,20 +205,6 @@ BUSY_APP = "service_unavailable"
 
 # Names in such a module: the functions that return the addresses of a connection, and the module of loggers.
 LOCAL_ADDRESS, REMOTE_ADDRESS, LOGGING = "get_local_addr", "get_remote_addr", "logging"
-
-# A configuration, once it is loaded.
-CONFIG = (
-    "access_log", "app", "backlog", "date_header", "encoded_headers", "get_loop_factory",
-    "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app",
-    "ssl", "ws", "ws_protocol_class",
-)  # fmt: skip
-SERVER = (
-    "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
-)  # fmt: skip
-# Attributes that the server sets at its start.
-STARTED_SERVER = ("lifespan", "servers")
-LIFESPAN = ("logger", "should_exit", "shutdown", "state")
-STATE = ("connections", "default_headers", "tasks", "total_requests")
 
 
 def prepare() -> None:

@@ -233,14 +233,6 @@ def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair:
             assert client.recv(1) == b""
 
 
-def test_messages_that_differ_each_time_take_no_more_memory_than_a_few(pair: Pair) -> None:
-    for generation in range(200):
-        routed_pair(pair, connection_handover.Routed("users", generation)).close()
-    routed_pair(pair, connection_handover.Routed("\x01" * connection_handover.LONGEST_ALIAS)).close()
-    assert len(connection_handover._known) <= connection_handover._MOST_KNOWN
-    assert max(map(len, connection_handover._known)) <= connection_handover._LONGEST_KNOWN
-
-
 def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:

@@ -33,6 +33,20 @@ HTTP = {
     "h11_impl.H11Protocol": parts.H11,
     "zttp_impl.ZttpProtocol": parts.ZTTP,
 }
+# A configuration, once it is loaded.
+CONFIG = (
+    "access_log", "app", "backlog", "date_header", "encoded_headers", "get_loop_factory",
+    "h11_max_incomplete_event_size", "http", "http_protocol_class", "lifespan_class", "load", "loaded", "loaded_app",
+    "ssl", "ws", "ws_protocol_class",
+)  # fmt: skip
+SERVER = (
+    "config", "limit_max_requests", "run", "server_state", "should_exit", "shutdown", "started", "startup",
+)  # fmt: skip
+# Attributes that the server sets at its start.
+STARTED_SERVER = ("lifespan", "servers")
+LIFESPAN = ("logger", "should_exit", "shutdown", "state")
+STATE = ("connections", "default_headers", "tasks", "total_requests")
+
 VERSION = tuple(map(int, uvicorn.__version__.split(".")[:2]))
 WEBSOCKETS_SINCE = (0, 53)
 WEBSOCKETS = {
@@ -91,11 +105,11 @@ def test_module_has_the_application_that_answers_above_the_limit(implementation:
 def test_configuration_server_and_state_have_every_part() -> None:
     async def scenario() -> None:
         async with served(Engine("asyncio", "h11")) as (server, _, port, running):
-            assert [each for each in parts.CONFIG if not hasattr(server.config, each)] == []
-            assert [each for each in parts.SERVER if not hasattr(server, each)] == []
-            assert [each for each in parts.STARTED_SERVER if not hasattr(server, each)] == []
-            assert [each for each in parts.LIFESPAN if not hasattr(server.lifespan, each)] == []
-            assert [each for each in parts.STATE if not hasattr(uvicorn.server.ServerState(), each)] == []
+            assert [each for each in CONFIG if not hasattr(server.config, each)] == []
+            assert [each for each in SERVER if not hasattr(server, each)] == []
+            assert [each for each in STARTED_SERVER if not hasattr(server, each)] == []
+            assert [each for each in LIFESPAN if not hasattr(server.lifespan, each)] == []
+            assert [each for each in STATE if not hasattr(uvicorn.server.ServerState(), each)] == []
             client = await Client.connect(port)
             assert (await client.get())[0] == 200
             server.stop()
@@ -125,7 +139,7 @@ def test_names_used_of_uvicorns_objects_are_listed() -> None:
     listed = {
         "cycle": {*parts.HTTP1.cycle, *parts.HTTPTOOLS.cycle, *parts.HTTP2.cycle},
         "newest": {*parts.HTTP1.cycle},
-        "config": {*parts.CONFIG},
+        "config": {*CONFIG},
         "super": {
             "__init__", *parts.HTTP1.methods, *parts.HTTPTOOLS.methods, *parts.H11.methods, *parts.ZTTP.methods,
             *parts.HTTP2.methods,
