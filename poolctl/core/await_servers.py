@@ -107,7 +107,9 @@ class Goal:
     def is_over(self, entry: Entry) -> bool:
         """Whether the command can stop waiting for this server."""
         if entry.desired.queued_start is not None and self._kind is not PoolStopError:
-            return self.has_failed(entry)  # the stop under way
+            # If the stop under way fails, this start has not failed.
+            self._failures[entry.name] = entry.observed.failures
+            return False
         if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed

@@ -417,7 +417,7 @@ def _quietly(order: Any) -> Any:
     def run() -> None:
         try:
             order()
-        except PoolStartError:
+        except (PoolStartError, PoolStopError):
             pass
 
     return run
@@ -569,6 +569,49 @@ def test_a_start_after_a_stop_was_ordered_waits_for_it() -> None:
     asyncio.run(both())
     assert only(pool).is_running
     assert list(runner.running) == ["a.1.0"]
+    pool.stop_sync()
+
+
+def test_a_start_after_a_stop_that_ends_no_worker_starts_another_one() -> None:
+    runner = ScriptedRunner()
+    runner.deaf, runner.may_stop = {"a"}, asyncio.Event()
+    pool = made(runner, config("a", stop_timeout=0))
+    pool.start_sync()
+    stopping = threading.Thread(target=_quietly(pool.stop_sync))
+    stopping.start()
+    wait_until(lambda: "stop a.1.0 0" in runner.log)
+    starting = threading.Thread(target=pool.start_sync)
+    starting.start()
+    wait_until(lambda: only(pool)._handle.orders == 1)  # type: ignore[union-attr]
+    on_loop(runner.may_stop.set)
+    for thread in (stopping, starting):
+        thread.join(60)
+    assert "place a.2.0" in runner.log
+    assert only(pool).is_running
+    runner.deaf.clear()
+    pool.stop_sync()
+
+
+def test_a_restart_with_another_configuration_waits_for_a_stop_under_way() -> None:
+    runner = ScriptedRunner()
+    runner.may_stop = asyncio.Event()
+    pool = made(runner, config("a"), config("b", depends_on=["a"]))
+    pool.start_sync()
+    stopping = threading.Thread(target=pool.stop_sync)
+    stopping.start()
+    wait_until(lambda: "stop b.1.0 10" in runner.log)
+    pool.merge(made(runner, config("a", tags=["new"])))
+    restarting = threading.Thread(target=pool.restart_sync)
+    restarting.start()
+    wait_until(lambda: all(server._handle.orders == 1 for server in pool.values()))  # type: ignore[union-attr]
+    assert {server.state for server in pool.values()} == {State.STOPPING}
+    on_loop(runner.may_stop.set)
+    for thread in (stopping, restarting):
+        thread.join(60)
+    assert [line for line in runner.log if line.startswith(("stop", "place"))][2:] == [
+        "stop b.1.0 10", "stop a.1.0 10", "place a.1.0", "place b.1.0",
+    ]  # fmt: skip
+    assert all(server.is_running and not server.stale for server in pool.values())
     pool.stop_sync()
 
 
