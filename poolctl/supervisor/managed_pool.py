@@ -380,7 +380,7 @@ class ManagedPool:
         self._save_timer.save_now()
         result = await self._gateway.conclude(verb, call, result)
         if verb == "start":
-            await self._observers.addresses_tried()
+            await self._observers.parts.attempted()
             await self._operator.attempted()
             problems = [*self._operator.problems, *self._observers.problems]
             result = replace(result, warnings=(*result.warnings, *problems))

@@ -100,10 +100,6 @@ class Observers:
         """That, and why, events are not written at present."""
         return [f"[events]: {self.events.problem}"] if self.events.problem else []
 
-    async def addresses_tried(self) -> None:
-        """Return once it is known whether the addresses of these tables can be opened."""
-        await self.parts.attempted()
-
     def save_totals(self) -> None:
         """Save the counts for a successor."""
         self.totals.save()

@@ -183,6 +183,9 @@ def test_new_token_is_valid_after_a_reload(page: Page, until: Until) -> None:
     page.pool.ok("reload")
     assert until(lambda: page.status("second-token") == 200)
     assert until(lambda: page.status("first-token") == 401)
+    (page.pool.directory / "other").write_text("third-token\n")
+    page.pool.ok("reload")
+    assert until(lambda: page.status("third-token") == 200)
 
 
 def test_taken_dashboard_address_is_reported_and_the_pool_serves(page: Page) -> None:
