@@ -1,7 +1,4 @@
-"""Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads, and changes to it.
-
-The fast lane writes values with it, so modules needed only for changes are imported there.
-"""
+"""Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads."""
 
 from __future__ import annotations
 
@@ -11,9 +8,7 @@ from collections.abc import Mapping, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.config.edit.file_changes import Changes, Pairs
-    from poolctl.config.files.document import Document
-    from poolctl.config.values.problems import Path, Tree
+    from poolctl.config.values.problems import Tree
 
 _driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _bare_key = re.compile(r"[A-Za-z0-9_-]+")
@@ -68,39 +63,3 @@ def _string(text: str) -> str:
 def json_text(value: object) -> str:
     """The value as JSON in one line; characters that could control a terminal are escaped."""
     return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
-
-
-def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes made, all other text as it is. Raises ValueError if it cannot be cut into servers."""
-    import tomlkit
-
-    from poolctl.config.edit.file_changes import Parts, assign, in_layout_of, list_at
-
-    parts = Parts(text, document.positions(), servers)
-
-    def edit(own: str, pairs: Pairs) -> str:
-        one = tomlkit.parse(own)
-        assign(list_at(one, servers)[0], pairs, _item)
-        return in_layout_of(own, one.as_string())
-
-    head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
-    return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))
-
-
-def rewritten(text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes made in the list of its servers. Raises ValueError."""
-    import tomlkit
-
-    from poolctl.config.edit.file_changes import list_at
-
-    whole = tomlkit.parse(text)
-    if whole.as_string() != text:
-        raise ValueError("the tables of its servers are not together")
-    changes.apply(list_at(whole, servers), _item)
-    return whole.as_string()
-
-
-def _item(value: Tree) -> Tree:
-    import tomlkit
-
-    return tomlkit.value(value_text(value))
