@@ -187,7 +187,7 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
         at = words.index("--")
         given["command"] = words[at + 1 :]
         del words[at:]
-    verb, command, table = "", None, _by_spelling(COMMON)
+    verb, command, table = "", None, by_spelling(COMMON)
     arguments: list[Option] = []
     words.reverse()
     while words:
@@ -201,7 +201,7 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
             command = command_named(word)
             if command is None:
                 return None
-            verb, table, arguments = word, _by_spelling(command.options), command.arguments[::-1]
+            verb, table, arguments = word, by_spelling(command.options), command.arguments[::-1]
         elif not arguments:
             return None
         elif arguments[-1].kind == LIST:
@@ -218,7 +218,8 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
     return CommandRequest(verb, {**values, **given})
 
 
-def _by_spelling(options: Sequence[Option]) -> dict[str, Option]:
+def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
+    """The options by each of their spellings."""
     return {spelling: option for option in options for spelling in option.spellings}
 
 
@@ -252,7 +253,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
     renamed = {old: option for option in (command.own if command else ()) for old in option.old}
     if not (command and renamed):
         return words, []
-    notes, known = [], _by_spelling(command.options)
+    notes, known = [], by_spelling(command.options)
     at = words.index(verb) + 1
     while at < len(words) and words[at] != "--":
         name, equals, value = words[at].partition("=")
@@ -269,7 +270,7 @@ def split(args: Sequence[str]) -> tuple[list[str], Table]:
     """The words for poolctl, and the user's command after `--` if the command takes one."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
-    table = _by_spelling(command.options if command else COMMON)
+    table = by_spelling(command.options if command else COMMON)
     words = [_without_equals(word, table) for word in args[:end]]
     if command is None or not command.takes_command:
         return [*words, *args[end:]], {}

@@ -29,6 +29,7 @@ from poolctl.cli.command import (
     command_named,
     names,
 )
+from poolctl.cli.command_line import by_spelling
 from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False
@@ -92,7 +93,7 @@ class _CommandLine:
     def __init__(self, words: Sequence[str]) -> None:
         self.verb = ""
         self.command: Command | None = None
-        self.options = _by_spelling((*COMMON, VERSION_OPTION, HELP_OPTION))
+        self.options = by_spelling((*COMMON, VERSION_OPTION, HELP_OPTION))
         self.values: dict[str, list[str]] = {}
         self.arguments = 0
         self.awaiting: Option | None = None
@@ -114,7 +115,7 @@ class _CommandLine:
         else:
             self.verb, self.command = word, command_named(word)
             if self.command:
-                self.options = _by_spelling((*self.command.options, HELP_OPTION))
+                self.options = by_spelling((*self.command.options, HELP_OPTION))
 
     def split(self, word: str) -> tuple[Option | None, str, str | None]:
         """The option in a word, the text before its value, and the value; None if it has no option with a value."""
@@ -132,10 +133,6 @@ class _CommandLine:
         if self.arguments < len(declared):
             return declared[self.arguments]
         return declared[-1] if declared and declared[-1].kind == LIST else None
-
-
-def _by_spelling(options: Iterable[Option]) -> dict[str, Option]:
-    return {spelling: option for option in options for spelling in option.spellings}
 
 
 def _unquoted(word: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO, TypeGuard
 
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import ErrorEntry, Item, Result
     from poolctl.control.statistics_answers import Measured
 
@@ -180,6 +181,34 @@ def fitting(
         if not fits:
             limits, _ = _limits(lengths, width, _SHORTEST)
     return table(items, [column for column in columns if column not in left_out], colours, limits)
+
+
+def gateway_table(
+    request: CommandRequest,
+    outcome: Outcome,
+    lines: Sequence[object],
+    columns: Sequence[str],
+    names: Iterable[str],
+    dispensable: Sequence[str] = (),
+) -> Outcome:
+    """The outcome with its text: a table, with a header even if empty, or names.
+
+    Without -o wide, empty columns are omitted, and on a narrow terminal dispensable ones.
+    """
+    if outcome.errors:
+        return outcome
+    if request.output in ("", "table", "wide"):
+        header = "  ".join(columns).replace("_", " ").upper() + "\n"
+        width = width_of(sys.stdout)
+        if request.output == "wide":
+            dispensable, width = (), width and max(width, WIDE_COLUMNS)
+        elif dispensable:
+            empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
+            dispensable = [*dict.fromkeys([*empty, *dispensable])]
+        outcome.text = fitting(lines, columns, dispensable, coloured(sys.stdout), width) or header
+    elif request.output == "name":
+        outcome.text = "".join(f"{printable(name)}\n" for name in names)
+    return outcome
 
 
 _SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when no more columns can be omitted

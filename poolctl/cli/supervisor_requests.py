@@ -9,7 +9,6 @@ from poolctl.cli.command import EMPTY_SERVER, OPTIONAL_FIELDS
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
-from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -23,7 +22,7 @@ from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
     from threading import Thread, Timer
     from typing import Any, TypeVar
 
@@ -117,34 +116,6 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
     return document
 
 
-def gateway_table(
-    request: CommandRequest,
-    outcome: Outcome,
-    lines: Sequence[object],
-    columns: Sequence[str],
-    names: Iterable[str],
-    dispensable: Sequence[str] = (),
-) -> Outcome:
-    """The outcome with its text: a table, with a header even if empty, or names.
-
-    Without -o wide, empty columns are omitted, and on a narrow terminal dispensable ones.
-    """
-    if outcome.errors:
-        return outcome
-    if request.output in ("", "table", "wide"):
-        header = "  ".join(columns).replace("_", " ").upper() + "\n"
-        width = width_of(sys.stdout)
-        if request.output == "wide":
-            dispensable, width = (), width and max(width, WIDE_COLUMNS)
-        elif dispensable:
-            empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
-            dispensable = [*dict.fromkeys([*empty, *dispensable])]
-        outcome.text = fitting(lines, columns, dispensable, coloured(sys.stdout), width) or header
-    elif request.output == "name":
-        outcome.text = "".join(f"{printable(name)}\n" for name in names)
-    return outcome
-
-
 def await_pool_end(result: Result) -> None:
     """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
@@ -176,10 +147,10 @@ def _mark(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Result:
+def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     """Like ask(), but launches a missing supervisor. The supervisor itself validates the files."""
     try:
-        return ask(request, pool, verb)
+        return ask(request, pool)
     except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit
         if not pool.files or request.get("pool"):
             raise
@@ -309,8 +280,6 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
     """If this is a service's main process, report the keeper to systemd as the new one, so that it can be stopped."""
     from poolctl.control import sd_notify
-    from poolctl.control.client import Client
-    from poolctl.errors import ControlError
 
     if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):
         try:

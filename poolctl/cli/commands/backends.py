@@ -8,8 +8,8 @@ from poolctl.cli.command import BACKEND_ACTIONS, BACKENDS, INSPECT, LIST, OUTPUT
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import printable
-from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.cli.render import gateway_table, printable
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
 from poolctl.routing.host_report import HostReport, HostState

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import latency
-from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.cli.render import gateway_table, latency
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.observer_answers import HealthReport, HealthResult
 from poolctl.json_form import field_names
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
@@ -42,18 +42,6 @@ COMMAND = Command(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _HealthLine:
-    """A route or a server as a row of the table."""
-
-    name: str
-    kind: str
-    status: str
-    uptime: str
-    latency: str
-    detail: str
-
-
 def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer. Raises NoSupervisor."""
     depth = one_of("--depth", request.get("depth") or FULL, DEPTHS)
@@ -68,10 +56,11 @@ def perform(request: CommandRequest) -> Outcome:
     return gateway_table(request, Outcome.of(result), lines, COLUMNS[depth], names)
 
 
-def _line(health: HealthReport) -> _HealthLine:
+def _line(health: HealthReport) -> SimpleNamespace:
+    """A route or a server as a row of the table."""
     from poolctl.units import format_duration
 
-    return _HealthLine(
+    return SimpleNamespace(
         name=health.name,
         kind=health.kind,
         status=health.status,

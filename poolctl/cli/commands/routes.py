@@ -10,8 +10,8 @@ from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import latency, printable
-from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.cli.render import gateway_table, latency, printable
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED

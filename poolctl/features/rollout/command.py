@@ -8,8 +8,8 @@ from poolctl.cli.command import LIFECYCLE, LIST, NO_WAIT, OUTPUT, SERVERS, Comma
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import printable
-from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.cli.render import gateway_table, printable
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 
 from ._answers import RolloutFigures, RolloutReport, RolloutResult
