@@ -46,8 +46,8 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
-        "settings", "pair", "hosts", "server", "forget", "certificate", "table", "listener", "unlisten", "resync",
-        "begin", "withdraw", "host", "probed", "report", "figures", "drain",
+        "settings", "pair", "hosts", "server", "forget", "certificate", "certified", "table", "listener", "unlisten",
+        "resync", "begin", "withdraw", "host", "probed", "report", "figures", "drain",
     )  # fmt: skip
     settings: GatewaySettings  # the table [gateway] in force
     host_orders: HostOrders  # made by `create`

@@ -211,6 +211,9 @@ class GatewayServer(OrderedGateway[OpenListener]):
             for fd in fds:
                 os.close(fd)
 
+    def _certified(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.certificates.keep(message["bind"], message["names"])
+
     def _table(self, message: wire.Message, fds: list[int]) -> None:
         (fd,) = fds
         try:

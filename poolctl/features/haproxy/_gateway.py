@@ -119,6 +119,12 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         names = tuple(message["names"])
         self._certificates[message["bind"], names] = HeldCertificate(message["tls"], contents)
 
+    def _certified(self, message: wire.Message, fds: list[int]) -> None:
+        bind, kept = message["bind"], self._certificates
+        self._certificates = {key: each for key, each in kept.items() if key[0] != bind}
+        for names in map(tuple, message["names"]):
+            self._certificates[bind, names] = kept[bind, names]
+
     def _table(self, message: wire.Message, fds: list[int]) -> None:
         (fd,) = fds
         table = RouteTable(fd)

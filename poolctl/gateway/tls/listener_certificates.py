@@ -55,9 +55,10 @@ class ListenerCertificates:
             listener = self._listeners[bind] = _TlsListener(context)
         listener.put(names, context)
 
-    def remove(self, bind: str) -> None:
-        """Forget the listener's certificates."""
-        self._listeners.pop(bind, None)
+    def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
+        """Use no other certificates of the listener than those with these names; the first is the default."""
+        if bind in self._listeners:
+            self._listeners[bind].keep(certificates)
 
     def context(self, bind: str, name: str = "") -> ssl.SSLContext | None:
         """The context for a new connection of the listener, whose client asks for this name."""
@@ -69,15 +70,25 @@ class _TlsListener:
     def __init__(self, default: ServerContext) -> None:
         self.default = default
         self._by_name: dict[str, ServerContext] = {}
-        self._default_names: frozenset[str] = frozenset()
+        self._by_names: dict[frozenset[str], ServerContext] = {}  # one for each certificate
 
     def put(self, names: Sequence[str], context: ServerContext) -> None:
-        given = frozenset(name.lower().rstrip(".") for name in names)
-        if context is self.default or not given or given == self._default_names:
-            self.default, self._default_names = context, given
+        given = _names(names)
+        if context is self.default or not given or given == self.default.names:
+            self.default = context
         context.names, context.listener = given, self
         context.sni_callback = self._choose
+        self._by_names[given] = context
         self._by_name.update(dict.fromkeys(given, context))
+
+    def keep(self, certificates: Sequence[Sequence[str]]) -> None:
+        kept = {
+            given: self._by_names[given] for given in map(_names, certificates) if given in self._by_names
+        }
+        if len(kept) < len({*map(_names, certificates)}):
+            return  # one could not be used: a former certificate may still serve its hosts
+        self._by_names, self.default = kept, next(iter(kept.values()))
+        self._by_name = {name: context for given, context in kept.items() for name in given}
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
         """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented.
@@ -95,6 +106,10 @@ class _TlsListener:
         """The context of the certificate for this name, or the default one."""
         found = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
         return found or self.default
+
+
+def _names(names: Sequence[str]) -> frozenset[str]:
+    return frozenset(name.lower().rstrip(".") for name in names)
 
 
 def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:

@@ -479,6 +479,7 @@ class GatewayManager(SidecarManager):
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
+        process.certify_only(plan.certificate_names)
         if self.machines is not None:
             process.report_machines(self.machines.states)
         if self._routes.table is not None:

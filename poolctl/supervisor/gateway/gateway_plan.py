@@ -41,6 +41,14 @@ class GatewayPlan(NamedTuple):
     streams: Mapping[str, StreamRoute]
     certificates: tuple[Certificate, ...]
 
+    @property
+    def certificate_names(self) -> dict[str, list[tuple[str, ...]]]:
+        """The names in each certificate, in their order, by listeners."""
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for each in self.certificates:
+            found.setdefault(each.bind, []).append(each.names)
+        return found
+
     def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The plan that can be carried out with these open listeners.
 

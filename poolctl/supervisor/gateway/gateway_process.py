@@ -100,6 +100,16 @@ class GatewayProcess(SidecarProcess):
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
+    def certify_only(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        """Use no other certificates than these, by listeners: one that was renewed may have had other names."""
+        for bind, of_listener in names.items():
+            current = {f"certificate {bind} {' '.join(each)}" for each in of_listener}
+            for name in [each for each in self._sent if each.startswith(f"certificate {bind} ")]:
+                if name not in current:
+                    del self._sent[name]
+            message = {"t": "certified", "bind": bind, "names": [*map(list, of_listener)]}
+            self._send(f"certified {bind}", message["names"], message)
+
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
         """Decide by this route table. `keeps`: workers may keep connections without TLS; otherwise these are ended."""
         message = {"t": "table", "generation": generation, "keeps": keeps}

@@ -364,6 +364,16 @@ def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
             await stage.process.performed()
             assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
             assert stage.haproxy.process is first
+            # One that was renewed with other names replaces the one before, too.
+            stage.certify(*pairs[0], name="www.localhost")
+            stage.process.certify_only({stage.binding.bind: [["www.localhost"]]})
+            await stage.process.performed()
+            assert await shown(stage) == (pairs[0][0].decode().strip(), "h2")
+            # And back again.
+            stage.certify(*pairs[1])
+            stage.process.certify_only({stage.binding.bind: [["localhost"]]})
+            await stage.process.performed()
+            assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
 
     run(work())
 

@@ -66,3 +66,18 @@ def test_client_certificate_is_demanded_by_the_host_that_is_asked_for(
         session_of(certificates, client, "closed.example", session)
     with pytest.raises(ssl.SSLError):
         session_of(certificates, client, "closed.example", asked="open.example")
+
+
+def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(tmp_path: Path) -> None:
+    contents = [path.read_bytes() for path in certificate(tmp_path)]
+    certificates = ListenerCertificates()
+    for names in (["a.example", "old.example"], ["b.example"], ["a.example", "new.example"]):
+        certificates.put(BIND, names, {}, contents)
+    former, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
+    assert certificates.context(BIND) is former
+    # A certificate that could not be used: every former one stays.
+    certificates.keep(BIND, [["a.example", "unusable.example"], ["b.example"]])
+    assert certificates.context(BIND, "old.example") is former
+    certificates.keep(BIND, [["a.example", "new.example"], ["b.example"]])
+    assert [certificates.context(BIND, name) for name in ("", "a.example", "old.example")] == [renewed] * 3
+    assert certificates.context(BIND, "b.example") not in (renewed, former)
