@@ -37,7 +37,7 @@ from .uvicorn_parts import (
     Tls,
     UvicornParts,
     ssl_context,
-    use_what_is_known,
+    use_known_addresses,
 )
 from .websocket_close import close_websocket
 from .worker_routes import ANYWHERE, Routes, show_proxied_routes
@@ -80,7 +80,7 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
 
     In that case a drain closes connections, and requests are not counted.
     """
-    use_what_is_known(protocol)
+    use_known_addresses(protocol)
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
             return ours

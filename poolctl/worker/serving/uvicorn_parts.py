@@ -12,7 +12,6 @@ lacks a listed name are closed instead of moved.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import ssl
@@ -203,8 +202,8 @@ WEBSOCKETS = {
 # The application that answers above limit_concurrency, by its name in such a module.
 BUSY_APP = "service_unavailable"
 
-# Names in such a module: the functions that return the addresses of a connection, and the module of loggers.
-LOCAL_ADDRESS, REMOTE_ADDRESS, LOGGING = "get_local_addr", "get_remote_addr", "logging"
+# The functions in such a module that return the addresses of a connection.
+LOCAL_ADDRESS, REMOTE_ADDRESS = "get_local_addr", "get_remote_addr"
 
 
 def prepare() -> None:
@@ -222,22 +221,12 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
     """In the place of the application, which each worker has for itself."""
 
 
-class _Logging:
-    """The module `logging`, which looks up each logger once."""
+def use_known_addresses(protocol: type) -> None:
+    """Make the module of a uvicorn protocol class use the addresses that the transport knows.
 
-    getLogger = staticmethod(functools.cache(logging.getLogger))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(logging, name)
-
-
-def use_what_is_known(protocol: type) -> None:
-    """Make the module of a uvicorn protocol class use the addresses and loggers that are already known.
-
-    The transport knows the addresses: uvicorn asks the kernel again, on uvloop with five system calls. It also looks up
-    two loggers, each with two locks: a fiftieth of the cost of a short connection.
+    uvicorn asks the kernel for them again, on uvloop with five system calls: a twentieth of a short connection.
     """
-    replacements = {LOCAL_ADDRESS: _local_address, REMOTE_ADDRESS: _remote_address, LOGGING: _Logging()}
+    replacements = {LOCAL_ADDRESS: _local_address, REMOTE_ADDRESS: _remote_address}
     for each in protocol.__mro__:
         module = sys.modules.get(each.__module__)
         for name, replacement in replacements.items():
