@@ -14,7 +14,7 @@ import socket
 import sys
 import termios
 from binascii import a2b_base64, b2a_base64
-from collections import namedtuple
+from typing import NamedTuple
 
 from ..platform import close_promptly
 from . import wire
@@ -22,23 +22,7 @@ from . import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from typing import Any, NamedTuple
-
-    class _Routed(NamedTuple):
-        route: str
-        generation: int = 0
-        hops: int = 0
-        received: bytes = b""
-        decided: bool = True
-        trusted: bool = False
-
-else:
-    # Spelt out, because the keeper would have to import typing for a NamedTuple.
-    _Routed = namedtuple(
-        "_Routed",
-        ("route", "generation", "hops", "received", "decided", "trusted"),
-        defaults=(0, 0, b"", True, False),
-    )
+    from typing import Any
 
 _CONNECTION = {"t": "conn"}
 _FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))
@@ -61,7 +45,7 @@ class NoRoom(Exception):
     """This process has reached its limit of descriptors: a connection received now would be lost."""
 
 
-class Routed(_Routed):
+class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
     `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a
@@ -70,7 +54,12 @@ class Routed(_Routed):
     `trusted` peer is used.
     """
 
-    __slots__ = ()
+    route: str
+    generation: int = 0
+    hops: int = 0
+    received: bytes = b""
+    decided: bool = True
+    trusted: bool = False
 
 
 class Connection(socket.socket):
