@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.cli.commands.rollout import COMMAND
-from poolctl.supervisor.rollout.verdict import DEFAULT_CONDITIONS, FIGURES, condition
+from poolctl.features.rollout._verdict import DEFAULT_CONDITIONS, FIGURES, condition
+from poolctl.features.rollout.command import COMMAND
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rollout.md").read_text()
 
