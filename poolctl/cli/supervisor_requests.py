@@ -44,7 +44,6 @@ _CHANGING_VERBS = (
     "disable",
     "add",
     "remove",
-    "rollout",
 )
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
@@ -107,7 +106,10 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
         try:
             document = _call(pool, verb or request.verb, body, progress, request.seconds("timeout"))
         except KeyboardInterrupt:
-            if request.verb not in _CHANGING_VERBS:
+            from poolctl.feature import features
+
+            of_features = (verb for feature in features() for verb in feature.changing)
+            if request.verb not in (*_CHANGING_VERBS, *of_features):
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None

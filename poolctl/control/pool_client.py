@@ -302,6 +302,7 @@ class PoolClient(GatewayClient):
         """
         limit = seconds_of("seconds", seconds)
         options: Table = {
+            "op": "begin",
             "share": canary,
             "min_requests": min_requests,
             "pause": pause,

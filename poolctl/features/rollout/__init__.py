@@ -7,4 +7,5 @@ FEATURE = Feature(
     commands={"rollout": "command"},
     supervisor="rollouts:Rollouts",
     verbs=("rollout", "rollouts"),
+    changing=("rollout",),
 )

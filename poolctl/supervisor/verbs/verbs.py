@@ -17,6 +17,7 @@ from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
+from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
@@ -32,13 +33,10 @@ _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 
-AUDITED = frozenset(
-    {
-        "start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
-        "upgrade", "host", "rollout",
-    }
-)  # fmt: skip
-_OF_SERVERS = AUDITED - {"upgrade", "host", "rollout"}
+_OF_SERVERS = frozenset(
+    {"start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove"}
+)
+AUDITED = _OF_SERVERS | {"upgrade", "host", *(verb for feature in features() for verb in feature.changing)}
 # Recorded with their values; the others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
@@ -281,10 +279,8 @@ def _given(selector: Selector) -> Table:
 
 
 def _details(verb: str, options: Table) -> list[str]:
-    if verb == "host":
-        return [str(options.get("op")), *map(str, options.get("hosts") or ())]
-    if verb == "rollout":
-        return [str(options.get("op", "begin"))]
+    if verb not in _OF_SERVERS and "op" in options:
+        return [str(options["op"]), *map(str, options.get("hosts") or ())]
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
         return [*everything, "--auto" if options.get("auto") is True else str(options.get("workers"))]

@@ -15,6 +15,7 @@ from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.gateway.server_facts import facts_of
+from poolctl.supervisor.verbs.verbs import AUDITED
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
@@ -539,3 +540,7 @@ def test_next_supervisor_takes_a_canary_that_was_not_recorded_yet_from_the_gatew
         assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
 
     run(work())
+
+
+def test_rollouts_that_change_the_pool_are_audited() -> None:
+    assert {"rollout", "rollouts"} & AUDITED == {"rollout"}
