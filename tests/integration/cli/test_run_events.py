@@ -59,8 +59,7 @@ def kill(pool: RealPool, until: Any, times: int) -> None:
         until(dies, timeout_seconds=60)
 
 
-@pytest.mark.capability
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", [pytest.param("text", marks=pytest.mark.capability), "json"])
 def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, form: str) -> None:
     running = pool.spawn("run", "--log-format", form)
     until(lambda: pool.run("status").code == 0, timeout_seconds=60)
