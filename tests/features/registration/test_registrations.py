@@ -170,7 +170,7 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
         assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
         await registry.close()
 
-    play("uvloop", work)
+    play(work)
 
 
 def test_failing_service_is_taken_out_and_comes_back() -> None:
@@ -194,7 +194,7 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
         assert await asked(stage) == b"200 hello"
         await registry.close()
 
-    play("uvloop", work)
+    play(work)
 
 
 def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() -> None:
@@ -230,7 +230,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         for each in (killed, started, successor):
             await each.close()
 
-    play("asyncio", work)
+    play(work)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: in
         )
         await registry.close()
 
-    play("asyncio", work)
+    play(work)
 
 
 def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
@@ -278,4 +278,4 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
         await until(lambda: hanging.connections > 40)
         await registry.close()
 
-    play("uvloop", work)
+    play(work)

@@ -133,7 +133,7 @@ async def nonsense(backend: Backend, wire: Wire) -> None:
 
 
 def run(scene: Any) -> None:
-    play("uvloop", scene, Failures)
+    play(scene, Failures)
 
 
 @pytest.mark.parametrize("script", [hang, reset, trickle_head, nonsense])

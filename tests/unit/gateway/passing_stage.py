@@ -163,7 +163,7 @@ def app_route(*servers: str, **fields: Any) -> Route:
 
 def play(scene: Callable[[Stage], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Run it with a stage on the loop that the gateway uses."""
-    proxy_stage.play("uvloop", scene, Stage, **settings)
+    proxy_stage.play(scene, Stage, **settings)
 
 
 @asynccontextmanager

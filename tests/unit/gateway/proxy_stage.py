@@ -21,7 +21,6 @@ from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, write_table
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 # Around every wait of a test: far more than any of them needs.
 DEADLINE = 60.0
 Script = Callable[["Backend", "Wire"], Awaitable[None]]
@@ -186,9 +185,9 @@ def route(*backends: Backend, **fields: Any) -> Route:
 
 
 def play(
-    loop: str, scene: Callable[[Any], Coroutine[Any, Any, None]], make: type[Stage] = Stage, **settings: Any
+    scene: Callable[[Any], Coroutine[Any, Any, None]], make: type[Stage] = Stage, **settings: Any
 ) -> None:
-    """Run it with a stage, on this kind of loop; an exception that the loop reports fails the test."""
+    """Run it with a stage; an exception that the loop reports fails the test."""
     reported: list[dict[str, Any]] = []
 
     async def run() -> None:
@@ -208,7 +207,7 @@ def play(
             for _ in range(5):  # connections that these closed
                 await asyncio.sleep(0)
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     assert not reported, reported
 

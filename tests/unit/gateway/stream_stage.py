@@ -21,15 +21,14 @@ from poolctl.gateway.streams.udp import UdpStream
 from poolctl.routing.networks import is_within
 from poolctl.routing.route import StreamRoute, Target
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SECONDS = 60.0
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine on each kind of loop."""
+@pytest.fixture
+def run() -> Run:
+    """Runs a coroutine on the gateway's loop."""
 
     def run_it(work: Coroutine[Any, Any, None]) -> None:
         async def limited() -> None:
@@ -38,7 +37,7 @@ def run(request: pytest.FixtureRequest) -> Run:
                 for _ in range(5):  # transports close a few turns after they are told
                     await asyncio.sleep(0)
 
-        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(limited())
 
     return run_it

@@ -85,7 +85,7 @@ def test_proxied_requests_reach_the_canary_in_its_share() -> None:
         (row,) = stage.edge.backends.snapshot()
         assert (row["host"], row["requests"], row["errors"], row["in_flight"]) == ("web", REQUESTS, 0, 0)
 
-    proxy_stage.play("uvloop", scene)
+    proxy_stage.play(scene)
 
 
 def test_new_connections_are_passed_to_the_canary_in_its_share() -> None:

@@ -225,7 +225,7 @@ def through_proxies(cases: list[tuple[bytes, int | None]]) -> list[Proxied]:
 
         found.extend(await asyncio.gather(*(one(*each) for each in cases)))
 
-    play("uvloop", scene)
+    play(scene)
     return found
 
 

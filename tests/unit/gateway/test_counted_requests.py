@@ -17,9 +17,7 @@ from tests.unit.gateway.passing_stage import HEAD, Stage, app_route
 from tests.unit.gateway.proxy_stage import ok, play
 
 
-def counting(
-    tmp_path: Path, scene: Callable[[Stage, Operator], Coroutine[Any, Any, None]], loop: str = "uvloop"
-) -> None:
+def counting(tmp_path: Path, scene: Callable[[Stage, Operator], Coroutine[Any, Any, None]]) -> None:
     """Play it with an operator, which confirms nothing: what was counted stays where the test can see it."""
 
     async def with_operator(stage: Stage) -> None:
@@ -28,7 +26,7 @@ def counting(
             stage.edge.configure(replace(stage.edge.settings, operator=OperatorSettings(url=operator.url)))
             await scene(stage, operator)
 
-    play(loop, with_operator, Stage, directory=str(tmp_path))
+    play(with_operator, Stage, directory=str(tmp_path))
 
 
 def counted(stage: Stage) -> dict[str, int]:
@@ -37,8 +35,7 @@ def counted(stage: Stage) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_proxied_requests_are_counted_for_their_route_and_do_not_wait(tmp_path: Path, loop: str) -> None:
+def test_proxied_requests_are_counted_for_their_route_and_do_not_wait(tmp_path: Path) -> None:
     async def scene(stage: Stage, operator: Operator) -> None:
         await stage.route(ok, alias="users")
         wire = await stage.client()
@@ -50,7 +47,7 @@ def test_proxied_requests_are_counted_for_their_route_and_do_not_wait(tmp_path: 
         await operator.until(lambda: len(operator.received) == 1)
         assert operator.release.is_set() is False
 
-    counting(tmp_path, scene, loop)
+    counting(tmp_path, scene)
 
 
 def test_passed_connection_is_counted_once(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 from poolctl.gateway.proxy import backend_connection, client_connection, request_body
 from poolctl.gateway.proxy.client_connection import MOST_REQUESTS_AT_ONCE
 from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
-from tests.unit.gateway.proxy_stage import LOOPS, Backend, Stage, Wire, ok, play
+from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, ok, play
 
-pytestmark = pytest.mark.parametrize("loop", LOOPS)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -59,7 +58,7 @@ async def whole_body(backend: Backend, wire: Wire) -> None:
 
 
 @pytest.mark.usefixtures("frozen_clock")
-def test_tiny_chunks_of_a_request_are_passed_on_in_many_turns(loop: str) -> None:
+def test_tiny_chunks_of_a_request_are_passed_on_in_many_turns() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(whole_body)
         client = await stage.client()
@@ -69,11 +68,11 @@ def test_tiny_chunks_of_a_request_are_passed_on_in_many_turns(loop: str) -> None
         assert turns.count > CHUNKS / MOST_CHUNKS_AT_ONCE
         await client.head()  # that of the next request, which came behind the chunks
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.usefixtures("frozen_clock")
-def test_request_with_too_many_chunks_a_second_gets_400_and_its_connection_ends(loop: str) -> None:
+def test_request_with_too_many_chunks_a_second_gets_400_and_its_connection_ends() -> None:
     async def scene(stage: Stage) -> None:
         ended = asyncio.Event()
 
@@ -91,15 +90,13 @@ def test_request_with_too_many_chunks_a_second_gets_400_and_its_connection_ends(
         await client.rest()
         await asyncio.wait_for(ended.wait(), 20)  # for the backend, too
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("closes", [False, True])
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_tiny_chunks_of_a_response_are_passed_on_in_many_turns(
-    loop: str, closes: bool, version: bytes
-) -> None:
+def test_tiny_chunks_of_a_response_are_passed_on_in_many_turns(closes: bool, version: bytes) -> None:
     async def chunks(backend: Backend, wire: Wire) -> None:
         while True:
             await backend.request(wire)
@@ -121,11 +118,11 @@ def test_tiny_chunks_of_a_response_are_passed_on_in_many_turns(
                     client = await stage.client()
         assert backend.connections == 1 + closes
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.usefixtures("frozen_clock")
-def test_slow_client_of_small_chunks_gets_all_of_them(loop: str) -> None:
+def test_slow_client_of_small_chunks_gets_all_of_them() -> None:
     body = (b"400\r\n" + bytes(1024) + b"\r\n") * (4 * CHUNKS - 1) + LAST
 
     async def chunks(backend: Backend, wire: Wire) -> None:
@@ -148,11 +145,11 @@ def test_slow_client_of_small_chunks_gets_all_of_them(loop: str) -> None:
             if connection is not None:
                 yield connection
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.usefixtures("frozen_clock")
-def test_response_with_too_many_chunks_a_second_is_cut_off(loop: str) -> None:
+def test_response_with_too_many_chunks_a_second_is_cut_off() -> None:
     async def chunks(backend: Backend, wire: Wire) -> None:
         await backend.request(wire)
         await wire.send(CHUNKED + TINY * (MOST_CHUNKS_A_SECOND + 1))
@@ -168,15 +165,13 @@ def test_response_with_too_many_chunks_a_second_is_cut_off(loop: str) -> None:
             pass
         assert stage.edge.counts.route("app").failures == 1
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize(
     "head", [GET, GET[:-2] + b"X: " + b"y" * 20_000 + b"\r\n\r\n"], ids=["small", "large"]
 )
-def test_requests_without_a_backend_that_come_at_once_are_answered_in_many_turns(
-    loop: str, head: bytes
-) -> None:
+def test_requests_without_a_backend_that_come_at_once_are_answered_in_many_turns(head: bytes) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok, path="/there")
         client = await stage.client()
@@ -190,4 +185,4 @@ def test_requests_without_a_backend_that_come_at_once_are_answered_in_many_turns
             await sending
         assert turns.count > count / at_once
 
-    play(loop, scene)
+    play(scene)

@@ -68,7 +68,7 @@ def test_proxied_request_is_logged_as_a_worker_logs_it(tmp_path: Path) -> None:
 
         assert without_time(line) == without_time(f"INFO:     {as_text(logged)}")
 
-    play("uvloop", scene, access_log=str(tmp_path / "log"))
+    play(scene, access_log=str(tmp_path / "log"))
 
 
 def test_request_id_of_a_client_is_kept_if_it_is_printable(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_request_id_of_a_client_is_kept_if_it_is_printable(tmp_path: Path) -> No
         assert ids[0] == "abc-1"
         assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids[1:])
 
-    play("uvloop", scene, access_log=str(tmp_path / "log"))
+    play(scene, access_log=str(tmp_path / "log"))
 
 
 def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_status(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_st
             ("GET /hang HTTP/1.1", "499", ""),
         }
 
-    play("uvloop", scene, access_log=str(tmp_path / "log"))
+    play(scene, access_log=str(tmp_path / "log"))
 
 
 def test_slow_disk_leaves_lines_out_and_holds_up_no_request(

@@ -66,12 +66,11 @@ class Stage(proxy_stage.Stage):
             self._server.close()
 
 
-def play(steps: Callable[[Stage], Coroutine[Any, Any, None]], loop: str = "uvloop") -> None:
-    proxy_stage.play(loop, steps, Stage)
+def play(steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    proxy_stage.play(steps, Stage)
 
 
-@pytest.mark.parametrize("loop", proxy_stage.LOOPS)
-def test_requests_wait_until_the_machine_runs_and_its_service_accepts(loop: str) -> None:
+def test_requests_wait_until_the_machine_runs_and_its_service_accepts() -> None:
     async def steps(stage: Stage) -> None:
         stage.begin()
         stage.report("stopped")
@@ -88,7 +87,7 @@ def test_requests_wait_until_the_machine_runs_and_its_service_accepts(loop: str)
         counts = stage.edge.counts.route("app")
         assert (counts.requests, counts.failures) == (3, 0)
 
-    play(steps, loop)
+    play(steps)
 
 
 def test_machine_that_was_stopped_unseen_is_started_when_its_connection_fails() -> None:

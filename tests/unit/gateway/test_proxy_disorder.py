@@ -13,7 +13,7 @@ import pytest
 from poolctl.gateway.proxy.timer_wheel import SLOT_SECONDS, Timer, TimerWheel
 from poolctl.routing.route import BreakerRule, Limit
 from poolctl.worker import tally
-from tests.unit.gateway.proxy_stage import LOOPS, Backend, Script, Stage, Wire, play, route
+from tests.unit.gateway.proxy_stage import Backend, Script, Stage, Wire, play, route
 
 OK = b"HTTP/1.1 200 OK\r\n"
 RESPONSES = [
@@ -88,9 +88,8 @@ async def disorderly_client(stage: Stage, random: Random) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_nothing_is_left_of_disorderly_clients_and_backends(loop: str) -> None:
-    random = Random(loop)
+def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
+    random = Random(1)
 
     async def scene(stage: Stage) -> None:
         backends = [await stage.backend(disorderly_backend(random)) for _ in range(2)]
@@ -112,11 +111,10 @@ def test_nothing_is_left_of_disorderly_clients_and_backends(loop: str) -> None:
         ended = sum(slots[tally.STATUS : tally.STATUS + 6]) + slots[tally.BROKEN] + slots[tally.DISCONNECTED]
         assert traffic.requests == ended > 50
 
-    play(loop, scene, head_seconds=0.5, keep_alive_seconds=0.5)
+    play(scene, head_seconds=0.5, keep_alive_seconds=0.5)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconnected(loop: str) -> None:
+def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconnected() -> None:
     asked: asyncio.Queue[Wire] = asyncio.Queue()
 
     async def script(backend: Backend, wire: Wire) -> None:
@@ -139,7 +137,7 @@ def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconne
             await asyncio.sleep(0)
         assert stage.edge.counts.route("app").requests == 1
 
-    play(loop, scene)
+    play(scene)
 
 
 class _Loop:

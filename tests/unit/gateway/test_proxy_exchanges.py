@@ -1,4 +1,4 @@
-"""Requests that are proxied, and their responses: what passes through, on both kinds of loop."""
+"""Requests that are proxied, and their responses: what passes through."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from poolctl.routing.route import Header
-from tests.unit.gateway.proxy_stage import LOOPS, Backend, Script, Stage, Wire, ok, play, route
+from tests.unit.gateway.proxy_stage import Backend, Script, Stage, Wire, ok, play, route
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: a.example\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
-pytestmark = pytest.mark.parametrize("loop", LOOPS)
 
 
 def answer(response: bytes, *, close: bool = False) -> Script:
@@ -42,7 +41,7 @@ async def echo(backend: Backend, wire: Wire) -> None:
         await wire.send(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
 
-def test_request_and_response_pass_through_over_one_connection_each(loop: str) -> None:
+def test_request_and_response_pass_through_over_one_connection_each() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         client = await stage.client()
@@ -57,20 +56,20 @@ def test_request_and_response_pass_through_over_one_connection_each(loop: str) -
             b'X-Forwarded-Host: a.example\r\nForwarded: for=127.0.0.1;proto=http;host="a.example"\r\n\r\n'
         )
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_bytes_that_were_read_before_come_first(loop: str) -> None:
+def test_bytes_that_were_read_before_come_first() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client(received=GET[:20])
         await client.send(GET[20:])
         assert await client.response() == (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n", b"hello")
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_pipelined_requests_are_answered_in_their_order(loop: str) -> None:
+def test_pipelined_requests_are_answered_in_their_order() -> None:
     async def number(backend: Backend, wire: Wire) -> None:
         while True:
             target = (await backend.request(wire)).split(b" ")[1]
@@ -82,10 +81,10 @@ def test_pipelined_requests_are_answered_in_their_order(loop: str) -> None:
         await client.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % each for each in range(50)))
         assert [(await client.response())[1] for _ in range(50)] == [b"/%d" % each for each in range(50)]
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_read_ahead_is_bounded(loop: str) -> None:
+def test_read_ahead_is_bounded() -> None:
     async def scene(stage: Stage) -> None:
         answered = asyncio.Event()
 
@@ -108,12 +107,12 @@ def test_read_ahead_is_bounded(loop: str) -> None:
         for _ in range(101):
             assert (await client.response())[0].startswith(OK)
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_bodies_pass_through_both_ways(loop: str, size: int, chunked: bool) -> None:
+def test_bodies_pass_through_both_ways(size: int, chunked: bool) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(echo)
         client = await stage.client()
@@ -130,7 +129,7 @@ def test_bodies_pass_through_both_ways(loop: str, size: int, chunked: bool) -> N
             _, (_, received) = await asyncio.gather(client.send(sent), client.response())
             assert received == body
 
-    play(loop, scene)
+    play(scene)
 
 
 CHUNKS = b"5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
@@ -147,9 +146,7 @@ RESPONSES = {
 
 @pytest.mark.parametrize("name", RESPONSES)
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_responses_in_every_framing_reach_clients_of_either_version(
-    loop: str, name: str, version: bytes
-) -> None:
+def test_responses_in_every_framing_reach_clients_of_either_version(name: str, version: bytes) -> None:
     response, expected = RESPONSES[name]
     until_close = name in ("until the end", "HTTP/1.0")
 
@@ -174,10 +171,10 @@ def test_responses_in_every_framing_reach_clients_of_either_version(
         await client.send(request)  # the connection is still in step
         assert (await client.head()) == head
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_response_that_comes_in_pieces_is_whole_without_the_line_that_keeps_the_connection(loop: str) -> None:
+def test_response_that_comes_in_pieces_is_whole_without_the_line_that_keeps_the_connection() -> None:
     async def script(backend: Backend, wire: Wire) -> None:
         while True:
             await backend.request(wire)
@@ -193,10 +190,10 @@ def test_response_that_comes_in_pieces_is_whole_without_the_line_that_keeps_the_
             assert await client.response() == (OK + b"Content-Length: 11\r\n\r\n", b"firstsecond")
         assert backend.connections == 1
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_response_to_head_has_no_body(loop: str) -> None:
+def test_response_to_head_has_no_body() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(answer(OK + b"Content-Length: 500\r\n\r\n"))
         client = await stage.client()
@@ -204,10 +201,10 @@ def test_response_to_head_has_no_body(loop: str) -> None:
             await client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await client.head() == OK + b"Content-Length: 500\r\n\r\n"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_trailers_and_early_hints_pass_through(loop: str) -> None:
+def test_trailers_and_early_hints_pass_through() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
 
     async def scene(stage: Stage) -> None:
@@ -218,10 +215,10 @@ def test_trailers_and_early_hints_pass_through(loop: str) -> None:
         assert b"chunked" in await client.head()
         assert await client.until(b"\r\n\r\n") == b"5\r\nhello\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_an_expectation_is_met_by_the_backend(loop: str) -> None:
+def test_an_expectation_is_met_by_the_backend() -> None:
     async def expecting(backend: Backend, wire: Wire) -> None:
         assert b"Expect: 100-continue" in await backend.request(wire)
         await wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -235,10 +232,10 @@ def test_an_expectation_is_met_by_the_backend(loop: str) -> None:
         await client.send(b"abc")
         assert (await client.response())[1] == b"abc"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_response_before_the_end_of_the_request_ends_the_connection_after_it(loop: str) -> None:
+def test_response_before_the_end_of_the_request_ends_the_connection_after_it() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(answer(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n"))
         client = await stage.client()
@@ -250,10 +247,10 @@ def test_response_before_the_end_of_the_request_ends_the_connection_after_it(loo
         await client.send(b"x" * 1000)  # read and dropped: no reset
         assert await client.rest() == b""
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_events_arrive_as_they_are_sent(loop: str) -> None:
+def test_events_arrive_as_they_are_sent() -> None:
     async def scene(stage: Stage) -> None:
         seen = asyncio.Event()
 
@@ -274,10 +271,10 @@ def test_events_arrive_as_they_are_sent(loop: str) -> None:
             seen.set()
         assert await client.exactly(5) == b"0\r\n\r\n"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_a_slow_client_stops_the_backend(loop: str) -> None:
+def test_a_slow_client_stops_the_backend() -> None:
     size = 200_000_000  # more than the kernel's buffers of both connections take
 
     async def scene(stage: Stage) -> None:
@@ -301,10 +298,10 @@ def test_a_slow_client_stops_the_backend(loop: str) -> None:
         for _ in range(size // 1_000_000):
             await client.exactly(1_000_000)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_a_slow_backend_stops_the_client(loop: str) -> None:
+def test_a_slow_backend_stops_the_client() -> None:
     size = 200_000_000  # more than the kernel's buffers of both connections take
 
     async def scene(stage: Stage) -> None:
@@ -328,10 +325,10 @@ def test_a_slow_backend_stops_the_client(loop: str) -> None:
         go_on.set()
         assert (await client.response())[0].startswith(OK)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_the_route_changes_host_and_path_and_adds_fields(loop: str) -> None:
+def test_the_route_changes_host_and_path_and_adds_fields() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(
             ok,
@@ -350,11 +347,11 @@ def test_the_route_changes_host_and_path_and_adds_fields(loop: str) -> None:
             assert b"\r\nX-Forwarded-Host: a\r\n" in head
             assert head.lower().count(b"\r\nhost:") == 1
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_backend_learns_of_the_route_if_that_asks_for_it(loop: str, asked: bool) -> None:
+def test_the_backend_learns_of_the_route_if_that_asks_for_it(asked: bool) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok, path="/v1", context_headers=asked)
         client = await stage.client()
@@ -367,10 +364,10 @@ def test_the_backend_learns_of_the_route_if_that_asks_for_it(loop: str, asked: b
         assert fields[:1] == ([b"\r\nx-poolctl-route: app"] if asked else [])
         assert (upstream in fields) == asked
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_each_request_of_a_connection_takes_its_own_route(loop: str) -> None:
+def test_each_request_of_a_connection_takes_its_own_route() -> None:
     async def scene(stage: Stage) -> None:
         one, other = await stage.backend(ok), await stage.backend(echo)
         stage.routes(route(one, host="one"), route(other, alias="other", host="other"))
@@ -385,10 +382,10 @@ def test_each_request_of_a_connection_takes_its_own_route(loop: str) -> None:
         assert b"close" not in head
         assert (len(one.heads), len(other.heads)) == (2, 1)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_backends_on_unix_sockets_are_reached(loop: str, tmp_path: Path) -> None:
+def test_backends_on_unix_sockets_are_reached(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.backend(ok, str(tmp_path / "s"))
         stage.routes(route(backend))
@@ -396,10 +393,10 @@ def test_backends_on_unix_sockets_are_reached(loop: str, tmp_path: Path) -> None
         await client.send(GET)
         assert (await client.response())[1] == b"hello"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_what_was_proxied_is_counted_for_route_and_backend(loop: str) -> None:
+def test_what_was_proxied_is_counted_for_route_and_backend() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         client = await stage.client()
@@ -410,4 +407,4 @@ def test_what_was_proxied_is_counted_for_route_and_backend(loop: str) -> None:
             assert (traffic.requests, traffic.failures) == (3, 0)
             assert traffic.bytes_out == 15
 
-    play(loop, scene)
+    play(scene)

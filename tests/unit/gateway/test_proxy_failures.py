@@ -13,7 +13,7 @@ from poolctl.gateway.proxy.serving import serve
 from poolctl.routing.route import Limit, Route, Target
 from poolctl.worker import tally
 from tests.http_corpus import RESPONSES, ResponseCase
-from tests.unit.gateway.proxy_stage import LOOPS, Backend, Script, Stage, Wire, ok, play, route
+from tests.unit.gateway.proxy_stage import Backend, Script, Stage, Wire, ok, play, route
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -22,7 +22,6 @@ OK = b"HTTP/1.1 200 OK\r\n"
 SOON = 0.1
 # The same where something else has to be done in time.
 RATHER_SOON = 1.0
-pytestmark = pytest.mark.parametrize("loop", LOOPS)
 
 
 async def status_of(client: Wire) -> int:
@@ -55,7 +54,7 @@ def unreachable() -> str:
         return f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_backend_that_cannot_be_reached_is_a_bad_gateway(loop: str) -> None:
+def test_backend_that_cannot_be_reached_is_a_bad_gateway() -> None:
     async def scene(stage: Stage) -> None:
         stage.routes(Route(alias="app", to=(Target(url=unreachable()),)))
         client = await stage.client()
@@ -67,11 +66,11 @@ def test_backend_that_cannot_be_reached_is_a_bad_gateway(loop: str) -> None:
         for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(url)):
             assert traffic.to_json()["errors"] == {"connect": 2}
 
-    play(loop, scene)
+    play(scene)
 
 
 def test_each_backend_of_a_repeated_request_is_charged_for_its_own_time(
-    loop: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
     monkeypatch.setattr(exchange, "monotonic", lambda: now)
@@ -100,12 +99,12 @@ def test_each_backend_of_a_repeated_request_is_charged_for_its_own_time(
         ):
             assert traffic.slots[tally.LATENCY_NS] == seconds * 10**9
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"])
-def test_backend_that_ends_before_its_response_is_a_bad_gateway(loop: str, sent: bytes, reset: bool) -> None:
+def test_backend_that_ends_before_its_response_is_a_bad_gateway(sent: bytes, reset: bool) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(failing(sent, reset=reset))
         client = await stage.client()
@@ -113,7 +112,7 @@ def test_backend_that_ends_before_its_response_is_a_bad_gateway(loop: str, sent:
         assert await status_of(client) == 502
         assert len(backend.heads) == 1
 
-    play(loop, scene)
+    play(scene)
 
 
 REFUSED = [
@@ -124,7 +123,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
-def test_malformed_response_is_a_bad_gateway_or_cut_off(loop: str, case: ResponseCase) -> None:
+def test_malformed_response_is_a_bad_gateway_or_cut_off(case: ResponseCase) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(failing(case.data))
         client = await stage.client()
@@ -139,7 +138,7 @@ def test_malformed_response_is_a_bad_gateway_or_cut_off(loop: str, case: Respons
         else:
             assert received == b"" or received.startswith(b"HTTP/1.1 502 ")
 
-    play(loop, scene)
+    play(scene)
 
 
 CUT = {
@@ -152,7 +151,7 @@ CUT = {
 
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_response_that_is_cut_off_is_not_taken_for_whole(loop: str, name: str, version: bytes) -> None:
+def test_response_that_is_cut_off_is_not_taken_for_whole(name: str, version: bytes) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(failing(CUT[name]))
         client = await stage.client()
@@ -167,10 +166,10 @@ def test_response_that_is_cut_off_is_not_taken_for_whole(loop: str, name: str, v
         assert version == b"1.1" or name == "length"
         assert not received.endswith(b"0\r\n\r\n")
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_closed_idle_connection_costs_no_request_that_may_be_repeated(loop: str) -> None:
+def test_closed_idle_connection_costs_no_request_that_may_be_repeated() -> None:
     async def once(backend: Backend, wire: Wire) -> None:
         """Answers one request, and closes when it has read the beginning of another."""
         await backend.request(wire)
@@ -188,10 +187,10 @@ def test_closed_idle_connection_costs_no_request_that_may_be_repeated(loop: str)
         assert await status_of(client) == 502  # it may have been acted upon
         assert backend.connections == 3
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_post_is_not_sent_on_a_connection_that_the_backend_has_closed(loop: str) -> None:
+def test_post_is_not_sent_on_a_connection_that_the_backend_has_closed() -> None:
     async def once(backend: Backend, wire: Wire) -> None:
         head = await backend.request(wire)
         if b"POST" in head:
@@ -206,7 +205,7 @@ def test_post_is_not_sent_on_a_connection_that_the_backend_has_closed(loop: str)
             assert await status_of(client) == 200
             assert backend.connections == number + 1
 
-    play(loop, scene)
+    play(scene)
 
 
 FIRST = {
@@ -221,7 +220,7 @@ FIRST = {
 
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_failed_request_is_sent_to_another_backend_if_it_may_be(loop: str, name: str, method: bytes) -> None:
+def test_failed_request_is_sent_to_another_backend_if_it_may_be(name: str, method: bytes) -> None:
     async def scene(stage: Stage) -> None:
         script = FIRST[name]
         first = (await stage.backend(script)).url if script else unreachable()
@@ -238,10 +237,10 @@ def test_failed_request_is_sent_to_another_backend_if_it_may_be(loop: str, name:
             assert status == {"answers 503": 503, "hangs": 504}.get(name, 502)
             assert not other.heads
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_the_last_failing_backend_leaves_nothing_to_try(loop: str) -> None:
+def test_the_last_failing_backend_leaves_nothing_to_try() -> None:
     async def scene(stage: Stage) -> None:
         targets = tuple(Target(url=unreachable()) for _ in range(2))
         stage.routes(route(to=targets, retries=5))
@@ -251,7 +250,7 @@ def test_the_last_failing_backend_leaves_nothing_to_try(loop: str) -> None:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: " in head
 
-    play(loop, scene)
+    play(scene)
 
 
 async def trickling(backend: Backend, wire: Wire) -> None:
@@ -270,30 +269,30 @@ async def endless(backend: Backend, wire: Wire) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_response_that_does_not_begin_is_a_gateway_timeout(loop: str) -> None:
+def test_response_that_does_not_begin_is_a_gateway_timeout() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(hanging, timeouts={"head": SOON})
         client = await stage.client()
         await client.send(GET)
         assert await status_of(client) == 504
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize(
     ("script", "timeouts"), [(trickling, {"idle": SOON}), (endless, {"total": 2 * SOON})]
 )
-def test_response_that_does_not_end_is_cut_off(loop: str, script: Script, timeouts: dict[str, float]) -> None:
+def test_response_that_does_not_end_is_cut_off(script: Script, timeouts: dict[str, float]) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(script, timeouts=timeouts)
         client = await stage.client()
         await client.send(GET[:-2] + b"Connection: close\r\n\r\n")
         assert len(await client.rest()) < 1000
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_backend_that_does_not_accept_is_a_gateway_timeout(loop: str) -> None:
+def test_backend_that_does_not_accept_is_a_gateway_timeout() -> None:
     async def scene(stage: Stage) -> None:
         with socket.socket() as full:  # its backlog is used up by connections that are never accepted
             full.bind(("127.0.0.1", 0))
@@ -310,10 +309,10 @@ def test_backend_that_does_not_accept_is_a_gateway_timeout(loop: str) -> None:
             for each in waiting:
                 each.close()
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_slow_head_is_a_request_timeout(loop: str) -> None:
+def test_slow_head_is_a_request_timeout() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client, silent, second = [await stage.client() for _ in range(3)]
@@ -326,20 +325,20 @@ def test_slow_head_is_a_request_timeout(loop: str) -> None:
             assert await each.rest() == b""
         assert await silent.rest() == b""  # nothing to respond to
 
-    play(loop, scene, head_seconds=RATHER_SOON)
+    play(scene, head_seconds=RATHER_SOON)
 
 
-def test_slow_body_is_a_request_timeout(loop: str) -> None:
+def test_slow_body_is_a_request_timeout() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(hanging, timeouts={"idle": SOON})
         client = await stage.client()
         await client.send(POST + b"Content-Length: 5\r\n\r\nab")
         assert await status_of(client) == 408
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_idle_connection_is_closed_after_its_time(loop: str) -> None:
+def test_idle_connection_is_closed_after_its_time() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
@@ -347,10 +346,10 @@ def test_idle_connection_is_closed_after_its_time(loop: str) -> None:
         assert await status_of(client) == 200
         assert await client.rest() == b""
 
-    play(loop, scene, keep_alive_seconds=SOON)
+    play(scene, keep_alive_seconds=SOON)
 
 
-def test_connection_without_keep_alive_is_closed_after_its_response(loop: str) -> None:
+def test_connection_without_keep_alive_is_closed_after_its_response() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         for request in (GET, GET.replace(b"GET /", b"TRACE /")):  # the second gets the gateway's own response
@@ -360,10 +359,10 @@ def test_connection_without_keep_alive_is_closed_after_its_response(loop: str) -
             assert b"\r\nConnection: close\r\n" in head
             assert await client.rest() == b""
 
-    play(loop, scene, keep_alive_seconds=0)
+    play(scene, keep_alive_seconds=0)
 
 
-def test_body_that_is_too_large_is_refused(loop: str) -> None:
+def test_body_that_is_too_large_is_refused() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(hanging, max_body_bytes=10)
         for body in (
@@ -382,10 +381,10 @@ def test_body_that_is_too_large_is_refused(loop: str) -> None:
         await client.send(b"6\r\n world\r\n")
         assert await status_of(client) == 413
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_head_that_is_too_large_is_refused(loop: str) -> None:
+def test_head_that_is_too_large_is_refused() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         for end in (b"", b"\r\n\r\n"):
@@ -393,10 +392,10 @@ def test_head_that_is_too_large_is_refused(loop: str) -> None:
             await client.send(GET[:-2] + b"X: " + b"x" * 5000 + end)
             assert await status_of(client) == 431
 
-    play(loop, scene, max_head_bytes=4096)
+    play(scene, max_head_bytes=4096)
 
 
-def test_requests_that_are_no_proxys_are_refused(loop: str) -> None:
+def test_requests_that_are_no_proxys_are_refused() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         for request, status in (
@@ -411,10 +410,10 @@ def test_requests_that_are_no_proxys_are_refused(loop: str) -> None:
             assert await status_of(client) == status
         assert not backend.heads
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_full_limit_is_refused_with_a_time_to_come_back(loop: str) -> None:
+def test_full_limit_is_refused_with_a_time_to_come_back() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(hanging, limit=Limit(concurrency=1))
         first, second = await stage.client(), await stage.client()
@@ -426,10 +425,10 @@ def test_full_limit_is_refused_with_a_time_to_come_back(loop: str) -> None:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: " in head
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_request_in_the_queue_is_sent_when_its_turn_comes(loop: str) -> None:
+def test_request_in_the_queue_is_sent_when_its_turn_comes() -> None:
     async def scene(stage: Stage) -> None:
         go_on = asyncio.Event()
 
@@ -453,7 +452,7 @@ def test_request_in_the_queue_is_sent_when_its_turn_comes(loop: str) -> None:
         assert [await status_of(each) for each in clients[:2]] == [200, 200]
         assert len(backend.heads) == 2
 
-    play(loop, scene)
+    play(scene)
 
 
 def in_flight(stage: Stage) -> Callable[[], int]:
@@ -462,7 +461,7 @@ def in_flight(stage: Stage) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("script", [hanging, trickling, endless])
-def test_client_that_leaves_frees_the_backend(loop: str, script: Script) -> None:
+def test_client_that_leaves_frees_the_backend(script: Script) -> None:
     async def scene(stage: Stage) -> None:
         ended = asyncio.Event()
 
@@ -484,10 +483,10 @@ def test_client_that_leaves_frees_the_backend(loop: str, script: Script) -> None
             await asyncio.sleep(0)
         assert stage.edge.counts.route("app").failures == 0
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_lingering_client_is_cut_off(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lingering_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", SOON)
 
     async def scene(stage: Stage) -> None:
@@ -498,12 +497,10 @@ def test_lingering_client_is_cut_off(loop: str, monkeypatch: pytest.MonkeyPatch)
         while stage.edge.pool.clients:
             await asyncio.sleep(0.01)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_client_that_never_takes_the_end_of_its_response_is_cut_off(
-    loop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_that_never_takes_the_end_of_its_response_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_connection, "SENDING_SECONDS", SOON)
 
     async def large(backend: Backend, wire: Wire) -> None:
@@ -526,4 +523,4 @@ def test_client_that_never_takes_the_end_of_its_response_is_cut_off(
         counts = stage.edge.counts.route("app")
         assert (counts.failures, counts.requests) == (0, 2)
 
-    play(loop, scene, keep_alive_seconds=SOON)
+    play(scene, keep_alive_seconds=SOON)

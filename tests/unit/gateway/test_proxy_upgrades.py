@@ -13,7 +13,7 @@ from poolctl.gateway.proxy.serving import drain
 from poolctl.gateway.tls.listener_certificates import ListenerCertificates
 from poolctl.gateway.tls.tls_reading import BUFFER_BYTES
 from tests.certificates import certificate
-from tests.unit.gateway.proxy_stage import LOOPS, Backend, Stage, Wire, ok, play, route
+from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, ok, play, route
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -21,7 +21,6 @@ UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
 CLOSE_1012 = b"\x88\x02\x03\xf4"
 SOON = 0.1
-pytestmark = pytest.mark.parametrize("loop", LOOPS)
 
 
 def upgrading(protocol: bytes, first: bytes = b"") -> object:
@@ -38,7 +37,7 @@ def upgrading(protocol: bytes, first: bytes = b"") -> object:
 
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"other/1"])
-def test_bytes_are_copied_both_ways_after_an_upgrade(loop: str, protocol: bytes) -> None:
+def test_bytes_are_copied_both_ways_after_an_upgrade(protocol: bytes) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(upgrading(protocol, first=b"\x81\x02hi"))
         client = await stage.client()
@@ -56,10 +55,10 @@ def test_bytes_are_copied_both_ways_after_an_upgrade(loop: str, protocol: bytes)
         assert stage.edge.counts.route("app").failures == 0
         assert stage.edge.backends.of(next(iter(stage.edge.table))).in_flight == 0
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_backend_may_close_its_direction_first(loop: str) -> None:
+def test_backend_may_close_its_direction_first() -> None:
     async def scene(stage: Stage) -> None:
         received = asyncio.get_running_loop().create_future()
 
@@ -78,10 +77,10 @@ def test_backend_may_close_its_direction_first(loop: str) -> None:
         client.eof()
         assert await asyncio.wait_for(received, 20) == b"still"
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_upgrade_that_is_not_wanted_is_answered_as_usual(loop: str) -> None:
+def test_upgrade_that_is_not_wanted_is_answered_as_usual() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
@@ -89,11 +88,11 @@ def test_upgrade_that_is_not_wanted_is_answered_as_usual(loop: str) -> None:
             await client.send(UPGRADE % b"websocket")
             assert (await client.response())[1] == b"hello"
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("request_", [GET, UPGRADE % b"h2c"], ids=["none", "h2c"])
-def test_switching_without_being_asked_is_a_bad_gateway(loop: str, request_: bytes) -> None:
+def test_switching_without_being_asked_is_a_bad_gateway(request_: bytes) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(upgrading(b"h2c"))
         client = await stage.client()
@@ -101,10 +100,10 @@ def test_switching_without_being_asked_is_a_bad_gateway(loop: str, request_: byt
         assert (await client.response())[0].startswith(b"HTTP/1.1 502 ")
         assert b"Upgrade" not in backend.heads[0]
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_idle_tunnel_is_closed(loop: str) -> None:
+def test_idle_tunnel_is_closed() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(upgrading(b"x"), timeouts={"idle": SOON})
         client = await stage.client()
@@ -112,11 +111,11 @@ def test_idle_tunnel_is_closed(loop: str) -> None:
         await client.head()
         assert await client.rest() == b""
 
-    play(loop, scene)
+    play(scene)
 
 
 def test_idle_connections_end_while_draining_and_others_after_their_response(
-    loop: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_connection, "QUIET_SECONDS", SOON)
 
@@ -143,11 +142,11 @@ def test_idle_connections_end_while_draining_and_others_after_their_response(
         await asyncio.wait_for(draining, 20)
         assert not stage.edge.pool.clients
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(loop: str, split: bool) -> None:
+def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(split: bool) -> None:
     async def scene(stage: Stage) -> None:
         over = asyncio.Event()
 
@@ -174,7 +173,7 @@ def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(loop: str, 
         client.close()
         await asyncio.wait_for(draining, 20)
 
-    play(loop, scene)
+    play(scene)
 
 
 def authority(*certificates: Path) -> ssl.SSLContext:
@@ -184,7 +183,7 @@ def authority(*certificates: Path) -> ssl.SSLContext:
     return context
 
 
-def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(loop: str, tmp_path: Path) -> None:
+def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         made = {name: certificate(tmp_path, name) for name in ("a.example", "b.example")}
@@ -215,11 +214,11 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(loop: st
         assert context is not None
         return await stage.client(context=context, ssl=trust, server_hostname=name)
 
-    play(loop, scene)
+    play(scene)
 
 
 def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_of_another_host(
-    loop: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
@@ -251,10 +250,10 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
             assert (await client.response())[0].startswith(b"HTTP/1.1 200 ")
         assert len(backend.heads) == 4
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_requests_over_tls_are_reported_as_such(loop: str, tmp_path: Path) -> None:
+def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         cert, key = certificate(tmp_path)
@@ -267,10 +266,10 @@ def test_requests_over_tls_are_reported_as_such(loop: str, tmp_path: Path) -> No
         await client.response()
         assert b"\r\nX-Forwarded-Proto: https\r\n" in backend.heads[0]
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(loop: str, tmp_path: Path) -> None:
+def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> None:
     size = 3 * BUFFER_BYTES  # connections share the buffer
 
     async def echo(backend: Backend, wire: Wire) -> None:
@@ -297,10 +296,10 @@ def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(loop: str, tmp_path
         for letter, body in zip(letters, await asyncio.gather(*map(ask, letters)), strict=True):
             assert body == letter * size
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_no_handshake_no_connection(loop: str, tmp_path: Path) -> None:
+def test_no_handshake_no_connection(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         cert, key = certificate(tmp_path)
@@ -311,12 +310,12 @@ def test_no_handshake_no_connection(loop: str, tmp_path: Path) -> None:
         assert b"HTTP" not in await client.rest()
         assert not stage.edge.pool.clients
 
-    play(loop, scene)
+    play(scene)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_certificates_of_backends_are_verified(
-    loop: str, tmp_path: Path, trusted: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trusted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(stage: Stage) -> None:
         cert, key = certificate(tmp_path)
@@ -333,12 +332,10 @@ def test_certificates_of_backends_are_verified(
         assert len(backend.heads) == (2 if trusted else 0)
         assert backend.connections <= 1
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_idle_connections_to_backends_are_few_and_closed_in_time(
-    loop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_connections_to_backends_are_few_and_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_pool, "MOST_IDLE", 2)
 
     async def scene(stage: Stage) -> None:
@@ -367,4 +364,4 @@ def test_idle_connections_to_backends_are_few_and_closed_in_time(
             await asyncio.sleep(0.01)
         assert stage.edge.backends.snapshot()[0]["connections"] == 0
 
-    play(loop, scene)
+    play(scene)

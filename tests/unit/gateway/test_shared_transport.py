@@ -6,13 +6,10 @@ import asyncio
 import socket
 import struct
 
-import pytest
-
 from poolctl.gateway.proxy.serving import serve
 from poolctl.keeper.connection_handover import Connection
-from tests.unit.gateway.proxy_stage import DEADLINE, LOOPS, Backend, Stage, Wire, _pair, ok, play
+from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, _pair, ok, play
 
-pytestmark = pytest.mark.parametrize("loop", LOOPS)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SIZE = 8_000_000
 
@@ -39,7 +36,7 @@ async def shared(stage: Stage, received: bytes = b"") -> tuple[socket.socket, so
     return ours, application
 
 
-def test_application_that_makes_a_connection_block_holds_up_no_other_client(loop: str) -> None:
+def test_application_that_makes_a_connection_block_holds_up_no_other_client() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(large)
         ours, application = await shared(stage)
@@ -57,10 +54,10 @@ def test_application_that_makes_a_connection_block_holds_up_no_other_client(loop
             assert await asyncio.wait_for(reader.readexactly(SIZE), DEADLINE) == b"x" * SIZE
             writer.close()
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_connection_whose_close_would_wait_is_closed_promptly(loop: str) -> None:
+def test_connection_whose_close_would_wait_is_closed_promptly() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(large)
         ours, application = await shared(stage)
@@ -76,10 +73,10 @@ def test_connection_whose_close_would_wait_is_closed_promptly(loop: str) -> None
             while stage.edge.pool.clients:
                 await asyncio.sleep(0)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_bodies_in_both_directions_and_later_requests_are_served(loop: str) -> None:
+def test_bodies_in_both_directions_and_later_requests_are_served() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(echo)
         head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -96,10 +93,10 @@ def test_bodies_in_both_directions_and_later_requests_are_served(loop: str) -> N
             while stage.edge.pool.clients:
                 await asyncio.sleep(0)
 
-    play(loop, scene)
+    play(scene)
 
 
-def test_last_response_is_sent_before_the_connection_is_closed(loop: str) -> None:
+def test_last_response_is_sent_before_the_connection_is_closed() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         ours, application = await shared(stage)
@@ -110,4 +107,4 @@ def test_last_response_is_sent_before_the_connection_is_closed(loop: str) -> Non
         assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 400") == 1
         writer.close()
 
-    play(loop, scene)
+    play(scene)

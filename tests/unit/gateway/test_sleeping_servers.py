@@ -59,7 +59,7 @@ class Stage(passing_stage.Stage):
 
 
 def play(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-    passing_stage.proxy_stage.play("uvloop", scene, Stage)
+    passing_stage.proxy_stage.play(scene, Stage)
 
 
 @pytest.mark.parametrize("mode", ["auto", "proxy"])
