@@ -14,8 +14,8 @@ from typing import Any
 
 from poolctl.features.dashboard._app import PageSettings, make_app
 from poolctl.features.dashboard._web_server import WebServer
+from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.ports import claim_port
-from tests.recorded_pool import RecordedPool
 from tests.stand_in import stand_in
 
 TOKEN = "let-me-in-4711"

@@ -14,10 +14,10 @@ import pytest
 from poolctl.json_form import to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
+from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
 from tests.real_pool import RealPool
-from tests.recorded_pool import RecordedPool
 
 pytestmark = pytest.mark.slow
 

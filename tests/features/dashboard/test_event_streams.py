@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
-from tests.recorded_pool import RecordedPool
 
 Message = tuple[str, Any]
 
