@@ -19,6 +19,7 @@ FEATURES = (
     "notify",
     "proxmox",
     "registration",
+    "operator",
     "scaling",
     "rollout",
     "haproxy",
@@ -54,6 +55,7 @@ class Feature:
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     changing: tuple[str, ...] = ()  # those that change the pool: recorded, and completed if the caller leaves
+    gateway: str = ""  # the class of its part of the gateway's process: see gateway.edge.EdgePart
     engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each
     # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,8 @@ NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", ".hypothesis", ".coverage*", "__pycache__", "dist"
 )
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
+# Files with lines that name features' modules: entry points, and public names elsewhere.
+WITH_LINES = ("pyproject.toml", "poolctl/gateway/operator.py")
 TESTS = ("-m", "not slow", "tests/unit", "tests/contract", "tests/features")
 
 
@@ -92,8 +94,8 @@ def take_out(name: str, tree: Path) -> None:
     shutil.rmtree(tree / "tests" / "features" / name)
     listed = tree / "poolctl" / "feature.py"
     listed.write_text(LIST.sub(lambda found: re.sub(rf'"{name}",?\s*', "", found[0]), listed.read_text()))
-    project = tree / "pyproject.toml"
-    project.write_text(without_lines(project.read_text(), [name]))
+    for path in (tree / each for each in WITH_LINES):
+        path.write_text(without_lines(path.read_text(), [name]))
 
 
 def without_lines(text: str, names: list[str]) -> str:

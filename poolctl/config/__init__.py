@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
     from poolctl.config.model.gateway_tables import *
-    from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
@@ -46,7 +45,7 @@ __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "OperatorTable", "Patience", "Place",
+    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "Patience", "Place",
     "Probe", "Problem", "Reading", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
     "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
@@ -81,7 +80,6 @@ _MODULES = {
     "values.problems": "Finding Place Problem problem_of shown",
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "rules.json_schema": "json_schema",
-    "model.operator_table": "OperatorTable",
     "rules.routes": "AnyRoute probed_targets routes_of users_of",
     "rules.server_references": "Named reference_findings with_addresses",
     "values.plain": "address_parts",

@@ -15,6 +15,7 @@ import socket
 
 import uvloop
 
+from poolctl.feature import features
 from poolctl.keeper import wire
 from poolctl.platform import name_process, raise_descriptor_limit
 from poolctl.runners.process_watchdog import PING
@@ -26,6 +27,9 @@ from .gateway_server import GatewayServer
 def main() -> None:
     """Fork gateways until the link ends; in a fork, serve until the order to end."""
     name_process("poolctl-gwfork")
+    for feature in features():
+        if feature.gateway:
+            feature.load(feature.gateway)
     raise_descriptor_limit()
     gc.collect()
     gc.freeze()

@@ -26,7 +26,7 @@ from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.client_connection import Peer
 from .proxy.serving import serve, serve_tls
-from .proxy.sleeping_answers import count_arrival, spares_server
+from .proxy.sleeping_answers import report_arrival, spares_server
 from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
 from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
 from .settings import ListenerSettings
@@ -286,10 +286,9 @@ class Arriving(WaitingConnection):
         return True
 
     def _count(self, route: Route, head: RequestHead | None) -> None:
-        """Have the operator informed of the connection, which the proxy does not serve."""
-        if (operator := self.edge.operator) is not None:
-            method, path = (b"", b"") if head is None else (head.method, head.path)
-            count_arrival(operator, route, method, path)
+        """Report the connection, which the proxy does not serve, to the parts of features."""
+        method, path = (b"", b"") if head is None else (head.method, head.path)
+        report_arrival(self.edge, route, method, path)
 
 
 class PlainConnection(Arriving):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
+from ..feature import features
 from ..json_form import Table, from_json
 from ..routing.decision import PassedRequests
 from ..routing.networks import is_within
@@ -19,15 +20,15 @@ from .backends import Backend, Backends, HostManager, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
 from .endpoint import Endpoint, MachineState
-from .operator import OperatorClient
 from .passing import Passing
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
-from .settings import GatewaySettings, OperatorSettings
+from .settings import GatewaySettings
 from .tls.listener_certificates import ListenerCertificates
 
 if TYPE_CHECKING:
+    from ..routing.route import Route
     from .machines import Machines
 
 # Minimum time between reports of an event that an application can cause at any rate.
@@ -35,6 +36,30 @@ _REPORT_SECONDS = 10.0
 # An idle connection that was closed has its descriptor for one or two turns of the loop.
 _CONNECT_ATTEMPTS = 4
 _RETRY_AFTER_SECONDS = 1.0
+
+
+class EdgePart(Protocol):
+    """The part of a feature in the gateway's process, made of the Edge and its settings."""
+
+    def configure(self, settings: Table) -> None:
+        """Follow these settings from now on."""
+        ...
+
+    def arrived(self, route: Route) -> None:
+        """A request that needs a backend has arrived. Must not block."""
+        ...
+
+    def snapshot(self) -> Table:
+        """Its part of the process's report."""
+        ...
+
+    def drain(self) -> None:
+        """A successor does the work from now on."""
+        ...
+
+    def close(self) -> None:
+        """End."""
+        ...
 
 
 class Edge:
@@ -66,7 +91,7 @@ class Edge:
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # idle connections that were closed for others
-        self.operator: OperatorClient | None = None  # is informed of requests, if one is configured
+        self.parts: dict[str, EdgePart] = {}  # of features, by their packages
         self.machines: Machines | None = None  # behind URLs, if some are known
 
     def now(self) -> float:
@@ -78,21 +103,18 @@ class Edge:
         self.settings = settings
         self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
         self._log_requests(settings.access_log)
-        self._inform(settings.operator)
+        self._configure_parts(settings.parts)
 
-    def _inform(self, operator: OperatorSettings | None) -> None:
-        """Inform this operator of requests; None for none."""
-        if operator is None:
-            if self.operator is not None:
-                self.operator.close()
-            self.operator = None
-        elif self.operator is not None:
-            self.operator.configure(operator)
-        else:
-            self.operator = OperatorClient(operator, self.settings.directory, report=self._operator_event)
-
-    def _operator_event(self, kind: str, message: str, severity: str) -> None:
-        self.event(kind, message=message, severity=severity)
+    def _configure_parts(self, settings: Mapping[str, Table]) -> None:
+        """Have the parts of features that have settings."""
+        for package in self.parts.keys() - settings.keys():
+            self.parts.pop(package).close()
+        for package, its in settings.items():
+            if package in self.parts:
+                self.parts[package].configure(its)
+            else:
+                feature = next(each for each in features() if each.package == package)
+                self.parts[package] = feature.load(feature.gateway)(self, its)
 
     def _log_requests(self, path: str) -> None:
         """Write an access log of proxied requests into this file; "" for none."""
@@ -195,7 +217,8 @@ class Edge:
             "waiting": len(self.passing.waiting),
             "evicted": self.evicted,
         }
-        return found if self.operator is None else {**found, "operator": self.operator.snapshot()}
+        parts = {package: part.snapshot() for package, part in self.parts.items()}
+        return {**found, "parts": parts} if parts else found
 
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call it when the gateway begins to drain; at once when it does so already."""
@@ -207,8 +230,8 @@ class Edge:
     def drain(self) -> None:
         """Begin to drain: idle connections end now, others after their response."""
         self.draining = True
-        if self.operator is not None:
-            self.operator.stop_sending()
+        for part in self.parts.values():
+            part.drain()
         callbacks: Iterable[Callable[[], None]] = self._on_drain
         self._on_drain = []
         for callback in callbacks:
@@ -219,7 +242,7 @@ class Edge:
         self.passing.close()
         self.pool.close()
         self._log_requests("")
-        self._inform(None)
+        self._configure_parts({})
         self.table.close()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from poolctl import __version__
+from poolctl.json_form import Table
 
 HTTP, TCP, UDP = "http", "tcp", "udp"
 
@@ -38,35 +39,13 @@ class ListenerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorSettings:
-    """Where an operator is informed of incoming requests, and how often at most.
-
-    `url` is http://HOST:PORT, https://HOST:PORT, either with a path, or unix:/PATH. With https the operator's
-    certificate is checked against the authorities in the file `ca`, or against the system's, and `cert` and `key` are
-    the files of the certificate that is presented to it.
-    """
-
-    url: str
-    endpoint: str = "/informer/incoming-request"
-    retry_seconds: float = 30.0
-    namespace: str = ""
-    token: str = ""
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-    key_password: str = ""
-
-    def __repr__(self) -> str:
-        return f"<OperatorSettings {self.url}>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """The table [gateway] in force, with the listeners in the order of their descriptors.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
     are believed when they forward a client's address. `access_log` is the path of that file, "" for none. `program` is
     the path of the `engine`, if that is another program. `http2`: it offers HTTP/2 to clients that speak TLS.
+    `parts` are the settings of features' parts (`Feature.gateway`) by their packages; they may hold secrets.
     """
 
     directory: str
@@ -80,10 +59,10 @@ class GatewaySettings:
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
     access_log: str = ""
-    operator: OperatorSettings | None = None
     engine: str = "poolctl"
     program: str = ""
     http2: bool = True
+    parts: dict[str, Table] = field(default_factory=dict, repr=False)
 
     @property
     def mark(self) -> str:

@@ -54,6 +54,9 @@ class FeaturePart:
     def flush(self) -> None:
         """Save everything for a successor, which may follow at any moment."""
 
+    async def stop_serving(self) -> None:
+        """Do no more for clients and the gateway, because the supervisor ends."""
+
     async def aclose(self) -> None:
         """End, because the supervisor ends."""
 
@@ -102,6 +105,11 @@ class FeatureParts:
     def problems(self) -> list[str]:
         """The tables that cannot be served now, each with the reason."""
         return [problem for part in self._parts.values() for problem in part.problems]
+
+    async def stop_serving(self) -> None:
+        """Have the features do no more for clients and the gateway."""
+        for part in self._parts.values():
+            await part.stop_serving()
 
     def flush(self) -> None:
         """Save everything for a successor."""

@@ -40,8 +40,6 @@ from .mandatory_servers import ends_pool, write_failure
 from .observers import observers
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
-from .operator import pool_operator
-from .operator.pool_operator import PoolOperator
 from .runtime_files import RuntimeFiles
 from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
@@ -54,7 +52,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # Parts whose modules are imported only when needed.
-_PARTS = (health, observers, pool_gateway, pool_operator)
+_PARTS = (health, observers, pool_gateway)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -131,7 +129,6 @@ class ManagedPool:
         self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
         self._service: Service | None = None
         self._gateway = PoolGateway(self._environment, self.events)
-        self._operator = PoolOperator(self._environment, self.events)
 
     @property
     def name(self) -> str:
@@ -226,7 +223,6 @@ class ManagedPool:
             # A supervisor that serves commands only too: workers that it starts need the routes.
             observers = self._observers
             await self._gateway.start(self.core, self._verbs, observers.totals, observers.parts)
-            self._operator.start(self.core)
 
     @property
     def _not_served(self) -> list[str]:
@@ -234,7 +230,6 @@ class ManagedPool:
         observers = self._observers
         return [
             *self._gateway.problems,
-            *self._operator.problems,
             *observers.problems,
             *observers.lost_events,
         ]
@@ -323,7 +318,6 @@ class ManagedPool:
         self._verbs.end()
         await self._control.close()
         await self._observers.stop_serving()
-        await self._operator.aclose()
         await self._gateway.aclose()
         await self.runner.aclose()
         await self._observers.close()
@@ -381,9 +375,7 @@ class ManagedPool:
         result = await self._gateway.conclude(verb, call, result)
         if verb == "start":
             await self._observers.parts.attempted()
-            await self._operator.attempted()
-            problems = [*self._operator.problems, *self._observers.problems]
-            result = replace(result, warnings=(*result.warnings, *problems))
+            result = replace(result, warnings=(*result.warnings, *self._observers.problems))
         return result
 
     def shut_down(self) -> int:

@@ -205,12 +205,6 @@ def check_tables(
         wrong, doubtful = check_gateway(tables, servers, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
-    if tables.operator:
-        from poolctl.config.checks.operator_checks import check_operator
-
-        wrong, doubtful = check_operator(tables.operator, env, datetime.now(UTC))
-        problems += wrong
-        warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     names = tables.by_name().keys()

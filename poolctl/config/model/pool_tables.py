@@ -16,7 +16,6 @@ from poolctl.feature import features
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
-    from poolctl.config.model.operator_table import OperatorTable
     from poolctl.config.values.table_types import Handlers, MetricsPath, PortRange
     from poolctl.config.values.value_types import (
         Bind,
@@ -31,7 +30,7 @@ AnyTable = TypeVar("AnyTable", bound=Table)
 
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-_NAMES = ("metrics", "events", "operator", *GATEWAY_TABLES)
+_NAMES = ("metrics", "events", *GATEWAY_TABLES)
 
 
 class PoolSettings(Section):
@@ -126,11 +125,6 @@ class Tables:
         """The tables [[stream]]."""
         streams: tuple[StreamConfig, ...] = self._tables.get("streams", ())
         return streams
-
-    @property
-    def operator(self) -> OperatorTable | None:
-        """[operator]."""
-        return self._tables.get("operator")
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
         """The table of this model; None where the files have none."""

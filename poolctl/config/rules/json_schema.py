@@ -8,7 +8,6 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
 from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS
-from poolctl.config.model.operator_table import OperatorTable
 from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
@@ -71,7 +70,6 @@ def json_schema() -> Schema:
     for key, model in (
         MODELS
         | GATEWAY_MODELS
-        | {"operator": OperatorTable}
         | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
         hidden = model.keys_of.keys() - model.written_keys()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from poolctl.config.model.pool_tables import GATEWAY_TABLES, Tables, model_of_table, table_names
 from poolctl.config.model.section import Table, validated
-from poolctl.config.values.normalise import STEPS, absolute
 from poolctl.config.values.problems import Finding, Path, Tree
 
 
@@ -18,17 +17,9 @@ def with_absolute_paths(
         from poolctl.config.rules.gateway import with_absolute_addresses
 
         return with_absolute_addresses(table, base_dir)
-    if (model := model_of_table(name)) is not None:
-        return model.from_file(table, written, base_dir)
-    found = dict(table)
-    for key, value in table.items():
-        if key == "ca":
-            found[key] = absolute(value, base_dir)
-        elif key in ("bind", "tls"):
-            found[key] = STEPS[key](value, base_dir)
-        elif (name, key) == ("operator", "url"):
-            found[key] = STEPS["bind"](value, base_dir)  # it may be a Unix socket
-    return found
+    model = model_of_table(name)
+    assert model is not None
+    return model.from_file(table, written, base_dir)
 
 
 def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
@@ -44,9 +35,6 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
                 values[name] = _list_of(model, raw[name], (name,), findings, values)
             else:
                 values[name] = _table(model, raw[name], (name,), findings, values)
-    if "operator" in raw:
-        has_gateway = any(name in raw for name in GATEWAY_TABLES)
-        values["operator"] = _operator(raw["operator"], findings, has_gateway=has_gateway)
     return Tables(**values)
 
 
@@ -86,21 +74,3 @@ def _table(
         own += [*found.findings(), *found.findings_among(others)]
     findings += [each._replace(path=(*path, *each.path)) for each in own]
     return None if own else found
-
-
-def _operator(raw: Mapping[str, Tree], findings: list[Finding], *, has_gateway: bool) -> Table | None:
-    """The table [operator], None if there are problems of it, which are added to the findings."""
-    from poolctl.config.model.operator_table import OperatorTable
-
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    own: list[Finding] = []
-    table = validated(OperatorTable, given, own)
-    # An address that is not accepted may still hold a secret.
-    own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if table is not None:
-        own += table.findings()
-        if table.url and not has_gateway:
-            message = "without a gateway there are no requests to inform an operator of"
-            own.append(Finding(("url",), message, "add [gateway], or take url out"))
-    findings += [each._replace(path=("operator", *each.path)) for each in own]
-    return None if own else table

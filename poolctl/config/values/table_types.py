@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
-from poolctl.address import AddressError, parse
 from poolctl.config.values.key_rules import app_findings
-from poolctl.config.values.plain import (
-    PORTS,
-    BadValue,
-    refuse_long_path,
-)
+from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Tree, shown
 
-OPERATOR_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "unix:/PATH"'
 MODE_ALLOWED = 'a mode of files, such as "0660"'
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 
@@ -49,31 +42,6 @@ PortRange = Annotated[
 Handlers = Annotated[str, BeforeValidator(_handlers)]
 
 
-def _operator_url(text: str) -> str:
-    """An operator's address. Errors do not repeat it, as it may hold a password."""
-    if text.lower().startswith("unix:"):
-        try:
-            address = parse(text)
-        except AddressError as problem:
-            raise BadValue(problem.message, OPERATOR_ALLOWED) from None
-        refuse_long_path(address)
-        return address.key
-    try:
-        parts = urlsplit(text)
-        found = parts.scheme in PORTS and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        found = None
-    if not found or not text.isprintable() or " " in text:
-        raise BadValue("this is no address of an operator", OPERATOR_ALLOWED)
-    if "@" in parts.netloc:
-        raise BadValue(
-            "the address has credentials: name the variable of a token, token_env", OPERATOR_ALLOWED
-        )
-    if parts.query or parts.fragment:
-        raise BadValue("the address has more than a path", OPERATOR_ALLOWED)
-    return text.rstrip("/")
-
-
 def _mode(value: Tree) -> Tree:
     text = f"{value:o}" if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", text):
@@ -84,8 +52,6 @@ def _mode(value: Tree) -> Tree:
 FileMode = Annotated[
     str, BeforeValidator(_mode), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})
 ]
-OperatorUrl = Annotated[str, AfterValidator(_operator_url)]
-Endpoint = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
 
 # A list of tables becomes a tuple.
 AS_TUPLE = Strict(False)

@@ -44,7 +44,8 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
         return
     for finding in _of_gateway(tables.gateway):
         yield None, finding
-    if tables.operator is not None and tables.operator.url is not None:
+    # Of a feature that may be missing.
+    if getattr(tables.by_name().get("operator"), "url", None) is not None:
         yield None, Finding(("operator", "url"), "HAProxy informs no operator of requests", _TAKE_OUT)
     for each in written_routes(Known(servers), tables):
         for finding in _of_route(each.config) if each.config and not each.reason else ():

@@ -44,8 +44,8 @@ class Machines(GatewayPart):
         problem = "" if self._inventory is None else self._inventory.problem
         return [f"[proxmox]: {problem}"] if problem else []
 
-    async def disconnect(self) -> None:
-        """See GatewayPart."""
+    async def stop_serving(self) -> None:
+        """See FeaturePart."""
         if self._inventory is not None:
             self._inventory.close()
 

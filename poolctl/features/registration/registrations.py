@@ -122,15 +122,17 @@ class TargetRegistration(GatewayPart):
         if self._is_address_used:
             await self._address.attempted()
 
-    def metrics(self) -> Iterable[Family]:
+    def metrics(self, reports: Table) -> Iterable[Family]:
         """See GatewayPart."""
         found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts().items():
             found.add(count, state=state)
         return [found]
 
-    async def disconnect(self) -> None:
-        """See GatewayPart. The next start of the pool has the services again."""
+    async def stop_serving(self) -> None:
+        """See FeaturePart. The next start of the pool has the services again."""
+        if self._gateway is None:
+            return
         await self._address.close()
         with contextlib.suppress(Exception):  # which every route table has reported
             await self._resumed

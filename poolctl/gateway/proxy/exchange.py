@@ -18,7 +18,7 @@ from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .request_routing import RoutedRequest
 from .response_head import Response
 from .route_answers import answer_of_route
-from .sleeping_answers import count_arrival, own_answer
+from .sleeping_answers import own_answer, report_arrival
 from .timer_wheel import Timer
 
 # Maximum bytes of a request's body kept until the response begins, for a retry or until there is a backend.
@@ -98,8 +98,7 @@ class Exchange:
                 return
             limiter.enter(self._started)
             self._of_client = limiter
-        if (operator := self._edge.operator) is not None:
-            count_arrival(operator, self._route, self._request.method, self._request.path)
+        report_arrival(self._edge, self._route, self._request.method, self._request.path)
         self._acquire()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:

@@ -9,7 +9,6 @@ from ...routing.normal_path import normal_path
 from ...routing.route import Route
 from ..backends import SLEEPING, Backend
 from ..edge import Edge
-from ..operator import OperatorClient
 from .response_head import Response, read_response
 
 RELOAD_SECONDS = 1
@@ -46,10 +45,11 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
-def count_arrival(operator: OperatorClient, route: Route, method: bytes, path: bytes) -> None:
-    """Have the operator informed of the request, unless it is one that wakes no server."""
-    if not spares_server(route, method, path):
-        operator.count(route.alias)
+def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
+    """Report the request to the parts of features, unless it is one that wakes no server."""
+    if edge.parts and not spares_server(route, method, path):
+        for part in edge.parts.values():
+            part.arrived(route)
 
 
 def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from poolctl.config import Engine, Tables, engine_problem, other_engine
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import ListenerSettings
-from poolctl.json_form import from_json
+from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.host_report import HostReport
@@ -63,6 +63,8 @@ class GatewayManager(SidecarManager):
         super().__init__(environment.keeper, events)
         self.tables = Tables()
         self.machines: MachineSource | None = None
+        # Settings of features' parts in the process by their packages; None while the process has no such part.
+        self.process_parts: dict[str, Callable[[], Table | None]] = {}
         self._environment = environment
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
@@ -369,8 +371,12 @@ class GatewayManager(SidecarManager):
         streams, directory = self._routes.routes.streams, self._environment.directory
         state_directory = self._environment.state_directory
         configuration, tables = self._environment.configuration, self.tables
-        env, name = configuration.environment, configuration.name
-        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env, name))
+        env = configuration.environment
+        made = {package: make() for package, make in self.process_parts.items()}
+        parts = {package: settings for package, settings in made.items() if settings is not None}
+        return await in_daemon_thread(
+            lambda: plan_of(tables, streams, directory, state_directory, env, parts)
+        )
 
     async def _check_engine(self, plan: GatewayPlan) -> None:
         """Raise ServerError if a process is needed and its program is not installed.

@@ -28,6 +28,7 @@ from poolctl.worker import tally
 
 from .computed_routes import RouteSet
 from .gateway_manager import GatewayManager
+from .gateway_part import GatewayPart
 
 # Maximum of routes, of streams and of hosts, so that a scrape and the scraper's storage stay small.
 MOST_LABELLED = 1000
@@ -47,7 +48,11 @@ class GatewaySnapshot(NamedTuple):
 
 
 async def gateway_metrics(
-    manager: GatewayManager, core: Core, passed: Mapping[int, int], healths: Mapping[str, RouteHealth]
+    manager: GatewayManager,
+    core: Core,
+    passed: Mapping[int, int],
+    healths: Mapping[str, RouteHealth],
+    parts: Iterable[GatewayPart],
 ) -> list[Family]:
     """The metrics as they are now. Waits for a process that answers, not for one that starts."""
     report = None
@@ -64,7 +69,9 @@ async def gateway_metrics(
         passed,
         healths,
     )
-    return await asyncio.to_thread(families, snapshot)
+    found = await asyncio.to_thread(families, snapshot)
+    of_processes: Table = (report or {}).get("parts", {})
+    return [*found, *(family for part in parts for family in part.metrics(of_processes))]
 
 
 def families(snapshot: GatewaySnapshot) -> list[Family]:
@@ -84,7 +91,6 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         omitted.add(len(all_) - len(shown), kind=what)
     return [
         *_gateway(snapshot),
-        *_operator(report),
         omitted,
         *_routes(routes),
         _waiting(routes, report),
@@ -114,20 +120,6 @@ def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
     return *families_of(_GATEWAY, [(snapshot, {})]), routes, refused
 
 
-def _operator(report: Table) -> Iterable[Family]:
-    """The metrics of a gateway that reports requests to an operator."""
-    found = report.get("operator")
-    return families_of(_OPERATOR, [(found, {})]) if found is not None else ()
-
-
-_OPERATOR: Sequence[Row[Table]] = (
-    ("poolctl_gateway_operator_requests", "counter", "Requests that the operator was informed of.",
-     lambda each: each["delivered"]),
-    ("poolctl_gateway_operator_unsent_requests", "gauge", "Requests that it has not confirmed yet.",
-     lambda each: sum(each["unsent"].values())),
-    ("poolctl_gateway_operator_failing_services", "gauge", "Services whose last report has failed.",
-     lambda each: len(each["failing"])),
-)  # fmt: skip
 _GATEWAY: Sequence[Row[GatewaySnapshot]] = (
     ("poolctl_gateway_up", "gauge", "Whether the gateway's process answers.",
      lambda each: int(each.report is not None)),

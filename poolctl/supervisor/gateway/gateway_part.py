@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..feature_parts import FeaturePart
 
 if TYPE_CHECKING:
+    from poolctl.json_form import Table
     from poolctl.monitor.exposition import Family
 
     from .gateway_manager import GatewayManager
@@ -24,9 +25,6 @@ class GatewayPart(FeaturePart):
         """The tables that cannot be served now, each with the reason; reported with the gateway's problems."""
         return ()
 
-    def metrics(self) -> Iterable[Family]:
-        """Its metrics, shown with the gateway's."""
+    def metrics(self, reports: Table) -> Iterable[Family]:
+        """Its metrics, shown with the gateway's; `reports` of parts in the gateway's process, by their packages."""
         return ()
-
-    async def disconnect(self) -> None:
-        """The gateway ends, because the supervisor ends."""

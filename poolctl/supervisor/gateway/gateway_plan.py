@@ -6,18 +6,15 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config import GatewayConfig, Tables, certificate_names, other_engine, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
-from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings, OperatorSettings
+from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
 from poolctl.json_form import Table
 from poolctl.routing.route import StreamRoute
-
-if TYPE_CHECKING:
-    from poolctl.config import OperatorTable
 
 
 class Certificate(NamedTuple):
@@ -78,9 +75,9 @@ def plan_of(
     directory: str,
     state_directory: str,
     env: Mapping[str, str],
-    name: str,
+    parts: dict[str, Table],
 ) -> GatewayPlan | None:
-    """The plan of the pool with this name; None without a gateway.
+    """The plan of a pool with these settings of features' parts; None without a gateway.
 
     Blocks on the disk; raises ServerError for a certificate.
     """
@@ -111,9 +108,7 @@ def plan_of(
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(
-        replace(
-            settings_of(gateway, directory, state_directory), operator=_operator(tables.operator, env, name)
-        ),
+        replace(settings_of(gateway, directory, state_directory), parts=parts),
         listeners,
         routes,
         tuple(_certificates(gateway, env)),
@@ -137,23 +132,6 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         program=engine.path(gateway) if engine else "",
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
-    )
-
-
-def _operator(table: OperatorTable | None, env: Mapping[str, str], name: str) -> OperatorSettings | None:
-    if table is None or table.url is None:
-        return None
-    tls = table.tls or None
-    return OperatorSettings(
-        url=table.url,
-        endpoint=table.endpoint,
-        retry_seconds=table.retry,
-        namespace=table.namespace or name,
-        token=env.get(table.token_env, "").strip() if table.token_env else "",
-        ca=table.ca or "",
-        cert=tls.cert if tls else "",
-        key=(tls.key or "") if tls else "",
-        key_password=env.get(tls.password_env, "") if tls and tls.password_env else "",
     )
 
 

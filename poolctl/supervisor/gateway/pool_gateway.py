@@ -125,8 +125,8 @@ class PoolGateway:
         from .gateway_metrics import gateway_metrics
 
         healths = await self.healths() or {}
-        found = await gateway_metrics(self._manager, self._core, await self._statistics.passed(), healths)
-        return [*found, *(family for part in self._parts for family in part.metrics())]
+        passed = await self._statistics.passed()
+        return await gateway_metrics(self._manager, self._core, passed, healths, self._parts)
 
     async def healths(self) -> dict[str, RouteHealth] | None:
         """See HealthOfRoutes."""
@@ -170,8 +170,6 @@ class PoolGateway:
 
     async def aclose(self) -> None:
         """End it."""
-        for part in self._parts:
-            await part.disconnect()
         if self._statistics is not None:
             self._statistics.close()
         if self._manager is not None:

@@ -110,7 +110,8 @@ class Observers:
         self.parts.flush()
 
     async def stop_serving(self) -> None:
-        """End the metrics endpoint."""
+        """Stop serving the addresses of features and the metrics endpoint."""
+        await self.parts.stop_serving()
         if self._metrics is not None:
             await self._metrics.close()
 

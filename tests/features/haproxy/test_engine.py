@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from poolctl.config import GatewayConfig
+from poolctl.config import GatewayConfig, Tables
 from poolctl.features.haproxy import engine
-from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES
+from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES, haproxy_problems
 from poolctl.routing import route
 from poolctl.supervisor.takeover import portable_pickle
 from tests.config_files import load_text
@@ -75,10 +77,6 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
         (
             ENGINE + '[[stream]]\nbind = ":53"\nto = "10.0.0.1:53"\ntimeouts = { total = "1s" }\n',
             "stream[0].timeouts.total: HAProxy has no limit for a whole connection",
-        ),
-        (
-            ENGINE + WEB + '[operator]\nurl = "http://127.0.0.1:8012"\n',
-            "operator.url: HAProxy informs no operator of requests",
         ),
         (
             '[gateway]\nprogram = "/bin/x"\n' + WEB,
@@ -162,3 +160,11 @@ bootstrap.main()
 def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
     done = subprocess.run([sys.executable, "-c", FORMER], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("serves\n", "")
+
+
+def test_haproxy_informs_no_operator() -> None:
+    operator: Any = SimpleNamespace(url="http://127.0.0.1:8012")
+    (found,) = haproxy_problems((), Tables(gateway=GatewayConfig(), operator=operator))
+    assert (found[1].path, found[1].message) == (
+        ("operator", "url"), "HAProxy informs no operator of requests",
+    )  # fmt: skip

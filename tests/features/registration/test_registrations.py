@@ -109,7 +109,7 @@ class Registry:
         return [each.url for each in self.manager]
 
     async def close(self) -> None:
-        await self.manager.disconnect()
+        await self.manager.stop_serving()
         self.routes.close()
         for directory in (self.directory, self.state_directory):
             shutil.rmtree(directory, ignore_errors=True)
@@ -216,7 +216,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         # A keeper that was killed with its supervisor holds nothing.
         killed = Registry(stage, directory=registry.directory)
         assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
-        await registry.manager.disconnect()
+        await registry.manager.stop_serving()
         # A stop leaves them to the next start, and to no other.
         pool_files.remove_desired(registry.directory)
         started = Registry(stage, state_directory=registry.state_directory)

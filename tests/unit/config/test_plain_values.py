@@ -20,10 +20,7 @@ name = "shop"
 [events]
 keep = 2
 [gateway]
-bind = [":8080", { bind = ":8443", tls = [{ cert = "a.pem" }] }]
-[operator]
-url = "http://127.0.0.1:9"
-token_env = "OPERATOR"
+bind = [":8080", { bind = ":8443", tls = [{ cert = "a.pem", password_env = "KEY" }] }]
 [[route]]
 to = ["web", { to = "tag:api", weight = 2 }]
 [[stream]]
@@ -51,7 +48,7 @@ assert server.to_dict()["restart"]["policy"] == "always"
 assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.gateway.bind[1].tls[0].to_dict()]
 from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
 conflicts([(name, address) for name, address in named_addresses(tables)])
-assert pool_variables(servers, tables) == {"OPERATOR"}
+assert pool_variables(servers, tables) == {"KEY"}
 assert not list(dependency_findings(servers))
 found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
 assert not found, found

@@ -287,7 +287,6 @@ def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: s
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nhandler_key = 'k'\n", "no handler"),
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = []\n", "not empty"),
         ("[[server]]\nname = 'a'\nbind = ':1'\nfactory = true\n", "needs an app"),
-        ("[operator]\n", "neither url nor bind is given"),
     ],
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:

@@ -18,10 +18,9 @@ from poolctl.config.values.secrets import MASK, is_secret, masked, masked_file
 from poolctl.errors import PoolValidateError
 
 FILE = """
-[operator]
+[[gateway.bind]]
 bind = "127.0.0.1:2"
-token_env='D'
-tls = { cert = "c", key = "k", password_env = "B" }
+tls = [{ cert = "c", key = "k", password_env = "B" }, { cert = "d", key = "k", password_env='D' }]
 [defaults.tls]
 cert = "c"
 "password_env" = "E"

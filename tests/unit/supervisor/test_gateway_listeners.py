@@ -67,7 +67,7 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
 
 def test_address_without_a_host_is_open_for_both_families() -> None:
     tables = Tables(gateway=GatewayConfig(bind=(":8080", "0.0.0.0:8081")))
-    found = plan_of(tables, (), "/run", "/state", {}, "shop")
+    found = plan_of(tables, (), "/run", "/state", {}, {})
     assert found is not None
     assert {each.bind: each.dual for each in found.listeners.values()} == {
         "0.0.0.0:8080": True, "0.0.0.0:8081": False,

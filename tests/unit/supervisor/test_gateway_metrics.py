@@ -112,16 +112,6 @@ def test_gateway_that_does_not_answer_is_down() -> None:
     assert not [key for key in found if key[0].startswith(("route_request", "host_", "gateway_connections"))]
 
 
-def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
-    operator = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
-    found = values(GatewaySnapshot(report() | {"operator": operator}, 0, 1, ROUTES, {}, {}, {}))
-    assert found["gateway_operator_requests_total",] == 7
-    assert found["gateway_operator_unsent_requests",] == 3
-    assert found["gateway_operator_failing_services",] == 1
-    without = values(GatewaySnapshot(report(), 0, 1, ROUTES, {}, {}, {}))
-    assert not [key for key in without if "operator" in key[0]]
-
-
 def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from random import Random
 from typing import Any
 
-from poolctl.gateway.operator import OperatorClient, OperatorSettings
+from poolctl.features.operator.client import OperatorClient, OperatorSettings
 
 DEADLINE = 30.0
 OK, REFUSE, RESET, GARBAGE, HANG, HALF = "200", "500", "reset", "garbage", "hang", "half"

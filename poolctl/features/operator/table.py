@@ -1,25 +1,25 @@
-"""[operator]: an operator that is informed of incoming requests, and the pool as the operator of others.
-
-Few pools have one: this module is imported when a file has the table.
-"""
+"""[operator]: an operator that is informed of incoming requests, and the pool as the operator of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
 from poolctl.config.model.section import Table, field
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.normalise import STEPS
 from poolctl.config.values.plain import PORTS
-from poolctl.config.values.problems import Finding
+from poolctl.config.values.problems import Finding, Problem, Tree
 
 if TYPE_CHECKING:
-    from poolctl.config.values.table_types import Endpoint, FileMode, OperatorUrl
     from poolctl.config.values.value_types import Bind, FilePath, Positive, Proxies, Text
 
-KINDS = "poolctl.config.values.table_types"
+    from ._value_types import Endpoint, FileMode, OperatorUrl
+
+KINDS = "poolctl.features.operator._value_types"
 # Keys that have no meaning without the other one.
 _OF_BIND = ("mode", "trusted")
 _OF_URL = ("retry", "ca")
@@ -27,6 +27,10 @@ _OF_URL = ("retry", "ca")
 
 class OperatorTable(Table):
     """[operator]: who is informed of the gateway's requests (url), and where others inform this pool (bind)."""
+
+    table_name: ClassVar[str] = "operator"
+    paths: ClassVar[tuple[str, ...]] = ("ca",)
+    former_name: ClassVar[str] = "poolctl.config.model.operator_table:OperatorTable"
 
     url: OperatorUrl | None = field(None, "The operator that is informed of requests: its address.")
     endpoint: Endpoint = field("/informer/incoming-request", "The path of the endpoint.")
@@ -50,8 +54,18 @@ class OperatorTable(Table):
         (), "Addresses or networks whose clients may use bind without token or certificate."
     )
 
+    @classmethod
+    def from_file(
+        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
+    ) -> dict[str, Tree]:
+        """See Table."""
+        found = super().from_file(table, written, base_dir)
+        if "url" in found:
+            found["url"] = STEPS["bind"](found["url"], base_dir)  # it may be a Unix socket
+        return found
+
     def findings(self) -> Iterator[Finding]:
-        """The problems between its keys; paths begin within the table."""
+        """See Table."""
         given = self.given
         if self.url is None and self.bind is None:
             fix = "add url, of an operator to inform, or bind, to be one"
@@ -69,6 +83,28 @@ class OperatorTable(Table):
             yield Finding(
                 ("url",), "this is the address of bind: the pool would inform itself", "take one out"
             )
+
+    def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
+        """See Table."""
+        if self.url and "gateway" not in tables:
+            message = "without a gateway there are no requests to inform an operator of"
+            yield Finding(("url",), message, "add [gateway], or take url out")
+
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+        """Problems and warnings about its token and certificates."""
+        from poolctl.config.checks.certificate_checks import check_certificates
+        from poolctl.config.files.read_file import read_text
+
+        problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
+        if self.token_env and not env.get(self.token_env, "").strip():
+            message = f"the environment variable {self.token_env} is not set"
+            problems.append(Finding(("token_env",), message, f"export {self.token_env}=…"))
+        if self.ca is not None:
+            try:
+                read_text(self.ca)
+            except Problem as problem:
+                problems.append(Finding(("ca",), f"{self.ca}: {problem.message}", problem.hint, self.ca))
+        return problems, warnings
 
     def _of_bind(self, bind: str, given: set[str]) -> Iterator[Finding]:
         if "*" in self.trusted:

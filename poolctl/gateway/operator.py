@@ -1,4 +1,4 @@
-"""Informs an operator of incoming requests, so that it can scale services up.
+"""Informs an operator of incoming requests, so that it can scale services up: a public name of a feature's client.
 
     from poolctl.gateway.operator import OperatorClient, OperatorSettings
 
@@ -9,9 +9,5 @@ The wire format is the one between KubeElasti's resolver and operator: `POST /in
 `{"count": 1, "svc": "users", "namespace": "default"}`. Needs only the standard library.
 """
 
-from __future__ import annotations
-
-from ..settings import OperatorSettings
-from .operator_client import OperatorClient
-
-__all__ = ["OperatorClient", "OperatorSettings"]
+from poolctl.features.operator.client import OperatorClient as OperatorClient
+from poolctl.features.operator.client import OperatorSettings as OperatorSettings

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.model.operator_table import OperatorTable
+from poolctl.features.operator._endpoint import ANSWER, read_report
+from poolctl.features.operator.table import OperatorTable
 from poolctl.gateway.operator import OperatorSettings
-from poolctl.supervisor.operator.operator_endpoint import ANSWER, read_report
 from poolctl.units import format_duration
 from tests.config_files import load_text
 
-TEXT = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
 
 
 @pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL))

@@ -12,15 +12,16 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
 from urllib.parse import urlsplit
 
-from ...http.http_client import exchange
-from ...http.message_head import BadMessage
-from ...json_form import Table
-from ...runners.listener_opener import in_daemon_thread
-from ..settings import OperatorSettings
-from .unsent_counts import COUNT, DUE_NS, OtherCounts, UnsentCounts
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage
+from poolctl.json_form import Table
+from poolctl.runners.listener_opener import in_daemon_thread
+
+from ._unsent_counts import COUNT, DUE_NS, OtherCounts, UnsentCounts
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
@@ -36,6 +37,29 @@ _OTHERS_SECONDS = 1.0
 _PORTS = {"http": 80, "https": 443}
 
 Report = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """Where an operator is informed of incoming requests, and how often at most.
+
+    `url` is http://HOST:PORT, https://HOST:PORT, either with a path, or unix:/PATH. With https the operator's
+    certificate is checked against the authorities in the file `ca`, or against the system's, and `cert` and `key` are
+    the files of the certificate that is presented to it.
+    """
+
+    url: str
+    endpoint: str = "/informer/incoming-request"
+    retry_seconds: float = 30.0
+    namespace: str = ""
+    token: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    key_password: str = ""
+
+    def __repr__(self) -> str:
+        return f"<OperatorSettings {self.url}>"
 
 
 class _Service:

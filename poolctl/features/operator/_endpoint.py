@@ -8,15 +8,21 @@ from __future__ import annotations
 import hmac
 import json
 import socket
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, Protocol
 
+from poolctl.address import parse
 from poolctl.clock import Clock
+from poolctl.errors import ServerError
 from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
+from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
 
-from ..observers.held_address import HttpEndpoint
+from .table import OperatorTable
 
 LIMITS = ServerLimits(
     head_bytes=16 * 1024,
@@ -166,6 +172,55 @@ class OperatorEndpoint(HttpEndpoint):
         message = f"{self._refused} reports of requests refused, the last one from {_peer(request.sock)}"
         self._refused = 0
         self._events.record("audit", "operator client refused", message=message, severity="warning")
+
+
+class OperatorAddress(HeldAddress[OperatorEndpoint]):
+    """Serves the endpoint as `[operator]` says."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
+        super().__init__(environment.keeper, events, fd_store.OPERATOR, "operator")
+        self._environment = environment
+        self._recorder = events
+        self._scaling = scaling
+        self._table: OperatorTable | None = None
+
+    def follow(self, table: OperatorTable | None) -> None:
+        """Serve as `[operator]` says from now on, or nowhere."""
+        self._table = table
+        if table is None or table.bind is None:
+            self.serve_at(None)
+            return
+        address = parse(table.bind)
+        self.serve_at(address.key, int(table.mode, 8) if address.kind == "unix" else None)
+
+    def make_server(self) -> OperatorEndpoint:
+        """See HeldAddress."""
+        return OperatorEndpoint(self._scaling, self._recorder)
+
+    async def configure(self, server: OperatorEndpoint) -> None:
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
+        table, env = self._table, self._environment.configuration.environment
+        if table is None:
+            return
+        access = access_of(table, env)
+        required = not (access.token or access.trusted)
+        await self.use_certificate(server, table.tls, env, required=required)
+        server.endpoint, server.access, server.namespace = table.endpoint, access, table.namespace
+
+
+def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
+    """The clients that may use the address. Raises ServerError for a missing token."""
+    token = env.get(table.token_env, "").strip() if table.token_env else ""
+    if table.token_env and not token:
+        raise ServerError(
+            f"the environment variable {table.token_env} is not set",
+            hint=f"export {table.token_env}=… before poolctl start",
+        )
+    return Access(
+        open_to_all=parse(table.bind or "").kind == "unix",
+        token=token,
+        trusted=tuple(ip_network(each, strict=False) for each in table.trusted),
+    )
 
 
 def read_report(body: bytes) -> Report:

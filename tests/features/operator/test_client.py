@@ -14,9 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolctl.gateway.operator import OperatorSettings
-from poolctl.gateway.operator.operator_client import NOT_REACHED, REACHED, REQUESTS_AT_ONCE, TIMEOUT_SECONDS
-from poolctl.gateway.operator.unsent_counts import MOST_NAME_BYTES, PREFIX, UnsentCounts
+from poolctl.features.operator._unsent_counts import MOST_NAME_BYTES, PREFIX, UnsentCounts
+from poolctl.features.operator.client import (
+    NOT_REACHED,
+    REACHED,
+    REQUESTS_AT_ONCE,
+    TIMEOUT_SECONDS,
+    OperatorSettings,
+)
 
 from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move
 

@@ -16,15 +16,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.clock import Clock, ManualClock
-from poolctl.config import OperatorTable, Tables
-from poolctl.gateway.operator import OperatorClient, OperatorSettings
+from poolctl.features.operator import _endpoint
+from poolctl.features.operator._endpoint import EVENT_SECONDS, OperatorAddress
+from poolctl.features.operator.client import OperatorClient, OperatorSettings
+from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.operator import operator_endpoint
-from poolctl.supervisor.operator.operator_address import OperatorAddress
-from poolctl.supervisor.operator.operator_endpoint import EVENT_SECONDS
 from tests.certificates import certificate
 from tests.ports import claim_port
 
@@ -86,7 +85,7 @@ class Pool:
 
     async def serve(self, table: OperatorTable | None) -> None:
         self.address._tried.clear()
-        self.address.follow(Tables(operator=table))
+        self.address.follow(table)
         async with asyncio.timeout(DEADLINE):
             await self.address.attempted()
 
@@ -390,7 +389,7 @@ def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
             writer.close()
 
-    monkeypatch.setattr(operator_endpoint, "LIMITS", ServerLimits(request_seconds=0.05))
+    monkeypatch.setattr(_endpoint, "LIMITS", ServerLimits(request_seconds=0.05))
     play(test)
 
 
@@ -406,7 +405,7 @@ def test_client_that_begins_no_handshake_is_cut_off(tmp_path: Path, monkeypatch:
                 assert await reader.read() == b""
             writer.close()
 
-    monkeypatch.setattr(operator_endpoint, "LIMITS", ServerLimits(request_seconds=0.05))
+    monkeypatch.setattr(_endpoint, "LIMITS", ServerLimits(request_seconds=0.05))
     play(test)
 
 
@@ -438,7 +437,7 @@ def test_slow_clients_give_way_to_another_one(monkeypatch: pytest.MonkeyPatch) -
         for _, writer in clients:
             writer.close()
 
-    monkeypatch.setattr(operator_endpoint, "LIMITS", ServerLimits(request_seconds=600.0, connections=2))
+    monkeypatch.setattr(_endpoint, "LIMITS", ServerLimits(request_seconds=600.0, connections=2))
     play(test)
 
 

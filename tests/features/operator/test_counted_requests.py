@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway.settings import GatewaySettings, OperatorSettings
-from poolctl.json_form import from_json, to_json
+from poolctl.features.operator import FEATURE
+from poolctl.features.operator.client import OperatorSettings
+from poolctl.gateway.settings import GatewaySettings
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import Target
-from tests.unit.gateway.operator_stage import HANG, Operator
 from tests.unit.gateway.passing_stage import HEAD, Stage, app_route
 from tests.unit.gateway.proxy_stage import ok, play
+
+from .operator_stage import HANG, Operator
 
 
 def counting(tmp_path: Path, scene: Callable[[Stage, Operator], Coroutine[Any, Any, None]]) -> None:
@@ -23,15 +26,19 @@ def counting(tmp_path: Path, scene: Callable[[Stage, Operator], Coroutine[Any, A
     async def with_operator(stage: Stage) -> None:
         async with Operator().serving() as operator:
             operator.mode = HANG
-            stage.edge.configure(replace(stage.edge.settings, operator=OperatorSettings(url=operator.url)))
+            stage.edge.configure(replace(stage.edge.settings, parts=parts(url=operator.url)))
             await scene(stage, operator)
 
     play(with_operator, Stage, directory=str(tmp_path))
 
 
+def parts(**keys: str) -> dict[str, Table]:
+    return {FEATURE.package: to_json(OperatorSettings(**keys))}
+
+
 def counted(stage: Stage) -> dict[str, int]:
-    assert stage.edge.operator is not None
-    found: dict[str, int] = stage.edge.operator.snapshot()["unsent"]
+    (part,) = stage.edge.parts.values()
+    found: dict[str, int] = part.snapshot()["unsent"]
     return found
 
 
@@ -99,8 +106,8 @@ def test_probes_and_icons_which_wake_no_server_are_not_counted(tmp_path: Path, p
 def test_operator_that_is_configured_no_more_is_informed_no_more(tmp_path: Path) -> None:
     async def scene(stage: Stage, operator: Operator) -> None:
         await stage.route(ok)
-        stage.edge.configure(replace(stage.edge.settings, operator=None))
-        assert stage.edge.operator is None
+        stage.edge.configure(replace(stage.edge.settings, parts={}))
+        assert stage.edge.parts == {}
         wire = await stage.client()
         await wire.send(HEAD)
         await wire.response()
@@ -110,6 +117,7 @@ def test_operator_that_is_configured_no_more_is_informed_no_more(tmp_path: Path)
 
 
 def test_settings_with_an_operator_survive_json() -> None:
-    settings = GatewaySettings(directory="/run", operator=OperatorSettings(url="http://a:1", token="t"))
+    settings = GatewaySettings(directory="/run", parts=parts(url="http://a:1", token="s3cret"))
     assert from_json(GatewaySettings, to_json(settings)) == settings
-    assert from_json(GatewaySettings, {"directory": "/run"}).operator is None
+    assert from_json(GatewaySettings, {"directory": "/run"}).parts == {}
+    assert "s3cret" not in repr(settings)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import Tables, pool_variables
-from poolctl.supervisor.gateway.gateway_plan import plan_of
+from poolctl.features.operator.pool_operator import settings_of
+from poolctl.features.operator.table import OperatorTable
+from poolctl.supervisor.takeover import portable_pickle
 from tests.config_files import SERVER, load_text, told
 
 GATEWAY = '[gateway]\nbind = ":8081"\n'
@@ -24,16 +26,21 @@ def tables(tmp_path: Path, *keys: str, env: dict[str, str] | None = None) -> Tab
     return config.tables
 
 
+def table(tmp_path: Path, *keys: str) -> OperatorTable:
+    found = tables(tmp_path, *keys).get(OperatorTable)
+    assert found is not None
+    return found
+
+
 def test_without_the_table_there_is_none(tmp_path: Path) -> None:
-    assert load_text(tmp_path, SERVER).tables.operator is None
+    assert load_text(tmp_path, SERVER).tables.get(OperatorTable) is None
 
 
 def test_defaults_of_a_client(tmp_path: Path) -> None:
-    found = tables(tmp_path, 'url = "http://operator:8013/"')
-    assert found.operator is not None
-    assert found.operator.url == "http://operator:8013"
-    assert (found.operator.endpoint, found.operator.retry) == ("/informer/incoming-request", 30.0)
-    assert (found.operator.bind, found.operator.namespace) == (None, None)
+    found = table(tmp_path, 'url = "http://operator:8013/"')
+    assert found.url == "http://operator:8013"
+    assert (found.endpoint, found.retry) == ("/informer/incoming-request", 30.0)
+    assert (found.bind, found.namespace) == (None, None)
 
 
 def test_table_without_a_role_is_a_problem(tmp_path: Path) -> None:
@@ -53,11 +60,10 @@ def test_address_needs_a_token_certificates_of_clients_or_trusted_ones(tmp_path:
 
 
 def test_unix_socket_is_guarded_by_its_mode(tmp_path: Path) -> None:
-    found = tables(tmp_path, 'bind = "unix:operator.sock"').operator
-    assert found is not None
+    found = table(tmp_path, 'bind = "unix:operator.sock"')
     assert (found.bind, found.mode) == (f"unix:{tmp_path}/operator.sock", "0600")
     for mode in ('"0660"', '"660"', "0o660"):
-        found = tables(tmp_path, 'bind = "unix:operator.sock"', f"mode = {mode}").operator
+        found = table(tmp_path, 'bind = "unix:operator.sock"', f"mode = {mode}")
         assert found is not None
         assert found.mode == "0660"
 
@@ -134,16 +140,16 @@ def test_variables_of_the_table_are_secrets_of_the_pool(tmp_path: Path) -> None:
 
 
 def test_gateway_is_given_the_settings_and_the_name_of_the_pool(tmp_path: Path) -> None:
-    found = tables(
-        tmp_path, 'url = "https://a/base"', 'token_env = "POOL_T"', 'retry = "5s"', 'ca = "ca.pem"'
-    )
-    plan = plan_of(found, (), "/run", "/state", {"POOL_T": " t0k3n\n"}, "shop")
-    assert plan is not None
-    settings = plan.settings.operator
+    found = table(tmp_path, 'url = "https://a/base"', 'token_env = "POOL_T"', 'retry = "5s"', 'ca = "ca.pem"')
+    settings = settings_of(found, {"POOL_T": " t0k3n\n"}, "shop")
     assert settings is not None
     assert (settings.url, settings.namespace, settings.token) == ("https://a/base", "shop", "t0k3n")
     assert (settings.retry_seconds, settings.ca) == (5.0, f"{tmp_path}/ca.pem")
-    server_only = Tables(gateway=found.gateway, operator=tables(tmp_path, 'bind = "unix:o"').operator)
-    plan = plan_of(server_only, (), "/run", "/state", {}, "shop")
-    assert plan is not None
-    assert plan.settings.operator is None
+    assert settings_of(table(tmp_path, 'bind = "unix:o"'), {}, "shop") is None
+
+
+def test_earlier_versions_and_this_one_read_each_others_tables(tmp_path: Path) -> None:
+    found = table(tmp_path, 'url = "https://a"', 'ca = "ca.pem"')
+    content = portable_pickle.dumps(found)
+    assert b"poolctl.config.model.operator_table:OperatorTable" in content
+    assert portable_pickle.loads(content) == found

@@ -1,0 +1,10 @@
+"""Operators: the gateway informs one of its requests (`url`), and the pool is one for others (`bind`)."""
+
+from poolctl.feature import Feature
+
+FEATURE = Feature(
+    package=__name__,
+    tables={"operator": "table:OperatorTable"},
+    supervisor="pool_operator:PoolOperator",
+    gateway="reported_requests:ReportedRequests",
+)

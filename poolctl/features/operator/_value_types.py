@@ -1,0 +1,43 @@
+"""The kinds of values that the keys of [operator] take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from poolctl.address import AddressError, parse
+from poolctl.config.values.plain import PORTS, BadValue, refuse_long_path
+from poolctl.config.values.table_types import FileMode
+
+__all__ = ["Endpoint", "FileMode", "OperatorUrl"]
+
+_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "unix:/PATH"'
+
+
+def _operator_url(text: str) -> str:
+    """An operator's address. Errors do not repeat it, as it may hold a password."""
+    if text.lower().startswith("unix:"):
+        try:
+            address = parse(text)
+        except AddressError as problem:
+            raise BadValue(problem.message, _ALLOWED) from None
+        refuse_long_path(address)
+        return address.key
+    try:
+        parts = urlsplit(text)
+        found = parts.scheme in PORTS and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        found = None
+    if not found or not text.isprintable() or " " in text:
+        raise BadValue("this is no address of an operator", _ALLOWED)
+    if "@" in parts.netloc:
+        raise BadValue("the address has credentials: name the variable of a token, token_env", _ALLOWED)
+    if parts.query or parts.fragment:
+        raise BadValue("the address has more than a path", _ALLOWED)
+    return text.rstrip("/")
+
+
+OperatorUrl = Annotated[str, AfterValidator(_operator_url)]
+Endpoint = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]

@@ -1,1 +1,0 @@
-"""The pool as the operator of others: an endpoint where their gateways report requests, which scales servers up."""
