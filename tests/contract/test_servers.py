@@ -210,6 +210,7 @@ def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: A
     assert real_pool.items()["web"]["ready"]
 
 
+@pytest.mark.slow
 def test_job_runs_before_its_dependents(real_pool: RealPool, serve: Any, http_get: Any) -> None:
     job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "open(\'done\', \'w\')"]\n'
     port = serve('depends_on = [{ name = "migrate", condition = "completed" }]', more=job)
