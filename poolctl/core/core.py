@@ -277,6 +277,11 @@ class Core:
             entry.observed.demand += count
         return entry.size
 
+    def take_demand(self, entry: Entry) -> int:
+        """The number of waiting requests noted by `demand` since the last call."""
+        count, entry.observed.demand = entry.observed.demand, 0
+        return count
+
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
         """Replace the server by a new generation without waiting for its dependencies; a stopped server is started.
 

@@ -111,7 +111,7 @@ class Autoscaler(FeaturePart):
             return
         if not server.is_scaled:
             del self._servers[entry.name]
-            entry.observed.demand = 0
+            self._core.take_demand(entry)
             return
         # One that is far from its targets is looked at half as often.
         server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not entry.observed.demand
@@ -121,8 +121,7 @@ class Autoscaler(FeaturePart):
         may_grow = load.serves and entry.desired.state is Desired.RUN
         if may_grow:
             # Waiting requests count once it answers.
-            load = load._replace(demand=entry.observed.demand)
-            entry.observed.demand = 0
+            load = load._replace(demand=self._core.take_demand(entry))
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
         if decision is not None:
             self._apply(server, decision)
