@@ -22,7 +22,6 @@ SECOND_TRY = Path(__file__).with_name("second_try.txt")
 
 # Marks of all tests in a directory.
 MARKS = {
-    "behaviour": pytest.mark.unmeasured,
     "contract": pytest.mark.unmeasured,
     "docs": pytest.mark.unmeasured,
     "integration": pytest.mark.integration,

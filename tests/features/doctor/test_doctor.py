@@ -54,6 +54,7 @@ def in_namespace(kinds: str, prepare: str, command: str = '"$@"') -> str:
     return f"exec unshare {kinds} sh -ec '{prepare}; exec {command}' sh \"$@\""
 
 
+@pytest.mark.capability
 def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     code, found = examined(real_pool)

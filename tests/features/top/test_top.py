@@ -121,6 +121,7 @@ def test_an_action_that_stops_a_server_asks_first(pool: RealPool) -> None:
     assert pool.items()["users"]["ready"]
 
 
+@pytest.mark.capability
 def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> None:
     log = pool.directory / "users.log"
     log.write_text('2026-01-31T12:00:00.000000Z {"level": "error", "msg": "no luck", "tries": 3}\n')

@@ -26,6 +26,7 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.capability
 def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello("other", "web")["web"]
     real_pool.write("hello.py", STOPS)
