@@ -44,8 +44,8 @@ _REQUEST_LINE = rb"(\r\n)?(" + TOKEN + rb") ((?! )(/[!\"$->@-~]*+)?[!\"$-~]*+) H
 _request_head = re.compile(_REQUEST_LINE + FIELD_LINES + rb"\r\n").fullmatch
 _other_version = re.compile(rb"(?:\r\n)?" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n").match
 # The fields that decide where a request ends, or whom it is for. The first letter rules out most others.
-DECISIVE = rb"(?i:host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)"
-_decisive_of_request = re.compile(rb"\n(?=[CEHPTUcehptu])(" + DECISIVE + rb"):[ \t]*+([^\r]*+)").findall
+_DECISIVE = rb"(?i:host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)"
+_decisive_of_request = re.compile(rb"\n(?=[CEHPTUcehptu])(" + _DECISIVE + rb"):[ \t]*+([^\r]*+)").findall
 _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _KEEP_ALIVE = {b"connection": b"keep-alive"}
 _CONTINUE = b"100-continue"

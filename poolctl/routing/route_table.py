@@ -46,7 +46,6 @@ from .table_file import (
     SEALS,
     STREAM,
     depth_of,
-    paths_above,
     write_table,
 )
 
@@ -64,45 +63,42 @@ class Match(NamedTuple):
     """The route that a request takes, and certain facts about similar requests.
 
     `passes`: every request of this host and path takes it, with any method and headers, and it is passable.
-    `whole_host`: every request of this host that comes by TLS takes it. `whole_prefix`: so does every request of this
-    host, by TLS or not, whose path the route's path covers. `servers` are the names of the servers that a passed
-    connection may go to.
+    `whole_host`: every request of this host that comes by TLS takes it. `servers` are the names of the servers that a
+    passed connection may go to.
     """
 
     route: Route
     passes: bool
     whole_host: bool
-    whole_prefix: bool
     servers: frozenset[str]
 
 
 class _Candidate:
     """A route for a host pattern and path; its matches by how certain they are."""
 
-    def __init__(self, route: Route, *, alone: bool, leaf: bool) -> None:
+    def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
         self.has_conditions = bool(route.methods or route.headers)
         servers = frozenset(target.server for target in route.to if target.server)
         passes = passable(route)
-        whole_prefix = leaf and not self.has_conditions
-        whole_host = alone and whole_prefix and normal_prefix(route.path) == "/"
+        whole_host = alone and not self.has_conditions and normal_prefix(route.path) == "/"
         # Considered first; considered when the patterns before it have no such path; others depend on conditions.
-        self.first = Match(route, passes, whole_host, whole_prefix, servers)
-        self.later = Match(route, passes, False, False, servers)
-        self.perhaps = Match(route, False, False, False, servers)
+        self.first = Match(route, passes, whole_host, servers)
+        self.later = Match(route, passes, False, servers)
+        self.perhaps = Match(route, False, False, servers)
 
 
 class _HostRoutes:
     """The routes of one host pattern, as far as they were asked for."""
 
-    __slots__ = ("above", "alone", "candidates", "complete", "depth", "key", "offsets")
+    __slots__ = ("alone", "candidates", "complete", "depth", "key", "offsets")
 
     def __init__(self, key: str, value: dict[str, list[int]] | list[int]) -> None:
         self.key = key
         self.candidates: dict[str, tuple[_Candidate, ...]] = {}
         self.complete = isinstance(value, dict)  # otherwise each path has an entry of its own
         if isinstance(value, dict):
-            self.offsets, self.above = value, paths_above(value)
+            self.offsets = value
             self.alone = len(value) == 1  # it has one path
             self.depth = depth_of(value)
         else:
@@ -200,7 +196,7 @@ class RouteTable:
     def by_alias(self, alias: str) -> Match | None:
         """The route of this alias, or None. It says nothing of a request: the match neither passes nor is whole."""
         offset = self._find(ALIAS + alias)
-        return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
+        return None if offset is None else _Candidate(self._route(offset), alone=False).perhaps
 
     # The interface of a registry.
 
@@ -308,18 +304,17 @@ class RouteTable:
     def _candidates(self, group: _HostRoutes, prefix: str) -> tuple[_Candidate, ...]:
         """The routes of a host pattern for exactly this path."""
         if group.complete:
-            offsets, above = group.offsets.get(prefix, ()), prefix in group.above
+            offsets = group.offsets.get(prefix, [])
             if not offsets:
                 return ()
         else:
             offset = self._find(f"{PATH}{group.key}\0{prefix}")
             if offset is None:
                 return ()
-            record = self._json(offset)
-            offsets, above = record["routes"], record["above"]
+            offsets = self._json(offset)["routes"]
         routes = [self._route(each) for each in offsets]
         alone = group.alone and sum(not each.only_plain for each in routes) == 1
-        found = tuple(_Candidate(each, alone=alone, leaf=not above) for each in routes)
+        found = tuple(_Candidate(each, alone=alone) for each in routes)
         if len(group.candidates) >= self._most:
             group.candidates.clear()
         group.candidates[prefix] = found

@@ -21,7 +21,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix, prefixes
+from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix
 from .route import ExcludedRoute, Route, StreamRoute
 
 MAGIC = b"poolctl1"
@@ -115,9 +115,9 @@ class _Writer:
         if len(records) <= FEW_PATHS:
             self._add(key, json.dumps(records))
             return
-        above = paths_above(records)
         for path, offsets in records.items():
-            self._add(f"{PATH}{key}\0{path}", json.dumps({"routes": offsets, "above": path in above}))
+            # Workers of an earlier version need "above": whether other paths are below this one, or may be.
+            self._add(f"{PATH}{key}\0{path}", json.dumps({"routes": offsets, "above": True}))
         first = min(offset for offsets in records.values() for offset in offsets)
         self._add(key, json.dumps([depth_of(records), first]))
 
@@ -149,11 +149,6 @@ class _Writer:
 def depth_of(paths: Iterable[str]) -> int:
     """How many segments the longest of these paths has."""
     return max(path.count("/") if path != "/" else 0 for path in paths)
-
-
-def paths_above(paths: Iterable[str]) -> set[str]:
-    """Every path that covers one of these, besides that itself."""
-    return {prefix for path in paths for prefix in prefixes(path, path.count("/")) if prefix != path}
 
 
 def _changed_fields(value: Any) -> dict[str, Any]:

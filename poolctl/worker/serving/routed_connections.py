@@ -4,8 +4,7 @@ Before the parser sees a request, its head is examined and routed as the gateway
 request for another server goes back to the gateway, as the connection with all bytes from that request on. So the
 parser gets one message at a time, and later bytes wait until the response before them is complete.
 
-The head of a request that differs from one before only in its path, below the same route, in fields that decide nothing
-and in the length of its body, costs a comparison. Other connections use the class without this check.
+Other connections use the class without this check.
 
 A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
 its next request may be for another server.
@@ -30,7 +29,7 @@ from .connection_state import PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Http1Connection
 from .http1_or_2 import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import KNOWN_BYTES, MOST_REMEMBERED_BYTES, KnownRequest, Look, Routes, show_route
+from .worker_routes import Look, Routes, show_route
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -62,17 +61,35 @@ class RoutedConnection(Http1Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Give the parser the messages for this server that are there, up to one whose response is not complete."""
         look = self.look
-        if look.ready and look.epoch == look.routes.epoch:
-            known = look.known
-            if known is None or (data != known.head and known.body_of(data) != 0):
-                known = look.upload_like(data)
-            # All bytes are one message; a message for another route waits for the response before it.
-            if known is not None and (look.context is known.context or self.idle):
-                look.route, look.context = known.route, known.context
-                super().data_received(data)
+        if look.pending:
+            arrived, data, before = data, look.pending + data, len(look.pending)
+            if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
+                self._await_rest(data, arrived)
                 return
-        self._look(data)
+            look.pending = b""
+        while data:
+            end = 0
+            begins = not look.body
+            if begins:
+                if not self.idle:
+                    self._hold(data)
+                    return
+                end = self._begin(data)
+                if not end:
+                    return
+            try:
+                end = look.end_of_body(data, end) if look.body else end
+            except BadMessage:
+                self._refuse_body(begun=not begins)
+                return
+            message, data = data[:end], data[end:]
+            super().data_received(message)
+            if not self._stays(data):
+                return
+        if self.server_state.draining:
+            self._returns()  # its response may have been complete before its body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -131,88 +148,44 @@ class RoutedConnection(Http1Connection):
             self._stop_timer()
             self.flow.resume_reading()
             data, look.pending = look.pending, b""
-            self._look(data)
-
-    def _look(self, data: bytes) -> None:
-        """Give the parser the messages for this server that are there, up to one whose response is not complete."""
-        look = self.look
-        look.ready = False
-        if not (look.pending or look.body) and self.idle:
-            known = look.routes.known.get(data) if len(data) <= KNOWN_BYTES and data.endswith(_END) else None
-            if known is not None and not known.body:
-                look.accept(known)
-                look.ready = True
-                super().data_received(data)
-                return
-        if look.pending:
-            arrived, data, before = data, look.pending + data, len(look.pending)
-            if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
-                self._await_rest(data, arrived)
-                return
-            look.pending = b""
-        while data:
-            end = 0
-            begins = not look.body
-            if begins:
-                if not self.idle:
-                    self._hold(data)
-                    return
-                end = self._begin(data)
-                if not end:
-                    return
-            try:
-                end = look.end_of_body(data, end) if look.body else end
-            except BadMessage:
-                self._refuse_body(begun=not begins)
-                return
-            message, data = data[:end], data[end:]
-            super().data_received(message)
-            if not self._stays(data):
-                return
-        look.ready = not look.body
-        if self.server_state.draining:
-            self._returns()  # its response may have been complete before its body
+            self.data_received(data)
 
     def _begin(self, data: bytes) -> int:
         """The end of the head with which these bytes begin, if this server serves the request; otherwise 0."""
-        look = self.look
-        end = data.find(_END) + len(_END)
-        recognised = look.recognised(data[:end]) if end >= len(_END) else None
-        if recognised is not None:
-            known, body = recognised
-            look.accept(known)
-        else:
-            head = canonical_head(data)
-            if head is None and RequestHead.is_incomplete(data):
-                self._await_rest(data, data)
-                return 0
-            if not self._accepts(head, data):
-                return 0
-            assert head is not None
-            end, body = head.end, head.body
-            self._remember(head, data)
-        look.begin_body(body)
+        head = canonical_head(data)
+        if head is None and RequestHead.is_incomplete(data):
+            self._await_rest(data, data)
+            return 0
+        if head is None or not self._accepts(head):
+            self._wait_or_return(data)
+            return 0
+        self.look.begin_body(head.body)
         if self.head is not None:
             self.head = FIRST  # measured as a whole
-        return end
+        return head.end
 
-    def _accepts(self, head: RequestHead | None, data: bytes) -> bool:
-        """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
+    def _accepts(self, head: RequestHead) -> bool:
+        """Whether this server serves the request."""
         look, routes = self.look, self.look.routes
-        match = passed_match(head, routes.table) if head is not None and routes.table is not None else None
-        if match is not None and not (
-            routes.server in match.servers and admits(match.route, self._peer, trusted=look.trusted)
+        peer = self.client[0] if self.client else ""
+        match = None if routes.table is None else passed_match(head, routes.table)
+        if match is not None and (
+            routes.server not in match.servers or not admits(match.route, peer, trusted=look.trusted)
         ):
             match = None
-        look.match = match
-        if head is not None and (look.decided or match is not None or routes.ended):
-            if match is not None:
-                look.route = match.route.alias
-                look.context = routes.context(match.route)
-            else:  # the gateway uses another table
-                look.context = routes.context_by_alias(look.route)
-            look.hops, look.decided = 0, False
-            return True
+        if match is not None:
+            look.route = match.route.alias
+            look.context = routes.context(match.route)
+        elif look.decided or routes.ended:  # the gateway uses another table
+            look.context = routes.context_by_alias(look.route)
+        else:
+            return False
+        look.hops, look.decided = 0, False
+        return True
+
+    def _wait_or_return(self, data: bytes) -> None:
+        """Wait for a table, or go back to the gateway, with these bytes."""
+        look, routes = self.look, self.look.routes
         self._hold(data)
         self.stop_timer()
         self.head_is_over()
@@ -225,12 +198,6 @@ class RoutedConnection(Http1Connection):
             )
         else:
             self._send_back()
-        return False
-
-    @property
-    def _peer(self) -> str:
-        peer = self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def _stays(self, rest: bytes) -> bool:
         """Whether the connection is still one of requests for this object, after the parser got a message."""
@@ -240,22 +207,6 @@ class RoutedConnection(Http1Connection):
         if rest:  # it is a WebSocket now, or was refused
             protocol.data_received(rest)
         return False
-
-    def _remember(self, head: RequestHead, data: bytes) -> None:
-        """Let similar requests pass without being parsed. `data` begins with the head."""
-        look = self.look
-        match, routes = look.match, look.routes
-        if (
-            match is not None
-            and look.context is not None
-            and not head.upgrade
-            and head.end <= MOST_REMEMBERED_BYTES
-        ):
-            fits = routes.shortcut(head.method, match.route) if match.whole_prefix else None
-            known = KnownRequest(head, data, match.route.alias, look.context, fits)
-            if not match.route.allow:  # of this client
-                routes.remember(known)
-            look.accept(known)
 
     def _hold(self, data: bytes) -> None:
         """Keep the bytes, and pause reading."""

@@ -6,9 +6,8 @@ import asyncio
 import fcntl
 import functools
 import os
-import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -16,63 +15,20 @@ import uvicorn
 
 from poolctl.http.chunked_body import ChunkedBody
 from poolctl.http.client_report import ClientReport
-from poolctl.http.known_fields import KnownFields
-from poolctl.http.message_head import CHUNKED, RequestHead
+from poolctl.http.message_head import CHUNKED
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, extension
 from poolctl.routing.route import Route
-from poolctl.routing.route_table import Match, RouteTable
+from poolctl.routing.route_table import RouteTable
 
 from .access_log import AccessLog
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
-# Paths in normal form that every server reads alike (see routing.normal_path), and any query. The group must not be
-# repeated possessively: Python 3.11 would keep the characters consumed by a last, failed repetition.
-_SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
-_QUERY = rb"(?:\?[!\"$-~]*+)?+"
-_VERSION = b" HTTP/1.1\r\n"
-_END = b"\r\n\r\n"
 _CONTEXT = CONTEXT_FIELD.encode()
-_SHORTCUTS = 256
-_KNOWN = 256
 _SECURE = ("https", "wss")
-KNOWN_BYTES = 1024
-MOST_REMEMBERED_BYTES = 8192  # by one connection
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
-Fits = Callable[[bytes, int, int], object]  # whether a part of these bytes is the beginning of such a request
-
-
-class KnownRequest:
-    """A request that this server serves, by the present table: its route, and how to recognise similar ones."""
-
-    __slots__ = ("_fields", "_fits", "_version_at", "body", "context", "head", "route")
-
-    def __init__(
-        self, head: RequestHead, data: bytes, route: str, context: Context, fits: Fits | None
-    ) -> None:
-        """The head is that at the beginning of these bytes. Without `fits` no other path has the same route."""
-        self.route = route
-        self.context = context
-        self.head = data[: head.end]
-        self.body = head.body  # its length, or CHUNKED
-        self._version_at = len(head.method) + 1 + len(head.target)
-        self._fits = fits
-        self._fields: KnownFields | None = None  # made for the first head that differs
-
-    def body_of(self, head: bytes) -> int | None:
-        """The length of the body, or CHUNKED, if these bytes are a whole head for the same route; otherwise None."""
-        at = head.find(_VERSION)
-        if self._fits is None or at < 0 or not self._fits(head, 0, at):
-            return None
-        fields, known = head[at:], self._fields
-        if known is None:
-            own = self.head[self._version_at :]
-            if fields == own:
-                return self.body
-            known = self._fields = KnownFields(own, self.body)
-        return known.body_like(fields)
 
 
 class Waiting(Protocol):
@@ -94,19 +50,16 @@ class Routes:
         self._secure = secure
         self.table: RouteTable | None = None
         self._shown: RouteTable | None = None  # the table for applications, whose threads may outlast it
-        self.epoch = 0  # how often the table has changed
         self.gateway: socket.socket | None = None
         self.ended = False  # the gateway has ended
         self.context_key = ""  # key of the gateway's statement about the route of a request that it proxies
         self.keeps = True  # connections stay between two requests, and move to other workers of the server
         self.waiting: set[Waiting] = set()  # for a table
-        self.known: dict[bytes, KnownRequest] = {}
         self.requests: dict[
             str, int
         ] = {}  # how many have reached the application, by the aliases of their routes
         self.failures: dict[str, int] = {}  # of these: answered with 5xx, or not at all
         self._contexts: dict[str, Context] = {}
-        self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
         """Use this table and this end of the gateway's pair from now on; the caller keeps ownership of both.
@@ -119,14 +72,11 @@ class Routes:
             self.table.close()
         self.table, self._shown, self.ended, self.keeps = table, shown, table is None, keeps
         self.context_key = context_key
-        self.epoch += 1
         if len(fds) > 1 or table is None:
             self.close_gateway()
         if len(fds) > 1:
             self.gateway = socket.socket(fileno=fcntl.fcntl(fds[1], fcntl.F_DUPFD_CLOEXEC, 0))
-        self.known.clear()
         self._contexts.clear()
-        self._shortcuts.clear()
         waiting, self.waiting = self.waiting, set()
         for connection in waiting:
             connection.look_again()
@@ -153,54 +103,28 @@ class Routes:
             )
         return found
 
-    def remember(self, known: KnownRequest) -> None:
-        """Recognise this very head: most new connections begin like others."""
-        if len(known.head) <= KNOWN_BYTES:
-            if len(self.known) >= _KNOWN:
-                self.known.clear()
-            self.known[known.head] = known
-
-    def shortcut(self, method: bytes, route: Route) -> Fits:
-        """Recognises the beginning of a request with this method and a path that the route covers."""
-        fits = self._shortcuts.get((method, route.path))
-        if fits is None:
-            if len(self._shortcuts) >= _SHORTCUTS:
-                self._shortcuts.clear()
-            prefix = route.path.rstrip("/").encode()
-            if not re.fullmatch(_SEGMENT + b"*", prefix):
-                prefix = b"/\0"  # a path that could be read in another way has no shortcut
-            below = _SEGMENT + (b"*" if prefix else b"+") + _QUERY
-            fits = re.compile(re.escape(method + b" " + prefix) + below).fullmatch
-            self._shortcuts[method, route.path] = fits
-        return fits
-
 
 class Look:
     """The routing state of a connection, an object of its own because protocols have too many attributes already.
 
     `pending` are bytes that the parser has not received: an incomplete head (then `partial`), or bytes that wait for a
     response, a table, or room in the gateway's pair. `body` is the number of missing bytes of the current message's
-    body, or CHUNKED. `known` and `upload` are the last requests without a body, and with one, as far as the table of
-    this `epoch` is in force; if it is `ready`, a message that is like one of them may follow.
+    body, or CHUNKED.
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "epoch", "failures", "generation", "hops", "known", "match", "partial",
-        "pause", "pending", "ready", "requests", "route", "routes", "timer", "trusted", "until", "upload",
+        "body", "chunks", "context", "decided", "failures", "generation", "hops", "partial", "pause", "pending",
+        "requests", "route", "routes", "timer", "trusted", "until",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
         self.requests, self.failures = routes.requests, routes.failures
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
-        self.partial = self.ready = False
+        self.partial = False
         self.body = 0
         self.chunks: ChunkedBody | None = None
-        self.match: Match | None = None  # of the last head that was parsed
         self.context: Context | None = None
-        self.known: KnownRequest | None = None
-        self.upload: KnownRequest | None = None
-        self.epoch = 0
         self.timer: asyncio.TimerHandle | None = None
         self.pause = 0.0
         self.until = 0.0
@@ -212,39 +136,6 @@ class Look:
     def returned(self, generation: int) -> Routed:
         """The state of the connection for the gateway; the table of `generation` says that it is another server's."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
-
-    def recognised(self, head: bytes) -> tuple[KnownRequest, int] | None:
-        """A remembered request with a similar head, and the length of the new body or CHUNKED; or None."""
-        if len(head) <= KNOWN_BYTES:
-            known = self.routes.known.get(head)
-            if known is not None:
-                return known, known.body
-        if self.epoch == self.routes.epoch:
-            for known in (self.upload, self.known):
-                body = None if known is None else known.body_of(head)
-                if known is not None and body is not None:
-                    return known, body
-        return None
-
-    def upload_like(self, data: bytes) -> KnownRequest | None:
-        """The last request with a body, if these bytes are a whole message like it."""
-        end = data.find(_END) + len(_END)
-        known = self.upload
-        if known is None or end < len(_END) or known.body_of(data[:end]) != len(data) - end:
-            return None
-        return known
-
-    def accept(self, known: KnownRequest) -> None:
-        """The next message is like one that this worker has served before, by the present table."""
-        self.route, self.context = known.route, known.context
-        if self.epoch != self.routes.epoch:
-            self.epoch = self.routes.epoch
-            self.known = self.upload = None
-        if known.body:
-            self.upload = known
-        else:
-            self.known = known
-        self.hops, self.decided = 0, False
 
     def begin_body(self, length: int) -> None:
         self.body = length

@@ -10,7 +10,6 @@ import pytest
 from poolctl.gateway.proxy.forwarded_head import Forwarding
 from poolctl.gateway.proxy.proxied_request import read_request
 from poolctl.gateway.proxy.response_head import read_response
-from poolctl.http.known_fields import KnownFields
 from poolctl.http.message_head import MOST_FIELDS, MOST_OPTIONS, BadMessage, canonical_head
 from poolctl.routing.decision import passed_match
 from poolctl.routing.normal_path import read_path
@@ -106,13 +105,6 @@ def test_request_with_too_many_fields_or_options_gets_431(fields: bytes, status:
         with pytest.raises(BadMessage) as refused:
             read_request(data, MOST_BYTES)
         assert refused.value.status == status
-
-
-def test_head_with_too_many_fields_is_not_like_one_that_is_known() -> None:
-    known = KnownFields(b" HTTP/1.1\r\nHost: a\r\nX: y\r\nA: b\r\n\r\n")
-    head = b" HTTP/1.1\r\nHost: a\r\n%bA: b\r\n\r\n"
-    assert known.body_like(head % b"X: z\r\n") == 0
-    assert known.body_like(head % (b"X: z\r\n" * (MOST_FIELDS + 1))) is None
 
 
 def test_response_with_too_many_options_is_refused() -> None:

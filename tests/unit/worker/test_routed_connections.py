@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
-from poolctl.http.message_head import RequestHead, canonical_head
+from poolctl.http.message_head import canonical_head
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
@@ -280,83 +280,6 @@ def test_paths_of_one_host_belong_to_different_routes(engine: Engine, table: int
     run(engine, table, scenario)
 
 
-def test_request_that_is_like_the_last_one_is_not_looked_at(
-    engine: Engine, table: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario(stage: Stage) -> None:
-        client = await stage.client(request("leaf.test", "/a/1"))
-        await client.answer()
-        (connection,) = stage.servers["one"].server.server_state.connections
-        looked: list[bytes] = []
-        look = type(connection)._look
-        monkeypatch.setattr(
-            type(connection), "_look", lambda self, data: (looked.append(data), look(self, data))
-        )
-        similar = request("leaf.test", "/a/2?q"), request("leaf.test", "/a", "GET", "X: y")
-        assert await stage.exchange(client, *similar) == [b"one /a/2 ", b"one /a "]
-        assert not looked
-        again = await stage.client(request("leaf.test", "/a/1"))
-        assert (await again.answer())[2] == b"one /a/1 "
-        assert await stage.exchange(again, request("leaf.test", "/a/2?q")) == [b"one /a/2 "]
-        looked.clear()
-        different = [
-            request("leaf.test", "/a", "POST"),
-            request("leaf.test", "/a", "GET", "Content-Length: 0"),
-            request("leaf.test", "/a") * 2,
-            request("leaf.test", "/b"),
-            request("one.test", "/a"),
-        ]
-        for text in different:
-            client.writer.write(text)
-            await until(lambda expected=text: expected in looked)
-            await client.answer()
-
-    run(engine, table, scenario)
-
-
-def test_request_that_is_like_one_before_is_not_parsed(
-    engine: Engine, table: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario(stage: Stage) -> None:
-        parsed: list[bytes] = []
-
-        def parse(data: bytes) -> RequestHead | None:
-            parsed.append(data)
-            return canonical_head(data)
-
-        monkeypatch.setattr(routed_connections, "canonical_head", parse)
-        first = [request("leaf.test", "/a/1"), post("leaf.test", "/a/1", b"abc")]
-        client = await stage.client(first[0])
-        await client.answer()
-        await stage.exchange(client, first[1])
-        assert parsed == first
-        parsed.clear()
-        similar = [
-            request("leaf.test", "/a/2"),
-            post("leaf.test", "/a/2?q", b"defgh"),
-            post("leaf.test", "/a", b""),
-            request("leaf.test", "/a/3", "GET", "X: y"),
-            request("leaf.test", "/a", "POST", "X: y", "Content-Length: 70000", body=b"x" * 70_000),
-            first[1],
-            first[0],
-        ]
-        texts = [b"/a/2 ", b"/a/2 defgh", b"/a ", b"/a/3 ", b"/a " + b"x" * 70_000, b"/a/1 abc", b"/a/1 "]
-        assert await stage.exchange(client, *similar) == [b"one " + text for text in texts]
-        again = await stage.client(post("leaf.test", "/a/1", b"new"))
-        assert (await again.answer())[2] == b"one /a/1 new"
-        assert not parsed
-        others = [
-            chunked("leaf.test", "/a", b"abcd"),
-            request("leaf.test", "/b"),
-            post("leaf.test", "/b", b"abc"),
-            post("leaf.test", "/a//b", b"abc"),
-        ]
-        await stage.exchange(client, *others)
-        assert [text for text in others if text not in parsed] == []
-
-    run(engine, table, scenario)
-
-
 def test_requests_of_two_routes_of_a_server_keep_their_routes(engine: Engine, table: int) -> None:
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test", "/1"))
@@ -372,7 +295,6 @@ def test_requests_of_two_routes_of_a_server_keep_their_routes(engine: Engine, ta
         await stage.exchange(client, *messages * 2)
         client.writer.write(post("both.test", "/slow", b"abc"))
         await stage.apps["one"].under_way.wait()
-        # It is like one before, but of another route than the request in progress.
         client.writer.write(request("one.test", "/8"))
         await turns()
         stage.apps["one"].release.set()
@@ -381,40 +303,6 @@ def test_requests_of_two_routes_of_a_server_keep_their_routes(engine: Engine, ta
         assert routes == ["one", *["both", "one", "one", "both", "both", "one"] * 2, "both", "one"]
 
     run(engine, table, scenario)
-
-
-@pytest.mark.parametrize(
-    ("path", "fitting", "others"),
-    [
-        (
-            "/",
-            ["GET /", "GET /?x", "GET /a/b.c/", "GET /@:!$&'()*+,=-._~"],
-            ["GET ", "GET ?", "GET *", "GET //", "GET /a//b", "GET /.", "GET /a/..", "GET /%41", "GET /;a"],
-        ),
-        (
-            "/v1",
-            ["GET /v1", "GET /v1?x=%41/../", "GET /v1/", "GET /v1/a"],
-            [
-                "GET /",
-                "GET /v10",
-                "GET /v1/../x",
-                "GET /v1//",
-                "GET /v1/\\",
-                "GET /v1/é",
-                "GET /v1#a",
-                "POST /v1",
-            ],
-        ),
-        ("/a%2Fb", [], ["GET /a%2Fb", "GET /a%2Fb/c"]),
-    ],
-)
-def test_shortcut_takes_plain_paths_below_the_route_only(
-    path: str, fitting: list[str], others: list[str]
-) -> None:
-    fits = Routes("one").shortcut(b"GET", Route(alias="one", path=path))
-    for line in (*fitting, *others):
-        text = line.encode()
-        assert bool(fits(text + b" HTTP/1.1", 0, len(text))) is (line in fitting), line
 
 
 REFUSED = [
