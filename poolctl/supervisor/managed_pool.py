@@ -17,14 +17,16 @@ from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
 from poolctl.control.answers import About, PingResult, ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
+from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry
+from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.runner_protocol import Placement
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.runner_registry import RunnerSite, make_runner, serves_on
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
@@ -36,7 +38,6 @@ from .configuration_reader import ConfigurationReader
 from .gateway import pool_gateway
 from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
-from .mandatory_servers import ends_pool, write_failure
 from .observers import observers
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
@@ -60,6 +61,7 @@ _LAST_ANSWER_SECONDS = 0.02
 _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
 _BETWEEN_IMPORTS_SECONDS = 0.02
+_SIGNALLED = 128
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -345,10 +347,15 @@ class ManagedPool:
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
         """Stop every server and end, with the failed server's status for `poolctl run`."""
-        if self._mandatory_failed or not ends_pool(entry):
+        ends_pool = entry.failed and entry.config.mandatory and not entry.removed
+        if self._mandatory_failed or not ends_pool:
             return
         self._mandatory_failed = True
-        reason = write_failure(entry, self.directory, self._keeper_pid)
+        why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
+        reason = f"{entry.name} has failed, and it is mandatory{why}"
+        logger.error("the pool ends: %s", reason)
+        status = _failed_status(entry.observed.last_exit)
+        write_exit(self.directory, PoolExit(status=status, reason=reason, keeper_pid=self._keeper_pid))
         self.core.reason = f"was stopped: {reason}"
         self.terminate()
 
@@ -436,6 +443,15 @@ class ManagedPool:
             keeper_problem=self._watch.problem or None,
             not_served=tuple(self._not_served) or None,
         )
+
+
+def _failed_status(exit_: Exit | None) -> int:
+    """The exit status that a shell reports for such an end; never 0, because it is a failure."""
+    if exit_ is None:
+        return FAILED
+    if exit_.signal is not None:
+        return _SIGNALLED + exit_.signal
+    return exit_.status or FAILED
 
 
 def _stops_everything(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""The verbs that change no server: list, show, status, wait, reopen, events."""
+"""The verbs that change no server: list, show, status, wait, reopen, stacks, events."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from functools import partial
 
 from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
-from poolctl.control.show_answers import ShowResult
+from poolctl.control.show_answers import ShowResult, StacksResult
 from poolctl.core.await_servers import Goal, not_arrived, until
 from poolctl.core.decision_input import Desired
 from poolctl.core.scheduled_runs import failed_run
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.server_files import day, passed_over
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
+from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
 
@@ -27,6 +28,8 @@ from .verb import Call, Verb, VerbContext, reporter, selected
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 _EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
 _DAY_SECONDS = 86400.0
+_STACKS_SECONDS = 2.0
+_STACKS_AT_ONCE = 50
 
 
 class Reading:
@@ -122,6 +125,21 @@ class Reading:
             await log_files.reopen_logs()
         return Result(items=items(self._core, entries))
 
+    async def stacks(self, call: Call) -> StacksResult:
+        """The current stacks of each worker of the selected servers; the workers go on."""
+        chosen = selected(self._core, call.selector)
+        stacks = self._core.runner.capabilities.stacks
+        if stacks is None:
+            return StacksResult(warnings=("the workers of this pool cannot be asked for their stacks",))
+        warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.observed.workers]
+        turn = asyncio.Semaphore(_STACKS_AT_ONCE)
+        workers = [worker for entry in chosen for worker in entry.observed.workers.values()]
+        found = await asyncio.gather(*(_stacks_of(stacks, worker, turn) for worker in workers))
+        return StacksResult(
+            items=tuple(each for each in found if each is not None),
+            warnings=tuple(warnings) if call.selector.targets else (),
+        )
+
     async def events(self, call: Call) -> EventsResult:
         """Send the last `lines` matching events (10,000 at most), and with `follow` each new event.
 
@@ -180,6 +198,13 @@ class Reading:
         return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
 
 
+async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:
+    if worker.placement is None:
+        return None
+    async with turn:
+        return await stacks.stacks(worker.placement.id, _STACKS_SECONDS)
+
+
 def expiring(entry: Entry, now: float) -> str:
     """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
     ends, tls = entry.observed.certificate_ends, entry.config.tls
@@ -224,5 +249,6 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "status": reading.status,
         "wait": reading.wait,
         "reopen": reading.reopen,
+        "stacks": reading.stacks,
         "events": reading.events,
     }
