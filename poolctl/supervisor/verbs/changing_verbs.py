@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from poolctl.config import Finding, ServerConfig, problem_of
+from poolctl.config import Finding, ServerConfig, Tables, problem_of
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
 from poolctl.core.await_servers import not_arrived
 from poolctl.core.scheduled_runs import moment_text
@@ -25,7 +25,7 @@ from poolctl.states import Status, in_words
 
 from ..active_configuration import obstacles
 from .server_documents import disabled, drained, items, server_problem, unwell
-from .start_checks import added_warnings, ensure_open_files, expired, kept_asleep, size, startup_warnings
+from .start_checks import ensure_open_files, expired, kept_asleep, size, startup_warnings
 from .verb import Call, Operation, Verb, VerbContext, names_of, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -292,8 +292,8 @@ class Lifecycle:
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
         servers = [each.config for each in self._core.entries.values()]
-        tables = self._context.configuration.tables
-        warnings = asyncio.ensure_future(added_warnings(servers, entry.name, tables))
+        tables = Tables(gateway=self._context.configuration.tables.gateway)
+        warnings = asyncio.ensure_future(startup_warnings(servers, {entry.name}, tables, of_tables=False))
         result = await operation.conclude([entry], call)
         return replace(result, warnings=(*result.warnings, *await warnings))
 

@@ -12,11 +12,10 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from poolctl.config import Marks, Stamp, changed_files, stamp_of
+from poolctl.config import Stamp, changed_files, stamp_of
 from poolctl.control.answers import (
     ChangedFiles,
     ErrorEntry,
-    Item,
     PlannedChange,
     ReloadResult,
     Result,
@@ -35,7 +34,7 @@ from .server_documents import items
 from .verb import Call, VerbContext
 
 if TYPE_CHECKING:
-    from .reload import Reload
+    from .reload import Difference, Reload
 
 # The commands that report it (others when they are asked to); the quick ones do not wait long for the numbers.
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
@@ -60,24 +59,6 @@ class _Changed(NamedTuple):
     variables: frozenset[tuple[str, str]]  # of servers by name, the digest of what their workers have read
 
 
-class _Difference(NamedTuple):
-    """The number of servers and tables that a reload would add, remove and change, and the servers that are new.
-
-    Files that are not valid have `problems` instead.
-    """
-
-    counts: tuple[int, int, int]
-    new: dict[str, Item]
-    files_of_new: dict[str, str]
-    problems: list[ErrorEntry]
-    marks: Marks | None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the files match the configuration in force."""
-        return not (any(self.counts) or self.problems)
-
-
 class ConfigurationDrift:
     """Looks for changed files in a thread, and computes the effect of a reload once per change."""
 
@@ -87,7 +68,7 @@ class ConfigurationDrift:
         self._configuration = context.configuration
         self._is_saving = False
         self._search: asyncio.Future[_Changed | None] | None = None
-        self._comparing: tuple[_Changed, asyncio.Task[_Difference | None]] | None = None
+        self._comparing: tuple[_Changed, asyncio.Task[Difference | None]] | None = None
         # The files of variables, by their paths: as stat(2) had them, and the digest of their contents.
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
@@ -99,7 +80,7 @@ class ConfigurationDrift:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
         difference = await self._compared(found, _QUICK_SECONDS if quick else _PATIENT_SECONDS)
-        if self._is_saving and difference is not None and difference.is_empty:
+        if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
             self._configuration.marks = difference.marks
             self._core.servers.revise()  # saved for a successor
@@ -148,14 +129,16 @@ class ConfigurationDrift:
         if difference is None:
             return result
         here = items(self._core, self._core.entries.values())
+        new = [item(server) for server in difference.servers if server.name not in self._core.entries]
         names: dict[str, None] = {}
         for target in call.selector.targets:
             if select(here, Selector([target]))[1] is not None:
-                new, unmatched = select(difference.new.values(), Selector([target]))
+                chosen, unmatched = select(new, Selector([target]))
                 if unmatched is not None:
                     return replace(result, changed=to_json(_answer(found.files, difference)))
-                names.update((each.name, None) for each in new)
-        errors = [_not_in_pool(name, difference.files_of_new[name]) for name in names]
+                names.update((each.name, None) for each in chosen)
+        file = self._configuration.files[0]
+        errors = [_not_in_pool(name, difference.files.get(name, file)) for name in names]
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
     def expect_saved(self) -> None:
@@ -210,7 +193,7 @@ class ConfigurationDrift:
             return []
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
-    async def _compared(self, found: _Changed, seconds: float) -> _Difference | None:
+    async def _compared(self, found: _Changed, seconds: float) -> Difference | None:
         """The effect of a reload of these files; None if it is not known within the time limit."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
@@ -219,23 +202,15 @@ class ConfigurationDrift:
         except TimeoutError:
             return None
 
-    async def _compare(self) -> _Difference | None:
+    async def _compare(self) -> Difference | None:
         try:
             async with asyncio.timeout(_COMPARE_SECONDS):
-                found = await self._reload().difference()
+                return await self._reload().difference()
         except (ReaderFailed, TimeoutError):
             return None  # a reload says why
         except Exception:
             logger.exception("the changed files cannot be compared with the configuration in force")
             return None
-        new = {server.name: server for server in found.servers if server.name not in self._core.entries}
-        return _Difference(
-            _counted(found.changes),
-            {name: item(server) for name, server in new.items()},
-            {name: found.files.get(name, self._configuration.files[0]) for name in new},
-            found.problems,
-            found.marks,
-        )
 
     def _reload(self) -> Reload:
         # A start that finds nothing changed does without it.
@@ -248,6 +223,11 @@ def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed
+
+
+def _is_empty(difference: Difference) -> bool:
+    """Whether the files match the configuration in force."""
+    return not (any(_counted(difference.changes)) or difference.problems)
 
 
 def _is_watched(directory: str) -> bool:
@@ -272,10 +252,10 @@ def _not_in_pool(name: str, file: str) -> ErrorEntry:
     return failure(PoolParamError, message)
 
 
-def _answer(files: tuple[str, ...], difference: _Difference | None) -> ChangedFiles:
+def _answer(files: tuple[str, ...], difference: Difference | None) -> ChangedFiles:
     if difference is None:
         return ChangedFiles(files=files)
     if difference.problems:
         return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
-    added, removed, changed = difference.counts
+    added, removed, changed = _counted(difference.changes)
     return ChangedFiles(files=files, added=added, removed=removed, changed=changed)

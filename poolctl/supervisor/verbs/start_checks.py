@@ -107,44 +107,45 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 
 
 async def startup_warnings(
-    servers: Iterable[ServerConfig], names: set[str], tables: Tables, warned: set[str]
+    servers: Iterable[ServerConfig],
+    names: set[str],
+    tables: Tables,
+    warned: Set[str] = frozenset(),
+    *,
+    of_tables: bool = True,
 ) -> list[str]:
     """The warnings of `poolctl validate` about the servers with these names, and about the pool's tables.
 
-    That a program binds its address itself is omitted for servers in `warned`.
+    That a program binds its address itself is omitted for servers in `warned`. Without `of_tables` the tables have not
+    changed since `start` printed their warnings.
     """
+    there = list(servers)
+    chosen = [server for server in there if server.name in names]
     journal = tables.events is not None and tables.events.path
-    checked = bool(
+    tables_checked = of_tables and bool(
         journal or tables.gateway is not None or any(each.has_startup_warnings for _, each in tables)
     )
-    return await _found_warnings(list(servers), names, tables, checked=checked, warned=warned)
-
-
-async def added_warnings(servers: Iterable[ServerConfig], name: str, tables: Tables) -> list[str]:
-    """The warnings of `poolctl validate` about the added server of that name only.
-
-    The other servers and the tables have not changed since `start` printed their warnings.
-    """
-    return await _found_warnings(list(servers), {name}, Tables(gateway=tables.gateway), of_tables=False)
-
-
-async def _found_warnings(
-    there: list[ServerConfig],
-    names: set[str],
-    tables: Tables,
-    *,
-    checked: bool = False,
-    of_tables: bool = True,
-    warned: Set[str] = frozenset(),
-) -> list[str]:
-    chosen = [server for server in there if server.name in names]
-    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
-    if checked or any(map(_may_be_warned_of, chosen)):
-        return await asyncio.to_thread(_look, there, names, tables, of_tables, warned)
+    checked = tables_checked or any(map(_may_be_warned_of, chosen))
     # Most pools have neither, and a check of everything takes time.
-    if not pythons:
+    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
+    if not (checked or pythons):
         return []
-    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables, of_tables)
+
+    def look() -> list[str]:
+        if not (checked or any(changed_by(each, os.environ) for each in pythons)):
+            return []
+        config = Configuration(there, tables)
+        config.outside(names=())
+        found: dict[str, list[str]] = {}
+        for warning in config.warnings:
+            if warning.message == BINDS_ITSELF and warning.name in warned:
+                continue
+            if warning.name in names or (of_tables and not warning.name):
+                text = str(warning).removeprefix(f"{warning.name}: ")
+                found.setdefault(text, []).append(warning.name)
+        return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
+
+    return await asyncio.to_thread(look)
 
 
 def _may_be_warned_of(server: ServerConfig) -> bool:
@@ -156,32 +157,6 @@ def _may_be_warned_of(server: ServerConfig) -> bool:
 
 def _runs_python_as_root(server: ServerConfig) -> bool:
     return not (os.geteuid() or server.user or server.command)
-
-
-def _look_if_changed(
-    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables, of_tables: bool
-) -> list[str]:
-    changed = any(changed_by(each, os.environ) for each in pythons)
-    return _look(servers, names, tables, of_tables) if changed else []
-
-
-def _look(
-    servers: list[ServerConfig],
-    names: set[str],
-    tables: Tables,
-    of_tables: bool,
-    warned: Set[str] = frozenset(),
-) -> list[str]:
-    config = Configuration(servers, tables)
-    config.outside(names=())
-    found: dict[str, list[str]] = {}
-    for warning in config.warnings:
-        if warning.message == BINDS_ITSELF and warning.name in warned:
-            continue
-        if warning.name in names or (of_tables and not warning.name):
-            text = str(warning).removeprefix(f"{warning.name}: ")
-            found.setdefault(text, []).append(warning.name)
-    return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
 
 
 def _listed(names: list[str]) -> str:
