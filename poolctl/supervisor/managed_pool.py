@@ -226,16 +226,6 @@ class ManagedPool:
             observers = self._observers
             await self._gateway.start(self.core, self._verbs, observers.totals, observers.parts)
 
-    @property
-    def _not_served(self) -> list[str]:
-        """The tables whose addresses cannot be served, or whose file cannot be written, each with the reason."""
-        observers = self._observers
-        return [
-            *self._gateway.problems,
-            *observers.problems,
-            *observers.lost_events,
-        ]
-
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
         how_long = format_duration(_CALM_SECONDS)
@@ -311,7 +301,7 @@ class ManagedPool:
         upgrading = self.replacement is not None
         configuration = self._configuration.to_save(self.core, always=upgrading)
         self._store.save(self.core.entries, configuration, portable=upgrading)
-        self._observers.save_totals()
+        self._observers.totals.save()
 
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
@@ -431,6 +421,8 @@ class ManagedPool:
 
     def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
+        lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
+        not_served = (*self._gateway.problems, *self._observers.problems, *lost_events)
         return About(
             name=self.name,
             files=tuple(self.files),
@@ -441,7 +433,7 @@ class ManagedPool:
             keeper_pid=self._keeper_pid,
             calm=self._calm or None,
             keeper_problem=self._watch.problem or None,
-            not_served=tuple(self._not_served) or None,
+            not_served=not_served or None,
         )
 
 

@@ -27,8 +27,8 @@ from .totals import Totals
 
 if TYPE_CHECKING:
     from .metrics_server import MetricsAddress
-    from .pool_health import HealthOfRoutes
-    from .pool_metrics import GatewayFigures
+    from .pool_health import HealthOfRoutes, PoolHealth
+    from .pool_metrics import GatewayFigures, PoolMetrics
 
 # What a start imports only for a configuration that names it.
 MODULES = (
@@ -95,15 +95,6 @@ class Observers:
         own = [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
         return [*own, *self.parts.problems]
 
-    @property
-    def lost_events(self) -> list[str]:
-        """That, and why, events are not written at present."""
-        return [f"[events]: {self.events.problem}"] if self.events.problem else []
-
-    def save_totals(self) -> None:
-        """Save the counts for a successor."""
-        self.totals.save()
-
     def flush(self) -> None:
         """Write pending events, and let features save everything for a successor."""
         self.events.flush()
@@ -130,25 +121,27 @@ class Observers:
     def _serve_metrics(self, tables: Tables) -> None:
         if self._metrics is None and tables.metrics is not None:
             from .metrics_server import MetricsAddress
-            from .pool_health import PoolHealth
-            from .pool_metrics import PoolMetrics
 
-            metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
-            self._metrics = MetricsAddress(
-                self._environment.keeper, self.events, metrics, PoolHealth(self._core, self._gateway)
-            )
+            keeper = self._environment.keeper
+            self._metrics = MetricsAddress(keeper, self.events, self._pool_metrics(), self._pool_health())
         if self._metrics is not None:
             self._metrics.follow(tables)
 
     async def _metrics_verb(self, call: Call) -> MetricsResult:
         """The metrics as text, in the OpenMetrics format on request."""
-        from .pool_metrics import PoolMetrics
-
-        metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
-        return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
+        text = await self._pool_metrics().text(bool(call.options.get("openmetrics")), call.selector)
+        return MetricsResult(text=text)
 
     async def _health_verb(self, call: Call) -> HealthResult:
         """The health of the routes, or without a gateway of the servers."""
+        return await self._pool_health().verb(call)
+
+    def _pool_metrics(self) -> PoolMetrics:
+        from .pool_metrics import PoolMetrics
+
+        return PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
+
+    def _pool_health(self) -> PoolHealth:
         from .pool_health import PoolHealth
 
-        return await PoolHealth(self._core, self._gateway).verb(call)
+        return PoolHealth(self._core, self._gateway)
