@@ -35,11 +35,11 @@ logger = logging.getLogger("poolctl")
 
 
 class ProcessRunner(LocalRunner):
-    """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
+    """Runs each worker as a process. Its keeper and its workers end when this program ends.
 
-    Started by the first server that is opened, and ended some seconds after the last is closed. A keeper that dies is
-    replaced, and the workers continue. Linux only. Output is kept in `logs_directory`, by default a temporary
-    directory.
+    The keeper is started when the first server is opened, and ends some seconds after the last server is closed. A
+    keeper that dies is replaced, and the workers continue. Linux only. Output is kept in `logs_directory`, by default a
+    temporary directory.
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
@@ -59,7 +59,7 @@ class ProcessRunner(LocalRunner):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner. It does not outlive this program, and its callers read no files of logs."""
+        """See Runner. There is no takeover, because workers do not outlive this program."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
     # Its tallies are recreated with each keeper.
@@ -68,7 +68,7 @@ class ProcessRunner(LocalRunner):
         """See Counters."""
         return self.tallies.counts(placement)
 
-    def _added_up(self, worker: str, server: str, counts: Counts) -> None:
+    def _add_up_counts(self, worker: str, server: str, counts: Counts) -> None:
         if self.add_up is not None:
             self.add_up(worker, server, counts)
         self.tallies.settled()  # no other supervisor adds them up again
@@ -79,14 +79,14 @@ class ProcessRunner(LocalRunner):
         return []
 
     def settled(self) -> None:
-        """See Counters. There is nothing to do."""
+        """Do nothing: the counts are settled as soon as they have been added up."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
             withheld_variables.withhold([server.tls.password_env])
         self._opened.add(server.key)
-        self._stay()
+        self._cancel_idle_end()
         try:
             await self.start()
             return await super().open(server)
@@ -95,10 +95,10 @@ class ProcessRunner(LocalRunner):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """See Hooks. The keeper stays until it has ended."""
+        """See Hooks. The keeper runs at least until the hook has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
-        self._stay()
+        self._cancel_idle_end()
         try:
             await self.start()
             placement = await super().begin_hook(server, hook)
@@ -128,10 +128,10 @@ class ProcessRunner(LocalRunner):
     def _closed(self, key: str) -> None:
         self._opened.discard(key)
         if not self._opened:
-            self._stay()
+            self._cancel_idle_end()
             self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
 
-    def _stay(self) -> None:
+    def _cancel_idle_end(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
 
@@ -140,7 +140,7 @@ class ProcessRunner(LocalRunner):
             self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs. None of a server that could not be opened, because the keeper could not be started."""
+        """See Logs. Returns no lines if the keeper could not be started."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:
@@ -155,7 +155,7 @@ class ProcessRunner(LocalRunner):
 
     async def _end(self) -> None:
         started, self._started = self._started, None
-        self._stay()
+        self._cancel_idle_end()
         try:
             if started is not None:
                 await asyncio.wait({started})
@@ -169,7 +169,7 @@ class ProcessRunner(LocalRunner):
             self._ending = None
 
     async def start(self) -> None:
-        """Start the keeper, unless that was done."""
+        """Start the keeper, unless it is running already."""
         while self._ending is not None:
             await asyncio.wait({self._ending})
         if self._started is None:
@@ -194,7 +194,7 @@ class ProcessRunner(LocalRunner):
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
             super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
-            self.tallies.add_up = self._added_up
+            self.tallies.add_up = self._add_up_counts
             receiver.on_lost = lambda: self._keeper_lost(directory)
             await self.output.start()
         except BaseException:
@@ -236,7 +236,7 @@ class ProcessRunner(LocalRunner):
 
 
 class _Keeper(Receiver):
-    """The messages of the runner's keeper; `on_lost` is called when it has died."""
+    """Receives the keeper's messages for the runner, and calls `on_lost` when the keeper has died."""
 
     def __init__(self, runner: LocalRunner) -> None:
         self.hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
@@ -254,7 +254,10 @@ class _Keeper(Receiver):
 
 
 async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> wire.Message:
-    """Start a keeper with this end of its link, which is closed here; its first message."""
+    """Start a keeper that holds the `theirs` end of the link, and return its first message.
+
+    `theirs` is closed in this process.
+    """
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:
         # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.

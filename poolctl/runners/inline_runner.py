@@ -47,7 +47,7 @@ _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks"
 
 
 class InlineRunner:
-    """The runner of this process: real sockets and real uvicorn servers, no processes."""
+    """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
     events: RunnerEvents | None = None  # there is nothing to report
 
@@ -87,22 +87,22 @@ class InlineRunner:
         close_listener(sockets, path)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """See Runner. Nothing: modules are imported once in a process in any case."""
+        """Return "": a module is imported only once in this process, so there is nothing to prepare."""
         return ""
 
     async def check(self, server: ServerConfig) -> None:
-        """See Runner. Nothing outside this process is needed."""
+        """Always pass: a worker in this process needs nothing from outside."""
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner."""
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
-        worker = InlineWorker(placement, server, dict(app_state.get()), self._turn())
+        worker = InlineWorker(placement, server, dict(app_state.get()), self._import_turn())
         worker.start(self._listeners[server.key][0])
         self._workers[placement.id] = worker
         return placement
 
-    def _turn(self) -> asyncio.Semaphore:
+    def _import_turn(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
         if self._turns is None or self._turns[0] is not loop:
             self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
@@ -150,7 +150,7 @@ class InlineRunner:
             worker.renew_tls(server)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner. At once."""
+        """See Runner. Returns at once."""
         worker = self._workers.get(placement.id)
         if worker is not None:
             worker.drain()
@@ -163,10 +163,10 @@ class InlineRunner:
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
     def force_certificate(self, name: str, generation: int) -> None:
-        """Nothing: workers here read the files themselves."""
+        """Do nothing: workers in this process read the certificate files themselves."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Nothing: there is no process to be saved."""
+        """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Sleep. A connection counts as a request, and is accepted by the next worker."""
@@ -185,10 +185,10 @@ class InlineRunner:
         stop_reading(sockets)
 
     def dismiss(self, key: str) -> None:
-        """No effect: connections that no worker has accepted are not accepted at all."""
+        """Do nothing: without a worker this runner accepts no connections."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """See Runner. A worker that is still busy at the timeout is cancelled, its connections are reset."""
+        """See Runner. A worker that is still busy at the timeout is cancelled, and its connections are reset."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")

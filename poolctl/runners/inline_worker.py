@@ -37,9 +37,9 @@ _CANCEL_ATTEMPTS = 25
 
 
 class InlineWorker:
-    """A task that serves. `begun`, `answered` and `exited` are futures that several tasks may await; they never raise.
+    """Serves one server as a task of this process, beginning when it gets its `turn`.
 
-    It begins when it gets its `turn`.
+    `begun`, `answered` and `exited` are futures that several tasks may await; they never raise.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class InlineWorker:
         self._task: asyncio.Task[Exit]
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Begin to load and to serve."""
+        """Begin to load the application and to serve it."""
         # A separate context, because the values of the caller's context must not reach requests.
         work = self._live(listeners)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._ended)
 
     def stop(self) -> None:
-        """Stop accepting, finish current requests, end. Callable more than once."""
+        """Stop accepting connections, finish current requests, then end. May be called more than once."""
         if self._uvicorn is None:
             self._task.cancel()  # it is still being loaded
         else:
@@ -75,7 +75,7 @@ class InlineWorker:
             self._uvicorn.stop()
 
     def drain(self) -> None:
-        """Like `stop`, but connections that are idle are given time."""
+        """Stop accepting connections, but give idle connections time before they are closed."""
         if self._uvicorn is None:
             self._task.cancel()
         else:
@@ -83,12 +83,12 @@ class InlineWorker:
             self._uvicorn.drain()
 
     def attend(self, accepting: bool) -> None:
-        """Accept connections, or rest."""
+        """Start or stop accepting connections."""
         if self._uvicorn is not None:
             self._uvicorn.set_accepting(accepting)
 
     def connect(self, kind: str, plain: bool) -> socket.socket:
-        """Our end of a connection that it answers. Raises OSError."""
+        """Connect to the worker, and return the caller's end of the connection. Raises OSError."""
         if self._uvicorn is None or not self._uvicorn.started:
             raise ConnectionRefusedError("it has not started")
         ours, theirs = socket.socketpair()
@@ -96,10 +96,10 @@ class InlineWorker:
         return ours
 
     def rotate(self, in_rotation: bool) -> None:
-        """Nothing: clients of a server in this process connect to it directly."""
+        """Do nothing: clients of a server in this process connect to it directly."""
 
     def renew_tls(self, server: ServerConfig) -> None:
-        """Use the certificates that the server names for the handshakes from now on. Raises ServerError."""
+        """Use the server's current certificate files for new handshakes. Raises ServerError."""
         context = None if self._uvicorn is None else self._uvicorn.config.ssl
         settings = tls_settings(server)
         if context is None or settings is None:
@@ -119,7 +119,7 @@ class InlineWorker:
             stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
 
     async def kill(self, verdict: Exit) -> None:
-        """Cancel all of it, more than once if need be; `exited` is set when this returns."""
+        """Cancel the worker's tasks, repeatedly if necessary; `exited` is set when this returns."""
         self._verdict = verdict
         # A moment first: a task that was only asked to end does so cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)
@@ -143,7 +143,7 @@ class InlineWorker:
                 failed="logger" if self.server.http.access_log == "errors" else None,
                 **connection_limits(self.server),
             )
-            await self._uvicorn.run(listeners, self._answer)
+            await self._uvicorn.run(listeners, self._report_ready)
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
             return Exit.from_status(getattr(error, "status", STARTUP_FAILURE))
@@ -163,7 +163,7 @@ class InlineWorker:
             self.begun.set_result(None)
             app = server.app
             if server.factory or not callable(app):
-                app = await in_daemon_thread(functools.partial(_imported, server))
+                app = await in_daemon_thread(functools.partial(_import_application, server))
         settings = uvicorn_settings(server)
         # uvicorn turns its access log off for the whole process; here it is one server's matter.
         access_log = settings.pop("access_log")
@@ -180,7 +180,7 @@ class InlineWorker:
                 config.ssl = ssl_context(tls, fds)
         return config
 
-    def _answer(self) -> None:
+    def _report_ready(self) -> None:
         if not self.answered.done():
             self.answered.set_result(None)
 
@@ -190,7 +190,7 @@ class InlineWorker:
             self.exited.set_result(self._verdict or exit_)
 
     def _abandon(self) -> None:
-        """Nothing of a server that has ended may live on: listeners, connections, requests, lifespan."""
+        """Close or cancel the listeners, connections, requests and lifespan of a server that has ended."""
         if self._lifespan is not None and self._lifespan.task is not None:
             self._lifespan.task.cancel()
         if self._uvicorn is None:
@@ -205,7 +205,7 @@ class InlineWorker:
 
 
 class _Lifespan(LifespanOn):
-    """uvicorn's lifespan, with a task that can be cancelled, and the reason of a failed startup."""
+    """uvicorn's lifespan, with a task that can be cancelled and the reason for a failed startup."""
 
     def __init__(self, worker: InlineWorker, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -214,7 +214,7 @@ class _Lifespan(LifespanOn):
         worker._lifespan = self
 
     def give_up(self) -> None:
-        """Let a startup that has not completed count as failed, so that nothing is served."""
+        """Treat a startup that has not completed as failed, so that no request is served."""
         if not self.startup_event.is_set():
             self.startup_failed = True
             if self.task is not None:
@@ -236,7 +236,7 @@ class _Lifespan(LifespanOn):
         await super().send(message)
 
 
-def _imported(server: ServerConfig) -> Any:
+def _import_application(server: ServerConfig) -> Any:
     if server.app_dir not in sys.path:
         sys.path.insert(0, server.app_dir)
     names = ("app", "factory", "handlers", "handler_key")

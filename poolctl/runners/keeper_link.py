@@ -12,10 +12,10 @@ from .process_link import Duplicate, HasDescriptor, Link, Receiver, close_duplic
 
 
 class KeeperLink(Link):
-    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors, transparently to callers.
+    """A Link that records the entries put into the keeper, so that a new keeper can be given all of them.
 
-    A descriptor given as its owner (a socket) is recorded as that object: one descriptor serves both, and is omitted
-    once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
+    A descriptor given as its owner (a socket) is recorded as that object, without being duplicated, and is omitted once
+    it is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
     """
 
     def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
@@ -30,12 +30,12 @@ class KeeperLink(Link):
         super().send(message, fds)
 
     def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record an entry of the keeper whose descriptors these objects own here."""
+        """Record a keeper entry whose descriptors belong to these objects."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
     async def complete(self) -> None:
-        """Fetch the entries that an earlier supervisor put, too: from now on the keeper can be replaced."""
+        """Fetch the entries that an earlier supervisor put into the keeper, so that the keeper can be replaced."""
         after = ""
         self._dropped = set()
         while True:
@@ -50,7 +50,7 @@ class KeeperLink(Link):
                 return
 
     def reconnect(self, sock: socket.socket, receiver: Receiver) -> None:
-        """Use a new keeper in place of a dead one, and give it the recorded entries."""
+        """Replace a dead keeper with the keeper at `sock`, and give it the recorded entries."""
         self._receiver = Receiver()
         self._end()
         super().__init__(sock, receiver)
@@ -59,14 +59,14 @@ class KeeperLink(Link):
             super().send({"op": "put", "name": name, "meta": meta}, present)
 
     def held(self) -> dict[str, tuple[object, list[int]]]:
-        """The entries with their open descriptors."""
+        """The recorded entries with their open descriptors."""
         return {
             name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
             for name, (meta, owners) in self.entries.items()
         }
 
     def close(self) -> None:
-        """See Link; the records are dropped."""
+        """Close the link and drop the records."""
         super().close()
         for name in list(self.entries):
             self._forget(name)

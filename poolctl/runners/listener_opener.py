@@ -29,7 +29,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Opener:
-    """Opens listeners. One search at a time finds the processes that hold addresses in use, for all callers."""
+    """Opens listeners. Callers share one search for the processes that hold addresses in use."""
 
     def __init__(self) -> None:
         self._search = Search()
@@ -39,9 +39,9 @@ class Opener:
     async def listen(
         self, address: Address, inherited: Inherited | None = None, mode: int | None = None
     ) -> list[socket.socket]:
-        """The open sockets of the address, see `open_listener`.
+        """The open sockets of the address (see `open_listener`).
 
-        Raises ListenError; cancelled halfway, nothing stays open.
+        Raises ListenError. If cancelled, closes every socket that it has opened.
         """
         open_it = functools.partial(open_listener, address, inherited=inherited, mode=mode)
         try:
@@ -52,7 +52,7 @@ class Opener:
             raise naming(error, await self._holders(error.taken)) from error.__cause__
 
     async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
-        """The UDP sockets of the address. Raises ListenError; cancelled halfway, nothing stays open."""
+        """The UDP sockets of the address. Raises ListenError. If cancelled, closes every socket that it has opened."""
         return await _resolving(
             address, functools.partial(open_datagram_sockets, address), undo=close_listener
         )
@@ -87,16 +87,16 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """The result of the work; in a thread if it has to resolve a host name, which may take long."""
+    """The result of `work`, run in a thread if it has to resolve a host name, which may take long."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
-    """The result of `work`; `undo` gets it if the caller was cancelled meanwhile.
+    """The result of `work`; it is passed to `undo` instead if the caller has been cancelled.
 
-    Its thread is a daemon: an import that hangs keeps no interpreter from ending.
+    The thread is a daemon, so that an import that hangs cannot keep the interpreter from exiting.
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()

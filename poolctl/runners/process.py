@@ -1,4 +1,4 @@
-"""The earlier module of `ProcessRunner`, from which programs import it."""
+"""Keeps the former import path of `ProcessRunner` working."""
 
 from .embedded_runner import ProcessRunner
 

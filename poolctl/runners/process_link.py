@@ -1,4 +1,4 @@
-"""Links of the supervisor to keeper, zygotes, logger and workers, and who owns the descriptors sent over them.
+"""Links from the supervisor to keeper, zygotes, logger and workers, and the ownership of descriptors sent over them.
 
 A descriptor is closed once, by its owner, however many users it has.
 """
@@ -35,7 +35,7 @@ class HasDescriptor(Protocol):
 
 
 class Descriptor:
-    """The owner of a descriptor that belongs to no socket object."""
+    """Owns a descriptor that belongs to no socket object."""
 
     __slots__ = ("_fd",)
 
@@ -47,18 +47,18 @@ class Descriptor:
         return self._fd
 
     def close(self) -> None:
-        """Close it; a second time does nothing."""
+        """Close the descriptor. A second call has no effect."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class Duplicate(Descriptor):
-    """A duplicate that its holder closes too: only the number of the original was known."""
+    """A duplicate of a descriptor that was given by number only. Its holder closes it."""
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """The given owners, and duplicates of descriptors given by number. Raises OSError."""
+    """The given owners, and for descriptors given by number an owner of a duplicate. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -70,7 +70,7 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
 
 
 def give_up(fds: Iterable[int]) -> None:
-    """Let go of what these numbers stand for, in a forked child, and keep the numbers in use.
+    """Release the files behind these descriptors in a forked child, but keep the numbers in use.
 
     They are not closed: the objects that own the numbers live on, and would later close another file.
     """
@@ -82,31 +82,31 @@ def give_up(fds: Iterable[int]) -> None:
 
 
 class LinkLost(Exception):
-    """The process at the other end is gone, or refused."""
+    """The process at the other end has exited, or has been given up."""
 
 
 class Refused(LinkLost):
-    """The process at the other end is there, and reports an error."""
+    """The process at the other end has answered with an error."""
 
 
 class Receiver:
-    """The owner of a link, which the link calls."""
+    """Handles the events of a link."""
 
     def received(self, message: Message, fds: list[int]) -> None:
-        """A message that is no reply, with its descriptors. Raises Malformed for an invalid one."""
+        """Handle a message that is not a reply, with its descriptors. Raises Malformed for an invalid message."""
         _close(fds)
 
     def lost(self) -> None:
-        """The other end is gone: called once, unless the link was closed at this end."""
+        """Handle the loss of the other end. Called once, unless the link was closed at this end."""
 
     def breached(self, deed: str) -> None:
-        """An untrusted process broke the protocol ("sent …"); `lost` follows."""
+        """Handle a violation of the protocol by an untrusted process ("sent …"). `lost` follows."""
 
 
 class Link:
-    """Messages in order, replies matched to their calls. Sending never blocks; messages that do not fit wait here.
+    """Exchanges messages with another process, in order, and matches replies to calls. Sending never blocks.
 
-    Belongs to the running loop; not thread-safe.
+    Messages that the other end has no room for wait here. Belongs to the running loop; not thread-safe.
 
     A process that runs an application's code is not `trusted`: no descriptor is taken from it, and its sent and unread
     messages are bounded. When it breaks these rules, or sends a message that the receiver finds Malformed, the link is
@@ -133,7 +133,7 @@ class Link:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
-        """Send without waiting for anything; the descriptors stay the caller's. Nothing happens on a lost link.
+        """Send a message without waiting. The caller keeps the descriptors. Has no effect on a lost link.
 
         A descriptor that is given by its owner is not duplicated while the message waits: once it is closed, the
         message is no longer sent.
@@ -141,18 +141,18 @@ class Link:
         if self.sock.fileno() < 0:
             return
         if self._outbox:
-            self._queue(message, fds)
+            self._queue_message(message, fds)
             return
         try:
             wire.send(self.sock, message, [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
         except (BlockingIOError, InterruptedError):
-            self._queue(message, fds)
-            self._wait()
+            self._queue_message(message, fds)
+            self._wait_for_room()
         except OSError:
             return  # the end of the file is read in its turn, after earlier messages
 
     def offer(self, payload: bytes) -> bool:
-        """Send an encoded message now or not at all; whether it was sent."""
+        """Send an encoded message only if there is room now. Returns whether it was sent."""
         if self.sock.fileno() < 0 or self._outbox:
             return False
         try:
@@ -163,7 +163,7 @@ class Link:
 
     @property
     def waits(self) -> bool:
-        """Whether there is something that the other end has no room for."""
+        """Whether messages wait because the other end has no room for them."""
         return bool(self._outbox)
 
     async def call(
@@ -175,7 +175,7 @@ class Link:
     ) -> Reply:
         """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error.
 
-        One that says nothing at all for `patience_seconds` is as good as gone: the link to it is closed.
+        If the other end sends no message at all for `patience_seconds`, the link is closed.
         """
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
@@ -183,7 +183,7 @@ class Link:
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[number] = future
         if patience_seconds is not None:
-            self._limit(number, patience_seconds)
+            self._limit_silence(number, patience_seconds)
         try:
             self.send({**message, "id": number}, fds)
             reply, received = await future
@@ -196,33 +196,35 @@ class Link:
         return reply, received
 
     def read_rest(self) -> None:
-        """Read the messages that have already arrived, before their sender is declared gone."""
+        """Handle the messages that have already arrived, before the sender is treated as lost."""
         if self.sock.fileno() >= 0:
             self._readable()
 
     def close(self) -> None:
-        """End the link from this side; calls under way raise LinkLost, the receiver is not called."""
+        """Close the link. Calls in progress raise LinkLost; the receiver is not called."""
         self._receiver = Receiver()
         self._end()
 
     def cut_off(self, deed: str) -> None:
-        """Close the link to an untrusted process, which broke the protocol ("sent …")."""
+        """Close the link to an untrusted process that violated the protocol ("sent …")."""
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.breached(deed)
             self._end(f"it {deed}")
 
-    def _limit(self, number: int, seconds: float) -> None:
-        self._limits[number] = self._loop.call_later(seconds, self._look, number, seconds, self.heard)
+    def _limit_silence(self, number: int, seconds: float) -> None:
+        self._limits[number] = self._loop.call_later(
+            seconds, self._check_silence, number, seconds, self.heard
+        )
 
-    def _look(self, number: int, seconds: float, heard: int) -> None:
+    def _check_silence(self, number: int, seconds: float, heard: int) -> None:
         late_seconds = self._loop.time() - self._limits[number].when()
         # A timer that is so late: we did not run ourselves, and the other end perhaps neither.
         if heard != self.heard or late_seconds > _PAUSED_SECONDS:
-            self._limit(number, seconds)
+            self._limit_silence(number, seconds)
         else:
             self._end(f"the other end has not answered for {seconds:g} s")
 
-    def _queue(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
+    def _queue_message(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
         if not self._trusted and len(self._outbox) >= untrusted_messages.MOST_UNREAD:
             self.cut_off(f"left {untrusted_messages.MOST_UNREAD} messages unread")
             return
@@ -236,7 +238,7 @@ class Link:
                 if -1 not in fds:
                     wire.send(self.sock, message, fds)
             except (BlockingIOError, InterruptedError):
-                self._wait()
+                self._wait_for_room()
                 return
             except OSError:
                 return  # see send
@@ -244,7 +246,7 @@ class Link:
             self._retry_seconds = _RETRY_SECONDS
             close_duplicates(owners)
 
-    def _wait(self) -> None:
+    def _wait_for_room(self) -> None:
         if self.sock.fileno() < 0:
             return
         # Not add_writer(): with too many descriptors in flight the socket is writable all the time.
@@ -285,13 +287,13 @@ class Link:
         number = untrusted_messages.reply_number(message)
         future = self._calls.get(number) if number is not None else None
         if future is None:
-            self._take(message, fds)
+            self._deliver_message(message, fds)
         elif future.done():
             _close(fds)
         else:
             future.set_result((message, fds))
 
-    def _take(self, message: Message, fds: list[int]) -> None:
+    def _deliver_message(self, message: Message, fds: list[int]) -> None:
         try:
             if not self._trusted and not self._allowance.take(1, self._loop.time()):
                 raise untrusted_messages.Malformed(f"more than {untrusted_messages.BURST} messages at once")
@@ -327,9 +329,9 @@ async def spawn(
     theirs: socket.socket,
     without: Sequence[str] | None = None,
 ) -> int:
-    """The pid of a program that the keeper starts in a session of its own, with `theirs` as its descriptor 3.
+    """Have the keeper start a program in a new session, with `theirs` as its descriptor 3, and return its pid.
 
-    `theirs` is closed here. `without`: the variables left out of its environment, the withheld ones if not given.
+    `theirs` is closed here. `without` are the variables removed from its environment, by default the withheld ones.
     Raises LinkLost.
     """
     left_out = withheld_variables.present() if without is None else without

@@ -1,6 +1,7 @@
-"""Pings one of the pool's own processes periodically, unless it sleeps in its event loop, and kills it if it hangs.
+"""Pings one of the pool's own processes periodically, and kills it if it hangs.
 
-Its owner sees its exit at the link, as any other exit, and starts a replacement.
+A process that sleeps in its event loop is not pinged. The owner sees the exit at the link, as any other exit, and
+starts a replacement.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 def identity(pid: int) -> wire.Message:
-    """A process's pid and start time as stored, so that a later supervisor can watch it as well."""
+    """The pid and start time of a process, in a form that a later supervisor can use to watch it."""
     return {"pid": pid, "start": process_start(pid)}
 
 
 class ProcessWatchdog:
-    """Pings over `link`, on the running loop, until `close`; any message of the process, given to `received`, answers.
+    """Pings a process over `link`, on the running loop, until `close`.
 
-    One that waits for events needs no ping.
-
-    `known` is its `identity`, empty until it is known: the process sends its pid itself, and `found` gets the identity
-    then. One that does not (of another version) is not killed. `name` is its name in the log; `watchdog` decides how
-    often it is pinged, and how long an answer may take.
+    Any message passed to `received` counts as an answer. A process that waits for events is not pinged. `known` is its
+    `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process that does
+    not send it (another version) is not killed. `name` is its name in the log; `watchdog` decides how often it is
+    pinged, and how long an answer may take.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ProcessWatchdog:
         self._set_timer()
 
     def received(self, message: wire.Message) -> None:
-        """A message of the process was received."""
+        """Note that the process has sent a message."""
         if message.get("t") == "pong" and "pid" not in self._known:
             self._known = identity(int(message["pid"]))
             self._found(self._known)
@@ -66,7 +66,7 @@ class ProcessWatchdog:
             self._set_timer()
 
     def close(self) -> None:
-        """Stop pinging: it has exited, or is to exit."""
+        """Stop pinging the process."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -92,7 +92,7 @@ class ProcessWatchdog:
 
 
 def kill(known: wire.Message, number: int = signal.SIGKILL) -> None:
-    """Send the signal to the process of this identity, not to another process that has reused its pid."""
+    """Send the signal to the process with this identity, but not to another process that has reused its pid."""
     pid, start = known.get("pid"), known.get("start")
     if pid is not None and start is not None:
         signal_process(pid, start, number)

@@ -1,4 +1,4 @@
-"""The interface between a gateway and a runner: pairs for connections to routed servers, and tables for workers."""
+"""The interface between a gateway and a runner: pairs through which connections pass, and route tables for workers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """Route tables for workers, as files in memory (see `route_table`), and the pair that takes connections back.
+    """The route tables for workers, as files in memory (see `route_table`), and the pair that returns connections.
 
-    The tables are indexed by the names of servers, under "" for servers that no longer have a route. Through the pair
-    with the end `give_back` the gateway gets connections whose next request is another server's. The publisher closes
-    the tables after it has published others. A request's statement about its route is trusted if it has the server's
-    key; the keys are indexed by server name.
+    The tables are indexed by the names of servers; the entry "" is for servers that no longer have a route. A
+    connection whose next request is for another server returns to the gateway through the pair with the end
+    `give_back`. The publisher closes the tables after it has published others. A request's statement about its route is
+    trusted if it has the server's key; the keys are indexed by server name.
     """
 
     generation: int
@@ -33,7 +33,7 @@ class Gateway(Protocol):
     """Passes connections to the workers of routed servers, through their adoption pairs."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Connections of the server go into this pair from now on; may be called again with the same one."""
+        """Put the server's connections into this pair from now on. May be called again with the same pair."""
         ...
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
@@ -43,35 +43,35 @@ class Gateway(Protocol):
     async def leaving(self, server: str) -> None:
         """Return once the gateway knows that workers of the server leave, or a time limit has passed.
 
-        At once where other workers take over what waits for these, at their listener or in their pair.
+        Returns at once if other workers take over the waiting connections.
         """
         ...
 
 
 class Routing(Protocol):
-    """Servers to which a gateway passes connections."""
+    """Manages the servers to which a gateway passes connections."""
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """Put a route table in force for these servers; None: the gateway has ended.
+        """Put a route table in force for these servers; None if the gateway has ended.
 
-        Their workers get it, also workers that are placed or adopted later, and workers with an older table. The
-        gateway gets the pairs that these servers have, and each that is opened later. Does not block.
+        Workers that are placed or adopted later get it too, and workers with an older table are updated. The gateway
+        gets the pairs that these servers have, and each that is opened later. Does not block.
         """
         ...
 
     def set_aside(self, servers: Collection[str]) -> None:
-        """Have the workers of these servers, by name, and of no others give connections back before their next request.
+        """Have the workers of exactly these servers, by name, give connections back before their next request.
 
-        The gateway passes none to them. Does not block; `confirmed` waits for the workers.
+        The gateway passes no connections to them. Does not block; `confirmed` waits for the workers.
         """
         ...
 
     def take_back(self, servers: Collection[str]) -> None:
-        """Give the gateway what waits in the pairs of these servers, by name. Does not block."""
+        """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
         ...
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
-        """Return once every worker decides by the last table; returns the servers of workers without confirmation."""
+        """Wait until all workers use the last table. Returns the servers whose workers have not confirmed in time."""
         ...

@@ -1,7 +1,7 @@
-"""The interface of a runner for the core and the supervisor: it creates and ends workers.
+"""The interface through which the core and the supervisor use a runner, which creates and ends workers.
 
-A worker need not be a process of this machine: a placement says in words where it is, and has a pid only if there is
-one. Everything beyond serving is optional (see Capabilities). Standard library only.
+A worker need not be a process of this machine: a placement describes in words where it runs, and has a pid only if
+there is one. Everything beyond serving is optional (see Capabilities). Standard library only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One worker: which server's, which generation, and where it is."""
+    """One worker: its server, its generation, its index, and where it runs."""
 
     id: str
     server: str
@@ -63,7 +63,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a worker ended: by a status, by a signal, or unknown (both None)."""
+    """How a worker ended: with a status, by a signal, or unknown (both None)."""
 
     status: int | None = None
     signal: int | None = None
@@ -71,24 +71,24 @@ class Exit:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself with status 0."""
+        """Whether the worker ended by itself with status 0."""
         return self.status == 0
 
     def before_ready(self, reason: str) -> str:
-        """The message for a worker that ended before it was ready; `reason` is the worker's own reason, or ""."""
+        """The message for a worker that ended before it was ready. `reason` is the worker's own, or ""."""
         message = f"{self.message} before it was ready"
         return f"{message}: {reason}" if reason else message
 
     @classmethod
     def from_status(cls, status: int) -> Exit:
-        """From an exit status as subprocess gives it: negative means a signal."""
+        """The exit for a status as subprocess reports it; negative values are signals."""
         if status < 0:
             return cls.from_signal(-status)
         return cls(status=status, message=f"exited with status {status}")
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """From the keeper's report; both None for a process that had lost its parent."""
+        """The exit for a report of the keeper; both are None for a process that was not the keeper's child."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -97,7 +97,7 @@ class Exit:
 
     @classmethod
     def from_signal(cls, number: int) -> Exit:
-        """From the signal that ended the worker."""
+        """The exit for the signal that ended the worker."""
         try:
             name = signal.Signals(number).name
         except ValueError:
@@ -123,40 +123,40 @@ def _worker_failed(message: str, hint: str, exit: Exit | None) -> WorkerFailed:
 
 
 class Sleep(Protocol):
-    """Servers without workers, whose first request wakes them."""
+    """Optional ability: servers without workers are woken by their first request."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the open listener of a server without workers; `on_request` is called once, at the first request.
 
-        A connection on which nothing was sent is no request. Once it is called, the workers that come get the listener
-        and the connections.
+        A connection on which no data is sent is not a request. Workers that are started later get the listener and the
+        connections.
         """
 
     def disarm(self, key: str) -> None:
-        """Stop watching; the workers that come get the listener and the connections."""
+        """Stop watching. Workers that are started later get the listener and the connections."""
 
     def dismiss(self, key: str) -> None:
-        """Close the connections that were accepted and that no worker has taken."""
+        """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """Report to RunnerEvents.idle when the worker has had no traffic for `seconds`; 0 stops the reports."""
 
 
 class Heartbeats(Protocol):
-    """Questions that a worker answers while its event loop runs. No method blocks."""
+    """Optional ability: a worker answers requests for a heartbeat while its event loop runs. No method blocks."""
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """Ask a worker; False if it cannot be asked now."""
+        """Request a heartbeat from a worker; False if it cannot be asked now."""
 
     def beaten_ns(self, placement: Placement) -> int:
-        """When the worker last answered, by the system's monotonic clock; 0 for a worker without heartbeats."""
+        """The time of the worker's last heartbeat, by the system's monotonic clock; 0 without heartbeats."""
 
     def idle_since_answer(self, placement: Placement) -> bool:
-        """Whether a worker that has answered waits in its event loop, and has not run since: it needs no question."""
+        """Whether the worker has only waited in its event loop since its last heartbeat."""
 
 
 class Counters(Protocol):
-    """The counts of workers: requests, connections, latencies (see poolctl.worker.tally)."""
+    """Optional ability: counts of requests, connections and latencies of workers (see poolctl.worker.tally)."""
 
     # Called with a unique name, the server's and the final counts of each worker that has ended.
     add_up: Callable[[str, str, Counts], None] | None
@@ -166,21 +166,21 @@ class Counters(Protocol):
 
     @property
     def unsettled(self) -> list[str]:
-        """The names given to `add_up` since `settled`; they are given to the next supervisor again."""
+        """The names passed to `add_up` since `settled`; the next supervisor gets their counts again."""
 
     def settled(self) -> None:
-        """Note that everything given to `add_up` is saved."""
+        """Note that all counts passed to `add_up` have been saved."""
 
 
 class Backlogs(Protocol):
-    """Connections that no worker has accepted yet."""
+    """Optional ability: the number of connections that no worker has accepted yet."""
 
     def waiting(self, server: ServerConfig) -> int:
-        """How many wait at the server's listeners, and were passed to it and not taken yet. Does not block."""
+        """The number of connections that wait at the server's listeners and in its pair. Does not block."""
 
 
 class Logs(Protocol):
-    """The output of workers, for reports of failures."""
+    """Optional ability: the output of workers, for reports of failures."""
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
@@ -191,10 +191,10 @@ class Logs(Protocol):
 
 
 class Hooks(Protocol):
-    """Commands of servers that run before their first worker, and after their last worker."""
+    """Optional ability: commands of servers that run before the first worker and after the last worker."""
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Run the command of this name in the server's `hooks`; it is watched and stopped as a worker is.
+        """Run the command with this name in the server's `hooks`; it is watched and stopped like a worker.
 
         Its output goes to the same place as the workers' output. Raises ServerError or WorkerFailed.
         """
@@ -202,10 +202,10 @@ class Hooks(Protocol):
 
 
 class LogFiles(Protocol):
-    """Output in files of this machine, where `poolctl logs` reads it."""
+    """Optional ability: output in files of this machine, where `poolctl logs` reads it."""
 
     async def reopen_logs(self) -> None:
-        """Return when log files that another program has moved away get no further output."""
+        """Reopen the log files; on return, files that were moved away get no further output."""
         ...
 
 
@@ -223,7 +223,7 @@ class AdoptedWorker:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """The processes and listeners of an earlier supervisor.
+    """The processes and listeners taken over from an earlier supervisor.
 
     `hooks` has the name and the placement of the hook that runs, by server; `endpoints` the addresses of open
     listeners, by key.
@@ -235,12 +235,12 @@ class Adopted:
 
 
 class Takeover(Protocol):
-    """Workers that outlive their supervisor, as children of the pool's keeper."""
+    """Optional ability: workers outlive their supervisor, as children of the pool's keeper."""
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> Adopted:
-        """The workers and listeners of these servers; everything else that the keeper holds of workers is ended.
+        """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
 
         `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
         Called once, before anything is opened or placed.
@@ -248,21 +248,21 @@ class Takeover(Protocol):
         ...
 
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
-        """Find workers without keeper and supervisor, for the next `adopt`; workers of other servers are stopped.
+        """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
 
-        Returns, by the names of their servers, whether these differ from the configuration. With `late` this supervisor
-        has already adopted, and the next supervisor will do so again.
+        Returns, by the names of their servers, whether these workers differ from the configuration. With `late` this
+        supervisor has already adopted, and the next supervisor will do so again.
         """
         ...
 
     def exit_reported(self, report: Table) -> None:
-        """The keeper reaped a child."""
+        """Handle the keeper's report that a child has exited."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The optional abilities of a runner. None: the ability is missing, and commands answer without it.
+    """The optional abilities of a runner; None where an ability is missing.
 
     Without `sleep` a server with `scale.min = 0` always has its workers. Without `takeover` the workers of a supervisor
     that has ended are gone when the next supervisor creates its runner. A runner without pids gives placements without
@@ -282,14 +282,14 @@ class Capabilities:
 
 
 class RunnerEvents(Protocol):
-    """The reports of a runner. Exits are not here: `watch` returns them."""
+    """Receives the reports of a runner. Exits are returned by `Runner.watch` instead."""
 
     def expired(self, placement: Placement) -> None:
-        """The worker has served its `max_requests`, and should be replaced."""
+        """The worker has served its `max_requests` and should be replaced."""
         ...
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """The worker has had no traffic for the time given to `idle_after`, or has some again."""
+        """The worker has had no traffic for the time set by `idle_after`, or has traffic again."""
         ...
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
@@ -297,81 +297,85 @@ class RunnerEvents(Protocol):
         ...
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """The worker's page shows impossible counts: its figures stay as they were. Called once per worker."""
+        """The worker's page shows impossible counts, so its counts no longer change. Called once per worker."""
         ...
 
 
 class Runner(Protocol):
     """Makes and ends the workers of servers. Used from one event loop, which no method may block.
 
-    Before its first server is opened `events` is set: it gets the runner's reports.
+    `events`, which gets the runner's reports, is set before the first server is opened.
     """
 
     events: RunnerEvents | None
 
     @property
     def capabilities(self) -> Capabilities:
-        """The optional abilities; the same object each time."""
+        """The optional abilities; the same object on each access."""
         ...
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """The server's bound and listening sockets; at once if they are open already.
+        """Open the server's listeners and return their addresses; if they are open already, at once.
 
         Raises ServerError that names who holds the port.
         """
         ...
 
     async def close(self, key: str) -> None:
-        """Return when that address is no longer accepted from; unknown keys are ignored."""
+        """Stop accepting connections at that address; return when done. Unknown keys are ignored."""
         ...
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Import the application of a `preload` server, so that `place` need not; "" or why `place` will do so anyway.
+        """Import the application of a `preload` server ahead of `place`.
 
-        The code is not older than `since` (by the system's monotonic clock, in seconds), and neither is the code of
-        workers that are placed later. Raises ServerError or WorkerFailed.
+        Returns "", or the reason why this is not possible. The code is not older than `since` (by the system's
+        monotonic clock, in seconds), and neither is the code of workers that are placed later. Raises ServerError or
+        WorkerFailed.
         """
         ...
 
     async def check(self, server: ServerConfig) -> None:
-        """Return if a worker of the server could be placed now, as far as this can be checked without placing it.
+        """Return if a worker of the server could be placed now, as far as can be checked without placing one.
 
         Raises ServerError or WorkerFailed with the obstacle.
         """
         ...
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """Make a worker; it need not be ready. Raises ServerError or WorkerFailed."""
+        """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
         ...
 
     async def begun(self, placement: Placement) -> None:
-        """Return when the worker has begun, or has ended: a runner may keep it waiting while many others start."""
+        """Return when the worker has begun, or has ended. A runner may delay workers while many others start."""
         ...
 
     async def ready(self, placement: Placement) -> None:
-        """Return when the worker has answered. Raises WorkerFailed, with the reason, when it ended or gave up before.
+        """Return when the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
 
         A worker that ends early may have ended, and `watch` returned, before this is called.
         """
         ...
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let the worker stop accepting; return when it has, or drain_timeout has passed."""
+        """Let the worker stop accepting; return when it has stopped, or drain_timeout has passed."""
         ...
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """`leave`, unless that was done; return when its connections are closed, or drain_timeout has passed.
+        """Let the worker stop accepting; return when its connections are closed, or drain_timeout has passed.
 
         `replaced`: another worker of the server takes over idle connections; otherwise they are closed.
         """
         ...
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """Take the worker out of rotation, or back: out of it, it answers each request and closes the connection."""
+        """Take the worker out of rotation or put it back.
+
+        Out of rotation, it closes each connection after its answer.
+        """
         ...
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        """Use the server's certificates as they are now for new handshakes; open connections stay.
+        """Use the server's current certificate files for new handshakes; open connections are kept.
 
         Raises ServerError for a file that cannot be read.
         """
@@ -385,9 +389,9 @@ class Runner(Protocol):
         ...
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept connections, or leave them to the others of its server, if it can.
+        """Let the worker accept connections or, if possible, leave them to its server's other workers.
 
-        A worker whose server has a startup or a readiness probe accepts nothing before this.
+        A worker whose server has a startup or a readiness probe accepts nothing before this is called.
         """
         ...
 
@@ -400,15 +404,15 @@ class Runner(Protocol):
         ...
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """Ask the worker to end, wait that long, then kill it; its exit, also when it has ended already.
+        """Ask the worker to end, kill it after the timeout, and return its exit.
 
-        Raises TimeoutError when it does not end even then. `replaced`: another worker follows, and takes over its
+        Raises TimeoutError if it does not end even when killed. `replaced`: another worker follows, and takes over its
         connections where it can.
         """
         ...
 
     async def watch(self, placement: Placement) -> Exit:
-        """Return when the worker has ended for any reason."""
+        """Return the worker's exit when it has ended for any reason."""
         ...
 
     async def aclose(self) -> None:

@@ -26,34 +26,34 @@ if TYPE_CHECKING:
     from .runner_protocol import Runner
 
     class Orphan(Protocol):
-        """A worker without keeper and supervisor. Every call may block.
+        """A worker that has lost its keeper and supervisor. Every call may block.
 
         `said` is its own statement: server, ready_at and more. `uid` is its user, which the caller checks.
         """
 
         @property
         def pid(self) -> int:
-            """Its process."""
+            """The worker's pid."""
 
         @property
         def uid(self) -> int:
-            """The user of its process."""
+            """The user id of the worker's process."""
 
         @property
         def said(self) -> Message:
             """The worker's statement about itself."""
 
         def ask_to_end(self) -> None:
-            """Ask it to finish its requests and end."""
+            """Ask the worker to finish its requests and end."""
 
         def await_end(self, timeout_seconds: float) -> bool:
-            """Whether it has ended in time."""
+            """Wait for the worker to end; False if it has not ended in time."""
 
         def kill(self) -> None:
-            """End it, and its process group, at once."""
+            """Kill the worker and its process group at once."""
 
         def close(self) -> None:
-            """Close the descriptors; the worker serves on."""
+            """Close the descriptors; the worker continues to serve."""
 
 
 VARIABLE = "POOLCTL_RUNNER"
@@ -77,11 +77,11 @@ class RunnerSite:
 
 
 class UnknownRunner(Exception):
-    """The variable names no runner; the text says why."""
+    """The variable names no known runner; the text says why."""
 
 
 def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
-    """The runner of a supervisor. Raises UnknownRunner."""
+    """Create the runner that the environment selects. Raises UnknownRunner."""
     runner: Runner = _module(env).make(site)
     return runner
 
@@ -89,14 +89,20 @@ def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs that are started with the keeper, without these environment variables. Raises UnknownRunner."""
+    """The programs to start with the keeper. Variables in `without` are removed from their environment.
+
+    Raises UnknownRunner.
+    """
     find = getattr(_module(env), "companions", None)
     found: dict[str, Companion] = find(files, directory, env, without) if find is not None else {}
     return found
 
 
 def serves_on(env: Mapping[str, str], directory: str) -> bool:
-    """Whether the pool of this directory has orphans, a gateway among them; an unknown runner has no workers."""
+    """Whether the pool of this directory has orphaned workers or an orphaned gateway.
+
+    An unknown runner has no workers.
+    """
     if pool_files.find(directory, pool_files.GATEWAY):
         return True
     exist = _if_known(env, "orphans_exist")
@@ -111,7 +117,7 @@ def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
 
 
 def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
-    """The runner's function of this name; None if the runner is unknown here, or has no such function."""
+    """The runner's function with this name; None if the runner is unknown or lacks it."""
     try:
         found: Callable[[str], Any] | None = getattr(_module(env), function, None)
     except UnknownRunner:
@@ -120,7 +126,7 @@ def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | N
 
 
 def _module(env: Mapping[str, str]) -> ModuleType:
-    """The module of the runner that POOLCTL_RUNNER names: built in, or a dotted name; the local one by default."""
+    """The module of the runner that POOLCTL_RUNNER names, by default the local runner."""
     name = env.get(VARIABLE) or "local"
     try:
         # importlib.import_module would import `warnings` too

@@ -1,4 +1,4 @@
-"""The stacks of a worker as a report: read from the text that the worker wrote, with short paths, and bounded.
+"""Parses the stacks that a worker has written, and renders them as a report with short paths and bounded length.
 
 The text is an application's: each line is checked, and unknown lines are omitted.
 """
@@ -33,9 +33,9 @@ _IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A call: the function, its file, relative where that is shorter, and the line; 0 if unknown.
+    """A call: its function, file (relative where that is shorter) and line, 0 if unknown.
 
-    `library` is set where the file is of the standard library or of an installed package.
+    `library` is set if the file belongs to the standard library or to an installed package.
     """
 
     function: str
@@ -58,7 +58,7 @@ class ThreadStack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStack:
-    """A number of tasks of the event loop that wait at the same place, with the names of some."""
+    """A group of tasks of the event loop that wait at the same place, with the names of some of them."""
 
     count: int
     names: tuple[str, ...]
@@ -80,10 +80,11 @@ class KernelThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStacks:
-    """The stacks of a worker. `source` is python, faulthandler (no tasks, no names) or empty, `problem` says why.
+    """The stacks of a worker.
 
-    `place` is where its main thread hangs, in the application's innermost call; empty if it waits for events. `kernel`
-    is filled in if Python did not answer. `name` is its server's.
+    `source` is python, faulthandler (no tasks, no names) or empty; `problem` says why. `place` is where its main thread
+    hangs, in the application's innermost call; empty if it waits for events. `kernel` is filled in if Python did not
+    answer. `name` is the name of its server.
     """
 
     name: str
@@ -97,7 +98,7 @@ class WorkerStacks:
     kernel: tuple[KernelThread, ...] = ()
 
     def shortened(self, stacks: int, frames: int) -> WorkerStacks:
-        """A copy with at most these numbers of threads, groups of tasks, and calls of each."""
+        """A copy with at most this many threads and groups of tasks, and this many calls in each."""
         return replace(
             self,
             threads=tuple(replace(each, frames=each.frames[:frames]) for each in self.threads[:stacks]),
@@ -106,17 +107,17 @@ class WorkerStacks:
         )
 
     def lines(self) -> Iterator[str]:
-        """The report for people, threads first, the most recent call of each first."""
+        """The report as lines of text: threads first, and the most recent call of each first."""
         if self.problem:
             yield self.problem
         for thread in self.threads:
             yield f"{'main thread' if thread.main else f'thread {thread.name}'.rstrip()}:"
-            yield from _rows(thread.frames)
+            yield from _frame_lines(thread.frames)
         for task in self.tasks:
             more = f" and {task.count - len(task.names)} more" if task.count > len(task.names) else ""
             word = "task" if task.count == 1 else f"{task.count} tasks"
             yield f"{word} {', '.join(task.names)}{more}, {task.waits}:"
-            yield from _rows(task.frames)
+            yield from _frame_lines(task.frames)
         for each in self.kernel:
             facts = [f"state {each.state}", each.wchan and f"waits in {each.wchan}"]
             facts.append(each.syscall and f"system call {each.syscall}")
@@ -125,19 +126,19 @@ class WorkerStacks:
 
 
 class Stacks(Protocol):
-    """A runner that can ask its workers."""
+    """Optional ability: reading the stacks of workers."""
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """The stacks of the worker of this id, which goes on; the report says if it does not answer in that time."""
+        """The stacks of the worker with this id, which keeps running. The report says if it did not answer in time."""
         ...
 
 
-def _rows(frames: Iterable[Frame]) -> Iterator[str]:
+def _frame_lines(frames: Iterable[Frame]) -> Iterator[str]:
     return (f"  {frame}" for frame in frames)
 
 
 def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:
-    """The threads, the main one first, and the tasks; `source` is who wrote the text."""
+    """The threads, the main thread first, and the tasks. `source` says who wrote the text."""
     roots = [_OURS, *(os.path.join(each, "") for each in (server.app_dir, server.base_dir) if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
@@ -159,7 +160,7 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
         ThreadStack(
             name=printable(head["name"] or ""),
             main=(head, frames) in main,
-            frames=tuple(_without_ours(frames)),
+            frames=tuple(_without_own_frames(frames)),
         )
         for head, frames in heads[:_MOST_STACKS]
     ]
@@ -177,15 +178,15 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
 
 
 def place_of(threads: Iterable[ThreadStack]) -> str:
-    """Where the main thread hangs (see WorkerStacks)."""
+    """The place where the main thread hangs (see WorkerStacks)."""
     frames = next((each.frames for each in threads if each.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:
         return ""
     return str(next((frame for frame in frames if not frame.library), frames[0]))
 
 
-def _without_ours(frames: list[Frame]) -> list[Frame]:
-    """Without the worker's own calls, from which every thread of the application is called."""
+def _without_own_frames(frames: list[Frame]) -> list[Frame]:
+    """The frames without the worker's own calls, which are the same in every thread of the application."""
     calls = [place for place, frame in enumerate(frames, 1) if not frame.file.startswith("poolctl/")]
     return frames[: calls[-1]] if calls else frames
 

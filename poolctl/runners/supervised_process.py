@@ -1,7 +1,7 @@
-"""The inside of a process that a supervisor starts and watches: descriptor 3 leads to the supervisor.
+"""Base of processes that a supervisor starts and watches, with the supervisor at descriptor 3.
 
-One whose clients must not notice that keeper and supervisor were killed serves on: it listens in the pool's directory,
-as orphaned workers do, until the next supervisor adopts it.
+A process whose clients must not notice the death of keeper and supervisor continues to serve: it listens in the pool's
+directory, as orphaned workers do, until the next supervisor adopts it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
 class SupervisedProcess(Receiver):
-    """Follows the supervisor's messages until `over` is set: by `end`, by SIGTERM, or as the last process of its pool.
+    """Follows the supervisor's messages until `over` is set.
 
-    The link has an end at the keeper too, so a supervisor that is replaced is not noticed here.
+    It is set by the message `end`, by SIGTERM, or when no other process of the pool is left. The link has an end at the
+    keeper too, so a supervisor that is replaced is not noticed here.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
@@ -38,7 +39,7 @@ class SupervisedProcess(Receiver):
         self._orphan: OrphanedProcess | None = None
 
     async def run(self) -> None:
-        """Return when it is over."""
+        """Follow the supervisor's messages; return when the process should end."""
         self.over = asyncio.Event()
         # Ctrl-C in a terminal is handled by the pool.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
@@ -51,14 +52,14 @@ class SupervisedProcess(Receiver):
         self.link.close()
 
     async def finish(self) -> None:
-        """End current requests."""
+        """Finish current requests before the process ends."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Follow an order beyond the common orders of such processes; the callee owns the descriptors."""
+        """Follow an order that is specific to this process; it then owns the descriptors."""
         raise NotImplementedError
 
     def lost(self) -> None:
-        """See Receiver: neither keeper nor supervisor is left."""
+        """See Receiver. Keeper and supervisor are both gone."""
         self.over.set()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
@@ -73,15 +74,15 @@ class SupervisedProcess(Receiver):
             self.perform(message, fds)
 
     def performed(self, message: wire.Message) -> None:
-        """Answer that every order before this message has been followed."""
+        """Reply that all orders before this message have been followed."""
         self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
-        """Serve on without keeper and supervisor, and be found in the pool's directory as this kind of process."""
+        """Continue without keeper and supervisor, listening in the pool's directory as this kind of process."""
         self._orphan = OrphanedProcess(self, directory, kind)
 
     def holdings(self) -> Holdings:
-        """The state that an adopting supervisor needs, and cannot recreate."""
+        """The state and descriptors that an adopting supervisor needs and cannot recreate."""
         return ()
 
     def adopted(self, link: Link) -> None:
@@ -93,7 +94,7 @@ class SupervisedProcess(Receiver):
 class OrphanedProcess:
     """Listens in the pool's directory, and sends each connection the process's messages and sockets.
 
-    The first connection that sends an order becomes the link to the supervisor. Other connections only read, and leave.
+    The first connection that sends an order becomes the link to the supervisor. Other connections only read.
     """
 
     def __init__(self, process: SupervisedProcess, directory: str, kind: str) -> None:
@@ -107,13 +108,13 @@ class OrphanedProcess:
         self._listen()
 
     def adopt(self, connection: _Connection) -> None:
-        """Let this connection be the link of the process."""
+        """Make this connection the process's link to the supervisor."""
         self._connections.discard(connection)
         self.close()
         self.process.adopted(connection.link)
 
     def forget(self, connection: _Connection) -> None:
-        """It has left."""
+        """Forget a connection that has been closed."""
         self._connections.discard(connection)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages from a process that runs an application's code: bounded in size and rate, each value checked before use."""
+"""Validates messages from a process that runs an application's code: their size, rate and values are limited."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _PER_SECOND = 10.0
 
 
 class Malformed(Exception):
-    """An invalid message; its text is the object of "it sent"."""
+    """A message is invalid; the text continues the phrase "it sent"."""
 
 
 def text(message: Message, key: str) -> str:
-    """The text under the key, "" for none: shortened, and without characters that a terminal obeys."""
+    """The text under the key, "" if missing, shortened and without characters that control a terminal."""
     value = message.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _wrong(message, key)
+        raise _malformed_value(message, key)
     return printable(value)
 
 
 def printable(value: str) -> str:
-    """The beginning of a text, without characters that are neither printable nor line breaks."""
+    """The beginning of a text, with only printable characters and line breaks."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for each in value[:_MOST_CHARACTERS]
@@ -36,31 +36,31 @@ def printable(value: str) -> str:
 
 
 def flag(message: Message, key: str) -> bool:
-    """The boolean under the key, False for none."""
+    """The boolean under the key, False if missing."""
     value = message.get(key, False)
     if not isinstance(value, bool):
-        raise _wrong(message, key)
+        raise _malformed_value(message, key)
     return value
 
 
 def number(message: Message, key: str, least: int, most: int) -> int:
-    """The whole number under the key, between these two."""
+    """The integer under the key, which must lie between these limits."""
     value = message.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise _wrong(message, key)
+        raise _malformed_value(message, key)
     return value
 
 
-def _wrong(message: Message, key: str) -> Malformed:
+def _malformed_value(message: Message, key: str) -> Malformed:
     return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
 
 
 def allowance() -> RateLimit:
-    """How many messages may come unasked: many at once, few over time."""
+    """The rate limit for unrequested messages: bursts are allowed, but few messages over time."""
     return RateLimit(BURST, _PER_SECOND)
 
 
 def reply_number(message: Message) -> int | None:
-    """The number of the call that the message may be the reply to, or None."""
+    """The number of the call to which the message claims to reply, or None."""
     number = message.get("id")
     return number if type(number) is int else None

@@ -14,7 +14,7 @@ _names: set[str] = set()
 
 
 def withhold(names: Iterable[str], *, only: bool = False) -> None:
-    """Keep these variables from programs that are started from now on; with `only` these and no others."""
+    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
     if only:
         _names.clear()
     _names.update(names)
@@ -27,12 +27,12 @@ def present() -> list[str]:
 
 
 def values() -> list[str]:
-    """Their values (see values_of)."""
+    """The values of the withheld variables (see values_of)."""
     return values_of(_names, os.environ)
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment (default: this process's) without these variables."""
+    """A copy of `base`, by default of this process's environment, without the withheld variables."""
     return {
         name: value for name, value in (os.environ if base is None else base).items() if name not in _names
     }

@@ -1,4 +1,4 @@
-"""A worker's specification as a value that fits on the wire: a server's configuration, made ready for one process."""
+"""Builds a worker's specification from its server's configuration, as a value that can be sent as a message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MARSHAL_VERSION = 2
 
 
 def spec_file(spec: Spec) -> int:
-    """The descriptor of a file in memory that holds the specification."""
+    """The descriptor of an in-memory file that holds the specification."""
     return sealed_file("poolctl", marshal.dumps(spec, _MARSHAL_VERSION))
 
 
@@ -40,21 +40,21 @@ def worker_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The specification of one worker of `server`. Raises ServerError for a user or a file that is not there."""
+    """The specification of one worker of `server`. Raises ServerError for a missing user or file."""
     return {
         **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
         "kind": "command" if server.command else "app",
         "server": server.name,
         "factory": server.factory,
         "handler_key": server.handler_key,
-        "state": _state(server),
+        "state": _context_state(server),
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
         # Its pair's two ends, and the page on which it counts, are the last descriptors.
         "adoption": not server.command,
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
-        "requests": _requests(server),
+        "requests": _request_logging(server),
         "limits": connection_limits(server),
         "drain_seconds": server.drain_timeout,
         "stop_seconds": stop_seconds(server),
@@ -64,12 +64,12 @@ def worker_spec(
 
 
 def hook_id(server: str, hook: str) -> str:
-    """The id of the placement of this command of the server's `hooks`."""
+    """The placement id for this command of the server's `hooks`."""
     return f"{server}.{hook}"
 
 
 def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
-    """The server as if the program of this name in its `hooks` were its command, with the command's environment."""
+    """A configuration whose command and environment are those of the named program in the server's `hooks`."""
     words = () if server.hooks is None else getattr(server.hooks, hook) or ()
     return server.but(
         app=None,
@@ -84,7 +84,7 @@ def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
 
 
 def worker_digest(server: ServerConfig) -> int | None:
-    """The digest of the worker that would be started now; None when none could be."""
+    """The digest of the specification that a new worker would get; None if none can be started."""
     try:
         return spec_digest(worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0)))
     except ServerError:
@@ -98,7 +98,7 @@ def app_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """All that the import of an application can see: servers in which it is equal can share the imported one.
+    """The part of the specification that an import can see; servers with equal parts can share a zygote.
 
     Raises ServerError as `worker_spec` does.
     """
@@ -108,7 +108,7 @@ def app_spec(
         hard = max(soft, hard)
     return {
         "python": interpreter,
-        "app": _importable(server),
+        "app": _import_path(server),
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "env": environment(server),
@@ -122,31 +122,33 @@ def app_spec(
     }
 
 
-def _importable(server: ServerConfig) -> str | None:
+def _import_path(server: ServerConfig) -> str | None:
     if server.app is None or isinstance(server.app, str):
         return server.app
     hint = 'give it as "module:attribute", or run the server in this process'
-    raise _problem(server, "its app is an object, and cannot go to another process", hint)
+    raise _configuration_error(server, "its app is an object, and cannot go to another process", hint)
 
 
-def _state(server: ServerConfig) -> Table:
+def _context_state(server: ServerConfig) -> Table:
     """The values that the pool's context gives to the application."""
     try:
         values: Table = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
         message = f"a value of its context cannot go to another process: {error}"
-        raise _problem(server, message, "give it values of JSON, or run it in this process") from error
+        raise _configuration_error(
+            server, message, "give it values of JSON, or run it in this process"
+        ) from error
     return values
 
 
 def environment(server: ServerConfig) -> dict[str, str]:
-    """The variables that the server adds to the pool's own."""
+    """The environment variables that the server adds to the pool's own."""
     # A file of variables may contain the pool's own variables.
     env = withheld_variables.environment(server.environment()) | dict(server.env)
     address = server.address
     if server.command:
         values = _address_values(server)
-        env |= {name: _filled(value, values) for name, value in server.env.items()}
+        env |= {name: _fill_placeholders(value, values) for name, value in server.env.items()}
     if server.command and address.kind == "tcp":
         env.setdefault("HOST", address.host)
         env.setdefault("PORT", str(address.port))
@@ -154,51 +156,54 @@ def environment(server: ServerConfig) -> dict[str, str]:
 
 
 def argument_vector(server: ServerConfig) -> list[str]:
-    """The server's command with its placeholders filled in."""
+    """The server's command with its placeholders replaced."""
     values = {"{fd}": "3", "{name}": server.name, **_address_values(server)}
-    return [_filled(word, values) for word in server.command or ()]
+    return [_fill_placeholders(word, values) for word in server.command or ()]
 
 
 def _address_values(server: ServerConfig) -> dict[str, str]:
-    """The placeholders that make a program one that binds its address itself, and their values."""
+    """The placeholders that stand for the server's address, with their values.
+
+    A command that uses one binds its address itself.
+    """
     address = server.address
     host, port = (address.host, str(address.port)) if address.kind == "tcp" else ("", "")
     return {"{bind}": server.bind, "{host}": host, "{port}": port}
 
 
-def _filled(text: str, values: Mapping[str, str]) -> str:
+def _fill_placeholders(text: str, values: Mapping[str, str]) -> str:
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)
     return text
 
 
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:
-    """The (uid, gid) that the worker takes on; None to stay who we are. Raises ServerError."""
+    """The (uid, gid) as which the worker runs; None for the pool's own. Raises ServerError."""
     if server.user is None:
         return None
     try:
         ids = ids_of(server.user)
     except KeyError as error:
-        raise _problem(
+        raise _configuration_error(
             server, f"there is no user or group {server.user!r}", "create it, or correct `user`"
         ) from error
     if ids == (os.geteuid(), os.getegid()):
         return None
     if os.geteuid() != 0:
-        raise _problem(
+        raise _configuration_error(
             server, f"only root can run it as {server.user!r}", "start poolctl as root, or leave `user` out"
         )
     return ids
 
 
 def user_id(server: ServerConfig) -> int:
-    """The uid of its processes. Raises ServerError."""
+    """The uid of the server's processes. Raises ServerError."""
     ids = user_ids(server)
     return os.geteuid() if ids is None else ids[0]
 
 
 def find_user_id(server: ServerConfig) -> int | None:
-    """The uid of its processes; None if the user no longer exists."""
+    """The uid of the server's processes; None if the user no longer exists."""
     try:
         return user_id(server)
     except ServerError:
@@ -206,7 +211,7 @@ def find_user_id(server: ServerConfig) -> int | None:
 
 
 def tls_settings(server: ServerConfig) -> Table | None:
-    """How the worker's TLS context is made, its files apart; None without TLS."""
+    """The settings of the worker's TLS context, without its files; None without TLS."""
     tls = server.tls
     if not tls or tls is True:
         return None
@@ -221,7 +226,7 @@ def tls_settings(server: ServerConfig) -> Table | None:
 
 
 def tls_contents(server: ServerConfig) -> list[bytes]:
-    """Certificate, key and, if given, the clients' authorities, read now. Raises ServerError."""
+    """The contents of certificate, key and, if configured, client CAs, read now. Raises ServerError."""
     tls = server.tls
     if not tls or tls is True:
         return []
@@ -230,13 +235,15 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
         try:
             contents.append(read_regular(path, for_another_user=server.user is not None))
         except OSError as error:
-            raise _problem(server, f"cannot read {path}: {error.strerror or error}", "check `tls`") from error
+            raise _configuration_error(
+                server, f"cannot read {path}: {error.strerror or error}", "check `tls`"
+            ) from error
     return contents
 
 
 @contextlib.contextmanager
 def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
-    """Files in memory with these contents, for a worker; closed here at the end."""
+    """In-memory files with these contents, for a worker. They are closed here at the end of the context."""
     with contextlib.ExitStack() as ours:
         fds = []
         for content in contents:
@@ -246,12 +253,12 @@ def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
 
 
 def stop_seconds(server: ServerConfig) -> float:
-    """How long requests under way may take at a stop; the rest of the time is for the application's own shutdown."""
+    """The time for current requests when a worker stops; the rest is for the application's shutdown."""
     return server.stop_timeout * _REQUESTS_SHARE
 
 
 def uvicorn_settings(server: ServerConfig) -> Table:
-    """The server's `http` table in uvicorn's words."""
+    """The server's `http` table as uvicorn settings."""
     http = server.http
     # Left out where it is the default: workers of earlier versions then still have the same digest.
     log_level = {} if http.log_level == "info" else {"log_level": http.log_level}
@@ -272,7 +279,7 @@ def uvicorn_settings(server: ServerConfig) -> Table:
 
 
 def connection_limits(server: ServerConfig) -> Table:
-    """The limits that the worker's server sets for its clients, in the server's own terms."""
+    """The limits on client connections, as settings of the worker's server."""
     http = server.http
     return {
         "head_seconds": http.head_timeout,
@@ -282,8 +289,8 @@ def connection_limits(server: ServerConfig) -> Table:
     }
 
 
-def _requests(server: ServerConfig) -> Table | None:
-    """How requests are logged and marked; None for neither."""
+def _request_logging(server: ServerConfig) -> Table | None:
+    """The settings for access logs and request ids; None if neither is used."""
     logged, answers = logged_requests(server), bool(server.http.request_id)
     if not logged and not answers:
         return None
@@ -292,9 +299,9 @@ def _requests(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """The kind of requests that its workers log; no requests in a pool that was started without access logs."""
+    """Which requests the workers log; none in a pool that was started without access logs."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 
-def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:
+def _configuration_error(server: ServerConfig, message: str, hint: str) -> ServerError:
     return ServerError(message, name=server.name, bind=server.bind, hint=hint)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def make(site: RunnerSite) -> LocalRunner:
-    """See registry. Workers that lose keeper and supervisor wait in the pool's directory."""
+    """Create the runner (see runner_registry).
+
+    Workers that lose keeper and supervisor listen in the pool's directory.
+    """
     from .local_runner import LocalRunner
 
     return LocalRunner(
@@ -38,7 +41,7 @@ def make(site: RunnerSite) -> LocalRunner:
 def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """See registry: the logger, and the zygote of the interpreter that servers have by default."""
+    """See runner_registry: the logger, and the zygote of the default interpreter."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
@@ -53,12 +56,12 @@ def companions(
 
 
 def orphans_exist(directory: str) -> bool:
-    """See registry."""
+    """See runner_registry."""
     return any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:
-    """See registry."""
+    """See runner_registry."""
     from .orphans import find
 
     found, pipes = find(directory)
@@ -67,7 +70,10 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
 
 
 def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
-    """Whether root runs this and others can change the interpreter: it runs as its server's user, not known yet."""
+    """Whether root would run an interpreter that other users can change.
+
+    It is then run as the server's user, which is not known yet.
+    """
     if os.geteuid() != 0:
         return False
     from poolctl.config import changed_by

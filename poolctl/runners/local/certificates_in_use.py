@@ -28,7 +28,7 @@ _Files = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Certificate, key and client CAs as read, with their files and the certificate's expiry."""
+    """A certificate, key and client CAs as read, with their paths and the certificate's expiry time."""
 
     files: _Files
     contents: list[bytes]
@@ -36,7 +36,10 @@ class Given:
 
 
 class Certificates:
-    """Each server's last certificate, by name: in memory, and in the keeper's store for a successor; never on disk."""
+    """The last certificate of each server, by the server's name.
+
+    They are kept in memory and in the keeper's store for a successor, never on disk.
+    """
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
@@ -45,7 +48,7 @@ class Certificates:
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> Given:
-        """A new worker's certificate: from the files, or the server's last certificate if only the new one expired.
+        """The certificate for a new worker: from the files, or the server's last one if the files hold an expired one.
 
         A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.
@@ -53,27 +56,27 @@ class Certificates:
         found, before = _read(server), self._given.get(server.name)
         now = time.time()
         if before is None or before.files != found.files or before.ends is None or before.ends <= now:
-            return self._keep(server, found)
+            return self._remember(server, found)
         expired = found.ends is not None and found.ends <= now
         return before if expired and self._forced.get(server.name) != generation else found
 
     def keep_if_ready(
         self, server: ServerConfig, generation: int, given: Given, ready: asyncio.Future[None]
     ) -> None:
-        """Keep the certificate of this generation's workers, if `ready`, which is done, has no exception."""
+        """Keep the certificate of this generation's workers, if the finished future `ready` has no exception."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
             del self._forced[server.name]
-        self._keep(server, given)
+        self._remember(server, given)
 
     def renewed(self, server: ServerConfig) -> Given:
-        """The content of the files now, for running workers. Raises ServerError for a file that cannot be read."""
+        """The current content of the files, for running workers. Raises ServerError for an unreadable file."""
         self._forced.pop(server.name, None)
-        return self._keep(server, _read(server))
+        return self._remember(server, _read(server))
 
     def force(self, name: str, generation: int) -> None:
-        """Have the server's workers of this generation get the content of its files, expired or not."""
+        """Give the server's workers of this generation the content of its files, even if it has expired."""
         self._forced[name] = generation
 
     async def recall(self, names: Collection[str]) -> None:
@@ -89,18 +92,18 @@ class Certificates:
             finally:
                 os.close(fd)
 
-    def _keep(self, server: ServerConfig, given: Given) -> Given:
+    def _remember(self, server: ServerConfig, given: Given) -> Given:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
-            self._leave_soon()
+            self._schedule_save()
         return given
 
-    def _leave_soon(self) -> None:
+    def _schedule_save(self) -> None:
         # The certificates of servers that start together are stored together.
         if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
+            self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._save_for_successor)
 
-    def _leave(self) -> None:
+    def _save_for_successor(self) -> None:
         self._due = None
         fd = sealed_file("poolctl-certificates", _encoded(self._given))
         try:
@@ -110,7 +113,7 @@ class Certificates:
 
 
 def _encoded(given: Mapping[str, Given]) -> bytes:
-    """The certificates by server, for a successor of any later version."""
+    """The certificates in a form that a successor of any later version can read."""
     rows = {
         name: {
             "files": each.files,
@@ -123,7 +126,7 @@ def _encoded(given: Mapping[str, Given]) -> bytes:
 
 
 def _decoded(content: bytes) -> dict[str, Given]:
-    """The certificates by server. Raises an exception for a record that this version does not know."""
+    """The certificates by server name. Raises an exception for a format that this version does not know."""
     if not content.startswith(b"{"):
         # Of a supervisor before the record had a version.
         return {name: Given(*each) for name, each in pickle.loads(content).items()}

@@ -33,20 +33,21 @@ _KEEPER_SECONDS = 15.0
 
 
 class Process(NamedTuple):
-    """A process by its pid and its start time (see process_start), which is None if it has exited already."""
+    """The pid and the start time (see process_start) of a process. The start time is None if it has exited."""
 
     pid: int
     start: int | None
 
 
 class Forged(Exception):
-    """A zygote has named a process that it cannot have forked; the text describes that ("named …")."""
+    """A zygote has named a process that it cannot have forked; the text says which ("named …")."""
 
 
 class Children:
-    """The processes of this runner that were forked by zygotes. `keeper_pid` is their parent, 0 if unknown.
+    """The processes of this runner that were forked by zygotes.
 
-    `early` are exits that were reported before the reply to the request for the process.
+    `keeper_pid` is the pid of their parent, 0 if unknown. `early` has the exits that were reported before the fork's
+    reply.
     """
 
     def __init__(self, keeper: Link, keeper_pid: int) -> None:
@@ -62,7 +63,7 @@ class Children:
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
-        """While a fork is in progress, the exits of unknown processes are recorded."""
+        """Record the exits of unknown processes while a fork is in progress."""
         if not self._forks:
             self.early.clear()  # of others, whose pids may be reused
         self._forks += 1
@@ -72,9 +73,9 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """The process that the reply names, if it is new and runs as `uid` (None: as any user).
+        """The process that the reply names. Raises Forged if it is not new or does not run as `uid` (None: any user).
 
-        Raises Forged, LinkLost.
+        Raises LinkLost if the keeper is gone.
         """
         try:
             pid = untrusted_messages.number(reply, "pid", 2, _MOST_PID)
@@ -96,20 +97,20 @@ class Children:
         return Process(pid, start)
 
     def add(self, pid: int) -> Exit | None:
-        """Register the process; returns how it exited, if it has exited already."""
+        """Register the process. Returns its exit if it has exited already."""
         exit_ = self.early.pop(pid, None)
         if exit_ is None:
             self._known.add(pid)
         return exit_
 
     def ended(self, pid: int) -> None:
-        """The process has exited, and its pid may be reused."""
+        """Forget a process that has exited, since its pid may be reused."""
         self._known.discard(pid)
         for process in [each for each in self._unconfirmed if each.pid == pid]:
             del self._unconfirmed[process]
 
     def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
-        """Check that the process becomes a child of the keeper; if not, report it once."""
+        """Check that the process becomes a child of the keeper; if not, call `on_forged` once."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
@@ -131,15 +132,15 @@ class Children:
             self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
 
     def kill(self, process: Process) -> None:
-        """Have the keeper kill the process and its session, if it is still its child."""
+        """Have the keeper kill the process and its session, if the process is still the keeper's child."""
         if process.start is not None:
-            self._keeper.send(_order(process, signal.SIGKILL, group=True))
+            self._keeper.send(_signal_message(process, signal.SIGKILL, group=True))
 
     async def signal(
         self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
     ) -> None:
-        """Have the keeper signal the process, or its session; nothing once it has `exited`."""
-        order = _order(process, number, group=group)
+        """Have the keeper signal the process or its session, unless it has `exited`."""
+        order = _signal_message(process, number, group=group)
         with contextlib.suppress(LinkLost, TimeoutError):
             # Again, because the keeper becomes the parent a moment after the fork.
             for _ in range(_TRIES):
@@ -150,7 +151,7 @@ class Children:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
-        """Kill the process and its session, unless it exits by itself within that time. Does not wait."""
+        """Kill the process and its session if it has not exited within that time. Does not wait."""
 
         async def kill() -> None:
             await asyncio.wait({exited}, timeout=seconds)
@@ -162,5 +163,5 @@ class Children:
         task.add_done_callback(self._killing.discard)
 
 
-def _order(process: Process, number: int, *, group: bool) -> Message:
+def _signal_message(process: Process, number: int, *, group: bool) -> Message:
     return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}

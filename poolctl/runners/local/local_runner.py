@@ -41,11 +41,11 @@ _LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to 
 
 
 class LocalRunner:
-    """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
+    """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    Without `events` a worker that has served its `max_requests` drains and exits. `environments` replace the pool's
-    own, by server name. Workers that lose the keeper and this process can be found in `adoption_directory`;
-    without one they exit.
+    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. Without `events` a worker
+    that has served its `max_requests` drains and exits. `environments` replace the pool's own, by server name. Workers
+    that lose the keeper and this process can be found in `adoption_directory`; without one they exit.
     """
 
     events: RunnerEvents | None = None
@@ -226,7 +226,7 @@ class LocalRunner:
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Record at the keeper, for a later supervisor, that the worker is ready, or follows routes."""
+        """Record the worker's state in the keeper's store, for a later supervisor."""
         self._routed.look(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
@@ -323,7 +323,7 @@ class LocalRunner:
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner. A command may go on accepting."""
+        """See Runner. A command may continue to accept connections."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self._passed.leaving(worker.server.key)
@@ -347,7 +347,7 @@ class LocalRunner:
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner. A worker that never answered has its output in its file on return, as far as possible."""
+        """See Runner. The output of a worker that never became ready is in its log file on return, if possible."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -364,7 +364,7 @@ class LocalRunner:
         return await self._stacks.stacks(worker, seconds)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs. The last words of a worker that has just exited are among them."""
+        """See Logs. Includes the last output of a worker that has just exited."""
         await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
@@ -381,7 +381,7 @@ class LocalRunner:
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """A new keeper is connected, and has the entries of the dead keeper."""
+        """Continue with a new keeper, which is connected and has the entries of the dead keeper."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):

@@ -37,9 +37,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class WorkerRoutes:
-    """The order that puts a route table in force at workers; without one they serve every request themselves.
+    """The message that gives workers a route table; without a table they serve every request themselves.
 
-    Unless they keep connections, they give back each one before its next request.
+    With a table they give each connection back before its next request, unless they keep connections.
     """
 
     def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
@@ -54,16 +54,16 @@ class WorkerRoutes:
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
-        """Send it; an outdated one, whose table is closed already, is left out."""
+        """Send the table to a worker, unless the table is outdated and already closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
 
 
 class LocalWorker(Receiver):
-    """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
+    """A worker process of this machine. `exited` and `answered` are futures that several tasks may await.
 
-    `output` is the key of the pipe for its output, `protocol` its adoption pair's protocol, if it has a pair. A program
-    has no control socket: orders other than to stop have no effect on it.
+    `output` is the key of its output pipe, `protocol` the protocol of its adoption pair, None without a pair. A program
+    has no control socket, so orders other than to stop have no effect on it.
     """
 
     def __init__(
@@ -116,18 +116,21 @@ class LocalWorker(Receiver):
 
     @property
     def process(self) -> Process:
-        """Its process."""
+        """The worker's process."""
         return Process(self.placement.pid or 0, self.start)
 
     def adopt(self, *, reports: bool) -> None:
-        """Note that another supervisor placed it. A program, which reports nothing, is running or has exited."""
+        """Note that another supervisor placed this worker.
+
+        A program, which reports no state, is running or has exited.
+        """
         self._taken_over = True
         pid, start = self.process
         if not reports and start is not None and process_start(pid) == start:
             _settle(self.reported)
 
     def control_by(self, sock: socket.socket) -> None:
-        """Control the worker by this socket, and receive its messages."""
+        """Use this socket to control the worker and to receive its messages."""
         self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -169,14 +172,14 @@ class LocalWorker(Receiver):
             self.reason = masked_text(untrusted_messages.text(message, "message"))
 
     def lost(self) -> None:
-        """Its end of the control socket is closed: it has exited, or can no longer be controlled."""
+        """Handle a closed control socket: the worker has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
             limit = loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """See Receiver: it is killed, which is then handled as an unexpected exit."""
+        """See Receiver. The worker is killed, which counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             logger.warning(
@@ -185,13 +188,13 @@ class LocalWorker(Receiver):
             self._children.kill_after(self.process, self.exited, 0.0)
 
     def disown(self, deed: str) -> None:
-        """Its zygote named a process that is not of the pool: its exit will never be reported."""
+        """Treat the worker as exited: its zygote named a foreign process, whose exit will never be reported."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_disowned()
 
     def begin(self) -> None:
-        """Tell it to begin: until then its process only waits."""
+        """Order the worker to begin. Until then its process only waits."""
         if self.control is not None:
             self.control.send({"order": "go"})
             if self.routes is not None:
@@ -201,7 +204,7 @@ class LocalWorker(Receiver):
         _settle(self.begun)
 
     def route(self, routes: WorkerRoutes) -> None:
-        """Put these routes in force, once it has begun."""
+        """Send the worker these routes, once it has begun."""
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send(self.control)
@@ -223,35 +226,35 @@ class LocalWorker(Receiver):
 
     @property
     def unconfirmed(self) -> asyncio.Future[None] | None:
-        """Is done when the worker decides by the last routes that it was sent; None if it does already."""
+        """A future that is done when the worker confirms the last routes sent to it; None if it has."""
         return None if self._confirmed is None or self._confirmed.done() else self._confirmed
 
     def beat(self, asked_ns: int) -> bool:
-        """Ask it for a heartbeat; False if it cannot be asked now."""
+        """Request a heartbeat from the worker; False if it cannot be asked now."""
         if self.control is None or self.tally is None:
             return False
         self.tally.ask(asked_ns)
         return self.control.offer(BEAT)
 
     def rotate(self, in_rotation: bool) -> None:
-        """Take it out of rotation (its clients reconnect elsewhere), or put it back."""
+        """Take the worker out of rotation, so that its clients reconnect elsewhere, or put it back."""
         if self.control is not None:
             self.control.send({"order": "in" if in_rotation else "out"})
 
     def attend(self, accepting: bool) -> None:
-        """Let it accept connections, or not."""
+        """Let the worker accept connections, or stop it from doing so."""
         self.resting = ""
         if self.control is not None:
             self.control.send({"order": "work" if accepting else "rest"})
 
     def idle_after(self, seconds: float) -> None:
-        """Set after how long without traffic it is idle; 0 is never."""
+        """Set the time without traffic after which the worker reports that it is idle; 0 turns this off."""
         self.idle = False
         if self.control is not None:
             self.control.send({"order": "idle", "seconds": seconds})
 
     def renew_tls(self, server: ServerConfig, contents: list[bytes]) -> None:
-        """Send it the certificate, the key and the client CAs that were read for its server."""
+        """Send the worker the certificate, key and client CAs that were read for its server."""
         if self.control is None:
             return
         with sealed_files(contents) as fds:
@@ -259,7 +262,10 @@ class LocalWorker(Receiver):
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
     async def connect(self, kind: str, plain: bool, listeners: Sequence[socket.socket]) -> socket.socket:
-        """Our end of a connection that it is to answer; to a program by its listener or address. Raises OSError."""
+        """Connect to the worker, and return the caller's end of the connection. Raises OSError.
+
+        A program is reached through its listener or its address.
+        """
         if self.exited.done():
             raise ConnectionRefusedError("it has exited")
         if self.control is None:
@@ -272,7 +278,7 @@ class LocalWorker(Receiver):
         return ours
 
     async def leave(self, receivers: str | None) -> None:
-        """See Runner. A command may go on accepting. `receivers` as in `_part`."""
+        """See Runner. A command may continue to accept connections. `receivers` as in `_order_end`."""
         if self.left.done():
             return
         if self.control is None:
@@ -280,19 +286,22 @@ class LocalWorker(Receiver):
                 await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
             _settle(self.left)
         else:
-            self._part("drain", receivers)
+            self._order_end("drain", receivers)
         await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
 
     async def drain(self, receivers: str | None) -> None:
-        """See Runner. `receivers` as in `_part`. A program without a port has no connections: it is only stopped."""
+        """See Runner. `receivers` as in `_order_end`.
+
+        A program without a port has no connections, so it is only stopped.
+        """
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
         await self.leave(receivers)
         if self.server.listens:
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
-        """See Runner. `receivers` as in `_part`."""
-        self._part("stop", receivers)
+        """See Runner. `receivers` as in `_order_end`."""
+        self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
             # One that is still importing its application does not read commands.
             await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
@@ -304,17 +313,18 @@ class LocalWorker(Receiver):
             async with asyncio.timeout(_KILL_SECONDS):
                 return await asyncio.shield(self.exited)
 
-    def _part(self, order: str, receivers: str | None) -> None:
-        """Order it to drain or to stop; `receivers` is the protocol of the workers that take from the pair, or None.
+    def _order_end(self, order: str, receivers: str | None) -> None:
+        """Order the worker to drain or to stop.
 
-        They get its connections if the protocol is the same.
+        `receivers` is the protocol of the other workers that take connections from its pair, or None. They get its
+        connections if their protocol is the same.
         """
         if self.control is not None:
             same = receivers is not None and receivers == self.protocol
             self.control.send({"order": order, "to": "pair" if same else "none"})
 
     async def ready(self, listeners: Sequence[socket.socket]) -> None:
-        """Return when it has answered; a job, when it has exited with 0. Raises WorkerFailed."""
+        """Return when the worker has reported ready or, for a job, exited with 0. Raises WorkerFailed."""
         server = self.server
         if server.job:
             exit_ = await asyncio.shield(self.exited)
@@ -335,7 +345,7 @@ class LocalWorker(Receiver):
         await asyncio.shield(self.answered)
 
     def answer(self) -> None:
-        """It has answered; without effect once it has exited."""
+        """Mark the worker as ready; has no effect once it has exited."""
         _settle(self.imported)
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
@@ -376,7 +386,7 @@ class LocalWorker(Receiver):
         self.exited.add_done_callback(lambda _: notify.close())
 
     def ended(self, exit_: Exit) -> None:
-        """The process has exited."""
+        """Record how the process exited."""
         if self.exited.done():
             return
         if self.place is not None:
@@ -411,9 +421,9 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 class RunnerWorkers(dict[str, LocalWorker]):
-    """All workers by their ids, and by their addresses: an event of one server looks at no other's workers.
+    """All workers by id, and by the address of their server.
 
-    They come and go by `add` and `remove` only.
+    Changed only by `add` and `remove`.
     """
 
     def __init__(self) -> None:
@@ -421,12 +431,12 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._by_key: dict[str, set[LocalWorker]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add one that was made or adopted."""
+        """Add a worker that was made or adopted."""
         self[worker.placement.id] = worker
         self._by_key.setdefault(worker.server.key, set()).add(worker)
 
     def remove(self, worker: LocalWorker) -> None:
-        """Remove one that has exited; without effect a second time."""
+        """Remove a worker that has exited. A second call has no effect."""
         if self.get(worker.placement.id) is worker:
             del self[worker.placement.id]
         key = worker.server.key
@@ -445,7 +455,7 @@ _AFTER_ANSWER_NS = 1_000_000
 
 
 class WorkerHeartbeats:
-    """Asks the `workers`, by id. See Heartbeats."""
+    """Requests heartbeats of the `workers`, which are given by id. See Heartbeats."""
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
@@ -472,13 +482,13 @@ class WorkerHeartbeats:
 
 
 class IdleCheck:
-    """Finds out without asking that a worker's event loop is not stuck: a heartbeat costs an idle worker 0.2 ms.
+    """Tells whether a worker's event loop is idle, without asking the worker.
 
-    It is idle if its main thread waits for events in its loop, and all of its threads together have used no more
-    processor time since its answer than that thread needs for going to sleep. From then on the unchanged processor
-    time is enough: a process that has not run is still where it was. Everything else (a request, a timer, a thread that
-    takes Python's lock, SIGSTOP and the freezer of a control group, which wake it up for a moment) changes that time,
-    and the worker is asked again.
+    A worker is idle if its main thread waits for events in its loop, and all of its threads together have used no more
+    processor time since its last answer than that thread needs to go to sleep. From then on it is enough that the
+    processor time does not change, because a process that has not run is still waiting. Everything else (a request, a
+    timer, a thread that takes Python's lock, SIGSTOP and the freezer of a control group, which wake it up for a moment)
+    changes that time, and the worker is asked again.
     """
 
     __slots__ = ("_answered_at_ns", "_idle_at_ns")
@@ -488,7 +498,7 @@ class IdleCheck:
         self._idle_at_ns: int | None = None
 
     def passes(self, pid: int, tally: Tally) -> bool:
-        """Whether the worker, which has answered, is idle. Does not block. False where the kernel does not say so."""
+        """Whether a worker that has answered is idle; False if the kernel does not show it. Does not block."""
         used_ns = process_cpu_ns(pid)
         if used_ns is None or used_ns == self._idle_at_ns:
             return used_ns is not None

@@ -37,11 +37,12 @@ _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 @dataclass
 class LocalOrphan:
-    """A worker. `sock` leads to it; programs and workers that are too busy have no socket and no descriptors.
+    """A worker without keeper and supervisor.
 
-    `said` is its own statement, checked: server, key, generation, index, ready_at, output, protocol … It may be forged,
-    so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was rejected,
-    has only a server, which is "".
+    `sock` leads to it; programs and workers that are too busy have no socket and no descriptors. `said` is its own
+    statement, checked: server, key, generation, index, ready_at, output, protocol … It may be forged, so callers check
+    that `uid` is the server's user. If its message was rejected, `fault` is the reason, and `said` contains only an
+    empty server name.
     """
 
     pid: int
@@ -55,7 +56,7 @@ class LocalOrphan:
     fault: str = ""
 
     def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
-        """Whether the worker will read the order."""
+        """Send the worker an order; True if it will read it."""
         if self.sock is None:
             return False
         try:
@@ -92,19 +93,19 @@ class LocalOrphan:
 
 @dataclass
 class Pipes:
-    """The pipes of a logger that outlived its pool, by their keys, with the orders by which it was given them."""
+    """The output pipes of a logger that outlived its pool, by key, with the messages that registered them."""
 
     streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
 
     def take(self) -> None:
-        """Let the logger stop reading: another logger reads the pipes from now on."""
+        """Order the logger to stop reading, because another logger will read the pipes."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
                 wire.send(sock, {"t": "taken"}, wait=True)
 
     def close(self) -> None:
-        """Close them."""
+        """Close the pipes."""
         for sock in self.loggers:
             sock.close()
         for _, fd in self.streams.values():
@@ -112,18 +113,18 @@ class Pipes:
 
 
 def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
-    """The orphans of this directory's pool, and the pipes that take their output. Blocks.
+    """The orphans of this directory's pool, and the pipes of their output. Blocks.
 
     Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
     """
     answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
     found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
-    pipes = _pipes(directory)
-    return found + _without_socket(pipes, {orphan.pid for orphan in found}), pipes
+    pipes = _find_output_pipes(directory)
+    return found + _orphans_without_socket(pipes, {orphan.pid for orphan in found}), pipes
 
 
 def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
-    """The worker at the other end; None if it has ended, or cannot be ours."""
+    """The worker at the other end of the socket; None if it has ended or cannot belong to this pool."""
     message, fds = answer or ({}, [])
     # The credentials of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)
@@ -134,8 +135,8 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
         try:
             if answer is None:
                 raise untrusted_messages.Malformed(_SILENCE)
-            said = _checked(message, pid)
-            return LocalOrphan(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
+            said = _checked_statement(message, pid)
+            return LocalOrphan(pid, uid, start, said, sock, *_split_descriptors(fds, said.pop("listeners")))
         except untrusted_messages.Malformed as error:
             fault = f"sent {error}"
     for fd in fds:
@@ -146,7 +147,7 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
     return LocalOrphan(pid, uid, start, {"server": ""}, sock, fault=fault)
 
 
-def _checked(message: wire.Message, pid: int) -> wire.Message:
+def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
     if message.get("event") != "orphan" or message.get("pid") != pid:
         raise untrusted_messages.Malformed("a message that is not its status")
     ready_at, protocol = message.get("ready_at"), untrusted_messages.text(message, "protocol")
@@ -168,7 +169,7 @@ def _checked(message: wire.Message, pid: int) -> wire.Message:
     }
 
 
-def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
+def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
     """The listeners, the adoption pair and the page of counts among the descriptors. Raises Malformed."""
     listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
     if (
@@ -182,7 +183,7 @@ def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[
 
 
 def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
-    """Whether the descriptor is a socket of that type which listens, or else one that can be a pair's."""
+    """Whether the descriptor is a socket of this type and, if `listens`, one that listens."""
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
@@ -192,7 +193,7 @@ def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
         return False
 
 
-def _pipes(directory: str) -> Pipes:
+def _find_output_pipes(directory: str) -> Pipes:
     pipes = Pipes()
     for sock, answer in rendezvous.ask(directory, pool_files.LOGGER, _ANSWER_SECONDS):
         pipes.loggers.append(sock)
@@ -203,7 +204,7 @@ def _pipes(directory: str) -> Pipes:
     return pipes
 
 
-def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
+def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
     found = []
     for key, (message, _) in pipes.streams.items():
         pid, start = int(message["pid"]), message.get("start")
@@ -223,10 +224,10 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
 async def take_in(
     keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
-    """Put the orphans of these servers into the keeper's store; it watches them from then on.
+    """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
 
-    Returns the servers of which something was found, by their names: whether it differs from their configuration.
-    `late`: the pipes of the output are taken only if there is a worker, because otherwise no successor adopts them.
+    Returns, by the name of each server with orphans, whether they differ from its configuration. `late`: the output
+    pipes are taken only if there is a worker, because otherwise no successor adopts them.
     """
     if not any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
@@ -250,7 +251,7 @@ async def take_in(
 
 @dataclass
 class _Intake:
-    """Puts orphans into the keeper's store, each listener and each adoption pair once."""
+    """Puts orphans into the keeper's store, and each listener and adoption pair only once."""
 
     directory: str
     keeper: Link
@@ -271,7 +272,7 @@ class _Intake:
             orphan.kill()
             return
         server = self.servers.get(str(orphan.said.get("server")))
-        if server is None or not _is_its(orphan, server):
+        if server is None or not _may_belong_to(orphan, server):
             logger.warning("pid %d belongs to no server of the configuration: it is stopped", orphan.pid)
             orphan.ask_to_end()
             return
@@ -287,7 +288,7 @@ class _Intake:
     def _take_faulty(self, orphan: LocalOrphan) -> None:
         """Kill a process of one of the servers' users that does not identify itself as a worker.
 
-        A silent one may be busy, and is asked again.
+        A process that does not answer may be busy, and is asked again.
         """
         ours = orphan.uid in {find_user_id(server) for server in self.servers.values()}
         killed = ours and _SILENCE not in orphan.fault
@@ -327,7 +328,7 @@ class _Intake:
         return True
 
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
-        """Whether the logger knows this pipe as the server's, and no other worker writes to it."""
+        """Whether the logger has this pipe for the server, and no other worker writes to it."""
         known = self.pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self.outputs:
             return False
@@ -346,7 +347,9 @@ class _Intake:
             try:
                 with contextlib.closing(Descriptor(copy_descriptor(orphan.pid, _LISTENER_FD))) as listener:
                     fd = listener.fileno()
-                    if not _is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
+                    if not _is_socket(fd, socket.SOCK_STREAM, listens=True) or not _listens_at_address_of(
+                        fd, server
+                    ):
                         raise OSError(errno.EINVAL, "it is another socket now")
                     self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
@@ -370,23 +373,23 @@ class _Intake:
         await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
     def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Put the entry into the store, once."""
+        """Put the entry into the keeper's store, unless it is there."""
         if name not in self.done:
             self.done.add(name)
             self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
 
-def _is_its(orphan: LocalOrphan, server: ServerConfig) -> bool:
-    """Whether this process may serve for the server: its user and its address are the server's."""
+def _may_belong_to(orphan: LocalOrphan, server: ServerConfig) -> bool:
+    """Whether this process may belong to the server: its user and its address must match."""
     return (
         orphan.uid == find_user_id(server)
         and orphan.said.get("key", server.key) == server.key
-        and all(_is_at(fd, server) for fd in orphan.listeners)
+        and all(_listens_at_address_of(fd, server) for fd in orphan.listeners)
     )
 
 
-def _is_at(fd: int, server: ServerConfig) -> bool:
-    """Whether the listener has the address of the server; a socket that systemd has passed may have any."""
+def _listens_at_address_of(fd: int, server: ServerConfig) -> bool:
+    """Whether the listener has the server's address. A socket passed by systemd may have any address."""
     address = server.address
     with socket.socket(fileno=os.dup(fd)) as listener:
         name = listener.getsockname()

@@ -30,11 +30,11 @@ _LONGEST_LINE = 4096
 
 
 class Output(Receiver):
-    """The pipes of all workers, moved into files by the logger process.
+    """The output pipes of all workers, which the logger process copies into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
-    continues where it stopped. `on_dropped(name, bytes, path, reason)` is called when output could not
-    be written (a full disk).
+    continues where it stopped. `on_dropped(name, bytes, path, reason)` is called when output could not be written (a
+    full disk).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Output(Receiver):
         self._restarting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the logger, or adopt the running logger, and hand it every pipe.
+        """Start the logger, or adopt the running logger, and pass it every pipe.
 
         Raises LinkLost if it cannot be started.
         """
@@ -75,13 +75,15 @@ class Output(Receiver):
             self._link.send({"t": "underway"}, note)
             for fd in note:
                 os.close(fd)
-        self._watched = ProcessWatchdog(self._link, reply.get("meta") or {}, "the logger", self._known)
+        self._watched = ProcessWatchdog(
+            self._link, reply.get("meta") or {}, "the logger", self._store_identity
+        )
         for read, message in self._pipes.values():
             self._link.send(message, [read])
         self._ask_reopen()
 
     async def _note(self) -> list[int]:
-        """The file in which a logger notes its move in progress for its successor, and a pipe."""
+        """The descriptors through which a logger leaves its unfinished move to its successor: a file and a pipe."""
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
             return kept
@@ -103,7 +105,7 @@ class Output(Receiver):
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
     def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
-        """The message that describes a pipe to the logger."""
+        """The message that registers a pipe with the logger."""
         log = server.log
         return {
             "t": "add",
@@ -120,11 +122,11 @@ class Output(Receiver):
         }
 
     def new_key(self, server: ServerConfig) -> str:
-        """The key of another pipe of the server: a worker and its replacement may have one each for a while."""
+        """A new key for a pipe of the server. A worker and its replacement may have a pipe each for a while."""
         return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
 
     def attach(self, server: ServerConfig) -> tuple[str, int]:
-        """A new pipe for one worker: its key, and the write end, which the caller closes once the worker has it."""
+        """Create a pipe for one worker: its key and its write end, which the caller closes once the worker has it."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
@@ -143,9 +145,10 @@ class Output(Receiver):
         index: int | None = None,
         hook: str = "",
     ) -> None:
-        """Start reading the pipe, now that the worker exists. `start` is its start time (see process_start).
+        """Start reading the pipe of a worker that now exists. `start` is its start time (see process_start).
 
-        A program without its pool is known by this message alone; with a `hook` it is no worker, but that command.
+        A program that has lost its pool is found by this record alone. With a `hook` the process is that command, not a
+        worker.
         """
         read, message = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
@@ -158,13 +161,16 @@ class Output(Receiver):
             self._link.send(message, [read])
 
     def discard(self, key: str) -> None:
-        """Forget the pipe of a worker that could not be made."""
+        """Close and forget the pipe of a worker that could not be created."""
         if key in self._pipes:  # not closed since
             self._pipes.pop(key)[0].close()
             del self._finished[key]
 
     async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
-        """Write lines into the server's log as if one of its processes had printed them; return when done."""
+        """Write lines into the server's log as if one of its processes had printed them.
+
+        Returns when they are written.
+        """
         key, write = self.attach(server)
         os.set_blocking(write, False)
         with contextlib.suppress(OSError):  # lines that exceed the pipe are dropped
@@ -174,7 +180,7 @@ class Output(Receiver):
         await self.finished(key, _SAY_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
-        """Take ownership of a pipe that the keeper held; to be called before `start`."""
+        """Take ownership of a pipe that the keeper held. Must be called before `start`."""
         read = Descriptor(fds[0])
         self._pipes[key] = (read, message)
         self.paths[str(message["name"])] = str(message["path"])
@@ -182,7 +188,7 @@ class Output(Receiver):
         return [read]
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
-        """Return when the worker's output is completely in its file, or the time is over."""
+        """Return when the worker's whole output is in its file, or the timeout has passed."""
         event = self._finished.get(key)
         if event is None:
             return
@@ -193,7 +199,7 @@ class Output(Receiver):
             pass
 
     async def reopen(self) -> None:
-        """Return when every file has been reopened, so that the moved files get no further output."""
+        """Reopen every log file; on return, files that were moved away get no further output."""
         if self._reopened is None:
             self._reopened = asyncio.Event()
             self._ask_reopen()
@@ -206,10 +212,10 @@ class Output(Receiver):
             self._link.send({"t": "sync"})
 
     def close(self) -> None:
-        """Let the logger exit; unread output is lost only if no other logger is started."""
+        """Let the logger exit. Unread output is lost only if no other logger is started."""
         if self._restarting is not None:
             self._restarting.cancel()
-        self._watch_no_more()
+        self._stop_watchdog()
         if self._link is not None:
             self._link.send({"t": "end"})
             self._link.close()
@@ -249,20 +255,20 @@ class Output(Receiver):
             return
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
-        self._watch_no_more()
+        self._stop_watchdog()
         self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
-        self._restarting = asyncio.ensure_future(self._again())
+        self._restarting = asyncio.ensure_future(self._start_again())
 
-    def _known(self, identity: wire.Message) -> None:
+    def _store_identity(self, identity: wire.Message) -> None:
         """Store the logger's identity for a successor."""
         self._keeper.send({"op": "note", "name": fd_store.LOGGER, "meta": identity})
 
-    def _watch_no_more(self) -> None:
+    def _stop_watchdog(self) -> None:
         if self._watched is not None:
             self._watched.close()
             self._watched = None
 
-    async def _again(self) -> None:
+    async def _start_again(self) -> None:
         while self._link is None:
             try:
                 await self.start()

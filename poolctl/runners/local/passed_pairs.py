@@ -1,4 +1,7 @@
-"""The adoption pairs into which a gateway puts connections: one is closed only after the gateway has let go of it."""
+"""Tracks the adoption pairs into which a gateway puts connections.
+
+A pair is closed only after the gateway has stopped using it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _MOST_IN_A_PAIR = 1024
 
 
 class PassedPairs:
-    """Which pairs a gateway uses, by the canonical address of their server; without a gateway none."""
+    """The adoption pairs that a gateway uses, by the canonical address of their server; empty without a gateway."""
 
     def __init__(self) -> None:
         self._names: Mapping[str, str] = MappingProxyType({})
@@ -31,14 +34,14 @@ class PassedPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect(self) -> None:
-        """A gateway of the previous supervisor is there: any pair may be in use until `publish`."""
+        """Assume that the previous supervisor's gateway may use any pair, until `publish` is called."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
     def publish(
         self, names: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
-        """The gateway uses the pairs of these servers, whose names these are by their keys."""
+        """Let the gateway use the pairs of these servers. `names` are the servers' names by key."""
         self._names, self._gateway, self._give_back = names, gateway, give_back
         self._hidden &= names.keys()
         self._shown = {key: give for key, give in self._shown.items() if key in names}
@@ -47,28 +50,28 @@ class PassedPairs:
             self._published = None
 
     def uses(self, key: str) -> bool:
-        """Whether the gateway uses this server's pair, or may do so."""
+        """Whether the gateway uses, or may use, this server's pair."""
         return key in self._names or self._published is not None
 
     def opened(self, key: str, give: socket.socket) -> None:
-        """The server has this pair."""
+        """Note the server's new pair, and pass it to the gateway if the server has a route."""
         if self._gateway is not None and key in self._names and key not in self._hidden:
             self._shown[key] = give
             self._gateway.pair_opened(self._names[key], give)
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's pair, from the next pair that is `opened`."""
+        """Allow the gateway to use the server's pair, beginning with the next pair that is `opened`."""
         self._hidden.discard(key)
 
     def hide(self, key: str) -> None:
-        """Keep the server's pair from the gateway, which proxies its requests."""
+        """Withdraw the server's pair from the gateway, which then proxies the server's requests."""
         self._hidden.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
             self._background(self._gateway.withdraw(self._names[key], give))
 
     async def leaving(self, key: str) -> None:
-        """Return once the gateway knows that workers of the server leave, of which no other takes their place."""
+        """Return once the gateway knows that workers of this server leave without being replaced."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self._names:
@@ -77,7 +80,7 @@ class PassedPairs:
     async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
         """Return once the gateway has stopped using the pair and has taken back the waiting connections.
 
-        The caller closes both ends. Returns at once if the gateway does not use it.
+        The caller closes both ends. Returns at once if the gateway does not use the pair.
         """
         if self._published is not None:
             await self._published.wait()
@@ -89,12 +92,12 @@ class PassedPairs:
                 _move(take, self._give_back)
 
     def take_back(self, take: socket.socket) -> None:
-        """Give the gateway what waits in this pair."""
+        """Return the connections that wait in this pair to the gateway."""
         if self._give_back is not None:
             _move(take, self._give_back)
 
     def retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        """Close a pair that has been replaced, in the background."""
+        """Close a replaced pair in the background, once the gateway has stopped using it."""
         if not self.uses(key):
             give.close()
             take.close()
@@ -117,7 +120,7 @@ def empty(take: socket.socket) -> None:
 
 
 def _move(take: socket.socket, give: socket.socket | None) -> None:
-    """Move queued connections to another pair; excess connections are closed, and all of them with None."""
+    """Move queued connections to the pair `give`. Excess connections are closed, or all of them if `give` is None."""
     # Bounded to the pair's capacity: an application may go on filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:

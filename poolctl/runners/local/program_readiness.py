@@ -1,6 +1,6 @@
-"""Programs that are not ASGI applications: how to reach them, and how they become ready.
+"""Connects to programs that are not ASGI applications, and waits for them to become ready.
 
-One reports it through NOTIFY_SOCKET (sd_notify(3)), or it accepts a connection.
+A program reports readiness through NOTIFY_SOCKET (sd_notify(3)), or is ready when it accepts a connection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_BYTES = 4096
 
 
 async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
-    """Return when the program accepts connections: when it has accepted one of ours, or listens by itself."""
+    """Return when the program is ready: it has accepted a connection, or listens on its own."""
     target = listeners[0] if listeners else None
     pause = _FIRST_PAUSE_SECONDS
     while True:
@@ -41,7 +41,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
-    """A connection to the program: to the listener that it was given, or to its address. Raises OSError."""
+    """A connection to the program, through the listener that it was given or at its address. Raises OSError."""
     loop = asyncio.get_running_loop()
     address = server.address.nearby
     if target is not None:
@@ -62,7 +62,7 @@ async def connect(server: ServerConfig, target: socket.socket | None) -> socket.
 
 
 class NotifySocket:
-    """The socket for one program; messages count only from its user `uid` and from root, not from other users.
+    """The notification socket of one program. Only messages from its user `uid` and from root count.
 
     The keeper holds it too, so that a later supervisor receives messages sent meanwhile.
     """
@@ -79,7 +79,7 @@ class NotifySocket:
 
     @classmethod
     def open(cls, uid: int) -> NotifySocket:
-        """A new socket, in a directory that every user may enter, as the program's has to reach it."""
+        """Create a socket in a directory that every user may enter, so that the program's user can reach it."""
         import tempfile  # with eight other modules, which most pools do not need
 
         directory = tempfile.mkdtemp(prefix="poolctl-notify-")
@@ -95,7 +95,7 @@ class NotifySocket:
         return self._sock.fileno()
 
     def start(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` at READY=1."""
+        """Call `on_ready` when READY=1 is received."""
         self._on_ready = on_ready
         self._listen()
 

@@ -1,4 +1,4 @@
-"""The servers with a route: their pairs are open for the gateway, and their workers have the route table."""
+"""Opens the pairs of servers that have a route to the gateway, and gives their workers the route table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .server_sockets import AdoptionPairs, Sockets
 
 
 class RoutedServers:
-    """See Routing. `workers` are all of the runner."""
+    """See Routing. `workers` are all workers of the runner."""
 
     def __init__(
         self,
@@ -80,15 +80,16 @@ class RoutedServers:
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def look(self, key: str) -> None:
-        """A worker of this address has become ready, has ended, or follows the routes now."""
+        """Update the gateway's use of the server's pair after a worker has changed its state."""
         if key in self._names:
             self._offer(key)
 
     def _offer(self, key: str) -> None:
-        """Let the gateway have the server's pair, unless a worker of it would answer requests of other servers.
+        """Let the gateway use the server's pair, unless a worker of the server ignores the routes.
 
-        Such a worker has become ready without saying that it follows the routes: it is of another version, or its HTTP
-        implementation cannot. While no worker is ready, the previous workers decide.
+        A worker that became ready without confirming the routes would answer requests of other servers: it is of
+        another version, or its HTTP implementation cannot follow them. While no worker is ready, the previous workers
+        decide.
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
@@ -100,7 +101,7 @@ class RoutedServers:
             self._adoptions.announce(key)
 
     def inform(self, worker: LocalWorker) -> None:
-        """Send the worker the table in force, as soon as it has begun, if its server has a route or had one."""
+        """Send the worker the current route table once it has begun, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._names):
             return
         name = worker.server.name

@@ -1,8 +1,8 @@
-"""The sockets of a pool's servers, held here and by the keeper, and closed at both: listeners and adoption pairs.
+"""The listeners and adoption pairs of a pool's servers, held in this process and by the keeper.
 
-Through its adoption pair the workers of a server hand accepted connections to each other. A draining worker gives, the
-first other ready worker takes; queued connections wait as in a backlog. Each server has its own pair, because a
-connection must not reach another server's application, nor a plain connection a TLS server.
+Workers of a server hand accepted connections to each other through its adoption pair. A draining worker gives
+connections, and the first other ready worker takes them; queued connections wait as in a backlog. Each server has its
+own pair, because a connection must not reach another server's application, nor a plain connection a TLS server.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class Sockets:
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
-        """The server's listeners; empty for a command without an address, or a command that binds by itself."""
+        """The server's listeners; empty for a command that has no address or binds its address itself."""
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
-        """The server's listeners for a worker, whose application and child processes may also hold them."""
+        """The listeners for a worker of the server.
+
+        The application and its child processes may hold them from now on.
+        """
         key = server.key
         if key in self._open and not self.shared(key):
             self._shared.add(key)
@@ -55,7 +58,7 @@ class Sockets:
         return self.of(server)
 
     def shared(self, key: str) -> bool:
-        """Whether an application may hold the listeners of this address: then any call on them may block."""
+        """Whether an application may hold the listeners of this address. If so, any call on them may block."""
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
@@ -67,7 +70,7 @@ class Sockets:
         return [describe(sock) for sock in self._open.get(key, ())]
 
     async def open(self, server: ServerConfig) -> None:
-        """Open the server's listeners, if it has any and they are not open. Raises ServerError."""
+        """Open the server's listeners, unless they are open or the server has none. Raises ServerError."""
         key = server.key
         if not server.listens or key in self._open:
             return
@@ -94,7 +97,7 @@ class Sockets:
         )
 
     async def close(self, key: str) -> None:
-        """Close them here and at the keeper; connections are refused from now on."""
+        """Close the listeners of this address here and in the keeper. Further connections are refused."""
         sockets = self._open.pop(key, [])
         self._shared.discard(key)
         if not sockets:
@@ -121,7 +124,7 @@ class Sockets:
 
 
 def protocol(server: ServerConfig) -> str:
-    """The protocol of the server's connections and the user of its workers: only equal ones share a pair.
+    """A text that describes the server's connections and its workers' user; workers share a pair only if it is equal.
 
     A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
     """
@@ -130,21 +133,21 @@ def protocol(server: ServerConfig) -> str:
 
 
 class Peer(Protocol):
-    """A worker; `protocol` is its adoption pair's protocol, None without a pair."""
+    """A worker as PeerPages sees it. `protocol` is the protocol of its adoption pair, None without a pair."""
 
     server: ServerConfig
     protocol: str | None
     exited: asyncio.Future[Any]
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Let it see on this page the connections of its server's other workers, once it has begun."""
+        """Send the worker the page of connection counts that it shares with its server's other workers."""
 
 
 class PeerPages:
-    """The page of each server with several workers (see peer_counts), by its address; workers of one user share it.
+    """The page of connection counts (see peer_counts) of each server with several workers, by address.
 
-    A page is held by the workers, and here only for later workers: a supervisor that adopts workers creates a new page,
-    and sends it to all.
+    Only workers of one user share a page. Workers keep the page; here it is kept only for later workers. A supervisor
+    that adopts workers creates a new page and sends it to all.
     """
 
     def __init__(self) -> None:
@@ -152,7 +155,7 @@ class PeerPages:
         self._workers: dict[str, list[Peer]] = {}
 
     def add(self, worker: Peer) -> None:
-        """Send the worker its server's page, and also the first worker, if this is the second."""
+        """Send the worker its server's page; if it is the server's second worker, the first gets the page as well."""
         key, protocol = worker.server.key, worker.protocol
         if protocol is None:
             return
@@ -177,7 +180,7 @@ class PeerPages:
 
 
 class AdoptionPairs:
-    """The pairs by the canonical address of their server, here and at the keeper."""
+    """The adoption pairs of servers, by canonical address, held here and by the keeper."""
 
     def __init__(self, keeper: Link, passed: PassedPairs) -> None:
         self._keeper = keeper
@@ -186,7 +189,10 @@ class AdoptionPairs:
         self.pages = PeerPages()  # pages on which workers that share a pair see each other's connections
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's pair, unless it has one of its protocol. A program cannot use a pair, and gets none."""
+        """Create the server's pair, unless it has one with the same protocol.
+
+        A program cannot use a pair, and gets none.
+        """
         if server.command or self.protocol(server.key) == protocol(server):
             return
         before = self._pairs.pop(server.key, None)
@@ -203,18 +209,18 @@ class AdoptionPairs:
             self._passed.retire(server.key, *before[1:])
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """The ends (give, take) for a worker of the server; nothing for a program."""
+        """The two ends (give, take) for a worker of the server; empty for a program."""
         if server.command:
             return ()
         self.open(server)
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """The protocol of that address's pair; None without a pair."""
+        """The protocol of the pair of this address; None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:
-        """Whether the connection is queued for a worker now; it stays the caller's to close. False: no room."""
+        """Queue the connection for a worker; False if there is no room. The caller still closes it."""
         if key not in self._pairs:
             return False
         try:
@@ -233,16 +239,16 @@ class AdoptionPairs:
         return [give, take]
 
     def announce(self, key: str) -> None:
-        """Let the gateway have the pair of this address, if there is one."""
+        """Let the gateway use the pair of this address, if there is one."""
         if key in self._pairs:
             self._passed.opened(key, self._pairs[key][1])
 
     def left(self, key: str) -> socket.socket | None:
-        """The end from which connections are taken; None if the address has no pair."""
+        """The end of the pair from which connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def waiting(self, key: str) -> int:
-        """Approximate number of connections queued in the pair; messages for passed connections have one size."""
+        """The approximate number of connections queued in the pair."""
         if key not in self._pairs:
             return 0
         take = self._pairs[key][2]
@@ -259,7 +265,7 @@ class AdoptionPairs:
             empty(self._pairs[key][2])
 
     async def close(self, key: str) -> None:
-        """Close the pair here and at the keeper, and every connection that is queued in it.
+        """Close the pair here and in the keeper, with every connection queued in it.
 
         A gateway first gets back the connections that it has put into it.
         """
@@ -275,7 +281,7 @@ class AdoptionPairs:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
-        """Give up the pair of an address, which is empty, until it is needed again."""
+        """Close the empty pair of an address until one is needed again."""
         self._forget(key)
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
@@ -290,7 +296,7 @@ class AdoptionPairs:
 
 
 class QueuedConnections:
-    """See Backlogs: connections in the backlogs of servers' listeners, and in their pairs."""
+    """Counts connections that wait in servers' listeners and adoption pairs. See Backlogs."""
 
     def __init__(self, sockets: Sockets, adoptions: AdoptionPairs) -> None:
         self._sockets = sockets

@@ -35,7 +35,7 @@ Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 
 
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:
-    """Give each entry of the keeper's store to the adopter of its kind; the names of all entries."""
+    """Give each entry of the keeper's store to the adopter for its kind, and return the names of all entries."""
     names: list[str] = []
     while True:
         reply, _ = await keeper.call({"op": "list", "after": names[-1] if names else ""})
@@ -51,7 +51,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
 
 
 async def inherited(keeper: Link) -> dict[str, list[int]]:
-    """The descriptors of the sockets that systemd passed when the pool was started, by number and by name."""
+    """The descriptors of the sockets that systemd passed to the pool, by number and by name."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
@@ -61,7 +61,7 @@ async def inherited(keeper: Link) -> dict[str, list[int]]:
 
 
 async def reports_of(workers: Sequence[LocalWorker]) -> None:
-    """Wait a moment for the workers to report their own state: ready although unrecorded, or stopping as ordered."""
+    """Wait briefly for the workers to report their state, which may be newer than the recorded one."""
     waiting = [
         worker.answered if worker.control is None else worker.reported
         for worker in workers
@@ -73,7 +73,7 @@ async def reports_of(workers: Sequence[LocalWorker]) -> None:
 
 @dataclass
 class WorkerAdoption:
-    """Adopts workers: each gets the configuration under its id in `placed`, or its server's."""
+    """Adopts workers: each gets the configuration under its id in `placed`, or otherwise its server's."""
 
     keeper: KeeperLink
     children: Children
@@ -86,7 +86,7 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker, and register it by `follow`; one of no server is stopped."""
+        """Adopt a worker and register it with `follow`. A worker that belongs to no server is stopped."""
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
             return []
@@ -140,7 +140,7 @@ class WorkerAdoption:
             worker.answer()
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Stop the worker of an unrecorded server: the supervisor exited while the server was being added."""
+        """Stop the worker of an unrecorded server: its supervisor exited while the server was being added."""
         logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:

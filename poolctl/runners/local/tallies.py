@@ -32,7 +32,7 @@ _SLOT_BYTES = 8
 
 
 class Tally:
-    """One worker's page. The descriptor is ours.
+    """The page on which one worker counts its requests. This object owns its descriptor.
 
     The application can write the page too. Once it shows impossible counts it is no longer trusted, and the counts stay
     as last read, as if the worker had ended. `since` is when the page was empty, by the system's monotonic clock; for a
@@ -49,7 +49,7 @@ class Tally:
 
     @classmethod
     def new(cls) -> Tally:
-        """A new page with zero counts."""
+        """A new page, with all counts zero."""
         return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:
@@ -71,12 +71,12 @@ class Tally:
         return [*completed(self._believed), *counts[COUNTED:]] if self.refused else counts
 
     def ask(self, asked_ns: int) -> None:
-        """Record when its worker is asked for a heartbeat."""
+        """Record the time at which the worker is asked for a heartbeat."""
         if self.fd >= 0:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def beaten_ns(self) -> int:
-        """When its worker last answered a heartbeat; 0 for a worker without heartbeats."""
+        """The time of the worker's last heartbeat; 0 for a worker without heartbeats."""
         if not self._legible:
             self._legible = self.counts() is not None
             if not self._legible:
@@ -84,7 +84,7 @@ class Tally:
         return self._slot(BEAT_AT_NS)
 
     def beat_cpu_ns(self) -> int:
-        """The processor time that its worker had used when it last answered; 0 if unknown."""
+        """The processor time that the worker had used at its last heartbeat; 0 if unknown."""
         return self._slot(BEAT_CPU_NS) if self._legible else 0
 
     def _slot(self, slot: int) -> int:
@@ -93,16 +93,16 @@ class Tally:
 
     @property
     def has_stacks(self) -> bool:
-        """Whether its worker writes its stacks when it is signalled."""
+        """Whether the worker can write its stacks to the page when it is signalled."""
         return self.fd >= 0 and writes_stacks(self.fd)
 
     def clear_stacks(self) -> None:
-        """Make room for the worker's stacks."""
+        """Clear the stacks on the page, so that the worker can write new ones."""
         if self.fd >= 0:
             clear_stacks(self.fd)
 
     def stacks(self) -> bytes:
-        """The stacks that its worker has written; empty for none."""
+        """The stacks that the worker has written; empty if it has written none."""
         return read_stacks(self.fd) if self.fd >= 0 else b""
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Tally:
 
 
 class Counting(Protocol):
-    """A worker that counts, if it has a page."""
+    """A worker that may have a page of counts."""
 
     tally: Tally | None
 
@@ -122,8 +122,8 @@ class Counting(Protocol):
 class Tallies:
     """The counts of `workers`, by id, and of workers that have exited (see Counters).
 
-    The keeper holds the page until `settled`: a successor adds up the rest. `on_refused` is called once with the server
-    and the name of a worker whose page is no longer trusted, and the reason.
+    The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
+    is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Tallies:
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """A worker has exited: its counts are final."""
+        """Add up the final counts of a worker that has exited."""
         believed = not tally.refused
         counts = tally.counts()
         if believed and tally.refused:
@@ -164,7 +164,7 @@ class Tallies:
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Adopt the page of a worker that exited before this process started; nothing is left to own."""
+        """Adopt the page of a worker that exited before this process started."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
@@ -174,12 +174,12 @@ class Tallies:
         return []
 
     def settled(self) -> None:
-        """The reported counts have been added up where they outlive this process."""
+        """Release the pages of exited workers whose counts have been saved."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
         self._open.clear()
 
     @property
     def unsettled(self) -> list[str]:
-        """The names of those reported and not settled yet."""
+        """The names of the workers whose counts were reported, but not saved yet."""
         return sorted(self._open)

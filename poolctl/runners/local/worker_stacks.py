@@ -1,4 +1,4 @@
-"""Asks workers for their stacks by signals (see poolctl.worker.stack_dump), even hung workers; never waits long."""
+"""Asks workers, even hung ones, for their stacks by signals (see poolctl.worker.stack_dump). Waits only briefly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_ONCE = 8  # threads that read /proc: a read may block
 
 
 class StackReader:
-    """Asks `workers`, by id (see Stacks)."""
+    """Reads the stacks of the `workers`, which are given by id (see Stacks)."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
         self._children = children
@@ -44,22 +44,22 @@ class StackReader:
             return WorkerStacks(name=name, worker=worker, pid=None, problem="it has exited")
         asked = self._asked.get(worker)
         if asked is None:
-            asked = self._asked[worker] = asyncio.ensure_future(self._ask(found, seconds))
+            asked = self._asked[worker] = asyncio.ensure_future(self._request_stacks(found, seconds))
             asked.add_done_callback(lambda _: self._asked.pop(worker))
         return await asyncio.shield(asked)
 
-    async def _ask(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
+    async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
         from ..stack_report import FAULTHANDLER, PYTHON, WorkerStacks, parse, place_of
 
-        problem, source, written = _obstacle(worker), "", b""
+        problem, source, written = _reason_not_to_ask(worker), "", b""
         if not problem:
             until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
             if await self._signal(worker, ASK, until - _SECOND * seconds):
                 source = PYTHON
-            elif _catches(worker, ASK_AGAIN):
+            elif _handles_signal(worker, ASK_AGAIN):
                 source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
             written = worker.tally.stacks() if worker.tally is not None else b""
-            problem = _explain(worker, source if written else "")
+            problem = _explain_missing_stacks(worker, source if written else "")
         threads, tasks = parse(written, source, worker.server)
         return WorkerStacks(
             name=worker.placement.server,
@@ -70,11 +70,13 @@ class StackReader:
             place=place_of(threads),
             threads=tuple(threads),
             tasks=tuple(tasks),
-            kernel=() if source == PYTHON else await self._kernel(worker, (1 - _FIRST - _SECOND) * seconds),
+            kernel=()
+            if source == PYTHON
+            else await self._kernel_threads(worker, (1 - _FIRST - _SECOND) * seconds),
         )
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
-        """Have the worker write its stacks; whether it has reported that it did before that time."""
+        """Signal the worker to write its stacks. Returns whether it reported them in time."""
         assert worker.tally is not None
         worker.tally.clear_stacks()
         worker.wrote_stacks.clear()
@@ -86,7 +88,7 @@ class StackReader:
             return False
         return True
 
-    async def _kernel(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
+    async def _kernel_threads(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
         from ..stack_report import KernelThread
 
         pid = worker.placement.pid
@@ -99,8 +101,8 @@ class StackReader:
         return tuple(from_json(KernelThread, {**each, "name": printable(each["name"])}) for each in found)
 
 
-def _obstacle(worker: LocalWorker) -> str:
-    """Why the worker cannot be asked; "" if it can."""
+def _reason_not_to_ask(worker: LocalWorker) -> str:
+    """The reason why the worker cannot be asked; "" if it can."""
     if worker.server.command:
         return "a program has no Python stacks here; its threads, as the kernel sees them:"
     if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
@@ -110,8 +112,8 @@ def _obstacle(worker: LocalWorker) -> str:
     return ""
 
 
-def _explain(worker: LocalWorker, source: str) -> str:
-    """Why the answer is missing or incomplete; "" for a complete one."""
+def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
+    """The reason why the answer is missing or incomplete; "" for a complete one."""
     if source == "python":
         return ""
     if worker.exited.done():
@@ -123,7 +125,7 @@ def _explain(worker: LocalWorker, source: str) -> str:
     )
 
 
-def _catches(worker: LocalWorker, number: int) -> bool:
-    """Whether the process still has a handler for the signal, which would end it otherwise."""
+def _handles_signal(worker: LocalWorker, number: int) -> bool:
+    """Whether the process handles the signal, which would otherwise end it."""
     caught = status_of(worker.placement.pid or 0).get(b"SigCgt", b"0")
     return bool(int(caught, 16) >> (number - 1) & 1)

@@ -26,7 +26,10 @@ ACCEPT, TAKE = "accept", "take"
 
 
 class Fetched(NamedTuple):
-    """The result of a request. `failed`: the socket's state is unknown; `blocked`: because a call on it blocks."""
+    """The result of a request to the accept helper.
+
+    `failed`: the socket's state is unknown. `blocked`: it is unknown because a call on the socket blocks.
+    """
 
     empty: bool = False
     junk: bool = False  # it contained something that is not a connection
@@ -42,19 +45,19 @@ class Fetch(Protocol):
     key: str
 
     def arrived(self, sock: Connection) -> None:
-        """One of them."""
+        """Receive one of the requested connections."""
         ...
 
     def ended(self, found: Fetched) -> None:
-        """All of them have arrived; called once."""
+        """Receive the result, once, after all connections have arrived."""
         ...
 
 
 class AcceptHelper(Receiver):
-    """One helper process for all servers, started by the keeper when it is needed for the first time, and kept warm.
+    """Takes connections through one helper process, which all servers share.
 
-    `returned` gets the connections that an earlier supervisor had asked for, with the keys of their servers.
-    Belongs to the running loop; nothing here blocks.
+    The keeper starts the process when it is first needed; it then keeps running. `returned` gets the connections that
+    an earlier supervisor had requested, with the keys of their servers. Belongs to the running loop; no method blocks.
     """
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
@@ -70,7 +73,7 @@ class AcceptHelper(Receiver):
         self._timer: asyncio.TimerHandle | None = None
 
     def warm(self) -> None:
-        """Start the helper before it is needed."""
+        """Start the helper process before it is needed."""
         if self._link is None:
             ours, theirs = wire.pair()
             self._up, self._pid = False, None
@@ -94,7 +97,7 @@ class AcceptHelper(Receiver):
             self._set_timer()
 
     def close(self) -> None:
-        """Stop the helper; pending requests are not answered."""
+        """Stop the helper process. Pending requests get no result."""
         self._requests.clear()
         if self._link is not None:
             self._link.close()
@@ -138,9 +141,9 @@ class AcceptHelper(Receiver):
             self._timer = None
         if self._requests:
             patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
-            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._silent)
+            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._on_silence)
 
-    def _silent(self) -> None:
+    def _on_silence(self) -> None:
         link, pid = self._link, self._pid
         assert link is not None
         heard = link.heard
@@ -161,7 +164,7 @@ class AcceptHelper(Receiver):
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Start another helper, unless the present helper never started; pending requests are not answered."""
+        """Replace the helper process, unless it never started. Pending requests get no result."""
         requests, self._requests = self._requests, {}
         was_up = self._up
         self._forget()

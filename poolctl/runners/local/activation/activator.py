@@ -39,11 +39,12 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 @dataclass(slots=True, eq=False)
 class SleepingListener:
-    """The activator's state of a server. Without `accepts` any connection wakes it, without being accepted.
+    """The activator's state for one server.
 
-    Its listeners are `shared` when an application may have them as well. `left` is where its workers leave their idle
-    connections. A connection that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
-    request's head, as in a worker, which continues with the remaining time.
+    Without `accepts`, any connection wakes the server, and is not accepted before. `shared` means that an application
+    may hold the listeners as well. `left` is the socket to which workers pass their idle connections. A connection that
+    was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its request's head, as in a worker,
+    which continues with the remaining time.
     """
 
     key: str
@@ -72,9 +73,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when there are too many: the oldest that has never sent anything.
+        """The connection to close first when there are too many, or None if all others are in the middle of a request.
 
-        After those, one left by a worker. None if all others are in the middle of a request.
+        Prefers the oldest connection that has never sent anything, then connections left by a worker.
         """
         for group in (self.unseen_connections, self.connections):
             for each in group:
@@ -89,7 +90,7 @@ class SleepingListener:
             self.unseen_connections[held] = None
 
     def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
-        """Call `late` when the time for its first byte, or for the rest of its request, is over."""
+        """Call `late` when the time limit for the connection's first byte, or for the rest of its request, expires."""
         held.begun = begun
         if begun:
             held.give_time(self.head_seconds, asked=False)
@@ -104,7 +105,7 @@ class SleepingListener:
 
 
 class Activator:
-    """All sleeping listeners of a pool on one epoll instance: an armed one costs no callback object and no time.
+    """Watches the listeners of all sleeping servers with one epoll instance.
 
     Belongs to the running loop.
     """
@@ -121,7 +122,10 @@ class Activator:
         self._epoll: select.epoll | None = None
 
     def arm(self, sleeping: SleepingListener) -> None:
-        """Watch for the first request; `on_request` is called once, from the loop, after it was disarmed."""
+        """Watch the server for its first request.
+
+        `on_request` is called once, from the loop, after watching has stopped.
+        """
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
         # After one blocked call there is no further call: any connection wakes that server.
@@ -139,7 +143,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching; held connections go to the server's next worker, as soon as there is room."""
+        """Stop watching. Held connections go to the server's next worker as soon as it has room."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -152,7 +156,7 @@ class Activator:
         self._handoff.add(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
-        """Whether the listener is armed and now holds a duplicate of this connection, accepted by another process."""
+        """If the listener is armed, hold a duplicate of this connection, which another process accepted. Else False."""
         sleeping = self._sleeping.get(key)
         if sleeping is None:
             return False
@@ -164,7 +168,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Take connections from the pair of an armed server too: a gateway may put some into it from now on."""
+        """Also take connections from the pair of an armed server, into which a gateway may put some."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -189,13 +193,13 @@ class Activator:
             self._handoff.close(held)
 
     def forget(self, key: str) -> None:
-        """Close all connections of a server that is stopped."""
+        """Stop watching a server that is stopped, and close all of its connections."""
         self.dismiss(key)
         self.disarm(key)
         self._blocking.discard(key)
 
     def close(self) -> None:
-        """Dismiss and disarm all."""
+        """Disarm every server and close all held connections."""
         for key in {*self._sleeping, *self._handoff.keys, *(fetch.key for fetch in self._fetches)}:
             self.forget(key)
         if self._epoll is not None:
@@ -205,7 +209,7 @@ class Activator:
         self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """Watch a connection, or with no `held` a listener or a pair. Raises OSError."""
+        """Watch the connection `held`, or a listener or pair if it is None. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
@@ -340,7 +344,10 @@ class Activator:
         self._limit.add(held)
 
     def _make_room(self, newest: HeldConnection) -> None:
-        """Close a connection of the server that has the most; if all of them are sending a request, wake it."""
+        """Close one connection of the server that has the most.
+
+        If all of them are sending a request, wake the server instead.
+        """
         crowded = max(self._sleeping.values(), key=lambda sleeping: len(sleeping.connections))
         expendable = crowded.expendable(newest)
         if expendable is None:
@@ -351,7 +358,10 @@ class Activator:
     def _classify(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
-        """Decide what to do with a connection; `last`: its client has closed its side; `late`: its time is over."""
+        """Decide what to do with a connection.
+
+        `last`: the client has closed its side. `late`: its time limit has expired.
+        """
         on_late = partial(self._classify, sleeping, held, last=True, late=True)
         try:
             unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -375,7 +385,7 @@ class Activator:
             self._close(sleeping, held, b"" if sleeping.tls or not head else refusal(late=late))
 
     def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
-        """Close a connection that wakes no server, after `answer` if there is one."""
+        """Close a connection that wakes no server, after sending `answer` if there is one."""
         sleeping.remove(held)
         self._limit.remove(held)
         self._unwatch(held.sock.fileno())
@@ -392,7 +402,7 @@ class Activator:
 
 
 class _Fetch:
-    """A request to the accept helper for a server; no longer `wanted` once the server has been stopped."""
+    """A request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
 
     def __init__(
         self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False

@@ -40,7 +40,7 @@ _LOOK_SECONDS = 0.1
 
 
 class FirstBytes(StrEnum):
-    """The kind of bytes that a connection has sent so far."""
+    """The kinds of data with which a connection can begin."""
 
     REQUEST = "request"
     BEGINNING = "beginning"  # it may become one: wait for more
@@ -48,12 +48,12 @@ class FirstBytes(StrEnum):
 
 
 def refusal(*, late: bool) -> bytes:
-    """The answer to bytes that are not a request or, when `late`, to an incomplete one."""
+    """The response to bytes that are not a request or, when `late`, to an incomplete request."""
     return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
 
 def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
-    """The kind of a connection's first bytes; ENOUGH_BYTES of them suffice."""
+    """The kind of data with which a connection begins; ENOUGH_BYTES of it suffice."""
     return _hello(head) if tls else _request_line(head)
 
 
@@ -77,14 +77,14 @@ def _hello(head: bytes) -> FirstBytes:
 
 
 class Handoff(Protocol):
-    """Where held connections go: to the server's next worker, and until then into the keeper's store."""
+    """Passes held connections to the server's next worker, and stores them in the keeper until then."""
 
     def give(self, key: str, sock: Connection) -> bool:
-        """Send the connection to the server's next worker; False while there is no room."""
+        """Send the connection to the server's next worker; False if there is no room."""
         ...
 
     def keep(self, key: str, sock: Connection) -> str:
-        """Keep the connection so that it survives this process; the name under which it is kept, "" on failure."""
+        """Store the connection so that it survives this process. Returns the name of its entry, "" on failure."""
         ...
 
     def forget(self, name: str) -> None:
@@ -92,13 +92,16 @@ class Handoff(Protocol):
         ...
 
     def emptied(self, key: str) -> None:
-        """The pair of a server without workers is empty, and no further connection can come through it."""
+        """Note that the pair of a server without workers is empty, and that no further connection can arrive in it."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class HeldConnection:
-    """A connection without a whole request yet. It is `unseen` while no worker has held it."""
+    """A connection that has not sent a complete request.
+
+    `unseen` means that no worker has held it.
+    """
 
     sock: Connection
     unseen: bool = True
@@ -115,12 +118,12 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set a time limit from now on, unless one of the same kind is set already."""
+        """Set a time limit that starts now, unless one of the same kind is set already."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
     def set_timer(self, late: Callable[[], None]) -> None:
-        """Call `late` when its time is over."""
+        """Call `late` when the time limit expires."""
         until = self.sock.until
         if until is not None and until != self.until:
             self.cancel()
@@ -137,7 +140,7 @@ class HeldConnection:
 
 
 class HandoffQueue:
-    """Connections that wait for room in their server's pair, by the server's key."""
+    """Connections that wait for room in their server's adoption pair, by the server's key."""
 
     def __init__(self, handoff: Handoff) -> None:
         self._handoff = handoff
@@ -149,7 +152,7 @@ class HandoffQueue:
         return list(self._waiting)
 
     def add(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Send them to the server's next worker, now or as soon as there is room."""
+        """Send the connections to the server's next worker, now or as soon as there is room."""
         waiting = self._waiting.setdefault(key, [])
         waiting += connections
         self._send(key)
@@ -184,9 +187,9 @@ class HandoffQueue:
 
 
 class HeldLimit:
-    """Counts held connections, and leaves a quarter of this process's descriptors to the rest of its work.
+    """Limits the held connections, so that a quarter of this process's descriptors stays free for other work.
 
-    The keeper holds each as well, and has the same limit.
+    The keeper holds each connection as well, and has the same limit.
     """
 
     def __init__(self) -> None:
@@ -207,7 +210,7 @@ class HeldLimit:
 
     @property
     def too_many(self) -> bool:
-        """Whether one must be closed to keep the newest."""
+        """Whether a connection must be closed to keep the newest."""
         count = len(self._connections)
         if count <= LEAST:
             return False

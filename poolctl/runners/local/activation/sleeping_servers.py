@@ -20,7 +20,10 @@ from .activator import Activator, SleepingListener
 
 
 class SleepingServers:
-    """One activator for all. Its held connections are in the keeper's store too, until a worker gets them."""
+    """The sleeping servers of a runner, watched by one activator.
+
+    Held connections are also stored in the keeper until a worker gets them.
+    """
 
     def __init__(
         self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, passed: PassedPairs, directory: str
@@ -56,7 +59,7 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Drop the sleeping server's pair once it is empty and its workers have exited.
+        """Drop the sleeping server's pair once the pair is empty and the server's workers have exited.
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
@@ -67,21 +70,21 @@ class SleepingServers:
             self._activator.clear(key)
 
     def keep_pair(self, key: str) -> None:
-        """Watch the pair of a server that has got a route while it sleeps."""
+        """Watch the adoption pair of a sleeping server that has been given a route."""
         if (left := self._adoptions.left(key)) is not None:
             self._activator.watch_pair(key, left)
 
     def disarm(self, key: str) -> None:
-        """Stop watching; the server's next workers take all connections."""
+        """Stop watching. The server's next workers take all connections."""
         self._activator.disarm(key)
 
     def dismiss(self, key: str) -> None:
-        """Close the connections that wait for a worker, at every stage."""
+        """Close all connections that wait for a worker of the server."""
         self._activator.dismiss(key)
         self._adoptions.empty(key)
 
     def close(self, key: str) -> None:
-        """Forget the server, and close the connections that are held for it."""
+        """Forget the server and close the connections that are held for it."""
         self._activator.forget(key)
         self._servers.pop(key, None)
 

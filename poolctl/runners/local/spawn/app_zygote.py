@@ -29,7 +29,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ImportFailed(WorkerFailed):
-    """The application cannot be imported; `printed` is its output, which is in the log of `server` already."""
+    """The application cannot be imported. `printed` is its output, which is already in the log of `server`."""
 
     def __init__(
         self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
@@ -40,9 +40,10 @@ class ImportFailed(WorkerFailed):
 
 
 class AppZygote(Receiver):
-    """`code_since` is a monotonic time in seconds: its code is of that time or newer; infinite before the import.
+    """A process that imports an application and forks workers from it.
 
-    `up` gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
+    `code_since` is a monotonic time in seconds: the imported code is at least as new; infinite before the import. `up`
+    gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
     """
 
     link: Link
@@ -76,22 +77,22 @@ class AppZygote(Receiver):
 
     @property
     def name(self) -> str:
-        """The name of its entry in the keeper's store."""
+        """The name of the zygote's entry in the keeper's store."""
         return f"{fd_store.APP_ZYGOTE}{self.key}.{self.process.pid}"
 
     @property
     def usable(self) -> bool:
-        """Whether it can be asked to fork."""
+        """Whether the zygote can be asked to fork."""
         return not self._ends and self.link.sock.fileno() >= 0
 
     def follow(self, sock: socket.socket) -> None:
-        """Receive its messages, until it has exited."""
+        """Receive the zygote's messages until it exits."""
         self.link = Link(sock, self, trusted=False)
         if (early := self._children.add(self.process.pid)) is not None:
             self.exited.set_result(early)
 
     def begin(self) -> None:
-        """Have it import the application."""
+        """Order the zygote to import the application."""
         self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
         self._has_begun()
@@ -116,13 +117,13 @@ class AppZygote(Receiver):
         self._children.kill_after(self.process, self.exited, 0.0)
 
     def forged(self, deed: str) -> None:
-        """It has named a process that it cannot have forked: it is not used again."""
+        """Stop using the zygote, because it has named a process that it cannot have forked."""
         self.link.cut_off(deed)
 
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
-        """Return when the application is imported: "", or the reason why nothing can be forked from there.
+        """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
 
-        Raises ImportFailed, once its output from the `pipe` is in its file. Cancelled, it ends the process.
+        Raises ImportFailed, once the output from the `pipe` is in the log file. If cancelled, it ends the process.
         """
         since = time.time()
         exit_ = None
@@ -150,7 +151,7 @@ class AppZygote(Receiver):
         raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
 
     async def fork(self, fds: Sequence[int]) -> Process:
-        """A new worker that has inherited `fds`. Raises WorkerFailed; LinkLost if the zygote has exited."""
+        """Fork a worker that inherits `fds`. Raises WorkerFailed, or LinkLost if the zygote has exited."""
         self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
@@ -169,7 +170,7 @@ class AppZygote(Receiver):
                 self._close_after_forks()
 
     def end(self) -> None:
-        """Let the process exit after the forks in progress. While it imports it would not receive the request."""
+        """Let the process exit after the forks in progress; a process that is importing is killed."""
         importing = not self.up.done()
         seconds = END_SECONDS + (SILENT_SECONDS if self._forks else 0.0)
         self._ends = True

@@ -33,7 +33,7 @@ _ADOPTION_SECONDS = 30.0
 
 
 class Importer(Protocol):
-    """A process that waits to import; `imported` is done when it has its application, or has exited."""
+    """A process that waits for its turn to import. `imported` is done when it has imported, failed or exited."""
 
     imported: asyncio.Future[None]
 
@@ -42,7 +42,7 @@ class Importer(Protocol):
 
 
 class ImportLimit:
-    """A queue of waiting processes. The next begins when one has its application, or has exited.
+    """Lets a limited number of processes import at the same time; the others wait in a queue.
 
     They are forked ahead: forking uses one processor, while the imports use the rest.
     """
@@ -52,26 +52,26 @@ class ImportLimit:
         self._waiting: deque[Importer] = deque()
 
     def queue(self, importer: Importer) -> None:
-        """Call its `begin` when it is its turn."""
+        """Call the importer's `begin` when it is its turn."""
         self._waiting.append(importer)
-        self._next()
+        self._begin_next()
 
-    def _next(self) -> None:
+    def _begin_next(self) -> None:
         while self._free and self._waiting:
             importer = self._waiting.popleft()
             # One that has exited while it waited is skipped.
             if not importer.imported.done():
                 self._free -= 1
-                importer.imported.add_done_callback(self._over)
+                importer.imported.add_done_callback(self._import_is_over)
             importer.begin()
 
-    def _over(self, imported: asyncio.Future[None]) -> None:
+    def _import_is_over(self, imported: asyncio.Future[None]) -> None:
         self._free += 1
-        self._next()
+        self._begin_next()
 
 
 class _Making:
-    """An import in progress. One that has not begun yet will read newer code than any other."""
+    """An import in progress. If it has not begun yet, it will read newer code than any other."""
 
     task: asyncio.Task[AppZygote | str]
 
@@ -84,9 +84,9 @@ class _Making:
 
 
 class AppZygotes:
-    """Creates app zygotes when they are needed, and ends them when no server needs them.
+    """Starts app zygotes when servers need them, and ends those that no server needs.
 
-    Each imports when `turns` lets it.
+    Each imports its application when `turns` lets it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote whose code is not older than `since` (monotonic, in seconds), or the reason why there is no zygote.
+        """A zygote whose code is not older than `since` (monotonic seconds), or the reason why there is none.
 
         Raises WorkerFailed if the application cannot be imported.
         """
@@ -136,7 +136,7 @@ class AppZygotes:
             raise
 
     def need(self, server: ServerConfig, spec: Spec) -> str:
-        """Record which zygote the server needs; returns its key."""
+        """Record which zygote the server needs, and return that zygote's key."""
         import hashlib  # with OpenSSL: most servers are not preloaded
 
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
@@ -147,14 +147,14 @@ class AppZygotes:
         return key
 
     def release(self, address: str) -> None:
-        """The server of this address has been stopped."""
+        """Note that the server of this address has been stopped and needs no zygote."""
         key = self._key_of.pop(address, None)
         if key is not None:
             self._users[key].discard(address)
             self._end_unneeded(key)
 
     def exited(self, pid: int, exit_: Exit) -> bool:
-        """Handle the exit of a process; whether it was one of these."""
+        """Handle the exit of a process. Returns whether it was an app zygote."""
         zygote = self._by_pid.pop(pid, None)
         if zygote is not None:
             zygote.exited.set_result(exit_)
@@ -162,11 +162,11 @@ class AppZygotes:
 
     @property
     def processes(self) -> list[Process]:
-        """All that have not exited."""
+        """The processes of all app zygotes that have not exited."""
         return [zygote.process for zygote in self._by_pid.values()]
 
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
-        """Adopt another supervisor's zygote; `end_unneeded` follows. Nothing is shared."""
+        """Adopt another supervisor's zygote; the caller calls `end_unneeded` afterwards."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server = float(meta["asked_at"]), str(meta["server"])
         zygote = self._zygote(meta["key"], process, meta.get("uid"), server, code_since)
@@ -189,7 +189,7 @@ class AppZygotes:
             self._end_unneeded(key)
 
     def close(self) -> None:
-        """End all of them; workers keep running."""
+        """End all app zygotes. Workers keep running."""
         self._users.clear()
         self._key_of.clear()
         self.end_unneeded()
@@ -225,7 +225,7 @@ class AppZygotes:
         return await self._finish(making.zygote, server.start_timeout, pipe)
 
     async def _fork(self, key: str, server: ServerConfig, spec: Spec) -> tuple[AppZygote, str]:
-        """A process that waits for its turn to import, and the key of the pipe for its output until then."""
+        """Fork a process that waits for its turn to import, and return it with the key of its output pipe."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
             link, theirs = wire.pair()
             if_failed.enter_context(link)

@@ -48,7 +48,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 class DescriptorBudget:
-    """Limits the number of workers created at once by the free descriptors in this process, and so in the keeper.
+    """Limits how many workers are created at once, so that this process and the keeper do not run out of descriptors.
 
     In a restart of many servers the others wait until the first servers' old workers have exited. Used descriptors are
     counted only when all previously free descriptors may be taken, because counting takes longer the more there are.
@@ -61,7 +61,7 @@ class DescriptorBudget:
         self._ended = asyncio.Event()
 
     async def enter(self) -> None:
-        """Return when there is room. Raises ServerError if no worker exits in time to make room."""
+        """Wait until there are enough free descriptors for one worker. Raises ServerError if that takes too long."""
         while not self._take():
             self._ended.clear()
             try:
@@ -74,7 +74,7 @@ class DescriptorBudget:
                 ) from None
 
     def ended(self) -> None:
-        """A worker has exited: its descriptors are free."""
+        """Note that a worker has exited and that its descriptors are free."""
         self._exhausted = False
         self._ended.set()
 
@@ -91,9 +91,9 @@ class DescriptorBudget:
 
 @dataclass(frozen=True, slots=True)
 class _Inheritance:
-    """The descriptors that a new worker inherits, in order, and our ends of them.
+    """The descriptors that a new worker inherits, in order, and this process's ends of them.
 
-    `place` is the path of the socket on which it will listen as an orphan, if that was bound here.
+    `place` is the path of the socket on which the worker listens if it is orphaned, if that was bound here.
     """
 
     fds: list[int]
@@ -104,7 +104,7 @@ class _Inheritance:
 
 
 class Forker:
-    """Makes workers. `open_files` are their soft and hard limit, `environments` replace the pool's own."""
+    """Makes worker processes. `open_files` are their soft and hard limits; `environments` replace the pool's own."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class Forker:
     async def fork(
         self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket], *, woken: bool
     ) -> LocalWorker:
-        """A new worker with its control socket, its pipe, and its entry in the keeper's store.
+        """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `woken`: no other worker has served since the server slept.
-        Raises ServerError for anything in the configuration that the machine does not have, WorkerFailed.
+        `woken`: no other worker has served since the server slept. Raises WorkerFailed, or ServerError if the machine
+        lacks something that the configuration names.
         """
         await self.room.enter()
         forked_from = self._source(server)
@@ -148,7 +148,7 @@ class Forker:
         )
 
     async def fork_hook(self, server: ServerConfig, hook: str) -> LocalWorker:
-        """The process of a command of the server's `hooks`, made as a worker is. Raises ServerError, WorkerFailed."""
+        """Run a command of the server's `hooks` in a process. Raises ServerError, WorkerFailed."""
         await self.room.enter()
         program = hook_config(server, hook)
         forked_from = self._source(program)
@@ -157,7 +157,7 @@ class Forker:
         )
 
     async def check(self, server: ServerConfig) -> None:
-        """Return if a worker could be forked: its interpreter, user, files and program exist.
+        """Return if a worker could be forked, that is, if its interpreter, user, files and program exist.
 
         Raises ServerError, WorkerFailed.
         """
@@ -173,20 +173,20 @@ class Forker:
             raise ServerError(finding.message, name=server.name, bind=server.bind, hint=finding.hint)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Import the server's application, in code no older than `since`, in a zygote for its workers.
+        """Import the server's application in a zygote, with code no older than `since`.
 
-        Returns "", or the reason why they cannot be forked from one. Raises ServerError, WorkerFailed.
+        Returns "", or the reason why workers cannot be forked from a zygote. Raises ServerError, WorkerFailed.
         """
         self._code_since[server.key] = since
         found = await self._app_zygote(server)
         return found if isinstance(found, str) else ""
 
     def warm(self, server: ServerConfig) -> None:
-        """Start the zygote of the server's workers before one is needed."""
+        """Start the zygote for the server's workers before one is needed."""
         self._zygotes.adopt(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
-        """Keep the zygote of the server's workers, if there is one."""
+        """Prevent the zygote of the server's workers from being ended, if there is one."""
         with contextlib.suppress(ServerError):
             self._app_zygotes.need(server, self._app_spec(server))
 
@@ -272,7 +272,10 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> _Inheritance:
-        """Create the descriptors that the worker inherits. `afterwards` closes its ends here, `if_failed` ours."""
+        """Create the descriptors that the worker inherits.
+
+        `afterwards` closes the worker's ends in this process, `if_failed` closes this process's own ends.
+        """
         notify = None
         if server.command:
             spec["argv"] = argument_vector(server)
@@ -309,7 +312,10 @@ class Forker:
         self._children.confirm(process, on_forged)
 
     def _source(self, server: ServerConfig) -> Source:
-        """The zygote of the server's processes; it runs as the server's user if others can change its environment."""
+        """The zygote that forks the server's processes.
+
+        It runs as the server's user if others can change its environment.
+        """
         if server.command:
             # A command does not need the application's interpreter: any zygote can execute it.
             return Source(sys.executable)
@@ -318,7 +324,7 @@ class Forker:
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """The worker's answer while it waits as an orphan; None if it is to exit then."""
+        """What the worker answers when it is found as an orphan; None if it is to exit then."""
         if self._adoption_directory is None:
             return None
         return {

@@ -1,4 +1,7 @@
-"""The zygotes of a pool, one an interpreter: started when the first worker needs one, replaced when one dies."""
+"""The zygotes of a pool, one per interpreter.
+
+Each is started when a worker first needs it, and replaced when it dies.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Unfit(Refused):
-    """An interpreter that cannot run workers; `hint` is the fix."""
+    """An interpreter cannot run workers; `hint` says how to fix this."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -43,25 +46,25 @@ class Unfit(Refused):
 
 
 class Source(NamedTuple):
-    """The zygote of an interpreter, to fork from. It runs as `user`, (uid, gid), or as the pool's user."""
+    """Names a zygote to fork from: its interpreter, and its `user` (uid, gid), or None for the pool's user."""
 
     interpreter: str
     user: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
-        """The name of its entry in the keeper's store."""
+        """The name of the zygote's entry in the keeper's store."""
         return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """The source with this key."""
+        """The source that has this key."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
 
 class Zygotes:
-    """Forks workers through the keeper's zygotes; their own (rare) output goes to files in `directory`."""
+    """Forks workers from zygotes. The zygotes' own (rare) output goes to files in `directory`."""
 
     def __init__(self, keeper: Link, children: Children, directory: str) -> None:
         self._keeper = keeper
@@ -75,11 +78,14 @@ class Zygotes:
         ] = {}  # by interpreter: the variables left out of its zygote's environment
 
     def adopt(self, source: Source) -> None:
-        """Adopt a zygote that the keeper holds: it may have answered a supervisor that has exited."""
+        """Adopt a zygote that the keeper holds. It may still send replies meant for a supervisor that has exited."""
         self._zygote(source)
 
     def source(self, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """The zygote for a server of that user; it runs as that user if others can change the files that it runs."""
+        """The zygote for a server with that user.
+
+        It runs as that user if others can change the files that it runs.
+        """
         if user is None:
             return Source(interpreter)
         now = asyncio.get_running_loop().time()
@@ -90,9 +96,9 @@ class Zygotes:
         return Source(interpreter, entered_as)
 
     async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
-        """A new worker that has inherited `fds` and waits for the order to begin (or a process of another role).
+        """Fork a process that has inherited `fds` and waits for the order to begin.
 
-        Raises WorkerFailed; LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
+        Raises WorkerFailed. Raises LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
         request with another control socket, and the next zygote serves it.
         """
         zygote = await self.up(source)
@@ -102,29 +108,32 @@ class Zygotes:
             return await self._children.verify(reply, uid, self._processes[zygote].start)
         except Forged as error:
             zygote.cut_off(str(error))
-            raise self._failure(source, error) from error
+            raise self._worker_failed(source, error) from error
         except Refused as error:
-            raise self._failure(source, error) from error
+            raise self._worker_failed(source, error) from error
 
     async def up(self, source: Source) -> Link:
-        """The zygote, once it can fork. Raises WorkerFailed; LinkLost if it has exited meanwhile."""
+        """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self._zygote(source))
         except Unfit as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
     async def twice(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the attempt to fork, repeated if the zygote exited meanwhile. Raises WorkerFailed."""
+        """The result of the attempt to fork, which is repeated once if the zygote exits meanwhile.
+
+        Raises WorkerFailed.
+        """
         for last in (False, True):
             try:
                 return await attempt()
             except LinkLost as error:
                 if last:
-                    raise self._failure(source, error) from error
+                    raise self._worker_failed(source, error) from error
         raise AssertionError("unreachable")
 
-    def _failure(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
-        """The error for an interpreter in which nothing can be forked; the cause is in its zygote's output."""
+    def _worker_failed(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
+        """The error for an interpreter whose zygote does not start; the zygote's output gives the cause."""
         hint = f"see {self._output}"
         if source.user is not None:
             # Another user's process does not write into the pool's files.
@@ -133,14 +142,14 @@ class Zygotes:
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
     def forged(self, source: Source, deed: str) -> None:
-        """The zygote has named a process that it cannot have forked: it is not used again."""
+        """Stop using the zygote, because it has named a process that it cannot have forked."""
         task = self._running.get(source.key)
         if task is not None and task.done() and not task.cancelled() and task.exception() is None:
             task.result().cut_off(deed)
 
     @property
     def processes(self) -> list[Process]:
-        """All zygotes that have not exited, including zygotes that are not up yet."""
+        """All zygote processes that have not exited, including those that are still starting."""
         return list(self._processes.values())
 
     def close(self) -> None:
@@ -154,12 +163,12 @@ class Zygotes:
             return
         self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
         if task.done() and not task.cancelled() and task.exception() is None:
-            self._let_go(task.result())
+            self._end_process(task.result())
         else:
             task.cancel()
 
-    def _let_go(self, link: Link) -> None:
-        """Let the process at the other end of the link exit; kill it if it does not: it may be stopped."""
+    def _end_process(self, link: Link) -> None:
+        """Let the process at the other end exit, and kill it if it does not, because it may be stopped by a signal."""
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
@@ -181,7 +190,7 @@ class Zygotes:
 
     async def _start(self, source: Source) -> Link:
         key = source.key
-        kept = await self._kept(key)
+        kept = await self._take_from_store(key)
         # One from the keeper's store has most likely been up for long.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         sock, process = kept or await self._spawn(source)
@@ -195,7 +204,7 @@ class Zygotes:
             async with asyncio.timeout(limit_seconds):
                 await zygote.up
         except BaseException as error:
-            self._let_go(link)
+            self._end_process(link)
             if isinstance(error, TimeoutError):
                 zygote.lost()  # otherwise it would be used again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
@@ -203,15 +212,15 @@ class Zygotes:
         return link
 
     def lost(self, zygote: _Zygote) -> None:
-        """Replace it for the next fork, because it has exited or does not answer."""
+        """Forget a zygote that has exited or does not answer; the next fork starts another."""
         key = zygote.source.key
         if self._running.get(key) is zygote.starting:
             del self._running[key]
             self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
-        self._let_go(zygote.link)
+        self._end_process(zygote.link)
 
-    async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
-        """A zygote from the keeper's store, if it has the right environment."""
+    async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
+        """A zygote from the keeper's store, if it has the right environment; otherwise None."""
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
             return None
@@ -237,7 +246,7 @@ class Zygotes:
 
 
 class _Zygote(Receiver):
-    """The messages of one process; `up` is done once it can fork. Made by the task that starts it."""
+    """Receives the messages of one zygote. `up` is done once the zygote can fork."""
 
     link: Link
 
@@ -273,7 +282,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class StoppedZygotes:
-    """Kills zygotes that are found stopped (SIGSTOP) twice, before a worker is needed and waits for them.
+    """Kills zygotes that are found stopped (SIGSTOP) in two checks, so that no worker has to wait for them.
 
     Checks periodically, on the running loop until `close`. They are not asked, because each would have to fork for the
     answer. The next fork starts another zygote.
@@ -293,9 +302,9 @@ class StoppedZygotes:
         self._timer.cancel()
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(aligned(self._loop.time(), PING_SECONDS), self._look)
+        self._timer = self._loop.call_at(aligned(self._loop.time(), PING_SECONDS), self._check_processes)
 
-    def _look(self) -> None:
+    def _check_processes(self) -> None:
         before, self._stopped = self._stopped, {each for each in self._zygotes() if is_stopped(each.pid)}
         for process in before & self._stopped:
             logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
