@@ -7,11 +7,11 @@ import contextlib
 from poolctl.gateway.descriptor_limit import DescriptorLimit
 
 from .stream_stage import Run, StreamEdge, a_route, run, tcp, udp, until
-from .test_tcp_streams import backend as tcp_backend
-from .test_tcp_streams import client as tcp_client
-from .test_udp_streams import ask
-from .test_udp_streams import backend as udp_backend
-from .test_udp_streams import client as udp_client
+from .test_tcp import backend as tcp_backend
+from .test_tcp import client as tcp_client
+from .test_udp import ask
+from .test_udp import backend as udp_backend
+from .test_udp import client as udp_client
 
 __all__ = ["run"]
 

@@ -1,9 +1,302 @@
+"""Heads as they are written and read; httptools and h11 read each canonical one as this parser does."""
+
 from __future__ import annotations
 
+import random
+from time import thread_time
+from typing import Any
+
+import h11
+import httptools
 import pytest
 
-from poolctl.http.message_head import chunk, request_head, response_head
+from poolctl.http.message_head import CHUNKED, RequestHead, canonical_head, chunk, request_head, response_head
 from poolctl.http.message_reader import RequestReader
+from tests.http_corpus import REQUESTS
+
+GET = b"GET / HTTP/1.1\r\n"
+HOST = b"Host: a\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n"
+BROWSER = (
+    b"GET /v1/users?id=3 HTTP/1.1\r\nHost: users.example.com:8080\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
+    b"Accept: text/html,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, br\r\n"
+    b"Connection: keep-alive\r\nCookie: a=b; c=d\r\nUpgrade-Insecure-Requests: 1\r\n\r\n"
+)
+
+CANONICAL = {
+    "browser": BROWSER,
+    "shortest": GET + HOST + b"\r\n",
+    "old version without a host": b"GET / HTTP/1.0\r\n\r\n",
+    "old version kept alive": b"GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+    "names in capitals": GET + b"HOST: a\r\nCONNECTION: CLOSE\r\n\r\n",
+    "tabs within and around a value": GET + HOST + b"X: \ta\tb \t\r\n\r\n",
+    "tab before a decisive value": GET + b"Host:\ta\r\n\r\n",
+    "empty value": GET + HOST + b"X:\r\n\r\n",
+    "bytes above ASCII": GET + HOST + b"X: \xc3\xbc\xff\r\n\r\n",
+    "name with an underscore": GET + HOST + b"Content_Length: 5\r\n\r\n",
+    "a name that begins as a decisive one": GET + HOST + b"Hostess: b\r\nTransfer-Encodings: c\r\n\r\n",
+    "body": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n",
+    "length with a leading zero": b"PUT / HTTP/1.1\r\nHost: a\r\ncontent-length: 003\r\n\r\n",
+    "chunks": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
+    "expectation": b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 3\r\n\r\n",
+    "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "double slash": b"GET //b/c?//d HTTP/1.1\r\nHost: a\r\n\r\n",
+    "every character of a target": b"GET /!\"$%&'()*+,-.:;<=>@[\\]^_`{|}~?? HTTP/1.1\r\nHost: a\r\n\r\n",
+    "empty host": GET + b"Host:\r\n\r\n",
+    "host of IPv6": GET + b"Host: [::1]:80\r\n\r\n",
+    "upgrade": GET + HOST + b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "upgrade that Connection does not name": GET + HOST + b"Upgrade: h2c\r\n\r\n",
+}
+# Valid ones among them are for a full parser.
+OTHER = {
+    "two hosts": GET + HOST + HOST + b"\r\n",
+    "two hosts, differently spelled": GET + HOST + b"hOST: a\r\n\r\n",
+    "no host": GET + b"\r\n",
+    "host with a space behind": GET + b"Host: a \r\n\r\n",
+    "host with a path": GET + b"Host: a/b\r\n\r\n",
+    "both framings": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "list of lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+    "the same length twice": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    "empty length": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+    "length with a space behind": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5 \r\n\r\n",
+    "length of 16 digits": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0000000000000005\r\n\r\n",
+    "identity": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n",
+    "chunked twice": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "bare LF": b"GET / HTTP/1.1\nHost: a\n\n",
+    "a bare LF": GET + b"Host: a\nX: b\r\n\r\n",
+    "a bare CR": GET + HOST + b"X: b\rc\r\n\r\n",
+    "folded line": GET + HOST + b"X: b\r\n c\r\n\r\n",
+    "folded first line": GET + b" Host: a\r\n\r\n",
+    "space before the colon": GET + b"Host : a\r\n\r\n",
+    "empty name": GET + HOST + b": b\r\n\r\n",
+    "NUL": GET + HOST + b"X: \0\r\n\r\n",
+    "other control": GET + HOST + b"X: \x01\r\n\r\n",
+    "empty line before it": b"\r\n" + GET + HOST + b"\r\n",
+    "HTTP/1.2": b"GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+    "HTTP/2.0": b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "unknown method": b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "method in lower case": b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT": b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
+    "absolute form": b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute form with another host": b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "asterisk with another method": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "asterisk with a path": b"OPTIONS */a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "fragment": b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+    "bytes above ASCII in the target": b"GET /\xc3\xbc HTTP/1.1\r\nHost: a\r\n\r\n",
+    "other expectation": GET + HOST + b"Expect: 200-ok\r\n\r\n",
+    "Proxy-Connection": GET + HOST + b"Proxy-Connection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "options with a tab": GET + HOST + b"Connection: close,\tupgrade\r\n\r\n",
+    "empty option": GET + HOST + b"Connection: close,\r\n\r\n",
+    "empty version of a protocol": GET + HOST + b"Connection: upgrade\r\nUpgrade: a/\r\n\r\n",
+    "field without a colon": GET + HOST + b"X\r\n\r\n",
+    "two Connections": GET + HOST + b"Connection: close\r\nConnection: upgrade\r\n\r\n",
+    "upgrade with a body": GET + HOST + b"Connection: upgrade\r\nUpgrade: a\r\nContent-Length: 5\r\n\r\n",
+    "list of protocols": GET + HOST + b"Connection: upgrade\r\nUpgrade: a, b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("head", CANONICAL.values(), ids=CANONICAL)
+def test_canonical_head_is_read_as_both_parsers_read_it(head: bytes) -> None:
+    found = canonical_head(head + NEXT)
+    assert found is not None
+    assert found.end == len(head)
+    assert_read_alike(head, found)
+
+
+@pytest.mark.parametrize("head", OTHER.values(), ids=OTHER)
+def test_head_in_another_form_is_not_canonical(head: bytes) -> None:
+    assert canonical_head(head) is None
+    assert not RequestHead.is_incomplete(head)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in REQUESTS if b"\r\n\r\n" in case.data], ids=lambda case: case.name
+)
+def test_canonical_head_is_one_that_a_strict_server_accepts(case: Any) -> None:
+    found = canonical_head(case.data)
+    if found is not None:
+        # What follows the head, and so may be malformed after a canonical one, is the body.
+        assert case.status == 200 or found.body
+        assert_read_alike(case.data[: found.end], found)
+
+
+def test_canonical_head_tells_what_decides_about_the_connection() -> None:
+    head = canonical_head(BROWSER)
+    assert head is not None
+    assert (head.method, head.target, head.path) == (b"GET", b"/v1/users?id=3", b"/v1/users")
+    assert (head.host, head.end, head.body) == (b"users.example.com:8080", len(BROWSER), 0)
+    assert (head.http_1_1, head.keep_alive, head.upgrade, head.expects_continue) == (True, True, b"", False)
+    parsed = {name: canonical_head(head) for name, head in CANONICAL.items()}
+    assert {name for name, head in parsed.items() if head and not head.keep_alive} == {
+        "old version without a host", "names in capitals",
+    }  # fmt: skip
+    assert {name for name, head in parsed.items() if head and head.upgrade} == {"upgrade"}
+    assert {name for name, head in parsed.items() if head and head.expects_continue} == {"expectation"}
+    assert {name: head.body for name, head in parsed.items() if head and head.body} == {
+        "body": 3, "length with a leading zero": 3, "expectation": 3, "chunks": CHUNKED,
+    }  # fmt: skip
+
+
+def test_beginning_of_a_head_is_incomplete_wherever_it_is_cut() -> None:
+    for head in CANONICAL.values():
+        for end in range(len(head)):
+            assert canonical_head(head[:end]) is None
+            assert RequestHead.is_incomplete(head[:end])
+        assert not RequestHead.is_incomplete(head)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01", b"GET / HTTP/1.1\n", b"GET /\r", b"\r", b"\n", b"GET / HTTP/1.1\r\nX: \0"]
+)
+def test_beginning_that_no_more_bytes_can_make_valid_is_not_incomplete(data: bytes) -> None:
+    assert RequestHead.is_incomplete(data) == (data in (b"GET /\r", b"\r"))  # the LF may still come
+    assert not RequestHead.is_incomplete(data + b"a")
+
+
+def test_mutated_head_that_is_canonical_is_read_alike_by_both_parsers() -> None:
+    chance = random.Random(20)
+    accepted = sum(accepted_and_read_alike(mutated(chance)) for _ in range(6000))
+    assert accepted > 600
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"a:\r\n",
+        b"a",
+        b"a: ",
+        b":",
+        b"Host: a\r\n",
+        b"c: d\r\n",
+        b"Connection: a,",
+        b", a",
+        b"-",
+        b"\t",
+        b"H",
+        b"/",
+        b"?",
+    ],
+)
+def test_long_head_takes_linear_time(part: bytes) -> None:
+    """Sixteen times the length takes sixteen times as long, and 256 times as long when the time is quadratic."""
+    beginnings = (b"", b"GET /", GET, GET + HOST, GET + HOST + b"X: ", GET + HOST + b"Connection: a")
+
+    def seconds(count: int) -> float:
+        return min(sum(map(parsing_seconds, [each + part * count for each in beginnings])) for _ in range(5))
+
+    assert seconds(16_000) < 100 * seconds(1_000)
+
+
+def parsing_seconds(data: bytes) -> float:
+    began = thread_time()
+    canonical_head(data + b"\r\n\r\n")
+    canonical_head(data)
+    RequestHead.is_incomplete(data)
+    return thread_time() - began
+
+
+def mutated(chance: random.Random) -> bytes:
+    """A head of the tables, of which pieces are exchanged, removed, doubled, or bytes changed."""
+    tables = [*CANONICAL.values(), *OTHER.values()]
+    lines = chance.choice([*CANONICAL.values()]).split(b"\r\n")
+    for _ in range(chance.randint(0, 2)):
+        other = chance.choice(tables).split(b"\r\n")
+        lines.insert(chance.randint(0, len(lines)), chance.choice(other))
+    head = bytearray(b"\r\n".join(lines))
+    for _ in range(chance.choice((0, 0, 1, 1, 2))):
+        at = chance.randrange(len(head))
+        piece = bytes(
+            [
+                chance.choice(b"\t\n\r \0,:;/?#*=HCT\x7f\x80\xff_09az")
+                if chance.random() < 0.8
+                else chance.randrange(256)
+            ]
+        )
+        head[at : at + chance.randint(0, 2)] = piece * chance.randint(0, 2)
+    return bytes(head)
+
+
+def accepted_and_read_alike(head: bytes) -> bool:
+    found = canonical_head(head)
+    if found is not None:
+        assert_read_alike(head[: found.end], found)
+    return found is not None
+
+
+def assert_read_alike(head: bytes, found: RequestHead) -> None:
+    """Both parsers read this head, a body of that length and the next head as three such things."""
+    body = (
+        b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+        if found.body == CHUNKED
+        else b"abc"[: found.body].ljust(min(found.body, 500), b".")
+    )
+    wanted = (found.method, found.target, found.path, found.host, b"abc" if found.body == CHUNKED else body)
+    if found.body > len(body):
+        wanted, body = (*wanted[:4], body), body  # its end is not to be seen
+    for read in (read_by_httptools, read_by_h11):
+        messages = read(head + body + (NEXT if found.body <= len(body) and found.keep_alive else b""))
+        assert messages[0] == wanted, (read, head)
+        if found.body <= len(body) and found.keep_alive and found.http_1_1:
+            assert found.upgrade or messages[1] == (b"GET", b"/next", b"/next", b"next", b""), (read, head)
+
+
+class Messages:
+    """The messages that httptools finds, by uvicorn's use of it."""
+
+    def __init__(self) -> None:
+        self.all: list[list[bytes]] = []
+        self.parser = httptools.HttpRequestParser(self)
+
+    def on_message_begin(self) -> None:
+        self.all.append([b"", b"", b"", b"", b""])
+
+    def on_url(self, url: bytes) -> None:
+        self.all[-1][1] += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"host":
+            self.all[-1][3] += value
+
+    def on_headers_complete(self) -> None:
+        self.all[-1][0] = self.parser.get_method()
+        self.all[-1][2] = httptools.parse_url(self.all[-1][1]).path
+
+    def on_body(self, body: bytes) -> None:
+        self.all[-1][4] += body
+
+
+def read_by_httptools(data: bytes) -> list[tuple[bytes, ...]]:
+    messages = Messages()
+    try:
+        messages.parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass
+    return [tuple(each) for each in messages.all]
+
+
+def read_by_h11(data: bytes) -> list[tuple[bytes, ...]]:
+    connection = h11.Connection(h11.SERVER, 65536)
+    connection.receive_data(data)
+    messages: list[list[bytes]] = []
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Request):
+            target = event.target
+            host = b"".join(value for name, value in event.headers if name == b"host")
+            messages.append([event.method, target, target.partition(b"?")[0], host, b""])
+        elif isinstance(event, h11.Data):
+            messages[-1][4] += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+            connection.send(h11.EndOfMessage())
+            if connection.our_state is not h11.DONE:
+                break
+            connection.start_next_cycle()
+        else:
+            break
+    return [tuple(each) for each in messages]
 
 
 def test_request_head_is_one_that_the_reader_understands() -> None:

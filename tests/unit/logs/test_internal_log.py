@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from poolctl.clock import ManualClock, RateLimit
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
-from poolctl.logs.internal_log import InternalLog
+from poolctl.logs.internal_log import InternalLog, OwnLogs
 
 
 @pytest.fixture
@@ -100,3 +102,26 @@ def test_an_allowance_fills_up_again_with_time() -> None:
     assert allowance.take(5, 2.5)
     assert allowance.take(10, 1000.0)
     assert not allowance.take(1, 999.0), "a clock that is set back gives nothing"
+
+
+async def rotated(path: Path) -> None:
+    path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))  # noqa: ASYNC240
+    async with asyncio.timeout(60):
+        while path.stat().st_size:  # noqa: ASYNC240
+            await asyncio.sleep(0.01)
+
+
+def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        directory = tmp_path / "runtime"
+        directory.mkdir()
+        logs = OwnLogs(str(directory))
+        await rotated(directory / "helpers.log")
+        await rotated(directory / "logger.log")
+        shutil.rmtree(directory)
+        await asyncio.sleep(0.2)  # it may be missing for a while
+        directory.mkdir()
+        await rotated(directory / "helpers.log")
+        logs.close()
+
+    asyncio.run(main())

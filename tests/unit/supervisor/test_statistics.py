@@ -1,4 +1,4 @@
-"""The figures of processes."""
+"""The figures of processes, and quantiles of what only buckets are known of."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from poolctl.monitor.server_figures import ServerSnapshot, Usage
-from poolctl.supervisor.observers.statistics import Statistics
+from poolctl.supervisor.observers.statistics import Statistics, quantile
 from poolctl.worker import tally
 from tests.serving import blank_page
+
+BOUNDS = (1.0, 2.0, 4.0)
 
 
 def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() -> None:
@@ -48,3 +50,14 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     )  # fmt: skip
     assert found == ((0,) if known else (None,)) * len(found)
     assert (stats.counted, stats.memory_bytes, stats.cpu_percent) == (known, 0, 0.0)
+
+
+def test_quantile_lies_within_the_bucket_of_its_rank() -> None:
+    assert quantile(BOUNDS, (0, 10, 0, 0), 0.5) == pytest.approx(1.5)
+    assert quantile(BOUNDS, (5, 0, 5, 0), 0.99) == pytest.approx(2 + 2 * 4.9 / 5)
+    assert quantile(BOUNDS, (5, 0, 5, 0), 0.5) == pytest.approx(1.0)
+
+
+def test_quantile_above_the_last_bound_is_that_bound_and_none_without_values() -> None:
+    assert quantile(BOUNDS, (0, 0, 0, 3), 0.5) == 4.0
+    assert quantile(BOUNDS, (0, 0, 0, 0), 0.5) is None
