@@ -16,6 +16,7 @@ from typing import Any
 FEATURES = (
     "import_foreign",
     "pytest_plugin",
+    "gateway",
     "notify",
     "proxmox",
     "registration",
@@ -49,6 +50,10 @@ class Feature:
     tables: Mapping[str, str] = field(
         default_factory=dict
     )  # the model of each table of files, a config.Table
+    # Its rules between its tables, others and the servers, a config.TableRules; asked where one of its tables, or a
+    # label of a server with one of these prefixes, is used.
+    rules: str = ""
+    labels: tuple[str, ...] = ()
     # The class of a table within a server's, by its name in the core, from which it inherits: with more keys.
     sections: Mapping[str, str] = field(default_factory=dict)
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart

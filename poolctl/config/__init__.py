@@ -13,7 +13,6 @@ import sys
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
-    from poolctl.config.checks.gateway_checks import *
     from poolctl.config.checks.interpreter import *
     from poolctl.config.configuration import *
     from poolctl.config.edit.draft import *
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from poolctl.config.files.foreign_files import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
-    from poolctl.config.model.gateway_tables import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
     from poolctl.config.rules.conflicts import *
     from poolctl.config.rules.engines import *
     from poolctl.config.rules.json_schema import *
-    from poolctl.config.rules.routes import *
     from poolctl.config.rules.server_references import *
+    from poolctl.config.rules.table_rules import *
     from poolctl.config.values.limits import *
     from poolctl.config.values.normalise import *
     from poolctl.config.values.plain import address_parts
@@ -43,11 +41,11 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "AnyRoute", "Backoff", "ConfigNotFound",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "Backoff", "ConfigNotFound",
     "Configuration", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "Patience", "Place",
-    "Probe", "Problem", "Reading", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "Stamp",
-    "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
+    "Health", "Marks", "Named", "Patience", "Place",
+    "Probe", "Problem", "Reading", "Recovery", "Restart", "Section", "ServerConfig", "Stamp",
+    "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
     "default_env_file", "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped",
     "find_config", "ids_of", "interpreter", "json_schema", "leave_out_plugins", "load", "longest_stop_seconds",
@@ -60,7 +58,6 @@ __all__ = [
 # fmt: on
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
-    "checks.gateway_checks": "engine_problem",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
@@ -74,14 +71,14 @@ _MODULES = {
     "reading": "Reading Surroundings",
     "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES",
-    "rules.conflicts": "conflicts dependency_findings longest_stop_seconds named_addresses own_addresses",
-    "rules.engines": "Engine other_engine",
+    "rules.conflicts": "conflicts dependency_findings longest_stop_seconds named_addresses own_addresses "
+    "users_of",
+    "rules.engines": "Engine engine_problem other_engine",
     "values.normalise": "merged referenced_variables relocated",
     "values.problems": "Finding Place Problem problem_of shown",
-    "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "rules.json_schema": "json_schema",
-    "rules.routes": "AnyRoute probed_targets routes_of users_of",
     "rules.server_references": "Named reference_findings with_addresses",
+    "rules.table_rules": "probed_targets routes_of",
     "values.plain": "address_parts",
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table refuse",

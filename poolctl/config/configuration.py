@@ -13,6 +13,7 @@ from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
 from poolctl.config.rules.conflicts import shared_users
 from poolctl.config.rules.server_references import with_addresses
+from poolctl.config.rules.table_rules import rules_of
 from poolctl.config.values.key_rules import misspelt_placeholders
 from poolctl.config.values.limits import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
@@ -110,10 +111,10 @@ class Configuration(Sequence[ServerConfig]):
         for server in self._servers:
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
         problems = [self._located(*each) for each in found]
-        if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
-            from poolctl.config.rules.route_checks import route_warnings
-
-            problems += self.located(route_warnings(self._servers, self.tables, complete=not self._problems))
+        labels = (name for each in self._servers for name in each.labels)
+        for rules in rules_of(self.tables.by_name(), labels):
+            found_there = rules.warnings(self._servers, self.tables, complete=not self._problems)
+            problems += self.located(found_there)
         return [*problems, *self._outside_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
@@ -153,12 +154,9 @@ class Configuration(Sequence[ServerConfig]):
         return [*found, *map(self._of_table, of_tables)]
 
     def unusable(self) -> list[ServerError]:
-        """Problems that prevent every start: the program that serves the gateway's clients is not installed."""
-        if self.tables.gateway is None:
-            return []
-        from poolctl.config.checks.gateway_checks import unusable_engine
-
-        return [self._of_table(finding) for finding in unusable_engine(self.tables)]
+        """Problems that prevent every start, such as a program for the gateway that is not installed."""
+        rules = rules_of(self.tables.by_name())
+        return [self._of_table(finding) for each in rules for finding in each.unusable(self.tables)]
 
     def unreadable_environments(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""

@@ -25,6 +25,7 @@ from poolctl.config.rules.conflicts import (
     unknown_dependencies,
 )
 from poolctl.config.rules.server_references import Named, reference_findings
+from poolctl.config.rules.table_rules import Unfinished, rules_of
 from poolctl.config.rules.tables import made
 from poolctl.config.values.normalise import OPENING, derive, interpolate, merged, normalise
 from poolctl.config.values.plain import placeholders
@@ -283,8 +284,8 @@ class _Loader:
         if any(OPENING in document.text for document in self.assembly.documents):
             self._check_references()
         tables = self._tables() if self.assembly.tables else None
-        if tables and tables.gateway:
-            self._check_routes(tables)
+        if tables is not None:
+            self._check_tables(tables)
         config = Configuration(
             (each for index, each in enumerate(self.servers) if each and index not in excluded), tables
         )
@@ -322,10 +323,10 @@ class _Loader:
             self._report(None, finding)
         return tables
 
-    def _check_routes(self, tables: Tables) -> None:
-        """Report routes that lead nowhere, or to which no request leads."""
-        from poolctl.config.rules.route_checks import Unfinished, route_problems
-
+    def _check_tables(self, tables: Tables) -> None:
+        """Report problems between tables and servers."""
+        if not (rules := [*rules_of(tables.by_name())]):
+            return
         entries: dict[str, ServerTable] = {}
         broken: list[ServerTable] = []
         for entry, server in zip(self.assembly.entries, self.servers, strict=True):
@@ -337,11 +338,17 @@ class _Loader:
         unfinished = Unfinished(
             {each.name for each in broken},
             {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
-            len(self.assembly.tables.get("stream", ())) > len(tables.streams),
+            {
+                name
+                for name, raw in self.assembly.tables.items()
+                if isinstance(raw, list)
+                and not (isinstance(valid := tables.by_name().get(name), tuple) and len(valid) == len(raw))
+            },
         )
         servers = [each for each in self.servers if each is not None]
-        for owner, finding in route_problems(servers, tables, unfinished):
-            self._report(entries[owner.name] if owner else None, finding)
+        for each in rules:
+            for owner, finding in each.problems(servers, tables, unfinished):
+                self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:
         """Report servers that are in the way of others, or wait for each other; their indexes."""

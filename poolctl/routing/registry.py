@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..json_form import from_json
 from .match import normal_host
-from .route import ExcludedRoute, Route, StreamRoute
+from .route import AnyRoute, ExcludedRoute, Route, StreamRoute
 
 if TYPE_CHECKING:
     from .route_table import RouteTable
-
-AnyRoute = Route | StreamRoute | ExcludedRoute
 
 
 class _Keyed(Protocol):

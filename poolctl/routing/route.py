@@ -242,3 +242,6 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
         (other_user, other_user),
     )
     return next((why for applies, why in reasons if applies), "")
+
+
+AnyRoute = Route | StreamRoute | ExcludedRoute

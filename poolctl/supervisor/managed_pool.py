@@ -141,7 +141,8 @@ class ManagedPool:
     def stop_seconds(self) -> float:
         """How long a stop of everything may take by the servers' own limits."""
         servers, gateway = self.core.entries.values(), self._configuration.tables.gateway
-        return longest_stop_seconds((each.config for each in servers), gateway) + _SPARE_SECONDS
+        gateway_seconds: float = gateway.drain_timeout if gateway else 0.0
+        return longest_stop_seconds((each.config for each in servers), gateway_seconds) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first.

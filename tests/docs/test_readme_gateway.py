@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import json_schema, load, routes_of
+from poolctl.config import json_schema, load
+from poolctl.features.gateway.routes import routes_of
 from poolctl.units import DURATION_PATTERN, parse_duration
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

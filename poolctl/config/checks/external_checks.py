@@ -14,6 +14,7 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file, variable
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.rules.table_rules import rules_of
 from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath, check_appendable
 
@@ -199,10 +200,8 @@ def check_tables(
     """Problems and warnings of the tables besides the servers; paths begin with the table. Blocks on the disk."""
     problems: list[Finding] = []
     warnings: list[Finding] = []
-    if tables.gateway:
-        from poolctl.config.checks.gateway_checks import check_gateway
-
-        wrong, doubtful = check_gateway(tables, servers, env, datetime.now(UTC))
+    for rules in rules_of(tables.by_name()):
+        wrong, doubtful = rules.check(servers, tables, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
     if tables.events and tables.events.path:

@@ -9,7 +9,6 @@ from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.files.foreign_files import foreign_format, import_hint
 from poolctl.config.model.pool_tables import is_listed, model_of_table, table_names
 from poolctl.config.model.section import Table
-from poolctl.config.rules.tables import with_absolute_paths
 from poolctl.config.values.normalise import interpolate, merged, normalise
 from poolctl.config.values.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
 from poolctl.config.values.suggestions import nearest
@@ -89,14 +88,14 @@ class Assembly:
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif key == "server":
                 yield from self._servers(document, value, ("server",))
-            elif (model := model_of_table(key)) is not None:
+            elif (model := model_of_table(key)) is not None and model.merged_by:
+                self._merge(model, document, value)
+            elif model is not None:
                 yield from self._list_of(model, document, value)
-            else:
-                self._routes(document, key, value)
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
-        elif key in table_names():
-            table = with_absolute_paths(key, value, document.data[key], document.base_dir)
+        elif (model := model_of_table(key)) is not None:
+            table = model.from_file(value, document.data[key], document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
             self._defaults(document, value)
@@ -116,20 +115,23 @@ class Assembly:
             model.from_file(each, as_is, base_dir) for each, as_is in zip(tables, written, strict=True)
         ]
 
-    def _routes(self, document: Document, key: str, tables: list[dict[str, Tree]]) -> None:
-        """Add the routes of a file to the earlier routes; a route with an earlier alias is merged into that route."""
-        known = self.tables.setdefault(key, [])
-        earlier = {each["alias"]: at for at, each in enumerate(known) if isinstance(each.get("alias"), str)}
+    def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
+        """Add the tables of a file to the earlier ones; one with a name of an earlier table is merged into it."""
+        name, written = model.table_name, document.data[model.table_name]
+        known = self.tables.setdefault(name, [])
+        earlier = {
+            label: at for at, each in enumerate(known) if isinstance(label := each.get(model.merged_by), str)
+        }
         for index, table in enumerate(tables):
-            own = with_absolute_paths(key, table, table, document.base_dir)
-            alias = own.get("alias")
-            at = earlier.pop(alias, None) if isinstance(alias, str) else None
+            own = model.from_file(table, written[index], document.base_dir)
+            label = own.get(model.merged_by)
+            at = earlier.pop(label, None) if isinstance(label, str) else None
             if at is None:
                 at = len(known)
                 known.append(own)
             else:
                 known[at] = merged(known[at], own)
-            self.parts.setdefault((key, at), []).append((document, (key, index)))
+            self.parts.setdefault((name, at), []).append((document, (name, index)))
 
     def _defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []

@@ -1,6 +1,6 @@
 """The tables of a file besides its servers: pool, metrics, events. Most files have few of them.
 
-Tables of the gateway and of features have modules of their own, imported when a file has one.
+Tables of features have modules of their own, imported when a file has one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from poolctl.config.values.problems import Path, Tree
 from poolctl.feature import features
 
 if TYPE_CHECKING:
-    from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
     from poolctl.config.values.table_types import Handlers, MetricsPath, PortRange
     from poolctl.config.values.value_types import (
         Bind,
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 KINDS = "poolctl.config.values.table_types"
-GATEWAY_TABLES = ("gateway", "route", "stream")
-_NAMES = ("metrics", "events", *GATEWAY_TABLES)
+_NAMES = ("metrics", "events")
 
 
 class PoolSettings(Section):
@@ -69,8 +67,8 @@ class EventsTable(Table):
 
 
 MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}
-# The names of lists of tables in files, which are not their names in `Tables`.
-_IN_FILES = {"routes": "route", "streams": "stream"}
+# The names of lists in the `Tables` of earlier versions, which take over these values.
+_FORMER_NAMES = {"routes": "route", "streams": "stream"}
 
 
 @cache
@@ -80,7 +78,7 @@ def table_names() -> tuple[str, ...]:
 
 
 def model_of_table(name: str) -> type[Table] | None:
-    """The model of this table; None for an unknown table and for the gateway's tables."""
+    """The model of this table; None for an unknown table."""
     if name in MODELS:
         return MODELS[name]
     found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
@@ -90,14 +88,16 @@ def model_of_table(name: str) -> type[Table] | None:
 def is_listed(name: str) -> bool:
     """Whether a file has a list of these tables."""
     model = model_of_table(name)
-    return name in _IN_FILES.values() or (model is not None and model.listed)
+    return model is not None and model.listed
 
 
 class Tables:
     """The tables in force, made of them by their names; values that do not change."""
 
     def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
-        self._tables: dict[str, Any] = {name: table for name, table in tables.items() if table}
+        self._tables: dict[str, Any] = {
+            _FORMER_NAMES.get(name, name): table for name, table in tables.items() if table
+        }
 
     @property
     def metrics(self) -> MetricsTable | None:
@@ -110,20 +110,20 @@ class Tables:
         return self._tables.get("events")
 
     @property
-    def gateway(self) -> GatewayConfig | None:
+    def gateway(self) -> Any:
         """[gateway]; there is one where a file has [gateway], a [[route]] or a [[stream]]."""
         return self._tables.get("gateway")
 
     @property
-    def routes(self) -> tuple[RouteConfig, ...]:
+    def routes(self) -> tuple[Any, ...]:
         """The tables [[route]]."""
-        routes: tuple[RouteConfig, ...] = self._tables.get("routes", ())
+        routes: tuple[Any, ...] = self._tables.get("route", ())
         return routes
 
     @property
-    def streams(self) -> tuple[StreamConfig, ...]:
+    def streams(self) -> tuple[Any, ...]:
         """The tables [[stream]]."""
-        streams: tuple[StreamConfig, ...] = self._tables.get("streams", ())
+        streams: tuple[Any, ...] = self._tables.get("stream", ())
         return streams
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
@@ -153,11 +153,12 @@ class Tables:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As earlier versions can make them, too.
-        return partial(Tables, **self._tables), ()
+        former = {name: former for former, name in _FORMER_NAMES.items()}
+        return partial(Tables, **{former.get(name, name): table for name, table in self._tables.items()}), ()
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...]]:
         """The tables that there are, by the names that files have for them."""
-        return {_IN_FILES.get(name, name): table for name, table in self._tables.items()}
+        return dict(self._tables)
 
     def to_dict(self) -> dict[str, Tree]:
         """The tables as a file could have them; no secret is among them, as files hold none."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping, parse
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.table_rules import BoundAddress, rules_of
 from poolctl.config.values.problems import Finding, Path, Tree, printable
 from poolctl.config.values.suggestions import nearest
-
-if TYPE_CHECKING:
-    from poolctl.config.model.gateway_tables import GatewayConfig, StreamConfig
 
 Server = TypeVar("Server", bound=ServerKeys)
 Conflict = tuple[int, int, Finding]
@@ -80,6 +80,29 @@ def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Fi
             yield first, Finding(("user",), message, "give each its own user if they must be isolated", user)
 
 
+def users_of(servers: Iterable[ServerKeys]) -> dict[str, str]:
+    """The name of the user that each server runs as, by the server's name. Accounts of one uid are one user."""
+    names: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for server in servers:
+        given = (server.user or "").partition(":")[0]
+        if given not in names:
+            names[given] = _user(given)
+        found[server.name] = names[given]
+    return found
+
+
+def _user(name: str) -> str:
+    try:
+        uid = pwd.getpwnam(name).pw_uid if name else os.geteuid()
+    except KeyError:  # a problem of its own
+        return name
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def dependency_findings(
     servers: Sequence[Server], others: Sequence[str] = ()
 ) -> Iterator[tuple[Server, Finding]]:
@@ -143,10 +166,10 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 waiting.append(iter(graph.get(step, ())))
 
 
-def longest_stop_seconds(servers: Iterable[ServerKeys], gateway: GatewayConfig | None = None) -> float:
+def longest_stop_seconds(servers: Iterable[ServerKeys], gateway_seconds: float = 0.0) -> float:
     """The time of a stop in the order of the dependencies: the longest chain, each server to its limit.
 
-    The gateway stops after them.
+    The gateway stops after them, in `gateway_seconds`.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
@@ -161,7 +184,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], gateway: GatewayConfig |
         if server.hooks is not None and server.hooks.after_stop:
             own += server.stop_timeout
         chains[server.name] = own + max(below, default=0.0)
-    return max(chains.values(), default=0.0) + (gateway.drain_timeout if gateway else 0.0)
+    return max(chains.values(), default=0.0) + gateway_seconds
 
 
 def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
@@ -172,42 +195,27 @@ def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
             yield name, parse(bind)
 
 
-def _addresses(tables: Tables) -> Iterator[tuple[Path, str, Address]]:
-    """The addresses of the tables for connections, each with its place and the table's name."""
+def _addresses(tables: Tables) -> Iterator[BoundAddress]:
+    """The addresses of the tables."""
     for name, address in own_addresses(tables):
-        yield (name, "bind"), f"[{name}]", address
-    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
-        yield ("gateway", "bind", index), "[gateway]", parse(listener.bind)
-    for stream in tables.streams:
-        if stream.protocol == "tcp":
-            yield _place(stream), _name(stream), parse(stream.bind)
-
-
-def _place(stream: StreamConfig) -> Path:
-    return "stream", stream.index, "bind"
-
-
-def _name(stream: StreamConfig) -> str:
-    return f"[[stream]] {stream.label}"
+        yield BoundAddress((name, "bind"), f"[{name}]", address)
+    for rules in rules_of(tables.by_name()):
+        yield from rules.addresses(tables)
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
     """The addresses of the tables for connections, as `conflicts` takes them."""
-    return [(name, address) for _, name, address in _addresses(tables)]
+    return [(each.name, each.address) for each in _addresses(tables) if not each.datagrams]
 
 
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[Path, str, Finding]]:
     """(the place of the table, the other server's or table's name, the finding) for each address that is taken."""
-    own = [*_addresses(tables)]
-    datagrams = [
-        (_place(stream), _name(stream), parse(stream.bind))
-        for stream in tables.streams
-        if stream.protocol == "udp"
-    ]
+    there = [*_addresses(tables)]
+    own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
     for among, tables_there in ((servers, own), ([], datagrams)):
-        together = [*among, *((name, address) for _, name, address in tables_there)]
+        together = [*among, *((each.name, each.address) for each in tables_there)]
         for second, first, finding in conflicts(together) if tables_there else ():
             if second >= len(among) and finding.path == ("bind",):
-                yield tables_there[second - len(among)][0], together[first][0], finding
+                yield tables_there[second - len(among)].path, together[first][0], finding

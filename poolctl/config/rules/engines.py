@@ -6,14 +6,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from poolctl.config.model.gateway_tables import GatewayConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.limits import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.values.problems import Finding
-from poolctl.config.values.route_values import engine_names
 from poolctl.feature import features
 
+OWN_ENGINE = "poolctl"
 # Where programs are installed, in addition to $PATH.
 _PLACES = ("/usr/sbin", "/usr/local/sbin")
 
@@ -31,10 +32,10 @@ class Engine:
     # The keys that it does not support; each is found in a server's labels, or in a table of the file.
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
-    def path(self, gateway: GatewayConfig) -> str:
-        """The path of its executable, whether or not it is there."""
+    def path(self, given: str | None) -> str:
+        """The path of its executable, which may be given, whether or not it is there."""
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
-        return gateway.program or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
+        return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
 
     def unusable(self, path: str) -> tuple[str, str] | None:
         """Why the executable at this path cannot run, and the fix; None if it can."""
@@ -50,18 +51,23 @@ def other_engine(name: str) -> Engine | None:
     return next(found, None)
 
 
-def problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
-    """The keys of [gateway] that other engines support, and poolctl's own does not."""
-    others = {name: engine for name in engine_names() if (engine := other_engine(name))}
-    labels = " or ".join(each.label for each in others.values()) or "another engine"
-    if gateway.program:
-        fixes = [*(f'add engine = "{name}"' for name in others), "take it out"]
-        message = f"program is the path of {labels}, which is not used"
-        yield Finding(("gateway", "program"), message, ", or ".join(fixes))
-    if gateway.http2:
-        fixes = [
-            *(f'{each.install} and add engine = "{name}"' for name, each in others.items()),
-            "take it out",
-        ]
-        message = f"only {labels} serves HTTP/2 to clients of the gateway"
-        yield Finding(("gateway", "http2"), message, ", or ".join(fixes))
+def engine_names() -> tuple[str, ...]:
+    """What `engine` of [gateway] may be: poolctl's own, or an engine of a feature."""
+    return OWN_ENGINE, *(name for feature in features() for name in feature.engines)
+
+
+def libraries_problem() -> str:
+    """Which of the gateway's libraries are not installed; "" if all are there."""
+    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
+    listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
+    return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
+
+
+def engine_problem(name: str, program: str) -> tuple[str, str] | None:
+    """Why the engine, with this program of its own, cannot serve the gateway's clients, and the fix; None if it can."""
+    if engine := other_engine(name):
+        return engine.unusable(program)
+    if name != OWN_ENGINE:
+        return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"
+    problem = libraries_problem()
+    return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
-from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS
-from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed
+from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed, table_names
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.table_rules import rules_of
 from poolctl.config.values.limits import MOST_WORKERS
 from poolctl.config.values.plain import INTERNAL
 from poolctl.config.values.problems import Tree
@@ -68,16 +68,15 @@ def json_schema() -> Schema:
         "server": servers,
     }
     for key, model in (
-        MODELS
-        | GATEWAY_MODELS
-        | {name: each.load(part) for each in features() for name, part in each.tables.items()}
+        MODELS | {name: each.load(part) for each in features() for name, part in each.tables.items()}
     ).items():
         hidden = model.keys_of.keys() - model.written_keys()
         table = definitions[model.__name__] = _definition(model, definitions, hidden)
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if is_listed(key):
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
-    _add_short_forms_of_routes(definitions)
+    for rules in rules_of(table_names()):
+        rules.complete_schema(definitions)
     return {
         "$schema": DIALECT,
         "title": "poolctl configuration",
@@ -160,17 +159,3 @@ def _add_short_forms(keys: Schema) -> None:
     keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
     keys["labels"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
     keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
-
-
-def _add_short_forms_of_routes(definitions: dict[str, Schema]) -> None:
-    tls = definitions["GatewayListener"]["properties"]["tls"]
-    kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
-    tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]
-    for table, key in (("GatewayConfig", "bind"), ("RouteConfig", "to"), ("StreamConfig", "to")):
-        found = definitions[table]["properties"][key]
-        each = {"anyOf": [{"type": "string"}, found.pop("items")]}
-        found.pop("type")
-        found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": int(key == "to")}]
-    definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND
-    registrable = {"properties": {"register": {"const": True}}, "required": ["register", "alias"]}
-    definitions["RouteConfig"]["anyOf"] = [{"required": ["to"]}, registrable]

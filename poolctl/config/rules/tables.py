@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poolctl.config.model.pool_tables import GATEWAY_TABLES, Tables, model_of_table, table_names
+from poolctl.config.model.pool_tables import Tables, model_of_table, table_names
 from poolctl.config.model.section import Table, validated
+from poolctl.config.rules.table_rules import rules_of
 from poolctl.config.values.problems import Finding, Path, Tree
-
-
-def with_absolute_paths(
-    name: str, table: dict[str, Tree], written: Mapping[str, Tree], base_dir: str
-) -> dict[str, Tree]:
-    """The table with its paths made absolute, from the directory of its file; `written` is it with its references."""
-    if name in GATEWAY_TABLES:
-        from poolctl.config.rules.gateway import with_absolute_addresses
-
-        return with_absolute_addresses(table, base_dir)
-    model = model_of_table(name)
-    assert model is not None
-    return model.from_file(table, written, base_dir)
 
 
 def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files; problems of the others are added to the findings."""
     values: dict[str, Tree] = {}
-    if any(name in raw for name in GATEWAY_TABLES):
-        from poolctl.config.rules.gateway import gateway_tables
-
-        values |= gateway_tables(raw, findings)
+    for rules in rules_of(raw):
+        values |= rules.made(raw, findings)
     for name in table_names():
-        if name in raw and (model := model_of_table(name)) is not None:
+        if name in raw and name not in values and (model := model_of_table(name)) is not None:
             if model.listed:
                 values[name] = _list_of(model, raw[name], (name,), findings, values)
             else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.engines import Engine
-from poolctl.config.rules.route_checks import Located, on_route
-from poolctl.config.rules.routes import Known, written_routes
+from poolctl.config.rules.table_rules import Located
 from poolctl.config.values.problems import Finding
+from poolctl.features.gateway.route_checks import on_route
+from poolctl.features.gateway.routes import Known, written_routes
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin in both engines; with one the cookie chooses.

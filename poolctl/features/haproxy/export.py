@@ -12,13 +12,13 @@ from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import (
-    GatewayListener,
     TLSConfig,
     certificate_names,
     read_regular,
-    routes_of,
 )
 from poolctl.exit_codes import FAILED
+from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import GatewayListener
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.supervisor.gateway.gateway_plan import settings_of

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
-from poolctl.config.model.gateway_tables import RouteConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Table, field, required, validated
 from poolctl.config.model.server_sections import Probe
-from poolctl.config.rules.routes import AnyRoute, made_route, with_separation
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree
+from poolctl.features.gateway.routes import made_route, with_separation
+from poolctl.features.gateway.table import RouteConfig
 from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, host_pattern
-from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, Target
+from poolctl.routing.route import REGISTRATION, AnyRoute, ExcludedRoute, Route, Target
 
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerKeys

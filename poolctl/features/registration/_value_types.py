@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
-from poolctl.config.values.gateway_types import PATH_OF_PROBE, Host, RoutePath, TargetText, Weight
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import printable, shown
 from poolctl.config.values.value_types import Duration, Word
+from poolctl.features.gateway.value_types import PATH_OF_PROBE, Host, RoutePath, TargetText, Weight
 
 __all__ = ["PATH_OF_PROBE", "Duration", "Host", "RoutePath", "ServiceName", "ServiceUrl", "Weight"]
 

@@ -18,10 +18,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from poolctl.config import Finding, RouteConfig, Tables
+from poolctl.config import Finding, Tables
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.features.gateway.table import RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.exposition import Family

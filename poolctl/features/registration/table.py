@@ -90,7 +90,7 @@ class RegistrationTable(Table):
             message = "without a gateway there are no routes to register for"
             yield Finding((), message, "add a [[route]] with register = true, or take the table out")
             return
-        accepting = {route.label for route in tables.get("routes") or () if route.register}
+        accepting = {route.label for route in tables.get("route") or () if route.register}
         for index, each in enumerate(self.client):
             for at, alias in enumerate(each.routes):
                 if alias not in accepting:

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
-from poolctl.config import MASK, AnyRoute, ServerConfig, Tables, masked, routes_of, users_of
+from poolctl.config import MASK, ServerConfig, Tables, masked, routes_of, users_of
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
-from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
+from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
 from poolctl.routing.separation import Kept, ending, kept_connections
 from poolctl.routing.worker_routes import routes_for_workers

@@ -6,10 +6,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import GatewayConfig, Tables, certificate_names, other_engine, read_regular
+from poolctl.config import Tables, certificate_names, other_engine, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
@@ -115,7 +115,7 @@ def plan_of(
     )
 
 
-def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: str = "") -> GatewaySettings:
+def settings_of(gateway: Any, directory: str = "", state_directory: str = "") -> GatewaySettings:
     """The settings of [gateway] for all routes."""
     engine = other_engine(gateway.engine)
     return GatewaySettings(
@@ -129,13 +129,13 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
         engine=gateway.engine,
-        program=engine.path(gateway) if engine else "",
+        program=engine.path(gateway.program) if engine else "",
         http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )
 
 
-def _certificates(gateway: GatewayConfig, env: Mapping[str, str]) -> Iterable[Certificate]:
+def _certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]:
     for listener in gateway.bind:
         if isinstance(listener.tls, bool):
             continue

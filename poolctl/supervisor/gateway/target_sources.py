@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from poolctl.config import AnyRoute, ServerConfig, Tables
+from poolctl.config import ServerConfig, Tables
 from poolctl.gateway.endpoint import MachineState
 from poolctl.routing.registration_report import RegistrationReport
-from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import MachineReport
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import GatewayConfig, Tables
+from poolctl.config import Tables
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy import engine
 from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES, haproxy_problems
 from poolctl.routing import route
@@ -98,9 +99,9 @@ def test_table_that_haproxy_cannot_serve_is_a_problem(tmp_path: Path, text: str,
 def test_missing_program_is_found_by_validate_and_needs_no_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from poolctl.config.checks import gateway_checks
+    from poolctl.config.rules import engines
 
-    monkeypatch.setattr(gateway_checks, "GATEWAY_LIBRARIES", ("no_such_library",))
+    monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", ("no_such_library",))
     config = load_text(tmp_path, ENGINE + 'program = "/nowhere/haproxy"\n' + WEB)
     assert config.problems == []
     found = "\n".join(map(str, config.outside()))

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.config import GatewayConfig, Tables
+from poolctl.config import Tables
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy._gateway import HaproxyGateway
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.config import GatewayConfig, RouteConfig, Tables
+from poolctl.config import Tables
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration.registrations import TargetRegistration
 from poolctl.json_form import to_json

@@ -7,15 +7,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.config import (
-    Finding,
-    GatewayConfig,
-    RouteConfig,
-    ServerConfig,
-    Tables,
-    json_schema,
-    routes_of,
-)
+from poolctl.config import Finding, ServerConfig, Tables, json_schema
+from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._service_routes import (
     RegisteredBackend,
     registration_of,

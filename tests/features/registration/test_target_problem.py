@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import GatewayConfig, StreamConfig, Tables
+from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.features.gateway.table import GatewayConfig, StreamConfig
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration._target_problem import target_problem
 from poolctl.features.registration.table import RegistrationTable

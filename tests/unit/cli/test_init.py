@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.commands.init import existing_app
-from poolctl.config import load, routes_of
+from poolctl.config import load
+from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import Route
 
 from .conftest import Command

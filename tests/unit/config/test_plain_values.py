@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import Dependency, Probe, RouteConfig, ServerConfig, Tables, TLSConfig, load
+from poolctl.config import Dependency, Probe, ServerConfig, Tables, TLSConfig, load
 from poolctl.config.model.pool_tables import PoolSettings
 from poolctl.errors import PoolValidateError
+from poolctl.features.gateway.table import RouteConfig
 
 FILE = """
 [pool]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import GatewayConfig, RouteConfig
 from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk

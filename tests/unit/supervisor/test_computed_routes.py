@@ -11,7 +11,8 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from poolctl.config import MASK, GatewayConfig, RouteConfig, ServerConfig, StreamConfig, Tables
+from poolctl.config import MASK, ServerConfig, Tables
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.keeper.pool_files import KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable

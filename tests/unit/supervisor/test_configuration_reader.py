@@ -354,7 +354,7 @@ import sys
 
 import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
-routes = {"poolctl.routing.match", "poolctl.config.model.gateway_tables"}
+routes = {"poolctl.routing.match", "poolctl.features.gateway.table"}
 assert not routes & set(sys.modules)
 from poolctl.supervisor import feature_parts, health
 from poolctl.supervisor.observers import observers

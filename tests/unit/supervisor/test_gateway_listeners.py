@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from poolctl.config import Tables
-from poolctl.config.model.gateway_tables import GatewayConfig
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.gateway.settings import TCP, ListenerSettings
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.supervisor.gateway.gateway_listeners import GatewayListeners

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import GatewayConfig, StreamConfig, Tables
+from poolctl.config import Tables
 from poolctl.core.server_entry import record_of, restore
+from poolctl.features.gateway.table import GatewayConfig, StreamConfig
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.core.ordered_core import run, turns, web

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from poolctl.address import parse
-from poolctl.config.model.gateway_tables import (
-    ClientLimit,
-    RouteBreaker,
-    RouteConfig,
-    RouteLimit,
-    RouteTarget,
-    RouteTimeouts,
-    StreamBreaker,
-    StreamConfig,
-    StreamTarget,
-)
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import Probe
+from poolctl.config.rules.conflicts import users_of
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import Interpolated
 from poolctl.config.values.problems import Finding, Path, Tree
-from poolctl.config.values.route_values import TAG
 from poolctl.routing.route import (
     FILE,
     SERVER,
+    AnyRoute,
     BreakerRule,
     ExcludedRoute,
     Header,
@@ -44,7 +32,19 @@ from poolctl.routing.route import (
 )
 from poolctl.routing.separation import separated
 
-AnyRoute = Route | StreamRoute | ExcludedRoute
+from ._route_values import TAG
+from .table import (
+    ClientLimit,
+    RouteBreaker,
+    RouteConfig,
+    RouteLimit,
+    RouteTarget,
+    RouteTimeouts,
+    StreamBreaker,
+    StreamConfig,
+    StreamTarget,
+)
+
 PREFIX = "route."
 DEFAULT_COOKIE = "poolctl_backend"
 # Labels that hold lists, their elements separated by commas.
@@ -98,29 +98,6 @@ def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -
     """The routes; HTTP routes carry the data that keeps servers of different users apart (see routing.separation)."""
     apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
-
-
-def users_of(servers: Iterable[ServerKeys]) -> dict[str, str]:
-    """The name of the user that each server runs as, by the server's name. Accounts of one uid are one user."""
-    names: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for server in servers:
-        given = (server.user or "").partition(":")[0]
-        if given not in names:
-            names[given] = _user(given)
-        found[server.name] = names[given]
-    return found
-
-
-def _user(name: str) -> str:
-    try:
-        uid = pwd.getpwnam(name).pw_uid if name else os.geteuid()
-    except KeyError:  # a problem of its own
-        return name
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:

@@ -5,16 +5,36 @@ Few pools have a gateway: this module is imported when a file has one of these t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from poolctl.address import AddressError, canonical
 from poolctl.config.model.section import Section, Table, field, hidden, required
 from poolctl.config.model.server_sections import Probe, TLSConfig
+from poolctl.config.values.normalise import STEPS
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
-from poolctl.config.values.route_values import HOST_ALLOWED, name_of_target
+
+from ._route_values import HOST_ALLOWED, UNIX, name_of_target
 
 if TYPE_CHECKING:
-    from poolctl.config.values.gateway_types import (
+    from poolctl.config.values.value_types import (
+        AtLeastOne,
+        Bind,
+        Duration,
+        FilePath,
+        HeaderName,
+        Headers,
+        HeadSize,
+        Positive,
+        Proxies,
+        Share,
+        Size,
+        Truth,
+        Word,
+    )
+
+    from .value_types import (
         LISTENERS,
         PATH_OF_PROBE,
         REDIRECT,
@@ -39,23 +59,8 @@ if TYPE_CHECKING:
         UrlPaths,
         Weight,
     )
-    from poolctl.config.values.value_types import (
-        AtLeastOne,
-        Bind,
-        Duration,
-        FilePath,
-        HeaderName,
-        Headers,
-        HeadSize,
-        Positive,
-        Proxies,
-        Share,
-        Size,
-        Truth,
-        Word,
-    )
 
-KINDS = "poolctl.config.values.gateway_types"
+KINDS = "poolctl.features.gateway.value_types"
 INDEX = "index"
 DEFAULT_BIND = ":8080"
 MODES = Literal["auto", "pass", "proxy"]
@@ -63,6 +68,8 @@ MODES = Literal["auto", "pass", "proxy"]
 
 class GatewayListener(Section):
     """An address of the gateway."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:GatewayListener"
 
     bind: Bind = required(description="The address.")
     tls: Annotated[tuple[TLSConfig, ...] | bool, TRUTH_OR_CERTIFICATES] = field(
@@ -78,6 +85,8 @@ class GatewayListener(Section):
 class RouteTimeouts(Section):
     """How long the steps of a proxied request may take."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteTimeouts"
+
     connect: Positive = field(5.0, "To connect to the backend.")
     head: Duration = field(60.0, "Until the head of the response has arrived; 0 is no limit.")
     idle: Duration = field(
@@ -89,6 +98,8 @@ class RouteTimeouts(Section):
 class RouteLimit(Section):
     """How many requests are served at once; what is above it waits in the queue, or gets 503."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteLimit"
+
     concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
     burst: Number = field(0, "How many may come at once above the rate.")
@@ -99,6 +110,8 @@ class RouteLimit(Section):
 class ClientLimit(Section):
     """How many requests of one client are served; those above it get 429."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:ClientLimit"
+
     concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
     burst: Number = field(0, "How many may come at once above the rate.")
@@ -107,11 +120,15 @@ class ClientLimit(Section):
 class WholeRouteLimit(RouteLimit):
     """How many requests of a route are served at once, and how many of one client."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:WholeRouteLimit"
+
     per_client: ClientLimit = field(ClientLimit.usual(), "The limit of each client, by its address.")
 
 
 class RouteRedirect(Section):
     """Where clients are sent instead of to a server; a string is `to` alone."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteRedirect"
 
     to: RedirectText = required(
         description='"https" for the same URL by https, or a URL; without a path it gets that of the request.'
@@ -121,6 +138,8 @@ class RouteRedirect(Section):
 
 class StreamBreaker(Section):
     """When a failing target gets no more connections."""
+
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamBreaker"
 
     failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
     rate: Share = field(0.5, "Share of failures within the window that opens it; 0: it does not.")
@@ -133,16 +152,31 @@ class StreamBreaker(Section):
 class RouteBreaker(StreamBreaker):
     """When a failing backend gets no more requests."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteBreaker"
+
     statuses: Statuses = field((), "Statuses of answers that are failures, beside 502, 503 and 504.")
     max_open: Share = field(
         0.5, "Share of a route's backends that answers may take out at once; never the last that serves."
     )
 
 
-class GatewayConfig(Table):
+class _WithAddresses(Table):
+    """A table whose addresses may be sockets, at any depth."""
+
+    @classmethod
+    def from_file(
+        cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
+    ) -> dict[str, Tree]:
+        """See Table."""
+        return _with_absolute_addresses(table, base_dir)
+
+
+class GatewayConfig(_WithAddresses):
     """[gateway]: where clients reach the pool's servers by host and path, and what holds for every route."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:GatewayConfig"
     table: ClassVar[str] = "gateway"
+    table_name: ClassVar[str] = "gateway"
 
     bind: Annotated[tuple[GatewayListener, ...], LISTENERS] = field(
         (GatewayListener.unchecked({"bind": DEFAULT_BIND}),),
@@ -207,6 +241,8 @@ def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tre
 class RouteTarget(Section):
     """A target of a route; a string is `to` alone."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteTarget"
+
     to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
@@ -217,6 +253,8 @@ class RouteTarget(Section):
 class StreamTarget(Section):
     """A target of a stream; a string is `to` alone."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamTarget"
+
     to: StreamTargetText = required(
         description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
     )
@@ -224,10 +262,15 @@ class StreamTarget(Section):
     health: Probe | None = field(None, "How HOST:PORT is probed. Left out: the stream's.")
 
 
-class RouteConfig(Table):
+class RouteConfig(_WithAddresses):
     """[[route]]: which requests go to which servers."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteConfig"
     table: ClassVar[str] = "route"
+    table_name: ClassVar[str] = "route"
+    listed: ClassVar[bool] = True
+    merged_by: ClassVar[str] = "alias"
+
     alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
     host: Host = field("", f"{HOST_ALLOWED}.")
     path: RoutePath = field("/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.')
@@ -291,15 +334,22 @@ class RouteConfig(Table):
 class StreamTimeouts(Section):
     """How long the steps of a stream's connections may take."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamTimeouts"
+
     connect: Positive = field(5.0, "To connect to the target.")
     idle: Duration = field(600.0, "Without traffic in either direction; 0 is no limit.")
     total: Duration = field(0.0, "For the whole connection; 0 is no limit.")
 
 
-class StreamConfig(Table):
+class StreamConfig(_WithAddresses):
     """[[stream]]: an address whose TCP connections, or UDP datagrams, go to other addresses."""
 
+    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamConfig"
     table: ClassVar[str] = "stream"
+    table_name: ClassVar[str] = "stream"
+    listed: ClassVar[bool] = True
+    merged_by: ClassVar[str] = "alias"
+
     alias: Word | None = field(None, "Its name, unique among the streams; left out: its first target's.")
     bind: Bind = required(description="The address that clients connect to.")
     protocol: Literal["tcp", "udp"] = field("tcp", "tcp or udp.")
@@ -327,6 +377,24 @@ class StreamConfig(Table):
         return self.alias or name_of_target(self.to[0].to)
 
 
-GATEWAY_MODELS: dict[str, type[Table]] = {
-    "gateway": GatewayConfig, "route": RouteConfig, "stream": StreamConfig,
-}  # fmt: skip
+def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:
+    """The table with the paths of sockets and certificates made absolute, from the directory of its file."""
+    return {
+        key: _absolute(key, value, base_dir) if key in ("bind", "to", "tls") else value
+        for key, value in table.items()
+    }
+
+
+def _absolute(key: str, value: Tree, base_dir: str) -> Tree:
+    if isinstance(value, (list, tuple)):
+        return [_absolute(key, each, base_dir) for each in value]
+    if key == "tls":
+        return STEPS["tls"](value, base_dir)
+    if isinstance(value, dict):
+        return _with_absolute_addresses(value, base_dir)
+    if isinstance(value, str) and value.lower().startswith(UNIX):
+        try:
+            return canonical(value, base_dir=base_dir)
+        except AddressError:
+            return value
+    return value

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from importlib.util import find_spec
 
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.rules.engines import other_engine
-from poolctl.config.rules.routes import routes_of
-from poolctl.config.values.limits import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config.rules.engines import engine_problem, other_engine
 from poolctl.config.values.problems import Finding, Path, Problem
-from poolctl.config.values.route_values import OWN_ENGINE, engine_names
 from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
+
+from .routes import routes_of
 
 SHOWN_NAMES = 3
 
@@ -42,30 +40,13 @@ def check_gateway(
     return problems, [*warnings, *_other_hosts(tables, list(servers), names)]
 
 
-def libraries_problem() -> str:
-    """Which of the gateway's libraries are not installed; "" if all are there."""
-    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
-    listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
-    return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
-
-
-def engine_problem(name: str, program: str) -> tuple[str, str] | None:
-    """Why the engine, with this program of its own, cannot serve the gateway's clients, and the fix; None if it can."""
-    if engine := other_engine(name):
-        return engine.unusable(program)
-    if name != OWN_ENGINE:
-        return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"
-    problem = libraries_problem()
-    return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None
-
-
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
     """The problem of a gateway whose engine cannot run here."""
     gateway = tables.gateway
     if gateway is None:
         return
     engine = other_engine(gateway.engine)
-    if problem := engine_problem(gateway.engine, engine.path(gateway) if engine else ""):
+    if problem := engine_problem(gateway.engine, engine.path(gateway.program) if engine else ""):
         path: Path = ("gateway",)
         if not gateway.given:
             # A route or a stream alone turns the gateway on.

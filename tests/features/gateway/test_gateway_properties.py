@@ -9,18 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config import (
-    Configuration,
-    GatewayConfig,
-    RouteConfig,
-    Section,
-    StreamConfig,
-    escaped,
-    load,
-    routes_of,
-    table_text,
-)
-from poolctl.config.model.gateway_tables import MODES
+from poolctl.config import Configuration, Section, escaped, load, table_text
+from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import MODES, GatewayConfig, RouteConfig, StreamConfig
 from poolctl.json_form import from_json
 from poolctl.routing.route import POLICIES, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.table_file import write_table

@@ -7,18 +7,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
+from poolctl.config.rules.engines import engine_names
 from poolctl.config.values.plain import BadValue, number_from_environment, truth_from_environment
 from poolctl.config.values.problems import Tree, shown
-from poolctl.config.values.route_values import (
-    STREAM_TARGET_ALLOWED,
-    TARGET_ALLOWED,
-    engine_names,
-    redirect_target,
-    route_host,
-    route_path,
-    stream_target_of,
-    target_of,
-)
 from poolctl.config.values.value_types import (
     ADDRESS_ALLOWED,
     COOKIE_PATTERN,
@@ -28,6 +19,16 @@ from poolctl.config.values.value_types import (
     UrlPath,
 )
 from poolctl.routing.route import POLICIES
+
+from ._route_values import (
+    STREAM_TARGET_ALLOWED,
+    TARGET_ALLOWED,
+    redirect_target,
+    route_host,
+    route_path,
+    stream_target_of,
+    target_of,
+)
 
 _ENGINES = engine_names()
 Engine = Literal[_ENGINES]  # type: ignore[valid-type]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import certificate_names, routes_of
-from poolctl.config.checks import gateway_checks
+from poolctl.config import certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.config.rules.route_checks import route_problems
+from poolctl.config.rules import engines
+from poolctl.features.gateway.route_checks import route_problems
+from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import ExcludedRoute, Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
@@ -378,7 +379,7 @@ def test_labels_may_be_written_as_tables(tmp_path: Path) -> None:
 
 
 def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_checks, "GATEWAY_LIBRARIES", ("no_such_library", "uvloop", "nor_this", "h3"))
+    monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", ("no_such_library", "uvloop", "nor_this", "h3"))
     problem = (
         "no_such_library, nor_this and h3 are not installed, which the gateway needs; "
         "pip install 'poolctl[gateway]'"

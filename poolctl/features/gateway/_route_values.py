@@ -8,7 +8,6 @@ from poolctl.address import Address, AddressError, parse
 from poolctl.address.address import canonical_ipv6
 from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
 from poolctl.config.values.problems import shown
-from poolctl.feature import features
 from poolctl.routing.normal_path import normal_path
 
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
@@ -17,13 +16,7 @@ HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "use
 REDIRECT_ALLOWED = '"https", "https://HOST" or "https://HOST/PATH"'
 PATH_ALLOWED = 'a path such as "/v1"'
 TAG, UNIX = "tag:", "unix:"
-OWN_ENGINE = "poolctl"
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
-
-
-def engine_names() -> tuple[str, ...]:
-    """What `engine` of [gateway] may be: poolctl's own, or an engine of a feature."""
-    return OWN_ENGINE, *(name for feature in features() for name in feature.engines)
 
 
 def route_host(text: str) -> str:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.address import Address, parse
-from poolctl.config.model.gateway_tables import (
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_sections import Probe
+from poolctl.config.rules.conflicts import users_of
+from poolctl.config.rules.engines import OWN_ENGINE, engine_names, other_engine
+from poolctl.config.rules.table_rules import NONE, Located, Unfinished
+from poolctl.config.values.problems import Finding, Path, printable
+from poolctl.config.values.suggestions import nearest
+from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
+from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
+from poolctl.routing.separation import NO_ROUTE, separated
+
+from ._route_values import TAG, UNIX
+from .routes import (
+    PREFIX,
+    Known,
+    WrittenRoute,
+    is_outside,
+    kind_without_address,
+    made_route,
+    probed_targets,
+    written_routes,
+)
+from .table import (
     DEFAULT_BIND,
     ClientLimit,
     GatewayConfig,
@@ -18,27 +40,6 @@ from poolctl.config.model.gateway_tables import (
     StreamTarget,
     WholeRouteLimit,
 )
-from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Probe
-from poolctl.config.rules.engines import other_engine, problems_of_own_engine
-from poolctl.config.rules.routes import (
-    PREFIX,
-    Known,
-    WrittenRoute,
-    is_outside,
-    kind_without_address,
-    made_route,
-    probed_targets,
-    users_of,
-    written_routes,
-)
-from poolctl.config.values.problems import Finding, Path, printable
-from poolctl.config.values.route_values import OWN_ENGINE, TAG, UNIX
-from poolctl.config.values.suggestions import nearest
-from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
-from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
-from poolctl.routing.separation import NO_ROUTE, separated
 
 MOST_COMPARED = 200
 # They say where a request ends and to whom it is: a second one could make two requests of one.
@@ -48,23 +49,6 @@ OWN_HEADERS = frozenset(
         "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-
-# The server whose labels contain the finding; for None its path begins with a table of the file.
-Located = tuple[ServerKeys | None, Finding]
-
-
-class Unfinished(NamedTuple):
-    """Names and tags of servers that have problems of their own: references to them may be right.
-
-    `streams`: whether there are streams that have problems of their own.
-    """
-
-    names: Collection[str] = ()
-    tags: Collection[str] = ()
-    streams: bool = False
-
-
-NONE = Unfinished()
 
 
 def route_problems(
@@ -78,11 +62,11 @@ def route_problems(
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
     yield from own
-    if not gateway.bind and (written or not (tables.streams or unfinished.streams)):
+    if not gateway.bind and (written or not (tables.streams or "stream" in unfinished.tables)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     if gateway.engine == OWN_ENGINE:
-        yield from ((None, finding) for finding in problems_of_own_engine(gateway))
+        yield from ((None, finding) for finding in _problems_of_own_engine(gateway))
     elif engine := other_engine(gateway.engine):
         yield from engine.problems(servers, tables)
     for finding in _proxy_protocol_problems(gateway, tables.streams):
@@ -560,3 +544,20 @@ def _without_effect(route: RouteConfig, known: Known) -> Iterator[Finding]:
             if getattr(route, key):
                 message = f"{key} has no effect: no server of the route may sleep"
                 yield Finding((key,), message, "give a server scale = { min = 0, idle = … }, or take it out")
+
+
+def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
+    """The keys of [gateway] that other engines support, and poolctl's own does not."""
+    others = {name: engine for name in engine_names() if (engine := other_engine(name))}
+    labels = " or ".join(each.label for each in others.values()) or "another engine"
+    if gateway.program:
+        fixes = [*(f'add engine = "{name}"' for name in others), "take it out"]
+        message = f"program is the path of {labels}, which is not used"
+        yield Finding(("gateway", "program"), message, ", or ".join(fixes))
+    if gateway.http2:
+        fixes = [
+            *(f'{each.install} and add engine = "{name}"' for name, each in others.items()),
+            "take it out",
+        ]
+        message = f"only {labels} serves HTTP/2 to clients of the gateway"
+        yield Finding(("gateway", "http2"), message, ", or ".join(fixes))

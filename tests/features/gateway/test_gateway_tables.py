@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Configuration, Draft, Tables, routes_of
+from poolctl.config import Configuration, Draft, Tables
 from poolctl.errors import PoolValidateError
+from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import (
     ExcludedRoute,
     Header,
@@ -20,6 +21,7 @@ from poolctl.routing.route import (
     Target,
     proxy_reason,
 )
+from poolctl.supervisor.takeover import portable_pickle
 from tests.config_files import load_text, told
 from tests.configuration import server
 
@@ -493,3 +495,12 @@ def test_route_may_redirect_instead_of_having_a_target(
 )  # fmt: skip
 def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, line: str, problem: str) -> None:
     assert problem in told(tmp_path, f"{WEB}[[route]]\n{line}\n")
+
+
+def test_earlier_versions_read_the_tables_under_their_former_names(tmp_path: Path) -> None:
+    route = '[[route]]\nto = "web"\nlimit = { per_client = { concurrency = 2 } }\n'
+    tables = load_text(tmp_path, WEB + route).tables
+    content = portable_pickle.dumps(tables)
+    assert b"poolctl.config.model.gateway_tables:ClientLimit" in content
+    assert b"poolctl.features" not in content
+    assert portable_pickle.loads(content) == tables

@@ -8,41 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from poolctl.address import AddressError, canonical
-from poolctl.config.model.gateway_tables import INDEX, GatewayConfig, RouteConfig, StreamConfig
 from poolctl.config.model.section import Table, validated
-from poolctl.config.values.normalise import STEPS, merged
+from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Path, Tree
-from poolctl.config.values.route_values import UNIX
+
+from .table import INDEX, GatewayConfig, RouteConfig, StreamConfig
 
 Kind = TypeVar("Kind", bound=Table)
 
 
-def with_absolute_addresses(table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:
-    """The table with the paths of sockets and certificates made absolute, from the directory of its file."""
-    return {
-        key: _absolute(key, value, base_dir) if key in ("bind", "to", "tls") else value
-        for key, value in table.items()
-    }
-
-
-def _absolute(key: str, value: Tree, base_dir: str) -> Tree:
-    if isinstance(value, (list, tuple)):
-        return [_absolute(key, each, base_dir) for each in value]
-    if key == "tls":
-        return STEPS["tls"](value, base_dir)
-    if isinstance(value, dict):
-        return with_absolute_addresses(value, base_dir)
-    if isinstance(value, str) and value.lower().startswith(UNIX):
-        try:
-            return canonical(value, base_dir=base_dir)
-        except AddressError:
-            return value
-    return value
-
-
 def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-    """The valid tables among them, by their names in Tables; problems of the others are added to the findings."""
+    """The valid tables among them, by their names; problems of the others are added to the findings."""
     own: list[Finding] = []
     given = raw.get("gateway", {})
     gateway = _validated(GatewayConfig, given, ("gateway",), own)
@@ -56,7 +32,7 @@ def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str
         each._replace(path=each.path[:-1]) if each.path[-3::2] in (("to", "to"), ("bind", "bind")) else each
         for each in own
     ]
-    return {"gateway": gateway, "routes": routes, "streams": streams}
+    return {"gateway": gateway, "route": routes, "stream": streams}
 
 
 def _list_of(

@@ -1,0 +1,113 @@
+"""The rules of a feature between its tables, other tables and the servers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from poolctl.address import Address
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_sections import Probe
+from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.feature import features
+from poolctl.routing.route import AnyRoute
+
+# The server whose keys contain the finding; for None its path begins with a table of the file.
+Located = tuple[ServerKeys | None, Finding]
+
+
+class Unfinished(NamedTuple):
+    """Names and tags of servers that have problems of their own: references to them may be right.
+
+    `tables`: the lists of tables of which some have problems of their own.
+    """
+
+    names: Collection[str] = ()
+    tags: Collection[str] = ()
+    tables: Collection[str] = ()
+
+
+NONE = Unfinished()
+
+
+class BoundAddress(NamedTuple):
+    """An address that a table binds: its place in the file, and the name of the table in messages."""
+
+    path: Path
+    name: str
+    address: Address
+    datagrams: bool = False
+
+
+class TableRules:
+    """What a feature's tables mean together; the base of a feature's class, which overrides what it needs."""
+
+    def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+        """The feature's valid tables by their names; problems of the others are added to the findings.
+
+        Tables that are not among them are made each for itself.
+        """
+        return {}
+
+    def problems(
+        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
+    ) -> Iterable[Located]:
+        """The problems between the tables and the servers."""
+        return ()
+
+    def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
+        """Findings that keep nothing from running; `complete`: no servers are missing because of problems."""
+        return ()
+
+    def unusable(self, tables: Tables) -> Iterable[Finding]:
+        """Problems that prevent every start. Blocks on the disk."""
+        return ()
+
+    def check(
+        self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
+    ) -> tuple[list[Finding], list[Finding]]:
+        """Problems and warnings about references outside the files. Blocks on the disk."""
+        return [], []
+
+    def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
+        """The routes of these servers and tables in the order of their precedence."""
+        return ()
+
+    def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
+        """The probe of each probed target outside the pool, by its URL."""
+        return {}
+
+    def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
+        """The addresses of the tables besides a `bind` that is one address."""
+        return ()
+
+    def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
+        """Add to the JSON Schema of the tables, by their classes, what pydantic does not know."""
+
+
+def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[TableRules]:
+    """The rules of the features that have one of these tables, or to which one of these labels of servers belongs."""
+    names, labels = set(names), [*labels]
+    for feature in features():
+        used = not names.isdisjoint(feature.tables) or any(
+            label.startswith(feature.labels) for label in labels
+        )
+        if feature.rules and used:
+            rules: TableRules = feature.load(feature.rules)()
+            yield rules
+
+
+def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
+    """The routes of these servers and tables in the order of their precedence; empty for a pool without a gateway."""
+    return tuple(route for rules in rules_of(tables.by_name()) for route in rules.routes(servers, tables))
+
+
+def probed_targets(tables: Tables) -> dict[str, Probe]:
+    """The probe of each probed target outside the pool, by its URL."""
+    return {
+        url: probe
+        for rules in rules_of(tables.by_name())
+        for url, probe in rules.probed_targets(tables).items()
+    }

@@ -1,0 +1,10 @@
+"""The gateway: it finds the server of a request by host and path, as [gateway], [[route]] and [[stream]] say."""
+
+from poolctl.feature import Feature
+
+FEATURE = Feature(
+    package=__name__,
+    tables={"gateway": "table:GatewayConfig", "route": "table:RouteConfig", "stream": "table:StreamConfig"},
+    rules="rules:GatewayRules",
+    labels=("route.",),
+)
