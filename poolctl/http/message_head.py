@@ -308,33 +308,6 @@ class RequestHead(MessageHead):
             return BadMessage("the version is not HTTP/1.1", 505)
         return super().problem(data)
 
-    def again(self, data: bytes) -> RequestHead | None:
-        """The head that these bytes begin with, if both are canonical and have the same fields; otherwise None.
-
-        Most clients send the same fields again, byte by byte.
-        """
-        line = self.start_line.match(data) if self.canonical else None
-        if line is None:
-            return None
-        blank, method, target, path, minor = line.groups()
-        begin = line.end() - 2
-        end = begin + len(self.fields) + 4
-        if (
-            blank is not None
-            or path is None
-            or method not in _METHODS
-            or (minor == b"1") != self.http_1_1
-            or not data.startswith(self.fields, begin)
-            or not data.startswith(_END, end - 4)
-        ):
-            return None
-        head = RequestHead.__new__(RequestHead)
-        head.method, head.target, head.path, head.end = method, target, path, end
-        head.fields, head.host, head.body, head.upgrade = self.fields, self.host, self.body, self.upgrade
-        head.options, head.keep_alive, head.http_1_1 = self.options, self.keep_alive, self.http_1_1
-        head.expects_continue, head.canonical = self.expects_continue, True
-        return head
-
     @property
     def idempotent(self) -> bool:
         """Whether the request may be sent again when it is unknown what became of it."""

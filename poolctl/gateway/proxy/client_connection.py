@@ -20,7 +20,7 @@ from .leaving import IDLE_SECONDS, MOST_PASSABLE, leave, pass_on
 from .proxied_request import read_request
 from .refusal import refusal
 from .request_body import RequestBody
-from .request_routing import RepeatedRequest, RoutedRequest, refused, route_request
+from .request_routing import RoutedRequest, refused, route_request
 from .response_head import Response
 from .timer_wheel import SLOT_SECONDS, Timer
 from .websocket_frames import FrameBoundary
@@ -58,7 +58,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_wanted", "_buffer", "_certificate", "_dropped", "_edge", "_exchange",
-        "_forwarding", "_frames", "_keep", "_last", "_passable", "_reading", "_reported", "_request", "_scanned",
+        "_forwarding", "_frames", "_keep", "_passable", "_reading", "_reported", "_request", "_scanned",
         "_scheme", "_timer", "_transport", "_turn_due", "_wraps", "_writable", "takes_chunks",
     )  # fmt: skip
 
@@ -75,7 +75,6 @@ class ClientConnection(asyncio.Protocol):
         self._reported = reported  # the client of a trusted proxy's connection
         self._scanned = 0  # number of buffered bytes known to be an incomplete head
         self._request: RequestHead | None = None
-        self._last: RepeatedRequest | None = None
         self._exchange: Exchange | None = None
         self._body: RequestBody | None = None  # of the request, as long as more of it is to come
         self._keep = True  # the connection, after the response
@@ -178,19 +177,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin_next(self) -> bool:
         """Whether there was a whole head."""
-        data, edge, last = self._buffer, self._edge, self._last
-        if last is not None:
-            same, request, routed, table, settings = last
-            if data == same and edge.table is table and edge.settings is settings:
-                self._keep = request.keep_alive
-                self._begin(request, routed)
-                return True
-            self._last = None
-        most = edge.settings.max_head_bytes
-        previous, self._request = self._request, None
-        self._keep, found_route = False, None
+        data, edge = self._buffer, self._edge
+        self._request, self._keep, found_route = None, False, None
         try:
-            found = self._request = read_request(data, most, previous, scanned=self._scanned)
+            found = self._request = read_request(data, edge.settings.max_head_bytes, self._scanned)
             if found is None:
                 if not self._scanned:
                     self._timer.start(edge.settings.head_seconds, self._head_expired)
@@ -200,8 +190,6 @@ class ClientConnection(asyncio.Protocol):
             self._keep = found.keep_alive and not found.body
             found_route = routed = route_request(edge, found, self._forwarding, self._certificate)
             self._keep = found.keep_alive
-            if not found.body and found.end == len(data):
-                self._last = RepeatedRequest(data, found, routed, edge.table, edge.settings)
             self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
+from ...http.client_report import CLIENT_FIELD, ClientReport
 from ...http.message_head import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
 from ...routing.context import RouteContext, context_headers
 from ...routing.networks import is_within
@@ -39,9 +39,7 @@ class Forwarding:
     extended; the report of any other peer is replaced.
     """
 
-    __slots__ = (
-        "_fields", "_kept", "_lines", "_networks", "_port", "_report", "_reported", "peer", "scheme", "trusted",
-    )  # fmt: skip
+    __slots__ = ("_networks", "_port", "_report", "peer", "scheme", "trusted")
 
     def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
         self.peer = peer
@@ -50,9 +48,6 @@ class Forwarding:
         self._networks = trusted_networks
         self.trusted = is_within(peer, trusted_networks)
         self._report = ClientReport(peer, scheme, trusted=self.trusted)
-        self._fields = self._kept = b""  # fields of the last request: all of them, and the forwarded part
-        self._reported: Fields = []  # with it
-        self._lines = b""  # and the same as lines
 
     def client(self, request: RequestHead) -> str:
         """The client's address: the last address on the way here that is not a trusted proxy's.
@@ -80,23 +75,14 @@ class Forwarding:
 
     def head(self, request: RequestHead, route: Route, target: bytes) -> bytes:
         """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
-        fields = request.fields
-        if fields == self._fields:
-            kept = self._kept
-        else:
-            kept = self._kept = _without_hop_by_hop(request)
-            self._fields = fields
-        host = request.host
+        kept, host = _without_hop_by_hop(request), request.host
         if route.host_header or not host:
             kept = _HOST_LINE.sub(b"", kept)
             kept = b"\r\nHost: " + route.host_header.encode() + kept
         if not request.http_1_1:
             kept = _EXPECT_LINE.sub(b"", kept)
         report = self._report.fields(host, request.values)
-        if report is not self._reported:
-            self._reported = report
-            self._lines = b"".join([b"%b: %b\r\n" % (name.title(), value) for name, value in report])
-        lines = self._lines
+        lines = b"".join([b"%b: %b\r\n" % (name.title(), value) for name, value in report])
         if route.set_headers or route.remove_headers:
             kept = _replaced(route).sub(b"", b"%b\r\n%b" % (kept, lines[:-2]))
             lines = b""

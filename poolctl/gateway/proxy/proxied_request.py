@@ -12,18 +12,11 @@ _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
 
 
-def read_request(
-    data: bytes, max_head_bytes: int, previous: RequestHead | None = None, *, scanned: int = 0
-) -> RequestHead | None:
+def read_request(data: bytes, max_head_bytes: int, scanned: int = 0) -> RequestHead | None:
     """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage.
 
-    Up to the offset `scanned` an earlier call has found them incomplete. `previous` is a request of the same
-    connection: most clients send the same fields again, byte by byte.
+    Up to the offset `scanned` an earlier call has found them incomplete.
     """
-    if previous is not None:
-        request = previous.again(data)
-        if request is not None and request.end <= max_head_bytes:
-            return request
     request = RequestHead.read(data, scanned, max_head_bytes)
     if request is None:
         return None

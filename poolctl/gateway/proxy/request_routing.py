@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from ...http.message_head import BadMessage, RequestHead
@@ -11,11 +10,9 @@ from ...routing.decision import admits
 from ...routing.match import normal_host
 from ...routing.normal_path import ReadPath, read_path
 from ...routing.route import Route
-from ...routing.route_table import RouteTable
 from ..backends import RouteBackends
 from ..counts import Traffic
 from ..edge import Edge
-from ..settings import GatewaySettings
 from ..tls.listener_certificates import ServerContext
 from .forwarded_head import Forwarding
 
@@ -28,8 +25,8 @@ _USUAL_HOST_HEADER = "Host"
 class RoutedRequest(NamedTuple):
     """`client` is the address of the client, `head` the head of the request for the backend.
 
-    `backends` and `counts` belong to the route, as long as the route table is the same. `servers` are the servers to
-    which a connection with this request could have been passed; empty if the proxy has to serve it.
+    `backends` and `counts` belong to the route. `servers` are the servers to which a connection with this request could
+    have been passed; empty if the proxy has to serve it.
     """
 
     route: Route
@@ -39,16 +36,6 @@ class RoutedRequest(NamedTuple):
     backends: RouteBackends
     counts: Traffic
     servers: frozenset[str]
-
-
-class RepeatedRequest(NamedTuple):
-    """A request that was all the bytes there were, and its route by this table: programs that poll repeat it."""
-
-    data: bytes
-    request: RequestHead
-    routed: RoutedRequest
-    table: RouteTable
-    settings: GatewaySettings
 
 
 def refused(
@@ -108,7 +95,7 @@ def route_request(
         raise BadMessage("a path that is not read alike by all servers")
     normal, secure = read.normal, forwarding.is_secure(request)
     match = edge.table.find(
-        _host_name(host), normal, request.method.decode(), _Fields(request), secure=secure
+        normal_host(host.decode("latin-1")), normal, request.method.decode(), _Fields(request), secure=secure
     )
     if match is None:
         raise BadMessage("no route", 404)
@@ -135,11 +122,6 @@ def route_request(
         edge.counts.route(route.alias),
         match.servers if passes else _NONE,
     )
-
-
-@lru_cache(maxsize=1024)
-def _host_name(host: bytes) -> str:
-    return normal_host(host.decode("latin-1"))
 
 
 def _without_prefix(path: str, prefix: str) -> str:

@@ -7,12 +7,12 @@ import re
 import h11
 import httptools
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.gateway.proxy.forwarded_head import Forwarding
 from poolctl.gateway.proxy.proxied_request import read_request
-from poolctl.http.message_head import BadMessage, MessageHead, RequestHead
+from poolctl.http.message_head import BadMessage, RequestHead
 from poolctl.routing.route import Route
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.steps import steps_of
@@ -144,41 +144,11 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
     assert (b"connection" in names) == bool(request.upgrade)
 
 
-FACTS = (*MessageHead.__slots__, *RequestHead.__slots__)
-
-
-def facts(request: RequestHead | None) -> list[object]:
-    return [] if request is None else [getattr(request, name) for name in FACTS]
-
-
-@given(
-    METHODS,
-    TARGETS,
-    VERSIONS,
-    st.sampled_from([b"\r\n\r\n", b"\r\n", b"\r\nX: y\r\n\r\n", b"", b"\r\n\r\nGET"]),
-)
-@example(b"GET", b"/other?q", b"HTTP/1.1", b"\r\n\r\n")
-def test_next_request_of_a_connection_is_read_as_if_it_were_the_first(
-    method: bytes, target: bytes, version: bytes, end: bytes
-) -> None:
-    fields = b"\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket"
-    previous = read(b"GET /a HTTP/1.1" + fields + b"\r\n\r\n")
-    data = b" ".join((method, target, version)) + fields + end
-    results = []
-    for earlier in (None, previous):
-        try:
-            results.append(facts(read_request(data, MOST, earlier)))
-        except BadMessage as error:
-            results.append([error.status])
-    assert results[0] == results[1]
-
-
-def test_next_request_of_a_connection_has_the_same_limit_of_its_head() -> None:
+def test_head_within_the_limit_is_read_and_a_larger_one_refused() -> None:
     fields = b" HTTP/1.1\r\nHost: a\r\n\r\n"
-    previous = read(b"GET /" + fields)
-    assert read_request(b"GET /" + b"a" * 100 + fields, 200, previous)
+    assert read_request(b"GET /" + b"a" * 100 + fields, 200)
     with pytest.raises(BadMessage) as refused:
-        read_request(b"GET /" + b"a" * 200 + fields, 200, previous)
+        read_request(b"GET /" + b"a" * 200 + fields, 200)
     assert refused.value.status == 431
 
 
