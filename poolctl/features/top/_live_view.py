@@ -13,16 +13,14 @@ from rich.text import Text
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import RoutesResult
-from poolctl.control.gateway_status import GatewayStatus
 from poolctl.control.statistics_answers import StatsResult
 from poolctl.errors import ControlError
 
 from ._board import Board
 from ._frames import Notice, help_frame, table_frame
 from ._log_pane import LogPane, log_frame
-from ._pool_requests import BackgroundRequests, StatsSource, gateway_of
+from ._pool_requests import BackgroundRequests, PoolView
 from ._route_rows import RouteBoard
-from ._server_rows import ServerBoard
 from ._terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05
@@ -69,25 +67,10 @@ def action_of(key: str, item: Item) -> Action | None:
 
 
 class LiveView:
-    """One view of one pool until it is left."""
+    """One view of one pool until it is left, or until it was updated as often as `frames` says."""
 
-    def __init__(
-        self,
-        board: ServerBoard,
-        source: StatsSource,
-        *,
-        pool: str,
-        interval_seconds: float,
-        frames: int | None = None,
-        gateway: GatewayStatus | None = None,
-        routes: RouteBoard | None = None,
-    ) -> None:
-        self._servers = board
-        self._gateway = gateway
-        self._routes = routes  # while the routes are shown
-        self._source = source
-        self._pool = pool
-        self._interval = interval_seconds
+    def __init__(self, view: PoolView, frames: int | None) -> None:
+        self._view = view
         self._frames = frames
         self._keys = Keys()
         self._asking = BackgroundRequests()
@@ -99,14 +82,14 @@ class LiveView:
         self._notice: Notice | None = None
         self._notice_until = 0.0
         self._trouble = ""
-        self._ask_at = monotonic() + interval_seconds
+        self._ask_at = monotonic() + view.interval_seconds
         self._waiting = False
         self._over = False
 
     @property
     def _board(self) -> Board[Any]:
         """The rows on the screen."""
-        return self._servers if self._routes is None else self._routes
+        return self._view.servers if self._view.routes is None else self._view.routes
 
     def run(self, screen: Screen, signals: TerminalSignals) -> None:
         """Show the view until the user leaves it. Raises KeyboardInterrupt, and the exceptions of `signals`."""
@@ -125,7 +108,7 @@ class LiveView:
                 self._notice = None
             if now >= self._ask_at and not self._waiting and not self._paused:
                 self._waiting = True
-                self._asking.ask(self._source.read, self._updated)
+                self._asking.ask(self._view.source.read, self._updated)
                 self._ask_for_routes()
 
     def _frame(self, screen: Screen) -> list[Text]:
@@ -136,8 +119,8 @@ class LiveView:
             return log_frame(self._pane, size)
         trouble = self._trouble or ("paused: press Space to resume" if self._paused else "")
         return table_frame(
-            self._servers, self._pool, size, notice=self._notice, typing=self._typing, trouble=trouble,
-            gateway=self._gateway, routes=self._routes,
+            self._view.servers, self._view.pool, size, notice=self._notice, typing=self._typing, trouble=trouble,
+            gateway=self._view.gateway, routes=self._view.routes,
         )  # fmt: skip
 
     def _wait(self, screen: Screen, signals: TerminalSignals) -> None:
@@ -171,32 +154,31 @@ class LiveView:
 
     def _updated(self, result: StatsResult | ControlError) -> None:
         self._waiting = False
-        self._ask_at = monotonic() + self._interval
+        self._ask_at = monotonic() + self._view.interval_seconds
         if isinstance(result, NoSupervisor):
             self._trouble = "no supervisor is running: these are its last figures; poolctl start"
         elif isinstance(result, ControlError):
             self._trouble = result.message
         else:
             self._trouble = ""
-            self._servers.update(result.items)
-            self._gateway = gateway_of(result)
+            self._view.take(result)
             if self._frames is not None:
                 self._frames -= 1
                 self._over = self._frames <= 0
 
     def _ask_for_routes(self) -> None:
-        if (board := self._routes) is not None:
+        if (board := self._view.routes) is not None:
 
             def received(result: RoutesResult | ControlError) -> None:
                 # The servers' own request reports why there is no answer.
                 if isinstance(result, RoutesResult):
                     board.receive(result.items, monotonic())
 
-            self._asking.ask(self._source.routes, received)
+            self._asking.ask(self._view.source.routes, received)
 
     def _act(self, action: Action) -> None:
         self._say(f"{action.doing} {action.name} …", "yellow", lasting=True)
-        client = self._source.client
+        client = self._view.source.client
         self._asking.ask(
             lambda: client.ask(Result, action.verb, action.body()),
             lambda result: self._acted(action, result),
@@ -277,21 +259,22 @@ class LiveView:
             self._paused = not self._paused
         elif key == "tab":
             self._switch()
-        elif self._routes is None and self._servers.selected is not None:
-            self._press_row(key, self._servers.selected)
+        elif self._view.routes is None and self._view.servers.selected is not None:
+            self._press_row(key, self._view.servers.selected)
 
     def _switch(self) -> None:
         """Switch between servers and routes."""
-        if self._routes is None and self._gateway is None:
+        view = self._view
+        if view.routes is None and view.gateway is None:
             self._say("the pool has no gateway")
             return
-        self._routes = RouteBoard() if self._routes is None else None
+        view.routes = RouteBoard() if view.routes is None else None
         self._ask_for_routes()
 
     def _press_row(self, key: str, row: Item) -> None:
         if key in ("enter", "l"):
             try:
-                self._pane = LogPane(row.name, self._source.log_path(row.name))
+                self._pane = LogPane(row.name, self._view.source.log_path(row.name))
             except (ControlError, OSError) as error:
                 self._say(f"{row.name}: {error}", "bold red")
         elif (action := action_of(key, row)) is not None:

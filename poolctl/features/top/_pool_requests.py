@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from poolctl.cli.log_rendering import log_paths
 from poolctl.cli.pool_ref import PoolRef
@@ -18,6 +18,11 @@ from poolctl.control.show_answers import ShowResult
 from poolctl.control.statistics_answers import StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import from_json
+
+from ._server_rows import ServerBoard
+
+if TYPE_CHECKING:
+    from ._route_rows import RouteBoard
 
 Answer = TypeVar("Answer")
 # Options of the verb `stats`: data for the view in addition to `-o json`.
@@ -46,9 +51,28 @@ class StatsSource:
         return log_paths(found, self._ref)[name]
 
 
-def gateway_of(result: StatsResult) -> GatewayStatus | None:
-    """The gateway in this answer; None without a gateway, or if servers were selected."""
-    return None if result.gateway is None else from_json(GatewayStatus, result.gateway)
+class PoolView:
+    """The pool as shown: `servers`, or `routes` if they are given; `gateway` is None if servers were selected."""
+
+    def __init__(
+        self,
+        source: StatsSource,
+        pool: str,
+        interval_seconds: float,
+        servers: ServerBoard,
+        result: StatsResult,
+    ) -> None:
+        self.source = source
+        self.pool = pool
+        self.interval_seconds = interval_seconds
+        self.servers = servers
+        self.routes: RouteBoard | None = None
+        self.take(result)
+
+    def take(self, result: StatsResult) -> None:
+        """Show the newest result."""
+        self.servers.update(result.items)
+        self.gateway = None if result.gateway is None else from_json(GatewayStatus, result.gateway)
 
 
 class BackgroundRequests:

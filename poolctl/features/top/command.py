@@ -19,10 +19,7 @@ from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 from ._server_rows import SORTS, ServerBoard
 
 if TYPE_CHECKING:
-    from poolctl.control.gateway_status import GatewayStatus
-
-    from ._pool_requests import StatsSource
-    from ._route_rows import RouteBoard
+    from ._pool_requests import PoolView
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
@@ -62,12 +59,11 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(Outcome.of(result))
     if request.output:
         return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
-    from ._pool_requests import StatsSource, gateway_of
+    from ._pool_requests import PoolView, StatsSource
 
     source = StatsSource(pool, request.selector().to_dict())
-    view = _View(source, source.client.ping().name or "pool", interval, gateway_of(result))
-    view.servers = ServerBoard(sort="problems" if request.get("routes") else sort)
-    view.servers.update(result.items)
+    servers = ServerBoard(sort="problems" if request.get("routes") else sort)
+    view = PoolView(source, source.client.ping().name or "pool", interval, servers, result)
     if request.get("routes"):
         if view.gateway is None:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
@@ -83,28 +79,11 @@ def perform(request: CommandRequest) -> Outcome:
     return _print(view, frames or 1)
 
 
-class _View:
-    """The rows to show, servers or routes, and their source."""
-
-    def __init__(
-        self, source: StatsSource, pool: str, interval_seconds: float, gateway: GatewayStatus | None
-    ) -> None:
-        self.source = source
-        self.pool = pool
-        self.interval_seconds = interval_seconds
-        self.gateway = gateway
-        self.servers = ServerBoard()
-        self.routes: RouteBoard | None = None
-
-
-def _live(view: _View, frames: int | None) -> Outcome:
+def _live(view: PoolView, frames: int | None) -> Outcome:
     from ._live_view import LiveView
     from ._terminal import Screen, SignalReceived, TerminalSignals
 
-    session = LiveView(
-        view.servers, view.source, pool=view.pool, interval_seconds=view.interval_seconds, frames=frames,
-        gateway=view.gateway, routes=view.routes,
-    )  # fmt: skip
+    session = LiveView(view, frames)
     try:
         with TerminalSignals() as signals, Screen() as screen:
             session.run(screen, signals)
@@ -119,9 +98,8 @@ def _live(view: _View, frames: int | None) -> Outcome:
     return Outcome.of_stream()
 
 
-def _print(view: _View, frames: int) -> Outcome:
+def _print(view: PoolView, frames: int) -> Outcome:
     from ._frames import frame_text
-    from ._pool_requests import gateway_of
 
     for left in range(frames, 0, -1):
         sys.stdout.write(frame_text(view.servers, view.pool, view.gateway, view.routes))
@@ -129,9 +107,7 @@ def _print(view: _View, frames: int) -> Outcome:
         if left > 1:
             sleep(view.interval_seconds)
             sys.stdout.write("\n")
-            result = view.source.read()
-            view.servers.update(result.items)
-            view.gateway = gateway_of(result)
+            view.take(view.source.read())
             if view.routes is not None:
                 view.routes.receive(view.source.routes().items, monotonic())
     return Outcome.of_stream()
