@@ -80,6 +80,15 @@ def take_command(server: ForeignServer, words: list[str], line: int, port: str =
         server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
 
 
+def take_quoted(server: ForeignServer, text: str, line: int) -> None:
+    """The same for words with quotes and backslashes, as the other tool splits them without a shell."""
+    try:
+        take_command(server, shlex.split(text), line)
+    except ValueError as problem:
+        server.set("command", ["sh", "-c", text])
+        server.leave_out(f"its command cannot be read ({problem})")
+
+
 def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "") -> None:
     """The same for a shell command line; `port` is the value of its $PORT."""
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
@@ -266,8 +275,8 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
     for other in binds[1:]:
         server.remark(line, f"--bind {other}: a server has one address")
     if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
-        _asgi_gunicorn(server, given, line)
-        _remark(server, line, given, _GUNICORN_WITHOUT_EQUAL, unknown)
+        _asgi_gunicorn(server, given)
+        _remark(server, line, given, ("--daemon", *_GUNICORN_WITHOUT_EQUAL), unknown)
         return
     server.set("command", _without(words, _OVERRIDDEN_OPTIONS))
     if "--certfile" in given:
@@ -281,7 +290,7 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
             server.remark(line, _without_equal(option, ""))
 
 
-def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any], line: int) -> None:
+def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
     _set_app(server, given.get("app", ""), "application", factory=False)
     _set_given(server, given, _OF_GUNICORN)
     worker = given["--worker-class"]
@@ -305,9 +314,6 @@ def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any], line: int) -> N
     for assignment in given.get("--env", []):
         name, _, value = assignment.partition("=")
         server.keys.setdefault("env", {})[name] = value
-    for option in ("--daemon", "--reload"):
-        if option in given:
-            server.remark(line, _without_equal(option, ""))
 
 
 def _set_app(server: ForeignServer, text: str, attribute: str, *, factory: bool) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped
-from poolctl.features.import_foreign.command_lines import take_command
+from poolctl.features.import_foreign.command_lines import take_quoted
 from poolctl.features.import_foreign.foreign_pool import (
     ForeignPool,
     ForeignServer,
@@ -155,11 +154,7 @@ def _take(server: ForeignServer, values: Section, inherited: Section, known: Map
             server.remark(line, f"{key}={raw}: an expression that is not understood")
             continue
         if key == "command":
-            try:
-                take_command(server, shlex.split(text), line)
-            except ValueError as problem:
-                server.set("command", ["sh", "-c", text])
-                server.leave_out(f"its command cannot be read ({problem})")
+            take_quoted(server, text, line)
         elif key == "environment":
             for name, value in _pair.findall(text):
                 server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
-from poolctl.features.import_foreign.command_lines import take_command
+from poolctl.features.import_foreign.command_lines import take_quoted
 from poolctl.features.import_foreign.foreign_pool import (
     ForeignPool,
     ForeignServer,
@@ -113,12 +113,7 @@ def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
         # systemd expands variables of the unit's environment; here a shell does that.
         server.set("command", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
         return
-    text = _specifiers(line.replace("$$", "$"), stem)
-    try:
-        take_command(server, shlex.split(text), start.line)
-    except ValueError as problem:
-        server.set("command", ["sh", "-c", text])
-        server.leave_out(f"its command cannot be read ({problem})")
+    take_quoted(server, _specifiers(line.replace("$$", "$"), stem), start.line)
 
 
 def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
@@ -160,7 +155,7 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
         server.set("stop_signal", signal_name(value))
     elif name == "UMask":
         server.set("umask", value)
-    elif name in ("LimitNOFILE",) and value.isdigit():
+    elif name == "LimitNOFILE" and value.isdigit():
         server.set("limits.open_files", int(value))
     elif name in ("MemoryMax", "MemoryLimit", "MemoryHigh") and (size := _size.fullmatch(value)):
         server.set("limits.memory", size[1] + (f"{size[2]}iB" if size[2] else "B"))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.main import main
+
 from .conftest import Import
 
 
@@ -118,3 +120,10 @@ def test_value_that_poolctl_refuses_is_a_remark(imported: Import) -> None:
     said = imported("uvicorn main:app --loop quick")
     assert "http" not in said.servers["main"]
     assert any(remark.startswith('http = { loop = "quick" }: ') for remark in said.remarks)
+
+
+def test_remark_is_counted_once(imported: Import, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gunicorn", "main:app", "-k", "asgi", "--daemon", "--reload"]
+    assert len(imported(" ".join(words)).remarks) == 2
+    assert main(["import", "-o", "pool.toml", "--", *words]) == 0
+    assert ", 2 remarks;" in capsys.readouterr().out
