@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.gateway.endpoint import MachineState
@@ -34,18 +35,13 @@ _NODE = "node"
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class _KnownAddresses:
+class _KnownAddresses(NamedTuple):
     """The addresses that a guest had in a state, and those that it had before."""
 
-    __slots__ = ("addresses", "asked_at", "former", "status")
-
-    def __init__(
-        self, status: str, asked_at: float, addresses: frozenset[str], former: frozenset[str]
-    ) -> None:
-        self.status = status
-        self.asked_at = asked_at
-        self.addresses = addresses
-        self.former = former
+    status: str
+    asked_at: float
+    addresses: frozenset[str]
+    former: frozenset[str]
 
 
 class ProxmoxInventory:
