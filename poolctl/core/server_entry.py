@@ -658,28 +658,10 @@ def record_of(entry: Entry) -> Table:
 
 
 def restore(entry: Entry, record: Table) -> None:
-    """Restore the entry from its record, also from one of a version that stored single flags."""
+    """Restore the entry from its record."""
     for value, name, _ in _PLAIN:
         if name in record:
             setattr(getattr(entry, value), name, record[name])
     entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
-    entry.desired.state = Desired(record["desired"]) if "desired" in record else _from_flags(record)
-    overrides = record.get("overrides")
-    if overrides is None:
-        overrides = {
-            "workers": record.get("count"),
-            "disabled": record.get("disabled"),
-            "out": record.get("out", False),
-        }
-    entry.desired.overrides = Overrides(**overrides)
-
-
-def _from_flags(record: Table) -> Desired:
-    """From the flags that earlier versions wrote: `wanted`, `removed`, `failed`, `done`, `dismissed`."""
-    if record.get("removed"):
-        return Desired.REMOVED
-    if not record.get("wanted"):
-        return Desired.STOPPED if record.get("dismissed") else Desired.IDLE
-    if record.get("failed"):
-        return Desired.FAILED
-    return Desired.COMPLETED if record.get("done") else Desired.RUN
+    entry.desired.state = Desired(record.get("desired", Desired.IDLE))
+    entry.desired.overrides = Overrides(**record.get("overrides", {}))

@@ -1,4 +1,4 @@
-"""What the next supervisor must know of a server is declared with each field; older records are understood."""
+"""What the next supervisor must know of a server is declared with each field."""
 
 from __future__ import annotations
 
@@ -82,31 +82,3 @@ def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) ->
     server = entry()
     server.desired.state = desired
     assert record_of(server) == {"desired": "run"}
-
-
-# As 0.1.0 wrote them, before what is wanted was one value.
-OLDER = [
-    ({}, Desired.IDLE, Overrides()),
-    ({"wanted": True, "generation": 2, "newest": 2, "called": True}, Desired.RUN, Overrides()),
-    ({"dismissed": True}, Desired.STOPPED, Overrides()),
-    ({"wanted": True, "failed": True, "restarts": 4}, Desired.FAILED, Overrides()),
-    ({"wanted": True, "done": True}, Desired.COMPLETED, Overrides()),
-    ({"removed": True, "dismissed": True}, Desired.REMOVED, Overrides()),
-    ({"disabled": True}, Desired.IDLE, Overrides(disabled=True)),
-    ({"wanted": True, "count": 3, "out": True}, Desired.RUN, Overrides(workers=3, out=True)),
-    ({"wanted": True, "added": True, "source": [{"name": "web"}, "/srv"]}, Desired.RUN, Overrides()),
-]
-
-
-@pytest.mark.parametrize(("record", "desired", "overrides"), OLDER)
-def test_the_record_of_an_older_supervisor_is_understood(
-    record: dict[str, Any], desired: Desired, overrides: Overrides
-) -> None:
-    server = entry()
-    restore(server, record)
-    assert (server.desired.state, server.desired.overrides) == (desired, overrides)
-    assert server.added is ("added" in record)
-    assert (server.desired.generation, server.observed.restarts) == (
-        record.get("generation", 1),
-        record.get("restarts", 0),
-    )

@@ -137,10 +137,14 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
     asyncio.run(scenario())
 
 
-def test_workers_of_an_older_supervisor_are_taken_over() -> None:
+def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> None:
     async def scenario() -> None:
         link = StoreLink(Store())
-        left = {"a": {"wanted": True, "count": 2}, "b": {"dismissed": True}, "gone": {"wanted": True}}
+        left = {
+            "a": {"desired": "run", "overrides": {"workers": 2}},
+            "b": {"desired": "stopped"},
+            "gone": {"desired": "run"},
+        }
         fd = sealed_file("wanted", json.dumps(left).encode())
         link.send({"op": "put", "name": fd_store.WANTED}, [fd])
         os.close(fd)
