@@ -168,6 +168,3 @@ class RuntimeFiles:
 
     def _link(self) -> str:
         return os.path.join(os.path.dirname(self._directory), f"@{self._name}")
-
-
-logger = logging.getLogger("poolctl.supervisor")
