@@ -15,6 +15,7 @@ from poolctl.json_form import Table, from_json
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, RouteHealth, health_in_depth, server_health
 from poolctl.selection.selector import SelectorError
 
+from ..verbs.server_documents import complaint_of
 from ..verbs.verb import Call
 
 ROUTE, SERVER = "route", "server"
@@ -82,14 +83,13 @@ class PoolHealth:
 
 def health_of(core: Core, entry: Entry) -> RouteHealth:
     """The health of a server, as reported for a route that leads to it."""
-    failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
     return server_health(
         entry.state,
         entry.health.value,
         ready=entry.ready,
         uptime_seconds=round(entry.uptime_seconds(core.clock.monotonic()), 3),
         latency_seconds=core.health.latency_seconds(entry),
-        why=core.health.complaint(entry) or failure,
+        why=complaint_of(core, entry),
     )
 
 

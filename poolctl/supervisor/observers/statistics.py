@@ -33,7 +33,7 @@ from poolctl.monitor.server_figures import (
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..verbs.server_documents import items
+from ..verbs.server_documents import complaint_of, items
 from ..verbs.verb import Call, selected
 from .totals import Totals
 
@@ -119,9 +119,6 @@ class Statistics:
 
     def _observed(self, entry: Entry) -> Observed:
         known = self.totals.availability(entry)
-        failure = (
-            entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
-        )
         return Observed(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
@@ -132,7 +129,7 @@ class Statistics:
             rises=known.rise,
             falls=known.fall,
             sli=known.sli,
-            message=self._core.health.complaint(entry) or failure,
+            message=complaint_of(self._core, entry),
         )
 
     def watch(self) -> None:

@@ -118,6 +118,12 @@ def unwell(entry: Entry, complaint: str) -> ServerError:
     return server_problem(entry, message, f"poolctl logs {entry.name}")
 
 
+def complaint_of(core: Core, entry: Entry) -> str:
+    """Why the server is unhealthy, or else why it is not ready; "" if it is neither, or the reason is not known."""
+    failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
+    return core.health.complaint(entry) or failure
+
+
 def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error with the code of the command that failed."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
