@@ -24,13 +24,11 @@ _DETAILS = 12
 
 def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
     """Whether the process exits within the limit; True for one that does not exist, and for pid 0."""
-    if not pid:
-        return True
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    except OSError:  # a kernel or a sandbox without pidfd_open(2)
+    except OSError:  # pid 0; a kernel or a sandbox without pidfd_open(2)
         return not os.path.exists(f"/proc/{pid}")
     import select  # not for the many commands that wait for no process
 

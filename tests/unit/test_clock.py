@@ -109,3 +109,15 @@ def test_repeated_pauses_do_not_count() -> None:
         ran += 0.0 if paused else watchdog.due - now
         now = watchdog.due + paused
     assert ran == pytest.approx(SILENT_SECONDS)
+
+
+def test_answer_is_late_after_a_fifth_of_the_time_for_it() -> None:
+    watchdog = Watchdog(0.0)
+    watchdog.received(0.0)
+    assert watchdog.should_ping(10.0)
+    assert silent_at(watchdog, 10.0 + 0.15 * SILENT_SECONDS) is None
+    assert not watchdog.is_late
+    assert silent_at(watchdog, 10.0 + 0.25 * SILENT_SECONDS) is None
+    assert watchdog.is_late
+    watchdog.received(10.0 + 0.25 * SILENT_SECONDS)
+    assert not watchdog.is_late

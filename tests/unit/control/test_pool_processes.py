@@ -1,12 +1,13 @@
-"""The reason why a program has ended, by its log."""
+"""The exit of a pool's processes and its reason."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from poolctl.control.pool_processes import last_words
+from poolctl.control.pool_processes import PoolExit, await_end, clear_exit, last_words, read_exit, write_exit
 
 FATAL = "Fatal Python error: init_fs_encoding: failed to get the Python codec of the filesystem encoding"
 PYTHON = f"""\
@@ -53,3 +54,22 @@ def test_reason_is_looked_for_from_a_position_on_unless_the_log_was_emptied(tmp_
     assert last_words(str(log), end) == "this one"
     log.write_text("the reason\n")
     assert last_words(str(log), end) == "the reason"
+
+
+def test_end_of_a_process_is_awaited_within_the_limit() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not await_end(process.pid, 0.01)
+        process.kill()
+        assert await_end(process.pid, 60)
+    assert await_end(process.pid, 0)
+    assert await_end(0, 0)
+
+
+def test_exit_of_a_pool_is_read_until_it_is_cleared(tmp_path: Path) -> None:
+    end = PoolExit(status=3, reason="web failed", keeper_pid=7)
+    assert read_exit(str(tmp_path)) is None
+    write_exit(str(tmp_path), end)
+    assert read_exit(str(tmp_path)) == end
+    clear_exit(str(tmp_path))
+    clear_exit(str(tmp_path))
+    assert read_exit(str(tmp_path)) is None

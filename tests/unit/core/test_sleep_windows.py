@@ -13,7 +13,7 @@ from poolctl.clock import ManualClock
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Overrides
 from poolctl.core.server_entry import Entry
-from poolctl.core.sleep_windows import window_text
+from poolctl.core.sleep_windows import asleep_until, window_text
 from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.runners.scripted_runner import ScriptedRunner
@@ -181,3 +181,12 @@ def test_reload_changes_windows_at_once(stage: Stage) -> None:
     stage.do(stage.core.stop, stage.entry())
     stage.do(stage.core.change, stage.entry(), sleepy(awake="* * * * *"), live=True)
     assert stage.state()[0] == "stopped"
+
+
+def test_server_is_reported_asleep_until_its_window_ends_and_0_for_ever(stage: Stage) -> None:
+    stage.begin(sleepy("night", asleep="* 7 * * *"), sleepy("never", asleep="* * * * *"), sleepy("web"))
+    assert asleep_until(stage.entry("night")) == BEGIN + 0.5 * HOUR
+    assert asleep_until(stage.entry("never")) == 0.0
+    assert asleep_until(stage.entry("web")) is None
+    stage.do(stage.core.stop, stage.entry("night"))
+    assert asleep_until(stage.entry("night")) is None
