@@ -19,7 +19,7 @@ from .server_entry import Entry
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
-    """Whether both are served from the same listening sockets, opened in the same way."""
+    """Whether the two configurations can be served from the same listening sockets."""
     return one is other or (
         tuple(one.address) == tuple(other.address)  # of one or of two families
         and bool(one.command) is bool(other.command)
@@ -28,7 +28,10 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 
 
 class Addresses:
-    """Maintains the entries' `bound`, `former` and `vacates`, and queues entries that can continue."""
+    """Tracks which server holds or waits for which address, and queues servers that can continue.
+
+    Maintains the entries' `bound`, `former` and `vacates`.
+    """
 
     def __init__(self, queue: Workqueue) -> None:
         self._queue = queue
@@ -40,11 +43,11 @@ class Addresses:
         self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by key
 
     def claim(self, entry: Entry) -> None:
-        """Note the configured address of the entry."""
+        """Register the configured address of the entry."""
         self._claims[entry.config.key][entry.name] = entry
 
     def waive(self, entry: Entry) -> None:
-        """Forget the configured address of the entry."""
+        """Remove the registration of the entry's configured address."""
         claims = self._claims[entry.config.key]
         claims.pop(entry.name, None)
         if not claims:
@@ -72,11 +75,11 @@ class Addresses:
         self._queue.touch(entry)
 
     def leave(self, entry: Entry) -> None:
-        """Note that the entry is going to give its address up."""
+        """Note that the entry is about to release its address."""
         self._leaving[entry.name] = entry
 
     def review(self, entry: Entry) -> None:
-        """Check whether the entry's listener is still the configured one."""
+        """Update the entry after its configured address may have changed."""
         listener = entry.listener
         if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
@@ -103,7 +106,7 @@ class Addresses:
             listener.bound, listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
-        """Whether no other server, and no older address of its own, blocks its listener."""
+        """Whether the entry may open its listener, that is, no other listener is in the way."""
         if not self._leaving or entry.listener.state is not Listener.CLOSED:
             return True
         free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
@@ -114,18 +117,24 @@ class Addresses:
         return free
 
     def may_close(self, entry: Entry) -> bool:
-        """Whether no other server is about to serve from the listener of the entry, which leaves the pool."""
+        """Whether the listener of an entry that is being removed may be closed.
+
+        It stays open if another server is about to use it.
+        """
         if not entry.removed or entry.listener.bound is None:
             return True
         return all(other.ready or other.failed for other in self._wanted_by(entry, entry.listener.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
-        """The other entries that are configured with its address, or wait for one."""
+        """The other entries that are configured with the entry's address, or wait for an address."""
         others = self._claims.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
     def give_up(self, entry: Entry, held: ServerConfig) -> bool:
-        """Whether the listener should be closed now that the entry no longer needs it; else another server has it."""
+        """Release a listener that the entry no longer needs.
+
+        Returns whether to close it; it stays open if another server uses it or waits for it.
+        """
         claimants = self._wanted_by(entry, held)
         if any(
             claimant.listener.bound is not None and same_listener(claimant.listener.bound, held)
@@ -138,16 +147,16 @@ class Addresses:
         return not claimants
 
     def opened(self, entry: Entry, opened: Endpoints) -> None:
-        """The entry has its configured listener."""
+        """Note that the entry's configured listener is open."""
         self._endpoints[opened.key] = opened.addresses
         self._kept.pop(entry.config.key, None)
 
     def closed(self, key: str) -> None:
-        """The listener of this key is being closed."""
+        """Note that the listener of this key is being closed."""
         self._endpoints.pop(key, None)
 
     def tidy(self, entry: Entry) -> list[ServerConfig]:
-        """The listeners kept open for the entry that must be closed because it rests; forgets finished moves."""
+        """The former listeners of a resting entry, which must be closed. Also forgets finished moves."""
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
@@ -197,7 +206,7 @@ class Addresses:
 
 
 def abandoned(entry: Entry) -> list[ServerConfig]:
-    """The former listeners of the entry that no worker accepts from any longer."""
+    """The former listeners of the entry from which no worker accepts any longer."""
     listener = entry.listener
     if not listener.former:
         return []

@@ -1,4 +1,4 @@
-"""How long a server has been up and down, and in transition between the two."""
+"""Measures how long a server has been up, down, and in transition between the two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ABSENT = ("stopped", "completed", "disabled")
 
 
 def status_of(state: str, health: str = UNKNOWN) -> str:
-    """The status that follows from state and probes of a server: `ok`, `warn`, `ko`; `unknown` while it is off."""
+    """The status that follows from a server's state and probes: `ok`, `warn`, `ko`, or `unknown` while it is off."""
     if state in _ABSENT:
         return UNKNOWN
     if state in PASSING:
@@ -25,7 +25,10 @@ def status_of(state: str, health: str = UNKNOWN) -> str:
 
 @dataclass(slots=True)
 class Availability:
-    """Updated by `note` at each change, with a monotonic time in seconds; time while a server is off is not counted."""
+    """The times that a server has been up and down; time while the server is off is not counted.
+
+    Updated by `note` at each change, with a monotonic time in seconds.
+    """
 
     state: str = "stopped"
     health: str = UNKNOWN
@@ -39,7 +42,7 @@ class Availability:
     _since: float = 0.0
 
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
-        """Set state or health, or both, from now on."""
+        """Record a new state or health, or both, at this time."""
         self.settle(now)
         was_up, was_off = self.is_up, self.status == UNKNOWN
         self.state = self.state if state is None else state
@@ -51,7 +54,7 @@ class Availability:
         self.fall += was_up and not self.is_up and status != UNKNOWN and not was_off
 
     def settle(self, now: float) -> None:
-        """Count the time up to now."""
+        """Add the time since the last update."""
         passed, self._since = max(0.0, now - self._since), now
         status = self.status
         if status == UNKNOWN:
@@ -72,20 +75,20 @@ class Availability:
 
     @property
     def is_up(self) -> bool:
-        """Whether it answers requests."""
+        """Whether the server answers requests."""
         return self.state in ("running", "sleeping") and self.health != KO
 
     @property
     def sli(self) -> float | None:
-        """The share of the time that it was up, from 0 to 1; None before there was any."""
+        """The share of the time that the server was up, from 0 to 1; None before any time was counted."""
         total = self.uptime + self.downtime
         return self.uptime / total if total else None
 
     def to_dict(self) -> dict[str, object]:
-        """A document from which `restored` makes an equal one."""
+        """The values as a document from which `restored` creates an equal object."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def restored(cls, kept: Table) -> Availability:
-        """One that continues where the other stopped; the monotonic clock must be the same."""
+        """An object that continues with the values from `to_dict`, on the same monotonic clock."""
         return cls(**{each.name: kept[each.name] for each in fields(cls) if each.name in kept})

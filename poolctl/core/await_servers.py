@@ -1,4 +1,4 @@
-"""Waiting for the servers of a command: when each has reached its goal, or cannot, and why."""
+"""Waits until each server of a command has reached its goal, or reports why it cannot."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 class Goal:
     """The state that a command wants its servers to reach.
 
-    Made before the command changes the core, so that later failures are its own.
-    `kind` is the error of the command: a PoolStopError means that the servers are to stop, any other that they are to
-    run, and a PoolRestartError that nothing of the processes before is left.
+    Must be created before the command changes the core, so that later failures count as the command's own. `kind` is
+    the error that the command raises: for a PoolStopError the servers are to stop, for any other error they are to run,
+    and for a PoolRestartError no earlier process may be left.
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
@@ -38,7 +38,10 @@ class Goal:
     async def wait(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
-        """Return when every server has reached its goal or failed, or after the timeout; `report` gets each change."""
+        """Wait until every server has reached its goal or failed, or the timeout has passed.
+
+        `report` is called after each change of a server.
+        """
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
@@ -49,11 +52,11 @@ class Goal:
         }
 
     def is_overtaken(self, entry: Entry) -> bool:
-        """Whether another command wants the opposite."""
+        """Whether another command has since ordered the opposite."""
         return entry.wanted is (self._kind is PoolStopError) and entry.desired.queued_start is None
 
     def problem(self, entry: Entry) -> ServerError | None:
-        """Why the server has not reached its goal, with the last lines that it printed; None when it has."""
+        """The reason why the server has not reached its goal, with its last output; None if it has."""
         if self.has_failed(entry) and entry.observed.failure is not None:
             return self._with_last_lines(entry, entry.observed.failure)
         if self._reached(entry):
@@ -64,7 +67,7 @@ class Goal:
             return not_arrived(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
-            why, hint = _why(blocker)
+            why, hint = _explain_blocker(blocker)
             return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
         if entry.failed:
             failure = entry.observed.failure or ServerError("has failed before")
@@ -73,7 +76,7 @@ class Goal:
             return not_arrived(entry, self._kind, f"is still {in_words(entry.state)}")
         if self._has_ended(entry) and entry.observed.last_exit is not None:
             message = f"ended after it was ready: {entry.observed.last_exit.message}"
-            return self._with_last_lines(entry, not_arrived(entry, self._kind, message, _logs(entry)))
+            return self._with_last_lines(entry, not_arrived(entry, self._kind, message, _logs_command(entry)))
         return None
 
     def _reached(self, entry: Entry) -> bool:
@@ -85,13 +88,13 @@ class Goal:
         return entry.settled and moved
 
     def has_failed(self, entry: Entry) -> bool:
-        """Whether an attempt to start or stop it has failed since."""
+        """Whether an attempt to start or stop the server has failed since the command began."""
         if entry.on_schedule and self._kind is not PoolRestartError:
             return False  # a run that fails meanwhile is no failure of the command
         return entry.observed.failures > self._failures[entry.name]
 
     def _has_ended(self, entry: Entry) -> bool:
-        """It was ready, and has ended since, whether it is started again or not."""
+        """Whether the server became ready and has ended since, even if it is started again."""
         if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
             return False
         return entry.state in _DOWN and entry.observed.last_exit is not self._exits[entry.name]
@@ -124,7 +127,10 @@ class Goal:
         return blocker is not None
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        """A dependency without which the entry cannot start, and which has failed or is stuck itself."""
+        """The dependency that prevents the entry from starting because it has failed or is stuck;
+
+        None if there is none.
+        """
         if entry.desired.ignore_dependencies or entry.begun or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
@@ -136,23 +142,23 @@ class Goal:
 
 
 def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
-    """The error of a server that has not reached the goal of a command of this kind."""
+    """The error for a server that has not reached the goal of a command of this kind."""
     return ServerError(
         message,
         name=entry.name,
         bind=entry.config.key,
-        hint=hint or (entry.observed.failure.message if entry.observed.failure else _logs(entry)),
+        hint=hint or (entry.observed.failure.message if entry.observed.failure else _logs_command(entry)),
         code=kind.code,
         error=kind.error,
     )
 
 
-def _logs(entry: Entry) -> str:
+def _logs_command(entry: Entry) -> str:
     return f"poolctl logs {entry.name}"
 
 
-def _why(blocker: Entry) -> tuple[str, str]:
-    """Why waiting for this dependency is in vain, and what helps."""
+def _explain_blocker(blocker: Entry) -> tuple[str, str]:
+    """The reason why this dependency does not become ready, and a hint."""
     if blocker.is_disabled:
         return "is disabled", f"poolctl enable {blocker.name}"
     if blocker.completed:
@@ -169,7 +175,7 @@ async def until(
     timeout_seconds: float | None,
     report: Callable[[Entry], None],
 ) -> list[Entry]:
-    """Return when `finished` has been true of each entry, or the time is over; the entries still missing.
+    """Wait until `finished` is true for each entry, or the timeout. Returns the entries for which it is not.
 
     `report` gets an entry whenever something about it has changed. One callback serves all of them.
     """

@@ -1,4 +1,4 @@
-"""The changes that a reload makes: the difference between the configuration in force and another. Pure, no I/O."""
+"""Computes the changes that a reload makes, from the current and the new configuration. No I/O."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a server; `keys` are the keys of its configuration that differ."""
+    """A change of one server; `keys` are the configuration keys that differ."""
 
     kind: Kind
     name: str
@@ -51,7 +51,7 @@ NO_FILES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server in force: its configuration, its live changes, and digests of the files that it has read."""
+    """A current server: its configuration, its live changes, and digests of the files that it has read."""
 
     config: ServerConfig
     overrides: Overrides = NO_OVERRIDES
@@ -72,7 +72,7 @@ def plan(
     """
     there = {each.config.name: each for each in running}
     names = {server.name for server in written}
-    found = [_gone(each) for name, each in there.items() if name not in names]
+    found = [_removal(each) for name, each in there.items() if name not in names]
     for server in written:
         before = there.get(server.name)
         if before is None:
@@ -86,7 +86,7 @@ def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message:
     return Change(kind, server.name, server.key, tuple(keys), message)
 
 
-def _gone(before: Running) -> Change:
+def _removal(before: Running) -> Change:
     config = before.config
     if before.added:
         message = "added live, not in the file: removed"
@@ -101,8 +101,8 @@ def _new(server: ServerConfig, *, live: bool) -> Change:
 
 
 def changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
-    """The changes from a server in force to this configuration of it, with these digests of its files."""
-    agreed = _agreed(before, server)
+    """The changes that turn a current server into one with this configuration and these file digests."""
+    agreed = _agreed_keys(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():
         named = any(key.partition(".")[0] == what for key in keys)
@@ -117,8 +117,8 @@ def changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> 
     return found + _overridden(before, server)
 
 
-def _agreed(before: Running, server: ServerConfig) -> set[str]:
-    """The keys of live changes that the file has as well now."""
+def _agreed_keys(before: Running, server: ServerConfig) -> set[str]:
+    """The keys of live changes whose values are now the same in the file."""
     return {
         key
         for key, live, written in (
@@ -130,7 +130,7 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
 
 
 def _fixed_workers(server: ServerConfig) -> int | None:
-    """The number of workers in the file; None where triggers set it."""
+    """The number of workers in the file; None where triggers control it."""
     return None if server.scale.is_automatic else server.scale.min
 
 
@@ -148,7 +148,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[Change]:
 
 
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
-    """The keys whose values differ, `http.loop` for one in a table, in the order of the model."""
+    """The keys whose values differ, in the order of the model. A key in a table is written as `http.loop`."""
     keys: list[str] = []
     for name in ServerConfig.keys_of:
         if name in _DERIVED:
@@ -181,10 +181,17 @@ def _within(name: str, one: object, other: object) -> list[str]:
 
 
 def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
-    """Whether a change of the key takes effect without a new process."""
+    """Whether a change of the key takes effect without starting a new process."""
     if key in _CERTIFICATE:
         # A worker decides at its start whether it speaks TLS, and whether it asks clients for certificates.
-        return _renewable(before) and _renewable(after) and (key != "tls.ca" or _asks(before) == _asks(after))
+        return (
+            _renewable(before)
+            and _renewable(after)
+            and (
+                key != "tls.ca"
+                or _asks_for_client_certificates(before) == _asks_for_client_certificates(after)
+            )
+        )
     return key in LIVE or key.partition(".")[0] in LIVE
 
 
@@ -192,11 +199,11 @@ def _renewable(config: ServerConfig) -> bool:
     return bool(config.tls) and config.tls is not True and not config.command
 
 
-def _asks(config: ServerConfig) -> bool:
+def _asks_for_client_certificates(config: ServerConfig) -> bool:
     return bool(getattr(config.tls, "ca", None))
 
 
 def listed(keys: Sequence[str]) -> str:
-    """The first keys, and the number of the others."""
+    """The first keys, and the number of the others, as text."""
     shown = ", ".join(keys[:4])
     return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown

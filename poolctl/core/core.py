@@ -1,4 +1,4 @@
-"""All servers of a pool: the changes that commands and observers may make, and takeover from another supervisor."""
+"""All servers of a pool, and every change that commands and observers may make to them."""
 
 from __future__ import annotations
 
@@ -47,14 +47,17 @@ class TrafficSplit(Protocol):
     """Sends a share of a server's requests to the address of its canary."""
 
     def split_obstacle(self, server: str) -> str | None:
-        """Why it cannot for this server, "" if it can; None for one whose requests do not come through it."""
+        """The reason why this server's requests cannot be split; "" if they can.
+
+        None if the server's requests do not come through the gateway.
+        """
         ...
 
 
 class Core:
-    """The servers in the order of the file. A decision follows each change before the loop sleeps again.
+    """The servers of a pool, and the decisions about them, which follow each change before the loop sleeps.
 
-    `calm`: it only does what commands ask for. `listeners` get each entry that may have changed.
+    `calm`: only commands have effects. `listeners` get each entry that may have changed.
     """
 
     def __init__(
@@ -91,11 +94,11 @@ class Core:
         self._queue.feed(self._settle)
 
     def touch(self, entry: Entry) -> None:
-        """The entry has changed: decide on it before the loop sleeps again."""
+        """Note that the entry has changed; it is decided on before the loop sleeps."""
         self._queue.touch(entry)
 
     def take_changed(self) -> list[Entry]:
-        """The entries that have changed since the last call: reads change none."""
+        """The entries that have changed since the last call."""
         return self._queue.take_changed()
 
     def endpoints(self, config: ServerConfig) -> tuple[str, ...]:
@@ -103,7 +106,7 @@ class Core:
         return self._addresses.endpoints(config.key)
 
     async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
-        """The last lines that the server wrote since then (epoch); empty if its runner keeps no output or is slow."""
+        """The last lines that the server wrote since a time (epoch); empty if its runner keeps no output or is slow."""
         return await last_lines(self.runner, entry.name, lines, since)
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
@@ -189,10 +192,10 @@ class Core:
         retries: bool = True,
         after_stop: bool = False,
     ) -> None:
-        """Want the server to run, or at the times of its schedule; clears a failure or a backoff.
+        """Start the server, or let it run at the times of its schedule. Clears a failure or a backoff.
 
-        Without `retries` the first failure before it is ready is final. With `after_stop` a stop under way ends first,
-        and another stop meanwhile cancels this start; without, the stop is overtaken.
+        Without `retries` the first failure before it is ready is final. With `after_stop` a stop in progress ends
+        first, and another stop meanwhile cancels this start; without it, the stop is cancelled.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -216,11 +219,11 @@ class Core:
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Stop the server: its workers are killed at once with `kill`, and otherwise after at most `limit_seconds`.
+        """Stop the server. Its workers are killed at once with `kill`, otherwise after at most `limit_seconds`.
 
         No hook runs with `kill`.
         """
-        self._halt(entry, Desired.STOPPED)
+        self._want_no_worker(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
         for worker in entry.observed.workers.values():
             if limit_seconds is not None:
@@ -233,8 +236,8 @@ class Core:
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def _halt(self, entry: Entry, desired: Desired) -> None:
-        """Want no worker of it; a removed one stays removed."""
+    def _want_no_worker(self, entry: Entry, desired: Desired) -> None:
+        """Set the desired state to one in which no worker runs. A removed server stays removed."""
         entry.order_stop()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
@@ -244,9 +247,10 @@ class Core:
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
-        """Kill the workers that are not ready yet, and start no others: an older generation continues to serve.
+        """Give up a start: kill the workers that are not ready, and start no others.
 
-        Without one the server is stopped, or failed if a failure is given. A start that waits for a stop is cancelled.
+        An older generation continues to serve. Without one the server is stopped, or failed if a failure is given. A
+        start that waits for a stop is cancelled.
         """
         entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
@@ -260,11 +264,11 @@ class Core:
         self.touch(entry)
 
     def wake(self, entry: Entry) -> None:
-        """Wake the server if it sleeps, as its next request would."""
+        """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
     def demand(self, server_name: str, count: int) -> int:
-        """Note the number of requests that wait elsewhere for the server; returns its planned number of workers.
+        """Note the number of requests that wait elsewhere for the server, and return its planned number of workers.
 
         Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped, failed or
         disabled, or kept asleep by a window. Does not block. Raises KeyError for an unknown name.
@@ -283,9 +287,9 @@ class Core:
         return count
 
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
-        """Replace the server by a new generation without waiting for its dependencies; a stopped server is started.
+        """Replace the server's workers by a new generation without waiting for its dependencies.
 
-        A scheduled job does not run because of this: see `run_now`.
+        Starts a stopped server. A job with a schedule does not run because of this: see `run_now`.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -300,14 +304,17 @@ class Core:
         self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
 
     def run_now(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
-        """Run a job with a schedule once, at once, and from then on at its times. It must not be running."""
+        """Run a job that has a schedule now; its later runs follow the schedule. The job must not be running."""
         if entry.is_disabled or entry.removed:
             return
         self.start(entry, ignore_dependencies=ignore_dependencies)
         self._runs.begin(entry)
 
     def renew(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation, whose time is over; counts neither as a failure nor as a restart."""
+        """Replace the workers of this generation because their lifetime is over.
+
+        Counts neither as failure nor as restart.
+        """
         if entry.wanted and entry.desired.generation == generation:
             entry.next_generation()
             self.touch(entry)
@@ -326,23 +333,23 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Note the recovery that begins, and the times of all of them; with `counts` it is a restart."""
+        """Note that a recovery begins, with the times of all recoveries. With `counts` it counts as a restart."""
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts
         self.touch(entry)
 
     def end_recovery(self, entry: Entry) -> None:
-        """Note that the recovery under way is over."""
+        """Note that the recovery in progress has ended."""
         entry.observed.recovering = {}
         self.touch(entry)
 
     def mark_stuck(self, entry: Entry, worker: Worker, stuck: bool) -> None:
-        """Note that the worker's event loop has left a heartbeat unanswered, or answers again."""
+        """Note whether the worker's event loop is stuck, that is, has not answered a heartbeat."""
         worker.stuck = stuck
         self.touch(entry)
 
     def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
-        """A worker has had no traffic for long enough to sleep, or has traffic again."""
+        """Note that a worker has had no traffic for long enough to sleep, or has traffic again."""
         worker = entry.observed.workers.get(worker_id)
         if worker is not None and worker.idle is not idle:
             worker.idle = idle
@@ -351,7 +358,7 @@ class Core:
     # Canaries.
 
     async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
-        """The configuration with an address of its own on this machine, which is open. Raises ServerError."""
+        """Open a separate address on this machine; returns the configuration with it. Raises ServerError."""
         for attempt in range(_OPEN_ATTEMPTS):
             made = config.at(_address_apart(config.address))
             try:
@@ -364,7 +371,7 @@ class Core:
         return made
 
     def close_canary_address(self, config: ServerConfig) -> None:
-        """Close that address again: nothing was begun there."""
+        """Close the separate address again, if no canary was started there."""
         self._executor.close(config)
 
     def begin_canary(
@@ -393,9 +400,9 @@ class Core:
         return desired.canary
 
     def promote_canary(self, entry: Entry) -> None:
-        """Let the new code and configuration serve alone: the workers before leave once all others are ready.
+        """Replace the server's code and configuration by the canary's. Old workers leave once all others are ready.
 
-        The workers of a canary that is apart serve on until it is withdrawn: they cannot move to the server's address.
+        The workers of a canary that is apart continue until it is withdrawn: they cannot move to the server's address.
         """
         desired, observed = entry.desired, entry.observed
         canary = desired.canary
@@ -414,7 +421,7 @@ class Core:
         self._queue.touch(entry)
 
     def withdraw_canary(self, entry: Entry) -> None:
-        """End the workers of the server's canary, if it has one; its own serve on."""
+        """End the workers of the server's canary, if it has one; the server's own workers continue."""
         canary = self._end_canary(entry)
         if canary is None:
             return
@@ -425,7 +432,7 @@ class Core:
         self._queue.touch(entry)
 
     def _end_canary(self, entry: Entry) -> Canary | None:
-        """End the server's canary, which is returned; its address is closed once its workers have left."""
+        """End and return the server's canary. Its address is closed once its workers have left."""
         desired = entry.desired
         canary = desired.canary
         desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
@@ -436,10 +443,10 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Adopt the canary of a previous supervisor with the first of its workers, if it is apart.
+        """Adopt the separate canary of a previous supervisor, on adoption of the first of its workers.
 
-        The gateway of that supervisor sends requests to it until it is withdrawn here. A canary that was not recorded
-        yet has no share.
+        That supervisor's gateway sends requests to it until it is withdrawn here. A canary that was not recorded yet
+        has no share.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -475,10 +482,10 @@ class Core:
         restarts: int = 0,
         failures: int = 0,
     ) -> Entry:
-        """Add a server without starting it; a server of that name that is leaving comes back with this configuration.
+        """Add a server without starting it.
 
-        `source` is the table and the directory of a server that was added live. The counts of restarts and failures
-        continue from the given counts.
+        A server of that name that is being removed is kept, with this configuration. `source` is the table and the
+        directory of a server that was added live. The counts of restarts and failures continue from the given counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -488,7 +495,10 @@ class Core:
         return entry
 
     def holder(self, entry: Entry) -> Entry | None:
-        """Another server that has the entry's address and keeps it; a stopping one does not count."""
+        """Another server that has the entry's address and will keep it, or None.
+
+        A server that is stopping does not count.
+        """
         others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
         for other in others:
             if other.rests and not other.at_rest:
@@ -496,7 +506,7 @@ class Core:
         return next((each for each in others if not each.rests), None)
 
     def forget(self, entry: Entry) -> None:
-        """Drop a server that is at rest."""
+        """Remove a server that is at rest."""
         self.servers.forget(entry)
         self._summaries.pop(entry.name, None)
         if self._trace is not None:
@@ -508,18 +518,18 @@ class Core:
             self.change(entry, entry.config.but(depends_on=dependencies), live=True)
 
     def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
-        """Give the applications of future workers these values in their state."""
+        """Set the values that applications of future workers find in their state."""
         entry.desired.app_state = values
 
     def remove(self, entry: Entry) -> None:
-        """Drain and stop the server; it is forgotten when its last worker has ended."""
+        """Drain and stop the server; it is removed when its last worker has ended."""
         entry.order_stop()
         self.servers.remove(entry)
-        self._halt(entry, Desired.REMOVED)
+        self._want_no_worker(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
-        """Give the server another configuration of the same name, from the files.
+        """Give the server a new configuration from the files, under the same name.
 
         With `live` its workers continue under it. Without, running workers are replaced by a new generation, a failed
         or waiting server is tried again, and a stopped one stays stopped.
@@ -554,7 +564,7 @@ class Core:
             if entry.failed or entry.desired.state in IN_BACKOFF or (entry.completed and not config.job):
                 # The configuration may have been the cause of the failure.
                 self.start(entry)
-        self._heed(entry, was_disabled)
+        self._apply_disabled(entry, was_disabled)
         self.touch(entry)
 
     def _change_schedule(self, entry: Entry, before: ServerConfig) -> None:
@@ -572,7 +582,7 @@ class Core:
             entry.become(Desired.SCHEDULED)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
-        """Let these live changes, and only these, override the configuration."""
+        """Replace all live changes of the server, which override its configuration, by these."""
         was_disabled = entry.is_disabled
         if (
             overrides.workers is None
@@ -582,11 +592,11 @@ class Core:
             # Its triggers continue from there.
             entry.desired.automatic = entry.desired.overrides.workers
         entry.desired.overrides = overrides
-        self._heed(entry, was_disabled)
+        self._apply_disabled(entry, was_disabled)
         self.touch(entry)
 
     def scale(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
-        """Give the server the number of workers that its triggers want, within its bounds; None means the minimum.
+        """Set the server's number of workers as its triggers demand, within its bounds; None means the minimum.
 
         `figures` are the figures behind the decision, recorded in its event.
         """
@@ -605,14 +615,14 @@ class Core:
         disabled = None if entry.config.disabled else True
         self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
-    def _heed(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop a server that is now disabled, start one that no longer is, with the dependents that stopped with it.
+    def _apply_disabled(self, entry: Entry, was_disabled: bool) -> None:
+        """Apply a change of `disabled`: stop the server, or start it with the dependents that stopped with it.
 
-        One stopped by a command stays stopped.
+        A server stopped by a command stays stopped.
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            self._halt(entry, Desired.STOPPED if stopped else Desired.IDLE)
+            self._want_no_worker(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
             for each in [*([] if stopped else [entry]), *self.servers.stopped_with([entry])]:
                 self.start(each)
@@ -631,33 +641,33 @@ class Core:
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
-        """Later changes of the server have no cause of their own yet: the command is complete."""
+        """End the current cause of the server's changes, because its command is complete."""
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
-        """Report this warning with the current or the next command, in place of the warning `instead_of`."""
+        """Report this warning with the current or the next command; it replaces the warning `instead_of`."""
         if instead_of in entry.observed.warnings:
             entry.observed.warnings.remove(instead_of)
         entry.observed.warnings.append(warning)
 
     def clear_warnings(self, entry: Entry) -> None:
-        """Forget the warnings of earlier commands."""
+        """Remove the warnings of earlier commands."""
         entry.observed.warnings.clear()
 
     # Takeover from the previous supervisor.
 
     def expect_running(self, entry: Entry) -> None:
-        """Want a server to run because it was found running, unless a command stopped it."""
+        """Mark a server that was found running as wanted, unless a command stopped it."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
             self._queue.note(entry)
 
     def adopt_listener(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
-        """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
+        """Adopt a listener that the previous supervisor opened for the entry, under this configuration."""
         self._addresses.adopt(entry, config, endpoints)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Adopt a running worker; its generation becomes the serving one unless the entry's state was `recorded`."""
+        """Adopt a running worker. Its generation becomes the serving one unless the entry's state was `recorded`."""
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
@@ -676,11 +686,11 @@ class Core:
         self.touch(entry)
 
     def adopt_hook(self, entry: Entry, name: str, placement: Placement) -> None:
-        """Adopt a command of the server's `hooks` that the previous supervisor has begun."""
+        """Adopt a running hook of the server that the previous supervisor started."""
         self._executor.hooks.begin(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
-        """Continue after adoption: the serving generation may be newer than recorded, or leaving altogether."""
+        """Continue with an adopted server, whose serving generation may be newer than recorded, or be leaving."""
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:
@@ -698,7 +708,7 @@ class Core:
 
 
 def _address_apart(address: Address) -> Address:
-    """An address of the same kind that this machine alone reaches: the application sees similar clients there."""
+    """An address of the same kind that only this machine can reach."""
     if address.kind == "unix":
         return Address("unix", path=f"{address.path}.canary")
     host = "::1" if address.is_ipv6 else "127.0.0.1"

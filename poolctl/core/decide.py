@@ -1,7 +1,7 @@
-"""The next actions for one server, and for one whose worker has ended: pure functions of its state.
+"""Decides the next actions for one server, and what follows when its worker has ended. Pure functions.
 
-No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as
-new facts. It is called again after every change until it returns no action.
+No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as new
+facts. Called again after every change until it returns no action.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Check whether workers of the generation that should serve can be started."""
+    """Check whether workers of the newest generation can be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Rotate:
-    """Take a worker out of rotation, or back into it."""
+    """Take a worker out of rotation, or put it back."""
 
     worker: str
     in_rotation: bool
@@ -75,7 +75,7 @@ class Rotate:
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """Let a worker accept connections, or leave them to others."""
+    """Let a worker accept connections, or leave them to other workers."""
 
     worker: str
     accepting: bool
@@ -83,7 +83,7 @@ class Attend:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Close a listener of an address that the server had before."""
+    """Close a listener of a previous address of the server."""
 
     key: str
 
@@ -95,12 +95,12 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """Leave the listener and its waiting connections to the workers that come."""
+    """Leave the listener and its waiting connections to the next workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class FallAsleep:
-    """Drain every worker, and start no worker until the next request, which starts another generation."""
+    """Drain every worker, and start no worker until the next request, which starts a new generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class RunHook:
 
 @dataclass(frozen=True, slots=True)
 class EndHook:
-    """End the running command of `hooks`, because the start that it belongs to is no longer wanted."""
+    """End the running hook, because the start that it belongs to has been cancelled."""
 
 
 Action = (
@@ -122,7 +122,7 @@ Action = (
 
 
 def decide(view: View) -> list[Action]:
-    """The actions that bring the server nearer to its desired state; empty when there is nothing to do now."""
+    """The actions that bring the server closer to its desired state; empty if there is nothing to do now."""
     return [Release(key) for key in view.abandoned] + _proceed(view)
 
 
@@ -151,7 +151,7 @@ def _proceed(view: View) -> list[Action]:
 
 
 def _run_hooks(view: View) -> list[Action]:
-    """The hook of an unfinished stop, then the hook of the start; workers follow."""
+    """The action that runs the hook of an unfinished stop or, if none is due, the hook of the start."""
     if view.hook:
         return []
     if view.workers:
@@ -205,7 +205,7 @@ def _rotate(view: View) -> list[Action]:
 
 
 def _attend(view: View) -> list[Action]:
-    """A worker that is ko leaves the accepting to the others. Where all are ko, at least one of them accepts."""
+    """The actions that let only healthy workers accept. If all workers are ko, at least one accepts."""
     ready = [worker for worker in view.staying if worker.phase is Phase.READY]
     if view.apart:
         own = [worker for worker in ready if worker.generation != view.canary]
@@ -214,7 +214,7 @@ def _attend(view: View) -> list[Action]:
 
 
 def _share_out(ready: list[WorkerView]) -> list[Action]:
-    """Which of the workers at one address accept."""
+    """The actions that decide which of the workers at one address accept connections."""
     if any(not worker.ko for worker in ready):
         return [Attend(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):
@@ -265,7 +265,7 @@ def _retire(worker: WorkerView) -> Action:
 
 
 class Next(StrEnum):
-    """The consequences for the server."""
+    """What happens to a server after an exit."""
 
     RESTART = "restart"
     DONE = "done"
@@ -273,13 +273,16 @@ class Next(StrEnum):
 
 
 def restarts_within(count: int, policy: Restart) -> str:
-    """How many restarts it took to give up."""
+    """The number of restarts after which a server was given up, as text."""
     return f"{count} restart{'s' * (count > 1)} in {format_duration(policy.window)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision, the pause before a restart, and the reason for giving up; `restarts` if they were too many."""
+    """What happens after an exit, the delay before a restart, and the reason for giving up.
+
+    `restarts` is set if there were too many restarts.
+    """
 
     next: Next
     delay_seconds: float = 0.0
@@ -297,7 +300,7 @@ def judge(
     jitter: float,
     retries: bool = True,
 ) -> Verdict:
-    """What to do after an exit that no command requested.
+    """The decision after an exit that no command requested.
 
     `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
     from -1 to 1. The first restart within the window is immediate, if the worker had ever been ready. Without `retries`

@@ -1,4 +1,4 @@
-"""The desired state of a server, and the facts on which its next actions depend."""
+"""The desired state of a server, and the facts that its next actions depend on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from types import MappingProxyType
 
 
 class Desired(StrEnum):
-    """`wanted`: commands want it to run, whether it does or not. `rests`: no worker of it should run now."""
+    """The desired state of a server.
+
+    `wanted`: commands want it to run, whether it does or not. `rests`: no worker of it should run now.
+    """
 
     wanted: bool
     rests: bool
 
     def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
-        """The case with its properties; or the case for its value."""
+        """The member with these properties, or the member for a value."""
         case = str.__new__(cls, word)
         case._value_, case.wanted, case.rests = word, wanted, rests
         return case
@@ -65,12 +68,12 @@ FOLLOWS = MappingProxyType(
 
 
 class ImpossibleChange(Exception):
-    """The desired state cannot change in this way."""
+    """The desired state cannot be changed in this way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Live changes, which override the configuration until a reload returns to it."""
+    """Live changes that override the configuration until a reload removes them."""
 
     workers: int | None = None
     disabled: bool | None = None
@@ -88,7 +91,7 @@ AWAKE, ASLEEP = "awake", "asleep"
 
 
 class Phase(StrEnum):
-    """The phase of a worker's life."""
+    """A phase in the life of a worker."""
 
     PLACING = "placing"  # asked for, no process yet
     STARTING = "starting"  # a process that has not answered
@@ -114,7 +117,7 @@ class Listener(StrEnum):
 
 @dataclass(slots=True)
 class WorkerView:
-    """The facts about one worker."""
+    """The facts about one worker that decisions depend on."""
 
     id: str
     generation: int
@@ -177,7 +180,7 @@ class View:
 
     @property
     def falls_asleep(self) -> bool:
-        """It is complete, and every worker has been without traffic for its `scale.idle`."""
+        """Whether the server may fall asleep: it is complete, and no worker had traffic for its `scale.idle`."""
         return (
             self.sleepy
             and not self.needed

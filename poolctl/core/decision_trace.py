@@ -22,11 +22,11 @@ class Trace:
 
     @classmethod
     def configured(cls, environment: Mapping[str, str]) -> Trace | None:
-        """The trace that the environment asks for."""
+        """The trace, if the environment requests it; otherwise None."""
         return cls() if environment.get(VARIABLE) == DECISIONS else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the decision unless it repeats the last decision; `withheld` if a calm supervisor does not perform it."""
+        """Log the decision unless it repeats the last one. `withheld`: a calm supervisor does not perform it."""
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view
         if not (changed or actions):
@@ -34,24 +34,24 @@ class Trace:
         if withheld:
             outcome = "nothing: the supervisor does only what is ordered"
         elif actions:
-            outcome = ", ".join(map(_spelt, actions))
+            outcome = ", ".join(map(_action_text, actions))
         else:
             outcome = f"nothing: {why_nothing(view)}"
         logger.info("decision: %s: %s => %s", name, changed or "nothing has changed", outcome)
 
     def forget(self, name: str) -> None:
-        """Forget a server that has left."""
+        """Forget a server that has been removed."""
         self._views.pop(name, None)
 
 
 def _changes(before: View | None, after: View) -> Iterator[str]:
-    """The facts that differ from the view before; without one, the facts that differ from a stopped server's."""
+    """The facts that differ from the previous view or, if there is none, from those of a stopped server."""
     old = before or View(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"
     for each in fields(View):
         if each.name != "workers" and getattr(old, each.name) != (now := getattr(after, each.name)):
-            yield f"{each.name} {_plain(getattr(old, each.name))} -> {_plain(now)}"
+            yield f"{each.name} {_value_text(getattr(old, each.name))} -> {_value_text(now)}"
     there = {worker.id: worker for worker in old.workers}
     for worker in after.workers:
         known = there.pop(worker.id, None)
@@ -67,22 +67,26 @@ def _worker_changes(before: WorkerView, after: WorkerView) -> Iterator[str]:
     for each in fields(WorkerView):
         old, new = getattr(before, each.name), getattr(after, each.name)
         if old != new:
-            yield f"{old} -> {new}" if each.name == "phase" else f"{each.name} {_plain(old)} -> {_plain(new)}"
+            yield (
+                f"{old} -> {new}"
+                if each.name == "phase"
+                else f"{each.name} {_value_text(old)} -> {_value_text(new)}"
+            )
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def _spelt(action: Action) -> str:
-    """`spawn 2 0`: the action and its arguments."""
+def _action_text(action: Action) -> str:
+    """The action and its arguments as text, such as `spawn 2 0`."""
     values = [str(getattr(action, each.name)) for each in fields(action)]
     return " ".join([type(action).__name__.lower(), *values])
 
 
 def why_nothing(view: View) -> str:
-    """Why there is nothing to do for the server now."""
-    leaving = _named(view, *LEAVING)
+    """The reason why nothing is to be done for the server now."""
+    leaving = _ids_of_workers_in(view, *LEAVING)
     if view.desired.rests:
         if view.workers and not view.may_stop:
             return "what depends on it has to stop first"
@@ -99,7 +103,7 @@ def why_nothing(view: View) -> str:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
     if view.checking:
         return "waits until it is known whether a worker can start"
-    if coming := _named(view, Phase.PLACING, Phase.STARTING):
+    if coming := _ids_of_workers_in(view, Phase.PLACING, Phase.STARTING):
         return f"waits for {coming} to become ready"
     present = {worker.index for worker in view.workers if worker.generation == view.generation}
     if not view.may_start and not present.issuperset(range(view.count)):
@@ -107,5 +111,5 @@ def why_nothing(view: View) -> str:
     return f"waits for the end of {leaving}" if leaving else "it is as desired"
 
 
-def _named(view: View, *phases: Phase) -> str:
+def _ids_of_workers_in(view: View, *phases: Phase) -> str:
     return ", ".join(worker.id for worker in view.workers if worker.phase in phases)

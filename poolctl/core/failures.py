@@ -1,4 +1,4 @@
-"""Failures of servers: their messages and hints, and the reason in the output of a program."""
+"""Failures of servers: their messages and hints, and the cause found in the output of a program."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def failure_of(
     *,
     cause: Exception | None = None,
 ) -> ServerError:
-    """The failure of a server, with the code of the attempt; its output is the hint unless there is another."""
+    """The failure of a server as an error, with the error code of the attempt.
+
+    The server's output is the hint unless another hint is given.
+    """
     if hint is None:
         hint = f"poolctl logs {entry.name}"
     failure = ServerError(
@@ -91,7 +94,7 @@ def failure_of(
 def explained(error: Exception) -> tuple[str, str]:
     """The message and the hint for an exception of a runner.
 
-    An unexpected one is logged: the server has failed in any case, and no exception may be lost.
+    An unexpected exception is logged: the server has failed in any case, and no exception may be lost.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
@@ -101,7 +104,7 @@ def explained(error: Exception) -> tuple[str, str]:
 
 
 def restarting(delay_seconds: float, count: int) -> str:
-    """A sentence about the restart that follows an exit: its pause, and its number within the window."""
+    """A sentence about the restart after an exit: its delay, and its number within the window."""
     # Random parts of a pause are of no interest.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
     when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
@@ -109,7 +112,7 @@ def restarting(delay_seconds: float, count: int) -> str:
 
 
 def given_up(entry: Entry, restarts: int = 0) -> str:
-    """A sentence about a final exit: the number of restarts before it, and where to look."""
+    """A sentence about a final exit: the number of restarts before it, and where to find the output."""
     after = (
         f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
     )
@@ -122,7 +125,7 @@ def _ordinal(number: int) -> str:
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
-    """The last lines that the server wrote since then (epoch); empty if its runner keeps no output or is slow."""
+    """The last lines that the server wrote since a time (epoch); empty if its runner keeps no output or is slow."""
     logs = runner.capabilities.logs
     if logs is None:
         return []
@@ -134,35 +137,36 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float) -> lis
 
 
 class Cause(NamedTuple):
-    """The line with the reason, "" without one; whether it is that the server's own address is in use."""
+    """The output line that gives the reason for an exit ("" if none), and whether its own address was in use."""
 
     text: str = ""
     own_address: bool = False
 
 
 def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> Cause:
-    """Why the server's program ended, as it says itself: all of its output is searched.
+    """The reason that a server's program gave in its output before it ended.
 
-    That its own address is in use comes first, then the last error, then the last line if it `refused` to go on.
+    An error about its own address takes precedence, then the last error, then the last line if the program `refused` to
+    continue.
     """
     found = [line.strip() for line in explaining(lines)]
     taken = [line for line in found if re.search(_TAKEN, line, re.IGNORECASE)]
-    if any(server.address.port in _ports(line) for line in taken):
+    if any(server.address.port in _ports_in(line) for line in taken):
         by_whom = "" if server.binds_itself else " (by this pool)"
         return Cause(f"address {server.key} is in use{by_whom}", own_address=True)
     last = next((line for line in reversed(found) if line in taken or re.match(_ERROR, line)), "")
     text = last or (found[-1] if found and refused else "")
-    return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports(last))
+    return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
 
 
 def is_quoted(line: str, message: str) -> bool:
-    """Whether the failure's message already contains the line, or names the same error."""
+    """Whether the failure's message already contains the line or names the same error."""
     _, error, text = line.rpartition("Error: ")
     return text in message if error else message.endswith(text)
 
 
-def _ports(line: str) -> set[int]:
-    """The ports that the line names."""
+def _ports_in(line: str) -> set[int]:
+    """The port numbers that occur in the line."""
     found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
     return {port for port in found if port >= _SECONDS}
 

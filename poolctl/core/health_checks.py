@@ -1,4 +1,4 @@
-"""The probes of all servers: which workers are probed, and what their answers change."""
+"""Runs the probes of all servers: decides which workers are probed, and applies the results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class HealthChecks:
-    """Maintains `Worker.health`. Workers are probed from the moment in which they are ready.
+    """Probes workers from the moment they are ready, and maintains `Worker.health`.
 
-    `unhealthy` get each worker whose liveness probe fails, with the reason.
+    `unhealthy` is called with each worker whose liveness probe fails, and the reason.
     """
 
     def __init__(self, runner: Runner, queue: Workqueue, recorder: Recorder) -> None:
@@ -35,14 +35,14 @@ class HealthChecks:
         self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
-        """Return when the worker has passed its startup and readiness probes; the caller cancels it after a timeout.
+        """Return when the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
 
-        Raises WorkerFailed when it has ended before.
+        Raises WorkerFailed if the worker ends before.
         """
         await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def look(self, entry: Entry) -> None:
-        """The entry has changed: probe the workers that need it, and no others."""
+        """Start or stop the probes of the entry's workers after the entry has changed."""
         probed = self._probes.get(entry.name, {})
         if not probed and not entry.config.health.probed:
             if entry.name in self._known or any(worker.stuck for worker in entry.observed.workers.values()):
@@ -59,14 +59,14 @@ class HealthChecks:
         self._note(entry)
 
     def message(self, entry: Entry, worker: Worker) -> str:
-        """The problem of the worker that heartbeat or probes have found; empty without one."""
+        """The problem of the worker that a heartbeat or probe has found; "" if there is none."""
         if worker.stuck:
             return _is_stuck(worker)
         probes = self.probes(entry, worker)
         return probes.message if probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
-        """The first problem of any of its workers; empty without one."""
+        """The first problem of any of the server's workers; "" if there is none."""
         found = (self.message(entry, worker) for worker in list(entry.observed.workers.values()))
         return next((message for message in found if message), "")
 
@@ -75,7 +75,7 @@ class HealthChecks:
         return self._probes.get(entry.name, {}).get(worker.id)
 
     def latency_seconds(self, entry: Entry) -> float | None:
-        """How long the last answers of its workers took, the slowest of them; None without probes."""
+        """The longest of the last probe latencies of the server's workers; None without probes."""
         probes = [self.probes(entry, worker) for worker in list(entry.observed.workers.values())]
         found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
@@ -117,7 +117,7 @@ class HealthChecks:
             self._probes.pop(entry.name, None)
 
     def probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
-        """A probe of the worker has a new result."""
+        """Apply a new result of a probe of the worker."""
         if worker.health is not probes.status:
             worker.health = probes.status
             self._note(entry, worker, probe)
@@ -145,7 +145,8 @@ class HealthChecks:
             after.value,
             server=entry.name,
             bind=entry.config.key,
-            message=(probe.message if probe is not None else _stuck(entry)) or _words(before, after),
+            message=(probe.message if probe is not None else _stuck_message(entry))
+            or _status_text(before, after),
             cause=f"{probe.kind} probe" if probe is not None else "",
             before=before.value,
             after=after.value,
@@ -154,7 +155,7 @@ class HealthChecks:
 
 
 class _WorkerListener(NamedTuple):
-    """Notifies the checks of the results of one worker (a ProbeListener)."""
+    """Passes the probe results of one worker to the HealthChecks."""
 
     checks: HealthChecks
     entry: Entry
@@ -164,7 +165,7 @@ class _WorkerListener(NamedTuple):
         self.checks.probed(self.entry, self.worker, probes, probe)
 
 
-def _stuck(entry: Entry) -> str:
+def _stuck_message(entry: Entry) -> str:
     return next((_is_stuck(worker) for worker in entry.observed.ready if worker.stuck), "")
 
 
@@ -172,7 +173,7 @@ def _is_stuck(worker: Worker) -> str:
     return f"the event loop of {worker.id} is stuck"
 
 
-def _words(before: Status, after: Status) -> str:
+def _status_text(before: Status, after: Status) -> str:
     if after is Status.OK:
         return "is healthy again"
     if after is Status.WARN:

@@ -1,4 +1,4 @@
-"""Performs the decided actions on listeners and workers, and notes their outcome in the entries."""
+"""Performs the decided actions on listeners and workers, and records their outcome in the entries."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Executor:
-    """One task for the life of each worker, and one for each action on it.
+    """Performs actions, in one task for the life of each worker and one for each action on it.
 
     The entry shows the progress of its workers, and the consequences of their exits.
     """
@@ -100,7 +100,7 @@ class Executor:
         self._random = random.Random()
 
     def perform(self, entry: Entry, action: Action) -> None:
-        """Begin the action; the entry shows at once that it has begun."""
+        """Begin the action. The entry shows at once that it has begun."""
         match action:
             case Open():
                 entry.listener.state, entry.listener.bound = Listener.OPENING, entry.config
@@ -153,7 +153,7 @@ class Executor:
         worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
         worker.resting = config.health.gated and not config.command
         entry.observed.workers[worker.id] = worker
-        worker.task = self._queue.run(self._live(entry, worker))
+        worker.task = self._queue.run(self._run_worker(entry, worker))
 
     def _stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         worker.phase = Phase.STOPPING
@@ -163,11 +163,11 @@ class Executor:
             worker.preparing.cancel()  # it has no process yet
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
-        """Continue with a worker that another supervisor has placed."""
-        worker.task = self._queue.run(self._go_on(entry, worker))
+        """Continue with a worker that another supervisor has started."""
+        worker.task = self._queue.run(self._watch_adopted(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
-        """End the worker at once, although it may be leaving already."""
+        """Kill the worker at once, even if it is already leaving."""
         worker.stop_seconds = 0
         self._stop(entry, worker)
 
@@ -177,7 +177,7 @@ class Executor:
         self._queue.run(self._runner.close(held.key))
 
     async def _check(self, entry: Entry, generation: int) -> None:
-        """Check that workers of the generation can be started; if not, it is given up and the running workers stay."""
+        """Check that workers of the generation can be started. If not, it is abandoned and the running workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await self._runner.check(entry.config)
@@ -197,7 +197,7 @@ class Executor:
     # Listeners.
 
     async def _open(self, entry: Entry) -> None:
-        """Open the listener that the entry is bound to."""
+        """Open the entry's listener."""
         assert entry.listener.bound is not None
         try:
             opened = await self._runner.open(entry.listener.bound)
@@ -235,31 +235,31 @@ class Executor:
     def _arm(self, entry: Entry) -> None:
         assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
         entry.listener.armed = entry.config
-        self._sleep.arm(entry.config, partial(self._called, entry))
+        self._sleep.arm(entry.config, partial(self._on_request, entry))
         self.preload(entry)
 
     def disarm(self, entry: Entry) -> None:
-        """Stop watching for a request; the workers that come take the waiting connections."""
+        """Stop watching for a request. The next workers take the waiting connections."""
         if entry.listener.armed is not None:
             if self._sleep is not None:
                 self._sleep.disarm(entry.listener.armed.key)
             entry.listener.armed = None
 
     def wake(self, entry: Entry) -> None:
-        """Wake the server if it sleeps or falls asleep, without a connection that waits for it."""
+        """Wake the server if it sleeps or is falling asleep, without a waiting connection."""
         if entry.listener.armed is not None:
             self.disarm(entry)
-            self._called(entry)
+            self._on_request(entry)
         elif (
             entry.sleeps
             and entry.observed.workers
             and entry.desired.state is Desired.RUN
             and entry.kept != ASLEEP
         ):
-            self._called(entry)
+            self._on_request(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Have the entry's workers report once they have had no traffic for the server's idle time."""
+        """Have the entry's workers report when they have had no traffic for the server's idle time."""
         for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:
@@ -275,7 +275,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     def preload(self, entry: Entry) -> None:
-        """Import the current application of a sleeping server, so that waking it takes only a fork."""
+        """Import the current application of a sleeping server, so that waking it requires only a fork."""
         if entry.config.preload:
             self._queue.run(self._preload(entry))
 
@@ -289,7 +289,7 @@ class Executor:
             return
         self._queue.note(entry)
 
-    def _called(self, entry: Entry) -> None:
+    def _on_request(self, entry: Entry) -> None:
         entry.listener.armed = None
         entry.observed.called = True
         loop = asyncio.get_running_loop()
@@ -298,7 +298,7 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     def _dismiss(self, entry: Entry, newest: int) -> None:
-        """Close the connections that wait for a wake that has failed; later connections wait for the next attempt."""
+        """Close the connections that wait for a failed wake-up. Later connections wait for the next attempt."""
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
         coming = [
@@ -307,19 +307,21 @@ class Executor:
         for worker in coming[:1]:
             # It has begun: no connection is closed before that attempt is over.
             assert worker.task is not None
-            worker.task.add_done_callback(partial(self._came_to_nothing, entry, worker, newest))
+            worker.task.add_done_callback(partial(self._dismiss_after_failed_wake, entry, worker, newest))
             return
         if self._sleep is not None:
             self._sleep.dismiss(entry.config.key)
 
-    def _came_to_nothing(self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]) -> None:
+    def _dismiss_after_failed_wake(
+        self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]
+    ) -> None:
         if worker.ready_at is None:
             self._dismiss(entry, newest)
 
     # Workers that start.
 
-    async def _live(self, entry: Entry, worker: Worker) -> None:
-        """Place the worker and watch it until it ends."""
+    async def _run_worker(self, entry: Entry, worker: Worker) -> None:
+        """Start the worker and watch it until it ends."""
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is Phase.PLACING:
             exit_ = await self._place(entry, worker)
@@ -328,14 +330,14 @@ class Executor:
             entry.observed.files = worker.files_before or entry.observed.files
         if worker.phase not in LEAVING:
             await self._find_cause(entry, worker, exit_)
-        await self._end(entry, worker, exit_)
+        await self._record_end(entry, worker, exit_)
 
-    async def _go_on(self, entry: Entry, worker: Worker) -> None:
-        """Watch a worker that another supervisor has placed until it ends."""
-        await self._end(entry, worker, await self._watch(entry, worker))
+    async def _watch_adopted(self, entry: Entry, worker: Worker) -> None:
+        """Watch a worker that another supervisor has started until it ends."""
+        await self._record_end(entry, worker, await self._watch(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Add the reason that the worker printed, unless it gave one itself.
+        """Add the reason that the worker printed to its exit, unless the exit has a reason.
 
         A ready worker that is replaced at once, as after its first death within the window, is not explained.
         """
@@ -359,7 +361,7 @@ class Executor:
     # The socket of a command that does not take the pool's.
 
     def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
-        """Whether the program may be started again without the pool's listener, which is in its way."""
+        """Whether the program may be started again without the pool's listener, which prevents it from binding."""
         config = worker.config
         return (
             not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
@@ -378,7 +380,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     def _note_socket(self, entry: Entry, worker: Worker) -> None:
-        """Note which socket the program, which is ready, has been found to use; report its own once."""
+        """Note which socket a ready program uses; the first time, report a socket that it opened itself."""
         if not worker.config.command or not worker.config.listens:
             return
         if entry.observed.socket_found != "tried":
@@ -419,7 +421,7 @@ class Executor:
         return await self._watch(entry, worker)
 
     def _check_certificate(self, entry: Entry, worker: Worker) -> None:
-        """Report a file whose certificate has expired."""
+        """Report a certificate file whose certificate has expired."""
         assert worker.placement is not None
         expired, used = worker.certificate_ends, worker.placement.certificate_ends
         if expired is None or expired > self._clock.time():
@@ -432,7 +434,7 @@ class Executor:
         report_expired(self._recorder, entry, worker, expired)
 
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
-        """See the worker become ready, unless it is leaving already, and end."""
+        """Wait until the worker is ready, unless it is leaving already, and then until it ends."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.watch(worker.placement))
         if worker.phase is Phase.STARTING:
@@ -446,7 +448,7 @@ class Executor:
     async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
-        silence = _silence(config)
+        silence = _reason_not_ready(config)
         try:
             await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
@@ -483,7 +485,7 @@ class Executor:
                 self._queue.touch(entry, progressed=True)
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
-        """Import the application before the worker is placed; False if the worker is no longer wanted.
+        """Import the application before the worker is started; False if the worker is no longer wanted.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
@@ -502,7 +504,7 @@ class Executor:
     # Workers that are stopped.
 
     async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
-        """Let the worker finish its requests, then end it; with `replaced`, its connections go to another worker."""
+        """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
         await self._runner.leave(worker.placement, replaced=replaced)
@@ -513,9 +515,9 @@ class Executor:
             await self._stop_worker(entry, worker, replaced=replaced)
 
     async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
-        """End the worker, killed after its `stop_seconds`; without them after its server's `stop_timeout`.
+        """Stop the worker; it is killed after its `stop_seconds` or, if unset, its server's `stop_timeout`.
 
-        A stuck one cannot use that time, while its connections wait.
+        A stuck worker is killed earlier, because it cannot use that time while its connections wait.
         """
         assert worker.placement is not None
         limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
@@ -535,8 +537,8 @@ class Executor:
 
     # Workers that have ended.
 
-    async def _end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Note its end, and report the run of a job with a schedule that failed, or that did not fail again."""
+    async def _record_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Record the worker's end. Reports a scheduled run that failed, or that succeeded after a failure."""
         before, last = entry.health, entry.schedule.last_run
         self._ended(entry, worker, exit_)
         run = entry.schedule.last_run
@@ -555,7 +557,7 @@ class Executor:
             report("run succeeded")
 
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """The worker has ended, stopped or by itself."""
+        """Handle the end of a worker, whether it was stopped or ended by itself."""
         entry.observed.workers.pop(worker.id, None)
         worker.exit = exit_
         if worker.phase not in LEAVING:
@@ -592,7 +594,10 @@ class Executor:
             worker.next_step = observed.next_step
 
     def go_back(self, entry: Entry) -> bool:
-        """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
+        """Whether an older generation continues to serve because its replacement has failed.
+
+        It then keeps its configuration.
+        """
         serving = [
             each
             for each in entry.observed.ready
@@ -609,7 +614,10 @@ class Executor:
         return True
 
     def _died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        """The server ended by itself or could not start: it is completed, failed, or in backoff."""
+        """Decide what follows when the server ended by itself or could not start.
+
+        It is then completed, failed, or in backoff.
+        """
         observed, now = entry.observed, self._clock.monotonic()
         observed.last_exit, observed.next_step = exit_, ""
         if entry.failed:
@@ -661,7 +669,10 @@ class Executor:
             self._back_off(entry, verdict.delay_seconds)
 
     def _fail(self, entry: Entry) -> None:
-        """Let it fail. One that sleeps without traffic sleeps again after the window; a request wakes it then."""
+        """Mark the server as failed.
+
+        A server that sleeps without traffic sleeps again after the restart window; a request then wakes it.
+        """
         entry.become(Desired.FAILED)
         restart = entry.config.restart
         if entry.sleepy and entry.desired.retries and restart.policy != "no":
@@ -677,19 +688,21 @@ class Executor:
         entry.become(Desired.BACKOFF)
         entry.observed.timers.append(loop.call_later(delay_seconds, self._end_backoff, entry))
         if delay_seconds > entry.config.start_timeout:
-            entry.observed.timers.append(loop.call_later(entry.config.start_timeout, self._refuse, entry))
+            entry.observed.timers.append(
+                loop.call_later(entry.config.start_timeout, self._become_refusing, entry)
+            )
 
     def _end_backoff(self, entry: Entry) -> None:
         entry.become(Desired.RUN)
         self._queue.touch(entry, progressed=True)
 
-    def _refuse(self, entry: Entry) -> None:
+    def _become_refusing(self, entry: Entry) -> None:
         entry.become(Desired.REFUSING)
         self._queue.touch(entry, progressed=True)
 
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
-    """The digests of the files in use until the replacement that the worker is part of, or until now."""
+    """The digests of the files that were in use before the replacement to which the worker belongs."""
     if any(each.generation < worker.generation for each in entry.observed.ready):
         for each in entry.observed.workers.values():
             if each.generation == worker.generation and each.files:
@@ -697,8 +710,8 @@ def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
     return entry.observed.files
 
 
-def _silence(config: ServerConfig) -> str:
-    """The reason why a program is not ready yet, or "" if it is unknown."""
+def _reason_not_ready(config: ServerConfig) -> str:
+    """The reason why a program is not ready yet; "" if unknown."""
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Jobs that run at certain times (`every`): when the next run is due, whether it begins, and how the last run ended.
+"""Runs jobs at certain times (`every`): when the next run is due, whether it begins, and how the last run ended.
 
 Due times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
 """
@@ -30,7 +30,7 @@ _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit stat
 
 
 def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
-    """Why the run that was due then does not begin now; "" if it begins. `blocker` names the reason to wait."""
+    """The reason why a run that is due does not begin; "" if it begins. `blocker` is a reason to wait."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -43,7 +43,7 @@ def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> s
 
 
 def run_record(result: str, since: float, ended: float, exit_: Exit, message: str = "") -> Table:
-    """A run that has ended, as plain JSON; times are in seconds since the epoch."""
+    """The record of a run that has ended, as plain JSON. Times are in seconds since the epoch."""
     return {
         "result": result,
         "started_at": since,
@@ -55,7 +55,7 @@ def run_record(result: str, since: float, ended: float, exit_: Exit, message: st
 
 
 def end_run(entry: Entry, exit_: Exit, now: float, *, message: str = "", stopped: bool = False) -> None:
-    """Note that the run under way has ended; `stopped`: by a command."""
+    """Record that the current run has ended. `stopped`: a command stopped it."""
     result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
     entry.schedule.last_run = run_record(result, entry.schedule.run_since or now, now, exit_, message)
     entry.schedule.run_since = 0.0
@@ -64,7 +64,7 @@ def end_run(entry: Entry, exit_: Exit, now: float, *, message: str = "", stopped
 
 
 def failed_run(entry: Entry) -> str:
-    """That the last run of a job with a schedule has failed, and why; "" if it has not."""
+    """A message about the failed last run of a scheduled job; "" if it did not fail."""
     run = entry.schedule.last_run
     if not entry.on_schedule or run.get("result") != RUN_FAILED:
         return ""
@@ -116,7 +116,7 @@ class ScheduledRuns:
             self._plan(entry)
 
     def begin(self, entry: Entry) -> None:
-        """Run it now."""
+        """Begin a run of the job now."""
         entry.next_generation()
         entry.become(Desired.RUN)
         entry.schedule.run_since = self._clock.time()

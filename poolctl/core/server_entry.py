@@ -1,4 +1,4 @@
-"""The state of one server: the desired one, the observed one, its listener; and its record for the next supervisor."""
+"""The state of one server: desired state, observed state and listener, and its record for the next supervisor."""
 
 from __future__ import annotations
 
@@ -34,25 +34,28 @@ RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
 
 class Cause(NamedTuple):
-    """A command or a decision, and its author: {"uid", "pid", "user", "command"}, None for the pool itself."""
+    """Why a server changes: a command or a decision, and its author.
+
+    `by` is {"uid", "pid", "user", "command"}, or None for the pool itself.
+    """
 
     cause: str
     by: Mapping[str, object] | None = None
 
 
 def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A field that the next supervisor needs: part of its record (see `record_of`)."""
+    """A field that is part of the entry's record for the next supervisor (see `record_of`)."""
     return field(default=default, default_factory=factory, metadata={"persisted": True})
 
 
 def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A field that the next supervisor derives, or does without."""
+    """A field that is not part of the entry's record, because the next supervisor can derive it or does not need it."""
     return field(default=default, default_factory=factory, metadata={"persisted": False})
 
 
 @dataclass(slots=True)
 class Worker:
-    """One worker of a server, with the configuration that it was placed with; `ready_at` is monotonic, in seconds."""
+    """One worker of a server, and the configuration it was started with. `ready_at` is in monotonic seconds."""
 
     id: str
     generation: int
@@ -85,14 +88,14 @@ class Worker:
 
     @property
     def status(self) -> Status:
-        """Its health: the result of its probes, ok without any."""
+        """The worker's health: the result of its probes; ok without probes."""
         if self.stuck:
             return Status.KO
         return self.health if self.config.health.probed else Status.OK
 
     @property
     def ko(self) -> bool:
-        """Its probes fail, or it is stuck."""
+        """Whether the worker's probes fail, or it is stuck."""
         return self.status is Status.KO
 
 
@@ -118,7 +121,7 @@ class Canary:
 
 
 class QueuedStart(NamedTuple):
-    """A start that follows the stop under way (see `Core.start`)."""
+    """A start that follows the stop in progress (see `Core.start`)."""
 
     ignore_dependencies: bool
     retries: bool
@@ -126,7 +129,7 @@ class QueuedStart(NamedTuple):
 
 @dataclass(slots=True)
 class DesiredState:
-    """The state that commands, live changes and triggers ask for."""
+    """The state that commands, live changes and triggers request."""
 
     state: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
@@ -201,7 +204,10 @@ class ObservedState:
 
 @dataclass(slots=True)
 class ServerListener:
-    """The listener of a server. Others are open as well while its workers are being replaced for another address."""
+    """The listener of a server.
+
+    Former listeners stay open as well while workers are being replaced after a change of address.
+    """
 
     state: Listener = transient(Listener.CLOSED)
     bound: ServerConfig | None = transient(None)  # the configuration that it was opened with
@@ -224,7 +230,7 @@ class ScheduleState:
 
 @dataclass(slots=True)
 class RunningHook:
-    """A command of the server's `hooks` that runs; without a placement it is being started."""
+    """A running command of the server's `hooks`; `placement` is None while it is being started."""
 
     name: str
     placement: Placement | None = None
@@ -233,7 +239,7 @@ class RunningHook:
 
 @dataclass(slots=True)
 class HookState:
-    """The hooks of a server. One that is due stays so until it has been run, also by another supervisor."""
+    """The hooks of a server. A hook that is due stays due until it has run, even under another supervisor."""
 
     before_start_due: bool = persisted(False)  # a command has started it
     after_stop_due: bool = persisted(False)  # a command has stopped it
@@ -258,7 +264,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """How many workers it should have."""
+        """The number of workers that the server should have."""
         if self.desired.overrides.workers is not None:
             return self.desired.overrides.workers
         least = self.config.workers
@@ -268,7 +274,7 @@ class Entry:
 
     @property
     def scales(self) -> bool:
-        """Its triggers, and no command, say how many workers it should have."""
+        """Whether triggers, rather than a command, control the number of workers."""
         return self.desired.overrides.workers is None and self.config.scale.is_automatic
 
     @property
@@ -281,43 +287,46 @@ class Entry:
 
     @property
     def is_disabled(self) -> bool:
-        """Nothing may start it, by a live change or by its configuration."""
+        """Whether a live change or the configuration prevents the server from being started."""
         overridden = self.desired.overrides.disabled
         return self.config.disabled if overridden is None else overridden
 
     @property
     def out(self) -> bool:
-        """It is out of rotation."""
+        """Whether the server is out of rotation."""
         return self.desired.overrides.out
 
     @property
     def added(self) -> bool:
-        """It was added live, and is not in the files."""
+        """Whether the server was added live and is not in the files."""
         return self.desired.source is not None
 
     @property
     def wanted(self) -> bool:
-        """Commands want it to run, whether it does or not."""
+        """Whether commands want the server to run, even if it does not run."""
         return self.desired.state.wanted
 
     @property
     def rests(self) -> bool:
-        """No worker of it should run now."""
+        """Whether no worker of the server should run now."""
         return self.desired.state.rests
 
     @property
     def active(self) -> bool:
-        """It has workers, or should: it runs, sleeps, starts, stops, or waits for a dependency, a retry or its time."""
+        """Whether the server has workers, or should have some.
+
+        True while it runs, sleeps, starts, stops, or waits for a dependency, a retry or its scheduled time.
+        """
         return bool(self.observed.workers) or not self.rests or self.cleans_up or self.on_schedule
 
     @property
     def cleans_up(self) -> bool:
-        """A hook runs, or follows from a stop."""
+        """Whether a hook runs, or is due after a stop."""
         return self.hooks.after_stop_due or self.hooks.running is not None
 
     @property
     def awaits_hook(self) -> bool:
-        """Its next worker has to wait for a hook."""
+        """Whether the next worker has to wait for a hook."""
         return self.hooks.before_start_due or self.cleans_up
 
     @property
@@ -329,28 +338,28 @@ class Entry:
 
     @property
     def completed(self) -> bool:
-        """It ended by itself with 0, and is not started again."""
+        """Whether the server ended by itself with status 0 and is not started again."""
         return self.desired.state is Desired.COMPLETED
 
     @property
     def on_schedule(self) -> bool:
-        """Its schedule is in force: it is as it should be whether it runs or waits for its next time."""
+        """Whether the server's schedule is in force, so that it is fine both while it runs and while it waits."""
         return self.config.every is not None and self.desired.state in (Desired.SCHEDULED, Desired.RUN)
 
     @property
     def failed(self) -> bool:
-        """It has failed, and is not retried."""
+        """Whether the server has failed and is not retried."""
         return self.desired.state is Desired.FAILED
 
     @property
     def removed(self) -> bool:
-        """It leaves the pool."""
+        """Whether the server is being removed from the pool."""
         return self.desired.state is Desired.REMOVED
 
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
     ) -> View:
-        """The facts on which the next actions depend."""
+        """The facts about the server that its next actions depend on."""
         canary, hook = self.desired.canary, self.hooks.running
         return View(
             desired=self.desired.state,
@@ -390,14 +399,17 @@ class Entry:
 
     @property
     def sleepy(self) -> bool:
-        """It may be without a worker while there are no requests for it."""
+        """Whether the server may be without workers while there are no requests for it."""
         return (
             self.listener.can_watch and not self.config.scale.min and self.desired.overrides.workers is None
         )
 
     @property
     def kept(self) -> str:
-        """The effect of its window now, AWAKE or ASLEEP; dependents need the server awake in any case."""
+        """The effect of the server's current window, AWAKE or ASLEEP.
+
+        Dependents need the server awake in any case.
+        """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
 
@@ -412,28 +424,31 @@ class Entry:
 
     @property
     def _may_sleep(self) -> bool:
-        """No request, dependent, window or hook needs a worker of it."""
+        """Whether no request, dependent, window or hook needs a worker of the server."""
         wakes = self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes
 
     @property
     def asleep(self) -> bool:
-        """It sleeps, or falls asleep, and wakes at the next request unless a window keeps it asleep."""
+        """Whether the server sleeps or is falling asleep.
+
+        It wakes at the next request unless a window keeps it asleep.
+        """
         return (self.listener.armed is not None or self.kept == ASLEEP) and self.sleeps
 
     @property
     def settled(self) -> bool:
-        """It has reached its desired state: complete, or asleep."""
+        """Whether the server has reached its desired state, that is, is complete or asleep."""
         return self.complete or self.asleep
 
     @property
     def up(self) -> bool:
-        """It runs or should run: its dependencies must not sleep."""
+        """Whether the server runs or should run, so that its dependencies must not sleep."""
         return bool(self.observed.workers) or not (self.rests or self._may_sleep)
 
     @property
     def state(self) -> str:
-        """Its state in one word (see the documentation of states)."""
+        """The server's state in one word (see the documentation of states)."""
         return self._state.value
 
     @property
@@ -460,7 +475,10 @@ class Entry:
 
     @property
     def answers(self) -> bool:
-        """It serves, in rotation or not, and is not ko; a job has ended with 0, or its schedule is in force."""
+        """Whether the server serves requests, in rotation or not, and is not ko.
+
+        A job counts once it has ended with 0, or while its schedule is in force.
+        """
         if self.on_schedule:
             return True
         if self.desired.state.rests:
@@ -469,12 +487,15 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """It answers, and gets traffic; a job is ready once it has ended with 0, or while its schedule is in force."""
+        """Whether the server answers and gets traffic.
+
+        A job is ready once it has ended with 0, or while its schedule is in force.
+        """
         return self.answers and (self.desired.state.rests or not self.out)
 
     @property
     def is_missing(self) -> bool:
-        """It should run, and is neither ready nor asleep."""
+        """Whether the server should run but is neither ready nor asleep."""
         at_rest = self.is_disabled or self.desired.state in (Desired.STOPPED, Desired.REMOVED)
         return not (at_rest or self.ready or self.asleep)
 
@@ -498,7 +519,7 @@ class Entry:
 
     @property
     def at_rest(self) -> bool:
-        """No worker and no hook runs, nothing accepts, and none of that is wanted."""
+        """Whether no worker, hook or listener of the server is active, and none is wanted."""
         listener = self.listener
         if listener.state is not Listener.CLOSED or listener.former or listener.releasing:
             return False
@@ -506,14 +527,14 @@ class Entry:
 
     @property
     def is_stopping(self) -> bool:
-        """A stop by command is under way; a stop that could not end a worker is over."""
+        """Whether a stop by command is in progress. A stop that failed to end a worker is over."""
         if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.at_rest:
             return False
         return not any(worker.unstoppable for worker in self.observed.workers.values())
 
     @property
     def complete(self) -> bool:
-        """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
+        """Whether all workers of the newest generation are ready, in rotation or not, and no other worker accepts."""
         if self.on_schedule:
             return True
         if self.desired.state.rests:
@@ -528,38 +549,41 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of its workers; while it stops, of the workers that are leaving."""
+        """The pids of the server's workers; while it stops, those of the leaving workers."""
         found = self.observed.staying or self.observed.workers.values()
         found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
-        """How long a worker has been ready without a break, as far as the present ones go back."""
+        """How long the server has been ready without a break, as far as its current workers show."""
         since = [worker.ready_at for worker in self.observed.ready if worker.ready_at is not None]
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """All properties that the decisions about its neighbours depend on: they are decided on when it changes."""
+        """All properties on which decisions about neighbouring servers depend.
+
+        The neighbours are decided on when it changes.
+        """
         runs = bool(self.observed.workers), self.cleans_up
         return self.desired.state, self.answers, self.ready, runs, self.started, self.up
 
     @property
     def started(self) -> bool:
-        """It has a process, ready or not."""
+        """Whether the server has a process, ready or not."""
         return any(worker.placement is not None for worker in self.observed.workers.values())
 
     def is_of_canary(self, generation: int) -> bool:
-        """Whether this is the generation of its canary."""
+        """Whether this is the generation of the server's canary."""
         return self.desired.canary is not None and self.desired.canary.generation == generation
 
     def config_of(self, generation: int) -> ServerConfig:
-        """The configuration of further workers of this generation."""
+        """The configuration for further workers of this generation."""
         canary = self.desired.canary
         return canary.config if canary is not None and self.is_of_canary(generation) else self.config
 
     @property
     def config_apart(self) -> ServerConfig | None:
-        """The configuration of its canary while that has an address of its own, which may be closing already."""
+        """The configuration of the canary while it has an address of its own, which may be closing already; or None."""
         if self.desired.canary is not None and self.desired.canary.is_apart:
             return self.desired.canary.config
         before = self.listener.withdrawn
@@ -567,12 +591,12 @@ class Entry:
         return before.config if before is not None and is_open else None
 
     def next_generation(self) -> None:
-        """Place further workers in a new generation."""
+        """Start further workers in a new generation."""
         self.desired.newest += 1
         self.desired.generation = self.desired.newest
 
     def order_start(self) -> None:
-        """Let its hook run before the next worker; a server whose stop has not begun goes on without."""
+        """Mark the start hook as due before the next worker, unless the server still runs and continues."""
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -581,18 +605,18 @@ class Entry:
             )
 
     def order_stop(self) -> None:
-        """Let its hook run after the last worker, if it was started and its other hook has not failed."""
+        """Mark the stop hook as due after the last worker, if the server has started and its start hook is done."""
         if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
         self.hooks.before_start_due = False
 
     def order_restart(self) -> None:
-        """Replace the running workers by a new generation."""
+        """Have the running workers replaced by a new generation."""
         self.next_generation()
         self.desired.restarting = self.desired.generation
 
     def skip_leaving_generation(self) -> None:
-        """Place further workers in a new generation if one of this generation is leaving: it keeps its name."""
+        """Begin a new generation if a worker of the current one is leaving, because that worker keeps its name."""
         if any(
             each.generation == self.desired.generation and each.phase in LEAVING
             for each in self.observed.workers.values()
@@ -600,12 +624,12 @@ class Entry:
             self.next_generation()
 
     def count_restart(self, worker: Worker) -> None:
-        """Count a restart by command if this is its first ready worker."""
+        """Count a restart by command if this is the first ready worker after it."""
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0
 
     def become(self, desired: Desired) -> None:
-        """Change the desired state, and end a backoff. Raises ImpossibleChange."""
+        """Change the desired state and end a backoff. Raises ImpossibleChange."""
         if desired not in FOLLOWS[self.desired.state]:
             raise ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         if desired is not Desired.REFUSING:
@@ -629,7 +653,7 @@ _VALUES = {
 
 
 def _persisted() -> Iterator[tuple[str, str, object]]:
-    """The value of an entry's field, the field, and the field's default in a new entry."""
+    """For each persisted field: the value of the entry, the field, and its default in a new entry."""
     for value, kind in _VALUES.items():
         for each in fields(kind):
             if each.metadata["persisted"]:
@@ -641,7 +665,10 @@ _PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "
 
 
 def record_of(entry: Entry) -> Table:
-    """The record of the entry. The pause before an attempt is not part of it: a successor tries at once."""
+    """The record of the entry for the next supervisor.
+
+    The pause before an attempt is not part of it: a successor tries at once.
+    """
     found = {
         name: content
         for value, name, usual in _PLAIN

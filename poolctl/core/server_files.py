@@ -1,4 +1,4 @@
-"""The files that servers read at their start: digests of their contents, and certificates that expire."""
+"""Digests of the files that servers read at their start, and the expiry of their certificates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 def digests(config: ServerConfig) -> dict[str, str]:
-    """`{"env_file": …, "tls": …}` for the files that the server names; blocks on the disk.
+    """The digests of the files that the server names: `{"env_file": …, "tls": …}`. Blocks on the disk.
 
-    A file that has changed is a difference although no key has.
+    A changed file counts as a difference although no key has changed.
     """
     found: dict[str, str] = {}
     if config.env_file:
@@ -29,7 +29,7 @@ def digests(config: ServerConfig) -> dict[str, str]:
 
 
 def certificate_ends(config: ServerConfig) -> float | None:
-    """When the certificate that the server names expires, in seconds since the epoch; blocks on the disk.
+    """The expiry time of the server's certificate, in seconds since the epoch. Blocks on the disk.
 
     None without TLS, and for a path that cannot be read or is not a regular file: opening a FIFO would wait for its
     writer.
@@ -44,7 +44,7 @@ def certificate_ends(config: ServerConfig) -> float | None:
 
 
 def digest_of(paths: Iterable[str]) -> str:
-    """A digest of the contents of these files together; blocks on the disk."""
+    """A digest of the combined contents of these files. Blocks on the disk."""
     import hashlib  # with OpenSSL: most servers name no files
 
     digest = hashlib.blake2b(digest_size=12)
@@ -59,20 +59,18 @@ def digest_of(paths: Iterable[str]) -> str:
 def passed_over(entry: Entry, expired: float) -> str:
     """The message that the server keeps using its previous certificate."""
     return (
-        f"{_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
+        f"{_cert_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
         "then poolctl reload (--allow-expired uses the expired one)"
     )
 
 
 def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: float) -> None:
-    """Record and log which certificate the worker uses, because the certificate in the file has expired."""
+    """Record and log which certificate the worker uses instead of the expired one in the file."""
     if worker.passed_over is not None:
         event, message = "expired certificate not used", passed_over(entry, expired)
     else:
         event = "expired certificate in use"
-        message = (
-            f"{_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
-        )
+        message = f"{_cert_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
     logger.warning("%s: %s", entry.name, message)
     recorder.record(
         "config",
@@ -86,7 +84,7 @@ def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: fl
 
 
 def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
-    """Restore that an adopted worker uses another certificate than the expired one of the file."""
+    """Restore the record that an adopted worker uses another certificate than the expired one in the file."""
     used = entry.observed.certificate_ends
     if used is not None and used > now:
         ends = certificate_ends(entry.config)
@@ -94,10 +92,10 @@ def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
 
 
 def day(seconds: float) -> str:
-    """The date of a time, in UTC."""
+    """The date of a time in seconds, in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
 
 
-def _file(entry: Entry) -> str:
+def _cert_file(entry: Entry) -> str:
     tls = entry.config.tls
     return tls.cert if tls and tls is not True else ""

@@ -1,4 +1,4 @@
-"""The commands of a server's `hooks`: begun, limited in time, and the consequences of their ends."""
+"""Runs the commands of a server's `hooks`, limits their time, and applies the consequences of their exits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ServerHooks:
-    """Runs hooks, one of a server at a time. A start waits for its hook, and fails with it; a stop only waits."""
+    """Runs the hooks of servers, one at a time for each server.
+
+    A start waits for its hook, and fails if the hook fails; a stop only waits.
+    """
 
     def __init__(self, runner: Runner, clock: Clock, queue: Workqueue, recorder: Recorder) -> None:
         self._runner = runner
@@ -39,19 +42,19 @@ class ServerHooks:
         self._recorder = recorder
 
     def begin(self, entry: Entry, hook: RunningHook) -> None:
-        """Run the hook; one with a placement was begun by another supervisor."""
+        """Run the hook. A hook that has a placement was started by another supervisor."""
         entry.hooks.running = hook
         self._queue.run(self._run(entry, hook))
 
     def end(self, entry: Entry) -> None:
-        """Ask the hook that runs to end, and kill it after the server's `stop_timeout`."""
+        """Ask the running hook to end; kill it after the server's `stop_timeout`."""
         assert entry.hooks.running is not None
         entry.hooks.running.ends = True
         if entry.hooks.running.placement is not None:
             self._queue.run(self._stop(entry.hooks.running.placement, entry.config.stop_timeout))
 
     def kill(self, entry: Entry) -> None:
-        """End the hook that runs at once, and run none after the stop under way."""
+        """Kill the running hook at once, and run none after the stop in progress."""
         if entry.hooks.after_stop_due:
             entry.observed.warnings.append(
                 f"{entry.name}: was killed: hooks.after_stop was not run to its end"
@@ -106,7 +109,7 @@ class ServerHooks:
         return exit_, hint
 
     async def _end_of(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
-        """How it ended; without status and signal if it was too late."""
+        """The exit of the hook; without status and signal if it exceeded its time limit."""
         ending = asyncio.ensure_future(self._runner.watch(placement))
         if hook.ends:
             # That was decided before it had a process.

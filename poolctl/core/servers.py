@@ -13,7 +13,7 @@ from .server_entry import Entry, ServerListener
 
 
 class Servers:
-    """The servers, including servers that are leaving. Starts and stops nothing.
+    """The servers, including those being removed. Starts and stops nothing.
 
     `can_watch`: their runner can watch listeners of servers without workers.
     """
@@ -29,10 +29,10 @@ class Servers:
         # Names, because a dependency may be missing: not added yet, or removed.
         self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
         for server in servers:
-            self._enter(server)
+            self._insert(server)
 
     def add(self, config: ServerConfig) -> Entry:
-        """Add a server; a server of the same name that is leaving comes back with this configuration."""
+        """Add a server. A server of the same name that is being removed is kept, with this configuration."""
         entry = self.entries.get(config.name)
         if entry is not None:
             entry.become(Desired.IDLE)
@@ -42,52 +42,52 @@ class Servers:
                 entry.next_generation()  # a dependent has kept them from stopping until now
             return entry
         self.revision += 1
-        return self._enter(config)
+        return self._insert(config)
 
-    def _enter(self, config: ServerConfig) -> Entry:
+    def _insert(self, config: ServerConfig) -> Entry:
         entry = Entry(config, listener=ServerListener(can_watch=self._can_watch))
         self.entries[entry.name] = entry
         self._note(entry)
         return entry
 
     def remove(self, entry: Entry) -> None:
-        """Let the server leave; it is forgotten when its last worker has ended."""
+        """Mark the server as being removed; it is forgotten when its last worker has ended."""
         entry.become(Desired.REMOVED)
         self.removed[entry.name] = entry
         self._addresses.leave(entry)
 
     def configure(self, entry: Entry, config: ServerConfig) -> None:
-        """Give the server this configuration of the same name, which takes effect as its workers are replaced."""
+        """Replace the server's configuration, under the same name. It takes effect as workers are replaced."""
         self.revision += 1
         self._discard(entry)
         entry.config = config
         self._note(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Forget a server that has left."""
+        """Remove a server that has been stopped for removal."""
         self.revision += 1
         self._discard(entry)
         del self.entries[entry.name]
         self.removed.pop(entry.name, None)
 
     def _note(self, entry: Entry) -> None:
-        """Note its dependencies and its address."""
+        """Register the server's dependencies and its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name][entry.name] = None
         self._addresses.claim(entry)
 
     def _discard(self, entry: Entry) -> None:
-        """Forget its dependencies and its address; its dependents keep theirs."""
+        """Remove the server's dependencies and its address. Its dependents still name it."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
         self._addresses.waive(entry)
 
     def revise(self) -> None:
-        """Note that the configuration has changed without a change of an entry, so that it is saved for a successor."""
+        """Mark the configuration as changed although no entry has changed, so that it is saved for a successor."""
         self.revision += 1
 
     def arrange(self, names: Iterable[str]) -> None:
-        """Put the servers into this order; servers that are not named follow."""
+        """Sort the servers into this order. Servers that are not named come last."""
         first = {name: self.entries[name] for name in names if name in self.entries}
         rest = {name: entry for name, entry in self.entries.items() if name not in first}
         self.entries.clear()
@@ -95,7 +95,7 @@ class Servers:
 
     @property
     def unused(self) -> bool:
-        """No server runs, is wanted, or has ever run."""
+        """Whether no server runs, is wanted, or has ever run."""
         return not any(
             entry.wanted or entry.observed.workers or entry.desired.generation > 1 or entry.observed.failures
             for entry in self.entries.values()
@@ -104,17 +104,17 @@ class Servers:
     # Their dependencies.
 
     def dependencies(self, entry: Entry) -> list[Entry]:
-        """The servers that it depends on directly."""
+        """The servers that this server depends on directly."""
         needed = entry.config.depends_on
         return [self.entries[each.name] for each in needed if each.name in self.entries] if needed else []
 
     def dependents(self, entry: Entry) -> list[Entry]:
-        """The servers that depend on it directly."""
+        """The servers that depend on this server directly."""
         names = self._dependents.get(entry.name)
         return [self.entries[name] for name in names if name in self.entries] if names else []
 
     def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
-        """The entries and all that is reached from them by `step`, in the order of the file."""
+        """The entries and all entries reachable from them by `step`, in the order of the file."""
         seen: set[str] = set()
         ahead = list(entries)
         while ahead:
@@ -125,7 +125,10 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Note why these dependents have been stopped: by name, with the names for which they were stopped before."""
+        """Record that these dependents were stopped because the named servers were disabled.
+
+        `stopped` has their names, with the names for which they were stopped before.
+        """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
             needed = {each.name for each in self.closure([self.entries[name]], self.dependencies)}
@@ -133,7 +136,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The entries that were stopped because of these, and of no other server that is still disabled."""
+        """The entries that were stopped because of these servers, and not because of another that is still disabled."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [
@@ -173,7 +176,7 @@ class Servers:
         return entry.answers
 
     def may_stop(self, entry: Entry) -> bool:
-        """Whether no dependent has to stop, or to be replaced, before it."""
+        """Whether the server may stop now, because no dependent has to stop or be replaced first."""
         if entry.removed and any(
             dependency.name == entry.name
             for other in self.entries.values()

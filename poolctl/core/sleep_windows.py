@@ -1,4 +1,4 @@
-"""Which servers their windows keep awake or asleep now, and one timer for when that changes."""
+"""Determines which servers a window keeps awake or asleep now, with one timer for the next change."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class SleepWindows:
         if self._timer is None or due < self._timer.when():
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(due, self._due)
+            self._timer = loop.call_at(due, self._window_changed)
 
-    def _due(self) -> None:
+    def _window_changed(self) -> None:
         self._timer = None
         self._periods.clear()
         for entry in list(self._entries.values()):
@@ -72,12 +72,12 @@ class SleepWindows:
 
 
 def asleep_until(entry: Entry) -> float | None:
-    """Until when a window keeps the server asleep, in seconds since 1970, 0 for ever; None if it does not."""
+    """The time until which a window keeps the server asleep, in seconds since 1970 (0: forever); None if none does."""
     return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
 
 
 def window_text(entry: Entry, now: float) -> str:
-    """`kept awake until 18:00`, for people; "" for a server that no window keeps so."""
+    """The effect of the server's window as text, such as `kept awake until 18:00`; "" without an effect."""
     if not entry.kept:
         return ""
     zone = entry.config.scale.timezone

@@ -1,4 +1,4 @@
-"""The stacks of workers that hang, taken before they are ended; the last ones of each server are kept."""
+"""Takes the stacks of hung workers before they are ended, and keeps the last ones of each server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class StackReports:
-    """Asks the runner for stacks, if it supports that."""
+    """Reads the stacks of workers from the runner, if it supports that."""
 
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
@@ -80,5 +80,5 @@ class StackReports:
         return message
 
     def last(self, entry: Entry) -> WorkerStacks | None:
-        """The stacks that were taken last of a worker of this server."""
+        """The last stacks that were taken of a worker of this server, or None."""
         return self._last.get(entry.name)
