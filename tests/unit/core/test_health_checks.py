@@ -182,3 +182,15 @@ def test_a_worker_that_dies_while_it_is_asked_is_a_failure_of_the_start() -> Non
             assert "exited with status 7 before it was ready" in problem.message
 
     run(scenario())
+
+
+def test_latency_of_a_server_is_known_once_a_probe_was_answered() -> None:
+    async def scenario() -> None:
+        async with ward({"readiness": {"http": "/", **QUICK}}, workers=2) as it:
+            assert it.pool.core.health.latency_seconds(it.entry) is None
+            await it.pool.start()
+            latency = it.pool.core.health.latency_seconds(it.entry)
+            assert latency is not None
+            assert 0 < latency < 60
+
+    run(scenario())

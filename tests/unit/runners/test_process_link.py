@@ -322,3 +322,16 @@ def test_untrusted_peer_that_reads_nothing_is_cut_off_when_too_much_waits_for_it
         peer.close()
 
     run(scenario())
+
+
+def test_message_that_may_get_lost_is_sent_at_once_or_not_at_all() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        assert peer.link.offer(b"{}")
+        assert peer.sock.recv(100) == b"{}"
+        peer.sock.close()
+        assert not peer.link.offer(b"{}")
+        peer.link.close()
+        assert not peer.link.offer(b"{}")
+
+    run(scenario())
