@@ -12,13 +12,13 @@ import socket
 import time
 from typing import Any
 
-from ..http.message_head import RequestHead
+from ..http.message_head import RequestHead, canonical_head
 from ..keeper import connection_handover
 from ..keeper.batch_size import BatchSize
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
-from ..routing.decision import admits, passed_host
+from ..routing.decision import admits, passed_host, passed_match
 from ..routing.route import Route
 from ..routing.route_table import Match
 from .backends import SLEEPING, NoBackend
@@ -330,17 +330,18 @@ class PlainConnection(Arriving):
 
     def _passed(self, data: bytes) -> bool:
         edge = self.edge
-        found = edge.passed_requests.find(data, edge.table)
-        if found is None:
+        head = canonical_head(data)
+        if head is None:
             if RequestHead.is_incomplete(data):
                 edge.passing.refuse(self.sock, 431)
                 return True
             return False
-        if edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
+        match = passed_match(head, edge.table)
+        if match is None or edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
-        if not admits(found.match.route, self.client, trusted=edge.is_trusted(self.client)):
+        if not admits(match.route, self.client, trusted=edge.is_trusted(self.client)):
             return False
-        return self.pass_on(found.match, found.head, self.hops, self.received)
+        return self.pass_on(match, head, self.hops, self.received)
 
     def on_deadline(self) -> None:
         if self.scanned:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..feature import features
 from ..json_form import Table, from_json
-from ..routing.decision import PassedRequests
 from ..routing.networks import is_within
 from ..routing.route_table import RouteTable, write_table
 from .backends import Backend, Backends, HostManager, NoBackend
@@ -85,7 +84,6 @@ class Edge:
         self.counts = Counts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = Passing(self.event, self.counts)
-        self.passed_requests = PassedRequests()
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()

@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from ..http.message_head import RequestHead, canonical_head
+from ..http.message_head import RequestHead
 from .match import normal_host
 from .networks import is_within
 from .normal_path import read_path
 from .route import Route, passable
 from .route_table import Match, RouteTable
-
-_MOST_KNOWN = 128
-_LONGEST_KNOWN = 512  # in bytes; longer heads have cookies, and are seldom the same
-
-
-class PassedRequest(NamedTuple):
-    """A request that may be passed."""
-
-    head: RequestHead
-    match: Match
-
-
-class PassedRequests:
-    """`passed_match` for the first bytes of connections, of which most begin like others before: these are known."""
-
-    def __init__(self) -> None:
-        self._table: RouteTable | None = None
-        self._known: dict[bytes, PassedRequest] = {}
-
-    def find(self, data: bytes, table: RouteTable) -> PassedRequest | None:
-        """The request with which these bytes begin; None if its head is not canonical, or it is not passed."""
-        if table is not self._table:
-            self._table = table
-            self._known.clear()
-        found = self._known.get(data)
-        if found is None:
-            head = canonical_head(data)
-            match = None if head is None else passed_match(head, table)
-            if head is None or match is None:
-                return None
-            found = PassedRequest(head, match)
-            if len(data) <= _LONGEST_KNOWN:
-                if len(self._known) >= _MOST_KNOWN:
-                    self._known.clear()
-                self._known[data] = found
-        return found
 
 
 def passed_match(head: RequestHead, table: RouteTable) -> Match | None:

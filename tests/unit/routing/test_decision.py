@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
 from poolctl.http.message_head import canonical_head
-from poolctl.routing import decision
-from poolctl.routing.decision import PassedRequests, passed_host, passed_match
+from poolctl.routing.decision import passed_host, passed_match
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -80,31 +78,3 @@ def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTab
 
 def head(host: str, target: str = "/") -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-
-
-def test_known_request_is_decided_as_at_the_first_time_until_the_table_changes(table: RouteTable) -> None:
-    requests = PassedRequests()
-    for _ in range(2):
-        found = requests.find(head("shop.example.com", "/cart"), table)
-        assert found is not None
-        assert (found.head.path, found.match.servers) == (b"/cart", {"shop"})
-        assert requests.find(head("shop.example.com", "/api/v1"), table) is None
-        assert requests.find(b"GET /cart HTTP/1.1\r\nHost: shop", table) is None
-    fd = write_table([Route(alias="other", to=WEB, host="shop.example.com")], 2)
-    with closing(RouteTable(fd)) as other:
-        os.close(fd)
-        found = requests.find(head("shop.example.com", "/cart"), other)
-        assert found is not None
-        assert found.match.servers == {"web"}
-    assert requests.find(head("shop.example.com", "/cart"), table) is not None
-
-
-def test_few_requests_are_kept_and_no_long_ones(table: RouteTable) -> None:
-    requests = PassedRequests()
-    for number in range(2 * decision._MOST_KNOWN):
-        assert requests.find(head("users.example.com", f"/{number}"), table)
-        assert requests.find(
-            head("users.example.com", f"/{number:{decision._LONGEST_KNOWN}}".replace(" ", "x")), table
-        )
-        assert 0 < len(requests._known) <= decision._MOST_KNOWN
-    assert max(map(len, requests._known)) < decision._LONGEST_KNOWN
