@@ -4,6 +4,7 @@ from poolctl.feature import Feature
 
 FEATURE = Feature(
     package=__name__,
+    commands={"routes": "routes_command", "backends": "backends_command"},
     tables={"gateway": "table:GatewayConfig", "route": "table:RouteConfig", "stream": "table:StreamConfig"},
     rules="rules:GatewayRules",
     labels=("route.",),

@@ -9,8 +9,7 @@ import pytest
 
 from poolctl.routing.route import Header, Route, Target
 from tests.stand_in import always
-
-from .conftest import Command, Supervised
+from tests.unit.cli.conftest import Command, Supervised
 
 USERS: dict[str, Any] = {
     "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
