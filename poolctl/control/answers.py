@@ -51,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorEntry:
-    """One entry of `errors`: of a server, of the pool, or with the place in a file."""
+    """One entry of `errors`, for a server, the pool, or a place in a file."""
 
     code: int
     error: str
@@ -68,7 +68,7 @@ class ErrorEntry:
 
     @classmethod
     def of(cls, problem: ServerError) -> ErrorEntry:
-        """The error as JSON documents have it."""
+        """The entry for an error, as in JSON documents."""
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
@@ -128,9 +128,10 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class PingResult(About):
-    """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build).
+    """The answer of `ping`;
 
-    `reading`: the first supervisor of the pool is still reading its files, and other commands wait.
+    `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build). `reading`: the first
+    supervisor of the pool is still reading its files, and other commands wait.
     """
 
     build: str = ""
@@ -155,7 +156,7 @@ class Summary(About):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusResult(Result):
-    """Of `status`."""
+    """The answer of `status`."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
 
@@ -164,14 +165,14 @@ class StatusResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeResult(Result):
-    """Of `upgrade`: the pid of the supervisor that is replaced, None if it is of this build already."""
+    """The answer of `upgrade`: the pid of the supervisor to be replaced, None if it is of this build already."""
 
     upgraded_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsResult(Result):
-    """Of `events`: the number of the newest event, and the journal's path."""
+    """The answer of `events`: the number of the newest event, and the journal's path."""
 
     seq: int
     path: str
@@ -190,7 +191,7 @@ class PlannedChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadResult(Result):
-    """Of `reload`; files with problems have no plan."""
+    """The answer of `reload`; files with problems have no plan."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("changes",)
 
@@ -260,5 +261,5 @@ def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
 
 
 def entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
-    """Every error of a group."""
+    """The entries for every error of a group."""
     return tuple(from_json(ErrorEntry, each) for each in errors.to_list())

@@ -138,7 +138,7 @@ class Client:
         on_progress: Callable[[ProgressLine], None] | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """As `call`, with values of types instead of documents."""
+        """Like `call`, but returns a typed answer instead of a document."""
         given = None if on_progress is None else lambda line: on_progress(progress_line(line))
         return value_of(kind, self.call(verb, body, given, timeout))
 
@@ -403,7 +403,7 @@ def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator
 
 
 def refused(status: int, verb: str, message: Table) -> ControlError:
-    """The error of a request that was answered with another status than 200."""
+    """The error for a request that was answered with a status other than 200."""
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
         return ControlError(
@@ -449,7 +449,7 @@ def value_of(kind: type[Answer], document: object) -> Answer:
 
 
 def not_understood() -> ControlError:
-    """The error of an answer that is not what a supervisor answers."""
+    """The error for an answer that is not in the form of a supervisor's answers."""
     return ControlError(
         "the supervisor's answer is not understood",
         exit_code=CONFLICT,

@@ -33,7 +33,7 @@ Attach = Callable[[int], None]
 
 
 def cannot_attach(fd: int) -> None:
-    """See Request; for a request that has come some other way. Raises BadMessage."""
+    """Refuse to attach a descriptor, for a request that did not come over a Unix socket. Raises BadMessage."""
     raise BadMessage("this client takes no descriptors")
 
 
@@ -95,12 +95,12 @@ class ControlServer:
         self._server = HttpServer(self, limits, what="commands", watch=True, reserve=reserve)
 
     def listen(self, listener: socket.socket) -> None:
-        """Accept from this listener, which is closed with the server, and from no other."""
+        """Accept only from this listener, which is closed with the server."""
         self._server.stop_accepting()
         self._server.listen(listener, BACKLOG)
 
     async def close(self) -> None:
-        """Stop accepting; let the answers under way be finished."""
+        """Stop accepting, and let current answers be finished."""
         await self._server.close(_GRACE_SECONDS)
 
     def admit(self, sock: socket.socket) -> None:

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostsResult(Result):
-    """Of `hosts`, and of `host`, which changes some."""
+    """The answer of `hosts`, and of `host`, which changes hosts."""
 
     items: tuple[HostReport, ...] = ()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesResult(Result):
-    """Of `routes`: every route, the excluded ones too. `generation` numbers the table in force, 0 without a table.
+    """The answer of `routes`: every route, including excluded ones.
 
-    `refused` are requests without a route that the gateway has refused, by their status; "tls" are handshakes. It is
-    left out while the gateway does not answer.
+    `generation` numbers the table in force, 0 without a table. `refused` are requests without a route that the gateway
+    has refused, by their status; "tls" are handshakes. It is left out while the gateway does not answer.
     """
 
     PRINTED: ClassVar[tuple[str, ...]] = ("generation", "refused")
@@ -43,7 +43,7 @@ class RoutesResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResult(Result):
-    """Of `registry`: the generation of the table, 0 for none. Its descriptor comes before this."""
+    """The answer of `registry`: the generation of the table, 0 for none. Its descriptor comes before this."""
 
     generation: int = 0
 
@@ -64,7 +64,7 @@ class CandidatesResult(Result):
 
 
 def excluded_from(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
-    """Those routes, a hundred at most, that requests for this host may be expected to take."""
+    """The excluded routes, at most a hundred, that requests for this host might be expected to take."""
     from itertools import islice
 
     from poolctl.routing.match import host_pattern

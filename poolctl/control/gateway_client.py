@@ -24,7 +24,7 @@ _SHARE = 1 / 3
 
 
 class GatewayClient:
-    """The methods of a PoolClient that are about its gateway."""
+    """The methods of a PoolClient that concern its gateway."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -73,7 +73,7 @@ class GatewayClient:
         return self._health(FULL, routes)
 
     def health_info_without_detail(self, *, routes: bool = False) -> dict[str, Table]:
-        """Likewise, without addresses and errors."""
+        """Return the status, uptime and latency of each route and server, without addresses and errors."""
         return self._health(SUMMARY, routes)
 
     def health_info_simple(self, *, routes: bool = False) -> dict[str, str]:
@@ -104,7 +104,7 @@ class GatewayClient:
         return service
 
     def unregister(self, name: str, to: str = "") -> Table:
-        """Take out this URL of a route, or all that have registered; PoolParamError if there is none."""
+        """Remove this URL from a route, or all registered URLs. Raises PoolParamError if there is none."""
         options = {"name": name, "to": absolute_url(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
 
@@ -170,11 +170,11 @@ class RegisteredAs:
             self.unregister()
 
     def heartbeat(self) -> Table:
-        """Register it again: its time-to-live begins again. Raises what PoolClient.register does."""
+        """Register the service again, which renews its time-to-live. Raises the same errors as PoolClient.register."""
         return self._pool._ask("register", PoolMonitorError, (), None, self._options)
 
     def unregister(self) -> Table:
-        """Take it out; the gateway sends it no more requests when this returns."""
+        """Remove the service; when this returns, the gateway sends it no more requests."""
         return self._pool.unregister(self._options["name"], self._options["to"])
 
     def _beat(self, pause_seconds: float) -> None:

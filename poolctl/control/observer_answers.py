@@ -10,7 +10,7 @@ from poolctl.json_form import Table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsResult(Result):
-    """Of `metrics`."""
+    """The answer of `metrics`."""
 
     text: str
 
@@ -38,6 +38,6 @@ class HealthReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthResult(Result):
-    """Of `health`."""
+    """The answer of `health`."""
 
     items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]

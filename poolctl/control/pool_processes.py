@@ -41,7 +41,7 @@ def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
 
 
 def silent(socket_path: str, seconds: float) -> ControlError:
-    """The error for a supervisor that has not answered for so many seconds."""
+    """The error for a supervisor that has not answered for this number of seconds."""
     directory = os.path.dirname(socket_path)
     info = read_info(directory)
     supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)
@@ -72,7 +72,7 @@ def _state(pid: int) -> str:
 
 
 def last_words(log: str, start: int = 0) -> str:
-    """Why a program has ended, by what it has written to its log from this position on; "" if it has written nothing.
+    """The reason why a program has ended, from its log after this position; "" if it has written nothing.
 
     The error of an interpreter that cannot run, which is followed by details, else the last line.
     """

@@ -123,7 +123,7 @@ class PoolRegistry(TableRegistry):
             self._reported = reported
 
     def _fetch(self, generation: int) -> None:
-        """Map the table of the supervisor if it is another one than the latest."""
+        """Map the supervisor's table if it differs from the one in use."""
         if generation == (0 if self._latest is None else self._latest.generation):
             return
         fd = _table_of(self._client)
@@ -155,14 +155,14 @@ class _Generations:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
-        """The generation of now. Raises ControlError and TimeoutError."""
+        """The current generation. Raises ControlError and TimeoutError."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)
         return self._generation
 
     def newest(self) -> int:
-        """The generation that was reported last; does not wait. Raises ControlError."""
+        """The generation that was last reported. Does not wait. Raises ControlError."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._read(self._socket.recv(_READ_BYTES))

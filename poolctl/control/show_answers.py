@@ -21,7 +21,7 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDetails:
-    """One worker, of `show`."""
+    """One worker, as `show` reports it."""
 
     id: str
     pid: int | None
@@ -36,7 +36,7 @@ class WorkerDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveChanges:
-    """The live changes that win over the configuration."""
+    """The live changes that override the configuration."""
 
     workers: int | None = None
     disabled: bool | None = None
@@ -71,7 +71,7 @@ class Described(Item):
 
 @dataclass(frozen=True, kw_only=True)
 class Details(Item):
-    """A running server, of `show`."""
+    """A running server, as `show` reports it."""
 
     overrides: LiveChanges
     endpoints: tuple[str, ...]
@@ -92,13 +92,13 @@ class Details(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowResult(Result):
-    """Of `show`."""
+    """The answer of `show`."""
 
     items: tuple[Details, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StacksResult(Result):
-    """Of `stacks`: one item for each worker of the selected servers."""
+    """The answer of `stacks`: one item for each worker of the selected servers."""
 
     items: tuple[WorkerStacks, ...] = ()  # type: ignore[assignment]

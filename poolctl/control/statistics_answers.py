@@ -69,7 +69,7 @@ class Measured(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatsResult(Result):
-    """Of `stats`."""
+    """The answer of `stats`."""
 
     items: tuple[Measured, ...] = ()
 
@@ -99,6 +99,6 @@ class Monitored(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorResult(Result):
-    """Of `monitor`."""
+    """The answer of `monitor`."""
 
     items: tuple[Monitored, ...] = ()

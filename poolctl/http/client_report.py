@@ -82,7 +82,7 @@ class ClientReport:
 
 
 def is_client_field(name: bytes) -> bool:
-    """Whether it is the name of a field about the client, which is not taken from one."""
+    """Whether this field name is about the client, so that clients may not set it."""
     if _is_client_field(name):
         return True
     if len(name) <= _LONGEST_OTHER:

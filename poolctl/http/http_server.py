@@ -83,20 +83,20 @@ class Responder:
         self.begun = False
 
     def begin(self, status: int, fields: Fields) -> None:
-        """Send the head of an answer whose length is not known."""
+        """Send the head of a response whose length is not known."""
         framing = ("transfer-encoding", "chunked") if self._chunked else ("connection", "close")
         self.keep_alive = self.keep_alive and self._chunked
         self._head(status, [*fields, framing])
 
     def write(self, data: bytes) -> None:
-        """Send a piece of it, without waiting. Raises ClientGone when far too much of it is unread."""
+        """Send a piece of the response without waiting. Raises ClientGone when far too much of it is unread."""
         if self._writer.transport.get_write_buffer_size() > self._limits.unread_bytes:
             raise ClientGone("the client does not read")
         if not self._bodiless:
             self._writer.write(chunk(data) if self._chunked else data)
 
     def attach(self, sock: socket.socket, fd: int, data: bytes) -> None:
-        """Send a piece of it together with a descriptor, over a Unix socket. Raises ClientGone if that is not read."""
+        """Send a piece of the response with a descriptor, over a Unix socket. Raises ClientGone if it is not read."""
         data = chunk(data) if self._chunked else data
         if self._writer.transport.get_write_buffer_size():
             raise ClientGone("the client does not read")
@@ -108,13 +108,13 @@ class Responder:
             raise ClientGone("the client does not read")
 
     async def finish(self) -> None:
-        """Say that it is whole, and wait until it is sent. Raises ClientGone when the client takes too long."""
+        """End the response, and wait until it is sent. Raises ClientGone when the client takes too long."""
         if self._chunked and not self._bodiless:
             self._writer.write(LAST_CHUNK)
         await self._drain()
 
     async def send(self, status: int, fields: Fields, body: bytes) -> None:
-        """Send the whole answer, and wait until it is sent. Raises ClientGone."""
+        """Send a complete response, and wait until it is sent. Raises ClientGone."""
         self._head(status, [*fields, ("content-length", str(len(body)))])
         if not self._bodiless:
             self._writer.write(body)
@@ -142,7 +142,7 @@ class HttpHandler(Protocol):
         ...
 
     async def handle(self, request: Received, response: Responder) -> None:
-        """Answer it. Cancelled when the client goes away, if the server watches for that."""
+        """Answer a request. Cancelled when the client disconnects, if the server watches for that."""
         ...
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
@@ -197,7 +197,7 @@ class HttpServer:
             task.cancel()
 
     async def close(self, grace_seconds: float) -> None:
-        """Stop accepting; let the answers under way be finished, within that time."""
+        """Stop accepting, and let current requests finish within that time."""
         self.stop_accepting()
         pending = self._connections.keys() - {asyncio.current_task()}
         if pending:

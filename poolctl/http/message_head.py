@@ -181,7 +181,7 @@ class MessageHead:
 
     @classmethod
     def problem(cls, data: bytes) -> BadMessage:
-        """Why these bytes are not the beginning of such a head."""
+        """The reason why these bytes are not the beginning of a valid head."""
         if not cls.beginning.startswith(data[: len(cls.beginning)]):
             return BadMessage(cls.no_start_line)
         if unfit(data.partition(_END)[0]):
@@ -193,7 +193,7 @@ class MessageHead:
         return [value.rstrip(b"\t ") for value in _values_of(name)(self.fields)]
 
     def get(self, name: bytes) -> bytes:
-        """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
+        """The value of this field, b"" if missing; several values are joined by a comma (RFC 9110 §5.2)."""
         return b", ".join(self.values(name))
 
     def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
@@ -310,7 +310,7 @@ class RequestHead(MessageHead):
 
     @property
     def idempotent(self) -> bool:
-        """Whether the request may be sent again when it is unknown what became of it."""
+        """Whether the request may be repeated when its outcome is unknown."""
         return self.method in _IDEMPOTENT
 
     def cookie(self, name: str) -> str:

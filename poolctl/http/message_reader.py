@@ -20,7 +20,7 @@ from .message_head import (
 
 
 class MessageReader:
-    """`feed` it until the message is complete.
+    """Reads a message; call `feed` until it is complete.
 
     With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks a second: for callers that take it
     as it arrives.
@@ -57,7 +57,10 @@ class MessageReader:
         return body
 
     def feed(self, data: bytes) -> bool:
-        """Whether the message is complete with these bytes; `rest` holds the bytes after it. Raises BadMessage."""
+        """Process received bytes; returns whether the message is complete. `rest` then holds the bytes after it.
+
+        Raises BadMessage.
+        """
         scanned = len(self._buffer)
         if scanned:
             data, self._buffer = self._buffer + data, b""

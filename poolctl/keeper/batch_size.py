@@ -6,10 +6,10 @@ _PAIR = 2
 
 
 class BatchSize:
-    """Grows up to `most` while enough connections are waiting: a batch costs less than one connection per iteration.
+    """How many connections to accept in one iteration; grows up to `most` while enough are waiting.
 
-    An attempt that finds the queue empty costs almost as much as a connection. While connections arrive one at a
-    time, the size therefore shrinks to one, and a second attempt is made less and less often.
+    An attempt that finds the queue empty costs almost as much as a connection. While connections arrive one at a time,
+    the size therefore shrinks to one, and a second attempt is made less and less often.
     """
 
     __slots__ = ("_most", "_singles", "_tried_after", "size")
@@ -21,7 +21,7 @@ class BatchSize:
         self._tried_after = 1
 
     def restart(self) -> None:
-        """Start with one: after a pause, other processes that wait should get their share."""
+        """Begin again with a size of one, so that other waiting processes get their share after a pause."""
         self.size = 1
 
     def took(self, count: int) -> None:

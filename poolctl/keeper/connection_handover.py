@@ -79,7 +79,7 @@ class Connection(socket.socket):
 
     @property
     def route(self) -> str:
-        """The alias of its route; "" for none."""
+        """The alias of the connection's route; "" if there is none."""
         return "" if self.routed is None else self.routed.route
 
     @property
@@ -89,7 +89,7 @@ class Connection(socket.socket):
 
     @property
     def hops(self) -> int:
-        """The number of handovers since its last request."""
+        """The number of handovers since the last request on the connection."""
         return 0 if self.routed is None else self.routed.hops
 
     @property
@@ -99,7 +99,7 @@ class Connection(socket.socket):
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is a stream connection, which workers can serve."""
+        """Whether the descriptor is a stream connection, which workers can serve."""
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
@@ -169,7 +169,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 
 
 def encoded(routed: Routed) -> bytes:
-    """The message, for `wire.send`, that `give` sends with a connection of this route from which no byte was read."""
+    """The encoded message with which `give` sends an unread connection of this route."""
     message, _ = _message(-1, {}, routed)
     return wire.encode({**_CONNECTION, **message})
 

@@ -100,7 +100,7 @@ class Store:
 
 
 def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
-    """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it is running.
+    """Put the descriptors of the plan into the store. Returns the pid and link of a running supervisor, or None.
 
     The supervisor starts any helper that could not be started here when it needs it.
     """

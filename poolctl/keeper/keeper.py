@@ -22,10 +22,10 @@ VERSION = 2
 
 
 class Keeper:
-    """Holds descriptors, starts and reaps programs, reports exits; `run` returns when nothing of the pool is left.
+    """Holds descriptors, starts and reaps programs, and reports their exits.
 
-    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be
-    kept, and holds its own duplicates until the supervisor started by this keeper has received them.
+    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be kept,
+    and holds its own duplicates until the supervisor started by this keeper has received them.
     """
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
@@ -42,7 +42,7 @@ class Keeper:
         self._next: tuple[list[str], list[str]] | None = None  # the next version, and its supervisor
 
     def begin(self, plan: wire.Message) -> None:
-        """Put the descriptors that this process was started with into the store."""
+        """Put the descriptors with which this process was started into the store."""
         if "donor" in plan:
             self._begin_after(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
@@ -54,7 +54,7 @@ class Keeper:
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
-        """Continue where the program that this process executed before stopped."""
+        """Restore the state of the program that this process ran before."""
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
@@ -304,7 +304,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _whole(self) -> None:
-        """The store is complete: the supervisor can be started."""
+        """Start the supervisor, because the store is complete."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()

@@ -14,7 +14,7 @@ from .spawn import log_failure, spawn
 
 
 class Channel:
-    """One client's connection. Nothing here blocks: a stopped or hung client must not delay reaping."""
+    """One client's connection. No method blocks, since a stopped or hung client must not delay reaping."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -27,7 +27,7 @@ class Channel:
         return bool(self._waiting)
 
     def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-        """Send in order, now or when the client receives; the descriptors stay the caller's."""
+        """Send a message in order, now or when the client has room. The caller keeps the descriptors."""
         copies: list[int] = []
         try:
             for fd in fds:
@@ -39,7 +39,10 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the client receives. After its exit the queue is dropped: its successor gets new reports."""
+        """Send queued messages as far as the client has room.
+
+        After the client's exit the queue is dropped: its successor gets new reports.
+        """
         while self._waiting:
             message, fds = self._waiting[0]
             try:
@@ -85,15 +88,15 @@ class Donor(Channel):
 
     @property
     def due(self) -> float:
-        """When to `check` again."""
+        """The time of the next `check`."""
         return self._watchdog.due
 
     def received(self, now: float) -> None:
-        """It has sent a message."""
+        """Note that the donor has sent a message."""
         self._watchdog.received(now)
 
     def check(self, now: float, *, early: bool = False) -> None:
-        """Send a ping when due, or at once with `early`; send a signal if the last ping was not answered in time."""
+        """Send a ping if one is due or `early` is set, or a signal if the last ping was not answered in time."""
         if self._watchdog.is_silent(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._watch_from(now)
@@ -151,15 +154,15 @@ class SupervisorProcess:
         return ours
 
     def begun(self, pid: int, now: float) -> None:
-        """The program is already running as this child."""
+        """Note that the supervisor is already running as this child."""
         self.pid, self._started, self.due, self._adopted = pid, now, None, False
 
     def adopted(self) -> None:
-        """It has begun to manage the pool."""
+        """Note that the supervisor has begun to manage the pool."""
         self._adopted = True
 
     def died(self, now: float) -> None:
-        """It has exited: restart at once the first time, then with a delay that grows while it exits within a minute.
+        """Plan the restart of a supervisor that has exited: at once the first time, then after growing delays.
 
         If it managed the pool before, it was killed or hit a rare crash: restart at once, until `calm` applies.
         """
@@ -172,10 +175,10 @@ class SupervisorProcess:
 
     @property
     def calm(self) -> bool:
-        """Whether it has crashed often within a minute, and should take no automatic actions."""
+        """Whether the supervisor has crashed often within a minute, and should take no automatic actions."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
     def given_up(self) -> bool:
-        """Whether it has failed too often in a row: a keeper without sockets and workers then exits."""
+        """Whether the supervisor has failed too often in a row; a keeper without sockets and workers then exits."""
         return self._failures >= _FAILURES_UNTIL_GIVEN_UP

@@ -48,7 +48,7 @@ class Signals:
         return self._wake.fileno()
 
     def taken(self) -> bool:
-        """Whether one of the received signals requests the end."""
+        """Read the received signals; returns whether one of them requests the end."""
         return any(number in ENDING for number in self._wake.recv(4096))
 
 
@@ -71,7 +71,7 @@ class Shutdown:
 
     @property
     def begun(self) -> bool:
-        """Whether it has been requested."""
+        """Whether the shutdown has been requested."""
         return self.due is not None
 
     def begin(self, now: float) -> None:
@@ -81,7 +81,7 @@ class Shutdown:
             self.due = now + ANSWER_SECONDS
 
     def answered(self, seconds: float = 0.0) -> None:
-        """The supervisor has confirmed, and may take this long because of its servers' own limits.
+        """Note that the supervisor has confirmed, and may take this long because of its servers' own limits.
 
         The time runs from the request: a second confirmation by a successor does not extend it.
         """
@@ -89,7 +89,7 @@ class Shutdown:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Take the action that is due; whether the time is over."""
+        """Take the action that is due. Returns whether the time limit has passed."""
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
         if self.due is None or now < self.due:
@@ -116,7 +116,7 @@ class Shutdown:
         self._store.clear()
 
     def leave(self) -> None:
-        """Remove all files from the pool's directory except logs: no process of the pool is left."""
+        """Remove all files except logs from the pool's directory, because no process of the pool is left."""
         pool_files.remove_traces(self._directory)
 
     def _workers(self) -> list[int]:

@@ -20,7 +20,7 @@ KILLED_SECONDS = 5.0
 
 
 class Reaper:
-    """Exit reports in order, kept until they are acknowledged.
+    """Collects exit reports of the pool's processes, in order, until they are acknowledged.
 
     Watched processes, which are not children, have no known status: both keys are None.
     """
@@ -31,7 +31,7 @@ class Reaper:
         self.sequence = 0
 
     def resume(self, unacknowledged: list[wire.Message], sequence: int, watched: dict[int, int]) -> None:
-        """Continue where this process's reaper before execve(2) stopped; `watched` are start times by pid."""
+        """Restore the state of the reaper that ran before execve(2). `watched` are start times by pid."""
         self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
             # If it cannot be watched, its control socket shows its exit.
@@ -50,7 +50,7 @@ class Reaper:
         return fresh
 
     def ended(self) -> list[wire.Message]:
-        """The same for the watched processes."""
+        """Report the watched processes that have exited; the reports are also appended to `unacknowledged`."""
         return [self._report(pid, None, None) for pid in self.watcher.ended()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
@@ -164,7 +164,7 @@ class Watcher:
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
         """Send a signal to a watched process, or first to its group; False if it has exited or is unknown.
 
-        By the descriptor that watches it: a keeper without a free descriptor can still stop it.
+        Uses the descriptor that watches it, so that a keeper without a free descriptor can still stop it.
         """
         if pid not in self._pidfds:
             return False
@@ -279,7 +279,7 @@ def _some_are_left() -> bool:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """The pids of the children of this process's first thread, or of another's."""
+    """The pids of the children that this process's first thread, or the first thread of `pid`, has."""
     pid = pid or os.getpid()
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]

@@ -34,7 +34,7 @@ class Family:
             self.samples.append((suffix, labels, value))
 
     def spread(self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str) -> None:
-        """Add a histogram; `counts` holds the count between each two bounds, and last the count above all bounds."""
+        """Add a histogram. `counts` holds the counts between the bounds and, last, above all bounds."""
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
             below += count

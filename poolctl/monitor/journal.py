@@ -78,7 +78,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The resulting word, a server's state or health; "" if `after` has another type."""
+        """The state or health after the change; "" if `after` has another type."""
         return self.after if isinstance(self.after, str) else ""
 
     @property
@@ -95,7 +95,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def author(self) -> str:
-        """The user and process that caused it, `root, poolctl 4242`; "" for none."""
+        """The user and process that caused the event, such as `root, poolctl 4242`; "" if unknown."""
         if not self.by:
             return ""
         user, command = self.by.get("user", self.by.get("uid", "?")), self.by.get("command") or "pid"

@@ -30,7 +30,7 @@ class Usage:
         self._spent = 0.0
 
     def look(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Measure again, unless the last measurement is recent; `memory` is expensive."""
+        """Update the measurement unless it is recent. `memory` is expensive to measure."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
             # At first, the average since the start of the process, as in ps(1).

@@ -1,4 +1,4 @@
-"""Hot reload: a pool of this process is brought to another list of servers, and only what differs restarts."""
+"""Hot reload: applies another list of servers to a pool of this process, and restarts only the servers that differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .start_stop import order_stop, start
 
 
 class HotReload:
-    """One reload. New servers are started if the pool `runs`.
+    """One reload of a pool. New servers are started if the pool `runs`.
 
     A server whose new configuration is invalid stays as it is; no server is removed while a problem names no server.
     """
@@ -92,7 +92,7 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := living(each)) for future in handle.stops}
 
     def _possible(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """The servers that fit with each other and with the unchanged ones; and the unchanged servers."""
+        """The new configurations that fit together and with the unchanged servers; and the unchanged servers."""
         while True:
             names = {server.name for server in written}
             invalid = {problem.name for problem in self._errors}
@@ -139,7 +139,7 @@ class HotReload:
 
 
 def _in_force(server: Server) -> ServerConfig:
-    """The configuration with which it runs; its own while it does not."""
+    """The configuration with which the server runs; its own if it does not run."""
     handle = living(server)
     if handle is None or handle.entry is None:
         return server.config

@@ -34,7 +34,7 @@ Future = concurrent.futures.Future[None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How a server is at one moment, for any thread to read."""
+    """The observed state of a server at one moment. Any thread may read it."""
 
     state: State = State.STOPPED
     ready: bool = False
@@ -48,7 +48,7 @@ class Snapshot:
 
 
 class Startable(Protocol):
-    """A server as its handle needs it."""
+    """The part of a server that its handle uses."""
 
     _shared: Shared
     _handle: Handle | None
@@ -128,7 +128,7 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to stop."""
+        """Whether the server has something to stop."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
@@ -140,25 +140,25 @@ class Handle:
 
     @property
     def complaint(self) -> str:
-        """The problem found by its probes."""
+        """The problem found by the server's probes; "" if there is none."""
         host, entry = self.host, self.entry
         return host.core.health.complaint(entry) if host is not None and entry is not None else ""
 
     @property
     def latency_seconds(self) -> float | None:
-        """How long the last answer to a probe took."""
+        """The latency of the last answer to a probe, or None."""
         host, entry = self.host, self.entry
         return host.core.health.latency_seconds(entry) if host is not None and entry is not None else None
 
     def availability_now(self) -> Availability:
-        """How long it has been up and down until now."""
+        """The times that the server has been up and down until now."""
         with LOCK:
             found = replace(self.availability)
             found.settle(self._clock.monotonic())
         return found
 
     def observe(self, observed: Snapshot) -> None:
-        """Note how it is now."""
+        """Record the server's current state."""
         with LOCK:
             self.observed = observed
             state, health, known = observed.state.value, observed.health.value, self.availability
@@ -166,7 +166,7 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Let it count as failed, unless it runs; with None it is only stopped."""
+        """Record that a start has failed, unless the server runs; None means that it is only stopped."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -206,13 +206,13 @@ class Host:
             self.core.idle(entry, placement.id, idle)
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """Nothing: a Python pool has no events to record it in."""
+        """Do nothing: a Python pool records no events."""
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Not recorded either, for the same reason."""
+        """Do nothing: a Python pool records no events."""
 
     def reserve(self, handle: Handle) -> str:
-        """The name of the server in the core: its own, unless another server of that name runs on this runner."""
+        """Choose the server's name in the core: its own, unless another server of that name runs there."""
         if handle.entry is not None:
             return handle.entry.name
         if not self._handles:
@@ -228,17 +228,17 @@ class Host:
         return name
 
     def in_users_names(self, text: str) -> str:
-        """The text with the servers' own names in place of the core's names."""
+        """The text with the core's server names replaced by the user's names."""
         for name, handle in self._handles.items():
             if name != handle.name:
                 text = text.replace(name, handle.name)
         return text
 
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool = False) -> bool:
-        """Give the server an entry with this configuration, or its entry the configuration; whether that is another.
+        """Create the server's entry with this configuration, or update its entry.
 
-        A server that runs gets it if its own has changed since, or for a restart: a handler may give a new application
-        each time. With `live` its workers continue under it.
+        Returns whether the entry has changed. A running server gets the configuration if its own has changed since, or
+        for a restart: a handler may give a new application each time. With `live` its workers continue under it.
         """
         source = handle.config
         if handle.entry is None:
@@ -259,7 +259,7 @@ class Host:
     async def wait_until(
         self, handles: Iterable[Handle], test: Callable[[Entry], bool], timeout_seconds: float | None
     ) -> None:
-        """Return when the test is true of each handle's entry, or the time is over."""
+        """Wait until the test is true for each handle's entry, or the timeout has passed."""
         entries = [handle.entry for handle in handles if handle.entry is not None]
         await until(self.core, entries, test, timeout_seconds, lambda entry: None)
 
@@ -269,7 +269,7 @@ class Host:
             self.core.stop(handle.entry)
 
     async def _stop_all(self) -> None:
-        """The process is about to end."""
+        """Stop all servers, because the process is about to end."""
         handles = list(self._handles.values())
         for handle in handles:
             if handle.entry is not None:
@@ -282,7 +282,7 @@ class Host:
             self.look(handle)
 
     def relate(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
-        """Let the server depend on these, by their names in the core."""
+        """Make the server depend on these servers, given by their names in the core."""
         assert handle.entry is not None
         before = self._source(handle, handle.entry.config)
         self.core.relate(handle.entry, dependencies)
@@ -290,7 +290,10 @@ class Host:
             handle.furnished.append((handle.entry.config, before))
 
     def look(self, handle: Handle) -> None:
-        """Note how the server is now; drop its entry if it is at rest, and no order or other server asks for it."""
+        """Record the server's current state.
+
+        Drops its entry if the server is at rest and neither an order nor another server needs it.
+        """
         ahead = [handle]
         while ahead:
             handle = ahead.pop()
@@ -343,7 +346,7 @@ class Host:
         )
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The server's own configuration, from which the core's configuration was made."""
+        """The user's configuration from which the core's configuration was made, or None."""
         return next((source for made, source in handle.furnished if made is config), None)
 
 
@@ -401,7 +404,10 @@ def handle_of(server: Startable) -> Handle:
 
 
 def living(server: Startable) -> Handle | None:
-    """The server's handle; None before its first start, and in a forked child, where nothing of it is left."""
+    """The server's handle, or None.
+
+    There is none before the first start, and in a forked child, where nothing of the server is left.
+    """
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 

@@ -1,4 +1,4 @@
-"""The thread with the event loop on which the cores of this process run: there while a server runs, gone otherwise.
+"""Runs the event loop for the cores of this process in a thread, which exists only while a server runs.
 
 Every lifecycle method does its work here, so that it may be called from any thread and any loop. The thread is a
 daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
@@ -35,7 +35,7 @@ _of_parents: list[Engine] = []
 
 
 class Engine:
-    """The thread and its loop. Ends by itself when no task and no order is left, and nothing holds it."""
+    """A thread with an event loop. It ends when no task or order is left and no `hold` is in force."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
@@ -64,7 +64,7 @@ class Engine:
         close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """The future result of `work`, run on the loop; cancelling the future cancels the work. Called under LOCK."""
+        """Run `work` on the loop and return its future. Cancelling the future cancels the work. Call it under LOCK."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._orders += 1
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
@@ -87,7 +87,7 @@ class Engine:
         future.add_done_callback(given_up)
 
     def spawn(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
-        """A task of this loop that keeps the engine alive; called on the loop."""
+        """Start a task on this loop; the engine stays alive until it ends. Call it on the loop."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -98,12 +98,12 @@ class Engine:
         self._end_if_idle()
 
     def hold(self) -> None:
-        """Stay alive until the matching `release`: for servers that run, and for runners that are tied to the loop."""
+        """Keep the engine alive until the matching `release`, for running servers and their runners."""
         with LOCK:
             self._holds += 1
 
     def release(self) -> None:
-        """The other half of `hold`; called from any thread."""
+        """Undo one `hold`. May be called from any thread."""
         with LOCK:
             self._holds -= 1
         with contextlib.suppress(RuntimeError):
@@ -155,7 +155,7 @@ def engine() -> Engine:
 
 
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-    """The future result of `work`, run on the engine."""
+    """Run `work` on the engine and return its future."""
     with LOCK:
         return engine().order(work)
 
@@ -197,7 +197,7 @@ def is_own_thread() -> bool:
 
 
 def refuse_own_thread() -> None:
-    """Raise RuntimeError where blocking would stop the servers themselves, which it waits for."""
+    """Raise RuntimeError on the engine's thread, where waiting for the servers would stop them."""
     if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"

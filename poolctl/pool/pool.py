@@ -195,7 +195,7 @@ class Pool(Members, StartAndStop):
         await loop_thread.run(reload.run())
 
     def apply_sync(self, configs: Servers) -> None:
-        """`apply`, blocking."""
+        """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
         loop_thread.run_sync(self._hot_reload(self._to_apply(configs)).run())
 
@@ -251,7 +251,7 @@ class Pool(Members, StartAndStop):
         return max((server.uptime for server in self.values()), default=timedelta())
 
     def monitor_names(self) -> builtins.list[str]:
-        """The names that the snapshots of `monitor` have, in their order."""
+        """The names of the servers in the order of the snapshots from `monitor`."""
         return [server.name for server in self.values()]
 
     def stacks(self) -> builtins.list[WorkerStacks]:
@@ -304,7 +304,7 @@ class Pool(Members, StartAndStop):
 
 
 def _health_of(server: Server) -> RouteHealth:
-    """The health of a server; unknown for one that is not to run."""
+    """The health of a server; unknown if the server should not run."""
     state, handle = server.state, living(server)
     if handle is None or state in (State.STOPPED, State.DISABLED):
         return RouteHealth(detail=server.message)
@@ -354,7 +354,7 @@ def _live(handle: Handle) -> ServerSnapshot:
 
 
 def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
-    """The figures of a server that the core does not know, because it is at rest."""
+    """The figures of a server that is at rest and therefore unknown to the core."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
@@ -364,7 +364,7 @@ def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
 
 
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
-    """One for each worker of the servers that run. Blocks for some seconds at most."""
+    """The stacks of each worker of the running servers. Blocks for a few seconds at most."""
     found: list[WorkerStacks] = []
     asked: list[tuple[Stacks, ServerConfig, Placement]] = []
     for server in servers:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PoolConfig(Configuration):
-    """The valid servers in their order; `.problems` are the problems of the others. Making one never raises."""
+    """The valid servers in their order; `.problems` are the problems of the others. The constructor never raises."""
 
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class PoolConfig(Configuration):
         return made
 
     def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
-        """The servers without a problem between them; the others are excluded, each with its problem."""
+        """The servers that do not conflict with each other. The others are recorded as problems."""
         out: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
             out.add(index)
@@ -79,7 +79,7 @@ class PoolConfig(Configuration):
         return [server for index, server in enumerate(servers) if index not in out]
 
     def set_handler(self, handler: Handler | None) -> None:
-        """Serve the servers that have no app of their own by what `handler` returns: `{handler_key: ASGI app}`."""
+        """Let `handler` provide the applications of servers without one, as `{handler_key: ASGI app}`."""
         if handler is not None and not callable(handler):
             raise PoolParamError(
                 f"{shown(handler)} is no handler", hint="give it a function: () -> {key: app}"
@@ -95,13 +95,13 @@ class PoolConfig(Configuration):
         self._tls = tls
 
     def set_context(self, context: PoolContext | None) -> None:
-        """Let the pool's servers run under this PoolContext; cancelling it ends them."""
+        """Use this PoolContext for the pool's servers; cancelling it stops them."""
         if context is not None and not isinstance(context, PoolContext):
             raise PoolParamError(f"{shown(context)} is no PoolContext", hint="write PoolContext(values={…})")
         self._context = context
 
     def walk(self, fn: Callable[[ServerConfig], bool | None]) -> bool:
-        """Call `fn` with every server in order until it returns False; whether all were visited."""
+        """Call `fn` with each server in order until it returns False. Returns whether all were visited."""
         return all(fn(server) is not False for server in list(self._servers))
 
     def validate(self, *, import_apps: bool = True) -> None:
@@ -123,7 +123,7 @@ class PoolConfig(Configuration):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> Pool:
-        """A pool of the valid servers, which are not started.
+        """Create a pool of the valid servers, without starting them.
 
         Raises PoolAddError with every problem; its `.pool` holds the valid servers.
         """

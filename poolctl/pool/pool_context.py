@@ -52,7 +52,7 @@ class PoolContext:
             end()
 
     def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Have `end` called when the context is cancelled; at once if it is already."""
+        """Call `end` when the context is cancelled, or at once if it already is."""
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # it does not survive a fork
@@ -62,7 +62,7 @@ class PoolContext:
             self.cancel()
 
     def detach(self, key: object) -> None:
-        """Forget what `attach` got under `key`."""
+        """Remove the callback that `attach` registered under `key`."""
         with LOCK:
             self._endings.pop(key, None)
 
@@ -82,7 +82,7 @@ _RUNS_ELSEWHERE = (
 
 
 class Shared:
-    """One pool's, and the same for all of its servers."""
+    """The settings that all servers of one pool share."""
 
     __slots__ = ("clock", "context", "handler", "runner", "tls")
 
@@ -99,7 +99,7 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
-        """The configuration to start with: the shared handler and the default TLS are put in.
+        """The configuration to start with, completed by the shared handler and default TLS.
 
         Raises ServerError for a server that must not be started.
         """

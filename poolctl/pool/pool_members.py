@@ -1,4 +1,4 @@
-"""The keyed side of a pool: servers come, go, and are looked up and walked over by their address."""
+"""The mapping side of a pool: adding, removing, looking up and visiting servers by address."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ class Members(Mapping[str, Server]):
         return self._snapshot().items()
 
     def load(self, bind: str) -> Server | None:
-        """The server of that address, in constant time; None if there is no such server or the address is invalid."""
+        """The server with that address, in constant time; None if there is none or the address is invalid."""
         try:
             return self._servers.get(bind) or self._servers.get(_key(bind))
         except TypeError:  # not even hashable
             return None
 
     def has(self, bind: str) -> bool:
-        """Whether there is a server of that address."""
+        """Whether there is a server with that address."""
         return self.load(bind) is not None
 
     # Coming and going.
 
     def store(self, server: Server) -> None:
-        """Put the server in; a server of the same address is replaced, and ordered to stop if it runs.
+        """Add the server. A server with the same address is replaced, and ordered to stop if it runs.
 
         Raises PoolAddError when the address overlaps with another address, PoolParamError for a value that is not a
         Server.
@@ -108,7 +108,7 @@ class Members(Mapping[str, Server]):
                     self._see_off([old])
 
     def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
-        """The server made from `config` and put in, as `store` does.
+        """Create a server from `config` and add it as `store` does.
 
         Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
         """
@@ -122,11 +122,14 @@ class Members(Mapping[str, Server]):
         return server
 
     def delete(self, bind: str) -> None:
-        """Take the server of that address out, if there is one; ordered to stop if it runs, and `join` awaits it."""
+        """Remove the server with that address, if there is one. A running server is ordered to stop;
+
+        `join` waits for it.
+        """
         self.load_and_delete(bind)
 
     def load_and_delete(self, bind: str) -> Server | None:
-        """The server of that address, taken out as `delete` does; only one of several callers gets it."""
+        """Remove and return the server with that address; only one of several callers gets it."""
         with LOCK:
             server = self.load(bind)
             if server is not None:
@@ -139,7 +142,7 @@ class Members(Mapping[str, Server]):
             return server
 
     def clean(self) -> None:
-        """Take every server out, as `delete` does."""
+        """Remove all servers, as `delete` does."""
         with LOCK:
             self._changes += 1
             servers = list(self._servers.values())
@@ -149,7 +152,7 @@ class Members(Mapping[str, Server]):
                 self._see_off(servers)
 
     def _arrange(self, servers: Sequence[Server]) -> list[Server]:
-        """Hold these servers, in this order; returns the servers that were held before and are not among them.
+        """Replace the servers by these, in this order, and return those that are no longer included.
 
         Their addresses must not overlap. Called under LOCK.
         """
@@ -164,13 +167,16 @@ class Members(Mapping[str, Server]):
         return gone
 
     def _see_off(self, servers: Iterable[Server]) -> None:
-        """Order the running servers to stop. Called under LOCK."""
+        """Order removed servers that run to stop. Called under LOCK."""
         busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
         order_stop(busy)
         self._departed.update(busy)
 
     async def join(self) -> None:
-        """Return when all servers ordered to stop have stopped. Raises PoolStopError for servers that still run."""
+        """Wait until all servers that were ordered to stop have stopped.
+
+        Raises PoolStopError for servers that still run.
+        """
         while futures := self._endings():
             done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
             for each in done:
@@ -178,7 +184,7 @@ class Members(Mapping[str, Server]):
             self._raise_failed(futures)
 
     def join_sync(self) -> None:
-        """`join`, blocking."""
+        """Like `join`, but blocks."""
         loop_thread.refuse_own_thread()
         while futures := self._endings():
             concurrent.futures.wait(futures)
@@ -205,14 +211,14 @@ class Members(Mapping[str, Server]):
     # Looking.
 
     def walk(self, fn: Visit) -> bool:
-        """Call ``fn(bind, server)`` for each, until it returns False; whether all were visited.
+        """Call ``fn(bind, server)`` for each server until it returns False. Returns whether all were visited.
 
         Over a snapshot: `fn` may change the pool.
         """
         return all(fn(bind, server) is not False for bind, server in self._snapshot().items())
 
     def walk_limit(self, fn: Visit, *binds: str) -> bool:
-        """Like `walk`, for the servers of these addresses only, in that order; unknown ones are skipped.
+        """Like `walk`, but only for the servers with these addresses, in that order. Unknown addresses are skipped.
 
         No address means all.
         """
@@ -231,7 +237,7 @@ class Members(Mapping[str, Server]):
             return self._servers.copy()
 
     def _look(self, look: Callable[[dict[str, Server]], T]) -> T:
-        """The result of `look` for the servers at one moment; it must not keep the dictionary.
+        """The result of calling `look` with a consistent dictionary of the servers, which it must not keep.
 
         Copying 100,000 servers first would cost a fifth of a filter, so it is done only if the pool was changed
         meanwhile; and never is the lock held while a regular expression runs.

@@ -42,7 +42,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
-        """The servers that are meant, and their pool if it is the pool that is started."""
+        """The servers to act on, and the pool if a whole pool is started."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -60,7 +60,10 @@ class StartAndStop:
         await loop_thread.run(self._start(timeout))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
-        """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
+        """Return when all servers have ended; each is killed after its `stop_timeout`, or `timeout`.
+
+        Raises PoolStopError.
+        """
         await loop_thread.run(self._stop(timeout))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
@@ -71,22 +74,23 @@ class StartAndStop:
         await loop_thread.run(self._start(timeout, PoolRestartError))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
-        """`start`, blocking."""
+        """Like `start`, but blocks."""
         loop_thread.run_sync(self._start(timeout))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
-        """`stop`, blocking."""
+        """Like `stop`, but blocks."""
         loop_thread.run_sync(self._stop(timeout))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
-        """`restart`, blocking."""
+        """Like `restart`, but blocks."""
         loop_thread.run_sync(self._start(timeout, PoolRestartError))
 
 
 class Server(StartAndStop):
-    """One server. Lives in this process unless its pool has another runner; any method from any thread.
+    """One server of a pool. Any thread may call any method.
 
-    It may also be started alone; a missing handler or default TLS comes from the pool that stores it.
+    It runs in this process unless its pool has another runner. It may also be started alone; a missing handler or
+    default TLS comes from the pool that stores it.
     """
 
     # 100,000 of them are a use case: only started servers have a handle. Name and expose are copied from the
@@ -118,7 +122,7 @@ class Server(StartAndStop):
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """The address on which the server listens."""
         return self._config.address
 
     @property
@@ -153,13 +157,13 @@ class Server(StartAndStop):
 
     @property
     def ready(self) -> bool:
-        """Whether it has answered, takes requests and is not ko; a job is ready when it has ended with 0."""
+        """Whether the server answers, takes requests and is not ko. A job is ready when it has ended with 0."""
         handle = living(self)
         return handle is not None and handle.observed.ready
 
     @property
     def message(self) -> str:
-        """Why it failed or ended; empty when there is nothing to say."""
+        """The reason why the server failed or ended; "" if there is none."""
         handle = living(self)
         return handle.observed.message if handle is not None else ""
 
@@ -177,7 +181,7 @@ class Server(StartAndStop):
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs; not before it has answered."""
+        """Whether the server runs. False until it has answered for the first time."""
         return self.state is State.RUNNING
 
     @property
@@ -189,7 +193,7 @@ class Server(StartAndStop):
 
     @property
     def stale(self) -> bool:
-        """Whether it runs with an older configuration than its own: the next start or restart replaces it."""
+        """Whether the server runs with an older configuration than `config`, until its next start or restart."""
         handle = living(self)
         if handle is None or handle.observed.state is not State.RUNNING:
             return False

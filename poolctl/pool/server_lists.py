@@ -1,4 +1,4 @@
-"""Lists of servers as programs give them to a pool: the valid servers, ready to be stored, and the problems."""
+"""Converts lists of servers that programs give to a pool into valid configurations and problems."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerErr
 
 
 def configuration_of(servers: Servers, tls: TLSConfig | None) -> Configuration:
-    """The list as a configuration, with this default TLS, unless it is one already. Raises PoolParamError."""
+    """The list as a Configuration with this default TLS; a Configuration is returned unchanged.
+
+    Raises PoolParamError.
+    """
     if isinstance(servers, Configuration):
         return servers
     try:

@@ -1,4 +1,4 @@
-"""Monitor: how one server is, frozen at one moment."""
+"""Monitor: the state of one server at one moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIMES = ("uptime", "downtime", "rise", "fall")
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """One server at one moment.
+    """The state of one server at one moment.
 
     `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency`: how long
     the last answer or connection took; None without an answer. `uptime` and `downtime` add up since the first start,
@@ -48,7 +48,7 @@ class Monitor:
 
     @classmethod
     def from_dict(cls, name: str, bind: str, document: Mapping[str, Any]) -> Monitor:
-        """The snapshot that a supervisor sent."""
+        """The snapshot in a document that a supervisor sent."""
         seconds = {key: timedelta(seconds=document[f"{key}_seconds"]) for key in _TIMES}
         latency = document["latency_seconds"]
         return cls(
@@ -113,7 +113,10 @@ def _status(
 
 
 def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
-    """The latency of a connection to the first endpoint, or why there is none. Raises OSError without a socket."""
+    """The latency of a connection to the first endpoint, or the reason why it failed.
+
+    Raises OSError without a socket.
+    """
     if not endpoints:
         return None, ""
     address = parse(endpoints[0]).nearby

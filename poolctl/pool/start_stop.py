@@ -33,7 +33,7 @@ _KILL_SECONDS = 5.0
 
 
 class Membership(Protocol):
-    """A pool that starts its servers: it skips disabled servers, and servers that have left it meanwhile."""
+    """The pool whose servers are started. Disabled servers, and servers that have left it, are skipped."""
 
     def _holds(self, server: Startable) -> bool: ...
 
@@ -56,16 +56,17 @@ async def start(
     live: Container[Startable] = (),
     beside: Sequence[Handle] = (),
 ) -> None:
-    """Return when all answer, dependencies first; as PoolRestartError when all have been replaced. Raises the kind.
+    """Start the servers, dependencies first; return when all answer. Raises `kind` with every failure.
 
-    A single server without a `pool` is started without its dependencies. The workers of `live` servers apply their
-    configuration instead of being replaced. The servers in `beside` may be dependencies, and continue unchanged.
+    With PoolRestartError as `kind`, returns when all have been replaced. A single server without a `pool` is started
+    without its dependencies. The workers of `live` servers apply their configuration instead of being replaced. The
+    servers in `beside` may be dependencies, and continue unchanged.
     """
     await _StartOrder(kind, limit, pool, live, beside).run(servers)
 
 
 async def stop(servers: Sequence[Startable], limit: float | None) -> None:
-    """Return when all have ended, each before its dependencies. Raises PoolStopError."""
+    """Stop the servers, each before its dependencies; return when all have ended. Raises PoolStopError."""
     future = order_stop([handle for server in servers if (handle := living(server)) is not None], limit)
     if future is not None:
         # A caller that gives up waiting leaves no server half stopped.
@@ -75,7 +76,7 @@ async def stop(servers: Sequence[Startable], limit: float | None) -> None:
 def order_stop(
     handles: Sequence[Handle], limit: float | None = None
 ) -> concurrent.futures.Future[None] | None:
-    """The future of a stop that has been ordered, from any thread; None without handles. Never blocks."""
+    """Order a stop from any thread without blocking. Returns its future; None without handles."""
     if not handles:
         return None
     with LOCK:
@@ -94,7 +95,7 @@ def order_stop(
 
 
 def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
-    """Have the core stop them; the goals that show when they have ended."""
+    """Have the core stop the servers. Returns goals that show when they have ended."""
     hosts: dict[Host, dict[Handle, str]] = {}
     for handle in handles:
         handle.refuse(None)
@@ -131,7 +132,7 @@ async def _stop(
 
 @dataclass(slots=True)
 class _Ordered:
-    """A server that is to arrive."""
+    """A server whose start or restart has been ordered."""
 
     server: Startable
     handle: Handle
@@ -167,7 +168,7 @@ class _StartOrder:
         self._handles: list[Handle] = []
 
     async def run(self, servers: Sequence[Startable]) -> None:
-        """Raises the kind of error with every failure."""
+        """Start the servers. Raises an error of the requested kind with every failure."""
         self._needed = {dependency.name for server in servers for dependency in server.config.depends_on}
         try:
             ordered = self._prepared(servers)
@@ -199,7 +200,7 @@ class _StartOrder:
     # Asking the core.
 
     def _prepared(self, servers: Sequence[Startable]) -> list[_Ordered]:
-        """The servers as they are requested, and the dependencies of others that cannot be requested."""
+        """The requested servers, and the dependencies that other servers need but that were not requested."""
         found: list[_Ordered] = []
         for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
@@ -263,7 +264,7 @@ class _StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The configuration for the core, with the core's names and only the dependencies that are started together."""
+        """The configuration for the core, with the core's names and only the dependencies that start together."""
         dependencies = needed[each.handle]
         if self._pool is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
@@ -362,7 +363,7 @@ class _StartOrder:
 
 
 def _as_users(handle: Handle, problem: ServerError) -> ServerError:
-    """The problem in the names of the user's servers; commands are of no use to a program."""
+    """The problem with the user's server names, and without hints to use commands."""
     message = problem.message
     if handle.host is not None:
         message = handle.host.in_users_names(message)

@@ -47,12 +47,12 @@ class Hysteresis:
 
     @property
     def falling(self) -> bool:
-        """The last result was a failure, and the status is not ko yet."""
+        """Whether the last result was a failure, and the status is not ko yet."""
         return self._succeeded is False and self.status is not Status.KO
 
     @property
     def rising(self) -> bool:
-        """The last result was a success, and the status is not ok yet."""
+        """Whether the last result was a success, and the status is not ok yet."""
         return self._succeeded is True and self.status is not Status.OK
 
     @property

@@ -38,7 +38,7 @@ class ProbeReply(Protocol):
         ...
 
     def end(self) -> bool:
-        """The connection has ended; returns whether the reply is complete."""
+        """Handle the end of the connection. Returns whether the reply is complete."""
         ...
 
 
@@ -57,7 +57,10 @@ class ProbeRequest(Protocol):
 
 
 class ProbeConnection(asyncio.Protocol):
-    """`replies` counts received replies; once `closed` it cannot be reused. Belongs to the running loop."""
+    """A connection for one probe at a time.
+
+    `replies` counts received replies; once `closed` it cannot be reused. Belongs to the running loop.
+    """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         self._sock = sock

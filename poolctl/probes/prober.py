@@ -162,7 +162,7 @@ class RequestProber:
 
 
 class AcceptProber:
-    """Probes by a connection that the program has to accept; it is then closed at once.
+    """Probes by a connection that the program must accept and that is then closed at once.
 
     A connection not accepted in time is reused for the next probe: a program that accepts nothing is not flooded.
     """
@@ -213,7 +213,7 @@ class AcceptProber:
 
 
 class ProgramProber:
-    """Runs the program as the server's user, in its directory and environment; kills its process group if late."""
+    """Probes by running a program as the server's user. Its process group is killed if it takes too long."""
 
     def __init__(self, argv: tuple[str, ...], server: ServerConfig, values: dict[str, str]) -> None:
         self._argv = argv
@@ -378,7 +378,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """One byte, which a worker sends back without involving the application. It is both request and reply."""
+    """Sends one byte, which the worker returns without involving the application. Both request and reply."""
 
     payload = b"?"
     status = 0
@@ -394,7 +394,7 @@ class EchoExchange:
         on_result("")
 
     def feed(self, data: bytes) -> bool:
-        """See ProbeReply. It is complete with its first byte."""
+        """See ProbeReply. The first byte completes the reply."""
         return True
 
     def end(self) -> bool:
@@ -412,7 +412,7 @@ def statuses(text: str) -> frozenset[int]:
 
 
 def speaks_tls(server: ServerConfig) -> bool:
-    """Whether the server uses TLS; for a program only its `expose` tells."""
+    """Whether the server uses TLS. For a program only its `expose` shows this."""
     if server.command:
         return server.expose.startswith("https:")
     return bool(server.tls)

@@ -17,7 +17,7 @@ class Scheduled(Protocol):
     due: float | None
 
     def run(self, now: float) -> None:
-        """The item is due; `now` is the time on the same clock."""
+        """Handle the item, which is due; `now` is the time on the schedule's clock."""
         ...
 
 

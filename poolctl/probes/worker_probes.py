@@ -23,7 +23,10 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 class WorkerProbe:
-    """`owner` is notified of every result; `message` is the problem in the last result, or ""."""
+    """One probe of a worker, repeated at intervals.
+
+    `owner` is notified of every result; `message` is the problem in the last result, or "".
+    """
 
     __slots__ = (
         "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
@@ -109,7 +112,7 @@ class WorkerProbe:
         self._prober.close()
 
     def run(self, now: float) -> None:
-        """It is due: send the probe, or abandon the one in progress."""
+        """Send the probe, which is due, or abandon the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
@@ -143,10 +146,10 @@ _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
 class ProbeListener(Protocol):
-    """Is notified of the results of a worker's probes."""
+    """Receives the results of a worker's probes."""
 
     def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
-        """The probe, one of these, has a new result."""
+        """Handle a new result of `probe`, which is one of `probes`."""
         ...
 
 
@@ -183,7 +186,7 @@ class WorkerProbes:
 
     @property
     def message(self) -> str:
-        """The problems, "" for none."""
+        """The problems that the probes have found; "" if there are none."""
         admitting = [self._admitting] if self._admitting is not None else []
         found = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
         return "; ".join(dict.fromkeys(found))
@@ -194,7 +197,7 @@ class WorkerProbes:
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:
-        """The probe of that kind, if there is one."""
+        """The probe of that kind, or None."""
         return next((probe for probe in self.probes if probe.kind == kind), None)
 
     async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
@@ -238,7 +241,7 @@ class WorkerProbes:
             probe.stop()
 
     def on_result(self, probe: WorkerProbe) -> None:
-        """The probe, one of these, has a new result."""
+        """Handle a new result of one of these probes."""
         self._listener.probed(self, probe)
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:

@@ -23,11 +23,11 @@ _compiled = functools.lru_cache(maxsize=1024)(compiled)
 
 
 class _TooSlow(BaseException):
-    """The time is over."""
+    """The time limit for matching has passed."""
 
 
 def main() -> None:
-    """Answer until the other end is closed."""
+    """Answer questions until the other end is closed."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:
-    """The positions of the texts in which an expression is found, or else the problem and the fix."""
+    """The positions of the texts in which an expression is found, or the problem and its fix."""
     try:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 2 * LIMIT_SECONDS)

@@ -1,4 +1,4 @@
-"""Which servers a filter means: equal ignoring case, or a regular expression found in the field."""
+"""Selects servers by one field: equal ignoring case, or containing a match of a regular expression."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Named(Protocol):
 
 
 class Row:
-    """A server that is known by name and exposed address only: one of another process."""
+    """A server of which only the name and the exposed address are known, because it is in another process."""
 
     __slots__ = ("_expose", "_name")
 
@@ -79,7 +79,7 @@ def checked(field: Field | str) -> Field:
 
 
 def values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
-    """That field of each member, in order."""
+    """The values of the field, one for each member in order."""
     if field is Field.BIND:
         return members
     return map(_NAME if field is Field.NAME else _EXPOSE, members.values())

@@ -38,7 +38,10 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 
 
 class Matcher:
-    """Belongs to the running loop. Questions are answered in order; the first question starts the process."""
+    """Asks the matching process. Questions are answered in order; the first one starts the process.
+
+    Belongs to the running loop.
+    """
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
         self._stuck_seconds = stuck_seconds

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, TypeVar
 
     class Selectable(Protocol):
-        """The values that servers are selected by."""
+        """An object with the values by which servers are selected."""
 
         @property
         def name(self) -> str: ...
@@ -52,7 +52,10 @@ class SelectorError(ValueError):
 
 
 class Selector:
-    """Which servers are meant. Lists widen (or), different lists narrow (and), ``invert`` turns it round."""
+    """A selection of servers.
+
+    Values in a list widen it (or), different lists narrow it (and), ``invert`` negates it.
+    """
 
     __slots__ = (
         "allow_empty", "bind", "expose", "health", "invert", "matched", "name", "state", "tag", "targets",
@@ -91,7 +94,7 @@ class Selector:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
-        """From the JSON form. Raises SelectorError for unknown keys and wrong types: any client may send it.
+        """The selector for a JSON form. Raises SelectorError for unknown keys and wrong types.
 
         Its expressions are neither compiled nor matched here: until `matched` is filled, they match nothing.
         """
@@ -110,7 +113,7 @@ class Selector:
 
     @property
     def selects_all(self) -> bool:
-        """Whether nothing narrows it: no selector means all."""
+        """Whether the selector is empty, so that it selects all servers."""
         return not self.invert and not any(getattr(self, key) for key in _LISTS)
 
     def __eq__(self, other: object) -> bool:
@@ -247,7 +250,7 @@ def _list_of_words(key: str, value: object) -> list[str]:
 
 
 def _said(selector: Selector) -> str:
-    """The options as they were written."""
+    """The selector's options as they were written."""
     words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
 
@@ -304,7 +307,7 @@ def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selecta
 
 
 def close(word: str, words: Iterable[str]) -> list[str]:
-    """The words that look like it, ignoring case."""
+    """The words that resemble the given word, ignoring case."""
     import difflib
 
     by_fold = {each.casefold(): each for each in words}

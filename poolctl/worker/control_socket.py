@@ -33,22 +33,22 @@ _KEYS = (
 
 
 class Controlled(Protocol):
-    """The worker that follows the orders."""
+    """A worker that follows the orders of its control socket."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Follow an order; its descriptors are closed afterwards."""
 
     def stop(self) -> None:
-        """Stop: keeper and supervisor of an embedded pool have exited."""
+        """Stop, because the keeper and the supervisor of an embedded pool have exited."""
 
     def greeting(self) -> tuple[wire.Message, list[int]]:
-        """Its state for a supervisor that may adopt it, and the descriptors that it holds."""
+        """The worker's state and descriptors, for a supervisor that may adopt it."""
 
 
 class ControlSocket:
-    """Receives the worker's orders and sends its events.
+    """Receives orders for the worker and sends its events.
 
-    When keeper and supervisor have both exited the worker waits to be adopted. A socket may have been bound for that
+    When keeper and supervisor have both exited, the worker waits to be adopted. A socket may have been bound for that
     before the worker started, as `bound_fd`; without it the worker's user can enter the directory itself.
     """
 
@@ -67,7 +67,7 @@ class ControlSocket:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Accept orders from now on; heartbeats are answered on the page."""
+        """Begin to accept orders. Heartbeats are answered on the page `tally`."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
         # Orders that have already arrived hold for the first connection. Polled without raising an error: a newly
@@ -82,17 +82,17 @@ class ControlSocket:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def send(self, message: wire.Message) -> None:
-        """Send it if there is room: a supervisor that does not read must not delay a request."""
+        """Send an event if there is room; a supervisor that does not read must not delay a request."""
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
     def send_raw(self, message: bytes) -> None:
-        """Send an encoded message: a fork pays for every page that it touches, and JSON's are 75 KB."""
+        """Send an encoded message, which a new fork can do without touching the memory of the JSON encoder."""
         with contextlib.suppress(OSError):
             self._sock.send(message)
 
     def adopted(self, fd: int, bound: int | None) -> None:
-        """Accept orders from this socket instead; with `bound` listen there if both exit again."""
+        """Accept orders from this socket instead. With `bound`, listen there if both processes exit again."""
         self._orphan = None
         self._bound = None if bound is None else socket.socket(fileno=bound)
         self._sock.close()
@@ -118,7 +118,7 @@ class ControlSocket:
         self._read_order()
 
     def _read_order(self) -> bool:
-        """Read and follow the next order; False if no order was waiting."""
+        """Read and follow the next order; False if there is none."""
         if answer(self._sock, self._tally):
             return True
         try:
@@ -147,13 +147,13 @@ class ControlSocket:
 
 
 def begin(tally: memoryview | None) -> None:
-    """Show on the page that this worker answers heartbeats."""
+    """Mark the page to show that this worker answers heartbeats."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
 
 def answer(control: socket.socket, tally: memoryview | None) -> bool:
-    """Read and answer the next message on the control socket if it is a heartbeat; whether it was one."""
+    """If the next message on the control socket is a heartbeat, read and answer it; False for any other message."""
     try:
         if control.recv(len(BEAT) + 1, socket.MSG_PEEK) != BEAT:
             return False
@@ -251,7 +251,7 @@ class OrphanedWorker:
 
 
 def output_is_closed() -> bool:
-    """Whether the reader of the output has gone, so that writing to it would fail."""
+    """Whether the reader of the output is gone, so that writing to it would fail."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0)) or (
@@ -260,7 +260,7 @@ def output_is_closed() -> bool:
 
 
 def _permitted_uids(spec: Spec) -> set[int]:
-    """The users who may connect: root, and the user who started the pool, but no other user of the pool's servers."""
+    """The users who may connect: root and the user who started the pool."""
     return {0} if spec["user"] is not None else {0, os.geteuid()}
 
 

@@ -1,4 +1,4 @@
-"""Debugging a server: the process that was started in the terminal serves it, on its main thread, without a fork.
+"""Serves a server in the terminal for debugging, on the main thread of the process, without a fork.
 
 So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that starts
 with the interpreter sees only the application. This worker has no supervisor: it is not restarted, and hands no

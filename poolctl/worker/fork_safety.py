@@ -44,13 +44,13 @@ class ProcessSnapshot(NamedTuple):
 
     @classmethod
     def of_this_process(cls) -> ProcessSnapshot:
-        """The current ones."""
+        """The current threads, children and descriptors of this process."""
         threads = frozenset(map(int, os.listdir("/proc/self/task")))
         kept = frozenset(each for each in threads if thread_name(each) not in _SPARED)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """Everything added since, as the end of a sentence that begins with "its import"; "" for nothing.
+        """What was added since, as the end of a sentence that begins with "its import"; "" if nothing.
 
         `origins` knows which modules have started threads. This may fork once to find out.
         """
@@ -64,7 +64,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """The setting that may prevent the current threads; empty when unknown."""
+        """The setting that may prevent the current threads; "" if unknown."""
         return advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
@@ -141,10 +141,10 @@ def _socket(fd: int) -> str:
 
 
 class ThreadOrigins:
-    """While entered, checks at each import of a module for threads that have started since the previous one.
+    """Records, while entered, which module import has started which thread.
 
     `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
-    around each import it adds no frame to the traceback of a failing one. It costs a few microseconds a module.
+    around each import it adds no frame to the traceback of a failing one.
     """
 
     def __init__(self, main: str = "") -> None:
@@ -196,7 +196,10 @@ def advice() -> str:
 
 
 def thread_name(thread: int) -> str:
-    """The name of a thread of this process; it is the name of the process unless its library has set another."""
+    """The name of a thread of this process, as the kernel has it.
+
+    It is the name of the process unless the thread's library has set another.
+    """
     with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
         return file.read().strip()
     return ""
@@ -207,7 +210,7 @@ def _threads() -> set[int]:
 
 
 def _either(last: str, importing: str) -> str:
-    """The module that started a thread: the module whose import began last, or the module being imported."""
+    """The module that started a thread: `last`, whose import began last, or `importing`."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded

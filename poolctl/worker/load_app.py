@@ -99,7 +99,7 @@ def _attribute(path: str) -> Any:
 
 
 def _nearest(attribute: str, holder: object) -> str:
-    """The public name that was probably meant, or ""; as in `validate --import`."""
+    """The public name in `holder` that was probably meant, or ""."""
     import difflib
 
     names = [name for name in dir(holder) if not name.startswith("_")]
@@ -131,7 +131,7 @@ def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
 
 
 def exit_status(code: object) -> int:
-    """The exit status for sys.exit(code), as documented: an integer itself, 0 for None; a text is printed, for 1."""
+    """The exit status for the argument of sys.exit(): an integer itself, 0 for None; a text is printed and gives 1."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
@@ -139,7 +139,7 @@ def exit_status(code: object) -> int:
 
 
 def warm_up(app: object) -> None:
-    """Let the routes of a Starlette or FastAPI application prepare themselves; other applications are left as they are.
+    """Let the routes of a Starlette or FastAPI application prepare themselves; ignore other applications.
 
     FastAPI builds the routes of an included router on its first use: 20 ms and 6 MB for thirty routes. The first
     request of an endpoint looks up its source, and compiles regular expressions for that.

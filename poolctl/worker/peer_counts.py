@@ -47,11 +47,11 @@ class PeerCounts:
 
     @property
     def alone(self) -> bool:
-        """Whether no other worker has ever been here."""
+        """Whether no other worker has ever used the page."""
         return self._page[_USED] == 1
 
     def publish(self, connections: int | None, websockets: int = 0) -> None:
-        """Show the number of open connections, of which some are WebSockets; None while nothing is accepted."""
+        """Publish the number of open connections and of WebSockets among them; None if the worker does not accept."""
         used = self._slot - _FIRST + 1
         # At first, and again if another worker that joined at the same moment has overwritten it.
         if self._page[_USED] < used:
@@ -59,11 +59,11 @@ class PeerCounts:
         self._page[self._slot] = 0 if connections is None else websockets << _BITS | connections + 1
 
     def others(self) -> list[int]:
-        """The open connections of each other worker that accepts."""
+        """The number of open connections of each other worker that accepts connections."""
         return [(each & _MASK) - 1 for each in self._others()]
 
     def others_websockets(self) -> list[int]:
-        """The open WebSockets of each of them."""
+        """The number of open WebSockets of each other worker that accepts connections."""
         return [each >> _BITS for each in self._others()]
 
     def _others(self) -> list[int]:
@@ -75,18 +75,18 @@ class PeerCounts:
         ]
 
     def announce_handover(self) -> None:
-        """Tell the others that this worker hands over connections in the next moment, because it has too many."""
+        """Announce that this worker is about to hand over connections, because it has too many."""
         self._page[_ANNOUNCED_UNTIL_NS] = time.monotonic_ns() + _MOMENT_NS
 
     @property
     def handover_announced(self) -> bool:
-        """Whether one of the workers does that now."""
+        """Whether a worker has just announced a handover."""
         now_ns = time.monotonic_ns()
         # No later than any of them announces it.
         return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
 
     def close(self) -> None:
-        """Leave the page."""
+        """Free this worker's slot on the page."""
         self._page[self._slot] = 0
         os.close(self._fd)
 

@@ -49,7 +49,7 @@ class SetupFailed(Exception):
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """Run to the end and exit with the status that `run` returns; an error is printed."""
+    """Run the function and exit with the status that it returns; an error is printed."""
     status = 70
     try:
         status = run()
@@ -86,7 +86,10 @@ def needs_exec(spec: Spec) -> bool:
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
-    """Execute a new interpreter as `worker ARGUMENTS`; it inherits `descriptors` descriptors, from SPEC_FD on."""
+    """Execute a new interpreter as `worker ARGUMENTS`.
+
+    It inherits `descriptors` descriptors, from SPEC_FD on.
+    """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
     argv = command(spec["python"], "worker", *arguments)
@@ -94,14 +97,14 @@ def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> No
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """The specification after `start_interpreter_again`; its `descriptors` are not inherited further."""
+    """Read the specification after `start_interpreter_again`. Makes its `descriptors` non-inheritable."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
 
 
 def read_spec(fd: int) -> Spec:
-    """The specification that the runner wrote into the file behind the descriptor."""
+    """Read the specification that the runner wrote into the file behind the descriptor."""
     spec: Spec = marshal.loads(read_file(fd))
     return spec
 
@@ -137,7 +140,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
 
 
 def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
-    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close all others."""
+    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close all other descriptors."""
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -151,7 +154,7 @@ def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
 
 
 def discard_output() -> None:
-    """Let the output go nowhere from now on."""
+    """Redirect further output to /dev/null."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -159,7 +162,7 @@ def discard_output() -> None:
 
 
 def clear_pool_variables() -> None:
-    """Remove the variables from the environment that were set for the pool alone."""
+    """Remove the environment variables that were set only for the pool itself."""
     for name in _POOL_VARIABLES:
         os.environ.pop(name, None)
 
@@ -197,7 +200,7 @@ def apply_spec(spec: Spec) -> None:
 
 
 def set_index(spec: Spec) -> None:
-    """Set the worker's number in its environment; a process that imports for several workers has no number."""
+    """Set the worker's index in its environment, unless the process imports for several workers."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])
 
@@ -208,7 +211,7 @@ def _set_variables(variables: Mapping[str, str]) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    """The text in UTF-8, as files have it: with a locale of another encoding Python would raise, or take that."""
+    """The text in UTF-8, regardless of the locale."""
     return text.encode(errors="surrogateescape")
 
 
@@ -217,7 +220,7 @@ def _failed(message: str, error: Exception) -> SetupFailed:
 
 
 def drop_rights(uid: int, gid: int) -> None:
-    """Switch to the user: its groups, HOME, USER and LOGNAME. Raises OSError."""
+    """Switch to the user, with its groups, HOME, USER and LOGNAME. Raises OSError."""
     # A zygote that runs as the server's user already has its rights.
     done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:

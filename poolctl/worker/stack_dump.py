@@ -1,12 +1,12 @@
-"""The stacks of a worker's threads and tasks, written when its supervisor asks by a signal. Standard library only.
+"""Writes the stacks of a worker's threads and tasks when its supervisor sends a signal. Standard library only.
 
 No message is needed, so that a worker whose event loop hangs answers as well. The text goes into the part of the
 worker's page file behind its counts (see tally): there it is bounded, and readable after the worker has been killed.
 
 - ASK runs in the main thread between two bytecodes, also in a `time.sleep()`, a lock or a busy loop. It is safe at any
-  time, writes tasks and the names of threads as well, and reports that it is done.
-- ASK_AGAIN is `faulthandler`'s, for a main thread that is inside a C function. It runs no Python and takes no lock, but
-  reads the frames of other threads while these may run: it is sent only if ASK is not answered.
+time, writes tasks and the names of threads as well, and reports that it is done. - ASK_AGAIN is `faulthandler`'s, for a
+main thread that is inside a C function. It runs no Python and takes no lock, but reads the frames of other threads
+while these may run: it is sent only if ASK is not answered.
 
 By default the system ignores ASK (SIGURG, which Go's runtime uses alike): it never ends a process that has no handler.
 No variable's value is written: it may be a secret.
@@ -45,7 +45,7 @@ Location = tuple[CodeType, int | None]
 
 
 class StackDump:
-    """Answers the supervisor's signals.
+    """Writes stacks when the supervisor's signals arrive.
 
     The handlers are set once, in the process from which workers are forked, because setting them would cost each worker
     150 KB for the touched pages.
@@ -59,19 +59,19 @@ class StackDump:
         )
 
     def prepare(self, fd: int) -> None:
-        """Set the handlers, for this process and its forks, which have their page file at this number later."""
+        """Set the signal handlers in this process and its forks. Each has its page file at descriptor `fd` later."""
         self._fd = fd
         signal.signal(ASK, self._answer)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
 
     def begin(self, page_fd: int, done: Callable[[], None]) -> None:
-        """Write to this page file from now on; `done` is called when the answer to ASK is there."""
+        """Write stacks to this page file from now on; `done` is called when the answer to ASK is complete."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
         promise_stacks(page_fd)  # before that the number may be any other file's: no signal may be sent
 
     def end(self) -> None:
-        """Restore the system's handlers: in a child that the application forks, the number is another file's."""
+        """Restore the default handlers, in a child that the application forks, where the descriptor is another file."""
         if signal.getsignal(ASK) == self._answer:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)
@@ -97,7 +97,7 @@ STACK_DUMP = StackDump()  # of this process
 def describe(
     frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[str]:
-    """The lines of all threads, the `main` one first, by default the caller's, and of the tasks of its loop.
+    """The lines for all threads, beginning with `main` (default: the caller's), and for the tasks of its loop.
 
     `frame` is where the main one is. In the form of faulthandler (of Python 3.14, with the names of threads); tasks of
     equal stacks are counted.
@@ -144,7 +144,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 
 def _awaited(awaitable: object) -> Iterator[Location]:
-    """Where a suspended coroutine waits, followed by each coroutine that it awaits."""
+    """The place in a suspended coroutine, then the place in each coroutine that it awaits."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # The step of an asynchronous generator, or the iterator of a coroutine: only the collector sees its owner.
@@ -161,7 +161,7 @@ def _awaited(awaitable: object) -> Iterator[Location]:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[Location]:
-    """Where a thread is, and each of its callers."""
+    """The current place of a thread, and each of its callers."""
     while frame is not None:
         yield frame.f_code, frame.f_lineno
         frame = frame.f_back

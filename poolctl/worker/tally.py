@@ -1,4 +1,4 @@
-"""The tally: a page of memory with a worker's counts, which its supervisor reads when they are requested.
+"""The tally: a page of memory on which a worker counts, and which its supervisor reads on request.
 
 The worker only adds to integers; no message is sent, and no timer runs. The page is a file in memory that other
 processes hold too, so that the counts outlive a worker that is killed. Behind the page that file has room for the
@@ -92,7 +92,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_page(fd: int) -> Counts | None:
-    """The counts so far, each at most MOST; None for a page of another layout."""
+    """The counts of a page, each at most MOST; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -104,17 +104,17 @@ def read_page(fd: int) -> Counts | None:
 
 
 def read_slot(fd: int, slot: int) -> int:
-    """One number of a page, MOST at most; 0 if there is no such slot."""
+    """One number of a page, at most MOST; 0 if there is no such slot."""
     return bounded(int.from_bytes(os.pread(fd, 8, slot * 8), sys.byteorder))
 
 
 def bounded(number: int) -> int:
-    """A number that an application may have written, or a sum of such numbers, MOST at most."""
+    """The number, limited to MOST. It may have been written by an application, or be a sum of such numbers."""
     return min(number, MOST)
 
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
-    """Why no worker can have come from the counts `before` to these in this time; "" if it can.
+    """The reason why no worker can have reached these counts from `before` in this time; "" if it can.
 
     Small steps back are possible: the response to a probe is counted, and subtracted a moment later.
     """
@@ -129,12 +129,12 @@ def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
 
 
 def promise_stacks(fd: int) -> None:
-    """Note that the worker writes its stacks when it is signalled, from now on."""
+    """Mark the page to show that the worker writes its stacks when signalled."""
     os.pwrite(fd, _PROMISED, _STACKS * 8)
 
 
 def writes_stacks(fd: int) -> bool:
-    """Whether the worker writes its stacks when it is signalled; one of an earlier version does not."""
+    """Whether the worker writes its stacks when signalled. A worker of an earlier version does not."""
     return os.pread(fd, 8, _STACKS * 8) == _PROMISED
 
 
@@ -146,7 +146,7 @@ def clear_stacks(fd: int) -> None:
 
 
 def read_stacks(fd: int) -> bytes:
-    """The stacks that were written last; empty for none."""
+    """The stacks that were written last; empty if there are none."""
     return os.pread(fd, STACK_BYTES, STACKS_AT).partition(b"\0")[0]
 
 
@@ -190,17 +190,17 @@ def _slot(page: memoryview, mark: int) -> int | None:
 
 
 def passed(counts: Counts) -> dict[int, int]:
-    """The requests that a gateway has passed, by the marks of their routes."""
+    """The number of requests that came through a gateway, by the marks of their routes."""
     return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
 
 
 def is_of_requests(mark: int) -> bool:
-    """Whether a mark stands for the requests of a route, not for its errors."""
+    """Whether the mark stands for a route's requests, rather than for its errors."""
     return mark < _FIRST_OF_ERRORS
 
 
 def by_route(counts: Counts) -> dict[int, int]:
-    """The requests that a gateway has passed, and the errors among them, by their marks."""
+    """The numbers of requests that came through a gateway, and of errors among them, by their marks."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each is one of all requests and WebSockets too, whose numbers were checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
@@ -208,7 +208,7 @@ def by_route(counts: Counts) -> dict[int, int]:
 
 
 def completed(counts: Counts) -> Counts:
-    """The final counts of a worker that has exited: requests in progress are lost, and nothing is open."""
+    """The final counts of a worker that has exited, in which nothing is in progress or open."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:

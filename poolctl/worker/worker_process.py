@@ -55,7 +55,7 @@ UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is
 
 
 class WorkerProcess:
-    """The server, the control socket, and the reason for the end."""
+    """A worker with its server and control socket, and the reason for its end."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -189,7 +189,7 @@ class WorkerProcess:
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: Tls, fds: list[int]) -> None:
-        """Use another certificate from now on; an unusable one changes nothing."""
+        """Use another certificate from now on. An unusable certificate has no effect."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
@@ -199,7 +199,7 @@ class WorkerProcess:
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
-        """Decide by this table which requests of passed connections are this server's, and give back the others."""
+        """Use this table to decide which requests are for this server, and return other connections to the gateway."""
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
         except (OSError, ValueError) as error:
@@ -215,7 +215,7 @@ class WorkerProcess:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """Report from now on when the worker has been idle for this time; without a time, stop reporting."""
+        """Report when the worker has been idle for this time; without a time, stop reporting."""
         if self.idleness is not None:
             self.idleness.end()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
@@ -244,7 +244,7 @@ class WorkerProcess:
             self._log(line)
 
     def _log(self, line: bytes) -> None:
-        """Write a line to the log as uvicorn would; its own lines of this kind are left out."""
+        """Write a line to the log in uvicorn's format, since uvicorn's own lines are omitted."""
         with contextlib.suppress(OSError):
             os.write(2, line)
 
@@ -264,9 +264,9 @@ class WorkerProcess:
 
 
 class IdleTimer:
-    """Reports when a server becomes idle: for a given time no request, WebSocket, stream or new connection.
+    """Reports when a server has been idle, without request, WebSocket, stream or new connection, for a given time.
 
-    `on_change(True)` is called once when it gets idle, and `on_change(False)` once when that ends, until `end`.
+    `on_change(True)` is called once when it becomes idle, and `on_change(False)` once when that ends, until `end`.
     """
 
     def __init__(
@@ -307,7 +307,7 @@ class IdleTimer:
 
 
 class ForkedChildren:
-    """Separates each child that the application forks from its worker: descriptors, and the event loop's signals.
+    """Separates each child that the application forks from its worker: descriptors and signals.
 
     The loop learns of a signal by a byte in a socket pair, which a forked child shares: a SIGTERM to the child, as
     multiprocessing sends it, would stop the worker and leave the child running.
@@ -349,7 +349,7 @@ class ForkedChildren:
 
 
 def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
-    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
+    """Turn this process into the worker whose specification, control socket, output and listeners are in `fds`.
 
     With `preloaded` this is a fork of a process that has the server's rights already and has imported its application.
     """

@@ -1,4 +1,4 @@
-"""Zygotes: processes that import the modules that workers need, and fork workers on request.
+"""Zygotes: processes that import the modules of workers, and fork workers on request.
 
 The base zygote has imported uvicorn. An app zygote has also switched to a server's user and environment, and imported
 its application. An import may have effects that do not survive a fork: threads, processes, open connections. In that
@@ -65,7 +65,7 @@ Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
 def serve_requests() -> None:
-    """Fork a worker for each request until the requests' socket ends."""
+    """Fork a worker for each request until the other end of the socket is closed."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     # Here instead of in every worker: Python's signal handlers are meant for programs of one process.
@@ -80,7 +80,7 @@ def serve_requests() -> None:
 
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
-    """Turn this fresh fork into the app zygote that `fds` describe: its specification, requests' socket, output."""
+    """Turn this new fork into the app zygote whose specification, socket and output are in `fds`."""
     run_and_exit(lambda: _set_up(fds))
 
 
@@ -141,7 +141,7 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
 
 
 def _leave(status: int) -> int:
-    """Exit as a program does that only imports the application."""
+    """Exit as a program does that only imported the application."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -166,7 +166,7 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
-    """Fork for each request until the requests' socket ends.
+    """Fork for each request until the other end of the socket is closed.
 
     A forker is forked in advance and waits for a request, so that half the cost of a fork has been paid when it
     arrives.

@@ -1,4 +1,4 @@
-"""Connections that another process has accepted get their protocol here, by the way that asyncio has for them."""
+"""Attaches a protocol to connections that another process has accepted, in the way of asyncio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _Attaching = tuple[
 
 
 class AcceptedConnections:
-    """Connections that have no protocol yet; `changed` of the state is set when one has got it, or has failed."""
+    """Connections that have no protocol yet.
+
+    The state's `changed` is set when a connection has got its protocol, or has failed.
+    """
 
     def __init__(self, server_state: PoolServerState) -> None:
         self._server_state = server_state
@@ -40,9 +43,9 @@ class AcceptedConnections:
     def shake_hands(
         self, protocol: asyncio.Protocol, sock: socket.socket, context: ssl.SSLContext, due: float
     ) -> None:
-        """Begin TLS on a connection that gets this protocol. Its first head is due at that time; so is the handshake.
+        """Begin TLS on a connection that then gets this protocol.
 
-        It is a time of the system's monotonic clock.
+        The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
         """
         self._server_state.expect(protocol, due)
         seconds = max(_LEAST_HANDSHAKE_SECONDS, due - monotonic())
@@ -83,7 +86,7 @@ class AcceptedConnections:
             self._schedule(loop)
 
     def cancel(self) -> None:
-        """Cancel the connections that have no protocol yet."""
+        """Close the connections that have no protocol yet."""
         for waits in list(self._handshakes.values()):
             waits.cancel()
         for _, made in self._attaching:

@@ -1,6 +1,6 @@
-"""Where a worker's connections come from: the listeners and the adoption pair that a server's workers share.
+"""Accepts a worker's connections from the listeners and the adoption pair, which the workers of a server share.
 
-Both are open while the worker should accept, and has room. A full worker refuses nothing: connections wait in the
+Both are open while the worker should accept and has room. A full worker refuses nothing: connections wait in the
 backlog, or in the pair, for other workers.
 """
 
@@ -98,7 +98,7 @@ class SharedListeners:
         self._taken_at = 0.0
 
     async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
-        """Accept from the listeners now, or with `wanted` false once `want` is called.
+        """Accept from the listeners now or, if `wanted` is false, once `want` is called.
 
         The application finds `app_state` in the scope of each connection.
         """
@@ -116,16 +116,16 @@ class SharedListeners:
         return not self._tasks
 
     def want(self, wanted: bool) -> None:
-        """Accept from now on, or leave new connections to other workers."""
+        """Accept new connections, or leave them to other workers."""
         self._wanted = wanted
         self._do(self._settle())
 
     def renew(self, context: ssl.SSLContext) -> None:
-        """Use another TLS context for new handshakes."""
+        """Use this TLS context for new handshakes."""
         self._config.ssl = context
 
     async def end(self) -> None:
-        """Stop accepting for good."""
+        """Stop accepting permanently."""
         self._ended = True
         if self._room_timer is not None:
             self._room_timer.cancel()
@@ -135,7 +135,7 @@ class SharedListeners:
         await asyncio.gather(*self._tasks)
 
     def _fill(self) -> None:
-        """Stop accepting until there is room; the current connection is the last."""
+        """Stop accepting until there is room, because the current connection took the last place."""
         if self._full or self._ended:
             return
         self._full = True
@@ -148,7 +148,7 @@ class SharedListeners:
         self._do(close_all(before))
 
     def _room(self) -> None:
-        """A connection of a full worker has ended."""
+        """Accept again after a connection of a full worker has ended."""
         assert self._most is not None
         if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
             self._accept_again()
@@ -245,7 +245,7 @@ class SharedListeners:
             self._shake_hands(sock, due, None)
 
     def _take(self) -> None:
-        """Take connections out of the adoption pair from now on."""
+        """Begin to take connections from the adoption pair."""
         self._taking = True
         self.show_taking()
         if self._adoption is not None:
@@ -266,7 +266,7 @@ class SharedListeners:
             self._server_state.evenness.accept(self._taking)
 
     def _take_some(self) -> None:
-        """Take connections out of the pair: many in one iteration of the loop cost less than one in each.
+        """Take several connections from the pair, which costs less than one in each iteration of the loop.
 
         After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
         a burst.
@@ -358,7 +358,7 @@ class SharedListeners:
 
 
 class AcceptedSocket(NamedTuple):
-    """A connection of which nothing has been read, whose first head is due at a time of the monotonic clock."""
+    """A connection from which no byte has been read. Its first head is due at a time of the monotonic clock."""
 
     sock: socket.socket
     due: float
@@ -373,7 +373,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """A connection whose next request another worker has read: the given protocol gets it first."""
+    """Gives a protocol first the request that another worker has read, then the rest of the connection."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol
@@ -393,13 +393,13 @@ class ReadBefore(asyncio.Protocol):
 def protocol_factory(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State
 ) -> Callable[[], Any]:
-    """A function that makes the protocol of each new connection."""
+    """A function that creates the protocol of each new connection."""
     made: Any = config.http_protocol_class if server_state.http2 is None else Http1Or2
     return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
 
 
 def connections_by_descriptors() -> int:
-    """How many connections this process has descriptors for, in addition to the open ones and a reserve."""
+    """The number of further connections for which this process has descriptors, minus a reserve."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize

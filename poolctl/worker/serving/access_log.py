@@ -1,4 +1,4 @@
-"""Request IDs, and a line in the log for each request, for servers that configure it."""
+"""Adds request IDs and access log lines, for servers that configure them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.st
 
 
 class _Request:
-    """A request as it is logged, from its scope."""
+    """The facts about a request that are logged, from its scope."""
 
     __slots__ = ("name", "scope")
     level = "INFO"
@@ -108,17 +108,17 @@ class _Request:
 
     @property
     def method(self) -> str:
-        """The method; WebSocket for one."""
+        """The request method; "WebSocket" for a WebSocket."""
         return str(self.scope.get("method", "WebSocket"))
 
     @property
     def target(self) -> str:
-        """The path with its query, as it is logged."""
+        """The path with its query, as logged."""
         return get_path_with_query_string(self.scope)  # type: ignore[arg-type]
 
 
 class LoggedRequest(_Request):
-    """One request, and its outcome."""
+    """One request and its outcome, for an access log line."""
 
     __slots__ = ("begun", "cut", "left", "logged", "status")
 
@@ -131,7 +131,7 @@ class LoggedRequest(_Request):
         self.cut = False  # it took longer than the stop of its worker may take
 
     def answered(self, message: Message) -> bool:
-        """Record a message of the response; whether the response is complete with it."""
+        """Record a message of the response. Returns whether the response is now complete."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
@@ -143,19 +143,19 @@ class LoggedRequest(_Request):
 
     @property
     def outcome(self) -> int:
-        """The status that was sent. uvicorn sends 500 for an application that sent nothing."""
+        """The status of the response; 500 if the application sent none, as uvicorn does."""
         if self.status or self.left:
             return self.status or _CLIENT_LEFT
         return HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property
     def seconds(self) -> float:
-        """The time since its begin."""
+        """The time since the request began."""
         return perf_counter() - self.begun
 
 
 class FailedRequest(_Request):
-    """One request that is being answered with 500 or above. `seconds` is None where it was not timed."""
+    """A request that is answered with a status of 500 or above. `seconds` is None if it was not timed."""
 
     __slots__ = ("outcome", "seconds")
     level = "ERROR"
@@ -168,9 +168,9 @@ class FailedRequest(_Request):
 
 
 class FailedRequests:
-    """Writes a line for each request that failed, as its response begins; `form` is as in AccessLog.
+    """Writes a line for each failed request as its response begins; `form` is as in AccessLog.
 
-    Beyond some in a second they are counted only.
+    Above a limit per second, requests are only counted.
     """
 
     def __init__(self, form: str) -> None:
@@ -193,7 +193,7 @@ class FailedRequests:
 
 
 class LeftOut:
-    """Failed requests without a line of their own."""
+    """Stands for failed requests that got no line of their own."""
 
     level = "ERROR"
 
@@ -214,7 +214,7 @@ def _write(form: str, seen: _Request | LeftOut) -> None:
 
 
 def as_text(seen: Any) -> str:
-    """The line in uvicorn's format, followed by the time that the request took and its ID, as far as they are known."""
+    """The line in uvicorn's format, followed by the request's duration and ID if known."""
     if isinstance(seen, LeftOut):
         return str(seen)
     try:
@@ -252,7 +252,7 @@ def as_json(seen: Any) -> str:
 
 
 def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
-    """Let uvicorn's loaded configuration serve its application with an access log; None changes nothing."""
+    """Add an access log to the application of uvicorn's loaded configuration; does nothing if `wanted` is None."""
     if wanted is None or not (wanted["log"] or wanted["answer"]):
         return
     log, answer = wanted["log"], wanted["answer"]
@@ -264,7 +264,7 @@ def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
 
 
 def unwatched(app: App) -> App:
-    """The application itself."""
+    """The application without its access log."""
     return app.inner if isinstance(app, AccessLog) else app
 
 

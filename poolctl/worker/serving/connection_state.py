@@ -1,7 +1,7 @@
-"""State shared by the connections of one worker, without a periodic timer.
+"""State that the connections of one worker share, without a periodic timer.
 
-uvicorn wakes every worker ten times a second to refresh its date header and to check counters: 100 idle workers
-cost 6 % of a core that way and nothing this way, because here each value is computed when it is needed.
+uvicorn wakes every worker ten times a second to refresh its date header and to check counters, which costs 6 % of a
+core for 100 idle workers. Here each value is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class WatchedTasks(Tasks):
 class Connections(set[Any]):
     """The connections of a worker; the state is notified before each new connection and after each end.
 
-    On the tally objects of other classes than `http` are counted as WebSockets.
+    The tally counts connections of other classes than `http` as WebSockets.
     """
 
     def __init__(self, state: PoolServerState) -> None:
@@ -105,7 +105,7 @@ class Connections(set[Any]):
         self.left()
 
     def left(self) -> None:
-        """One less is open."""
+        """Notify the state that a connection has ended."""
         if self._state.evenness is not None:
             self._state.evenness.publish()
         if self.on_leave is not None:
@@ -118,42 +118,42 @@ class Connections(set[Any]):
 
 
 class Drainable:
-    """A connection that can leave a worker; subclasses override the methods that they support."""
+    """A connection that can leave a worker. Subclasses override the methods that they support."""
 
     __slots__ = ()
 
     transport: Any
 
     def linger(self) -> None:
-        """Finish the response in progress, and close as soon as no request is lost by that."""
+        """Finish the response in progress, and close as soon as that cannot lose a request."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Leave this worker in the best way that is possible."""
+        """Leave this worker in the best available way: by a handover, or by closing."""
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move through this end now, if it is between two requests and can move; whether it has moved."""
+        """Move through this end of a pair if the connection is between two requests. Returns whether it has moved."""
         return False
 
     def give_back(self) -> None:
-        """Go back to the gateway before the next request, if it came from there and that is possible."""
+        """Return the connection to the gateway before its next request, if it came from there."""
 
     def stay(self) -> None:
         """Undo `linger`, if that is possible."""
 
     def end_events(self) -> None:
-        """End streams of events between two of them; their clients connect again."""
+        """End event streams between two events; their clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Continue, before the connection is made, with the time that its client has left in another process.
+        """Continue a connection from another process with its remaining time. Called before `connection_made`.
 
         `until` and `asked` are as in `poolctl.keeper.connection_handover.Connection`.
         """
 
 
 class AwaitsHead(Protocol):
-    """A connection whose next head has a time limit."""
+    """A connection whose next request head has a time limit."""
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -164,11 +164,14 @@ class AwaitsHead(Protocol):
         """Whether no request is in progress."""
 
     def head_is_late(self) -> None:
-        """The time is over: close the connection, or refuse the request."""
+        """Close the connection or refuse the request, because the time limit has passed."""
 
 
 class Heads:
-    """All connections of a worker that wait for a head, with one timer. Times refer to the monotonic clock."""
+    """Limits the time for heads of all connections of a worker, with one timer.
+
+    Times refer to the monotonic clock.
+    """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
         self.seconds = seconds
@@ -182,14 +185,14 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: AwaitsHead, due: float | None = None) -> None:
-        """Close the connection, or respond with 408, unless its head is complete when it is due."""
+        """Close the connection, or respond with 408, if its head is not complete at `due`."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
 
     def end(self, connection: AwaitsHead) -> None:
-        """Stop the timer: the head is complete, or no longer expected."""
+        """Remove the limit, because the head is complete or no longer expected."""
         self.due.pop(connection, None)
         if self._spared:
             self._spared.discard(connection)
@@ -225,8 +228,8 @@ class Heads:
 class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `changed` is set when connections run out, and after `watch_tasks` also when tasks do, and `on_activity` is called
-    when a connection or a request comes, and when no request is left.
+    `changed` is set when the last connection has ended and, after `watch_tasks`, when the last task has. `on_activity`
+    is called when a connection or a request begins, and when the last request has ended.
     """
 
     def __init__(self) -> None:
@@ -254,13 +257,13 @@ class PoolServerState(ServerState):
         self.tasks: Tasks = Tasks(self)
 
     def limit_connections(self, most: int, on_full: Callable[[], None]) -> None:
-        """Call `on_full` when a connection takes the last free place."""
+        """Set the maximum number of connections. `on_full` is called when it is reached."""
         self.most_connections = most
         self.on_full = on_full
 
     @property
     def open_websockets(self) -> int:
-        """The number of WebSockets; 0 if nothing is counted."""
+        """The number of open WebSockets; 0 if they are not counted."""
         return 0 if self.tally is None else self.tally[OPEN_WEBSOCKETS]
 
     @property
@@ -269,11 +272,11 @@ class PoolServerState(ServerState):
         return len(self.connections) + len(self.expected)
 
     def room(self) -> int:
-        """The number of further connections for which there is room."""
+        """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections
 
     def watch_tasks(self) -> None:
-        """Report from now on when a request arrives, and when no request is left."""
+        """Call `on_activity` for requests from now on: when one begins, and when the last one has ended."""
         self.tasks.__class__ = WatchedTasks
 
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
@@ -281,7 +284,7 @@ class PoolServerState(ServerState):
         self.connections.on_leave = on_leave
 
     def expect(self, connection: object, due: float) -> None:
-        """Note a connection whose TLS handshake begins, and when its first head is due."""
+        """Record a connection whose TLS handshake begins, and the time at which its first head is due."""
         self.expected[connection] = due
         if self.open_connections >= self.most_connections:
             self.on_full()
@@ -289,29 +292,29 @@ class PoolServerState(ServerState):
             self.evenness.publish()
 
     def handshake_is_over(self, connection: object) -> float | None:
-        """The connection is made. Returns when the first head is due, if that was set at the accept."""
+        """Note that the handshake is complete. Returns the time at which the first head is due, if one is set."""
         due = self.expected.pop(connection, None) if self.expected else None
         if due is not None:
             self.changed.set()
         return due
 
     def handshake_failed(self, connection: object) -> None:
-        """There will be no such connection, unless its handshake was over before."""
+        """Forget a connection whose handshake has failed; no effect if it was complete."""
         if self.handshake_is_over(connection) is not None:
             self.connections.left()
 
     @property
     def expects(self) -> bool:
-        """Whether an accepted connection is still in its handshake."""
+        """Whether an accepted connection is still in its TLS handshake."""
         return bool(self.expected)
 
     def active(self) -> None:
-        """A connection or a request comes, or the last request has ended."""
+        """Report that a connection or request begins, or that the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
 
     def tasks_ended(self) -> None:
-        """No request is in progress."""
+        """Report that no request is in progress."""
         self.active()
         self.changed.set()
 
@@ -340,7 +343,7 @@ class PoolServerState(ServerState):
 
 
 class LimitedServerState(PoolServerState):
-    """The state of a server that is replaced after `max_requests`: `on_limit` is called at each multiple of it."""
+    """The state of a server with `max_requests`; calls `on_limit` at each multiple of it."""
 
     def __init__(self, max_requests: int) -> None:
         self._requests = 0

@@ -1,16 +1,16 @@
-"""Evens out the connections of one server's workers, through its adoption pair.
+"""Balances connections between the workers of one server, through its adoption pair.
 
 The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
 that does not matter; long-lived connections would stay where they are. A worker that has more than its share
 
 - hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also evens
-  out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
-  last less than a moment: a handover costs as much as serving them.
-- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of WebSockets, so they
-  are evened out among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets
-  than another worker hands over new connections, short or not, since a handover costs little compared with a handshake.
-- hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
-  so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
+out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections last
+less than a moment: a handover costs as much as serving them. - hands over a WebSocket whose handshake has come, without
+TLS, if it has more than its share of WebSockets, so they are evened out among short connections, too. With TLS that is
+too late; there a worker with clearly more WebSockets than another worker hands over new connections, short or not,
+since a handover costs little compared with a handshake. - hands over kept connections of HTTP/1.1 without TLS between
+two requests, while another worker has at least two fewer: so a new worker gets some. It looks a moment after a
+connection or a request has come; nothing runs in an idle worker.
 
 Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
 """
@@ -37,14 +37,14 @@ _MOST_PAUSES = 10
 
 
 class HasHandOver(Protocol):
-    """A connection that may be able to move."""
+    """A connection that may be able to move to another worker."""
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move through this end now, if nothing of a request has been read; whether it has moved."""
+        """Move through this end of a pair if nothing of a request has been read. Returns whether it has moved."""
 
 
 class Made(HasHandOver, Protocol):
-    """A connection with a protocol; `transport` is None once it is closed."""
+    """A connection that has its protocol. `transport` is None once it is closed."""
 
     transport: Any
 
@@ -61,13 +61,14 @@ class OpenConnections(Protocol):
 
     @property
     def open_websockets(self) -> int:
-        """The number of WebSockets among them."""
+        """The number of open WebSockets."""
 
 
 class Evenness:
-    """One worker's part; `give` is the end of the adoption pair. It owns `counts`.
+    """One worker's part in balancing connections.
 
-    With `kept` connections can also move between two requests.
+    `give` is the end of the adoption pair through which it hands them over. It owns `counts`. With `kept`, connections
+    can also move between two requests.
     """
 
     def __init__(
@@ -86,23 +87,23 @@ class Evenness:
         self._in_flight = self._others_before = 0
 
     def accept(self, accepting: bool) -> None:
-        """Show the others whether this worker takes connections."""
+        """Publish whether this worker takes connections."""
         self._accepting = accepting
         self.publish()
 
     def publish(self) -> None:
-        """Publish the number of connections; a worker out of rotation is given none."""
+        """Publish the number of connections. A worker out of rotation is given none."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
     def close(self) -> None:
-        """Take no further part."""
+        """Stop taking part, and close the counts."""
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
 
     def arrived(self, connection: Made, *, unread: bool) -> None:
-        """A connection has been made; if nothing of it has been read and this worker has too many, hand it over."""
+        """Hand over a new connection if nothing of it has been read and this worker has too many."""
         if self._counts.alone:
             return
         self.active()
@@ -110,7 +111,7 @@ class Evenness:
             self._made.append(connection)
 
     def passes_on(self, connection: HasHandOver) -> bool:
-        """Hand over an accepted connection, which is not counted yet, if this worker would have too many with it.
+        """Hand over an accepted connection that is not counted yet, if the worker would have too many with it.
 
         Returns whether it did.
         """
@@ -121,7 +122,7 @@ class Evenness:
         return self._passes_on(connection, self._state.open_connections + 1)
 
     def passes_on_websocket(self, connection: HasHandOver) -> bool:
-        """Hand over a connection that becomes a WebSocket, if this worker would have too many with it.
+        """Hand over a connection that becomes a WebSocket, if the worker would have too many with it.
 
         Returns whether it did.
         """
@@ -132,17 +133,17 @@ class Evenness:
         return self._hand_over(connection, self._counts.others())
 
     def took_one(self) -> None:
-        """Note a connection that came out of the pair, possibly one that this worker gave and no other worker took."""
+        """Note that a connection was taken from the pair, possibly one that this worker put there."""
         if self._in_flight:
             self._in_flight -= 1
 
     def active(self) -> None:
-        """Look in a moment whether connections have to be evened out."""
+        """Check soon whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """How long to leave connections in the pair to other workers, after `pauses` such pauses; 0 for not at all.
+        """How long to leave connections in the pair to other workers, after `pauses` such pauses; 0 not to wait.
 
         `accepted` connections have no protocol yet.
         """
@@ -160,12 +161,12 @@ class Evenness:
 
     @property
     def under_way(self) -> bool:
-        """Whether connections are being handed over by a worker that has too many."""
+        """Whether a worker that has too many connections is handing them over."""
         return self._counts.handover_announced
 
     @property
     def _gives(self) -> bool:
-        """Whether it hands over connections: not for a while after no other worker took one."""
+        """Whether this worker hands over connections; it pauses after no other worker took one."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
     def _passes_on(self, connection: HasHandOver, mine: int) -> bool:
@@ -176,7 +177,7 @@ class Evenness:
         return mine > share and self._hand_over(connection, others)
 
     def _share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
-        """The most that this worker should have of all."""
+        """The largest number of connections that this worker should have."""
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
     def _has_more_websockets(self) -> bool:
@@ -184,7 +185,7 @@ class Evenness:
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _on_their_way(self, others: list[int]) -> int:
-        """How many were handed over and are not counted by another worker yet."""
+        """The number of connections that were handed over, but not counted by another worker yet."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))
@@ -207,7 +208,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over a connection for each worker with fewer; again in an instant, when they have taken them."""
+        """Hand over one connection for each worker with fewer, and check again when they have been taken."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

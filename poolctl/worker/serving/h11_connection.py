@@ -11,7 +11,7 @@ from .routed_connections import RoutedConnection
 
 
 class H11Connection(Http1Connection, H11Protocol):
-    """h11 keeps pipelined data in its buffer."""
+    """A connection that uses h11, which keeps pipelined data in its buffer."""
 
     __slots__ = ()
 
@@ -66,6 +66,6 @@ class H11Connection(Http1Connection, H11Protocol):
 
 
 class RoutedH11Connection(RoutedConnection, H11Connection):
-    """The gateway has passed it on."""
+    """A connection that uses h11 and was passed on by the gateway."""
 
     __slots__ = ("look",)

@@ -1,17 +1,17 @@
-"""Connections of HTTP/1.1 that can be drained: the part that does not depend on the parser.
+"""HTTP/1.1 connections that can be drained, independently of the parser.
 
 A class for each parser combines it with uvicorn's protocol class. Requests are counted, and their heads limited.
 
 A connection that is between two requests can move to another worker: it is sent through the adoption pair with its
 unread bytes, and the copy here is dropped silently, since the connection itself lives on.
 
-A keep-alive connection that is closed while the client's next request is on its way loses that request (measured:
-1–2 % of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and
-an idle one is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
+A keep-alive connection that is closed while the client's next request is on its way loses that request (measured: 1–2 %
+of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and an
+idle one is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
 
 The head of a request is limited in time and size. The time runs from the accept, including a TLS handshake, to the end
-of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies.
-A request whose head arrives in one piece costs a comparison.
+of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies. A
+request whose head arrives in one piece costs a comparison.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NOT_MALFORMED = {421: (), 503: ((b"retry-after", b"1"),)}
 
 
 class Head:
-    """An incomplete head, of which about `size` bytes have arrived."""
+    """An incomplete request head, of which about `size` bytes have arrived."""
 
     __slots__ = ("last", "size")
 
@@ -68,7 +68,10 @@ FIRST = Head()  # a first head of which nothing has arrived yet
 
 
 class Http1Connection(Drainable, Http1Protocol):
-    """Precedes one of uvicorn's protocol classes for HTTP/1.1 among the bases of the class for its parser."""
+    """Mixin that adds draining, counting and limits to one of uvicorn's protocol classes for HTTP/1.1.
+
+    It precedes that class among the bases of the class for its parser.
+    """
 
     # CPython shares the names of thirty attributes between the objects of a class; uvicorn's have twenty-eight. Beyond
     # that each object takes 1.3 KB more, and each access more time.
@@ -96,12 +99,12 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def idle(self) -> bool:
-        """No request is in progress."""
+        """Whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
     def between_requests(self) -> bool:
-        """Whether every byte that was read belongs to a request that has its complete response."""
+        """Whether all received bytes belong to requests that have their complete response."""
         raise NotImplementedError
 
     @classmethod
@@ -111,16 +114,16 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def carried(self) -> Routed | None:
-        """The state of a routed connection for another worker; None for an ordinary connection."""
+        """The state of a routed connection that another worker needs; None for an ordinary connection."""
         return None
 
     @property
     def body_follows(self) -> bool:
-        """The body of a request that has its response has not been read to its end."""
+        """Whether a request has its response although its body has not been read to the end."""
         return self.cycle is not None and self.cycle.more_body
 
     def linger(self) -> None:
-        """Start to leave: a response in progress is the last, an idle connection closes once it is quiet."""
+        """Begin to leave: the current response is the last, and an idle connection closes once it is quiet."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.idle:
@@ -136,7 +139,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.close_when_quiet(self.timeout_keep_alive)
 
     def end_events(self) -> None:
-        """End a stream of events between two of them; its client connects again.
+        """End an event stream between two events; its client reconnects.
 
         For the application the client has disconnected.
         """
@@ -149,11 +152,11 @@ class Http1Connection(Drainable, Http1Protocol):
         self.transport.close()
 
     def last_chunk(self) -> bytes:
-        """The bytes that end the response in progress if it has no length of its own."""
+        """The bytes that end the current response if it has no fixed length."""
         return b""
 
     def leave(self) -> None:
-        """Move to another worker as soon as possible; linger if there is none."""
+        """Move to another worker as soon as possible; linger if no worker takes it."""
         if self.server_state.moves_to is None:
             self.linger()
         else:
@@ -185,7 +188,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
-        """Close an idle connection unless it can still move; a response in progress is the last, and says so."""
+        """Close an idle connection, unless it can move. A response in progress is the last, and says so."""
         if self.server_state.moves_to is not None:
             return
         super().shutdown()
@@ -218,7 +221,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return True
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
-        """Become a WebSocket, here or in another worker."""
+        """Become a WebSocket, in this worker or in another."""
         if not self._upgrades_elsewhere(event):
             super().handle_websocket_upgrade(*event)
 
@@ -231,7 +234,7 @@ class Http1Connection(Drainable, Http1Protocol):
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
     def request_begins(self, before: Any) -> None:
-        """Count the newest request, and its response. `before` is uvicorn's object for the request before it."""
+        """Count the new request and its response. `before` is uvicorn's object for the previous request."""
         batch, state = self.batch, self.server_state
         if batch is not None:
             batch.started += 1
@@ -252,7 +255,7 @@ class Http1Connection(Drainable, Http1Protocol):
             failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
 
     def response_ends(self) -> None:
-        """Count the response in progress, which is complete."""
+        """Count the current response, which is complete."""
         batch = self.batch
         if batch is not None:
             now_ns = monotonic_ns()
@@ -262,7 +265,7 @@ class Http1Connection(Drainable, Http1Protocol):
                 batch.soon()
 
     def may_leave(self) -> None:
-        """Leave the worker, if it drains: a response is complete, and uvicorn has begun to read on."""
+        """Leave the worker if it drains. Called after a complete response."""
         state = self.server_state
         # The response did not announce that it is the last, so the client may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
@@ -301,7 +304,7 @@ class Http1Connection(Drainable, Http1Protocol):
         super().send_400_response(msg)
 
     def _last_request(self) -> None:
-        """A request has begun while the worker drains."""
+        """Mark the response as the last, because the request began while the worker drains."""
         if not self.idle:
             self._answer_and_close()
 
@@ -354,13 +357,13 @@ class Http1Connection(Drainable, Http1Protocol):
         return {"until": monotonic() + self.closes_at - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
-        """Stop the timer for the head of a request."""
+        """Remove the time limit for a request's head."""
         if self.head is not None:
             self.head = None
             self.server_state.heads.end(self)
 
     def head_is_late(self) -> None:
-        """The time is over: close a connection without data; respond to an incomplete head with 408."""
+        """Close a connection without data, or respond to an incomplete head with 408."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
@@ -369,7 +372,10 @@ class Http1Connection(Drainable, Http1Protocol):
             self.transport.close()
 
     def wait_for_head(self, data: bytes, size: int) -> None:
-        """The data did not complete a request: `size` bytes of it are a head, unless it is the end of a body."""
+        """Limit the time and size of a head that is incomplete after this data.
+
+        `size` bytes of the data are a head, unless they are the end of a body.
+        """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
             self.head_is_over()  # a WebSocket is no longer a connection of this protocol
@@ -386,7 +392,7 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """The number of bytes that belong to a head; 0 when the head is too large, and has been refused."""
+        """The number of bytes that belong to a head; 0 if the head is too large and was refused."""
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # a body, or data that follows one
@@ -406,7 +412,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return 0
 
     def refuse(self, status: int) -> None:
-        """Respond to a request that the parser has not got, and close once the client has had time to read it."""
+        """Respond to a request that the parser has not received, then close once the client had time to read."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
@@ -427,24 +433,24 @@ class Http1Connection(Drainable, Http1Protocol):
         self.loop.call_later(_READ_ON_SECONDS, transport.close)
 
     def close_when_quiet(self, seconds: float) -> None:
-        """Close the connection after this time without a byte."""
+        """Close the connection when no byte has arrived for this time."""
         self.stop_timer()
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def stop_timer(self) -> None:
-        """Do not close the connection for being quiet, until `close_when_quiet` is called again."""
+        """Cancel `close_when_quiet`."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
 
     @property
     def closes_at(self) -> float:
-        """When the quiet connection is closed, by the loop's clock."""
+        """The time, by the loop's clock, at which the quiet connection is closed."""
         timer = self.timeout_keep_alive_task
         return self.loop.time() if timer is None else timer.when()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""
+        """Close an idle connection, unless its receive buffer holds data of a request."""
         if self.transport is None or self.transport.is_closing():
             return
         if self.head is not None and self.head.size:
@@ -456,7 +462,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket; `event` is the parser's event for its head, or None."""
+    """A connection whose last request asks for a WebSocket. `event` is the parser's event for its head, or None."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection
@@ -491,7 +497,7 @@ class Upgrade:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """A connection whose last response has been written: further data from its client is read and discarded."""
+    """Discards further data from a client whose connection has its last response."""
 
     def __init__(self, before: Http1Connection) -> None:
         self._before = before
@@ -501,6 +507,6 @@ class RefusedConnection(asyncio.Protocol):
 
 
 def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the client of a request with these headers reads a stream of events."""
+    """Whether these request headers ask for a stream of events."""
     # As every EventSource sends (HTML, "Server-sent events"). Any other stream, ended so, could be taken for complete.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in headers)

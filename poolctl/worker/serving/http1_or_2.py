@@ -1,4 +1,4 @@
-"""Connections that are HTTP/1.1 or HTTP/2.
+"""Connections that use HTTP/1.1 or HTTP/2.
 
 With TLS the negotiated protocol decides. Without it the connection is HTTP/2 if it begins with the client's preface
 (RFC 9113 §3.3).
@@ -23,7 +23,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class Http1Or2(Drainable, asyncio.Protocol):
-    """A connection until its protocol is known: it then gets the configuration's class for HTTP/1.1, or the state's."""
+    """A connection whose protocol is not known yet; it then becomes one of HTTP/1.1 or HTTP/2."""
 
     look: HasContext | None = None  # of a connection that the gateway has passed on
 
@@ -63,7 +63,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
                 self.server_state.evenness.arrived(self, unread=self._until is None and self.look is None)
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable: only before the first byte is that known to be right."""
+        """See Drainable. Possible only before the first byte."""
         if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
         self.transport.pause_reading()
@@ -88,7 +88,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._end()
 
     def head_is_late(self) -> None:
-        """Nothing has arrived, or only a part of the preface of HTTP/2."""
+        """Close the connection: no data, or only a part of the HTTP/2 preface, has arrived in time."""
         self._end()
         self.transport.close()
 
@@ -97,11 +97,11 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._until = until, asked
 
     def linger(self) -> None:
-        """Close if no data arrives for a moment; a request that arrives is the last."""
+        """Close if no data arrives for a moment. A request that arrives is the last."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
 
     def shutdown(self) -> None:
-        """Close."""
+        """Close the connection."""
         self.transport.close()
 
     def _close_if_silent(self) -> None:

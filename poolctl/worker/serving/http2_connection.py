@@ -30,7 +30,7 @@ _HIGHEST_STREAM = 2**31 - 1
 
 
 class Http2Connection(Drainable, ZttpH2Protocol):
-    """A connection of HTTP/2, which finishes its requests in the worker that has it."""
+    """A connection of HTTP/2. It cannot move, and finishes its requests in this worker."""
 
     server_state: PoolServerState
     head: Head | None = None
@@ -54,11 +54,14 @@ class Http2Connection(Drainable, ZttpH2Protocol):
 
     @property
     def idle(self) -> bool:
-        """Every request has its complete response, and all of it has been sent."""
+        """Whether every request has its complete response, and all of it has been sent."""
         return not self.cycles and not self.conn.has_pending_send()
 
     def linger(self) -> None:
-        """Finish the requests in progress, and close when the client is idle; a GOAWAY cannot be revoked."""
+        """Finish current requests and close when the client is idle.
+
+        Cannot be undone, since a GOAWAY cannot be revoked.
+        """
         if self.lingering or self.transport is None or self.transport.is_closing():
             return
         self.lingering = True
@@ -67,7 +70,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self._close_if_quiet()
 
     def end_events(self) -> None:
-        """End the streams of events, whose clients connect again."""
+        """End the event streams; their clients reconnect."""
         for cycle in list(self.cycles.values()):
             if (
                 cycle.response_started
@@ -80,7 +83,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self.flush()
 
     def shutdown(self) -> None:
-        """Close when the responses in progress are complete; refuse new requests so that clients can repeat them."""
+        """Close after the current responses. New requests are refused so that clients can repeat them."""
         if self.transport.is_closing():
             return
         if self.idle:
@@ -159,7 +162,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         super().connection_lost(exc)
 
     def head_is_late(self) -> None:
-        """The time for a head is over: close with GOAWAY."""
+        """Close with GOAWAY, because a head was not complete in time."""
         self._head_is_over()
         self._close_connection()
 
@@ -169,7 +172,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             self.server_state.heads.end(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""
+        """Close an idle connection, unless its receive buffer holds data of a request."""
         if self.transport.is_closing() or not self.idle:
             return
         if unread_bytes(self.transport) or self._frames.within:
@@ -195,7 +198,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
 
 
 class Frames:
-    """The position of the received data, including the preface, within a frame and within the head of a request."""
+    """Tracks whether the received data, including the preface, ends within a frame or a request's head."""
 
     def __init__(self) -> None:
         self.head_bytes = 0  # of the current or last head
@@ -205,11 +208,11 @@ class Frames:
 
     @property
     def within(self) -> bool:
-        """Whether a frame, or the head of a request, is not complete."""
+        """Whether a frame or a request's head is incomplete."""
         return bool(self._left or self._header or self._head_goes_on)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes into account."""
+        """Process the next received bytes."""
         at, end = 0, len(data)
         while at < end:
             if self._left:

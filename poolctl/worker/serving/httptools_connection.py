@@ -12,7 +12,7 @@ from .routed_connections import RoutedConnection
 
 
 class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
-    """httptools parses everything that the client has sent.
+    """A connection that uses httptools, which parses all received data at once.
 
     uvicorn sets a timer after each response, and cancels it at the next request. Here one timer runs: when it fires,
     the connection closes if it has been quiet since its last response.
@@ -31,7 +31,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection. A scope without a method is the one of a request whose headers are incomplete."""
+        """See Http1Connection. A scope without a method belongs to a request with incomplete headers."""
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body
@@ -70,7 +70,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
         self.may_leave()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Let the timer run: called by uvicorn whenever data arrives."""
+        """Leave the timer running. uvicorn calls this whenever data arrives."""
 
     @property
     def closes_at(self) -> float:
@@ -100,6 +100,6 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
 
 class RoutedHttptoolsConnection(RoutedConnection, HttptoolsConnection):
-    """The gateway has passed it on."""
+    """A connection that uses httptools and was passed on by the gateway."""
 
     __slots__ = ("look",)

@@ -1,4 +1,4 @@
-"""One uvicorn server on listeners that it does not own: it becomes ready, drains and stops on request."""
+"""A uvicorn server on listeners that it does not own; it reports readiness, drains and stops on request."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
 
 
 def http2_class() -> type[asyncio.Protocol]:
-    """The class for connections of HTTP/2. Raises ImportError where uvicorn's is missing, or zttp is."""
+    """The class for connections of HTTP/2. Raises ImportError if zttp or uvicorn's class is missing."""
     from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 
     return connection_class(ZttpH2Protocol)
 
 
 class StartupFailed(Exception):
-    """The application did not start; the reason has been logged. `status` is the exit status for it."""
+    """The application did not start; the reason has been logged. `status` is the exit status for the process."""
 
     def __init__(self, message: str, status: int = STARTUP_FAILURE) -> None:
         super().__init__(message)
@@ -209,7 +209,7 @@ class PoolServer(uvicorn.Server):
             await self.shutdown()
 
     def stop(self, *, migrate: bool = False) -> None:
-        """Stop accepting, finish the requests in progress, close idle connections, return. Callable more than once.
+        """Stop accepting, finish current requests, close idle connections. May be called more than once.
 
         With `migrate` connections wait in the adoption pair for later workers instead of being closed.
         """
@@ -239,17 +239,17 @@ class PoolServer(uvicorn.Server):
 
     @property
     def looks_at_routes(self) -> bool:
-        """Whether later requests of a passed connection that are another server's go back to the gateway."""
+        """Whether connections return to the gateway when their next request is for another server."""
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
     def give_back_connections(self) -> None:
-        """Give each passed connection back to the gateway before its next request."""
+        """Return each connection that the gateway passed on, before its next request."""
         for connection in self._http_connections():
             connection.give_back()
 
     def share_counts(self, page: int) -> None:
-        """Even out connections with the other workers that have this page of counts; owns the descriptor."""
+        """Balance connections with the other workers on this page of counts. Takes ownership of the descriptor."""
         self._leave_page()
         self._page = page
         if self.started:
@@ -286,7 +286,7 @@ class PoolServer(uvicorn.Server):
             self._page = None
 
     def answer_probe(self, question: Message, sock: socket.socket) -> None:
-        """Answer a probe on this connection, in the way that it asks for."""
+        """Answer a probe on this connection in the requested way."""
         if self.should_exit:
             sock.close()
             return
@@ -295,12 +295,12 @@ class PoolServer(uvicorn.Server):
         self._probes.answer(question, sock)
 
     def rotate(self, in_rotation: bool) -> None:
-        """Out of rotation each response is the last one of its connection; back in rotation that ends."""
+        """Take the worker out of rotation, so that each connection closes after its response, or put it back."""
         self._out = not in_rotation
         self._keep_connections(in_rotation and not self.resting)
 
     def set_accepting(self, accepting: bool) -> None:
-        """Accept connections from now on; or leave them to other workers, and drain the existing ones."""
+        """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
         self._keep_connections(accepting and not self._out)
         self.acceptor.want(accepting)
@@ -403,7 +403,7 @@ class PoolServer(uvicorn.Server):
                 each.shutdown()
 
     async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
-        """Wait until no connection and no task is left, or with `or_stopped` until `stop` is called."""
+        """Wait until no connection and no task is left or, with `or_stopped`, until `stop` is called."""
         server_state = self.server_state
 
         def something_left() -> bool:
@@ -421,7 +421,7 @@ class PoolServer(uvicorn.Server):
 
 
 def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[object]) -> None:
-    """Cancel the tasks of requests; requests whose application sends no response to that get a 503.
+    """Cancel the tasks of requests. A request that then gets no response from the application gets a 503.
 
     uvicorn would respond with 500, as if the application had failed.
     """
@@ -432,7 +432,7 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
 
 
 async def answer_uncancelled(connections: Iterable[object]) -> None:
-    """Answer the requests with 503 whose cancelled tasks have not ended: one that waits for a thread cannot."""
+    """Answer with 503 the requests whose cancelled tasks have not ended, for example in a thread."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
             for connection, cycle in list(_unanswered(connections)):
@@ -441,7 +441,7 @@ async def answer_uncancelled(connections: Iterable[object]) -> None:
 
 
 def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """The requests without a response, with their connections; excludes WebSockets and unknown classes."""
+    """The requests without a response, with their connections. Excludes WebSockets and unknown classes."""
     for connection in connections:
         several = getattr(connection, "cycles", None)  # of HTTP/2
         cycles = [getattr(connection, "cycle", None)] if several is None else several.values()
@@ -459,7 +459,7 @@ async def _answer(connection: Any, cycle: Any) -> None:
 
 
 class ProbeConnections:
-    """Answers probes of one server's application; `listeners` are its clients' listeners.
+    """Answers probes of one server's application. `listeners` are the listeners for its clients.
 
     Their connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
     `max_requests`, and leave no line in an access log. A drain does not wait for them.
@@ -480,9 +480,9 @@ class ProbeConnections:
         self._accepted = AcceptedConnections(self.server_state)
 
     def answer(self, question: Message, sock: socket.socket) -> None:
-        """Answer on the connection as requested: `echo`, or HTTP, with `plain` without TLS even if the server uses it.
+        """Answer on the connection as requested: `echo`, or HTTP.
 
-        An echo shows that the event loop runs.
+        `plain` means without TLS even if the server uses it. An echo shows that the event loop runs.
         """
         if question.get("kind") == "echo":
             self._accepted.attach(EchoProtocol, sock)
@@ -496,7 +496,7 @@ class ProbeConnections:
             self._accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
 
     def close(self) -> None:
-        """End every such connection."""
+        """Close every probe connection."""
         self._accepted.cancel()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:

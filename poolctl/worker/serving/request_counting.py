@@ -1,4 +1,4 @@
-"""Counts requests by latency and status; the cost is measured (`python -m benchmarks --only counting`)."""
+"""Counts requests by latency and status, at a cost that is measured (`python -m benchmarks --only counting`)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Batch:
         self.on_write: Callable[[], None] | None = None
 
     def soon(self) -> None:
-        """Start the timer that writes the counts."""
+        """Schedule the writing of the counts."""
         self.timer = asyncio.get_running_loop().call_later(SOON_SECONDS, self.write)
 
     def write(self) -> None:
@@ -81,7 +81,7 @@ class Batch:
             self.on_write()
 
     def unanswered(self, connection: object, newest: Any) -> None:
-        """The connection is closed: its newest request, and the requests before it in the pipeline, get no response."""
+        """Count the requests of a closed connection that stay unanswered: the newest and those in the pipeline."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
@@ -104,7 +104,7 @@ class Batch:
 
 
 class Counts(Protocol):
-    """A connection that counts its responses; without a batch it only logs failures."""
+    """A connection that counts its responses or, without a batch, only logs failed requests."""
 
     batch: Batch | None
 
@@ -113,7 +113,7 @@ class Counts(Protocol):
 
 
 def send_counted(connection: Counts, cycle: Any, message: Message) -> Awaitable[None]:
-    """`send` of uvicorn's object for a request; the connection counts the response by its status when it begins."""
+    """Call `send` of uvicorn's object for a request, and count the response by status when it begins."""
     if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
         del cycle.send  # this function, which refers to the object: only the garbage collector would end that
         status = message["status"]

@@ -1,4 +1,4 @@
-"""Connections that the gateway has passed on with their route: each later request may be for another server.
+"""Connections that the gateway has passed on with their route. Each later request may be for another server.
 
 Before the parser sees a request, its head is examined and routed as the gateway would route it, with the same table. A
 request for another server goes back to the gateway, as the connection with all bytes from that request on. So the
@@ -38,7 +38,10 @@ _BAD_REQUEST = "Invalid HTTP request received."
 
 
 class RoutedConnection(Http1Connection):
-    """Precedes the class of other connections among the bases of the class for its parser."""
+    """Mixin for a connection from the gateway; it checks that each request is for this server.
+
+    It precedes the class of other connections among the bases of the class for its parser.
+    """
 
     __slots__ = ()
 
@@ -99,11 +102,11 @@ class RoutedConnection(Http1Connection):
             self.look_again()
 
     def give_back(self) -> None:
-        """Go back to the gateway before the next request, if that is possible."""
+        """Return to the gateway before the next request, if possible."""
         self._returns()
 
     def leave(self) -> None:
-        """See Drainable. A connection that the server must not keep goes to no other worker of the server."""
+        """See Drainable. A connection that may not stay with the server does not go to its other workers."""
         if self.look.routes.keeps:
             super().leave()
         else:
@@ -118,12 +121,12 @@ class RoutedConnection(Http1Connection):
         return self.look.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
-        """Go back to the gateway once the connection is idle; see Lingering if that is not possible."""
+        """Return to the gateway once the connection is idle; see Drainable if that is not possible."""
         if not self._returns():
             super().linger()
 
     def shutdown(self) -> None:
-        """Go back to the gateway when the worker stops, if possible."""
+        """Return to the gateway when the worker stops, if possible."""
         if not self._returns():
             super().shutdown()
 
@@ -142,7 +145,7 @@ class RoutedConnection(Http1Connection):
         return self.look.carried()
 
     def look_again(self) -> None:
-        """Continue with the bytes in hand."""
+        """Process the bytes that have been held back."""
         look = self.look
         if look.pending and not self.transport.is_closing():
             self._stop_timer()
@@ -151,7 +154,7 @@ class RoutedConnection(Http1Connection):
             self.data_received(data)
 
     def _begin(self, data: bytes) -> int:
-        """The end of the head with which these bytes begin, if this server serves the request; otherwise 0."""
+        """The length of the head with which these bytes begin if this server serves the request; otherwise 0."""
         head = canonical_head(data)
         if head is None and RequestHead.is_incomplete(data):
             self._await_rest(data, data)
@@ -165,7 +168,10 @@ class RoutedConnection(Http1Connection):
         return head.end
 
     def _accepts(self, head: RequestHead) -> bool:
-        """Whether this server serves the request."""
+        """Whether this server serves the request.
+
+        If not, the connection waits for a table, or returns to the gateway.
+        """
         look, routes = self.look, self.look.routes
         peer = self.client[0] if self.client else ""
         match = None if routes.table is None else passed_match(head, routes.table)
@@ -200,7 +206,7 @@ class RoutedConnection(Http1Connection):
             self._send_back()
 
     def _stays(self, rest: bytes) -> bool:
-        """Whether the connection is still one of requests for this object, after the parser got a message."""
+        """Whether the connection still uses this protocol object after the parser got a message."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()
@@ -209,12 +215,12 @@ class RoutedConnection(Http1Connection):
         return False
 
     def _hold(self, data: bytes) -> None:
-        """Keep the bytes, and pause reading."""
+        """Keep the bytes and pause reading."""
         self.look.pending, self.look.partial = data, False
         self.flow.pause_reading()
 
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
-        """Keep the beginning of a head, of which these bytes are new, within the limits of its time and size."""
+        """Keep an incomplete head, within the limits of its time and size."""
         look = self.look
         self.stop_timer()
         size = self._measured(arrived)
@@ -223,7 +229,7 @@ class RoutedConnection(Http1Connection):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Give the connection back to the gateway with a request of another server, now or when there is room."""
+        """Return the connection to the gateway with a request for another server, now or when there is room."""
         look, transport = self.look, self.transport
         if not look.pending or transport.is_closing() or transport.get_protocol() is not self:
             return
@@ -243,7 +249,7 @@ class RoutedConnection(Http1Connection):
 
     @property
     def _can_return(self) -> bool:
-        """Whether a worker that leaves can give the connection back to the gateway."""
+        """Whether the connection of a leaving worker can return to the gateway."""
         transport, routes = self.transport, self.look.routes
         moves = routes.keeps and self.server_state.moves_to is not None
         if moves or routes.gateway is None or routes.table is None:
@@ -251,7 +257,7 @@ class RoutedConnection(Http1Connection):
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 
     def _returns(self) -> bool:
-        """Give the connection back to the gateway now, or as soon as it is idle; False if that is not possible."""
+        """Return to the gateway now, or as soon as the connection is idle; False if that is not possible."""
         look = self.look
         if not self._can_return:
             return False
@@ -267,7 +273,7 @@ class RoutedConnection(Http1Connection):
         return self.idle and not self.look.body and not self.look.decided
 
     def _return(self) -> bool:
-        """Give the idle connection back to the gateway; False if that has failed and is not tried again."""
+        """Return the idle connection to the gateway; False if that failed and is not tried again."""
         look = self.look
         # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
@@ -295,7 +301,10 @@ class RoutedConnection(Http1Connection):
             super().linger()
 
     def _give_back(self, routed: Routed, limits: dict[str, float | bool] | None = None) -> None:
-        """Raises BlockingIOError if there is no room yet, or a response is not written; OSError, WireError."""
+        """Send the connection to the gateway.
+
+        Raises BlockingIOError if there is no room yet or a response is not written; OSError, WireError.
+        """
         transport, gateway = self.transport, self.look.routes.gateway
         if gateway is None:
             raise BrokenPipeError
@@ -332,9 +341,9 @@ class RoutedConnection(Http1Connection):
 def make_routed(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
 ) -> Any:
-    """The protocol of a connection that the gateway has passed on.
+    """The protocol for a connection that the gateway has passed on.
 
-    With TLS all of it belongs to one server, and there is nothing to look at.
+    A TLS connection belongs to one server as a whole, so its requests are not checked.
     """
     kind: Any = config.http_protocol_class
     if config.ssl is None and issubclass(kind, Http1Connection):

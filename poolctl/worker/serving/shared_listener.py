@@ -1,4 +1,4 @@
-"""One worker's part in the listeners that all workers of a server share: from these it accepts.
+"""Accepts a worker's connections from the listeners that all workers of a server share.
 
 Without TLS the event loop's own server does it. With TLS it would begin the handshake at once, and nothing could be
 decided about a connection before: so `TlsListener` accepts, and gives each connection to the worker as it is.
@@ -52,7 +52,7 @@ class SharedListener(socket.socket):
         self._at_once = 1
 
     def accept(self) -> tuple[socket.socket, object]:
-        """Like socket.accept(); sometimes raises BlockingIOError early, so that the loop goes on with other work."""
+        """Like socket.accept(), but sometimes raises BlockingIOError early, so that the loop can do other work."""
         if not self._at_once:
             self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // ROOM_PART))
             raise BlockingIOError
@@ -61,13 +61,13 @@ class SharedListener(socket.socket):
         return socket.socket(*self._kind, fileno=fd), address
 
     def accept_one(self) -> Connection:
-        """The next connection, if there is one. Raises OSError, of which BlockingIOError is one."""
+        """Accept the next connection. Raises OSError; BlockingIOError if there is none."""
         fd, _ = self._accept()  # type: ignore[attr-defined]
         return Connection(*self._kind, fd)
 
 
 class TlsListener:
-    """Accepts until it is closed, or until the loop no longer has a reader on its socket.
+    """Accepts TLS connections until it is closed, or the loop has no reader on its socket.
 
     `begin_tls` gets each connection, of which nothing has been read, and owns it.
     """
@@ -104,7 +104,7 @@ class TlsListener:
 
 
 def stop_reading(listeners: Sequence[socket.socket]) -> None:
-    """Stop accepting from them; accepted connections continue."""
+    """Stop accepting from these listeners; accepted connections continue."""
     loop = asyncio.get_running_loop()
     for listener in listeners:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
@@ -112,7 +112,7 @@ def stop_reading(listeners: Sequence[socket.socket]) -> None:
 
 
 async def close_all(listening: Sequence[Listening]) -> None:
-    """Stop accepting, without losing an accepted connection."""
+    """Stop accepting, without losing a connection that has been accepted."""
     # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
     # first and close it some turns later, when those are attached.
     for each in listening:

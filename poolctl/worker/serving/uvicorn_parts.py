@@ -1,4 +1,4 @@
-"""The parts of uvicorn that workers use: the configuration that they make for it, and its internals.
+"""The interface to uvicorn: the configuration that workers create for it, and the internals that they use.
 
 The part of a configuration that workers share is prepared in the zygote. TLS contexts are made from files in memory:
 the supervisor reads the keys, so the worker's user needs no access to them.
@@ -218,13 +218,13 @@ def prepare() -> None:
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """In the place of the application, which each worker has for itself."""
+    """Placeholder for the application, which each worker loads itself."""
 
 
 def use_known_addresses(protocol: type) -> None:
-    """Make the module of a uvicorn protocol class use the addresses that the transport knows.
+    """Make the module of a uvicorn protocol class use the addresses that the transport already knows.
 
-    uvicorn asks the kernel for them again, on uvloop with five system calls: a twentieth of a short connection.
+    uvicorn otherwise asks the kernel for them again.
     """
     replacements = {LOCAL_ADDRESS: _local_address, REMOTE_ADDRESS: _remote_address}
     for each in protocol.__mro__:
@@ -247,7 +247,7 @@ def _remote_address(transport: asyncio.Transport) -> tuple[str, int] | None:
 
 
 def drainable(settings: Settings) -> Settings:
-    """The settings with a parser instead of `auto`, whose meaning may change in uvicorn.
+    """The settings with a definite parser in place of `auto`, whose meaning may change in uvicorn.
 
     Connections with these parsers can be drained without loss.
     """
@@ -257,7 +257,7 @@ def drainable(settings: Settings) -> Settings:
 
 
 def configure(app: App, settings: Settings) -> uvicorn.Config:
-    """A configuration for `app`, not loaded yet."""
+    """A uvicorn configuration for `app`, not loaded yet."""
     if settings != USUAL or not _prepared:
         return _make(app, settings)
     # Not copy.copy(), whose code would make 0.1 MB of pages private.
@@ -272,7 +272,7 @@ def _make(app: App, settings: Settings) -> uvicorn.Config:
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
-    """A server's context from the certificate, the key and, with three descriptors, the clients' authorities."""
+    """The TLS context from certificate, key and, with three descriptors, client CAs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]
     renew_context(context, tls, fds)
@@ -314,7 +314,7 @@ def omit_uvicorns_lines() -> None:
 
 
 def set_log_level(settings: Settings) -> Settings:
-    """Set the level that the settings name, before the application is imported, which may override it.
+    """Set the configured log level before the application is imported, so that it can override it.
 
     Returns the settings without it: uvicorn would set it again after the import.
     """

@@ -1,4 +1,4 @@
-"""How a WebSocket leaves a worker that drains or stops: its client gets a close frame and time to reply."""
+"""Closes the WebSockets of a worker that drains or stops, with a close frame and time for the client's reply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
 
 
 def close_websocket(connection: WebSocket) -> None:
-    """Close an open WebSocket of uvicorn's with 1012; shut down any other connection in uvicorn's own way.
+    """Close one of uvicorn's WebSockets with 1012; shut down any other connection as uvicorn does.
 
     For a WebSocket uvicorn's own way closes the socket right after the close frame. With unread data in the receive
     buffer that is a reset, which loses the frame.

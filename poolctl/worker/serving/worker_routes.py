@@ -1,4 +1,4 @@
-"""A worker's view of the gateway: its routes, where connections go back, and the route's context for applications."""
+"""A worker's view of the gateway: its route table, the way back to it, and the route context for applications."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Context = dict[str, Any]
 
 
 class Waiting(Protocol):
-    """A connection that needs a table."""
+    """A connection that waits for a route table."""
 
     def look_again(self) -> None:
-        """Check again, because a table has arrived or will never arrive."""
+        """Check again, because a table has arrived or can no longer arrive."""
 
 
 class Routes:
-    """The route table of the gateway, and the end of the pair that takes connections back.
+    """The gateway's route table, and the end of the pair through which connections return to the gateway.
 
     `server` is the name of its server in routes, the first of the `listeners` its own address.
     """
@@ -62,7 +62,7 @@ class Routes:
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Use this table and this end of the gateway's pair from now on; the caller keeps ownership of both.
+        """Use this table and this end of the gateway's pair. The caller keeps ownership of both.
 
         Without an end the present end stays in use. Raises OSError, and ValueError for a descriptor that is not a
         table.
@@ -82,7 +82,7 @@ class Routes:
             connection.look_again()
 
     def close_gateway(self) -> None:
-        """Stop giving connections back."""
+        """Stop returning connections to the gateway."""
         if self.gateway is not None:
             with suppress(OSError):
                 os.close(self.gateway.detach())
@@ -94,7 +94,7 @@ class Routes:
         return None if match is None else self.context(match.route)
 
     def context(self, route: Route) -> Context:
-        """The context that the application finds in the scope of a request that takes this route."""
+        """The context that the application finds in the scope of a request on this route."""
         found = self._contexts.get(route.alias)
         if found is None:
             url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
@@ -105,7 +105,7 @@ class Routes:
 
 
 class Look:
-    """The routing state of a connection, an object of its own because protocols have too many attributes already.
+    """The routing state of a connection, kept outside the protocol object, which has too many attributes.
 
     `pending` are bytes that the parser has not received: an incomplete head (then `partial`), or bytes that wait for a
     response, a table, or room in the gateway's pair. `body` is the number of missing bytes of the current message's
@@ -134,7 +134,10 @@ class Look:
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def returned(self, generation: int) -> Routed:
-        """The state of the connection for the gateway; the table of `generation` says that it is another server's."""
+        """The state of the connection for the gateway.
+
+        The table of `generation` says that its request is for another server.
+        """
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
     def begin_body(self, length: int) -> None:
@@ -142,10 +145,7 @@ class Look:
         self.chunks = ChunkedBody() if length == CHUNKED else None
 
     def end_of_body(self, data: bytes, at: int) -> int:
-        """The offset behind the part of `data` that belongs to the body, which begins or goes on here.
-
-        Raises BadMessage.
-        """
+        """The offset at which the part of `data` that belongs to the current body ends. Raises BadMessage."""
         if self.chunks is None:
             step = min(self.body, len(data) - at)
             self.body -= step
@@ -158,7 +158,7 @@ class Look:
 
 
 def _url(listener: socket.socket, *, secure: bool) -> str:
-    """Where clients of this machine reach the listener; "" if it is closed."""
+    """The URL at which clients of this machine reach the listener; "" if it is closed."""
     try:
         address: Any = listener.getsockname()
     except OSError:
@@ -172,7 +172,7 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
 
 
 class HasContext(Protocol):
-    """A connection's knowledge of its route."""
+    """A connection that knows its route."""
 
     context: Context | None
     requests: dict[str, int]
@@ -181,7 +181,7 @@ class HasContext(Protocol):
 
 
 def routed_app(app: App, look: HasContext) -> App:
-    """The application of one connection: adds the route and the known facts about the client to the scope of a request.
+    """The application for one connection, which adds the route and known facts about the client to each scope.
 
     Its requests, and the errors among them, are counted by route.
     """
@@ -232,7 +232,7 @@ async def _counting_errors(
 
 
 def proxied_app(app: App, routes: Routes) -> App:
-    """The application of all connections: a request that the gateway has proxied finds its route in its scope.
+    """The application for all connections, which adds the route to the scope of requests proxied by the gateway.
 
     The header field in which the gateway names the route is removed, even if a client has sent it.
     """
@@ -248,7 +248,7 @@ def proxied_app(app: App, routes: Routes) -> App:
 
 
 def show_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
-    """Let the loaded application see the routes of proxied requests."""
+    """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
     if isinstance(app, AccessLog):  # which stays the outermost
         app.inner = proxied_app(app.inner, routes)
@@ -267,7 +267,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
 
 
 def show_route(connection: Any, look: HasContext) -> None:
-    """Let the application see the route of each request of a connection of uvicorn's, WebSockets included."""
+    """Let the application see the route of each request on a uvicorn connection, including WebSockets."""
     connection.app = routed_app(connection.app, look)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
         connection.ws_protocol_class = functools.partial(

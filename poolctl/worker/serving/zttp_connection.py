@@ -13,7 +13,7 @@ from .routed_connections import RoutedConnection
 
 
 class ZttpConnection(Http1Connection, ZttpProtocol):
-    """It lingers, because the parser does not report its buffered data."""
+    """A connection that uses zttp. It lingers, because the parser does not report its buffered data."""
 
     __slots__ = ()
 
@@ -28,7 +28,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection. It is known only before the first byte."""
+        """See Http1Connection. Known only before the first byte."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:
@@ -66,6 +66,6 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
 
 class RoutedZttpConnection(RoutedConnection, ZttpConnection):
-    """The gateway has passed it on."""
+    """A connection that uses zttp and was passed on by the gateway."""
 
     __slots__ = ("look",)
