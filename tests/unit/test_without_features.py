@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 from poolctl.feature import FEATURES
-from tests.without_features import ROOT, take_out, with_importers
+from tests.without_features import ROOT, WITH_LINES, take_out, with_importers
 
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_feature_is_taken_out_of_folders_and_lists(name: str, tmp_path: Path) -> None:
     for folder in (f"poolctl/features/{name}", f"tests/features/{name}"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("poolctl/feature.py", "pyproject.toml"):
+    for file in ("poolctl/feature.py", *WITH_LINES):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     take_out(name, tmp_path)
     left = runpy.run_path(str(tmp_path / "poolctl" / "feature.py"))["FEATURES"]
     assert left == tuple(each for each in FEATURES if each != name)
-    assert f"poolctl.features.{name}" not in (tmp_path / "pyproject.toml").read_text()
+    assert not [file for file in WITH_LINES if f"poolctl.features.{name}" in (tmp_path / file).read_text()]
     assert [path.name for path in tmp_path.glob("*/features/*")] == []
 
 
