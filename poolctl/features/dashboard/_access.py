@@ -58,7 +58,7 @@ class Session(NamedTuple):
     csrf: str
 
     def has(self, csrf: str) -> bool:
-        """Whether this is its CSRF token."""
+        """Whether this is the session's CSRF token."""
         return hmac.compare_digest(csrf.encode(), self.csrf.encode())
 
 
@@ -73,7 +73,7 @@ class Sessions:
         self.cookie_name = f"poolctl_{key}"
 
     def knows(self, token: str) -> bool:
-        """Whether this is the token. Takes the same time for every wrong one."""
+        """Whether this is the pool's token. Takes the same time for every wrong one."""
         # JSON can contain half of a surrogate pair.
         return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
@@ -212,7 +212,10 @@ class Guard:
 
 
 def _is_of_this_page(headers: Headers, host: str) -> bool:
-    """Whether no header contradicts it: a client that is not a browser sends neither header."""
+    """Whether no header shows that the request comes from another site.
+
+    A client that is not a browser sends neither header.
+    """
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)

@@ -19,7 +19,7 @@ class DashboardLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DashboardResult(Result):
-    """Of `dashboard`."""
+    """The answer of `dashboard`."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
 
@@ -28,7 +28,7 @@ class DashboardResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryResult(Result):
-    """Of `history`: for each figure its values in the ended slots, oldest first, None for unknown ones.
+    """The answer of `history`: the values of each figure in the ended slots, oldest first, None if unknown.
 
     There are `slots` of `slot_seconds` each, the last of them the present one.
     """
@@ -40,6 +40,6 @@ class HistoryResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult(Result):
-    """Of `rollout` and `rollouts`; the page gets the rollouts as the supervisor reports them."""
+    """The answer of `rollout` and `rollouts`; the page gets the rollouts as the supervisor reports them."""
 
     items: tuple[Table, ...] = ()  # type: ignore[assignment]

@@ -62,7 +62,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def take(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Note the servers' figures at this time; whether a slot has ended, and has its figures now."""
+        """Record the servers' figures at this time. Returns whether a slot has ended and has its figures now."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if ended:
@@ -90,7 +90,7 @@ class FigureRing:
         }
 
     def forget_others(self, names: Iterable[str]) -> None:
-        """Drop the servers that are not among these."""
+        """Drop all servers except these."""
         for name in self.values.keys() - {POOL, *names}:
             del self.values[name]
 
@@ -168,7 +168,7 @@ class FigureRings:
         self.rings = {span.name: FigureRing(span) for span in SPANS}
 
     def take(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
-        """Note the figures of all servers at this time; whether there is something new to save."""
+        """Record the figures of all servers at this time. Returns whether there is something new to save."""
         ended = [ring.take(now, seen) for ring in self.rings.values()]
         if any(ended):
             for ring in self.rings.values():
@@ -184,7 +184,7 @@ class FigureRings:
         return b"".join([json.dumps([_LAYOUT, FIGURES, head]).encode(), b"\n", *parts])
 
     def restore(self, content: bytes) -> None:
-        """Continue what the previous supervisor has saved; ignored if it is of another layout."""
+        """Continue with the content that the previous supervisor saved, unless its layout differs."""
         first, _, rest = content.partition(b"\n")
         try:
             layout, figures, head = json.loads(first)

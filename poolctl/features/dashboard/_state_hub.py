@@ -151,7 +151,10 @@ class PoolSnapshot:
 
 
 class Hub:
-    """Each viewer has a queue of messages, each a name with a document; the first ones hold the whole state."""
+    """Queries the pool's state for all viewers.
+
+    Each viewer has a queue of messages, the first of which hold the whole state.
+    """
 
     def __init__(self, socket_path: str, clock: Clock) -> None:
         self._socket_path = socket_path

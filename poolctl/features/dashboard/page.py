@@ -123,7 +123,7 @@ class DashboardPage(SidecarManager):
         self._adopted = False
 
     def want(self, table: Dashboard | None) -> None:
-        """Serve it as this table says, soon; None: not at all."""
+        """Serve the page as this table says, soon; None stops serving it."""
         self.table = table
         self._configured()
 
@@ -288,7 +288,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _make(path: str) -> None:
-    """Make a token, once; anyone who can read the file may do what the page does."""
+    """Create a token, once. Anyone who can read the file may do everything that the page does."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")

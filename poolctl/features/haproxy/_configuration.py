@@ -182,7 +182,7 @@ class HaproxyServer(NamedTuple):
     cookie: str = ""
 
     def line(self, *, disabled: bool = False) -> str:
-        """Its line in the backend."""
+        """The line of the server in its backend."""
         words = ["    server", self.name, self.address, self.arguments]
         words += [f"cookie {self.cookie}"] if self.cookie else []
         words += ["disabled"] if disabled else []
@@ -229,13 +229,13 @@ class HaproxyConfiguration(NamedTuple):
 
 
 class _Names:
-    """Names as HAProxy allows them, each given once."""
+    """Makes unique names that HAProxy allows."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def of(self, text: str) -> str:
-        """One that resembles the text."""
+        """A unique name that resembles the text."""
         wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
         number = 1
         while found in self._taken:
@@ -256,7 +256,7 @@ def _literal(text: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A time; 0 is no limit."""
+    """The time in HAProxy's syntax; 0 means no limit."""
     return f"{max(1, round(seconds * 1000))}ms" if seconds else _NO_LIMIT
 
 
@@ -362,7 +362,7 @@ def _limits(limit: Limit | None) -> Iterator[str]:
 
 
 def _waiting(limit: Limit | None) -> Iterator[str]:
-    """How long a request waits for a backend that has as many as it may have."""
+    """How long a request waits for a backend that is at its limit."""
     if limit is not None and limit.concurrency:
         yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
 

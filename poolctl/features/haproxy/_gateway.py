@@ -168,7 +168,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         return task
 
     def _after(self, reply: wire.Message) -> None:
-        """Send this once HAProxy follows everything that has arrived."""
+        """Send the reply once HAProxy has applied everything that has arrived."""
 
         async def send() -> None:
             while self._following is not None:
@@ -225,7 +225,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     # Figures, and the end.
 
     async def _count(self) -> None:
-        """Take over HAProxy's counts."""
+        """Add HAProxy's counts to the gateway's."""
         process, setup = self.haproxy.process, self.haproxy.setup
         if process is not None and setup is not None:
             try:
@@ -350,7 +350,7 @@ class HaproxyStatistics:
             stream["failed"] += self._more(row, "econ")
 
     def _more(self, row: Table, column: str) -> int:
-        """The increase of the count."""
+        """The increase of the count in this column since the last call."""
         place, value = (row["pxname"], row["svname"], column), int(row.get(column) or 0)
         before = self._seen.get(place, 0)
         self._seen[place] = value

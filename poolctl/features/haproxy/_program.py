@@ -56,7 +56,7 @@ class HaproxyProcess:
         socket_path: str = "",
         stderr: int | None = None,
     ) -> HaproxyProcess:
-        """Execute it with these descriptors, under the same numbers. Raises OSError."""
+        """Start HAProxy with these descriptors, under the same numbers. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -69,7 +69,7 @@ class HaproxyProcess:
         return cls(process, socket_path)
 
     def signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send the process a signal, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
@@ -115,7 +115,7 @@ class HaproxyProgram:
         return os.path.join(self.directory, SOCKET_FILE)
 
     async def follow(self, setup: HaproxySetup) -> None:
-        """Serve by this setup: by commands if they suffice, else by another process. Raises HaproxyRefusal."""
+        """Serve by this setup: by commands if they suffice, else with another process. Raises HaproxyRefusal."""
         process, before = self.process, self.setup
         commands = None if process is None or before is None else changes(before, setup)
         if process is None or commands is None:
@@ -210,7 +210,7 @@ class HaproxyProgram:
         await answer
 
     def _retire(self, process: HaproxyProcess) -> None:
-        """Let it finish its requests, within the time that its own configuration says."""
+        """Let the process finish its requests, within the time that its own configuration allows."""
         process.signal(signal.SIGUSR1)
         self._draining.add(process)
         process.exited.add_done_callback(lambda _: self._draining.discard(process))
@@ -249,7 +249,7 @@ class HaproxyProgram:
         )
 
     async def end(self) -> None:
-        """End at once."""
+        """End all processes at once."""
         processes = [*self._draining, *([self.process] if self.process is not None else [])]
         self.process = None
         for number in (signal.SIGTERM, signal.SIGKILL):

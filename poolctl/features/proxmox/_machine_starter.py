@@ -77,7 +77,7 @@ class MachineStarter:
         self._table, self._api = table, api
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
-        """These machines are behind these URLs; `read`: their states are of this moment."""
+        """Manage these machines, which are behind these URLs. `read`: their states have just been read."""
         if not read:
             # States that were seen since the inventory was read are newer.
             seen = {each.vmid: each.status for each in self._guests.values()}
