@@ -210,7 +210,7 @@ def _threads() -> set[int]:
 
 
 def _either(last: str, importing: str) -> str:
-    """The module that started a thread: `last`, whose import began last, or `importing`."""
+    """The module that started a thread: `last`, whose import began last, or `importing`; both if that is uncertain."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded
