@@ -38,7 +38,7 @@ class Item:
     address: str | None = None  # where an inherited socket listens
     kept: str | None = None  # "awake" or "asleep", by a window
     kept_until: str | None = None  # ISO 8601
-    next_run_at: str | None = None  # of a job with a schedule that is in force, ISO 8601
+    next_run_at: str | None = None  # ISO 8601; only for a job with a schedule that is in force
     last_run: Table | None = (
         None  # its last run that has ended: result, started_at, ended_at, status, signal, message
     )
@@ -72,7 +72,7 @@ class ErrorEntry:
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """The error to raise. Exit codes of the command line mean nothing there: a group fills in its own code."""
+        """The error to raise. An exit code of the command line is left out: the error's group fills in its own code."""
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -97,20 +97,22 @@ class Result:
     ended: bool | None = None
     keeper_pid: int | None = None
     dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
-    # Of stop: those that did not run before. Of enable: those that were not disabled. Of restart: jobs with a schedule
-    # that were not named.
+    # Servers that a stop found not running, or an enable not disabled, and jobs with a schedule that a restart skipped
+    # because they were not named.
     unchanged: tuple[str, ...] | None = None
-    without_servers: bool | None = None  # of a start: the pool has routes and no server
-    gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus
-    changed: Table | None = None  # files that differ from what the pool has read: a ChangedFiles
+    without_servers: bool | None = None  # in the answer of start: the pool has routes and no server
+    gateway: Table | None = (
+        None  # a GatewayStatus, in answers of start, list, status and stats for a whole pool
+    )
+    changed: Table | None = None  # a ChangedFiles: the files that have changed since the pool read them
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
     """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
 
-    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables ([gateway], [metrics] …)
-    whose addresses cannot be served, or whose process keeps ending, and [events] when its file cannot be written,
+    `keeper_problem` describes the problem with its keeper. `not_served` names the tables ([gateway], [metrics] …)
+    whose addresses cannot be served or whose process keeps ending, and [events] if its file cannot be written,
     each with the reason.
     """
 
@@ -128,7 +130,7 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class PingResult(About):
-    """The answer of `ping`;
+    """The answer of `ping`.
 
     `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build). `reading`: the first
     supervisor of the pool is still reading its files, and other commands wait.
@@ -165,7 +167,7 @@ class StatusResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeResult(Result):
-    """The answer of `upgrade`: the pid of the supervisor to be replaced, None if it is of this build already."""
+    """The answer of `upgrade`: the pid of the supervisor to be replaced, None if it already has this build."""
 
     upgraded_from: int | None = None
 
@@ -191,7 +193,7 @@ class PlannedChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadResult(Result):
-    """The answer of `reload`; files with problems have no plan."""
+    """The answer of `reload`; without a plan if the files have problems."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("changes",)
 
@@ -202,8 +204,8 @@ class ReloadResult(Result):
 class ChangedFiles:
     """The files that have changed, and how many servers and tables a reload would add, remove and change.
 
-    The numbers are None while they are not known. `problem` is the first of `problems` of files that are not valid.
-    `applied`: no server ran, and the command has read the files again.
+    The numbers are None while unknown. If files are invalid, `problems` is the number of problems and `problem` the
+    first one. `applied`: no server ran, and the command has read the files again.
     """
 
     files: tuple[str, ...]
@@ -229,7 +231,7 @@ class ServerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A line that comes before the result: one of these. With the notice of a rollout comes its canary's generation."""
+    """A line before the result, with one of these fields; a rollout's notice also has its canary's `generation`."""
 
     progress: ServerStep | None = None
     warning: str | None = None

@@ -35,11 +35,11 @@ _FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
 FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
 SILENCE_SECONDS = 10.0
-# The supervisor enforces the command's timeout and reports what was late; the grace is for one that hangs.
+# The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
 GRACE_SECONDS = 5.0
 _HANDOVER_SECONDS = 30.0
-# Commands that compare what is wanted with what runs, and can take minutes: a supervisor or keeper that is killed
-# meanwhile does not end them.
+# Commands that compare the desired with the actual state, and can take minutes: they are sent again if supervisor or
+# keeper is killed meanwhile.
 _REPEATED = ("reload", "rollout")
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 
@@ -67,7 +67,7 @@ class SupervisorEnded(ControlError):
 class Client:
     """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
-    `output` is a descriptor that the caller writes to: a call raises BrokenPipeError once that has lost its reader.
+    `output` is a descriptor that the caller writes to: a call raises BrokenPipeError once its reader is gone.
     `wakeup` is a pipe that signal.set_wakeup_fd() writes to, for a handler that raises: its exception ends a call even
     if the signal arrives just before the call waits. Only the main thread may use such a client.
     """
@@ -99,7 +99,7 @@ class Client:
 
         `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
         listens, ControlError (8) when the supervisor is silent or ends, ControlError (124) when the time is over. Some
-        commands are sent to the next supervisor too, once: it finds what the first one has left to do.
+        commands are sent once more to the next supervisor, which completes the work of the first one.
         """
         end = None if timeout is None else monotonic() + timeout
         generation = None
@@ -145,7 +145,7 @@ class Client:
     def messages(
         self, verb: str, body: Mapping[str, object] | None = None, timeout: float | None = None
     ) -> Iterator[Table]:
-        """Yield the messages as they come: progress, and last the result. Otherwise as `call`."""
+        """Yield the messages as they arrive: progress, and finally the result. Blocks and raises as `call` does."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
         connection = self.open(verb, body or {})
         response = ResponseReader()
@@ -161,7 +161,7 @@ class Client:
         raise SupervisorEnded(self.socket_path)
 
     def open(self, verb: str, body: Mapping[str, object]) -> socket:
-        """Send a request, and return its connection to a caller that reads the answer. Raises what `call` does."""
+        """Send a request, and return its connection, on which the caller reads the answer. Raises as `call` does."""
         connection = self._connect()
         try:
             _send(connection, verb, body)
@@ -193,9 +193,9 @@ class Client:
     def upgrade(self, *, force: bool = False) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
-        Returns when the new supervisor answers, or the old one has refused, or is of the same build and not replaced
-        without `force`. Raises NoSupervisor, and ControlError: 8 for a pool of a version that is too old, 1 when the
-        pool still runs another version.
+        Returns when the new supervisor answers, the old one has refused, or, without `force`, the old one already
+        has this build and is kept. Raises NoSupervisor, and ControlError: 8 for a pool whose version is too old, 1 if
+        the pool still runs another version.
         """
         from dataclasses import replace
 
@@ -214,7 +214,7 @@ class Client:
         if result.exit_code or not result.upgraded_from:
             return result
         await_end(result.upgraded_from, _HANDOVER_SECONDS)
-        about = self.ping()  # it waits for the successor
+        about = self.ping()  # answered once the successor is ready
         if about.version != __version__ or about.supervisor_pid == result.upgraded_from:
             raise ControlError(
                 f"the pool still runs poolctl {about.version}",
@@ -287,7 +287,7 @@ class Client:
 async def messages_async(
     socket_path: str, verb: str, body: Mapping[str, object] | None = None
 ) -> AsyncGenerator[Table]:
-    """Yield the messages as they come: progress, and last {"result": …}. Close it to stop asking.
+    """Yield the messages as they arrive: progress, and finally {"result": …}. Close the generator to disconnect.
 
     Raises NoSupervisor when nothing listens, SupervisorEnded when the connection ends before the result.
     """
@@ -315,7 +315,7 @@ async def messages_async(
 async def ask_async(
     kind: type[Answer], socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
 ) -> Answer:
-    """Return the supervisor's result for `verb`. Raises what `messages_async` does, ControlError, and TimeoutError."""
+    """Return the supervisor's result for `verb`. Raises as `messages_async` does, ControlError, and TimeoutError."""
     import asyncio
     import contextlib
 
@@ -377,7 +377,7 @@ def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:
 def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
     payload, fields = _request(body)
     try:
-        # HTTP/1.0, so that the lines come as they are and not in chunks.
+        # HTTP/1.0, so that the lines arrive unchunked.
         connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)
     except (BrokenPipeError, ConnectionResetError):
         pass  # its answer, sent before it closed the connection, can still be read
@@ -388,7 +388,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
 
 
 def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
-    """The documents of the response as they come; its status is known by then. Raises ControlError."""
+    """Yield the documents of the response as they arrive. Raises ControlError."""
     lines = LineSplitter()
     for chunk in chunks:
         try:
@@ -429,7 +429,7 @@ def _decode(line: bytes) -> Table:
 
 
 def progress_line(document: Table) -> ProgressLine:
-    """A message that came before the result. Raises ControlError."""
+    """The progress line in a message before the result. Raises ControlError."""
     from poolctl.control.answers import ProgressLine
 
     return value_of(ProgressLine, document)
@@ -437,7 +437,7 @@ def progress_line(document: Table) -> ProgressLine:
 
 def value_of(kind: type[Answer], document: object) -> Answer:
     """The answer in a document. Raises ControlError."""
-    # Imported as late as the classes of answers, which take as long as the rest of a short command.
+    # Imported late, as the classes of answers are, because it takes as long as the rest of a short command.
     from poolctl.json_form import from_json
 
     try:

@@ -52,9 +52,9 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Keeps `count` descriptors free for commands: the soft limit is lower by so many, except while it is entered.
+    """Keeps `count` descriptors free for commands: lowers the soft limit by `count` while not entered as a context.
 
-    May be entered several times. Does nothing where the hard limit leaves no room for it.
+    May be entered several times. Does nothing if the hard limit is too small for it.
     """
 
     def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:
@@ -100,7 +100,7 @@ class ControlServer:
         self._server.listen(listener, BACKLOG)
 
     async def close(self) -> None:
-        """Stop accepting, and let current answers be finished."""
+        """Stop accepting, and let current requests finish."""
         await self._server.close(_GRACE_SECONDS)
 
     def admit(self, sock: socket.socket) -> None:

@@ -43,16 +43,16 @@ class RoutesResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResult(Result):
-    """The answer of `registry`: the generation of the table, 0 for none. Its descriptor comes before this."""
+    """The answer of `registry`: the table's generation, 0 for no table. The table's descriptor is sent before it."""
 
     generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatesResult(Result):
-    """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table.
+    """The answer of `routes` with the operation "explain": the routes that a request may take, of `total`.
 
-    The header `header_for_host` of the request names its host. `excluded` are routes of that host that are known and
+    The header `header_for_host` of the request names its host. `excluded` are known routes of that host that are
     not served.
     """
 

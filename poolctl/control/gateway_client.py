@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from poolctl.control.pool_registry import PoolRegistry
     from poolctl.json_form import Table
 
-# Of its time-to-live: two heartbeats may be lost.
+# The interval of heartbeats as a share of the time-to-live: two may be lost.
 _SHARE = 1 / 3
 
 
@@ -52,23 +52,23 @@ class GatewayClient:
     def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
         """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
 
-        0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
+        0 means until they are enabled. Raises PoolParamError for an unknown host, as the other two methods do.
         """
         return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
 
     def enable_host(self, *hosts: str) -> Table:
-        """Let these hosts have traffic again, at once."""
+        """Send traffic to these hosts again, at once."""
         return self._host("enable", hosts)
 
     def drain_host(self, *hosts: str) -> Table:
-        """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
+        """Send new clients elsewhere; clients whose sticky cookie names one of these hosts keep using it."""
         return self._host("drain", hosts)
 
     def health_info(self, *, routes: bool = False) -> dict[str, Table]:
-        """Return the status, uptime, latency and detail of each route and server; with `routes` of the routes only.
+        """Return the status, uptime, latency and detail of each route and server; with `routes` only of routes.
 
-        A status is unknown, healthy, napping, starting, unhealthy or error. " (server)" follows the name of a server if
-        a route is called so.
+        A status is unknown, healthy, napping, starting, unhealthy or error. " (server)" is added to the name of a
+        server if a route has the same name.
         """
         return self._health(FULL, routes)
 
@@ -93,9 +93,9 @@ class GatewayClient:
     ) -> RegisteredAs:
         """Register the URL of a service as a backend of the route `name`, and return when the gateway follows.
 
-        With a `ttl` the same again is its heartbeat. In a `with` block heartbeats are sent, and it is unregistered at
-        the end. `host` or `path` make a route of its own; `probe` is a path, or a table as of a server's readiness.
-        PoolParamError or ControlError (8) for one that is refused, PoolValidateError for an invalid one.
+        With a `ttl`, repeat the call as a heartbeat, or use a `with` block, which sends heartbeats and unregisters at
+        the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness.
+        PoolParamError or ControlError (8) for a refused service, PoolValidateError for an invalid one.
         """
         given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
         options = {"name": name, "to": absolute_url(to), "weight": weight, **given}
@@ -138,9 +138,9 @@ class GatewayClient:
 
 
 class RegisteredAs:
-    """A service under its name. As a context manager it sends heartbeats from a thread, and unregisters at the end.
+    """A registered service. As a context manager it sends heartbeats from a thread, and unregisters at the end.
 
-    A pool that is away meanwhile gets the next heartbeat when it is back, which registers the service again.
+    If the pool was down, the next heartbeat after its return registers the service again.
     """
 
     def __init__(self, pool: GatewayClient, options: Table) -> None:

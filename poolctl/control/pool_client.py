@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Change(TypedDict):
-    """What a reload does to a server. `keys` are those that differ; `override` undoes a live change."""
+    """The change that a reload makes to a server. `keys` are the differing keys; `override` undoes a live change."""
 
     name: str
     bind: str
@@ -39,7 +39,7 @@ class Change(TypedDict):
 
 
 class ReloadDocument(TypedDict):
-    """What `poolctl reload -o json` prints."""
+    """The document that `poolctl reload -o json` prints."""
 
     schema: int
     items: list[dict[str, Any]]  # the servers, as `list` prints them
@@ -82,7 +82,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
 
 
 def _is_path(config_or_name: str) -> bool:
-    """Whether it names a file, be it gone by now, rather than a pool."""
+    """Whether it is the path of a file, which may no longer exist, rather than a pool's name."""
     looks_so = "/" in config_or_name or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
     return looks_so or os.path.exists(config_or_name)
 
@@ -107,7 +107,7 @@ class PoolClient(GatewayClient):
     def filter(
         self, field: Field | str, pattern: str = "", regex: str = "", *, selector: Selection = None
     ) -> Table:
-        """Return the servers of which the field equals the pattern, ignoring case, or contains the expression.
+        """Return the servers whose field equals the pattern, ignoring case, or contains a match of the expression.
 
         As in `Pool.filter`: nothing matches when both are empty; PoolParamError for an invalid expression.
         The expression is matched in the caller's thread, without a time limit.
@@ -133,8 +133,7 @@ class PoolClient(GatewayClient):
     ) -> Iterator[Table]:
         """Yield the last `lines` lines of each selected server (None: all), merged by time: time, name, pid, line.
 
-        With `follow` new lines as well, without an end. Raises PoolParamError at the start for servers that do not
-        exist.
+        With `follow` new lines as well, without an end. Raises PoolParamError at the start for unknown servers.
         """
         from poolctl.logs.follow import follow as follow_logs
         from poolctl.logs.log_line import stamp
@@ -195,7 +194,7 @@ class PoolClient(GatewayClient):
         return self._ask("stats", PoolMonitorError, targets, selector)
 
     def stacks(self, *targets: str, selector: Selection = None) -> Table:
-        """Return what the threads and tasks of the selected servers' workers do now; these go on."""
+        """Return the current stacks of the threads and tasks of the selected servers' workers, which keep running."""
         return self._ask("stacks", PoolMonitorError, targets, selector)
 
     def metrics(self, *targets: str, openmetrics: bool = False) -> str:
@@ -206,7 +205,7 @@ class PoolClient(GatewayClient):
     def notify_test(self, *receivers: str) -> Table:
         """Send a test notification to these receivers (default: all); `receivers` in the result has each outcome.
 
-        Raises PoolMonitorError when a receiver did not take it, PoolParamError for an unknown name.
+        Raises PoolMonitorError if a receiver did not accept it, PoolParamError for an unknown name.
         """
         return self._ask("notify", PoolMonitorError, (), None, {"receivers": [*receivers]})
 
@@ -236,11 +235,11 @@ class PoolClient(GatewayClient):
         wait: bool = True,
         on_progress: Callable[[Table], None] | None = None,
     ) -> Table:
-        """Stop the selected servers; without a selection the supervisor too. PoolStopError with every one."""
+        """Stop the selected servers; without a selection the supervisor too. PoolStopError with every failure."""
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         result = self._ask("stop", PoolStopError, targets, selector, options, on_progress)
         if result.get("ended"):
-            # As the command does: afterwards nothing of the pool is left.
+            # Like the command, return only when nothing of the pool is left.
             await_end(int(result["keeper_pid"]))
         return result
 
@@ -256,8 +255,7 @@ class PoolClient(GatewayClient):
     ) -> Table:
         """Replace the selected servers without refusing a connection; PoolRestartError with every failure.
 
-        A server whose certificate has expired on the disk, while the one in use has not, is restarted with `force`
-        only.
+        A server whose certificate has expired on disk, but not the one in use, is restarted only with `force`.
         """
         options = {"timeout": timeout, "deps": deps, "wait": wait, "force": force}
         return self._ask("restart", PoolRestartError, targets, selector, options, on_progress)
@@ -275,8 +273,8 @@ class PoolClient(GatewayClient):
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
         A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
-        from now on. PoolValidateError with every problem of the files, which then change nothing; a certificate that
-        has expired, while the one in use has not, is one without `force`.
+        from now on. Raises PoolValidateError with every problem of the files, and changes nothing. Without `force`, a
+        certificate that has expired on disk, but not the one in use, is a problem.
         """
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
@@ -298,7 +296,7 @@ class PoolClient(GatewayClient):
         """Try new code or configuration of a server on this share of its traffic, from 0 to 1; return the outcome.
 
         Its `"items"` hold the state, the reason, and the figures of both generations. PoolRestartError if it was
-        withdrawn; PoolParamError for a condition that is none. Without `wait` it returns once the canary serves.
+        withdrawn; PoolParamError for an invalid condition. Without `wait` it returns once the canary serves.
         """
         limit = seconds_of("seconds", seconds)
         options: Table = {
@@ -314,15 +312,15 @@ class PoolClient(GatewayClient):
         return self._ask("rollout", PoolRestartError, [name], None, options)
 
     def rollouts(self, *targets: str) -> Table:
-        """Return how the rollout of each server stands, or how the last one ended."""
+        """Return the progress of each server's rollout, or the outcome of its last one."""
         return self._ask("rollouts", PoolMonitorError, targets)
 
     def promote_rollout(self, *targets: str) -> Table:
-        """Let the canaries of these servers replace the other workers now; without targets, of all."""
+        """Let the canaries of these servers (default: all) replace the other workers now."""
         return self._ask("rollout", PoolRestartError, targets, None, {"op": "promote"})
 
     def abort_rollout(self, *targets: str) -> Table:
-        """End the canaries of these servers; without targets, of all."""
+        """End the canaries of these servers (default: all)."""
         return self._ask("rollout", PoolRestartError, targets, None, {"op": "abort"})
 
     def scale(
@@ -337,8 +335,8 @@ class PoolClient(GatewayClient):
     ) -> Table:
         """Set the number of workers of each selected server, until a reload; return when they are ready.
 
-        The number is `workers`, or the last argument, as on the command line: `scale("web", 4)`. With `auto` there is
-        none: the servers' triggers set it again.
+        The number is `workers`, or the last argument, as on the command line: `scale("web", 4)`. With `auto` no number
+        is given: the servers' triggers set it again.
         """
         names = [target for target in targets if isinstance(target, str)]
         numbers = [target for target in targets if not isinstance(target, str)]
@@ -392,8 +390,8 @@ class PoolClient(GatewayClient):
     ) -> Table:
         """Add a server, until a reload, and return when it is ready.
 
-        Its keys are as in a file, in a mapping or as keyword arguments; relative paths begin in `base_dir`.
-        PoolValidateError for an invalid one, ControlError (8) for a name or an address that is taken.
+        Its keys, as in a file, are given in a mapping or as keyword arguments; paths are relative to `base_dir`.
+        PoolValidateError for an invalid server, ControlError (8) for a name or an address that is taken.
         """
         place = os.path.abspath(base_dir)
         table = {**_table(server), **keys}
@@ -422,7 +420,7 @@ class PoolClient(GatewayClient):
     def upgrade(self, *, force: bool = False) -> Table:
         """Upgrade the pool to this version of poolctl, and return when it is done; the servers' processes keep running.
 
-        A pool that is of this build already stays as it is without `force`.
+        A pool that already has this build is left unchanged without `force`.
 
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """

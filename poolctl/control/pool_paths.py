@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
-# Set by `run` on a terminal: servers log requests unless their file says otherwise. It is kept from their programs.
+# Set by `run` on a terminal: servers log requests unless their file says otherwise. Not passed to their programs.
 ACCESS_LOG_VARIABLE = "POOLCTL_ACCESS_LOG"
 SOCKET_NAME = "control.sock"
-GATEWAY_LOG = "gateway.log"  # in the same directory: what its process reports
+GATEWAY_LOG = "gateway.log"  # in the same directory: the log of the gateway's process
 GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be a server's file
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
@@ -77,7 +77,7 @@ def runtime_root(env: Mapping[str, str]) -> str:
 
 
 def pool_dir(env: Mapping[str, str], key: str) -> str:
-    """Return the directory of the pool with this key: the existing one, else the one to make. Makes nothing."""
+    """Return the directory of the pool with this key: the existing one, else the one to make. Creates nothing."""
     roots = candidates(env)
     for root in roots:
         path = f"{root}/{key}"

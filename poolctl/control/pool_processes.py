@@ -12,13 +12,13 @@ from poolctl.exit_codes import CONFLICT
 from poolctl.json_form import from_json, to_json
 
 STATUS = "status.json"
-# Far more than a pool that has stopped its servers needs to exit, also on a busy machine.
+# Far more than a pool needs to exit after it has stopped its servers, even on a busy machine.
 LIMIT_SECONDS = 30.0
 
 _STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
-_FATAL = "Fatal Python error: "  # of an interpreter that cannot run; at most so many lines of details follow
+_FATAL = "Fatal Python error: "  # from an interpreter that cannot run; followed by at most this many lines of details
 _DETAILS = 12
 
 
@@ -74,7 +74,7 @@ def _state(pid: int) -> str:
 def last_words(log: str, start: int = 0) -> str:
     """The reason why a program has ended, from its log after this position; "" if it has written nothing.
 
-    The error of an interpreter that cannot run, which is followed by details, else the last line.
+    If an interpreter could not run, its fatal error with the exception; else the last line.
     """
     try:
         with open(log, "rb") as file:
@@ -94,7 +94,7 @@ def last_words(log: str, start: int = 0) -> str:
     return ": ".join([end[fatal], *reasons[:1]])
 
 
-# For the `poolctl run` that waits for a pool which ends without a command.
+# Read by a `poolctl run` whose pool ends without a command.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def read_exit(directory: str) -> PoolExit | None:
 
 
 def clear_exit(directory: str) -> None:
-    """Remove the record of an earlier pool: a new one starts."""
+    """Remove the record that an earlier pool left, before a new pool starts."""
     try:
         os.unlink(f"{directory}/{STATUS}")
     except OSError:

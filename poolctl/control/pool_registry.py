@@ -101,11 +101,11 @@ class PoolRegistry(TableRegistry):
             try:
                 generation = reported.newest()
             except SupervisorEnded:
-                self._again = 0.0  # the next one may be there already
+                self._again = 0.0  # the next supervisor may already be there
             else:
                 self._fetch(generation)
                 return
-        self._disconnect()  # a fork has the connection of the process that it comes from
+        self._disconnect()  # after a fork, the connection belongs to the parent
         if monotonic() >= self._again:
             self._follow()
 
@@ -131,7 +131,7 @@ class PoolRegistry(TableRegistry):
             self._latest = None
             return
         try:
-            # Routes of the one before may still be read: it is unmapped with its last reader.
+            # Routes of the previous table may still be read: it is unmapped with its last reader.
             self._latest = RouteTable(fd)
         finally:
             os.close(fd)
@@ -147,7 +147,7 @@ class _Generations:
 
     def __init__(self, client: Client) -> None:
         self.pid = os.getpid()
-        self.over = False  # a pool without a gateway has said all
+        self.over = False  # a pool without a gateway reports nothing further
         self._path = client.socket_path
         self._generation: int | None = None
         self._response = ResponseReader()
@@ -190,7 +190,7 @@ class _Generations:
 
 
 def _table_of(client: Client) -> int | None:
-    """A descriptor of the supervisor's table in force, which the caller closes; None if it has none."""
+    """A descriptor of the supervisor's current table, which the caller closes; None if there is no table."""
     connection = client.open(_VERB, {})
     fds: list[int] = []
     try:
@@ -206,7 +206,7 @@ def _table_of(client: Client) -> int | None:
 
 
 def _received(connection: socket, fds: list[int]) -> Iterator[bytes]:
-    """The data as it comes; descriptors are added to `fds`."""
+    """Yield the data as it arrives; descriptors are added to `fds`."""
     while True:
         data, messages, _, _ = connection.recvmsg(_READ_BYTES, CMSG_SPACE(_FD_BYTES), MSG_CMSG_CLOEXEC)
         for level, kind, content in messages:

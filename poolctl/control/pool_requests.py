@@ -26,7 +26,7 @@ def seconds_of(argument: str, value: Timeout) -> float | None:
 
 
 def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
-    """The body of a request. Raises PoolParamError for a timeout that is none."""
+    """The body of a request. Raises PoolParamError for an invalid timeout."""
     if "timeout" in options:
         options = {**options, "timeout": seconds_of("timeout", options["timeout"])}
     return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
@@ -35,7 +35,7 @@ def request_body(targets: Sequence[str], selector: Selection, options: Table) ->
 def checked(
     verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (codes.DONE,)
 ) -> Table:
-    """The result, if its exit code is one of these; `failure` is the error of servers that failed."""
+    """The result if its exit code is accepted; else raises the error, which is a `failure` if servers failed."""
     code = result.get("exit_code", codes.DONE)
     if code in accepted:
         return result

@@ -1,6 +1,6 @@
 """The version of answers and requests, and the words by which two versions of poolctl start each other.
 
-Besides the answers: most commands need these, and few the classes.
+Separate from `answers`, because most commands need these and few need its classes.
 """
 
 from __future__ import annotations

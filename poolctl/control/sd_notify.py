@@ -51,6 +51,6 @@ def status(text: str) -> str:
 
 
 def watchdog_seconds(env: Mapping[str, str]) -> float:
-    """The interval in which systemd expects a watchdog notification; 0: none expected (sd_watchdog_enabled(3))."""
+    """The interval at which systemd expects watchdog notifications; 0 if it expects none (sd_watchdog_enabled(3))."""
     text = env.get("WATCHDOG_USEC", "")
     return int(text) / 1_000_000 if text.isdecimal() else 0.0

@@ -46,9 +46,9 @@ class LiveChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteToServer:
-    """A route of the gateway that leads to the server: `protocol` is http, or tcp or udp of a stream.
+    """A route of the gateway that leads to the server: `protocol` is http, or for a stream tcp or udp.
 
-    `host` of a stream is the gateway's own address.
+    For a stream, `host` is the gateway's own address.
     """
 
     alias: str
@@ -83,10 +83,10 @@ class Details(Item):
     failure: ErrorEntry | None
     config: Table
     origin: dict[str, str] | None
-    # False where the output is not in files of this machine; left out where it is.
+    # False if the output is not in files on this machine, else left out.
     log_files: bool | None = None
     routes: tuple[RouteToServer, ...] | None = None
-    # What the last worker did that hung, or was not ready in time: a WorkerStacks.
+    # A WorkerStacks: the stacks of the last worker that hung or was not ready in time.
     stacks: Table | None = None
 
 

@@ -20,7 +20,7 @@ class StatsHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """The figures of one worker; those that it counts itself are left out where it counts none (see Stats)."""
+    """The figures of one worker; the figures that workers count are left out if it counts none (see Stats)."""
 
     id: str
     pid: int | None
