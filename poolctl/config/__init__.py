@@ -1,8 +1,8 @@
 """A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
 
-Six rooms: `values` (values of keys), `model` (the tables and their keys: plain values), `rules` (between keys, servers,
-tables and routes), `files` (text into tables with places), `checks` (files, users and programs that the servers refer
-to), `edit` (changes written back).
+Six subpackages: `values` (values of keys), `model` (tables and their keys as plain values), `rules` (between keys,
+servers, tables and routes), `files` (text into tables with places), `checks` (the files, users and programs that
+servers refer to), `edit` (changes written back).
 """
 
 # ruff: noqa: F403, F405 (the names are in __all__)

@@ -1,9 +1,9 @@
 """Reads configuration files for the supervisor: `config`; the link to it is its standard input.
 
-Validation needs libraries that take long to load, and memory: both end with this process, and it with the supervisor.
+Validation needs memory, and libraries that load slowly: hence a separate process, which ends with the supervisor.
 
-A request is a pickled tuple, a method of Reader and its arguments, after its length (8 bytes). An answer is a line,
-`poolctl VERSION LENGTH`, and a pickled value of that length. They pass only through a socket pair of this pool.
+A request is its length (8 bytes) and a pickled tuple: the name of a method of Reader and its arguments. An answer is a
+line, `poolctl VERSION LENGTH`, and a pickled value of that length. Both pass only through a socket pair of this pool.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ if TYPE_CHECKING:
     from poolctl.errors import PoolError
 
 _EARLIER_LINK_FD = 3
-# The argument of a supervisor that has to read its files.
+# The argument that makes a supervisor read its files.
 READS = "--reads"
 _LENGTH_BYTES = 8
-# Readings whose files, users and programs can still be asked about.
+# Maximum number of readings kept for later requests about their files, users and programs.
 MOST_KEPT = 3
 _GARBAGE = 200_000
 
 
 def reader_command() -> list[str]:
-    """The command of the process."""
+    """The command that starts the reading process."""
     return bootstrap.command(sys.executable, "config")
 
 
 def message(request: tuple[object, ...]) -> bytes:
-    """The request as it is sent."""
-    import pickle  # not for the command that starts the pool
+    """The encoded request, with its length."""
+    import pickle  # slow, and not needed by the command that starts the pool
 
     content = pickle.dumps(request)
     return len(content).to_bytes(_LENGTH_BYTES, "big") + content
 
 
 def main() -> None:
-    """Answer until the other end is closed."""
+    """Answer requests until the other end is closed."""
     import pickle
 
     name_process("poolctl-config")
-    # A supervisor of an earlier version has the link somewhere else.
+    # A supervisor of an earlier version passes the link at another descriptor.
     link = socket.socket(fileno=0 if stat.S_ISSOCK(os.fstat(0).st_mode) else _EARLIER_LINK_FD)
     _thread.start_new_thread(_end_with, (link.fileno(),))
-    # Neither imports nor values make garbage: looking for it takes a tenth of the time of the first answer.
+    # Neither imports nor values create cyclic garbage, and collections take a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)
     leave_out_plugins()
     from poolctl.config import Surroundings
 
     reader = Reader()
-    # Loads all that validates, and builds its models, before the first request has arrived.
+    # Imports the validation and builds its models before the first request arrives.
     reader.added(Surroundings(), {}, "/", {})
     try:
         with link.makefile("rb") as requests:
@@ -73,7 +73,7 @@ def main() -> None:
                 content = pickle.dumps(getattr(reader, name)(*arguments))
                 # This process may have read files of two versions.
                 version = bootstrap.installed_version()
-                # Values of a mixture of two versions are of no use to either.
+                # Neither version can use values made by a mixture of both.
                 content = content if version == __version__ else b""
                 link.sendall(b"poolctl %s %d\n%s" % (version.encode(), len(content), content))
     except OSError:
@@ -101,7 +101,7 @@ class Reader:
         from poolctl.config import Reading, Surroundings, load, marks_of
         from poolctl.errors import PoolError, ServerError
 
-        marks = marks_of(files)  # before they are read: a change that comes between is found later
+        marks = marks_of(files)  # taken before reading, so that a change in between is found later
         try:
             config = load(files, env, access_log=access_log)
         except PoolError as error:
@@ -121,7 +121,7 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """The problems of what these servers refer to, and warnings of all; None if that reading is not kept."""
+        """Problems outside the files for these servers, and warnings for all; None if that reading is not kept."""
         config = self._kept.get(number)
         if config is None:
             return None
@@ -135,7 +135,7 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """The server of this table, which is in no file."""
+        """The server defined by this table, which is in no file."""
         from poolctl.config import added_server
         from poolctl.errors import PoolError
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class ServerConfig(ServerKeys):
     """One server of the pool.
 
-    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
-    Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    The constructor raises PoolValidateError with every problem for bad values and unknown keywords.
+    Durations are seconds, sizes bytes, paths absolute; relative paths start at the working directory.
     """
 
     if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta
@@ -49,7 +49,7 @@ class ServerConfig(ServerKeys):
             refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
 
     def environment(self) -> dict[str, str]:
-        """The variables that it adds to the pool's own: of its env_file, then of its env. Blocks on the disk.
+        """The variables that the server adds to the pool's: from its env_file, then its env. Blocks on the disk.
 
         Raises ServerError for a file that cannot be read.
         """
@@ -65,12 +65,12 @@ class Configuration(Sequence[ServerConfig]):
         self.defaults: dict[str, Tree] = {}  # as the files have them
         self.files: list[str] = []
         self._servers = list(servers)
-        # Servers that are valid but for others: their address is taken, or they depend on each other.
+        # Servers that are invalid only because of others: their address is taken, or they depend on each other.
         self._excluded: list[ServerConfig] = []
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
         self._outside_warnings: list[Problem] = []
-        # Only Python can give these to a pool.
+        # Only set from Python.
         self._handler: Tree = None
         self._tls: TLSConfig | None = None
 
@@ -91,15 +91,15 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has neither a server nor a route: a gateway alone may serve others."""
+        """Whether it has no server, route or stream, so that there is nothing to start."""
         return not (self._servers or self.tables.routes or self.tables.streams)
 
     @property
     def problems(self) -> list[ServerError]:
         """The problems of the servers and tables, in the files' order.
 
-        In a file each server has to have something to serve; a list made in Python may still get its handler, so
-        that only `validate` asks for it.
+        Each server in a file needs an app, a command or handlers. A list made in Python may get its handler later, so
+        only `validate` requires it.
         """
         return self._problems + (self._unserved() if self.files else [])
 
@@ -118,7 +118,7 @@ class Configuration(Sequence[ServerConfig]):
         return [*problems, *self._outside_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
-        """Findings on servers, or on tables of the files, with their places."""
+        """Findings about servers or tables of the files, with their places."""
         return [
             self._of_table(finding) if owner is None else self._located(owner, finding)
             for owner, finding in found
@@ -126,7 +126,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def pool_variables(self) -> frozenset[str]:
-        """The environment variables that hold secrets of the pool itself; no server is given them unasked."""
+        """The environment variables with secrets of the pool itself; passed only to servers that ask for them."""
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
@@ -205,7 +205,7 @@ LISTENING = frozenset(
 def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """The problems of a server without an app, command or handlers, or without its certificate.
 
-    `handler` and `tls`: Python has given the pool a handler, a default certificate.
+    `handler` and `tls`: the pool has a handler, or a default certificate, set from Python.
     """
     if not (handler or server.app is not None or server.command or server.handlers):
         hint = 'add app = "module:attribute", command = […], or [pool] handlers = "module:function"'
@@ -245,14 +245,14 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:
-    """One missing certificate of [defaults] is one problem, however many servers use it."""
+    """The problems without repetitions: a missing certificate of [defaults] is one problem, not one for each server."""
     found = {(each.place if each.file else id(each), each.message): each for each in problems}
     return list(found.values())
 
 
 _DESCRIPTORS_OF_PAIR = 2
-# Its control socket or NOTIFY_SOCKET, the page on which it counts, the pipe that takes its output. A keeper that has
-# replaced another keeper, and is not its parent, has a pidfd of it as well, if there is room.
+# For each worker: its control socket or NOTIFY_SOCKET, its tally page, the pipe for its output. A keeper that replaced
+# another one, and so is not the worker's parent, has a pidfd of it as well, if there is room.
 _DESCRIPTORS_OF_WORKER = 3
 _DESCRIPTORS_OF_PROGRAM = 2
 # When many are restarted, the others wait until there are free descriptors.
@@ -260,9 +260,9 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The open files of keeper and supervisor, which have the same limit, for servers with their numbers of workers.
+    """The open files that keeper and supervisor each need for servers with these numbers of workers.
 
-    A sleeping server without workers has its listener.
+    A sleeping server without workers still has its listener.
     """
     workers, total = 0, OPEN_FILES_OF_POOL
     for server, count in servers:

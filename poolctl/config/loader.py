@@ -1,4 +1,4 @@
-"""Configuration files become servers, or problems with their places; so does the table of a server that is added."""
+"""Turns configuration files, and the tables of added servers, into servers, or problems with their places."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# Problems of a server that a file which could not be read may solve.
+# Problems of a server that may be solved in a file that could not be read.
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
@@ -52,7 +52,7 @@ def load(
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
-    # No garbage in circles is made here, and looking for it takes a fifth of the time.
+    # Loading creates no cyclic garbage, and collections take a fifth of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +88,7 @@ def _load(
     return config
 
 
-# An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
+# A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
 OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
 
@@ -97,7 +97,7 @@ NOT_OF_A_SCHEDULE = frozenset({"hooks", "mandatory"})
 
 
 class Defaults:
-    """The keys that servers take over. `findings` are the problems of the table itself."""
+    """The keys that servers inherit. `findings` are the problems of the table itself."""
 
     def __init__(self, table: dict[str, Tree], base_dir: str) -> None:
         self.findings: list[Finding] = []
@@ -142,7 +142,7 @@ class Defaults:
         return bad
 
     def under(self, own: dict[str, Tree]) -> dict[str, Tree]:
-        """A server's table with the defaults under it, in a new table."""
+        """A new table: the server's own keys, and the defaults for the other keys."""
         if not self.ready and self.tls is None:
             return dict(own)
         table = {**self.ready, **own}
@@ -209,7 +209,7 @@ def _without_sleep(scale: dict[str, Tree]) -> Tree:
 
 
 def _without(table: Tree, keys: Collection[str]) -> Tree:
-    """The table, validated or not, without these keys."""
+    """The table (plain or already validated) without these keys."""
     if isinstance(table, Section):
         return type(table)(**{key: getattr(table, key) for key in table.given if key not in keys})
     return {key: value for key, value in table.items() if key not in keys}
@@ -218,7 +218,7 @@ def _without(table: Tree, keys: Collection[str]) -> Tree:
 def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
-    """The server of a table with the defaults under it, None if there are findings, and its address."""
+    """The server of a table merged with the defaults (None if there are findings), and its address."""
     address = derive(table, base_dir, findings)
     findings += Scale.rules(table)
     if "env_file" not in table and (found := default_env_file(base_dir)):
@@ -234,7 +234,7 @@ def _server_of(
 def added_server(
     surroundings: Surroundings, table: Mapping[str, Tree], base_dir: str, env: Mapping[str, str]
 ) -> ServerConfig:
-    """The server of this table, with the files' defaults; relative paths begin in `base_dir`.
+    """The server of this table, with the files' defaults; paths are relative to `base_dir`.
 
     `env` resolves `${VAR}`. Raises PoolValidateError with every problem.
     """
@@ -351,7 +351,7 @@ class _Loader:
                 self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:
-        """Report servers that are in the way of others, or wait for each other; their indexes."""
+        """Report servers that conflict with others or depend on each other; returns their indexes."""
         entries = self.assembly.entries
         excluded: set[int] = set()
         for second, first, finding in conflicts(self.addresses):
@@ -359,7 +359,7 @@ class _Loader:
             self._report(entries[second], finding._replace(message=f"{finding.message}, {other}"))
             excluded.add(second)
         if any(each.depends_on for each in self.servers if each):
-            # If two servers have one name, the first: a dependency cannot mean the other.
+            # If two servers have the same name, dependencies refer to the first.
             indexes = {each.name: index for index, each in reversed(list(enumerate(self.servers))) if each}
             servers = [
                 each for index, each in enumerate(self.servers) if each and indexes[each.name] == index

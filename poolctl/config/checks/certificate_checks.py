@@ -73,7 +73,7 @@ def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[F
 
 
 def _options(tls: TLSConfig) -> Iterator[Finding]:
-    """Problems of the certificates of clients and of the ciphers."""
+    """Problems of the keys for client certificates and ciphers."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
-    """An expired certificate is no reason not to start: a pool must come up after a night's power cut."""
+    """Findings about expiry. Expired is only a warning: a pool must come up after a power cut."""
     times = certificate_validity(text)
     if times is None:
         return []
@@ -135,7 +135,7 @@ def _validity(der: bytes) -> tuple[datetime, datetime]:
     return _time(tag, begins), _time(end_tag, ends)
 
 
-# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; of its names these two are hosts.
+# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only these two of its names are hosts.
 _SUBJECT_ALT_NAME = b"\x55\x1d\x11"
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 
@@ -154,7 +154,7 @@ def certificate_names(text: str) -> list[str]:
 def _names(der: bytes) -> Iterator[str]:
     from ipaddress import ip_address
 
-    # Certificate → tbsCertificate → [3] → extensions, each of them an identifier, maybe a flag, and a value.
+    # Certificate → tbsCertificate → [3] → extensions, each an identifier, an optional flag, and a value.
     _, certificate, _ = _element(der, 0)
     _, inner, _ = _element(certificate, 0)
     extensions = next((content for tag, content in _elements(inner) if tag == 0xA3), b"")
@@ -170,7 +170,7 @@ def _names(der: bytes) -> Iterator[str]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each of the DER elements that follow each other."""
+    """Tag and content of each DER element in a sequence of elements."""
     position = 0
     while position < len(data):
         tag, content, position = _element(data, position)
@@ -180,14 +180,14 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 def names_cover(names: Iterable[str], host: str) -> bool:
     """Whether clients accept a certificate of these names for a host: "*" is one label, the first (RFC 6125 §6.4.3).
 
-    A host of which the first label is "*" needs such a name.
+    A host whose first label is "*" needs a name with that label.
     """
     _, _, domain = host.partition(".")
     return any(name == host or (domain and name == f"*.{domain}") for name in names)
 
 
 def _element(data: bytes, start: int) -> tuple[int, bytes, int]:
-    """Tag, content and the position after it, of a DER element (X.690 §8.1)."""
+    """The tag and the content of a DER element, and the offset after it (X.690 §8.1)."""
     length = data[start + 1]
     begin = start + 2
     if length & 0x80:

@@ -25,7 +25,7 @@ JOURNAL_PATH = ("events", "path")
 
 
 class ExternalChecks:
-    """Collects `(server, finding)` pairs. A path that many servers share is looked at once.
+    """Collects `(server, finding)` pairs. A path that many servers share is checked once.
 
     Apps are imported without the variables `withheld`.
     """
@@ -45,7 +45,7 @@ class ExternalChecks:
         self._seen: dict[Hashable, Found] = {}
 
     def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
-        """Look at everything that the servers name. Blocks; with `import_apps` as long as the apps import."""
+        """Check everything the servers refer to. Blocks; with `import_apps` until all apps are imported."""
         for server in servers:
             self._server(server)
         self._interpreters(servers)
@@ -54,12 +54,12 @@ class ExternalChecks:
             self._imports([server for server in servers if id(server) not in troubled])
 
     def check_env_files(self, server: ServerKeys) -> None:
-        """Look at the server's env files alone."""
+        """Check only the server's env files."""
         for index, path in enumerate(server.env_file):
             self._look(server, _variables, path, index, bool(server.user))
 
     def look(self, servers: Sequence[ServerKeys]) -> None:
-        """Collect the warnings about these servers alone."""
+        """Collect only the warnings about these servers."""
         known = len(self.problems)
         for server in servers:
             self._server(server)
@@ -86,7 +86,7 @@ class ExternalChecks:
             self._look(server, _log, server.log.path)
 
     def _look(self, server: ServerKeys, look: Callable[..., Found], *at: Hashable) -> None:
-        key = (look.__name__, *at)  # a method itself would keep this object from going
+        key = (look.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
             self._seen[key] = look(*at)
         problems, warnings = self._seen[key]
@@ -106,7 +106,7 @@ class ExternalChecks:
         using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
-                # One of root's servers runs it as root in any case.
+                # A server of root runs it as root in any case.
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
         using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
         apps = [each for each in servers if not each.command]
@@ -138,7 +138,7 @@ class ExternalChecks:
         env = {name: value for name, value in self.env.items() if name not in self.withheld}
         for job, finding in check_imports(list(jobs), env):
             if jobs[job][0].app is None:
-                # Their place is [pool] handlers, which is no key of a server.
+                # They are configured in [pool] handlers, which is not a key of a server.
                 finding = finding._replace(
                     path=("handler_key",), message=f"[pool] handlers: {finding.message}"
                 )
@@ -146,7 +146,7 @@ class ExternalChecks:
 
 
 def runs_python_as_root(server: ServerKeys) -> bool:
-    """Whether an interpreter for the server's application is run with root's rights."""
+    """Whether root runs the interpreter of the server's application."""
     if os.geteuid() != 0 or server.command or callable(server.app):
         return False
     try:
@@ -219,7 +219,7 @@ def _log(path: str) -> Found:
 
 
 def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
-    """The problem of a file that this user cannot append to; an empty list for a good one. Changes nothing."""
+    """The problem if this user cannot append to the file of the key, else an empty list. Changes nothing."""
     try:
         check_appendable(path)
     except UnsafePath as refused:

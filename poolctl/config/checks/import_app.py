@@ -1,4 +1,4 @@
-"""Imports one app and writes how that went: run by the app's own interpreter, in which poolctl need not be installed.
+"""Imports one app and writes the result: run by the app's own interpreter, in which poolctl need not be installed.
 
 Its argument is a job, its answer a table, `{}` for an app that can be imported. Standard library only.
 """
@@ -21,12 +21,12 @@ def main() -> None:
     except BaseException as error:
         answer = _failure(error, job["app_dir"])
     os.write(answers, json.dumps(answer).encode())
-    # Neither threads nor exit handlers of the app are waited for.
+    # Do not wait for threads or exit handlers of the app.
     os._exit(0)
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """The problem of an app that can be imported; {} for none."""
+    """The reason why the app cannot be imported; {} if it can."""
     import importlib
 
     if job["user"]:
@@ -76,7 +76,7 @@ def _failure(error: BaseException, app_dir: str) -> dict[str, Any]:
 
 
 def _place(error: BaseException, app_dir: str) -> str:
-    """The innermost line that is the app's own."""
+    """The innermost line of the traceback that is in the app's own code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     place = ""

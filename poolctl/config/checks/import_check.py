@@ -27,7 +27,7 @@ PROBE = (
     "print('poolctl', sys.version_info[0], sys.version_info[1], v, u.find_spec('zttp') is not None)"
 )
 OLDEST_UVICORN_WITH_ZTTP = (0, 53)
-# Variables that act on an interpreter's start, so before it takes on the rights of its server.
+# Variables that affect an interpreter's start, before it drops to the rights of its server's user.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
 LARGEST_ANSWER_BYTES = 65536
 LONGEST_MESSAGE = 300
@@ -48,9 +48,9 @@ class Import(NamedTuple):
 def check_interpreters(
     pythons: Mapping[str, str | None], with_zttp: Collection[str] = ()
 ) -> list[tuple[str, Finding]]:
-    """The interpreters, each with the user of its server, that cannot run one, with the reason.
+    """The interpreters that cannot run a server as its user, each with the reason.
 
-    Those `with_zttp` need that parser as well. Blocks; they are asked in parallel.
+    Interpreters in `with_zttp` need that parser as well. Blocks; all are checked in parallel.
     """
     wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
@@ -117,13 +117,13 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
 
 
 def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
-    """The answer of the process in which it is imported."""
+    """Import the app in a process of its own; returns the answer of that process."""
     whole = {**env, **dict(job.env)}
     options = {"env": whole, **start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
         options |= user_options(job.user, whole)
     options["env"] = {_encoded(name): _encoded(value) for name, value in options["env"].items()}
-    # Its environment, which may hold secrets, is no argument: every user can read those.
+    # The environment may hold secrets, so it is not passed as an argument, which every user can read.
     request = {key: getattr(job, key) for key in ("target", "app_dir", "cwd", "user")}
     try:
         process = subprocess.Popen(
@@ -162,7 +162,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _read(descriptor: int, timeout_seconds: float) -> bytes | None:
-    """All that is written to a pipe, up to the largest answer; None if that takes longer."""
+    """Everything written to a pipe, up to the largest answer; None if it does not end within the timeout."""
     deadline = time.monotonic() + timeout_seconds
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

@@ -1,7 +1,7 @@
 """Which Python or program runs a server, and which users can modify the code that Python runs at startup.
 
-Root does not start an interpreter whose files, packages or .pth files another user may change; that user's server
-does. Standard library only.
+If another user may change the files, packages or .pth files of an interpreter, root does not start it; a server of
+that user does. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_LINKS = 40
 
 
 def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> str:
-    """The absolute path of the interpreter for a server. `python` is its key's value: a file, a directory, or None."""
+    """The absolute path of a server's interpreter; `python` is the value of its key: a file, a directory, or None."""
     if python is None:
         return default_interpreter(base_dir, env)
     return _of_environment(python) if os.path.isdir(python) else python
@@ -47,7 +47,7 @@ def _of_environment(directory: str) -> str:
 def enter_as(
     interpreter: str, user: tuple[int, int] | None, env: Mapping[str, str]
 ) -> tuple[int, int] | None:
-    """The (uid, gid) as which the interpreter is to be started for a server of this user; None to stay who we are."""
+    """The (uid, gid) with which to start the interpreter for a server of this user; None to keep this process's."""
     if user is None or os.geteuid() != 0 or not changed_by(interpreter, env):
         return None
     return user
@@ -58,7 +58,7 @@ def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) ->
     try:
         as_user = user is not None and enter_as(interpreter, ids_of(user), env) is not None
     except KeyError:
-        return {}  # there is no such user: nothing is started for the server
+        return {}  # unknown user: nothing is started for the server
     return user_options(user, env) if user is not None and as_user else {}
 
 
@@ -81,10 +81,10 @@ def ids_of(user: str) -> tuple[int, int]:
 
 
 def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
-    """The first path that others than root and this user may change, "" for none; missing paths do not count.
+    """The first path that users other than root and this one may change, "" for none; missing paths do not count.
 
-    Looked at are the interpreter, its library, the directories on its path and what lies directly in them. Reads a few
-    hundred entries: 2 ms.
+    Checks the interpreter, its library, the directories on its path and their direct entries. Reads a few hundred
+    entries: 2 ms.
     """
     seen: dict[str, bool] = {}
     for path in _directories(interpreter, env):
@@ -97,7 +97,7 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
 
 
 def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
-    """Which other users get root's rights when root runs this interpreter, and the fix; empty texts for none."""
+    """Why other users would gain root's rights if root ran this interpreter, and the fix; empty texts if none would."""
     path = changed_by(interpreter, env)
     if not path:
         return "", ""
@@ -119,7 +119,7 @@ def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]
 def missing_program(
     server: ServerKeys, env: Mapping[str, str], path: Path = ("command",), words: Sequence[str] | None = None
 ) -> Finding | None:
-    """The problem of the program of the server's `command`, or of the `words` at `path`; `env` is its environment."""
+    """The problem if the program of `command`, or of the `words` at `path`, is missing; `env` is its environment."""
     import shutil
 
     from poolctl.config.values.problems import Finding
@@ -141,7 +141,7 @@ def missing_program(
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
-    """Where the interpreter finds modules (site, sys.path)."""
+    """The directories in which the interpreter finds modules (site, sys.path)."""
     prefix, real = _prefix(interpreter), _prefix(os.path.realpath(interpreter))
     settings = _settings(f"{prefix}/pyvenv.cfg")
     home = settings.get("home")
@@ -169,7 +169,7 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths in the directory with such a name; without `glob`, which takes as long as everything else."""
+    """The paths in the directory whose names begin and end like this; avoids `glob`, which is slow to import."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -203,7 +203,7 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _on_the_way(path: str, seen: dict[str, bool]) -> str:
-    """The first of the path's components, links followed, that others may replace."""
+    """The first component of the path, with links followed, that other users may replace; "" for none."""
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0
     while rest:

@@ -1,9 +1,9 @@
 """Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
 
 Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files are
-listed with their places, to be made by hand. A file is cut into its servers, and only the text of a server that changes
-is given to tomlkit; a file that cannot be cut, such as a list in brackets, is given to it as a whole. Each new text is
-read back: it must contain exactly the intended change.
+listed with their places, to be made by hand. A file is split into its servers, and tomlkit gets only the text of a
+changed server; a file that cannot be split, such as a list in brackets, is passed as a whole. Each new text is read
+back: it must contain exactly the intended change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from poolctl.errors import PoolValidateError, ServerError
 
 MARK = b"\xef\xbb\xbf"
 Pairs = list[tuple[Path, Tree]]
-# The value of a key that is taken out.
+# The value that stands for the removal of a key.
 REMOVED = object()
 _line = re.compile(r"[^\n]*\n|[^\n]+\Z")
 
@@ -68,17 +68,17 @@ class Draft:
         self._asked: list[tuple[Callable[..., None], tuple[Tree, ...]]] = []
 
     def entry(self, name: str) -> ServerTable | None:
-        """The server of that name, as the files have it."""
+        """The server of that name, as written in the files."""
         return self._entries.get(name.casefold())
 
     def set(self, name: str, path: Path, value: Tree) -> None:
-        """Give a key of a server a value, in the last file that has it. KeyError if there is no such server."""
+        """Set a key of a server, in the last file that has the key. KeyError if there is no such server."""
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._home(self._known(name), path)
         self._set(document, table, _own_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
-        """Give a key that a server has its default: taken out where that says the same and loses no comment."""
+        """Set a server's key to its default: removes the key if that has the same effect and loses no comment."""
         self._asked.append((Draft.reset, (name, key, default)))
         entry = self._known(name)
         document, table = self._home(entry, (key,))
@@ -88,7 +88,7 @@ class Draft:
         self._set(document, table, own, REMOVED if alone else default)
 
     def scale(self, name: str, workers: int) -> None:
-        """Give a server a number of workers; one that may sleep, or grow, keeps that."""
+        """Set a server's number of workers; a `scale.min` of 0 is kept, so that it may still sleep."""
         self._asked.append((Draft.scale, (name, workers)))
         document, table = self._home(self._known(name), ("scale",))
         own = _own_path(document, table, ("scale",))
@@ -109,7 +109,7 @@ class Draft:
             self._of(document).removed.add(int(table[-1]))
 
     def add(self, table: dict[str, Tree]) -> None:
-        """Put a server behind the others, in the last file that has some."""
+        """Add a server after the others, in the last file that has servers."""
         self._asked.append((Draft.add, (table,)))
         self._of(self.home_of_new()).added.append(table)
 
@@ -123,7 +123,7 @@ class Draft:
         return (homes or self.documents)[-1]
 
     def again(self) -> Draft:
-        """The same changes, to the files as they are now. Raises KeyError for a server that is gone."""
+        """A new draft with the same changes to the current files. Raises KeyError for a server that is gone."""
         draft = Draft(self.files, self.env)
         draft.written = self.written
         for verb, arguments in self._asked:
@@ -131,7 +131,7 @@ class Draft:
         return draft
 
     def by_hand(self) -> list[Problem]:
-        """The changes to make by hand, if not only TOML files change: one for each key or server."""
+        """The changes to make by hand, one for each key or server; empty if only TOML files change."""
         changed = self._changed()
         if all(document.kind == "toml" for document in changed):
             return []
@@ -151,7 +151,7 @@ class Draft:
         return [each for each in self.documents if each.path in self._changes]
 
     def check(self) -> Configuration:
-        """The configuration as it will be. PoolValidateError with every problem of it, at its place in the files."""
+        """The changed configuration. Raises PoolValidateError with every problem, at its place in the files."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
             problems = [self._in_files(problem) for problem in config.problems]
@@ -196,7 +196,7 @@ class Draft:
         return entry
 
     def _home(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file that has the key, else that has the table around it, else that has the server."""
+        """The last file with the key, or else with the table around it, or else with the server."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -219,7 +219,7 @@ def _own_path(document: Document, table: Path, path: Path) -> Path | None:
 
 
 def _has_comment(document: Document, path: Path) -> bool:
-    """Whether a comment stands in the line of a key."""
+    """Whether there is a comment on the line of a key."""
     line, _ = document.positions()[document.exact(path) or path]
     return "#" in document.text.splitlines()[line - 1]
 
@@ -262,13 +262,13 @@ def _pair_text(kind: str, key: str, value: Tree) -> str:
 
 
 def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree]], count: int) -> str:
-    """New servers as they are written behind the `count` ones that a file has."""
+    """The text of new servers to be written after the `count` servers of a file."""
     if document.kind == "toml":
         head = f"[[{'.'.join(map(str, (*document.prefix, 'server')))}]]"
         return "\n".join(table_text(head, table) for table in tables).rstrip("\n")
     if not count and servers:
         return f"    {_pair_text(document.kind, 'server', tables)}"
-    # In YAML a server in lines of its own, like the server before it, or in brackets, as in JSON.
+    # In YAML a server is written on its own lines, like the server before it, or in brackets, as in JSON.
     line, column = document.positions()[(*servers, count - 1)] if count else (1, 1)
     before = document.text.splitlines()[line - 1][: column - 1] if count else ""
     if document.kind == "json" or before.strip() != "-":
@@ -309,7 +309,7 @@ def edited(document: Document, changes: Changes) -> str:
 
 
 def _without_empty(data: Tree) -> Tree:
-    """The same without empty tables and lists: with the last server the list of them may go, too."""
+    """The data without empty tables and lists, because the list of servers may go with the last server."""
     if isinstance(data, dict):
         kept = {key: _without_empty(value) for key, value in data.items()}
         return {key: value for key, value in kept.items() if value not in ({}, [])}
@@ -317,10 +317,10 @@ def _without_empty(data: Tree) -> Tree:
 
 
 def replace(path: str, before: str, after: str) -> None:
-    """Make `after` the text of the file whose text was `before`: whole or not at all; mode, owner and mark stay.
+    """Atomically replace the file's text `before` by `after`; mode, owner and byte order mark stay.
 
-    A symbolic link stays one: its target is replaced. Blocks until the disk has it. Raises FileChanged, and
-    OSError where the system refuses.
+    A symbolic link stays: its target is replaced. Blocks until the text is on disk. Raises FileChanged and
+    OSError.
     """
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
@@ -362,7 +362,7 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
 
 
 def _same(target: str, held: int, before: str) -> bool:
-    """Whether the file of that name is still the open file, with the text that was read."""
+    """Whether the path still names the open file, and the file still has the text that was read."""
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):
@@ -370,7 +370,7 @@ def _same(target: str, held: int, before: str) -> bool:
 
 
 def _sync(directory: str) -> None:
-    """The new name, too, survives a loss of power."""
+    """Write the directory to disk, so that the new name survives a power failure."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -401,14 +401,14 @@ class Changes:
             servers.append(convert(table))
 
     def first(self) -> Path:
-        """The path of one of them, in the list of servers."""
+        """The path of the first changed server or key, within the list of servers."""
         for index, pairs in self.pairs.items():
             return (index, *pairs[0][0])
         return tuple(sorted(self.removed)[:1])
 
 
 def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _as_it_is) -> None:
-    """Give keys of a table their values, REMOVED for none; tables on the way are made."""
+    """Set or (REMOVED) remove keys of a table; missing tables on their paths are created."""
     for path, value in pairs:
         at = table
         for number, key in enumerate(path[:-1], 1):
@@ -443,9 +443,9 @@ class Part(NamedTuple):
 
 
 class Parts:
-    """The lines of a text, cut into the servers that it defines.
+    """The lines of a text, split into the servers that it defines.
 
-    ValueError for a text whose servers are not tables with heads of their own, one below the other.
+    Raises ValueError unless the servers are tables with headers of their own, one below the other.
     """
 
     def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
@@ -514,7 +514,7 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: Part) -> None:
-        """Take out a server, its comments, and a gap next to it: the gap below if there is also one above."""
+        """Remove a server, its comments, and a gap next to it: the gap below if there is also one above."""
         start, end = part.above, part.below
         if start == 0 or self._is_blank(start - 1):
             while self._is_blank(end):
@@ -525,7 +525,7 @@ class Parts:
         self._replace(start, end)
 
     def _append(self, text: str) -> None:
-        """Insert whole lines behind the last server."""
+        """Insert whole lines after the last server."""
         at = self.servers[-1].below if self.servers else len(self.lines)
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
         follows = at < len(self.lines) and not self._is_blank(at)
@@ -548,7 +548,7 @@ def in_layout_of(text: str, changed: str) -> str:
 
 
 def _edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes made, all other text as it is. Raises ValueError if it cannot be cut into servers."""
+    """The text with the changes made, all other text unchanged. Raises ValueError if it cannot be split."""
     import tomlkit
 
     parts = Parts(text, document.positions(), servers)

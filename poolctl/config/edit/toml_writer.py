@@ -42,7 +42,7 @@ def table_text(head: str, table: Mapping[str, object]) -> str:
 
 
 def escaped(value: Tree) -> Tree:
-    """The same value, its strings written so that interpolation gives them back as they are.
+    """The value with its strings escaped, so that interpolation restores them unchanged.
 
     References to servers stay unchanged: interpolation leaves them to code that knows the ports.
     """
@@ -56,7 +56,7 @@ def escaped(value: Tree) -> Tree:
 
 
 def _string(text: str) -> str:
-    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair.
+    # A TOML basic string is a JSON string, except for DEL and unpaired surrogates.
     return json_text(text.encode("utf-8", "replace").decode("utf-8"))
 
 

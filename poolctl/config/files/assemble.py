@@ -1,4 +1,4 @@
-"""Several files become one: settings, defaults, tables and servers, later files over earlier ones."""
+"""Merges several files: settings, defaults, tables and servers; later files override earlier ones."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Assembly:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
     def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
-        """Take over one key of a file."""
+        """Merge one key of a file; yields its problems."""
         known = ("pool", "defaults", "server", *table_names())
         if key not in known:
             near = nearest(str(key), known)
@@ -116,7 +116,7 @@ class Assembly:
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
-        """Add the tables of a file to the earlier ones; one with a name of an earlier table is merged into it."""
+        """Add the tables of a file to the earlier ones; a table with the name of an earlier one is merged into it."""
         name, written = model.table_name, document.data[model.table_name]
         known = self.tables.setdefault(name, [])
         earlier = {
@@ -158,7 +158,7 @@ class Assembly:
                 # A later file's table wins, key by key.
                 entry.table = merged(entry.table, table)
                 entry.parts.append((document, path))
-            else:  # a new server, or a second server of its name in this file, which is a problem
+            else:  # a new server, or a second one with its name in this file, which is a problem
                 entry = ServerTable(name, table, document.base_dir, [(document, path)])
                 self.entries.append(entry)
                 if name:
@@ -178,7 +178,7 @@ LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 
 
 class Origins:
-    """Finds the places of the values of a pool's servers. All are equal, so that servers with equal keys are."""
+    """Finds the places of the values of a pool's servers. All instances are equal, so that equal servers are."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Origins:
     __hash__ = None  # type: ignore[assignment]
 
     def place(self, entry: ServerTable | str, path: Path) -> Place:
-        """The place of a key of a server; its table's for a key that is not written anywhere."""
+        """The place of a server's key, or of its table for a key that is in no file."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
         document, table = entry.parts[0]
         return _place([*self._defaults, *entry.parts], path) or document.place((*table, *path))

@@ -13,7 +13,7 @@ from poolctl.config.values.secrets import masked_quotes
 
 SECTION = ("tool", "poolctl")
 
-# Other names of keys in a file, by the name that they have after normalising.
+# Alternative names of keys in files, by their normalised name.
 SYNONYMS = {"bind": "listen", "scale": "workers"}
 
 
@@ -45,13 +45,13 @@ class Document:
         self._positions: dict[Path, tuple[int, int]] | None = None
 
     def positions(self) -> dict[Path, tuple[int, int]]:
-        """Line and column of every key; the second pass over the text, made once and only when asked."""
+        """Line and column of every key; found by a second pass over the text on first use."""
         if self._positions is None:
             self._positions = positions(self.text, self.kind)
         return self._positions
 
     def exact(self, path: Path) -> Path | None:
-        """The path as the file has it, including other spellings of its keys; None if the file does not have it."""
+        """The path with its keys as spelt in the file; None if the file does not have it."""
         known = self.positions()
         whole = (*self.prefix, *path)
         if whole in known:

@@ -15,16 +15,16 @@ try:  # hashlib would load OpenSSL as well
 except ImportError:
     from hashlib import blake2b
 
-# A file that is written twice within the kernel's clock tick keeps its time: so young a time proves nothing.
+# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
 _TICK_NS = 50_000_000
 _SECTION = ("tool", "poolctl")
 
-# Inode, time of change, time of modification, size; None of a file that is not there.
+# Inode, time of change, time of modification, size; None for a missing file.
 Stamp = tuple[int, int, int, int] | None
 
 
 class Mark(NamedTuple):
-    """A file when it was read. Without a stamp only its content can show a change."""
+    """The state of a file when it was read. Without a stamp, changes are detected only by content."""
 
     stamp: Stamp
     digest: str
@@ -34,7 +34,7 @@ Marks = dict[str, Mark]
 
 
 def stamp_of(path: str) -> Stamp:
-    """The file as stat(2) has it; it follows links."""
+    """The stamp of a file from stat(2), which follows links."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def marks_of(paths: Iterable[str]) -> Marks:
 def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
     """The files that differ from their marks, are new, or gone. Blocks on the disk.
 
-    The content is read only where the stamp differs; where it is the same, the mark gets the new stamp.
+    The content is read only if the stamp differs; if the content is the same, the mark gets the new stamp.
     """
     here = _expanded(paths)
     changed = [path for path in marks if path not in here]

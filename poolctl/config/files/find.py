@@ -1,4 +1,4 @@
-"""Which configuration files a command means. Nothing heavy in here: every command passes."""
+"""Finds the configuration files of a command. Imports little, because every command uses it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def find_config(
 ) -> list[str]:
     """Absolute paths of the configuration files, symbolic links unresolved, in the order they override.
 
-    `paths` (of -c) win over $POOLCTL_CONFIG, that over the names in the working directory. A path that was
-    named is not looked at: a running pool is found by it also when the file is gone. Raises ConfigNotFound.
+    `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
+    need not exist, so that a running pool is found even if its file is gone. Raises ConfigNotFound.
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env

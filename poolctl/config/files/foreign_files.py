@@ -35,7 +35,7 @@ def foreign_format(path: str, data: Tree = None) -> str:
 
 
 def import_hint(path: str) -> str:
-    """How the file becomes one of poolctl's."""
+    """The hint how to convert the file to one for poolctl."""
     from poolctl.config.values.problems import shorter
 
     return f"`poolctl import {shlex.quote(shorter(path))} -o pool.toml` makes one of it"

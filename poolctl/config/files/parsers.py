@@ -1,9 +1,9 @@
-"""Text into plain values: tables, lists, strings, numbers; and where each key and element is.
+"""Parses text into plain values (tables, lists, strings, numbers) and finds the place of each key and element.
 
-Two equal keys are an error in every format. The six commonest mistakes have plain words, their place and their fix: a
-value without quotes, a list or table that is not closed, a string that is not closed, a comma missing or too many, a
-key that is there twice, and a colon in place of TOML's equals sign. Of everything else the parser's own message is
-given, with a reminder of the format's rules.
+Duplicate keys are an error in every format. The six commonest mistakes are reported in plain words with place and fix:
+a value without quotes, an unclosed list or table, an unclosed string, a missing or extra comma, a duplicate key, and a
+colon instead of TOML's equals sign. Other mistakes are reported with the parser's own message and a reminder of the
+format's rules.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RULES = {
 }
 UNCLOSED_STRING = ("the string is not closed", "put a quote at its end")
 COMMA = ("a comma is missing", "put one before it")
-# Beginnings of the parsers' messages about a string that is not closed.
+# Beginnings of the parsers' messages about an unclosed string.
 _OF_STRINGS = (
     *("Unterminated string", "Illegal character '\\n'", "Found invalid character '\\n'"),
     *("Expected '\"", "Expected \"'", "Invalid control character"),
@@ -157,8 +157,8 @@ class Lines:
 class Scanner:
     """Walks over a valid TOML or JSON text, or the part of one before an error.
 
-    The methods read what begins `here` and return the offset behind it. JSON is read as one value of TOML: only the
-    sign between key and value is another.
+    Each method reads one element from the offset `here` on and returns the offset after it. JSON is read as a TOML
+    value in which only the sign between key and value differs.
     """
 
     def __init__(self, text: str) -> None:
@@ -278,7 +278,7 @@ def _unquoted(key: str) -> str:
 
 
 def _explained(text: str, kind: str, error: ParseError) -> ParseError:
-    """The same error with its fix, in plain words if it is one of the six."""
+    """The parser's error with a fix, in plain words for the six commonest mistakes."""
     found = None
     if error.line and kind != "yaml":
         start = sum(len(line) + 1 for line in text.split("\n")[: error.line - 1]) + error.column - 1
@@ -357,7 +357,7 @@ def _explained_json(text: str, message: str, start: int) -> Explained:
 
 
 def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
-    """A word that is no value, or in JSON no key."""
+    """The mistake of a word without quotes, which is not a value, or in JSON not a key."""
     match = re.compile(_WORD).match(text, start)
     if match is None:
         return None
@@ -380,7 +380,7 @@ def _not_closed(text: str, bracket: int) -> Explained:
 
 
 def _open_brackets(text: str, kind: str) -> list[int]:
-    """The offsets of the brackets that are not closed in this beginning of a text."""
+    """The offsets of the brackets left open at the end of this partial text."""
     scanner = Scanner(text)
     scanner.scan(kind)
     return scanner.open

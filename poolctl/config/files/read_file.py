@@ -36,8 +36,8 @@ class NotRegular(OSError):
 def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
-    `for_another_user`: the content goes to a server of another user, whose links are to lead to none of our files.
-    BlockingIOError is a file of the kernel's that has nothing to say now, such as /proc/kmsg.
+    `for_another_user`: the content goes to a server of another user, whose links must not lead to our files.
+    BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
     """
     # A FIFO would wait for its writer, a terminal become the controlling one.
     if for_another_user:
@@ -111,7 +111,7 @@ def kind_of(path: str) -> str:
 
 
 def files_of(path: str) -> list[str]:
-    """The path itself, or the configuration files in that directory by name. Raises Problem."""
+    """The path itself, or for a directory its configuration files in the order of their names. Raises Problem."""
     if not os.path.isdir(path):
         return [path]
     try:
@@ -129,12 +129,12 @@ def _suffix(name: str) -> str:
 
 
 def missing_file(path: str) -> Problem:
-    """The problem of a file that was named and does not exist."""
+    """The problem of a file that was given by path but does not exist."""
     return _problem(path, _NO_FILE, "check the path, or write one with `poolctl init`")
 
 
 def variables_named_in(paths: Iterable[str]) -> set[str]:
-    """The variables that `*_env` keys seem to name, found without parsing: for processes that start before that."""
+    """The variables that `*_env` keys seem to name; found without parsing, for processes that start before it."""
     found: set[str] = set()
     for path in paths:
         names = [path]
@@ -153,16 +153,16 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
-    """A problem of a file, or of the character in it that follows the text `before`."""
-    # Processes that only read bytes do without it.
+    """A problem with a file, or with the character that follows the text `before` in it."""
+    # Not imported by processes that only read bytes.
     from poolctl.config.values.problems import Place, Problem
 
     line, column = (0, 0) if before is None else (before.count("\n") + 1, len(before) - before.rfind("\n"))
     return Problem(message, place=Place(path, line, column), hint=hint)
 
 
-# The parts of a file of variables, compiled when they are used. All possessive: a file of one long line must not be
-# tried in many ways.
+# The parts of a file of variables, compiled on first use. All possessive, so that one long line cannot cause
+# backtracking.
 _BLANKS = r"(?:[ \t\r\n]++|#[^\n]*+)*+"
 _NAME = r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+"
 _END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
@@ -178,7 +178,7 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user` as in `read_regular`.
 
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
-    may go over several lines; single quotes keep everything; without quotes a value ends at ` #`.
+    may span several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
     import re
 
@@ -208,7 +208,7 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
 
 
 def default_env_file(base_dir: str) -> tuple[str, ...]:
-    """The files of variables of a server that names none: `.env` in the directory of its file, if there is one."""
+    """The default of a server's env_file: `.env` in the directory of its file, if it exists."""
     path = os.path.join(base_dir, ".env")
     return (path,) if os.path.isfile(path) else ()
 

@@ -1,7 +1,7 @@
-"""YAML text into plain values, and where each of its keys and elements is.
+"""Parses YAML text into plain values, and finds the place of each key and element.
 
-The events of libyaml are put together here, not by PyYAML's composer and constructors: those recurse in C as deep as
-the file is nested, take the last of two equal keys without an error, and read `1:30` as 90.
+Values are built here from libyaml's events, not by PyYAML's composer and constructors: those recurse in C as deep as
+the file is nested, silently take the last of two equal keys, and read `1:30` as 90.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Builder:
     def scalar(self, event: Event) -> None:
         value, stack = event.value, self.stack
         if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
-            pass  # a key is its text: a variable may be called NO
+            pass  # a key is always text: a variable may be called NO
         elif not event.style and event.tag is None:
             value = _plain(value, event)
         elif event.tag not in _PLAIN_TAGS:
@@ -183,7 +183,7 @@ class _Builder:
 
 
 class _Positions(_Builder):
-    """Builds the value again, and notes the position of each key and element."""
+    """Builds the value again, and records the position of each key and element."""
 
     def __init__(self, positions: dict[Path, tuple[int, int]]) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _Positions(_Builder):
         super().put(value, event)
 
     def note(self, event: Event, value: Tree) -> Path:
-        """The path of the value, whose position is noted. A merged table has the path of its table."""
+        """Record the position of the value, and return its path. A merged table has the path of its table."""
         if not self.stack:
             return ()
         frame = self.stack[-1]
@@ -211,7 +211,7 @@ class _Positions(_Builder):
 
 
 def _merges(event: Event) -> bool:
-    """Whether a key's event says that a table is merged in here; in quotes it is a word like any other."""
+    """Whether the event is the merge key `<<`, which merges in a table; in quotes it is an ordinary key."""
     return getattr(event, "value", None) == MERGE and not event.style
 
 

@@ -86,13 +86,13 @@ def model_of_table(name: str) -> type[Table] | None:
 
 
 def is_listed(name: str) -> bool:
-    """Whether a file has a list of these tables."""
+    """Whether files have a list of these tables."""
     model = model_of_table(name)
     return model is not None and model.listed
 
 
 class Tables:
-    """The tables in force, made of them by their names; values that do not change."""
+    """The tables in force, constructed from a mapping by name; immutable."""
 
     def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
         self._tables: dict[str, Any] = {
@@ -157,7 +157,7 @@ class Tables:
         return partial(Tables, **{former.get(name, name): table for name, table in self._tables.items()}), ()
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...]]:
-        """The tables that there are, by the names that files have for them."""
+        """The existing tables by their names in files."""
         return dict(self._tables)
 
     def to_dict(self) -> dict[str, Tree]:
@@ -171,7 +171,7 @@ class Tables:
 def pool_variables(
     servers: Iterable[ServerKeys], tables: Tables, defaults: Mapping[str, Tree] | None = None
 ) -> frozenset[str]:
-    """The variables that `*_env` keys name: they hold secrets of the pool, and no server gets them by itself."""
+    """The variables named by `*_env` keys: they hold secrets of the pool, and are not passed to servers by default."""
     found = set(_named(defaults or {}))
     for _, table in tables:
         found.update(_named(table))

@@ -38,9 +38,9 @@ REQUIRED = object()
 
 
 class Key(NamedTuple):
-    """A key of a table: what stands for it when it is left out, and what its JSON Schema says.
+    """A key of a table: its default, and its description and further members in the JSON Schema.
 
-    A hidden key is none of files: the table carries its value. A derived one is made of others when left out.
+    A hidden key cannot be given in files. A derived key, if left out, is computed from other keys.
     """
 
     default: Tree
@@ -56,12 +56,12 @@ def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tr
 
 
 def required(*, description: str, derived: bool = False) -> Tree:
-    """A key that every table has: it has to be given, unless it can be derived."""
+    """A key that must be given, unless it can be derived."""
     return Key(REQUIRED, description, derived=derived)
 
 
 def hidden(default: Tree = REQUIRED) -> Tree:
-    """A value that a table carries, and files cannot give."""
+    """A value of a table that files cannot give."""
     return Key(default, hidden=True)
 
 
@@ -69,7 +69,7 @@ class _KeySignature:
     """The `__signature__` of a table, whose constructor takes any keyword: its keys, for help() and inspect."""
 
     def __get__(self, instance: object, owner: type[Section]) -> Signature:
-        from inspect import Parameter, Signature  # no command asks
+        from inspect import Parameter, Signature  # not needed by commands
 
         annotations = {
             name: text
@@ -94,7 +94,7 @@ class _KeySignature:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(required,))
 class Section:
-    """A table that does not change; made with a bad value it raises PoolValidateError with every problem.
+    """An immutable table; the constructor raises PoolValidateError with every problem for bad values.
 
     `given` are the keys that have been given; the others have their defaults.
     """
@@ -103,7 +103,7 @@ class Section:
     __signature__ = _KeySignature()
 
     keys_of: ClassVar[Mapping[str, Key]] = {}
-    # The class that declares the keys, and so says how they are validated.
+    # The class that declares the keys and their validation.
     declaration: ClassVar[type[Section]]
     # Its name in files, where keys of other tools are known for it.
     table: ClassVar[str] = ""
@@ -140,7 +140,7 @@ class Section:
 
     @classmethod
     def from_values(cls, values: dict[str, Tree], given: set[str]) -> Self:
-        """A table made of these objects themselves: all of its values, and the names of those that were given."""
+        """A table that uses these objects uncopied: all of its values, and the names of the given keys."""
         made = cls.__new__(cls)
         made.__setstate__((values, given))
         return made
@@ -161,7 +161,7 @@ class Section:
         return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
 
     def but(self, **changes: Tree) -> Self:
-        """The same table with other values, which are known to be valid."""
+        """A copy of the table with some values replaced by others, which are known to be valid."""
         return self.from_values({**vars(self), **changes}, self.given | changes.keys())
 
     def to_dict(self) -> dict[str, Tree]:
@@ -215,7 +215,7 @@ class Section:
 
     @classmethod
     def nested(cls, value: Tree) -> Self:
-        """A table within another one, validated by a model of its own, which few files need; or a value as it is."""
+        """The table validated by a model of its own, which few files need; an instance is returned unchanged."""
         return value if isinstance(value, cls) else _made(cls, value)
 
 
@@ -255,14 +255,14 @@ class Table(Section):
 
     @property
     def label(self) -> str:
-        """The name by which people know one of several; "" for a table of which there is one."""
+        """The name that distinguishes a table of a list for people; "" for a table that exists only once."""
         return ""
 
     @classmethod
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """The table of a file in this directory with absolute paths; `written` is it with its references."""
+        """The table of a file in this directory with absolute paths; `written` has the references still."""
         from poolctl.config.values.normalise import STEPS, absolute
 
         found = dict(table)
@@ -274,7 +274,7 @@ class Table(Section):
         return found
 
     def findings(self) -> Iterable[Finding]:
-        """The problems between its keys; their paths begin within the table."""
+        """The contradictions between its keys; their paths start within the table."""
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
@@ -283,7 +283,7 @@ class Table(Section):
 
     @property
     def has_startup_warnings(self) -> bool:
-        """Whether `check` may find something that is worth a warning at a start."""
+        """Whether `check` may find something that deserves a warning at startup."""
         return False
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
@@ -298,7 +298,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 def extended(kind: type[Kind]) -> type[Kind]:
-    """The class of a table within a server's table: the subclass by which a feature adds keys to it, or itself."""
+    """The class of a table within a server's table: a feature's subclass that adds keys, or else `kind` itself."""
     name = kind.__name__
     found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
     return next(found, kind)
@@ -313,7 +313,7 @@ def validated(
 ) -> Kind | None:
     """The table as a value; None if it is invalid: the reasons are added to the findings, one for each value.
 
-    `forget`: it is none of a file with others, whose suggestions are limited in number.
+    `forget`: start a new count of suggestions, which are limited in number per file.
     """
     from pydantic import ValidationError
 

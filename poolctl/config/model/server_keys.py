@@ -50,8 +50,8 @@ else:
 class ServerKeys(Section):
     """One server of the pool.
 
-    Made with a bad value, or an unknown keyword, it raises PoolValidateError with every problem.
-    Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
+    The constructor raises PoolValidateError with every problem for bad values and unknown keywords.
+    Durations are seconds, sizes bytes, paths absolute; relative paths start at the working directory.
     """
 
     name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
@@ -163,7 +163,7 @@ class ServerKeys(Section):
 
     @property
     def stop_signal_number(self) -> int:
-        """The signal that asks its processes to end."""
+        """The number of the signal that stops its processes."""
         return signal.Signals[self.stop_signal or "SIGTERM"]
 
     @property
@@ -173,17 +173,17 @@ class ServerKeys(Section):
 
     @property
     def workers(self) -> int:
-        """How many workers it has when it runs."""
+        """The number of workers when it runs."""
         return max(self.scale.min, 1)
 
     @property
     def idle_seconds(self) -> float:
-        """After how long without traffic it sleeps; 0 is never."""
+        """The seconds without traffic after which it sleeps; 0 means never."""
         return 0.0 if self.scale.min else self.scale.idle
 
     @property
     def listens(self) -> bool:
-        """Whether it has an address: a job has none, nor has a program that runs for ever without a port."""
+        """Whether it has an address, unlike a job or a program that runs indefinitely without a port."""
         return self.address.listens
 
     @property
@@ -195,8 +195,8 @@ class ServerKeys(Section):
     def may_overlap(self) -> bool:
         """Whether its old and new workers may run at the same time: two programs cannot bind one address.
 
-        A program that does not notify is ready when the port answers, and the old one would answer for the new one. One
-        without a port may be a scheduler, which must not run twice, unless there are several of it in any case.
+        A program that does not notify is ready when the port answers, and the old one would answer for the new one. A
+        program without a port may be a scheduler, which must not run twice, unless it has several workers anyway.
         """
         if not self.command:
             return self.overlap
@@ -219,7 +219,7 @@ class ServerKeys(Section):
         return found
 
     def replace(self, /, **changes: Tree) -> Self:
-        """The same server with other values, validated. Raises PoolValidateError."""
+        """A validated copy of the server with these values changed. Raises PoolValidateError."""
         given = {key: getattr(self, key) for key in self.given - INTERNAL}
         if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
             given.pop("expose", None)
@@ -235,7 +235,7 @@ class ServerKeys(Section):
         return made.but(**kept)
 
     def at(self, address: Address) -> Self:
-        """The same server on another address, such as the port that was chosen for `auto`."""
+        """A copy of the server with this address, such as the port chosen for `auto`."""
         changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed(address, bool(self.tls))

@@ -44,7 +44,7 @@ OF_SLEEP = ("idle", "awake", "asleep", "timezone")
 
 
 class Scale(Section):
-    """How many workers. A feature that decides on their number has a subclass: see `extended`."""
+    """The number of workers. A feature that changes the number has a subclass: see `extended`."""
 
     min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
     max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
@@ -58,7 +58,7 @@ class Scale(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Most servers have no windows: then it names none."""
+        """See Section; without empty windows and time zone, because most servers have none."""
         return {key: value for key, value in super().to_dict().items() if value not in ([], "")}
 
     @property
@@ -68,12 +68,12 @@ class Scale(Section):
 
     @classmethod
     def rules(cls, server: Mapping[str, Tree]) -> Iterable[Finding]:
-        """The problems of a feature's keys in the table of a server, whose values are not validated yet."""
+        """The problems of a feature's keys in a server's table, whose values are not validated yet."""
         return ()
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """The keys that this server does not take over from the defaults; `own` is its table without them."""
+        """The keys that this server does not inherit from the defaults; `own` is its own table without defaults."""
         return ()
 
 
@@ -87,7 +87,7 @@ class Dependency(Section):
 
 
 class TLSConfig(Section):
-    """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
+    """Certificates of a server, or of all servers that use the default (`set_default_tls`, `[defaults.tls]`)."""
 
     if TYPE_CHECKING:
 
@@ -159,7 +159,7 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """Most servers have the usual level: then it is not named."""
+        """See Section; without the log level if it has its default, as in most servers."""
         values = super().to_dict()
         if self.log_level == "info":
             values.pop("log_level", None)
@@ -237,7 +237,7 @@ class Patience(Backoff):
 
 
 class Recovery(Section):
-    """The action on a hung server."""
+    """The action taken on a hung server."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = field(
         "restart", "Stop and start, swap, disable, only notify, or nothing."

@@ -1,4 +1,4 @@
-"""Rules between the servers of a pool: one name, one address, users of their own, dependencies that can be met."""
+"""Rules between the servers of a pool: unique names and addresses, separate users, satisfiable dependencies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Conflict = tuple[int, int, Finding]
 
 
 class _Taken(NamedTuple):
-    """An address that an earlier server has."""
+    """An address taken by an earlier server."""
 
     address: Address
     order: int
@@ -29,7 +29,7 @@ class _Taken(NamedTuple):
 def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflict]:
     """(the later server's index, the earlier one's, the finding) for each server that conflicts with another.
 
-    A server is its name and its address; "" and None are reported elsewhere.
+    A server is given by its name and address; "" and None are reported elsewhere.
     """
     names: dict[str, int] = {}
     taken: dict[str, _Taken] = {}
@@ -65,9 +65,9 @@ def _spelt(address: Address) -> str:
 
 
 def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
-    """The first of each group of servers that share a user, in a pool that keeps others apart by theirs.
+    """The first of each group of servers that share a user, in a pool that separates other servers by user.
 
-    Where all have the same user, no isolation is expected.
+    If all servers have the same user, no isolation is expected.
     """
     by_user: dict[str, list[ServerKeys]] = {}
     for server in servers:
@@ -106,7 +106,7 @@ def _user(name: str) -> str:
 def dependency_findings(
     servers: Sequence[Server], others: Sequence[str] = ()
 ) -> Iterator[tuple[Server, Finding]]:
-    """Each server whose dependencies cannot be met, with the reason.
+    """Each server whose dependencies cannot be satisfied, with the reason.
 
     `others` are names of servers that have problems of their own: depending on one is not a second problem.
     """
@@ -129,7 +129,7 @@ def dependency_findings(
 
 
 def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
-    """Names in the `depends_on` of a server with other problems that none of the pool's servers has."""
+    """Unknown names in the `depends_on` of a server that has other problems."""
     for index, wanted in enumerate(written if isinstance(written, (list, tuple)) else ()):
         name = wanted.get("name") if isinstance(wanted, dict) else wanted
         if isinstance(name, str) and name not in names:
@@ -143,7 +143,7 @@ def _no_server(index: int, name: str, names: Collection[str]) -> Finding:
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Circles of the graph, so that breaking them all leaves none; no recursion, a chain may be long."""
+    """Enough circles of the graph that breaking them all leaves none; not recursive, because a chain may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:
@@ -167,9 +167,9 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def longest_stop_seconds(servers: Iterable[ServerKeys], gateway_seconds: float = 0.0) -> float:
-    """The time of a stop in the order of the dependencies: the longest chain, each server to its limit.
+    """The maximum duration of a stop in dependency order: the longest chain, with every server's limit used up.
 
-    The gateway stops after them, in `gateway_seconds`.
+    The gateway stops after the servers, within `gateway_seconds`.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}

@@ -21,7 +21,7 @@ _PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Another program than poolctl's own that serves the gateway's clients, and proxies every connection."""
+    """A program other than poolctl's own that serves the gateway's clients, and proxies every connection."""
 
     label: str
     # The name of its executable, and how to install it.
@@ -33,7 +33,7 @@ class Engine:
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
     def path(self, given: str | None) -> str:
-        """The path of its executable, which may be given, whether or not it is there."""
+        """The path of its executable, by default as installed; the file need not exist."""
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
         return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
 
@@ -52,12 +52,12 @@ def other_engine(name: str) -> Engine | None:
 
 
 def engine_names() -> tuple[str, ...]:
-    """What `engine` of [gateway] may be: poolctl's own, or an engine of a feature."""
+    """The valid values of `engine` in [gateway]: poolctl's own engine, and the engines of features."""
     return OWN_ENGINE, *(name for feature in features() for name in feature.engines)
 
 
 def libraries_problem() -> str:
-    """Which of the gateway's libraries are not installed; "" if all are there."""
+    """The problem if some of the gateway's libraries are not installed; "" if all are."""
     missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
     listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
     return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""

@@ -21,7 +21,7 @@ Schema = dict[str, Tree]
 
 
 class _Generator(GenerateJsonSchema):
-    """Tables within tables are definitions of their own; as defaults they are as files have them."""
+    """Generates nested tables as separate definitions, and their default values in the form used in files."""
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> Schema:
         kind: type[Section] = schema["function"]["function"].__self__  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Co
 
 
 def _readable_default(key: Schema) -> None:
-    """Durations and sizes as people write them; no default where it means "not given"."""
+    """Write durations and sizes as people do; remove a default that means "not given"."""
     default = key.pop("default", None)
     if isinstance(default, dict):
         default = {}  # a table that is left out is a table without keys

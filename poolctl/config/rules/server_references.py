@@ -31,7 +31,7 @@ class Named(NamedTuple):
 
 
 def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) -> Iterator[Finding]:
-    """The references in a server's table that are the address of no server."""
+    """The references in a server's table that do not resolve to the address of a server."""
     for path, text in _texts(table):
         for match in _reference.finditer(text):
             if match[1] is not None:
@@ -41,7 +41,7 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
 
 
 def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:
-    """The servers, with the addresses of their references, to themselves or to `others`, in place.
+    """The servers, with references to themselves or to `others` replaced by addresses.
 
     A reference to a server whose port is not chosen yet stays.
     """

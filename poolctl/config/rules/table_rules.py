@@ -14,14 +14,14 @@ from poolctl.config.values.problems import Finding, Path, Tree
 from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
 
-# The server whose keys contain the finding; for None its path begins with a table of the file.
+# The server whose keys the finding concerns; if None, the finding's path starts with a table of the file.
 Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
     """Names and tags of servers that have problems of their own: references to them may be right.
 
-    `tables`: the lists of tables of which some have problems of their own.
+    `tables`: the lists with tables that have problems of their own.
     """
 
     names: Collection[str] = ()
@@ -42,12 +42,12 @@ class BoundAddress(NamedTuple):
 
 
 class TableRules:
-    """What a feature's tables mean together; the base of a feature's class, which overrides what it needs."""
+    """The rules between a feature's tables; the base of a feature's class, which overrides the methods it needs."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         """The feature's valid tables by their names; problems of the others are added to the findings.
 
-        Tables that are not among them are made each for itself.
+        Tables missing in the result are validated one by one.
         """
         return {}
 
@@ -80,15 +80,15 @@ class TableRules:
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses of the tables besides a `bind` that is one address."""
+        """The addresses of the tables, except a `bind` that is a single address."""
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """Add to the JSON Schema of the tables, by their classes, what pydantic does not know."""
+        """Add rules unknown to pydantic to the JSON Schemas of the tables."""
 
 
 def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[TableRules]:
-    """The rules of the features that have one of these tables, or to which one of these labels of servers belongs."""
+    """The rules of the features that own one of these tables, or one of these labels of servers."""
     names, labels = set(names), [*labels]
     for feature in features():
         used = not names.isdisjoint(feature.tables) or any(

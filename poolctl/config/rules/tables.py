@@ -1,4 +1,4 @@
-"""The tables of files besides servers become values, or findings: each key, and the rules between the keys."""
+"""Turns the tables of files except servers into values, or findings about keys and the rules between them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _table(
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
     found = validated(model, table, own)
-    # An address that is not accepted may still be a secret.
+    # Even an invalid address may be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if found is not None:
         own += [*found.findings(), *found.findings_among(others)]

@@ -18,7 +18,7 @@ from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
-# Only servers with one of these have rules beyond the rules of app and bind.
+# Only servers with one of these keys need rules other than those of app and bind.
 RULED = frozenset(
     {
         "command", "every", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal",
@@ -33,14 +33,14 @@ _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-
 
 
 def app_findings(app: Tree) -> list[Finding]:
-    """The problem of an app as it is written."""
+    """The problem with the text of an app."""
     if app is None or callable(app):
         return []
     if not isinstance(app, str):
         message = f"{shown(app)} is no app"
         return [Finding(("app",), message, 'write "module:attribute"', allowed='"module:attribute"')]
     module, _, attribute = app.partition(":")
-    # A module may be called "py"; a person who writes app.py means the file.
+    # A module may be called "py", but a user who writes app.py means the file.
     if _app.fullmatch(app) and not module.endswith(".py"):
         return []
     if app.endswith(")"):
@@ -82,7 +82,7 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
 
 
 def _part(table: Tree, key: str) -> Tree:
-    """A value of a table, as it is written or validated already."""
+    """A value of a table, which may be plain or already validated."""
     return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
 
 
@@ -129,7 +129,7 @@ def _every(table: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def _words(path: Path, command: Tree) -> Iterator[Finding]:
-    """The problem of a command that is a line, or that names no program."""
+    """The problem of a command that is one string instead of a list, or that names no program."""
     if isinstance(command, str):
         import shlex
 
@@ -177,7 +177,7 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
 
 
 def _no_port(table: dict[str, Tree], address: Address) -> Finding:
-    """Where a program is given an address that has no host and port."""
+    """The problem of a program that needs a host and port, but has an address without them."""
     fix = "let it take the socket: {fd}, or LISTEN_FDS"
     words = table["command"] if isinstance(table["command"], (list, tuple)) else ()
     env = table.get("env")
@@ -191,7 +191,7 @@ def _no_port(table: dict[str, Tree], address: Address) -> Finding:
 
 
 def misspelt_placeholders(command: Iterable[str], env: Mapping[str, str]) -> Iterator[Finding]:
-    """Words in braces that are passed on as they are, and are nearly a placeholder: a warning."""
+    """Warnings about words in braces that resemble a placeholder, but are passed on unchanged."""
     of_env = [mark.strip("{}") for mark in PLACEHOLDERS]
     of_command = [*of_env, "fd", "name"]
     texts: list[tuple[Path, str, list[str]]]
@@ -214,7 +214,7 @@ def _is_misspelt(written: str, known: str) -> bool:
     same = next((at for at in range(shorter) if word[at] != known[at]), shorter)
     rest, meant = word[same:], known[same:]
     if rest == meant[1::-1] + meant[2:]:
-        return True  # the word itself, or two letters changed places
+        return True  # the word itself, or two letters swapped
     return meant in (rest, rest[1:]) or meant[1:] in (rest, rest[1:])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Limits are known here, where pydantic need not be imported.
+# Limits are defined here so that their users need not import pydantic.
 MOST_WORKERS = 10_000
 LONGEST_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.

@@ -29,11 +29,11 @@ DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 # Keys whose values are relative to the directory of their file.
 PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls", "watch")
-# In the place of an address that cannot be read, so that the model reports only its other keys.
+# Stands for an invalid address, so that the model reports only problems of the other keys.
 NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
-# How a reference to a server begins; its address takes its place later, see rules/server_references.py.
+# The beginning of a reference to a server, which is replaced later: see rules/server_references.py.
 OPENING = "${server."
 _NAMING_SERVERS = (("env",), ("command",))
 
@@ -54,8 +54,8 @@ def referenced_variables(text: str) -> Iterator[str]:
 def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: Path = ()) -> Tree:
     """The value with its references replaced; an invalid reference is a finding.
 
-    Defaults are taken where a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a
-    variable is not interpolated again. A value without references is returned itself.
+    Defaults apply if a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a variable
+    is not interpolated again. A value without references is returned itself.
     """
     if isinstance(value, str):
         return _text(value, env, findings, path)
@@ -111,7 +111,7 @@ def _of_server(path: Path) -> Path:
 
 
 def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
-    """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
+    """A copy of the table of a server (or of the defaults) in its long form."""
     found = dict(table)
     for key, value in table.items():
         if key in STEPS:
@@ -144,7 +144,7 @@ def _take_workers(table: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def absolute(value: Tree, base_dir: str) -> Tree:
-    """An absolute path, from the directory of its file; values of other types are left to the model."""
+    """The path made absolute from the directory of its file; the model checks values of other types."""
     if not isinstance(value, str) or not value:
         return value
     if value == "~" or value.startswith("~/"):
@@ -216,7 +216,7 @@ def _watch(value: Tree, base_dir: str) -> Tree:
 
 
 def _pattern(value: Tree, base_dir: str) -> Tree:
-    """A pattern of files; a name without a slash stands for it in every directory."""
+    """A file pattern made absolute; a name without a slash matches in every directory."""
     if isinstance(value, str) and value and "/" not in value.rstrip("/"):
         value = f"**/{value}"
     return absolute(value, base_dir)
@@ -252,7 +252,7 @@ STEPS: dict[str, Callable[[Tree, str], Tree]] = {
 
 
 def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
-    """Texts with a NUL, which no path, argument or variable can hold; in files they are found by their escapes."""
+    """The problems of texts with a NUL, which no path, argument or variable can contain."""
     if isinstance(value, str):
         return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
     if len(path) > DEEPEST_LOOK or not isinstance(value, (dict, list, tuple)):
@@ -262,7 +262,7 @@ def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
 
 
 def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
-    """The same server for a file in `new_dir`, where its relative paths began in `base_dir`."""
+    """The server's table for a file in `new_dir`; its paths were relative to `base_dir`."""
     if os.path.abspath(base_dir) == os.path.abspath(new_dir):
         return table
     found = dict(table)
@@ -358,7 +358,7 @@ def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding
 
 
 def _wrong_authority(expose: str) -> tuple[str, str] | None:
-    """The message about a host or a port that is wrong, and the fix."""
+    """The message about an invalid host or port, and the fix; None for valid ones."""
     scheme, separator, rest = expose.rpartition("://")
     if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
         return None

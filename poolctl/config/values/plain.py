@@ -1,4 +1,4 @@
-"""Plain parts of the kinds of values that keys take: texts from the environment, frozen tables, parts of addresses."""
+"""Parts of the types of keys that need no pydantic: texts from the environment, frozen tables, parts of addresses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Interpolated(str):
 
 
 def number_from_environment(value: Tree) -> Tree:
-    """A number, where `${VAR}` gave its text."""
+    """The number in a text that came from `${VAR}`; other values are returned unchanged."""
     if type(value) is Interpolated:
         for kind in (int, float):
             try:
@@ -46,14 +46,14 @@ def number_from_environment(value: Tree) -> Tree:
 
 
 def truth_from_environment(value: Tree) -> Tree:
-    """A truth value, where `${VAR}` gave its text."""
+    """The truth value in a text that came from `${VAR}`; other values are returned unchanged."""
     if type(value) is Interpolated:
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
     return value
 
 
 def refuse_long_path(address: Address) -> None:
-    """Raise BadValue for the path of a Unix socket that the system would not take."""
+    """Raise BadValue if the path of a Unix socket is too long for the system."""
     if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
         message = (
             f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
@@ -62,7 +62,7 @@ def refuse_long_path(address: Address) -> None:
 
 
 def host_and_port(rest: str) -> tuple[str, str] | None:
-    """The parts of a URL behind its scheme (RFC 3986 §3.2), "" for one that is left out; None for another text."""
+    """Host and port of a URL without its scheme (RFC 3986 §3.2), "" for a missing one; None for any other text."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
     found = re.fullmatch(_AUTHORITY, authority)
     if found is None:
@@ -78,12 +78,12 @@ def host_and_port(rest: str) -> tuple[str, str] | None:
 
 
 def is_port(text: str) -> bool:
-    """Whether this is the number of a port, or none, which is the scheme's."""
+    """Whether this is a port number, or empty, which means the scheme's default port."""
     return not text or (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535)
 
 
 class FrozenDict(dict[str, str]):
-    """A table of strings that does not change, and can be hashed."""
+    """An immutable and hashable table of strings."""
 
     def _refuse(self, *_: Tree, **__: Tree) -> Tree:
         raise TypeError("a configuration does not change: make another one with other values")
@@ -113,15 +113,15 @@ def placeholders(text: Tree) -> list[str]:
 
 
 def values_of(env: Tree) -> Iterable[Tree]:
-    """The values of a table, which may not be one."""
+    """The values of a table; empty for a value that is not a table."""
     return env.values() if isinstance(env, dict) else ()
 
 
 def exposed(address: Address, tls: bool) -> str:
     """The address that clients use, as far as the bind address determines it.
 
-    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have no
-    address; a port that is not chosen yet is `auto`.
+    Wildcards become localhost; Unix and inherited sockets are shown as bound; jobs and processes have no address; a
+    port that is not chosen yet is `auto`.
     """
     if address.kind != "tcp":
         return address.key if address.listens else ""

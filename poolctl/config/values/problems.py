@@ -1,4 +1,4 @@
-"""One problem of a configuration: its place, the value that was found, the values that are allowed, the fix."""
+"""One problem of a configuration: its place, the found value, the allowed values, and the fix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from poolctl.errors import PoolValidateError, ServerError
 SHOWN_CHARACTERS = 60
 # The model is five levels deep.
 DEEPEST = 100
-# 10,000 servers of 25 keys; hostile files are given up before they cost seconds.
+# Enough for 10,000 servers of 25 keys; hostile files are rejected before they cost seconds.
 MOST_VALUES = 300_000
 
 # The keys and indexes that lead to a value.
 Path = tuple[str | int, ...]
-# A value as a parser or Python gives it, before the model has checked it: any type is possible.
+# A value from a parser or from Python, before the model has checked it: it may have any type.
 Tree = Any
 
 _parts = re.compile(r"\.|\[\d+\]\.?")
@@ -91,12 +91,12 @@ class Problem(ServerError):
         return f"{text}; {self.hint}" if self.hint else text
 
     def to_dict(self) -> dict[str, Any]:
-        """The problem as the JSON of the command line shows it."""
+        """The problem as JSON, as the command line prints it."""
         return super().to_dict() | self.place._asdict() | {"found": self.found, "allowed": self.allowed}
 
 
 def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str, str, str]:
-    """Message, hint and value of a problem, without the value if it is a secret."""
+    """Message, hint and found value of a problem, masked if the value is a secret."""
     names = _parts.split(key)
     if not is_secret_key(names) or found == names[-1] or found.startswith("${"):
         return masked_text(message), masked_text(hint), masked_text(found)
@@ -120,7 +120,7 @@ def dotted(path: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line of a terminal, and not too much of it."""
+    """The text shortened and escaped to fit on one line of a terminal."""
     cut = text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
     return cut if cut.isprintable() else repr(cut)
 
@@ -132,7 +132,7 @@ def unreported(more: list[Finding], reported: list[Finding]) -> list[Finding]:
 
 
 def shown(value: object) -> str:
-    """A value short enough for a line, even if it is deep, long or strange."""
+    """The value as a text short enough for a line, even if it is deeply nested or long."""
     if isinstance(value, str):
         cut = value[:SHOWN_CHARACTERS]
         return repr(cut) + ("…" if len(value) > SHOWN_CHARACTERS else "")

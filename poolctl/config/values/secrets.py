@@ -14,7 +14,7 @@ MASK = "********"
 
 _SHORTEST_HIDDEN = 6
 
-# Looked for in a name without separators, in lower case.
+# Words of secret names, compared with the name in lower case without separators.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
 # Endings of keys that name where a secret is.
 _REFERENCES = ("_env", "_file")
@@ -45,7 +45,7 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
 
 
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
-    """The value, or table, as it may be shown: its secrets are replaced by MASK, `hidden` values everywhere."""
+    """The value or table for display: secrets are replaced by MASK, and `hidden` values everywhere."""
     if isinstance(value, dict):
         return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
     if value is None or isinstance(value, bool):

@@ -7,7 +7,7 @@ from functools import lru_cache
 from poolctl.config.values.problems import Finding, Path
 
 # Replacements for keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy, Traefik and
-# Caddy for routes, in a table that has them. Capitals and underscores do not count: golib mixes two spellings.
+# Caddy for routes, in their tables. Case and underscores are ignored, because golib mixes two spellings.
 OTHER_TOOLS = {
     "": {
         'health = "/path", or health = { readiness = { http = "/path" } }': "monitor healthcheck",
@@ -135,7 +135,7 @@ def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
 
 
 def _is_misspelt(word: str, known: str) -> bool:
-    """Whether a person who meant the known key may have typed this: few mistypings change the first letter."""
+    """Whether the word may be a typo of the known key; few typos change the first letter."""
     from difflib import SequenceMatcher
 
     word, known = _plain(word), _plain(known)
@@ -174,6 +174,6 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 
 
 def reset_suggestions() -> None:
-    """Begin with another file, or another server that was made in Python."""
+    """Reset the count of suggestions, for another file or another server made in Python."""
     _nearest.cache_clear()
     _several.cache_clear()

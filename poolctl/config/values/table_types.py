@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [pool] and of the tables besides the servers take."""
+"""The types of the keys of [pool] and of other tables except servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of values that keys take: durations, sizes, numbers, words."""
+"""The types of keys: durations, sizes, numbers, words."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LARGEST_BYTES = 2**60
 
 
 def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
-    """The type of seconds, or a text such as "1m30s", in a range."""
+    """The type of a key that takes seconds, or a text such as "1m30s", in this range."""
 
     def seconds(value: Tree) -> float:
         try:
@@ -62,7 +62,7 @@ def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
 
 
 def _size(minimum: int, maximum: int, allowed: str) -> Tree:
-    """The type of bytes, or a text such as "64KiB", in a range."""
+    """The type of a key that takes bytes, or a text such as "64KiB", in this range."""
 
     def size_bytes(value: Tree) -> int:
         try:
@@ -108,7 +108,7 @@ def _proxies(value: Tree) -> Tree:
 
 def _umask(value: Tree) -> Tree:
     if isinstance(value, int) and not isinstance(value, bool):
-        # 22 and 0o22 are the same to the reader of a file, and not to a person.
+        # A parsed number does not show whether it was written as octal or decimal.
         raise BadValue(f"{value} may be octal or decimal", 'octal digits in quotes: "0022"')
     return value
 
@@ -125,7 +125,7 @@ def _windows(value: Tree) -> Tree:
     return tuple(value)
 
 
-# Short forms of crontab(5), which say less than the five fields.
+# Short forms of crontab(5), which are less explicit than the five fields.
 _SHORT_FORMS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -188,8 +188,8 @@ if TYPE_CHECKING:
     Size = int
     HeadSize = int
 else:
-    Duration = _duration(0.0)  # 0 is "none" or "at once"
-    Positive = _duration(0.001)  # where 0 makes no sense: a timeout, an interval
+    Duration = _duration(0.0)  # 0 means "none" or "at once"
+    Positive = _duration(0.001)  # for keys for which 0 is meaningless: a timeout, an interval
     Size = _size(1, LARGEST_BYTES, "1 byte to 1 EiB")
     # uvicorn's parsers are given at least as much in one piece; and no client needs more.
     HeadSize = _size(4096, 2**30, "4KiB to 1GiB")
