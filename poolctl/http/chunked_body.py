@@ -1,4 +1,4 @@
-"""Chunked bodies: the one grammar and decoder of every process, however their bytes arrive (RFC 9112 §7.1).
+"""Chunked bodies: the only grammar and decoder in all processes, however the bytes are split (RFC 9112 §7.1).
 
 A recipient that reads a chunk's size in another way than the proxy would take a part of a body for the next message. So
 a line with extensions, excessive leading zeros or anything else is not passed on unchanged: its size is written in
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Buffer = bytes | memoryview
 
-# Rate limit for the chunks of one body; a faster sender is cut off. Chunks of usual programs have kilobytes.
+# Rate limit for the chunks of one body; a faster sender is disconnected. Usual programs send chunks of kilobytes.
 MOST_CHUNKS_A_SECOND = 20_000
-# Chunks that a loop with other clients reads in a row: the rest waits for its next turn.
+# Maximum chunks that a loop with other clients reads at a time.
 MOST_CHUNKS_AT_ONCE = 32
 _size_line = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n").match
 _trailer_section = re.compile(FIELD_LINES + rb"\r\n").fullmatch
@@ -32,7 +32,7 @@ _MAX_TRAILER_BYTES = 8 * 1024
 _MAX_EXTENSION_BYTES = 64 * 1024
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 _LAST, _END = b"0\r\n", b"0\r\n\r\n"
-# Fields that may not stand in a trailer section: they decide about framing, routing, authentication (RFC 9110 §6.5.1).
+# Fields not allowed in a trailer section: they affect framing, routing or authentication (RFC 9110 §6.5.1).
 _NOT_IN_TRAILERS = frozenset(
     b"transfer-encoding content-length content-encoding content-type content-range trailer host connection keep-alive"
     b" proxy-connection upgrade te expect authorization proxy-authorization proxy-authenticate www-authenticate cookie"
@@ -41,7 +41,7 @@ _NOT_IN_TRAILERS = frozenset(
 
 
 class ChunkedBody:
-    """`feed` returns the part of the body that can be passed on: as chunks, or with `decode` the data without them.
+    """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
 
     At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
     the bytes left by the last call. `size` is the number of bytes of data so far. `unchanged`: the last result equals
@@ -63,9 +63,9 @@ class ChunkedBody:
         self._decode = decode
         self._most_a_second = most_a_second
         self._clock = clock
-        self._since, self._counted = -1.0, 0  # when the present second began, and the chunks since then
-        self._left = 0  # of the chunk that has begun and its CRLF
-        self._buffer = b""  # a line that is not complete, or the trailer section
+        self._since, self._counted = -1.0, 0  # when the current second began, and the chunks since then
+        self._left = 0  # bytes left of the current chunk and its CRLF
+        self._buffer = b""  # an incomplete line, or the trailer section
         self._scanned = 0  # bytes at the beginning of the data that an earlier call has checked
         self._in_trailers = False
         self._extensions = 0
@@ -156,7 +156,7 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """The last two of the bytes that are left of a chunk are CRLF, as far as they are among those taken."""
+        """Raise BadMessage unless the chunk ends with CRLF, as far as the `taken` of its `left` bytes show it."""
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]
@@ -164,7 +164,7 @@ class ChunkedBody:
                 raise BadMessage("a chunk that is longer than its size")
 
     def _keep_line(self, data: bytes, at: int) -> None:
-        """Wait for the rest of a chunk's first line."""
+        """Keep the beginning of a chunk's first line. Raises BadMessage if it cannot become valid."""
         line = data[at:]
         if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
             raise BadMessage("a chunk without a valid size")
@@ -174,7 +174,7 @@ class ChunkedBody:
         self._buffer = line
 
     def _is_unfit(self, data: bytes, at: int) -> bool:
-        """Whether the bytes from this offset on cannot be text. A CR may have been the last byte of the call before."""
+        """Whether the bytes from this offset on cannot be text. The previous call may have ended with a CR."""
         return unfit(data, max(at, self._scanned - 1)) is not None
 
     def _count_extension(self, size: int) -> None:
@@ -194,7 +194,7 @@ class ChunkedBody:
             raise BadMessage(f"more than {self._most_a_second} chunks a second")
 
     def _read_trailers(self, data: bytes, at: int) -> Buffer:
-        """The last chunk's line has ended before `at`: nothing is passed on until the trailer section is complete."""
+        """Read the trailer section, which starts at `at`; it is passed on only when complete."""
         self.unchanged = False
         if data.startswith(b"\r\n", at):
             end = at

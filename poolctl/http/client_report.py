@@ -1,4 +1,4 @@
-"""Fields by which requests name the client that sent them: applications believe them, so no client may set them.
+"""Fields in which a proxy reports a request's client. Applications trust them, so clients may not set them.
 
 A proxy and a worker that serves a client's own connection report the same: `X-Forwarded-For`, `X-Forwarded-Proto`,
 `X-Forwarded-Host` and `Forwarded` (RFC 7239). Every other field of that kind is removed, under names with underscores
@@ -19,7 +19,7 @@ _is_client_field = re.compile(CLIENT_FIELD).fullmatch
 _is_host = re.compile(HOST).fullmatch
 _FOR, _PROTO, _HOST_FIELD = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _FORWARDED = b"forwarded"
-# Names that were found to be of other fields.
+# A cache of names of other fields.
 _others: set[bytes] = set()
 _MOST_OTHERS = 512
 _LONGEST_OTHER = 64  # in bytes
@@ -58,7 +58,7 @@ class ClientReport:
         return self._replaced
 
     def applied(self, headers: Fields) -> Fields:
-        """The headers of a request as an application gets them: with the reported fields, and no others of that kind.
+        """The headers of a request for an application: with the reported fields, and no others about the client.
 
         Names are in lower case.
         """
@@ -76,7 +76,7 @@ class ClientReport:
         )
 
     def _element(self, host: bytes) -> bytes:
-        """RFC 7239 §4; the host has no quotation mark."""
+        """The element of Forwarded (RFC 7239 §4); the host must not contain quotation marks."""
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self._scheme + named
 

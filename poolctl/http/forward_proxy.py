@@ -1,6 +1,6 @@
-"""Forward proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+"""Forward proxies named by environment variables: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 
-The names are the same as for curl and Python's urllib, in lower case too. For https a tunnel is requested (RFC 9110
+The names are the same as for curl and Python's urllib, also in lower case. For https a tunnel is requested (RFC 9110
 §9.3.6); the proxy never sees its contents.
 """
 
@@ -37,7 +37,7 @@ class ForwardProxy(NamedTuple):
     async def open_tunnel(
         self, host: str, port: int, tls: ssl.SSLContext, *, limit: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the host through the proxy, with TLS. Raises OSError, ProxyError is one."""
+        """A connection to the host through the proxy, with TLS. Raises OSError, such as ProxyError."""
         stream, writer = await asyncio.open_connection(self.host, self.port, limit=limit)
         try:
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

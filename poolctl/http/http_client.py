@@ -53,10 +53,10 @@ async def exchange(
     version: str = "1.1",
     proxy: ForwardProxy | None = None,
 ) -> AsyncIterator[StreamedResponse]:
-    """Send one request to a Unix socket's path, or to a host and a port, and give its response.
+    """Send one request to a Unix socket's path, or to a host and a port, and yield its response.
 
-    With `proxy` it is sent there: through a tunnel with `tls`, otherwise as a request to the proxy, whose target is a
-    URL.
+    With `proxy` it is sent through that: with `tls` in a tunnel, otherwise as a request to the proxy with a URL as its
+    target.
 
     With `tls` the certificate must be valid for the host, unless the context says otherwise. Redirects are not
     followed, failures are not retried, and there is no time limit except the caller's `asyncio.timeout`. Raises
@@ -88,7 +88,7 @@ async def exchange(
 
 
 async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> bool:
-    """Whether more has arrived; False at the proper end of the response."""
+    """Read more of the response; returns False if it has ended properly. Raises NoResponse if it ended early."""
     try:
         data = await stream.read(_READ_BYTES)
     except ConnectionError as error:

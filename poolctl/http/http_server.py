@@ -1,4 +1,4 @@
-"""A small asyncio server: requests that are read whole, responses that are written whole or piece by piece.
+"""A small asyncio server that reads whole requests, and writes responses whole or piece by piece.
 
 It is for the pool's own addresses: commands, metrics. No client can block it: time and bytes of a request are limited,
 and a refused connection is closed in a way that lets the client read the reason.
@@ -43,7 +43,7 @@ class ClientGone(ConnectionError):
 class Received:
     """A complete request, and the socket it was received on.
 
-    `certified`: the client has presented a certificate, which the authorities of the server's TLS context have signed.
+    `certified`: the client has presented a certificate signed by an authority of the server's TLS context.
     """
 
     head: RequestHead
@@ -54,7 +54,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Limits for each client. `keep_alive_seconds` 0: one request a connection."""
+    """Limits for each client. With `keep_alive_seconds` 0, each connection serves one request."""
 
     head_bytes: int = MAX_HEAD_BYTES
     body_bytes: int = MAX_HEAD_BYTES
@@ -138,7 +138,7 @@ class HttpHandler(Protocol):
     """Answers the requests of a server."""
 
     def admit(self, sock: socket.socket) -> None:
-        """Raise BadMessage for a client that is refused before anything of it is read."""
+        """Raise BadMessage to refuse a client before reading anything from it."""
         ...
 
     async def handle(self, request: Received, response: Responder) -> None:
@@ -173,7 +173,7 @@ class HttpServer:
         self._watch = watch
         self._reserve = reserve or contextlib.nullcontext()
         self._listeners: list[socket.socket] = []
-        # The oldest first; each with its socket for as long as no transport owns it.
+        # Oldest first; each with its socket until a transport owns it.
         self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
 
     def listen(self, listener: socket.socket, backlog: int) -> None:
@@ -225,7 +225,7 @@ class HttpServer:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Forget the connection: its task has ended, or is cancelled."""
+        """Remove the connection, because its task has ended or was cancelled."""
         sock = self._connections.pop(task, None)
         if sock is not None:
             sock.close()  # it was cancelled before its first step
@@ -323,9 +323,9 @@ class HttpServer:
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Answer, and read on for a moment: closed with anything unread, the connection would be reset (§9.6).
+        """Answer, then read for a moment, because closing with unread data would reset the connection (§9.6).
 
-        One that sends on without end is reset: a head at its limit, others after a megabyte.
+        A client that keeps sending is reset: after the limit of a head if its head was too large, else a megabyte.
         """
         status, kind, body = self._handler.refuse(error)
         response = Responder(None, writer, self._limits, keep_alive=False)

@@ -1,7 +1,7 @@
-"""Heads of requests and responses: the one grammar of every process, the framing of the body, and writing them.
+"""Parses and writes heads of requests and responses, and finds the framing of the body, in all processes alike.
 
-The grammar follows RFC 9112 §2 to §6 strictly: a line ends with CRLF, no space stands before a colon, and a field that
-decides where the message ends, or whom it is for, is there once. Only a response may have folded lines.
+The grammar follows RFC 9112 §2 to §6 strictly: a line ends with CRLF, there is no space before a colon, and a field
+that determines the end or the recipient of the message occurs at most once. Only a response may have folded lines.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from typing import ClassVar, Self
 
 MAX_HEAD_BYTES = 64 * 1024
-# Fields of a head, and options of Connection. Browsers send some thirty, and two.
+# Maximum fields of a head and options of Connection. Browsers send about thirty fields and two options.
 MOST_FIELDS = 100
 MOST_OPTIONS = 64
 MOST_INTERIM = 20  # responses before the final one
-# The body has no length of its own: it comes in chunks, or lasts until the connection ends.
+# The body has no known length: it comes in chunks, or ends with the connection.
 CHUNKED, UNTIL_CLOSE = -1, -2
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
-# A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
+# A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space before the colon (RFC 9112 §5.1).
 TEXT = rb"[\t \x21-\x7e\x80-\xff]*+"
 # Only repetitions of single characters are possessive. For a group that is repeated possessively, Python 3.11.2 loses
 # the captured text, and may stay in the middle of a repetition that failed. Here a repetition has one way to match.
@@ -38,19 +38,19 @@ _is_host = re.compile(HOST).fullmatch
 _is_length = re.compile(rb"[0-9]{1,15}").fullmatch
 _END = b"\r\n\r\n"
 
-# Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
-# left behind by a client that ended its last body with one (RFC 9112 §2.2).
+# Visible ASCII without a fragment, which is not part of a target (RFC 9112 §3.2). One empty line may precede it, from
+# a client that ended its last body with one (RFC 9112 §2.2).
 _REQUEST_LINE = rb"(\r\n)?(" + TOKEN + rb") ((?! )(/[!\"$->@-~]*+)?[!\"$-~]*+) HTTP/1\.([01])\r\n"
 _request_head = re.compile(_REQUEST_LINE + FIELD_LINES + rb"\r\n").fullmatch
 _other_version = re.compile(rb"(?:\r\n)?" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n").match
-# The fields that decide where a request ends, or whom it is for. The first letter rules out most others.
+# The fields that determine the end or the recipient of a request. The first letter rules out most others.
 _DECISIVE = rb"(?i:host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)"
 _decisive_of_request = re.compile(rb"\n(?=[CEHPTUcehptu])(" + _DECISIVE + rb"):[ \t]*+([^\r]*+)").findall
 _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _KEEP_ALIVE = {b"connection": b"keep-alive"}
 _CONTINUE = b"100-continue"
 _NO_OPTIONS: frozenset[bytes] = frozenset()
-# RFC 9110 §9.2.2: sent twice they have the effect of one.
+# Idempotent methods (RFC 9110 §9.2.2).
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 # The methods of a canonical head: llhttp's without CONNECT.
 _METHODS = frozenset(
@@ -61,10 +61,10 @@ _METHODS = frozenset(
 _are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*").fullmatch
 _is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?").fullmatch
 
-# The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
+# Many servers omit the space after the status if there is no reason phrase (RFC 9112 §4).
 _STATUS_LINE = rb"(HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?)\r\n"
 _response_head = re.compile(_STATUS_LINE + FIELD_LINES + rb"\r\n").fullmatch
-# A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
+# A user agent joins folded lines (RFC 9112 §5.2); a server refuses them.
 _fold = re.compile(rb"[\t ]*+\r\n[\t ]++")
 # Fields about one connection (RFC 9110 §7.6.1): never passed on.
 HOP_BY_HOP = (
@@ -153,7 +153,7 @@ class MessageHead:
     def read(cls, data: bytes, scanned: int = 0, max_bytes: int = MAX_HEAD_BYTES) -> Self | None:
         """The head that these bytes begin with; None while it is incomplete, and may become one. Raises BadMessage.
 
-        Up to the offset `scanned` an earlier call has found them incomplete.
+        An earlier call has found the first `scanned` bytes incomplete.
         """
         end = data.find(_END, scanned - 3 if scanned > 3 else 0)
         if (end + 4 if end >= 0 else len(data)) > max_bytes:
@@ -189,7 +189,7 @@ class MessageHead:
         return BadMessage("malformed header field" if cls.start_line.match(data) else cls.no_start_line)
 
     def values(self, name: bytes) -> list[bytes]:
-        """The values of every field of this name, which is in lower case; as they were sent, in their order."""
+        """The values of every field with this lower-case name, as sent and in their order."""
         return [value.rstrip(b"\t ") for value in _values_of(name)(self.fields)]
 
     def get(self, name: bytes) -> bytes:
@@ -197,7 +197,7 @@ class MessageHead:
         return b", ".join(self.values(name))
 
     def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
-        """The decisive fields by name, and whether each is there once and without whitespace behind its value."""
+        """The decisive fields by name, and whether each occurs only once and without whitespace after its value."""
         decisive: dict[bytes, bytes] = {}
         plain = True
         for name, text in sent:
@@ -212,7 +212,7 @@ class MessageHead:
         return decisive, plain
 
     def _read_options(self, value: bytes | None) -> None:
-        """RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides."""
+        """Read the options of Connection, of which close takes precedence (RFC 9110 §7.6.1, RFC 9112 §9.3)."""
         if value is None:
             self.options, self.keep_alive = _NO_OPTIONS, self.http_1_1
             return
@@ -424,7 +424,7 @@ def _body_of(decisive: dict[bytes, bytes]) -> int | None:
 
 
 def without_fields(lines: bytes, names: Collection[bytes]) -> bytes:
-    """The lines of a head, or of a part of one, without the fields of these names, which are in lower case."""
+    """The lines of a head, or of a part of one, without the fields with these lower-case names."""
     kept = [line for line in lines.split(b"\r\n") if line.partition(b":")[0].lower() not in names]
     return b"\r\n".join(kept)
 

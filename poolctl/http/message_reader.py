@@ -1,7 +1,7 @@
-"""Messages of HTTP/1.1, read as their bytes arrive, however they are split: requests and responses.
+"""Reads HTTP/1.1 requests and responses as their bytes arrive, however they are split.
 
-Every limit holds while the message is still arriving: a head without an end, a chunk without a size, a trailer section
-without an end are refused as soon as they are longer than a message may be.
+Every limit applies while the message is still arriving: a head without an end, a chunk without a size or a trailer
+section without an end is refused as soon as it exceeds its limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MessageReader:
     complete = False
     rest = b""  # the bytes after the message
     _buffer = b""  # not understood yet
-    _framed = False  # the final head is there
+    _framed = False  # the final head was read
     _left = 0  # bytes of the body, or UNTIL_CLOSE
     _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
     _pieces: list[bytes] | None = None  # of the body
@@ -73,18 +73,18 @@ class MessageReader:
         return self._read_plain(data) if self._chunks is None else self._read_chunks(self._chunks, data)
 
     def _read_head(self, data: bytes, scanned: int) -> MessageHead | None:
-        """The head with which these bytes begin, None while it is not complete. Raises BadMessage.
+        """The head at the beginning of these bytes, None while it is incomplete. Raises BadMessage.
 
-        `_frame` is called with the final one.
+        Calls `_frame` if it is the final head.
         """
         raise NotImplementedError
 
     def _body_too_large(self) -> bool:
-        """Whether a body that is too large completes the message; or raises BadMessage."""
+        """Whether a body that is too large completes the message. Raises BadMessage if it is an error instead."""
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:
-        """A body follows, of this length, CHUNKED or UNTIL_CLOSE."""
+        """Prepare to read a body of this length, CHUNKED or UNTIL_CLOSE."""
         self._framed = True
         self._left = body
         if body == CHUNKED:
@@ -103,7 +103,7 @@ class MessageReader:
         return self.complete
 
     def _add(self, piece: bytes) -> bool:
-        """Take a piece of the body; whether it completes the message, being too much."""
+        """Add a piece of the body; returns whether it exceeds the limit and so completes the message."""
         limit = self._max_body_bytes
         if limit is not None and self._body_bytes + len(piece) > limit:
             self._keep(piece[: limit - self._body_bytes])
@@ -144,10 +144,10 @@ class RequestReader(MessageReader):
 
 
 class ResponseReader(MessageReader):
-    """Reads the response to one request; interim responses before it are passed over (RFC 9110 §15.2).
+    """Reads the response to one request; interim responses before it are skipped (RFC 9110 §15.2).
 
-    `head_only` for the answer to a HEAD. `status` is 0 until the head is there. The beginning of a body that is too
-    large is kept, and the response counts as complete; the connection cannot be used again then.
+    `head_only`: it is the response to a HEAD. `status` is 0 until the head was read. If the body is too large, its
+    beginning is kept and the response counts as complete; the connection cannot be reused then.
     """
 
     head: ResponseHead | None = None
