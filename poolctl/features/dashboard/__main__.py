@@ -18,7 +18,7 @@ from ._web_server import WebServer, keep_current
 
 
 class DashboardServer(SupervisedProcess):
-    """Serves from `begin`, which comes with the listeners."""
+    """Serves from the order `begin` on, which comes with the listeners."""
 
     _serving: asyncio.Future[None] | None = None
 

@@ -1,4 +1,4 @@
-"""Access to the page: by the token at login, whose attempts are limited, then by a session cookie.
+"""Access to the page: by the token at login, where attempts are limited, then by a session cookie.
 
 A guard checks every request before it is handled, and adds the security headers to every response. Cookie and CSRF
 token are derived from the token by HMAC, so that they outlive this process, and end with the token. Only logged-out
@@ -63,7 +63,7 @@ class Session(NamedTuple):
 
 
 class Sessions:
-    """Opens and recognises sessions. `key` is the pool's: two dashboards of one host must not share a cookie."""
+    """Opens and recognises sessions. `key` is the pool's, so that dashboards on one host do not share a cookie."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
         self._token = token.encode()
@@ -74,7 +74,7 @@ class Sessions:
 
     def knows(self, token: str) -> bool:
         """Whether this is the pool's token. Takes the same time for every wrong one."""
-        # JSON can contain half of a surrogate pair.
+        # JSON can contain unpaired surrogates.
         return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
     def open(self) -> tuple[Session, str]:
@@ -95,7 +95,7 @@ class Sessions:
         return self._session(number, int(expires))
 
     def end(self, session: Session) -> None:
-        """Invalidate its cookie, also across restarts."""
+        """Invalidate the session's cookie, also across restarts."""
         self._ended.add(session.id, session.expires)
 
     def _session(self, number: str, expires: int) -> Session:

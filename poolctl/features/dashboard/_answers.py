@@ -30,7 +30,7 @@ class DashboardResult(Result):
 class HistoryResult(Result):
     """The answer of `history`: the values of each figure in the ended slots, oldest first, None if unknown.
 
-    There are `slots` of `slot_seconds` each, the last of them the present one.
+    There are `slots` of `slot_seconds` each; the last is the current one.
     """
 
     slot_seconds: float

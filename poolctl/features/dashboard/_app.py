@@ -41,15 +41,15 @@ FIRST_LINES = 300
 PULSE_SECONDS = 15.0
 MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart", *_OF_ROLLOUTS)
-# Of a server, of which the page shows no configuration: its values may be secret.
+# The fields of a server on the page, without its configuration, because values may be secret.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
 )  # fmt: skip
 _LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
-# Of routes and of hosts: more would be a slow page.
+# Maximum routes and maximum hosts: more would make the page slow.
 _MOST_ROWS = 500
-# For log files that do not exist yet, and systems without inotify.
+# The polling interval for log files that do not exist yet, and on systems without inotify.
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 
@@ -73,7 +73,7 @@ class PageSettings(NamedTuple):
 
 
 def _is_name(text: object) -> bool:
-    """Whether it is a valid server name: an address or a wildcard is not."""
+    """Whether it is a valid server name, not an address or a wildcard."""
     return (
         isinstance(text, str)
         and text != ""
@@ -137,7 +137,7 @@ class _Page:
     # Login.
 
     def _known(self, endpoint: Endpoint, changes: bool) -> Endpoint:
-        """The endpoint for clients that are logged in, or send the token; `changes` needs the CSRF token too."""
+        """The endpoint for clients with the token or a session; with `changes` a session needs the CSRF token too."""
 
         async def checked(request: Request) -> Response:
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
@@ -207,13 +207,13 @@ class _Page:
         return StreamingResponse(with_pulse(messages, self._over), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
-        """Workers and failure of one server."""
+        """Respond with the workers and the failure of one server."""
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
         items = [to_json(item, *_DETAILS) for item in found.items]
         return JSONResponse({"items": items, "errors": [to_json(each) for each in found.errors]})
 
     async def _history(self, request: Request) -> Response:
-        """Figures of the last hour or day, of a server or of the pool."""
+        """Respond with the figures of a server or the pool in the last hour or day."""
         server, span = request.query_params.get("server", ""), request.query_params.get("span", "")
         if span not in SPANS or (server and not _is_name(server)):
             return JSONResponse({"error": f"a span is one of {', '.join(SPANS)}"}, 400)
@@ -221,7 +221,7 @@ class _Page:
         return JSONResponse(to_json(found, "slot_seconds", "slots", "series"))
 
     async def _rollout(self, request: Request) -> Response:
-        """The rollout of one server: the one under way, or the last one."""
+        """Respond with the current or else the last rollout of one server."""
         name = request.query_params.get("name", "")
         if not _is_name(name):
             return JSONResponse({"error": "name is that of a server"}, 400)
@@ -229,7 +229,7 @@ class _Page:
         return JSONResponse({"items": found.items})
 
     async def _routes(self, request: Request) -> Response:
-        """The gateway with its first routes and hosts, and how many more there are of each."""
+        """Respond with the gateway, its first routes and hosts, and the numbers of further ones."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
         routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
@@ -297,14 +297,14 @@ async def _document(request: Request) -> Table:
 
 
 class Tails:
-    """Reads the logger's files; `logs_directory` is that of servers without a path of their own."""
+    """Reads the logger's files; `logs_directory` holds the logs of servers without a configured path."""
 
     def __init__(self, hub: Hub, logs_directory: str) -> None:
         self._hub = hub
         self._logs_directory = logs_directory
 
     async def paths(self, servers: Sequence[str]) -> dict[str, str]:
-        """The log file of each of these servers (none: of every one). Raises ControlError, TimeoutError."""
+        """The log file of each of these servers (default: all). Raises ControlError, TimeoutError."""
         result = await self._hub.ask(ShowResult, "show", [], {})
         wanted = set(servers)
         found = {
@@ -318,7 +318,7 @@ class Tails:
     async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
         """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
 
-        Lines in JSON are shown as readable text; `level` is the one that a line states, "" without one.
+        Lines in JSON are shown as readable text; `level` is the level stated in a line, "" without one.
         """
         each = max(20, FIRST_LINES // len(paths))
         follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
@@ -359,7 +359,7 @@ def _readable(text: str) -> tuple[str, str]:
 async def with_pulse(
     messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment after `pulse_seconds` without one. Begins with the delay before a reconnect.
+    """The messages, and a comment after each `pulse_seconds` without one. The first sets the reconnection delay.
 
     Ends when `over` is set, so that the server need not wait for viewers.
     """

@@ -33,7 +33,7 @@ _DIGITS = 6
 
 
 class Span(NamedTuple):
-    """A time and how it is divided."""
+    """A period and its division into slots."""
 
     name: str
     slot_seconds: int
@@ -45,7 +45,7 @@ SPANS = (HOUR, DAY)
 
 
 class _Begun(NamedTuple):
-    """A server at the beginning of a slot."""
+    """The counts of a server at the beginning of a slot."""
 
     at: float
     counts: array[int]
@@ -58,7 +58,7 @@ class FigureRing:
     def __init__(self, span: Span) -> None:
         self.span = span
         self.values: dict[str, array[float]] = {}
-        self.slot: int | None = None  # the present one, which has no figures yet
+        self.slot: int | None = None  # the current one, which has no figures yet
         self._begun: dict[str, _Begun] = {}
 
     def take(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
@@ -95,7 +95,7 @@ class FigureRing:
             del self.values[name]
 
     def _advance(self, slot: int) -> None:
-        """Begin another slot; those in between, during which there was no supervisor, have no figures."""
+        """Begin another slot; skipped slots, during which there was no supervisor, have no figures."""
         if self.slot is not None:
             for skipped in range(max(self.slot + 1, slot - self.span.slots), slot):
                 for values in self.values.values():
@@ -203,7 +203,7 @@ class FigureRings:
 
 
 class FigureHistory:
-    """The history of a pool's figures: taken from the samples while it is kept, and saved for a successor."""
+    """The history of a pool's figures: filled from samples while it is kept, and saved for a successor."""
 
     def __init__(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
         self._core = core
@@ -213,7 +213,7 @@ class FigureHistory:
         self._resuming: asyncio.Task[None] | None = None
 
     def keep(self, wanted: bool) -> None:
-        """Whether figures are sampled always and kept; begins with those that the previous supervisor has saved."""
+        """Start or stop keeping sampled figures; starts with the figures saved by the previous supervisor."""
         if wanted and self._rings is None:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))

@@ -48,9 +48,9 @@ _RESTING = {
 }  # fmt: skip
 STATES = frozenset({*_RESTING, "running"})
 SERIES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes")
-# Of the verb `stats`: with the rates of errors, and the files that have changed since the pool read them.
+# Options of the verb `stats`: include error rates, and the files that have changed since the pool read them.
 _STATS_OPTIONS: Table = {"errors": True, "files": True}
-# More failing servers than these have their reasons on their own pages only.
+# With more failing servers, the reasons of the others are only on their own pages.
 _MOST_REASONS = 100
 FIGURES = (
     "requests_total",
@@ -98,7 +98,7 @@ class Levels:
     def note(self, name: str, word: str, now: float) -> None:
         """Add a server's level, if it has changed."""
         changes = self._changes.setdefault(name, [])
-        # The journal's events may arrive after the present state has been queried.
+        # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
         if place == 0 or changes[place - 1][1] != word:
             changes.insert(place, (round(now, 1), word))
@@ -133,7 +133,7 @@ class PoolSnapshot:
         self.series: dict[str, Table] = {}
 
     def update(self, servers: Iterable[Measured]) -> tuple[list[str], list[str], Table]:
-        """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
+        """The servers changed in more than uptime, the names of removed servers, and the changed figures."""
         before, self.items = self.items, {}
         known, self.figures, self.series = self.figures, {}, {}
         changed = []
@@ -265,7 +265,7 @@ class Hub:
             self._tell("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """As commands say it: "pool.toml has changed since the pool read it; …"; "" if no file has."""
+        """The commands' line "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
         if result.changed is None:
             return ""
         first = (self._snapshot.about.get("files") or [""])[0]
@@ -282,11 +282,11 @@ class Hub:
         return changed, removed, figures
 
     async def _explain(self, changed: Iterable[str]) -> None:
-        """Ask for the reason of each changed server that fails."""
+        """Query the reason for each changed server that is failing."""
         failing = []
         for name in changed:
             word = self._snapshot.items[name]["level"]
-            if word != BUSY:  # one that is started again has failed for that reason
+            if word != BUSY:  # a server being restarted keeps the reason of its failure
                 self._reasons.pop(name, None)
             if word in (KO, WARN):
                 failing.append(name)
@@ -298,7 +298,7 @@ class Hub:
                     self._reasons[found.name] = reason
 
     def _shown(self, names: Iterable[str]) -> list[Table]:
-        """The servers as the page gets them, failing ones with the reason."""
+        """The servers in the form sent to the page; failing servers with the reason."""
         items = [self._snapshot.items[name] for name in names]
         return [
             {**item, "reason": self._reasons[item["name"]]} if item["name"] in self._reasons else item

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp
 from poolctl.json_form import Table
 from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
 
-# From the connection, or from a request's first byte, to the end of its body.
+# The limit from the connection, or a request's first byte, to the end of the request's body.
 REQUEST_SECONDS = 10.0
 MOST_CONNECTIONS = 256
 RENEWAL_SECONDS = 30.0
 HANDSHAKE_SECONDS = 10.0
-# Each costs a quarter of a megabyte until it is over.
+# Each handshake needs a quarter of a megabyte until it ends.
 MOST_HANDSHAKES = 256
 _AT_ONCE = 100
 _PAUSE_SECONDS = 1.0
@@ -68,7 +68,7 @@ class WebServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing: the owner of this server handles signals."""
+        """Does nothing, because the owner of this server handles signals."""
         yield
 
 
@@ -164,7 +164,7 @@ class DashboardConnection(H11Protocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest without a request; whether there was one."""
+        """Close the connection that has waited longest without a request; returns whether there was one."""
         waiting = [
             each
             for each in self.connections
@@ -177,7 +177,7 @@ class DashboardConnection(H11Protocol):
         return oldest is not None
 
     def _has_request(self) -> bool:
-        """Whether a request has arrived completely, answered or not."""
+        """Whether a complete request has arrived, even if it is answered already."""
         return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
 
     def _is_answering(self) -> bool:
@@ -199,7 +199,7 @@ class DashboardConnection(H11Protocol):
 
 
 def context_of(tls: Table) -> ssl.SSLContext:
-    """The TLS context of the files. Raises OSError for files that cannot be used."""
+    """The TLS context for these certificate files. Raises OSError for unusable files."""
     with _opened(tls) as fds:
         return ssl_context(tls, fds)
 
@@ -207,9 +207,9 @@ def context_of(tls: Table) -> ssl.SSLContext:
 async def keep_current(
     context: ssl.SSLContext | None, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
-    """Reload changed files into the context for new handshakes; they are checked every half minute.
+    """Reload changed files into the context for new handshakes; checks them every half minute.
 
-    Files that do not fit each other, as while they are being replaced, are checked again.
+    Files that do not match, such as during their replacement, are checked again later.
     """
     assert context is not None
     known = _stamps(tls)

@@ -146,7 +146,7 @@ def _as_json(name: str) -> str:
 
 
 def _outcome(found: PoolText, into: str | None) -> Outcome:
-    """Print or write the text. A failure (1) if it contains no server."""
+    """Print or write the text. Fails with exit code 1 if it contains no server."""
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
     warnings = [f"left out: {each}" for each in found.left_out]

@@ -81,7 +81,7 @@ def take_command(server: ForeignServer, words: list[str], line: int, port: str =
 
 
 def take_quoted(server: ForeignServer, text: str, line: int) -> None:
-    """The same for words with quotes and backslashes, as the other tool splits them without a shell."""
+    """Set app, command and options from words with quotes and backslashes, split by the other tool without a shell."""
     try:
         take_command(server, shlex.split(text), line)
     except ValueError as problem:
@@ -90,7 +90,7 @@ def take_quoted(server: ForeignServer, text: str, line: int) -> None:
 
 
 def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "") -> None:
-    """The same for a shell command line; `port` is the value of its $PORT."""
+    """Set app, command and options from a shell command line; `port` is the value of its $PORT."""
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
     try:
         words = shlex.split(with_port)
@@ -156,7 +156,7 @@ def _proxies(value: str) -> list[str]:
 
 
 def _stop_timeout(value: str) -> str:
-    # Requests in progress have 0.8 of it.
+    # Requests in progress get 0.8 of the timeout.
     return f"{math.ceil(float(value) / 0.8)}s"
 
 

@@ -19,7 +19,7 @@ class ReceiverResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyResult(Result):
-    """Of `notify`."""
+    """The answer of `notify`."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
 

@@ -59,14 +59,14 @@ class Outbox:
         return self._waiting[0][0] if self._waiting and now >= self._not_before else None
 
     def sent(self) -> None:
-        """The first message was delivered."""
+        """Remove the first message, because it was delivered."""
         self._waiting.popleft()
         self._attempts, self._not_before = 0, 0.0
 
     def failed(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
-        """The attempt failed; returns whether it is retried, after `after_seconds` at the earliest, or dropped.
+        """Handle a failed attempt; returns whether it is retried, after at least `after_seconds`, or dropped.
 
         `jitter` is a random number from -1 to 1.
         """

@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [[notify]] take."""
+"""The types of the keys of [[notify]]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _url(text: str) -> str:
     host, port = host_and_port(rest) or ("", "")
     is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
     if not is_web or not text.isprintable():
-        # The address itself may be the secret, and is not repeated.
+        # The address itself may be a secret, so it is not repeated.
         raise BadValue("this is no address of a web service", '"https://HOST/PATH"')
     return text
 

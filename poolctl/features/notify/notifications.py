@@ -78,7 +78,7 @@ class Notifications(FeaturePart):
         return os.path.dirname(self._configuration.files[0])
 
     def tags(self, server: str) -> Sequence[str]:
-        """The tags of the server; none for one that is gone."""
+        """The tags of the server; empty for a removed server."""
         entry = self._core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 

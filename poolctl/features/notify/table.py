@@ -62,11 +62,11 @@ class Notify(Table):
 
     @property
     def label(self) -> str:
-        """The name by which people know it."""
+        """The receiver's name for people."""
         return self.name or self.type
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it; a url with references as it was written, as their values are secret."""
+        """The table as a file could have it; a url keeps its references, because their values are secret."""
         found = super().to_dict()
         return found | {"url": self.written} if self.written else found
 
@@ -110,7 +110,7 @@ class Notify(Table):
         return True
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Warn why no notification could be sent: a variable that is not set here, a file that cannot be read."""
+        """Warn if no notification could be sent, because a variable is not set here or a file cannot be read."""
         return [], [*self._missing_variables(env), *self._missing_files()]
 
     def _missing_variables(self, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The API of Proxmox VE: one request on a connection of its own, and what its answers say.
+"""The API of Proxmox VE: each request uses its own connection, and answers are converted to plain values.
 
 No error, and no representation, names the token. https://pve.proxmox.com/pve-docs/api-viewer/
 """
@@ -22,7 +22,7 @@ from poolctl.runners.listener_opener import in_daemon_thread
 
 from .table import ProxmoxTable, is_token
 
-# Several thousand machines have place in it.
+# Enough for several thousand machines.
 MOST_BYTES = 2 * 1024 * 1024
 _MOST_TOKEN_BYTES = 4096
 _MOST_TEXT = 200
@@ -59,12 +59,12 @@ class Guest(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where the API has it."""
+        """The guest's path in the API."""
         return f"/nodes/{quote(self.node, safe='')}/{self.kind}/{self.vmid}"
 
     @property
     def title(self) -> str:
-        """What people know it by."""
+        """The guest's name for people."""
         what = "container" if self.kind == LXC else "virtual machine"
         return f"{what} {self.vmid}{f' ({self.name})' if self.name else ''} on {self.node}"
 
@@ -113,7 +113,7 @@ class ProxmoxApi:
         ]
 
     async def addresses(self, guest: Guest) -> frozenset[str]:
-        """Those of its interfaces while it runs, else those that its configuration fixes."""
+        """The addresses of its interfaces while it runs, else the static addresses in its configuration."""
         if guest.status != RUNNING:
             return configured_addresses(await self._get(f"{guest.path}/config"))
         if guest.kind == LXC:
@@ -122,11 +122,11 @@ class ProxmoxApi:
         return interface_addresses(found.get("result") if isinstance(found, dict) else None)
 
     async def status(self, guest: Guest) -> str:
-        """The state in which it is now: "running", "stopped"."""
+        """The guest's current state, such as "running" or "stopped"."""
         return (await self.current(guest))[0]
 
     async def current(self, guest: Guest) -> tuple[str, float | None]:
-        """Its state, and for how many seconds it has been up, None where that is not known."""
+        """The guest's state, and its uptime in seconds, None if unknown."""
         found = await self._get(f"{guest.path}/status/current")
         if not isinstance(found, dict) or not isinstance(found.get("status"), str):
             raise ApiError(f"{self.host}: its answer has no status of the {guest.title}", 200)
@@ -134,17 +134,17 @@ class ProxmoxApi:
         return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
     async def start(self, guest: Guest) -> str:
-        """Begin to start it; the name of the task that does it, "" if the answer has none."""
+        """Begin to start the guest; returns the name of the task, "" if the answer has none."""
         task = await self._ask("POST", f"{guest.path}/status/start")
         return task if isinstance(task, str) else ""
 
     async def shut_down(self, guest: Guest) -> str:
-        """Begin to shut it down; the name of the task that does it, "" if the answer has none."""
+        """Begin to shut the guest down; returns the name of the task, "" if the answer has none."""
         task = await self._ask("POST", f"{guest.path}/status/shutdown")
         return task if isinstance(task, str) else ""
 
     async def failure(self, guest: Guest, task: str) -> str:
-        """Why this task of the guest's node has failed; "" while it is under way, and if it has not."""
+        """Why this task of the guest's node has failed; "" while it is running or if it succeeded."""
         found = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
         if not isinstance(found, dict) or found.get("status") != STOPPED:
             return ""

@@ -36,7 +36,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class _KnownAddresses(NamedTuple):
-    """The addresses that a guest had in a state, and those that it had before."""
+    """The addresses of a guest in a state, and its previous addresses."""
 
     status: str
     asked_at: float
@@ -47,7 +47,7 @@ class _KnownAddresses(NamedTuple):
 class ProxmoxInventory:
     """`problem` says why it cannot be read now, "" if it can. `starter` starts machines, and has their states.
 
-    `changed` is called when these may be others. With the `activities` of targets idle machines are stopped.
+    `changed` is called when links or states may have changed. With `activities` of targets, idle machines are stopped.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ProxmoxInventory:
             self._reading = asyncio.ensure_future(self._read_often())
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """These routes are in force."""
+        """Link these routes, which are now in force."""
         if has_addresses(routes) and not has_addresses(self._routes):
             self._due.set()
         self._routes = routes
@@ -107,7 +107,7 @@ class ProxmoxInventory:
         self.starter.ask(url)
 
     def close(self) -> None:
-        """Read nothing more."""
+        """Stop reading."""
         for task in (self._reading, self._linking):
             if task is not None:
                 task.cancel()
@@ -162,9 +162,9 @@ class ProxmoxInventory:
         self._available(api, nodes, guests)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests with their addresses, if a target is one. Raises ApiError if there is no answer at all.
+        """The guests, with addresses if a target is an address. Raises ApiError if there is no answer at all.
 
-        One that is stopped keeps those that it had, as long as no other one has them.
+        A stopped guest keeps its previous addresses while no other guest has them.
         """
         if not has_addresses(self._routes):
             return [*guests]
@@ -229,7 +229,7 @@ class ProxmoxInventory:
             self._linking = asyncio.ensure_future(self._link_many())
 
     async def _link_many(self) -> None:
-        """The same in a thread, as often as routes or inventory have changed meanwhile."""
+        """Link in a thread; repeats while routes or inventory change meanwhile."""
         routes: Sequence[Route | StreamRoute] = ()
         inventory = None
         while routes is not self._routes or inventory is not self.inventory:
@@ -239,7 +239,7 @@ class ProxmoxInventory:
         self._linked(links)
 
     def _linked(self, links: dict[tuple[str, str], MachineLink]) -> None:
-        """These are the links from now on."""
+        """Use these links from now on."""
         before, self.links = self.links, links
         read, self._newly_read = self._newly_read, False
         for key, link in self.links.items():

@@ -1,4 +1,4 @@
-"""Which node, container or virtual machine is behind a target of a route. Pure functions of the inventory."""
+"""Finds the node, container or virtual machine behind a target of a route. Pure functions of the inventory."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class MachineLink(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, int]:
-        """The same for the same machine, wherever in the cluster it runs. A node has the VMID 0."""
+        """An identity that stays when the machine moves within the cluster. A node has the VMID 0."""
         return ("", self.guest.vmid) if self.guest else (self.node, 0)
 
     @property
     def title(self) -> str:
-        """What people know it by."""
+        """The machine's name for people."""
         return self.guest.title if self.guest else f"node {self.node}"
 
 
 class Inventory:
-    """The machines by name and by address. What several machines of a kind share leads to none of them."""
+    """The machines by name and by address. A name or address shared by several machines of a kind finds none."""
 
     def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
         self.nodes = tuple(nodes)
@@ -98,7 +98,7 @@ def host_of(url: str) -> str:
 
 @lru_cache(maxsize=_MOST_CACHED)
 def canonical(word: str) -> str:
-    """A name in lower case, an IP address in its one spelling."""
+    """A name in lower case, or an IP address in its canonical spelling."""
     try:
         return str(ip_address(word.partition("%")[0]))
     except ValueError:
@@ -106,7 +106,7 @@ def canonical(word: str) -> str:
 
 
 def first_label(word: str) -> str:
-    """The name before the domain of a canonical host name; "" of an address, and of a name without a domain."""
+    """The name before the domain of a canonical host name; "" for an address, and for a name without a domain."""
     label, dot, _ = word.partition(".")
     return label if dot and ":" not in word and not word.rpartition(".")[2].isdigit() else ""
 

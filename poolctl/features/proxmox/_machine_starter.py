@@ -18,11 +18,11 @@ from ._api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
 from .table import ProxmoxTable
 
 _POLL_SECONDS = 0.5
-# From one start of a machine to the next, twice as long after each failure.
+# The pause between two starts of a machine, doubled after each failure.
 _COOLDOWN_SECONDS = 30.0
 _LONGEST_COOLDOWN_SECONDS = 600.0
 _MOST_FAILURES = 16  # more make no difference
-# A machine that has been up for less time than since its start, by more than this, was started by somebody else.
+# A machine whose uptime is shorter than the time since our start, by more than this, was started by someone else.
 _UPTIME_SLACK_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -47,7 +47,7 @@ class _Case:
 class MachineStarter:
     """`states` are the machines' states, by the URLs that lead to them; `changed` is called when a state changes.
 
-    `started` are those that it has started, by their VMIDs, with the time; `on_started` is called when they are others.
+    `started` holds the times of the machines that it has started, by VMID; `on_started` is called when that changes.
     """
 
     def __init__(self, events: Events, changed: Callable[[], None]) -> None:
@@ -62,7 +62,7 @@ class MachineStarter:
 
     @property
     def states(self) -> dict[str, MachineState]:
-        """Of all machines; none where requests are to start nothing."""
+        """The states of all machines by URL; empty if requests may not start machines."""
         if self._table is None or not self._table.start:
             return {}
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
@@ -118,14 +118,14 @@ class MachineStarter:
         return [url for url, guest in self._guests.items() if guest.vmid == vmid]
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
-        """Stop the machine if it is idle still when requests wait, and if it is one that was started here."""
+        """Stop the machine if it was started here, and is still idle once requests wait."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
         case = self._cases.setdefault(vmid, _Case())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
     def close(self) -> None:
-        """Do nothing more."""
+        """Stop all work."""
         for case in self._cases.values():
             self._settle(case, "")
             if case.work is not None:
@@ -163,7 +163,7 @@ class MachineStarter:
     async def _stop(
         self, api: ProxmoxApi, guest: Guest, case: _Case, is_idle: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Stop it if it is idle; a request that came meanwhile has it started again."""
+        """Stop the machine if it is idle; if a request arrives meanwhile, it is started again."""
         case.asked = False
         self._settle(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
@@ -186,7 +186,7 @@ class MachineStarter:
         self._changed()
 
     async def _is_ours(self, api: ProxmoxApi, guest: Guest) -> bool:
-        """Whether it runs since it was started here."""
+        """Whether the machine has been running since it was started here."""
         status, uptime_seconds = await api.current(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
@@ -196,7 +196,7 @@ class MachineStarter:
         return False
 
     async def _shut_down(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
-        """Have it shut down, and return when it is stopped. Raises ApiError."""
+        """Shut the machine down, and return when it has stopped. Raises ApiError."""
         loop, limit_seconds = asyncio.get_running_loop(), self._table.start_timeout if self._table else 0.0
         began = loop.time()
         self._record("machine stop requested", guest, f"the {guest.title} is idle, and is stopped")
@@ -209,7 +209,7 @@ class MachineStarter:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise ApiError(f"it runs still after {format_duration(limit_seconds)}") from None
-        case.not_before = 0.0  # it has not stopped by itself
+        case.not_before = 0.0  # it did not stop by itself, so it may be started at once
         self._note(guest, STOPPED)
         self._forget_started(guest.vmid)
         self._record(
@@ -221,7 +221,7 @@ class MachineStarter:
             self.on_started()
 
     def _forget_stopped(self) -> None:
-        """Those that do not run any more were stopped by somebody else."""
+        """Forget started machines that were stopped by someone else."""
         stopped = {each.vmid for each in self._guests.values() if each.status == STOPPED}
         for vmid in stopped & self.started.keys():
             if (case := self._cases.get(vmid)) is None or case.work is None:
@@ -274,9 +274,9 @@ class MachineStarter:
         self._record("machine start failed", guest, why, severity="warning")
 
     async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _Case) -> bool:
-        """Have it started, and return when it runs; whether that was not somebody else's doing.
+        """Start the machine; returns when it runs, with False if the API refused because someone else started it.
 
-        Raises ApiError when that is refused, or has failed.
+        Raises ApiError if the start is refused or fails.
         """
         refusal, task = None, ""
         try:
@@ -298,13 +298,13 @@ class MachineStarter:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _note(self, guest: Guest, status: str) -> None:
-        """The machine has this status now."""
+        """Record the machine's current status."""
         for url, each in self._guests.items():
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)
 
     def _fail(self, case: _Case, why: str, pause_seconds: float) -> None:
-        """Refuse requests to it for this time."""
+        """Refuse requests to the machine for this time."""
         self._settle(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)

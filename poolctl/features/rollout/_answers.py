@@ -9,10 +9,10 @@ from poolctl.control.answers import Result
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutFigures:
-    """What the workers of one generation did since the rollout began; None is unknown.
+    """The figures of one generation's workers since the rollout began; None if unknown.
 
-    Errors are responses with a 5xx status, and those that the application broke off. `memory_bytes` is that of the
-    largest worker.
+    Errors are responses with a 5xx status, and responses that the application aborted. `memory_bytes` is the memory
+    of the largest worker.
     """
 
     workers: int = 0
@@ -32,7 +32,7 @@ class RolloutFigures:
 class RolloutReport:
     """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn, `reason` why it ended.
 
-    `share_asked` and `share` are from 0 to 1: the second is the same behind a gateway, else what whole workers allow.
+    `share_asked` and `share` are from 0 to 1 and equal behind a gateway; otherwise whole workers determine `share`.
     `canary` are the figures of the
     new generation, `before` those of the other one in the same time.
     """
@@ -59,6 +59,6 @@ class RolloutReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult(Result):
-    """Of `rollout` and `rollouts`."""
+    """The answer of `rollout` and `rollouts`."""
 
     items: tuple[RolloutReport, ...] = ()  # type: ignore[assignment]

@@ -28,7 +28,7 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 
 
 class RolloutPlan(NamedTuple):
-    """The order: `canaries` workers of `config`, judged after `seconds` and `min_requests` at least.
+    """A requested rollout: `canaries` workers of `config`, judged after at least `seconds` and `min_requests`.
 
     With `apart` the gateway gives them exactly their share; otherwise each canary gets the share of any other worker,
     and `why` gives the reason if the server has routes.
@@ -47,7 +47,7 @@ class RolloutPlan(NamedTuple):
 
 
 class CanaryRollout:
-    """Follows the server's changes from its making until it `is_over`; `begun` once its canary is ready, or over."""
+    """Follows the server from now on until it `is_over`; `begun` is set once its canary is ready, or it is over."""
 
     def __init__(
         self, core: Core, events: Events, entry: Entry, counters: Counters, plan: RolloutPlan
@@ -77,7 +77,7 @@ class CanaryRollout:
 
     @property
     def state(self) -> str:
-        """One word of RolloutReport."""
+        """The state, as in RolloutReport."""
         return PAUSED if self._state == RUNNING and self._is_paused else self._state
 
     @property
@@ -92,7 +92,7 @@ class CanaryRollout:
 
     @property
     def share(self) -> float:
-        """The share of the traffic that its workers have; without a gateway, if all workers have alike."""
+        """The canary's share of the traffic; without a gateway, assuming that all workers get equal shares."""
         if self.plan.apart is not None:
             return self.plan.share
         return self.plan.canaries / (self.plan.canaries + self._workers)
@@ -108,7 +108,7 @@ class CanaryRollout:
         return f"{self.plan.why}: {found}" if self.plan.why else found
 
     def report(self) -> RolloutReport:
-        """How it stands; once it is over, how it ended."""
+        """The current state and figures, or the final ones once it is over."""
         if self._final is not None:
             return self._final
         plan, now = self.plan, self._core.clock.monotonic()
@@ -136,15 +136,15 @@ class CanaryRollout:
         return f"waits until its workers have had {self.plan.min_requests} requests"
 
     def pause(self) -> None:
-        """Let it go on until it is promoted or withdrawn by hand; its conditions still withdraw it."""
+        """Disable automatic promotion until `resume`; its conditions may still withdraw it."""
         self._is_paused = True
 
     def resume(self) -> None:
-        """Let it be promoted by itself again."""
+        """Enable automatic promotion again."""
         self._is_paused = False
 
     def promote(self, reason: str) -> None:
-        """Let the new generation serve alone."""
+        """Replace the other workers by the new generation."""
         if self._state in (STARTING, RUNNING):
             self._measure()
             self._state, self.reason = PROMOTING, reason
@@ -153,7 +153,7 @@ class CanaryRollout:
             self._target = self.entry.desired.generation
 
     def withdraw(self, reason: str) -> None:
-        """End the canary; the others serve on."""
+        """End the canary; the other workers keep serving."""
         if self._state in (STARTING, RUNNING):
             self._measure()
             with caused_by(f"rollout: {reason}"):
@@ -191,7 +191,7 @@ class CanaryRollout:
             self._end(PROMOTED, self.reason)
 
     def _end_canary(self) -> None:
-        """Let the canary leave that is apart, and not the serving generation by now."""
+        """Withdraw the canary if it is still the server's canary."""
         if self.entry.desired.canary is self._canary:
             with caused_by(f"rollout: {self.reason}"):
                 self._core.withdraw_canary(self.entry)
@@ -219,7 +219,7 @@ class CanaryRollout:
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look_at_figures)
 
     def look_at_figures(self) -> None:
-        """Judge by the measurements so far."""
+        """Withdraw, promote or continue, depending on the measurements so far."""
         if self._state != RUNNING:
             return
         if self._timer is not None:
@@ -241,7 +241,7 @@ class CanaryRollout:
             self._schedule()
 
     def _measure(self) -> None:
-        """Count from now on, unless it counts already."""
+        """Start measuring both generations, unless already started."""
         if self._figures is None:
             entry, counters = self.entry, self._counters
             self._figures = (

@@ -65,7 +65,7 @@ class Condition(NamedTuple):
     limit: float
 
     def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
-        """How it is met, in words; "" if it is not, or cannot be judged yet."""
+        """How the condition is met, in words; "" if it is not met, or cannot be judged yet."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
         if figure.is_of_requests and any(each.requests < max(1, min_requests) for each in judged):

@@ -25,14 +25,14 @@ from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
 from ._verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
 
 _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
-# Keys that all workers of a server have in common: its socket, and who may use the connections that it is given.
+# Keys shared by all workers of a server: its socket, and who may use the connections passed to it.
 _COMMON = ("bind", "tls", "user", "command", "socket", "overlap", "job")
 _MOST_SHARE = 0.9
 _LEAVES_SECONDS = 5.0
 
 
 class Rollouts(FeaturePart):
-    """The rollouts of this supervisor, one of a server at a time. Its successor withdraws them."""
+    """The rollouts of this supervisor, one per server at a time. A successor withdraws them."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -115,7 +115,7 @@ class Rollouts(FeaturePart):
         return await self._outcome([rollout], call)
 
     async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
-        """The plan with an address of the canary's own, or why it shares the server's."""
+        """The plan with a separate address for the canary, or with the reason why it shares the server's address."""
         split = self._core.traffic_split
         obstacle = None if split is None else split.split_obstacle(entry.name)
         if obstacle != "":
@@ -145,7 +145,7 @@ class Rollouts(FeaturePart):
         return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
-        """The outcome of this request at the previous supervisor; None unless that had promoted its canary."""
+        """The outcome of this request, if the previous supervisor had promoted its canary; else None."""
         if entry.desired.generation < generation:
             return None
         await self._until(
@@ -158,7 +158,7 @@ class Rollouts(FeaturePart):
         return RolloutResult(items=(report,))
 
     async def _until(self, entry: Entry, condition: Callable[[], bool]) -> None:
-        """Return when a change of the server has made it true; at once if it is."""
+        """Return when the condition is true; it is checked at once and on each change of a server."""
         met = asyncio.Event()
 
         def look(changed: Entry) -> None:
@@ -173,7 +173,7 @@ class Rollouts(FeaturePart):
             self._core.listeners.discard(look)
 
     def _check(self, entry: Entry) -> None:
-        """Raise if there can be no rollout of it now."""
+        """Raise an exception if a rollout of the server is not possible now."""
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
@@ -194,7 +194,7 @@ class Rollouts(FeaturePart):
     async def _outcome(
         self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool = False
     ) -> RolloutResult:
-        """Their outcome; without waiting, their states once their canaries serve or have failed."""
+        """The outcome of these rollouts; without waiting, their states once their canaries serve or have failed."""
         wait = call.options.get("wait", True)
         for each in rollouts:
             await (each.over if wait else each.begun).wait()
@@ -211,7 +211,7 @@ class Rollouts(FeaturePart):
 
 
 class _NoRollout(Exception):
-    """Nothing is wrong with the request, but the pool's state does not allow it now."""
+    """The request is valid, but the pool's current state does not allow it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -227,7 +227,7 @@ class _Request(NamedTuple):
 
 
 def _request(options: Table) -> _Request:
-    """The order that these options give. Raises SelectorError."""
+    """The request described by these options. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
     if not 0 < share <= _MOST_SHARE:
@@ -249,7 +249,7 @@ def _plan(entry: Entry, written: ServerConfig, request: _Request) -> RolloutPlan
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Refuse whole workers that would have more than twice the share."""
+    """Raise an exception if whole workers would get more than twice the requested share."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

@@ -1,7 +1,7 @@
-"""The number of workers that a server's load asks for: a pure object, which gets samples with their times.
+"""Decides the number of workers from a server's load: a pure object, which gets samples with their times.
 
-More workers as soon as the average over a short part of the window is above a target, fewer only when nothing has asked
-for the present number throughout `cooldown.down`.
+It adds workers as soon as the average over a short part of the window is above a target, and removes workers only if
+the current number was not needed at any time during `cooldown.down`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Load(NamedTuple):
 
     at: float
     ready: int
-    serves: bool = True  # one of them is not unhealthy
-    demand: int = 0  # requests that wait elsewhere for this server, since the sample before
+    serves: bool = True  # at least one of them is not unhealthy
+    demand: int = 0  # requests that wait elsewhere for this server, since the previous sample
     figures: Mapping[str, Any] = MappingProxyType({})
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers, and the figure behind it: of each worker, or a latency in seconds.
+    """A change of the number of workers, and the figure that caused it: per worker, or a latency in seconds.
 
-    `after` equals `before` where more would be needed than `scale.max` allows.
+    `after` equals `before` if more workers are needed than `scale.max` allows.
     """
 
     before: int
@@ -84,7 +84,7 @@ class _Window:
 
 
 class _Need(NamedTuple):
-    """How many workers a moment's load needed, and why."""
+    """The number of workers needed by the load at one time, and why."""
 
     at: float
     workers: int
@@ -94,7 +94,7 @@ class _Need(NamedTuple):
 
 
 class Autoscale:
-    """Decides for one server. `now` is the monotonic time at which its samples begin."""
+    """Decides the number of one server's workers. `now` is the monotonic time at which its samples begin."""
 
     def __init__(self, scale: Scale, now: float) -> None:
         self._least, self._most = max(scale.min, 1), scale.max
@@ -121,11 +121,11 @@ class Autoscale:
     def _begin_quiet(self, now: float) -> None:
         """Let a whole `cooldown.down` pass before the next decrease."""
         self._quiet_at = now
-        # Each is followed by smaller ones only: the first is the greatest of its time.
+        # In descending order, so that the first is the greatest of the period.
         self._needs: deque[_Need] = deque()
 
     def decide(self, load: Load, size: int, *, may_grow: bool = True) -> Decision | None:
-        """The change that this sample leads to, of a server that is to have `size` workers; None: no change.
+        """The change that this sample causes for a server with `size` desired workers; None for no change.
 
         The caller makes the change at once. Without `may_grow` the server is failing: more workers would not help.
         """
@@ -161,7 +161,7 @@ class Autoscale:
             needs, key=lambda each: (each.workers, each.value / each.target)
         )
         if now - self._above_since < self._latest.seconds and self._is_rising(trigger):
-            # A load that has just begun: the number would be too small.
+            # The load has only just begun, so the number would be too small.
             return None
         after = max(size, min(wanted, self._most))
         if after == size:
@@ -179,7 +179,7 @@ class Autoscale:
         return Decision(size, after, trigger, value, target, self._fast.seconds)
 
     def _above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
-        """The number of workers that this trigger wants, if that is more than the planned number."""
+        """The number of workers needed according to this trigger, if it is larger than `size`; else None."""
         if TRIGGERS[trigger].is_latency:
             # Workers that have just been started have not changed the latency yet.
             recent, value = self._fast, self._fast.value(trigger)
@@ -228,13 +228,13 @@ class Autoscale:
             self._patience = max(self._patience / 2, 1.0)
         self._decreased_at, self._regretted = now, False
         self._begin_quiet(now)
-        # Half of them at once at most, and one where latencies say too little of the others.
+        # At most half of them at once, and only one if decided by latencies, which say too little about the others.
         step = 1 if self._has_latencies else max(size // 2, 1)
         after = max(highest.workers, self._least, size - step)
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """The fewest workers that would be under the target, on average by a margin and at each moment."""
+        """The smallest number of workers below the target at each moment, and by a margin on average."""
         if TRIGGERS[trigger].is_latency:
             value, fast = self._slow.value(trigger) or 0.0, self._fast.value(trigger) or 0.0
             under = value < target * _MARGIN and fast <= target and self._fast.least_ready() >= size

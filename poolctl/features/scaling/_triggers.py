@@ -1,4 +1,4 @@
-"""The triggers: each measures one figure of a server's load. Another one is a class here, and a key in `keys.py`."""
+"""The triggers: each measures one figure of a server's load. A new trigger is a class here and a key in `keys.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolctl.worker.tally import Counts
 # The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
 _CPU_SECONDS = 0.45
 _CPU_SECONDS_WITHOUT_REQUESTS = 0.95
-# Of fewer responses a quantile says nothing.
+# A quantile of fewer responses is meaningless.
 _LEAST_RESPONSES = 20
 
 
@@ -55,7 +55,7 @@ class Average:
 
     @property
     def value(self) -> float | None:
-        """None if the figure was unknown in a sample."""
+        """The average; None if the figure was unknown in a sample."""
         return None if self._unknown or self._weight <= 0 else self._amount / self._weight
 
 
@@ -76,14 +76,14 @@ class Quantile:
 
     @property
     def value(self) -> float | None:
-        """None if there are too few responses."""
+        """The quantile; None if there are too few responses."""
         if self._count < _LEAST_RESPONSES:
             return None
         return quantile(BOUNDS_SECONDS, self._responses, self._share)
 
 
 class WorkerFigure:
-    """The base of a figure of each worker: its target is for the average, divided by the number of workers."""
+    """The base of figures per worker, whose target applies to the average divided by the number of workers."""
 
     is_latency: ClassVar[bool] = False
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
@@ -161,7 +161,7 @@ def _processor_seconds(entry: Entry) -> dict[int, float]:
 
 
 class Latency:
-    """The base of a latency, whose target is for the server as a whole."""
+    """The base of latencies, whose target applies to the server as a whole."""
 
     is_latency: ClassVar[bool] = True
     counts_demand: ClassVar[bool] = False
@@ -182,13 +182,13 @@ class Latency:
 
 
 class P50(Latency):
-    """The time that half of the responses take at most."""
+    """The median latency: half of the responses take at most this time."""
 
     share = 0.5
 
 
 class P99(Latency):
-    """The time that 99 % of the responses take at most."""
+    """The 99th percentile of the latency: 99 % of the responses take at most this time."""
 
     share = 0.99
 

@@ -1,4 +1,4 @@
-"""Samples the servers with triggers, and gives them the number of workers that their load asks for.
+"""Samples the servers with triggers, and sets the number of workers that their load requires.
 
 This is the part of the supervisor.
 """
@@ -28,26 +28,26 @@ _AT_ONCE = 32
 
 
 class _ScaledServer:
-    """A server that is sampled, under the table by which it is."""
+    """A sampled server, and the table `scale` that applies to the samples."""
 
     def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
         self.scale = scale
         self.load = ServerLoad(core, scale.triggers.targets, now)
         self.autoscale = Autoscale(scale, now)
-        self.is_refused = False  # more workers were wanted than this pool may have files for
-        self.is_skipped = False  # it was at the last tick, because it is calm
+        self.is_refused = False  # more workers were needed than the limit of open files allows
+        self.is_skipped = False  # skipped at the last tick, because its load is low
 
     @property
     def is_scaled(self) -> bool:
-        """Its triggers, as they are here, still say how many workers it has."""
+        """Whether these triggers still determine its number of workers."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
         return bool(automatic and entry.observed.workers and not entry.desired.state.rests)
 
 
 class Autoscaler(FeaturePart):
-    """One timer for all servers with triggers, while they have workers and no command says how many.
+    """One timer for all servers with triggers, while they have workers and no command has set their number.
 
     In a calm supervisor the numbers of workers stay as they are.
     """
@@ -85,7 +85,7 @@ class Autoscaler(FeaturePart):
             self._set_timer()
 
     def tick(self) -> None:
-        """Look at all servers, with turns of the loop between them."""
+        """Sample all servers, in batches between which the loop does other work."""
         # Set before the work, so that the intervals stay exact.
         self._set_timer()
         self._look_at(list(self._servers.values()))
@@ -93,7 +93,7 @@ class Autoscaler(FeaturePart):
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # The command that has started a server causes no later decision.
+        # A later decision must not count as caused by the command that has started a server.
         loop = asyncio.get_running_loop()
         self._timer = (
             loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
@@ -113,14 +113,14 @@ class Autoscaler(FeaturePart):
             del self._servers[entry.name]
             self._core.take_demand(entry)
             return
-        # One that is far from its targets is looked at half as often.
+        # A server far below its targets is sampled half as often.
         server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not entry.observed.demand
         if server.is_skipped:
             return
         load = server.load.sample(entry, self._core.clock.monotonic())
         may_grow = load.serves and entry.desired.state is Desired.RUN
         if may_grow:
-            # Waiting requests count once it answers.
+            # Waiting requests count only once it answers.
             load = load._replace(demand=self._core.take_demand(entry))
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
         if decision is not None:
@@ -155,7 +155,7 @@ class Autoscaler(FeaturePart):
 
 
 def _figures(decision: Decision) -> Table:
-    """The decision as an event reports it."""
+    """The decision in the form used in events."""
     is_latency = TRIGGERS[decision.trigger].is_latency
     value, target = (
         format_duration(round(figure, 3))

@@ -17,7 +17,7 @@ _KEYS = ("triggers", "window", "cooldown")
 
 
 class Triggers(Section):
-    """Above one of these figures there are more workers, below all of them fewer."""
+    """Targets: workers are added above any of these figures, and removed below all of them."""
 
     former_name: ClassVar[str] = "poolctl.config.model.server_sections:Triggers"
 
@@ -30,7 +30,7 @@ class Triggers(Section):
 
     @property
     def targets(self) -> dict[str, float]:
-        """The figures that are given, by their triggers."""
+        """The given figures by trigger."""
         return {trigger: target for trigger, target in self if target is not None}
 
 
@@ -56,7 +56,7 @@ class Scale(server_sections.Scale):
     cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
 
     def to_dict(self) -> dict[str, Tree]:
-        """Most servers have no triggers: then it names none of these keys."""
+        """See Section; without the keys for triggers if there are none, as in most servers."""
         unused = () if self.is_automatic else _KEYS
         return {key: value for key, value in super().to_dict().items() if key not in unused}
 
@@ -87,7 +87,7 @@ class Scale(server_sections.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """Triggers of the defaults are not for a server with a fixed number of workers: see the core's table."""
+        """See the core's table: a server with a fixed number of workers does not inherit triggers."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()
