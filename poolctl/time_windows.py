@@ -162,7 +162,7 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 def _first_within(
     bits: int, since: float, ends: float, zone: tzinfo | None, *, is_hourly: bool
 ) -> float | None:
-    """The same on a day on which clocks are set forward or back."""
+    """The first of these minutes at or after `since`, on a day on which clocks are set forward or back."""
     while since < ends:
         moment = datetime.fromtimestamp(since, zone)
         if bits >> (60 * moment.hour + moment.minute) & 1 and (is_hourly or not moment.fold):

@@ -86,7 +86,7 @@ def drift_line(table: Table) -> str:
 
 
 def public_drift_line(table: Table, directory: str) -> str:
-    """The same without quoted values, for readers who may not see the configuration.
+    """The text of `drift_line` without quoted values, for readers who may not see the configuration.
 
     Paths are relative to this directory.
     """

@@ -101,9 +101,7 @@ class Result:
     # because they were not named.
     unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # in the answer of start: the pool has routes and no server
-    gateway: Table | None = (
-        None  # a GatewayStatus, in answers of start, list, status and stats for a whole pool
-    )
+    gateway: Table | None = None  # a GatewayStatus, if a whole pool is started, listed or measured
     changed: Table | None = None  # a ChangedFiles: the files that have changed since the pool read them
 
 

@@ -97,7 +97,7 @@ def taken(address: Address, place: Place) -> ListenError:
 
 
 def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The same error with the processes that use the place (see Search) and the fix."""
+    """The error with the processes that use the place (see Search) and the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -130,7 +130,7 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The same errors with the processes that use the places, from one search; blocks for up to a second."""
+    """The errors with the processes that use the places, from one search; blocks for up to a second."""
     found = Search().find([each.taken for each in errors if each.taken is not None])
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 

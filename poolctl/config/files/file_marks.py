@@ -77,7 +77,7 @@ def _expanded(paths: Iterable[str]) -> dict[str, None]:
 
 
 def _mark(path: str) -> Mark:
-    stamp = stamp_of(path)  # before the content: a change that comes between is found
+    stamp = stamp_of(path)  # before the content, so that a change in between is found
     if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
         stamp = None
     try:
