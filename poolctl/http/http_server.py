@@ -309,7 +309,7 @@ class HttpServer:
             await self._handler.handle(request, response)
             return
         work = asyncio.ensure_future(self._handler.handle(request, response))
-        gone = asyncio.ensure_future(_end(stream))
+        gone = asyncio.ensure_future(_await_disconnect(stream))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -334,7 +334,7 @@ class HttpServer:
             writer.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                await _end(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
+                await _await_disconnect(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
 
 
 async def _receive(
@@ -354,7 +354,7 @@ async def _receive(
     return message.head
 
 
-async def _end(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:
+async def _await_disconnect(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:
     """Return when the client has disconnected or sent `most_bytes`; the received bytes are discarded."""
     with contextlib.suppress(ConnectionError):
         while most_bytes > 0 and (data := await stream.read(_READ_BYTES)):

@@ -126,7 +126,7 @@ def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     limit_seconds = request.seconds("timeout") or _STOP_SECONDS
-    warnings = _end(chosen, limit_seconds)
+    warnings = _stop_or_kill(chosen, limit_seconds)
     for orphan in found:
         orphan.close()
     # After the servers, which may still be answering requests that it forwards.
@@ -144,7 +144,7 @@ def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     return Outcome(items, warnings=warnings, message=message)
 
 
-def _end(chosen: list[Orphan], limit_seconds: float) -> list[str]:
+def _stop_or_kill(chosen: list[Orphan], limit_seconds: float) -> list[str]:
     """Stop them within the limit, or kill them; returns a warning for each killed process."""
     for orphan in chosen:
         orphan.ask_to_end()

@@ -74,14 +74,14 @@ class Draft:
     def set(self, name: str, path: Path, value: Tree) -> None:
         """Set a key of a server, in the last file that has the key. KeyError if there is no such server."""
         self._asked.append((Draft.set, (name, path, value)))
-        document, table = self._home(self._known(name), path)
+        document, table = self._source_of(self._existing(name), path)
         self._set(document, table, _own_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
         """Set a server's key to its default: removes the key if that has the same effect and loses no comment."""
         self._asked.append((Draft.reset, (name, key, default)))
-        entry = self._known(name)
-        document, table = self._home(entry, (key,))
+        entry = self._existing(name)
+        document, table = self._source_of(entry, (key,))
         own = _own_path(document, table, (key,)) or (key,)
         homes = [part for part in entry.parts if part[0].exact((*part[1], key)) is not None]
         alone = len(homes) == 1 and key not in self._defaults and not _has_comment(document, (*table, key))
@@ -90,7 +90,7 @@ class Draft:
     def scale(self, name: str, workers: int) -> None:
         """Set a server's number of workers; a `scale.min` of 0 is kept, so that it may still sleep."""
         self._asked.append((Draft.scale, (name, workers)))
-        document, table = self._home(self._known(name), ("scale",))
+        document, table = self._source_of(self._existing(name), ("scale",))
         own = _own_path(document, table, ("scale",))
         written = document.data
         for key in () if own is None else (*table, *own):
@@ -105,13 +105,13 @@ class Draft:
     def remove(self, name: str) -> None:
         """Remove a server from every file that has it."""
         self._asked.append((Draft.remove, (name,)))
-        for document, table in self._known(name).parts:
-            self._of(document).removed.add(int(table[-1]))
+        for document, table in self._existing(name).parts:
+            self._changes_of(document).removed.add(int(table[-1]))
 
     def add(self, table: dict[str, Tree]) -> None:
         """Add a server after the others, in the last file that has servers."""
         self._asked.append((Draft.add, (table,)))
-        self._of(self.home_of_new()).added.append(table)
+        self._changes_of(self.home_of_new()).added.append(table)
 
     def home_of_new(self) -> Document:
         """The file that add() writes to."""
@@ -189,13 +189,13 @@ class Draft:
                 self.written = list(dict.fromkeys([*self.written, document.path]))
         return self.written
 
-    def _known(self, name: str) -> ServerTable:
+    def _existing(self, name: str) -> ServerTable:
         entry = self.entry(name)
         if entry is None:
             raise KeyError(name)
         return entry
 
-    def _home(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
+    def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
         """The last file with the key, or else with the table around it, or else with the server."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
@@ -204,9 +204,9 @@ class Draft:
         return entry.parts[-1]
 
     def _set(self, document: Document, table: Path, path: Path, value: Tree) -> None:
-        self._of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
+        self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
 
-    def _of(self, document: Document) -> Changes:
+    def _changes_of(self, document: Document) -> Changes:
         """The changes of a file; created if necessary."""
         self._texts = None
         return self._changes.setdefault(document.path, Changes())

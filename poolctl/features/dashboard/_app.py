@@ -124,7 +124,7 @@ class _Page:
             "logout": (self._logout, "POST"),
         }
         guarded = [
-            Route(f"{COOKIE_PATH}/{name}", self._known(endpoint, method == "POST"), methods=[method])
+            Route(f"{COOKIE_PATH}/{name}", self._restricted(endpoint, method == "POST"), methods=[method])
             for name, (endpoint, method) in own.items()
         ]
         return [
@@ -136,7 +136,7 @@ class _Page:
 
     # Login.
 
-    def _known(self, endpoint: Endpoint, changes: bool) -> Endpoint:
+    def _restricted(self, endpoint: Endpoint, changes: bool) -> Endpoint:
         """The endpoint for clients with the token or a session; with `changes` a session needs the CSRF token too."""
 
         async def checked(request: Request) -> Response:

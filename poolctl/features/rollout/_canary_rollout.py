@@ -72,7 +72,7 @@ class CanaryRollout:
         self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
         )
-        core.listeners.add(self._look)
+        core.listeners.add(self._server_changed)
         self._record("rollout started", f"{self.share_in_words}, {plan.what}")
 
     @property
@@ -158,16 +158,16 @@ class CanaryRollout:
             self._measure()
             with caused_by(f"rollout: {reason}"):
                 self._core.withdraw_canary(self.entry)
-            self._end(WITHDRAWN, reason)
+            self._conclude(WITHDRAWN, reason)
 
-    def _look(self, entry: Entry) -> None:
+    def _server_changed(self, entry: Entry) -> None:
         """See Core.listeners."""
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
             self._look_at_promotion()
         elif entry.desired.canary is not self._canary:
-            self._end(WITHDRAWN, "another command, or the end of the server, replaced it")
+            self._conclude(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
             self.withdraw(f"a worker {self._canary.failure}")
         else:
@@ -182,13 +182,13 @@ class CanaryRollout:
                 else "another command replaced it"
             )
             self._end_canary()
-            self._end(WITHDRAWN, f"its other workers were not replaced: {why}")
+            self._conclude(WITHDRAWN, f"its other workers were not replaced: {why}")
         elif entry.complete and not any(
             each.generation == self._base and each.phase not in LEAVING
             for each in entry.observed.workers.values()
         ):
             self._end_canary()
-            self._end(PROMOTED, self.reason)
+            self._conclude(PROMOTED, self.reason)
 
     def _end_canary(self) -> None:
         """Withdraw the canary if it is still the server's canary."""
@@ -256,10 +256,10 @@ class CanaryRollout:
         canary, before = self._figures
         return canary.look(), before.look()
 
-    def _end(self, state: str, reason: str) -> None:
+    def _conclude(self, state: str, reason: str) -> None:
         self._state, self.reason = state, reason
         self._final = self.report()
-        self._core.listeners.discard(self._look)
+        self._core.listeners.discard(self._server_changed)
         if self._timer is not None:
             self._timer.cancel()
         self.begun.set()

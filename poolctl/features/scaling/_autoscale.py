@@ -151,7 +151,7 @@ class Autoscale:
 
     def _grow(self, now: float, size: int) -> Decision | None:
         self.is_calm = True
-        above = [self._above(now, trigger, target, size) for trigger, target in self._targets.items()]
+        above = [self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()]
         needs = [each for each in above if each is not None]
         if not needs:
             self._above_since = float("inf")
@@ -178,7 +178,7 @@ class Autoscale:
         self._begin_quiet(now)
         return Decision(size, after, trigger, value, target, self._fast.seconds)
 
-    def _above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
+    def _need_above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
         """The number of workers needed according to this trigger, if it is larger than `size`; else None."""
         if TRIGGERS[trigger].is_latency:
             # Workers that have just been started have not changed the latency yet.

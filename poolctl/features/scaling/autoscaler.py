@@ -103,9 +103,9 @@ class Autoscaler(FeaturePart):
         if len(servers) > _AT_ONCE:
             asyncio.get_running_loop().call_soon(self._look_at, servers[_AT_ONCE:], context=NO_CAUSE)
         for server in servers[:_AT_ONCE]:
-            self._look(server)
+            self._sample(server)
 
-    def _look(self, server: _ScaledServer) -> None:
+    def _sample(self, server: _ScaledServer) -> None:
         entry = server.entry
         if self._servers.get(entry.name) is not server:
             return
