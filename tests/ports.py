@@ -47,8 +47,9 @@ def _give_back(port: int) -> None:
 def _is_free(port: int) -> bool:
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
         try:
+            # Without SO_REUSEADDR, as a pool looks for automatic ports: connections in TIME_WAIT, left by the tests of
+            # a process that has ended, count as use.
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
         except OSError as error:
             if family == socket.AF_INET or error.errno == errno.EADDRINUSE:  # else: no IPv6 here
