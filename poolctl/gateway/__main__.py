@@ -25,7 +25,7 @@ from .gateway_server import GatewayServer
 
 
 def main() -> None:
-    """Fork gateways until the link ends; in a fork, serve until the order to end."""
+    """Fork gateways until the link ends; in a fork, serve until the supervisor orders it to end."""
     name_process("poolctl-gwfork")
     for feature in features():
         if feature.gateway:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _fork_for_requests() -> bool:
-    """True in each fork, which has its own link in the place of ours; False once the link has ended."""
+    """Fork gateways; returns True in each fork, where the link is its own, and False once the zygote's link ends."""
     link = wire.over(LINK_FD)
     # A process that waits in epoll needs no ping (see waits_for_events).
     with link, select.epoll() as requests:
@@ -66,7 +66,7 @@ def _fork_for_requests() -> bool:
 
 
 def _fork(link: socket.socket, message: wire.Message) -> bool:
-    """Fork a gateway, whose parent is the keeper; whether this is the gateway. Twice, to that end."""
+    """Fork twice, so that the gateway's parent is the keeper; returns whether this process is the gateway."""
     try:
         between = os.fork()
         if between:

@@ -34,7 +34,7 @@ from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_clien
 from .waiting_connections import WaitingConnection
 
 _AT_ONCE = 16
-# Out of descriptors or memory, or as many connections are open as may be.
+# Pause after running out of descriptors or memory, or reaching the maximum number of connections.
 _AGAIN_SECONDS = 0.1
 _RETRY_AFTER_SECONDS = 1
 # Most heads and ClientHellos are smaller.
@@ -86,7 +86,7 @@ class Acceptor:
         if full or descriptors.few():
             if first and not (edge.evict_client() if full else edge.evict()):
                 self._pause()
-            # Once the evicted one has let go of its descriptor.
+            # Retried after the evicted connection's descriptor is closed.
             return False
         try:
             fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
@@ -166,7 +166,7 @@ class GivenBack:
     def _decide(
         self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
     ) -> None:
-        """`is_new`: it was not among the open connections before."""
+        """Route the connection again. `is_new`: it was not among the open connections before."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
             # Closing must not block, even if an application has set SO_LINGER (socket(7)).
@@ -286,7 +286,7 @@ class Arriving(WaitingConnection):
         return True
 
     def _count(self, route: Route, head: RequestHead | None) -> None:
-        """Report the connection, which the proxy does not serve, to the parts of features."""
+        """Report the arrival of a connection that the proxy does not serve to the parts of features."""
         method, path = (b"", b"") if head is None else (head.method, head.path)
         report_arrival(self.edge, route, method, path)
 
@@ -438,7 +438,7 @@ def _arriving(edge: Edge, sock: socket.socket, client: str, settings: ListenerSe
 
 
 def is_full(edge: Edge) -> bool:
-    """Whether as many clients are connected as may be."""
+    """Whether the maximum number of clients is connected."""
     most, passing, pool = edge.settings.max_connections, edge.passing, edge.pool
     return bool(most) and (
         len(passing.waiting) + passing.queued_connections + len(pool.clients) + pool.arriving >= most

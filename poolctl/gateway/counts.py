@@ -34,7 +34,7 @@ class Traffic:
         return f"<Traffic {self.requests} requests, {self.failures} errors>"
 
     def began(self) -> None:
-        """A request has begun; one of the following ends it."""
+        """Count a request that has begun; one of the following methods ends it."""
         self.slots[tally.STARTED] += 1
 
     def answered(self, status: int, seconds: float) -> None:
@@ -46,21 +46,21 @@ class Traffic:
             slots[tally.STATUS + status // 100] += 1
 
     def failed(self, error: str) -> None:
-        """No complete response, for one of ERRORS."""
+        """Count a request without a complete response, for this one of ERRORS."""
         self.slots[tally.BROKEN] += 1
         self.errors[error] = self.errors.get(error, 0) + 1
 
     def disconnected(self) -> None:
-        """No complete response, because the client left."""
+        """Count a request without a complete response because the client left."""
         self.slots[tally.DISCONNECTED] += 1
 
     def not_counted(self) -> None:
-        """It was not sent after all, or passed on: a worker counts it."""
+        """Take back the count of a request that was not sent after all, or passed on to a worker, which counts it."""
         self.slots[tally.STARTED] -= 1
 
     @property
     def requests(self) -> int:
-        """All that have begun."""
+        """The number of requests that have begun and were not taken back."""
         return self.slots[tally.STARTED]
 
     @property

@@ -48,7 +48,7 @@ class DescriptorLimit:
         return f"<DescriptorLimit {self.limit}{', few are left' if self.few() else ''}>"
 
     def opened(self, fd: int) -> None:
-        """A client has got this descriptor."""
+        """Note the number of a descriptor that was just opened for a client."""
         if fd >= self.mark:
             self._watched = _WATCHED
 
@@ -68,7 +68,7 @@ class UdpSessions(Protocol):
     """A stream of UDP."""
 
     def __len__(self) -> int:
-        """How many sessions it has."""
+        """The number of sessions of the stream."""
 
     def evict(self) -> None:
         """End the session that is idle longest."""
@@ -78,7 +78,7 @@ class TcpConnections(Protocol):
     """A stream of TCP."""
 
     def settle(self) -> None:
-        """Accept again, if it may."""
+        """Start or stop accepting connections, as the limits allow."""
 
 
 class StreamShare:
@@ -95,7 +95,7 @@ class StreamShare:
 
     @property
     def used(self) -> int:
-        """How many they have."""
+        """The number of descriptors that all streams use."""
         return self._connections * _OF_STREAM + self._sessions
 
     # TCP.
@@ -108,11 +108,11 @@ class StreamShare:
         return False
 
     def connected(self) -> None:
-        """A connection was accepted."""
+        """Count a connection that was accepted."""
         self._connections += 1
 
     def disconnected(self) -> None:
-        """It is closed."""
+        """Take a closed connection off the count."""
         self._connections -= 1
         self._settle()
 
@@ -127,7 +127,7 @@ class StreamShare:
         self._udp.discard(stream)
 
     def make_room(self) -> None:
-        """There will be another session: the stream with the most gives one up if all are in use."""
+        """Make room for another session: if all are in use, the stream with the most sessions gives one up."""
         descriptors = self._descriptors
         while self._sessions >= descriptors.of_sessions or (
             self.used >= descriptors.of_streams and self._sessions >= descriptors.least_sessions
@@ -135,11 +135,11 @@ class StreamShare:
             max(self._udp, key=len).evict()
 
     def began(self) -> None:
-        """A session has begun."""
+        """Count a session that has begun."""
         self._sessions += 1
 
     def ended(self) -> None:
-        """It has ended."""
+        """Take an ended session off the count."""
         self._sessions -= 1
         self._settle()
 

@@ -49,11 +49,11 @@ class EdgePart(Protocol):
         ...
 
     def snapshot(self) -> Table:
-        """Its part of the process's report."""
+        """The feature's part of the process's report."""
         ...
 
     def drain(self) -> None:
-        """A successor does the work from now on."""
+        """Stop working, because a successor process does the work from now on."""
         ...
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Edge:
         self._configure_parts(settings.parts)
 
     def _configure_parts(self, settings: Mapping[str, Table]) -> None:
-        """Have the parts of features that have settings."""
+        """Create, configure or close the parts of features so that exactly those with settings exist."""
         for package in self.parts.keys() - settings.keys():
             self.parts.pop(package).close()
         for package, its in settings.items():
@@ -157,7 +157,7 @@ class Edge:
         return closed
 
     async def connect(self, endpoint: Endpoint) -> BackendConnection:
-        """A new connection to a backend, for which idle ones are closed if it has to be.
+        """A new connection to a backend; idle connections are closed if descriptors are short.
 
         Raises OSError, and NoBackend if there is no descriptor for it, for which the backend is not to blame.
         """
@@ -174,11 +174,11 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The limit of a connection to the backend; 0 for none where `reach` has its own."""
+        """The time limit for connecting to the backend; 0 for none where `reach` applies its own limit."""
         return 0.0 if self.machines is not None and backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
-        """See `connect`; the machine behind the backend's URL is started for it if it has to be."""
+        """See `connect`; if necessary, the machine behind the backend's URL is started first."""
         if self.machines is not None and backend.key in self.machines:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)
@@ -219,7 +219,7 @@ class Edge:
         return {**found, "parts": parts} if parts else found
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """Call it when the gateway begins to drain; at once when it does so already."""
+        """Call `callback` when the gateway begins to drain, or at once if it is already draining."""
         if self.draining:
             callback()
         else:

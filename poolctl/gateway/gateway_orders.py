@@ -87,7 +87,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         name = str(message.get("t"))
         order = self._orders.get(name)
         if order is None or not (self._has_settings or name == "settings"):
-            for fd in fds:  # of another version, or for a gateway that does more
+            for fd in fds:  # an order of another version of poolctl, or for another engine
                 os.close(fd)
             return
         order(message, fds)

@@ -227,7 +227,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         before.close()
 
     def _apply_soon(self, *, routes: bool = False) -> None:
-        """Let the backends know of changes: once, after all messages that have arrived."""
+        """Schedule one update of the backends, after all messages that have already arrived."""
         self._routes_changed = self._routes_changed or routes
         if self._applying is None:
             self._applying = self.edge.loop.call_soon(self._apply)
@@ -291,7 +291,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super()._host(message, fds)
 
     def _passed(self) -> None:
-        """A connection was handed over whose end only its worker sees: ask how many there are, now and then."""
+        """Ask for the workers' connection counts now and then, because only workers see passed connections end."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
 

@@ -31,7 +31,7 @@ class HostOrders:
             self._restoring = False
 
     def follow(self, message: wire.Message) -> None:
-        """Disable, enable or drain hosts: all that are named, or none if one of them is unknown."""
+        """Disable, enable or drain the named hosts; if one of them is unknown, none is changed."""
         hosts, known = self._hosts, [str(row["host"]) for row in self._backends.snapshot()]
         found, problems = [], []
         for name in message["hosts"]:

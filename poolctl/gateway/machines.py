@@ -46,7 +46,7 @@ class ConnectingEdge(Protocol):
 
 
 class _Machine:
-    """One of them. `changed` is set, and replaced, with each report."""
+    """One container or virtual machine. `changed` is set, and replaced, with each report."""
 
     __slots__ = ("answered_at", "changed", "started_until", "state")
 
@@ -58,7 +58,7 @@ class _Machine:
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs, as far as it is known."""
+        """Whether the machine runs, according to the last report."""
         return self.state.state in (MachineState.RUNNING, MachineState.UNKNOWN)
 
 
@@ -98,13 +98,13 @@ class Machines:
             self.drop(url)
 
     def drop(self, url: str) -> None:
-        """The backend of this URL is in none of them."""
+        """Forget the machine of this URL, whose backend is in no known machine."""
         if (machine := self._machines.get(url)) is not None:
             self.put(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
 
     def _rank(self, state: MachineState) -> None:
-        """Have the balancing know it."""
+        """Pass the machine's state on to the balancing."""
         blocked = None
         if state.state == MachineState.FAILED:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS
@@ -162,7 +162,7 @@ class Machines:
             raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
 
     async def _was_stopped(self, url: str, machine: _Machine) -> bool:
-        """Have the supervisor look at the machine; whether it does not run, or has just been started."""
+        """Ask the supervisor about the machine; returns whether it is stopped, or was only just started."""
         edge, answers = self._edge, machine.state.answers
         if edge.now() >= machine.answered_at + _HOLDS_SECONDS:
             edge.wake(url)

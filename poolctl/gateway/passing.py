@@ -154,7 +154,7 @@ class Passing:
         return True
 
     def queued(self, server: str) -> int:
-        """How many connections wait for room in the server's pair."""
+        """The number of connections that wait for room in the server's pair."""
         found = self._servers.get(server)
         return 0 if found is None else len(found.queue)
 
@@ -235,7 +235,7 @@ class Passing:
         return found
 
     def _send_queued(self, found: _Server) -> None:
-        """Send as many as there is room for, within a bound for one turn."""
+        """Send as many queued connections as there is room for, up to a maximum per turn of the loop."""
         found.retry = None
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:
@@ -310,7 +310,7 @@ class Passing:
             self._unwatch(found)
 
     def _report_full(self, server: str, found: _Server) -> None:
-        """Once for each time that the queue was full."""
+        """Report the full queue, once until it has had room again."""
         if not found.full:
             found.full = True
             message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"

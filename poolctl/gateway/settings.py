@@ -29,7 +29,7 @@ class ListenerSettings:
 
     @property
     def key(self) -> str:
-        """Identifies it among the listeners: TCP and UDP ports are different ones."""
+        """Identifies the listener; a TCP and a UDP listener on the same port have different keys."""
         return f"udp {self.bind}" if self.protocol == UDP else self.bind
 
     @property
@@ -71,5 +71,5 @@ class GatewaySettings:
 
     @property
     def idle_seconds(self) -> float:
-        """For a connection that is not between two requests: it may be idle where those are not kept, too."""
+        """The idle limit for connections that are not between two requests; set even if keep-alive is off."""
         return self.keep_alive_seconds or self.head_seconds

@@ -57,7 +57,7 @@ class WaitingConnection:
 
     @property
     def most_seconds(self) -> float:
-        """Once something has arrived, it is waited no longer than this for the rest."""
+        """The maximum wait for the rest once the first bytes have arrived."""
         return _NEVER
 
     def has_unread(self) -> bool:
@@ -68,7 +68,7 @@ class WaitingConnection:
             return False
 
     def on_deadline(self) -> None:
-        """Its time is over; it is waited for no longer."""
+        """Called when the time is over and the connection is no longer watched."""
         self.close()
 
     def close(self) -> None:
@@ -209,7 +209,7 @@ class WaitingConnections:
         waiting.close()
 
     def _hurry(self, waiting: WaitingConnection) -> None:
-        """The deadline was for the pause between two requests."""
+        """Bring the deadline forward: it was for the pause between two requests, and the next one has begun."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.slot * _SLOT_SECONDS:
             self._slots[waiting.slot].discard(waiting)

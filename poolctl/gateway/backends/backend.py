@@ -20,9 +20,9 @@ from .canary_turns import CanaryTurns
 from .hosts import HostManager
 from .limiter import WARN_SHARE, Limiter
 
-# For clients, where it is not known when a host is back.
+# Retry-After for clients when it is not known when a host is back.
 DOWN_RETRY_SECONDS = 5.0
-# Where a window keeps a server asleep for ever.
+# Retry-After when a window keeps a server asleep for ever.
 KEPT_RETRY_SECONDS = 86_400.0
 
 # Hosts of a lower rank are preferred: connections to a starting server wait until it is ready, and a sleeping one is
@@ -101,7 +101,7 @@ class RouteInForce(Protocol):
         """Serve waiting requests while there are places."""
 
     def refresh(self) -> None:
-        """Something about its backends has changed."""
+        """Act on a change of the route's backends."""
 
     def can_spare(self, backend: Backend) -> bool:
         """Whether its other backends can take the requests of this one."""
@@ -230,7 +230,7 @@ class Backend:
 
     @property
     def name(self) -> str:
-        """Its name for other programs; a canary has its server's name."""
+        """The backend's name for other programs; a canary has its server's name."""
         return self.key
 
     def rank_as(self, rank: int, blocked: BackendVerdict | None) -> None:
@@ -259,7 +259,7 @@ class Backend:
             self.blocked = known
 
     def probe_now(self, now: float) -> None:
-        """Let open breakers try it at once: something has changed."""
+        """Let open breakers send it probes at once, because something has changed."""
         for breaker in self._breakers.values():
             breaker.probe_now(now)
 
@@ -302,7 +302,7 @@ class Backend:
         return found
 
     def leave(self, route: RouteInForce) -> None:
-        """A route no longer leads here."""
+        """Forget the route, which no longer leads to this backend."""
         self.members.pop(route, None)
         self.queued.pop(route, None)
         breakers = {each.breaker for each in self.members.values()}
@@ -338,7 +338,7 @@ class CanaryBackend(Backend):
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
     def gets(self, cookie: str, servers: str) -> bool:
-        """Whether it gets this request of the server: a sticky client's cookie keeps that where it is.
+        """Whether the canary gets this request of the server; a sticky client stays where its cookie points.
 
         `servers` is the value of the server's own cookie.
         """
@@ -354,7 +354,7 @@ class CanaryBackend(Backend):
 
 
 class Member:
-    """A backend as a route has it: with its weight there, the route's rule for the breaker, and its limit."""
+    """A backend as part of a route: its weight in the route, the route's rule for the breaker, and its limit."""
 
     __slots__ = ("backend", "breaker", "cookie", "key", "limiter", "weight")
 
@@ -380,9 +380,9 @@ class Member:
         return self.backend.blocked is None and self.breaker.is_closed
 
     def passing_verdict(self) -> BackendVerdict:
-        """Whether it gets a connection of the route that is passed on: only its workers see how they answer there.
+        """Whether the backend gets a connection that the route passes on; only its workers see the responses.
 
-        So it is nothing to the breaker, and a route that passes connections has no limiter.
+        So the breaker does not count it, and a route that passes connections has no limiter.
         """
         return self.backend.blocked or AVAILABLE
 

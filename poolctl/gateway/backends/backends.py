@@ -80,7 +80,7 @@ class Backends:
         self._counts.keep([route.alias for route in wanted.values()], self._backends)
 
     def of(self, route: AnyRoute) -> RouteBackends:
-        """The backends of the route, in this form of it."""
+        """The backends of the route, as this version of the route configures them."""
         name = route_key(route)
         known = self._routes.get(name)
         if known is not None and known[0] is route:
@@ -126,9 +126,9 @@ class Backends:
         *,
         is_stream: bool = False,
     ) -> None:
-        """The program that chooses among the backends of the route sends nothing to backends that are `down`.
+        """Record that another program, which balances this route, sends nothing to backends that are `down`.
 
-        Both are keys; backends that have `answered` have done so at least once.
+        Backends are given by key; those in `answered` have answered at least once.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
@@ -202,13 +202,13 @@ class Backends:
         }
 
     def _health(self, backend: Backend) -> RouteHealth:
-        """Its health for the route that is best off."""
+        """The backend's health for the route where it is healthiest."""
         return route_health(
             each.health(self.now(), passing=route.passes) for route, each in backend.members.items()
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
-        """The backends to which the route leads, each once; two targets that are the same get the weight of both."""
+        """The backends of the route without duplicates; the weights of equal targets are added up."""
         weights: dict[str, int] = {}
         for target in route.to:
             weights[target.key] = weights.get(target.key, 0) + target.weight

@@ -58,7 +58,7 @@ class First(Generic[C]):
 
 
 class RoundRobin(Generic[C]):
-    """Each in turn."""
+    """Each usable backend in turn."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         self._candidates = candidates
@@ -99,7 +99,7 @@ class SmoothWeighted(Generic[C]):
 
 
 class LeastConnections(Generic[C]):
-    """The one with the least load for its weight; equal ones in turn."""
+    """The backend with the least load relative to its weight; equal ones take turns."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         self._candidates = candidates

@@ -18,7 +18,7 @@ from ...routing.route import BreakerRule
 
 # The number of parts of the window; the oldest part is dropped as a whole.
 _PARTS = 10
-# For clients, while all probes are under way.
+# Retry-After for clients while all probes are under way.
 _PROBING_RETRY_SECONDS = 1.0
 
 
@@ -57,7 +57,7 @@ class Breaker:
         return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
 
     def refused_seconds(self, now: float) -> float:
-        """0 when a request may be sent now; else the time after which it is worth another try."""
+        """0 when a request may be sent now; else the time after which to try again."""
         if self.is_closed:
             return 0.0
         if self.state is BreakerState.OPEN:
@@ -73,7 +73,7 @@ class Breaker:
         return self.period
 
     def describe(self, now: float) -> str:
-        """Why it lets no request through, or only a few; "" when it is closed."""
+        """Why the breaker lets no request through, or only a few; "" when it is closed."""
         if self.is_closed:
             return ""
         if self.state is BreakerState.HALF_OPEN:
@@ -144,7 +144,7 @@ class Breaker:
         return max(1, self.rule.probes)
 
     def _too_many(self, consecutive: int, failed: int) -> str:
-        """Why these failures open it; "" if they do not."""
+        """Why these failures open the breaker; "" if they do not."""
         rule, seen = self.rule, sum(self._seen)
         if 0 < rule.failures <= consecutive:
             return f"{consecutive} failure{'s' if consecutive > 1 else ''}"

@@ -38,12 +38,12 @@ class CanaryTurns:
         return True
 
     def resume(self) -> None:
-        """The next request is of a client that stays with the canary."""
+        """Count a request of a client that stays with the canary."""
         self._requests += 1
         self._turns += 1
 
     def stay(self) -> None:
-        """It is of one that stays with the server: its turn is a new client's, but not more than one such turn."""
+        """Count a request of a client that stays with the server; at most one turn is saved up for new clients."""
         self._requests += 1
         if self._due >= 2:
             self._turns += 1

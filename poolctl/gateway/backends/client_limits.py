@@ -9,7 +9,7 @@ from ipaddress import IPv6Address, ip_address
 from ...routing.route import Limit
 from .limiter import Limiter
 
-# The one that has asked for nothing for the longest time makes room for another.
+# Maximum number of clients; the one without a request for the longest time makes room for another.
 MOST_CLIENTS = 32_768
 # A client of IPv6 has a network of its own, in which it may choose any address (RFC 6177).
 _IPV6_CLIENT_BITS = 64
@@ -37,7 +37,7 @@ class ClientLimits:
         found = self._limiters.get(key)
         if found is None:
             if len(self._limiters) >= self._most:
-                self._limiters.popitem(last=False)  # its requests in flight leave their own limiter
+                self._limiters.popitem(last=False)  # its requests in flight keep using that limiter
             found = self._limiters[key] = Limiter(self.limit)
         else:
             self._limiters.move_to_end(key)

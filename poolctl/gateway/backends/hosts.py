@@ -102,7 +102,7 @@ class HostManager:
         return 0.0 if until is None else max(0.0, until - self._now())
 
     def active_again(self, host: str) -> float:
-        """When the host is active again by itself, on the monotonic clock; 0 if it is, or never is."""
+        """When the host becomes active again by itself, on the monotonic clock; 0 if it is active, or never will be."""
         return self._until.get(host, 0.0)
 
     @property
@@ -131,7 +131,7 @@ class HostManager:
         return self._set(host, HostState.DRAINING, why or "drained by request", 0.0)
 
     def enable(self, host: str, why: str = "") -> HostRecord:
-        """Let the host have traffic at once."""
+        """Send traffic to the host again, from now on."""
         if self.state(host) is HostState.ACTIVE:
             return self.record(host)
         return self._set(host, HostState.ACTIVE, why or "enabled by request", 0.0)
@@ -142,7 +142,7 @@ class HostManager:
         return None if self.next_expiry == math.inf else self.next_expiry
 
     def expire(self) -> None:
-        """Make those active whose time is over."""
+        """Make the hosts active whose time out of service is over."""
         now = self._now()
         for host in [host for host, until in self._until.items() if until <= now]:
             self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
@@ -173,7 +173,7 @@ class HostManager:
                 continue
             if state is HostState.ACTIVE or 0 < record.until <= wall:
                 continue
-            # The time that was ordered is the most, should the system's clock have been set back.
+            # Never longer than the time that was ordered, in case the system's clock was set back.
             left = min(record.until - wall, record.until - record.since) if record.until else 0.0
             if left >= 0:
                 self._set(record.host, state, record.why, left, since=record.since)

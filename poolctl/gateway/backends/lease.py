@@ -49,7 +49,7 @@ class LeasingRoute(Protocol):
         """Serve waiting requests of all routes that can use this backend."""
 
     def passed(self, backend: Backend) -> None:
-        """A connection was handed over to the backend's workers."""
+        """Record that a connection was handed over to the backend's workers."""
 
     def left(self, backend: Backend) -> None:
         """A request to the backend has ended."""

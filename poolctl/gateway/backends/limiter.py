@@ -13,7 +13,7 @@ from ...routing.route import Limit
 
 # While a backend's health is warn it gets this share of the requests a second.
 WARN_SHARE = 0.5
-# For clients of a limit that ends when one of the requests in flight does.
+# Retry-After when only the end of a request in flight can make room.
 _BUSY_RETRY_SECONDS = 1.0
 # Rounding errors of the times of requests, far below the time between two of them.
 _EPSILON_SECONDS = 1e-9
@@ -38,7 +38,7 @@ class Limiter:
         return f"<Limiter {self.in_flight}/{self.limit.concurrency or '-'} in flight>"
 
     def refused_seconds(self, now: float) -> float:
-        """0 when a request may begin now, else the time after which it is worth another try.
+        """0 when a request may begin now, else the time after which to try again.
 
         Where only the end of another request can help, that is a guess: see `is_full`.
         """
@@ -52,17 +52,17 @@ class Limiter:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many requests are in flight as may be."""
+        """Whether the maximum number of requests is in flight."""
         return 0 < self.limit.concurrency <= self.in_flight
 
     @property
     def burst(self) -> float:
-        """The number of requests that may begin at once: one second's, unless the limit says it."""
+        """The number of requests that may begin at once: the limit's `burst`, or else one second's worth."""
         limit = self.limit
         return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
 
     def enter(self, now: float) -> None:
-        """A request begins, after `refused_seconds` said 0."""
+        """Count a request that begins, after `refused_seconds` returned 0."""
         self.in_flight += 1
         rate = self.limit.requests_per_second * self.share
         if rate > 0:
@@ -93,22 +93,22 @@ class WaitQueue(Generic[W]):
         return len(self.waiting)
 
     def __iter__(self) -> Iterator[W]:
-        """A copy, so that the queue may change meanwhile."""
+        """Iterate over a copy, so that the queue may change meanwhile."""
         return iter([*self.waiting])
 
     def first(self) -> W | None:
-        """The one whose turn it is; None if none waits."""
+        """The request whose turn is next; None if the queue is empty."""
         return next(iter(self.waiting), None)
 
     def enter(self, waiter: W) -> bool:
-        """Queue it; False if the queue is full."""
+        """Put the request into the queue; False if the queue is full."""
         if len(self.waiting) >= self.size:
             return False
         self.waiting[waiter] = None
         return True
 
     def leave(self, waiter: W) -> bool:
-        """It waits no longer; False if it had left already."""
+        """Remove the request from the queue; False if it had left already."""
         if waiter not in self.waiting:
             return False
         del self.waiting[waiter]

@@ -115,7 +115,7 @@ class RouteBackends:
         self.refresh()
 
     def refresh(self) -> None:
-        """Something about its backends has changed: their health, their state or their number."""
+        """Act on a change of the route's backends: their health, their state or their number."""
         self.keep_one()
         if self._limiter is not None and self.members:
             self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
@@ -141,7 +141,7 @@ class RouteBackends:
 
     @property
     def passes(self) -> bool:
-        """Whether it passes connections on."""
+        """Whether the route passes connections on to workers."""
         return self._is_passable and self._hosts.header_for_host.lower() == _PASSED_BY
 
     def healths(self) -> dict[str, RouteHealth]:
@@ -250,7 +250,7 @@ class RouteBackends:
             self.admit()
 
     def _serve(self, waiter: _Waiter) -> bool:
-        """Whether it waits no longer: it has a backend, or there is nothing to wait for."""
+        """Try to answer the waiting request, by a backend or a refusal; returns whether it has left the queue."""
         if waiter.answer.done():  # its client has left
             self._leave_queue(waiter)
             return True
@@ -310,7 +310,7 @@ class RouteBackends:
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
     def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """The lease of the server with a canary, or of that: its breaker does not hear of it."""
+        """A lease of the server, or of its canary, whose results do not count for the breaker."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
@@ -318,7 +318,7 @@ class RouteBackends:
         return Lease(self, member, -1, self._new_cookie(canary.cookie, cookie), canary, canary)
 
     def _new_cookie(self, value: str, cookie: str) -> str:
-        """The value to set, if the client does not have it already."""
+        """The cookie value to set; "" if the client has it already, or the route is not sticky."""
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
@@ -360,7 +360,7 @@ class RouteBackends:
     def _refusal(
         self, now: float, verdicts: list[tuple[str, BackendVerdict]], tried: Collection[str] = ()
     ) -> NoBackend:
-        """Why none of these backends gets it, and when another try is worth it."""
+        """Why none of these backends gets the request, and when to try again."""
         if not verdicts:
             return NoBackend(
                 "every backend was tried" if tried else "the route has no backend", DOWN_RETRY_SECONDS

@@ -23,7 +23,7 @@ class ResponseReceiver(Protocol):
     """The receiver of a response. No call follows `response_ends` or `backend_lost`."""
 
     def interim(self, response: Response) -> None:
-        """An interim response (1xx)."""
+        """Called for an interim response (1xx)."""
 
     def switched(self, response: Response, data: bytes) -> None:
         """The protocol has changed (101); `data` are its first bytes, later bytes go to `response_data`."""
@@ -32,7 +32,7 @@ class ResponseReceiver(Protocol):
         """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
 
     def response_data(self, data: Buffer) -> None:
-        """Bytes of the body: whole or parts of chunks if it has them, unless they are to be decoded."""
+        """Bytes of the body; a chunked body comes as chunks, or parts of them, unless they are to be decoded."""
 
     def response_ends(self, trailers: bytes) -> None:
         """The response is complete."""
@@ -79,13 +79,13 @@ class BackendConnection(asyncio.Protocol):
     # Methods for the pool.
 
     def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:
-        """Keep it in this list of idle connections, and close it after `seconds`."""
+        """Keep the connection in this list of idle ones, and close it after `seconds`."""
         self._idle_in = idle
         self._timer.start(seconds, self.close)
 
     @property
     def idle_until(self) -> float:
-        """When it is closed if it is not taken before."""
+        """The time at which the idle connection is closed unless it is taken before."""
         return self._timer.deadline
 
     def taken(self, *, certain: bool) -> bool:
@@ -105,14 +105,14 @@ class BackendConnection(asyncio.Protocol):
     # Methods for the exchange.
 
     def belongs_to(self, backend: Backend) -> None:
-        """Count it among the open connections of the backend, as long as it is one."""
+        """Count this connection among the backend's open connections until it is closed."""
         self._backend = backend
         backend.open_connections += 1
 
     def request(
         self, receiver: ResponseReceiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
     ) -> None:
-        """Send the head of a request, with the bytes of the body that are there.
+        """Send the head of a request, with the bytes of the body that have arrived.
 
         `head_only`: the response has no body, even if its fields say so. `decode`: its chunks are taken apart.
         """
@@ -148,7 +148,7 @@ class BackendConnection(asyncio.Protocol):
         self._receiver = None
 
     def close(self, *, gently: bool = False) -> None:
-        """Close it, at once or `gently` after sending the buffered bytes; the receiver is not called again."""
+        """Close the connection at once, or `gently` after sending the buffered bytes; detaches the receiver."""
         self._receiver = None
         self.reusable = False
         if gently:

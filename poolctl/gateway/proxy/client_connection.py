@@ -124,7 +124,7 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
 
     def eof_received(self) -> bool:
-        """Without a tunnel the client has left, and its request is aborted, as nginx does."""
+        """Abort the request of a client that closed its side, as nginx does; a tunnel stays half open."""
         exchange = self._exchange
         if exchange is not None and exchange.tunnel and self._transport.can_write_eof():
             exchange.client_eof()
@@ -154,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
     # Requests.
 
     def _advance(self) -> None:
-        """Begin with the next request, if it is there and the responses before it are taken."""
+        """Begin the next request if it has arrived and the client has taken the responses before it."""
         if self._advancing:  # its exchange has already ended: the loop goes on
             return
         self._advancing = True
@@ -176,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
 
     def _begin_next(self) -> bool:
-        """Whether there was a whole head."""
+        """Begin the next buffered request, or refuse it; False if its head is not complete yet."""
         data, edge = self._buffer, self._edge
         self._request, self._keep, found_route = None, False, None
         try:
@@ -329,7 +329,7 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def _response_ended(self, *, read: bool) -> None:
-        """The next request follows, or the end of the connection. `read`: the request has been read to its end."""
+        """Begin the next request, or close the connection. `read`: the request has been read to its end."""
         self._body_wanted = True
         if self._keep:
             edge = self._edge

@@ -27,13 +27,13 @@ class ClientSide(Protocol):
         """The head of the response, and the first bytes of its body."""
 
     def send_data(self, data: Buffer) -> None:
-        """More of the body."""
+        """Send more of the body."""
 
     def finish(self, trailers: bytes) -> None:
         """The response is complete."""
 
     def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
-        """There is no response of a backend: respond with this status, and these lines of further fields."""
+        """Respond with this status and these further header lines, because no backend responds."""
 
     def cut_off(self) -> None:
         """The response cannot be completed: the client must not take it for complete."""

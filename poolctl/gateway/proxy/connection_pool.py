@@ -64,7 +64,7 @@ class ConnectionPool:
         return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
 
     def take(self, endpoint: Endpoint, *, certain: bool) -> BackendConnection | None:
-        """The idle connection that was used last, None without one.
+        """The most recently used idle connection to the endpoint; None if there is none.
 
         `certain`: for a request that cannot be sent twice, the system is asked whether the connection still is one.
         """
@@ -102,13 +102,13 @@ class ConnectionPool:
         connection.kept_in(idle, IDLE_SECONDS)
 
     def enter(self, client: ProxiedClient, *, idle: bool) -> None:
-        """A client's connection is open; `idle`: nothing was received yet."""
+        """Add an open connection of a client; `idle`: nothing was received on it yet."""
         self.clients.add(client)
         if idle:
             self.idle_clients[client] = None
 
     def leave(self, client: ProxiedClient) -> None:
-        """It is closed."""
+        """Remove a client's connection, which is closed."""
         self.clients.discard(client)
         self.idle_clients.pop(client, None)
         if not self.clients and self._emptied is not None and not self._emptied.done():
@@ -161,7 +161,7 @@ class ConnectionPool:
         self.timers.close()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it as a task that is kept until it is done."""
+        """Run the coroutine as a task that is kept until it is done."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

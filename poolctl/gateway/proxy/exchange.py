@@ -137,7 +137,7 @@ class Exchange:
                 self._connection.pause_reading()
 
     def refuse(self, status: int) -> None:
-        """The client's request is at fault: end with this status, or cut the response off that has begun."""
+        """End with this status because the client's request is at fault; a response that has begun is cut off."""
         self._give_up(CANCELLED, status)
 
     # A backend.
@@ -371,7 +371,7 @@ class Exchange:
     def _give_up(
         self, outcome: RequestOutcome, status: int, error: str = "", retry_after_seconds: float = 0
     ) -> None:
-        """End with this status, or cut the response off that has begun."""
+        """End with this status; a response that has begun is cut off."""
         if self.begun:
             self._end(outcome, error)
             self._side.cut_off()
@@ -382,7 +382,7 @@ class Exchange:
             self._side.refuse(status, retry_after_seconds, response_fields(headers).lines if headers else b"")
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
-        """Let go of everything, and count what became of the request."""
+        """Release the connection and the lease, and count the outcome of the request."""
         self._timer.stop()
         if self._task is not None:
             self._task.cancel()
@@ -422,7 +422,7 @@ class Exchange:
             connection.close(gently=self.tunnel)
 
     def _wait(self, seconds: float) -> None:
-        """The time limit of the next step, at most the time that is left in total."""
+        """Set the time limit of the next step, which is at most the rest of the total time."""
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
             seconds = min(seconds, left) if seconds else left

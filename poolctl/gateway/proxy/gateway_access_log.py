@@ -18,7 +18,7 @@ from ...logs.log_line import stamp
 from .refusal import phrase_of
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
-# As of a server's log without settings of its own.
+# The same values as the defaults of a server's log.
 _MAX_SIZE_BYTES, _KEEP = 10 * 1024 * 1024, 5
 _GATHER_SECONDS = 0.1
 MOST_WAITING_BYTES = 1024 * 1024

@@ -55,7 +55,7 @@ class Response(ResponseHead):
 
     @property
     def first_size(self) -> int:
-        """Their number."""
+        """The number of bytes of the body that came with the head."""
         return len(self.received) - self.end if self._first is None else len(self._first)
 
     def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:

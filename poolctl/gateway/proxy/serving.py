@@ -15,7 +15,7 @@ from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection, Peer
 from .shared_transport import SharedTransport
 
 HANDSHAKE_SECONDS = 10.0
-# A little longer than a WebSocket has after its close frame.
+# A little longer than the time that a WebSocket has after its close frame.
 CLOSING_SECONDS = CLOSE_FRAME_SECONDS + 0.5
 
 

@@ -28,7 +28,7 @@ class TimerWheel:
         return f"<TimerWheel: {sum(map(len, self._slots.values()))} timers>"
 
     def close(self) -> None:
-        """No timer expires from now on."""
+        """Stop the wheel: no timer expires from now on."""
         self._slots.clear()
         if self._handle is not None:
             self._handle.cancel()

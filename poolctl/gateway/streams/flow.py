@@ -100,7 +100,7 @@ class Flow:
             self._loop.add_writer(self._target_fd, self._flush)
 
     def _flush(self) -> None:
-        """The target has room again."""
+        """Write the waiting bytes, because the target has room again."""
         try:
             sent = self._target.send(self._waiting)
         except (BlockingIOError, InterruptedError):

@@ -55,12 +55,12 @@ class IdleOrder(Generic[Key, Item]):
             self._arm()
 
     def use(self, key: Key, item: Item) -> None:
-        """It has moved bytes now."""
+        """Mark the item as used now, because it has moved bytes."""
         item.used = self._now()
         self._items.move_to_end(key)
 
     def remove(self, key: Key) -> None:
-        """Forget it; a key that is not there is ignored."""
+        """Remove the item of this key; an unknown key is ignored."""
         self._items.pop(key, None)
         if not self._items and self._timer is not None:
             self._timer.cancel()

@@ -191,16 +191,16 @@ class _StreamedConnection:
 
     @property
     def bytes_in(self) -> int:
-        """How many the client has sent."""
+        """The number of bytes received from the client."""
         return self._up.copied if self._up else 0
 
     @property
     def bytes_out(self) -> int:
-        """How many the client has been sent."""
+        """The number of bytes sent to the client."""
         return self._down.copied if self._down else 0
 
     def await_header(self) -> None:
-        """Connect as soon as the header of the PROXY protocol is there, with which the connection begins."""
+        """Wait for the header of the PROXY protocol at the start of the connection, then connect."""
         self._awaits_header = True
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)
@@ -310,7 +310,7 @@ class _StreamedConnection:
             self._begin(status)
 
     def _connected(self, status: int | None = None) -> None:
-        """The attempt has ended, or with a status its time."""
+        """The attempt to connect has ended; a `status` is passed if it has timed out."""
         assert self._backend is not None
         self._stop_waiting()
         self._begin(
@@ -326,7 +326,7 @@ class _StreamedConnection:
             self._loop.remove_writer(self._backend.fileno())
 
     def _begin(self, status: int) -> None:
-        """Copy both ways from now on, or without success (`status` is the error) give up this address."""
+        """Start copying both ways; if `status` is an error instead of 0, give up this address."""
         assert self._backend is not None
         assert self._lease is not None
         if status:
@@ -350,7 +350,7 @@ class _StreamedConnection:
         self._stream.open.use(self, self)
 
     def flow_ended(self) -> bool:
-        """One direction has ended: when the other has, too, so has the connection. Whether it goes on."""
+        """Close the connection if both directions have ended; returns whether it is still open."""
         assert self._up is not None
         assert self._down is not None
         if self._up.ended and self._down.ended:
@@ -358,7 +358,7 @@ class _StreamedConnection:
         return not self._closed
 
     def broken(self, source: socket.socket) -> None:
-        """Reading from `source` failed. The other side gets a reset, too: its peer must not take this for the end."""
+        """Reset both sides after reading from `source` failed, so that no peer takes this for a normal end."""
         if source is self._backend and not self.bytes_out:
             self._stream.failed += 1
             self._release(RequestOutcome.FAILED, RESET)

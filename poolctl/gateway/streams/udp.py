@@ -275,7 +275,7 @@ class _Session:
         return stream.edge.now() - self._began >= stream.route.timeouts.total
 
     def send(self, size: int) -> bool:
-        """Send the datagram in the buffer to the backend; False if that is not there, which ends the session."""
+        """Send the datagram in the buffer to the backend; False if it is unreachable, which ends the session."""
         stream = self._listener.stream
         try:
             self._sock.send(_VIEW[:size])
@@ -291,7 +291,7 @@ class _Session:
         return True
 
     def _read(self) -> None:
-        """The backend has answered."""
+        """Forward the answers that the backend has sent."""
         stream = self._listener.stream
         try:
             size = self._sock.recv_into(_BUFFER)
