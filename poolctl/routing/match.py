@@ -114,7 +114,7 @@ def prefixes(path: str, depth: int) -> list[str]:
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
-    """Which condition of the route the request does not meet, in words; "" if it meets all."""
+    """The condition of the route that the request does not meet, in words; "" if it meets all of them."""
     if route.methods and method not in route.methods:
         return f"its methods are {', '.join(route.methods)}"
     for header in route.headers:

@@ -10,7 +10,7 @@ EVERY = "*"
 
 @lru_cache(maxsize=4096)
 def is_within(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether the address is in one of the networks; "*" is every network, and "" in none."""
+    """Whether the address is in one of the networks. "*" contains every address; the address "" is in no network."""
     try:
         given = ip_address(address)
     except ValueError:

@@ -30,6 +30,6 @@ class RegistrationReport:
 
 
 def absolute_url(url: str) -> str:
-    """The URL; the path of a Unix socket begins in this process's directory."""
+    """The URL; a relative path of a Unix socket is made absolute from this process's directory."""
     scheme, _, path = url.partition(":")
     return f"unix:{os.path.abspath(path)}" if scheme.lower() == "unix" else url

@@ -29,7 +29,7 @@ NEEDS_PROXY = {
     "max_body_size": "it limits the size of bodies",
     "waiting_page": "it has a waiting page",
 }
-# The attributes of a Route for keys that are called otherwise there.
+# The attributes of a Route for keys that have a different name there.
 _ATTRIBUTES = {
     "sticky": ("sticky_cookie",),
     "limit": ("limit", "client_limit"),
@@ -65,7 +65,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """In seconds, 0 for none: to connect, to the head of the response, between two bytes of a body, in all."""
+    """Time limits in seconds, 0 for none: to connect, until the response's head, between bytes of a body, in total."""
 
     connect: float = 5.0
     head: float = 60.0
@@ -172,7 +172,7 @@ class Route:
 
     @property
     def only_plain(self) -> bool:
-        """Whether requests that come by TLS do not take it."""
+        """Whether the route takes only requests without TLS."""
         return self.redirect is not None and self.redirect.to == HTTPS
 
     @property

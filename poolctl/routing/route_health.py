@@ -15,14 +15,14 @@ UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
 # Of several backends the best one counts: a route with one healthy backend serves. It is unknown only where all are.
 STATUSES = HEALTHY, STARTING, NAPPING, UNHEALTHY, ERROR, UNKNOWN
 
-# With these no request is refused for want of a backend.
+# With these statuses no request is refused for lack of a backend.
 _SERVING = (HEALTHY, NAPPING)
 _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHealth:
-    """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so.
+    """The health of a route: its status, how long it has been serving, its latency, and the reason for the status.
 
     The latency is taken from the last probe's answer, and is None without a measurement.
     """
@@ -34,7 +34,7 @@ class RouteHealth:
 
     @property
     def serves(self) -> bool:
-        """Whether no request is refused for want of a backend."""
+        """Whether the route has a backend, so that no request is refused for lack of one."""
         return self.status in _SERVING
 
 

@@ -69,7 +69,7 @@ def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
 
 
 def route_key(route: Route | StreamRoute) -> str:
-    """A name of its own: HTTP and stream routes may have the same alias."""
+    """A unique name of the route; an HTTP route and a stream may have the same alias."""
     return route.alias if isinstance(route, Route) else stream_key(route.alias)
 
 

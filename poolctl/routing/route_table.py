@@ -89,7 +89,7 @@ class _Candidate:
 
 
 class _HostRoutes:
-    """The routes of one host pattern, as far as they were asked for."""
+    """The routes of one host pattern, decoded as far as they were looked up."""
 
     __slots__ = ("alone", "candidates", "complete", "depth", "key", "offsets")
 
@@ -194,7 +194,7 @@ class RouteTable:
         return None
 
     def by_alias(self, alias: str) -> Match | None:
-        """The route of this alias, or None. It says nothing of a request: the match neither passes nor is whole."""
+        """The route of this alias, or None; `passes` and `whole_host` of the match are false."""
         offset = self._find(ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False).perhaps
 
@@ -244,7 +244,7 @@ class RouteTable:
 
     @property
     def _others(self) -> list[list[int]]:
-        """Where streams and excluded routes begin, and how many they are."""
+        """The offset and number of the streams, and of the excluded routes."""
         self._root = self._root or self._json(self._find(ROOT) or 0)
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found

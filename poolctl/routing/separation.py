@@ -22,7 +22,7 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """The routes, each with the reason why its connections stay with the gateway, if later requests are one.
+    """The routes, each with the reason why its connections stay with the gateway because of later requests, if any.
 
     `users` has the user of each server of the pool by its name, whether a route leads to it or not.
     """
@@ -123,7 +123,7 @@ class Kept:
 
 
 def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
-    """The connections that workers may keep by these routes, of which `separated` was asked.
+    """The connections that workers may keep under these routes, which `separated` has returned.
 
     `secure` are the servers that speak TLS.
     """
@@ -163,7 +163,7 @@ def _all_within(route: Route, secure: Collection[str]) -> bool:
 
 
 def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[HostPattern, set[str]]:
-    """Whose the requests of each host pattern may be; "" for no user."""
+    """The users whose servers may get requests of each host pattern; "" for no user."""
     found: defaultdict[HostPattern, set[str]] = defaultdict(set)
     for route in routes:
         found[host_pattern(route.host)] |= {users.get(target.server, "") for target in route.to} or {""}
