@@ -166,7 +166,7 @@ class ActiveConfiguration:
         self._reader.close()
 
     def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
-        """Call it with the tables other than [[server]], now and whenever those have changed.
+        """Call `follower` with the tables other than [[server]], now and whenever they have changed.
 
         `every_reload`: also when only files that they name may have changed.
         """
@@ -216,7 +216,7 @@ class ActiveConfiguration:
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
-        """The problems of the files, users and programs that these servers name. Raises ReaderFailed.
+        """The problems of the files, users and programs that these servers refer to. Raises ReaderFailed.
 
         From then on `resolved` has the remarks on all of its servers.
         """
@@ -314,7 +314,7 @@ class ActiveConfiguration:
     async def single(
         self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
-        """A server to be added to those `there`.
+        """The server to add, made from its table; `there` are the existing servers.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
@@ -364,7 +364,7 @@ class ActiveConfiguration:
         return self.stored(core)
 
     def stored(self, core: Core) -> StoredConfiguration:
-        """The configuration in force, as a successor gets it."""
+        """The configuration in force, in the form in which it is saved for a successor."""
         entries = core.entries.values()
         placed = {
             worker.id: worker.config
@@ -429,7 +429,7 @@ class OwnSockets:
             write_object(self._path, self._commands)
 
     def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """The servers as they were found to be, where their tables do not say who opens the socket."""
+        """The servers, with the remembered finding where their tables do not say who opens the socket."""
         return [server.but(socket="program") if self._concerns(server) else server for server in servers]
 
     def _concerns(self, server: ServerConfig) -> bool:
@@ -453,14 +453,14 @@ class PoolEnvironment(NamedTuple):
 
 
 def _ports(tables: Tables) -> set[int]:
-    """The ports of the tables."""
+    """The ports of the addresses in the tables."""
     return {address.port for _, address in named_addresses(tables) if address and address.port}
 
 
 def obstacles(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """Why the server cannot be added to those `there`, with the exit code; None when it can.
+    """Why the server cannot be added to the servers `there`, with the exit code; None when it can be added.
 
     The addresses of the tables are taken, too.
     """

@@ -45,7 +45,7 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The answer to a command that needs it."""
+        """The answer to a command that needs the process's result."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
@@ -58,7 +58,7 @@ def _digests(reading: Reading) -> dict[str, str]:
 
 
 async def _answer(process: ChildProcess) -> Any:
-    """The answer to the request that was sent. Raises ChildEnded, and ReaderFailed for another version's."""
+    """The answer to the request that was sent. Raises ChildEnded; ReaderFailed if another version answers."""
     line = await process.line(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
     if match is None:
@@ -164,7 +164,7 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> Outside:
-        """The problems of what these servers of the reading refer to, and the warnings of all of them."""
+        """The problems of everything that these servers of the reading refer to, and the warnings about all servers."""
         request = ("outside", number, [*names])
         found: Outside | None = await self._ask(*request)
         if found is None and number in self._readings:
@@ -222,7 +222,7 @@ class ConfigurationReader:
                 silent = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(silent, f"try again; see {self._log}") from None
             except ChildEnded as ended:
-                # One that has answered may have ended long ago.
+                # A process that has answered before may have ended long ago.
                 if not ended.process.has_answered:
                     killed = ended.status is not None and ended.status < 0
                     if was_killed or not killed:

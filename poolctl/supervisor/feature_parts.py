@@ -44,7 +44,7 @@ class FeaturePart:
         """Act on these tables from now on: at first and after each change."""
 
     async def attempted(self) -> None:
-        """Return once its addresses have been opened, or could not be; then `problems` say why."""
+        """Return once the part's addresses are open or could not be opened; `problems` then gives the reasons."""
 
     @property
     def problems(self) -> Iterable[str]:
@@ -55,10 +55,10 @@ class FeaturePart:
         """Save everything for a successor, which may follow at any moment."""
 
     async def stop_serving(self) -> None:
-        """Do no more for clients and the gateway, because the supervisor ends."""
+        """Stop serving clients and the gateway, because the supervisor ends."""
 
     async def aclose(self) -> None:
-        """End, because the supervisor ends."""
+        """Release everything, because the supervisor ends."""
 
 
 Part = TypeVar("Part", bound=FeaturePart)

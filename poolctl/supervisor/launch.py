@@ -174,7 +174,7 @@ def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def listen(path: str) -> socket.socket:
-    """The control socket, its file replaced, reachable by this user only."""
+    """Open the control socket, replacing its file; only this user can connect to it."""
     if os.path.lexists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -189,7 +189,7 @@ def listen(path: str) -> socket.socket:
 
 
 def listens(path: str) -> bool:
-    """Whether a process listens on that socket."""
+    """Whether a process listens on the socket at this path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5.0)
         try:

@@ -298,7 +298,7 @@ class ManagedPool:
         self._save_timer.note_change()
 
     def _save(self) -> None:
-        """Save for a successor."""
+        """Save the state for a successor."""
         upgrading = self.replacement is not None
         configuration = self._configuration.to_save(self.core, always=upgrading)
         self._store.save(self.core.entries, configuration, portable=upgrading)

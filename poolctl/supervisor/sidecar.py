@@ -81,7 +81,7 @@ class SidecarProcess(Receiver):
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
     async def ready(self, directory: str) -> None:
-        """Return when it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
+        """Return when the process serves; otherwise end it and raise LinkLost or TimeoutError."""
         try:
             async with asyncio.timeout(UP_SECONDS):
                 await self.up.wait()
@@ -97,7 +97,7 @@ class SidecarProcess(Receiver):
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
-        """Ask it to end, and kill it later: one that hangs would hold its listeners for ever."""
+        """Ask the process to end, and kill it later: a hung process would hold its listeners for ever."""
         self.leave({"t": "end"}, _ENDS_SECONDS)
 
     def leave(self, order: wire.Message, seconds: float) -> None:
@@ -169,7 +169,7 @@ class SidecarManager:
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def attempted(self) -> None:
-        """Return once its addresses have been opened, or could not be; then `problem` says why."""
+        """Return once its addresses are open or could not be opened; `problem` then gives the reason."""
         await self._tried.wait()
 
     async def aclose(self) -> None:

@@ -57,7 +57,7 @@ class Service:
             self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
 
     def stop(self) -> None:
-        """The pool ends."""
+        """Notify systemd that the pool ends."""
         if not self._stopping:
             self._stopping = True
             sd_notify.notify(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))

@@ -227,7 +227,7 @@ class _SmallPool:
         return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
 
     def last_words(self) -> str:
-        """The reason in its supervisor's log."""
+        """The reason for the failure, from the log of the small pool's supervisor."""
         return last_words(f"{self._directory}/supervisor.log") or "it left no log"
 
 

@@ -41,7 +41,7 @@ class EndKept(Protocol):
     """See ComputedRoutes."""
 
     def __call__(self, servers: frozenset[str], *, adopted: bool) -> Awaitable[None]:
-        """Return once they have ended."""
+        """Return once the connections that workers of these servers keep have ended."""
         ...
 
 
@@ -56,13 +56,13 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # of these servers, by name
 
     def ending(self, servers: frozenset[str]) -> RouteSet:
-        """The same, while the connections that these servers have kept are ended."""
+        """These routes, changed for the time in which the kept connections of these servers are ended."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         return self._replace(http=tuple(ending(self.http, servers)), kept=replace(self.kept, user=user))
 
     @property
     def served(self) -> list[Route | StreamRoute]:
-        """All but the excluded ones."""
+        """All routes except excluded ones."""
         return [*self.http, *self.streams]
 
 
@@ -110,14 +110,14 @@ class ComputedRoutes:
         self._computed = asyncio.Event()  # for the computation in progress; each computation has its own
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
-        """Compute them soon from what `source` returns then."""
+        """Schedule a computation of the routes from the result that `source` will return then."""
         self._source = self._wanted = source
         self._asked += 1
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
 
     def again(self) -> None:
-        """Compute them soon from the same source as before."""
+        """Schedule another computation of the routes from the same source as before."""
         if self._source is not None:
             self.compute(self._source)
 
@@ -282,7 +282,7 @@ class _Written:
         self.masked_fd: int | None = None
 
     def discard(self) -> None:
-        """Close them."""
+        """Close the descriptors."""
         for fd in (self.fd, *self.by_user.values(), -1 if self.masked_fd is None else self.masked_fd):
             if fd >= 0:
                 os.close(fd)
@@ -322,7 +322,7 @@ def _secret(path: str) -> bytes:
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
-    """Processes of an earlier user of the server do not know it."""
+    """The context key of a server with this user; it differs by user, so that an earlier user's processes lack it."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 

@@ -40,12 +40,12 @@ class OrphanedGateway:
     listeners: list[tuple[ListenerSettings, list[int]]] = field(default_factory=list)
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it is still there."""
+        """Send the process a signal, if it still runs."""
         with contextlib.suppress(OSError):
             signal_process(self.pid, self.start, number)
 
     def end(self, timeout_seconds: float) -> bool:
-        """Whether it has ended, when asked to, within the limit; otherwise it is killed. Blocks."""
+        """Ask the process to end, and kill it after the limit; returns whether it ended by itself. Blocks."""
         self.signal(signal.SIGTERM)
         if await_exit(self.pid, self.start, timeout_seconds):
             return True
@@ -54,7 +54,7 @@ class OrphanedGateway:
         return False
 
     def close(self) -> None:
-        """Close the descriptors; it serves on."""
+        """Close the descriptors here; the process continues to serve."""
         for fd in [*self.pair, *(fd for _, fds in self.listeners for fd in fds)]:
             os.close(fd)
         self.pair, self.listeners = [], []
@@ -115,7 +115,7 @@ class GatewaySearch:
         return answered[0] if answered else None
 
     async def keep(self, orphan: OrphanedGateway) -> None:
-        """Put it into the keeper's store, where a GatewayManager finds it, and close it here."""
+        """Put the orphan into the keeper's store, where a GatewayManager finds it, and close it here."""
         with contextlib.closing(orphan):
             await self._put(orphan)
 

@@ -93,7 +93,7 @@ class GatewayListeners:
         self._keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
-        """Close the others: their connections are refused from now on."""
+        """Close all listeners that are not wanted; connections to them are refused from now on."""
         await self._close([key for key in self._open if key not in wanted])
 
     async def _close(self, keys: Iterable[str]) -> None:

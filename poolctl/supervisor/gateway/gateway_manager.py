@@ -93,7 +93,7 @@ class GatewayManager(SidecarManager):
 
     @property
     def why_away(self) -> str:
-        """Why its process does not answer, if it does not."""
+        """Why the gateway's process does not answer; "" if it does."""
         return self.problem or "its process is starting"
 
     @property
@@ -241,7 +241,7 @@ class GatewayManager(SidecarManager):
         self._routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
 
     def _published(self) -> None:
-        """There is another table."""
+        """Act on a new route table."""
         if self.gateway is not None:
             self._sync(self.gateway)
         self._inform_workers()
@@ -309,7 +309,7 @@ class GatewayManager(SidecarManager):
             self._ending_kept = ""
 
     async def _end(self, entry: Entry, worker: Worker) -> None:
-        """Return when the worker has ended; it is killed if it takes longer than connections have to drain."""
+        """Wait for the end of the worker; it is killed if it takes longer than the drain timeout of connections."""
         task = worker.task
         if task is None:
             return
@@ -549,7 +549,7 @@ class GatewayManager(SidecarManager):
             self._inform_workers()
 
     def passes_to(self, server: str) -> bool:
-        """Whether the server's pair is there for connections."""
+        """Whether connections can be passed to the server through its pair."""
         return server in self._servers.pairs
 
     def _open_pair(self) -> None:

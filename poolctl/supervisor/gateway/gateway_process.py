@@ -47,7 +47,7 @@ class GatewayProcess(SidecarProcess):
         self.link.send({"t": "resync"})
 
     def begin(self) -> None:
-        """Everything was sent: serve."""
+        """Tell the process to serve, because everything has been sent."""
         self.link.send({"t": "begin"})
 
     def _send(
@@ -127,7 +127,7 @@ class GatewayProcess(SidecarProcess):
             self.link.send({"t": "forget", "server": server})
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Return when it puts no further connections into this pair, does not confirm that in time, or is gone."""
+        """Return once the process confirms that it no longer uses this pair, does not answer in time, or has ended."""
         message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
         self._sent.pop(f"server {server}", None)
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -141,7 +141,7 @@ class GatewayProcess(SidecarProcess):
                 await self.performed()
 
     async def report(self) -> Table:
-        """Its counts: of routes, hosts, connections. Raises LinkLost or TimeoutError."""
+        """The process's counts of routes, hosts and connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             _, (fd,) = await self.link.call({"t": "report"})
         try:
@@ -162,7 +162,7 @@ class GatewayProcess(SidecarProcess):
             await self.link.call({"t": "reopen"})
 
     async def order_hosts(self, order: Table) -> Table:
-        """Disable, enable or drain hosts; its answer. Raises LinkLost or TimeoutError."""
+        """Have the process disable, enable or drain hosts; returns its answer. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             reply, _ = await self.link.call({"t": "host", **order})
         return reply

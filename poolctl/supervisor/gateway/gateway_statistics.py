@@ -63,7 +63,7 @@ class GatewayStatistics:
         self._sampling: asyncio.Task[None] | None = None
 
     def add_to(self, verbs: Verbs) -> None:
-        """Say in the answers of these verbs how the gateway is."""
+        """Add the gateway's state and figures to the answers of these verbs."""
         verbs.extend("list", self._in_list)
         verbs.extend("status", self._in_status)
         verbs.extend("stats", self._in_status)
@@ -102,7 +102,7 @@ class GatewayStatistics:
         return None if process is None else self._program_pid or process.known.get("pid")
 
     def status(self) -> GatewayStatus:
-        """How it is, without its figures."""
+        """The state of the gateway, without its figures."""
         manager, routes = self._manager, self._manager.routes.routes
         process = manager.gateway
         state = "running" if process is not None else "failed" if manager.problem else "starting"
@@ -117,7 +117,7 @@ class GatewayStatistics:
         )
 
     async def stats(self) -> GatewayStats | None:
-        """Its figures; None while its process does not answer."""
+        """The gateway's figures; None while its process does not answer."""
         now = await self._sample()
         if now is None:
             return None
@@ -220,6 +220,6 @@ def _url(listener: ListenerSettings) -> str:
 
 
 def _uptime(known: Table) -> float:
-    """Since the start of the process, which may be older than this supervisor."""
+    """Seconds since the start of the process, which may be older than this supervisor."""
     started = (known.get("start") or 0) / os.sysconf("SC_CLK_TCK")
     return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started), 3)

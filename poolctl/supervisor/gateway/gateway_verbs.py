@@ -181,7 +181,7 @@ class GatewayVerbs:
         rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
         for service in self._gateway.routes.services or ():
             url, status = service.url, service.health.status
-            # The gateway has one that was taken out for as long as it answers requests.
+            # The gateway keeps a removed backend for as long as it answers requests.
             if not service.is_serving and not (url in rows and rows[url].routes):
                 row = rows.get(url) or HostReport(host=url)
                 rows[url] = replace(

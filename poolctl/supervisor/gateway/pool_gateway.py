@@ -106,7 +106,7 @@ class PoolGateway:
 
     @property
     def problems(self) -> list[str]:
-        """Why it does not serve, or not reliably, if that is so."""
+        """Why the gateway does not serve, or not reliably; empty if it does."""
         if self._manager is None:
             return []
         problem = self._manager.problem or self._manager.instability
@@ -169,7 +169,7 @@ class PoolGateway:
         return replace(result, warnings=(*result.warnings, *more))
 
     async def aclose(self) -> None:
-        """End it."""
+        """End the gateway."""
         if self._statistics is not None:
             self._statistics.close()
         if self._manager is not None:

@@ -139,7 +139,7 @@ class RouteFigures:
         return self._services.of(route.alias)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
-        """Why no connection of a route is passed that could be, going by its rules alone."""
+        """Why no connection of the route is passed now, although its rules allow that."""
         gateway = self._gateway.tables.gateway
         if gateway is not None and (engine := other_engine(gateway.engine)):
             yield f"{engine.label} proxies every connection"

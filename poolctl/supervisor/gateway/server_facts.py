@@ -14,7 +14,7 @@ _SUFFIX = " (canary)"  # a blank is in no name of a server
 
 
 def canary_name(server: str) -> str:
-    """The name of its canary's pair."""
+    """The name of the pair of the server's canary."""
     return server + _SUFFIX
 
 
@@ -32,7 +32,7 @@ def pair_facts(entry: Entry) -> ServerFacts | None:
 
 
 def _share_of_canary(entry: Entry) -> float:
-    """The share of its canary, if that can serve now."""
+    """The share of requests that the server's canary gets; 0 if it cannot serve now."""
     canary = entry.desired.canary
     if canary is None or canary.failure:
         return 0.0
@@ -67,7 +67,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
 
 
 def connections_of(core: Core, entry: Entry) -> int:
-    """How many connections its workers have, by their own count."""
+    """The number of connections that the server's workers have, by their own count."""
     counters = core.runner.capabilities.counters
     if counters is None:
         return 0

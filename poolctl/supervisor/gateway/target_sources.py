@@ -29,7 +29,7 @@ class MachineSource(Protocol):
         ...
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """These routes are in force."""
+        """Take note of the routes that are now in force."""
         ...
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
@@ -53,12 +53,12 @@ class RoutedService(Protocol):
 
     @property
     def alias(self) -> str:
-        """Its route."""
+        """The alias of the service's route."""
         ...
 
     @property
     def is_serving(self) -> bool:
-        """Whether it gets requests."""
+        """Whether the service gets requests."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class RoutedService(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why it gets no requests."""
+        """Why the service gets no requests."""
         ...
 
 
@@ -79,7 +79,7 @@ class ServiceSource(Protocol):
     """Gives routes targets while the pool runs; after a change it has the routes computed again."""
 
     async def present(self) -> WithServices:
-        """Adds the services that there are now to routes."""
+        """Return a function that adds the present services to routes."""
         ...
 
     def __iter__(self) -> Iterator[RoutedService]: ...

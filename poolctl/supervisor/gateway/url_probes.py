@@ -89,7 +89,7 @@ class UrlProbes(Generic[S]):
         self._pause: asyncio.TimerHandle | None = None
 
     def watch(self, service: S) -> None:
-        """Probe it as its settings say from now on, beginning at once."""
+        """Probe the service by its settings from now on, beginning at once."""
         wanted, former = service.settings.probe, self._watched.get(service)
         if former is not None and former.probe == wanted:
             return
@@ -115,7 +115,7 @@ class UrlProbes(Generic[S]):
             task.cancel()
 
     def begin(self, probe: UrlProbe[S]) -> None:
-        """It is due."""
+        """Begin the probe, which is due."""
         self._waiting.append(probe)
         if self._pause is None:
             self._begin_waiting()

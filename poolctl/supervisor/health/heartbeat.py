@@ -94,7 +94,7 @@ class Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
-        """Ask all that are due."""
+        """Ask all workers that are due."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
             # Workers asked before the pause had no more time than this process.
@@ -112,7 +112,7 @@ class Heartbeat:
         self._set_timer()
 
     def _ask(self, state: HeartbeatState, now: float) -> float | None:
-        """Ask one worker, or check its answer; when to do so again, None: never."""
+        """Ask one worker, or check its answer; returns when to do so again, None for never."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement

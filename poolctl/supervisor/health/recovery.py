@@ -83,7 +83,7 @@ class WorkerRecovery:
         core.listeners.add(self.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """A worker has a problem; the same one again has no effect."""
+        """Note a worker's problem; reporting the same problem again has no effect."""
         case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
@@ -96,7 +96,7 @@ class WorkerRecovery:
         self.look(entry)
 
     def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
-        """Its recovery, which has waited for this, can begin."""
+        """Begin the worker's recovery, which has waited for its stacks."""
         del self._taking[id(worker)]
         problems = self._cases[entry.name].problems if entry.name in self._cases else {}
         problem = problems.get(worker.id)
@@ -345,7 +345,7 @@ def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) 
 
 
 def _outcome(entry: Entry) -> tuple[str, str] | None:
-    """How the recovery ended, and why; None while it is under way."""
+    """The outcome of the recovery and the reason; None while it is in progress."""
     step = entry.observed.recovering["step"]
     if step == Step.DISABLE:
         if entry.is_disabled:

@@ -45,12 +45,12 @@ class HttpEndpoint(HttpHandler):
         self._server.tls = context
 
     def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """Accept from them, from now on; they are closed with the server."""
+        """Accept connections from these listeners, which are closed together with the server."""
         for sock in listeners:
             self._server.listen(sock, backlog)
 
     def close(self) -> None:
-        """Accept nothing more, and end what is under way."""
+        """Stop accepting, and end the requests in progress."""
         self._server.abort()
 
     def admit(self, sock: socket.socket) -> None:
@@ -85,11 +85,11 @@ class HeldAddress(Generic[Endpoint]):
         self._tried = asyncio.Event()
 
     def make_server(self) -> Endpoint:
-        """What serves the address from now on."""
+        """Create the server that serves the address from now on."""
         raise NotImplementedError
 
     async def configure(self, server: Endpoint) -> None:
-        """Put in force for it what was ordered last. Raises ServerError or OSError."""
+        """Apply the settings that were ordered last to the server. Raises ServerError or OSError."""
         raise NotImplementedError
 
     async def use_certificate(
@@ -197,13 +197,13 @@ class HeldAddress(Generic[Endpoint]):
 
 
 def _bind_of(held: str) -> str:
-    """The address in an entry's value: that of a Unix socket with a mode has it before."""
+    """The address in an entry's value, in which the mode of a Unix socket may precede it."""
     mode, _, bind = held.partition(" ")
     return bind if mode.isdigit() else held
 
 
 def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: str) -> ssl.SSLContext:
-    """Blocks on the disk. Raises ServerError."""
+    """The TLS context for these settings. Blocks on the disk. Raises ServerError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.min_version]
     # Without a password OpenSSL would ask for one on the terminal.
@@ -224,7 +224,7 @@ def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: s
 
 
 def _marks_of_files(tls: TLSConfig) -> list[tuple[int, int]]:
-    """Differs when one of the files has changed. Blocks on the disk."""
+    """Marks of the certificate's files, which differ when a file has changed. Blocks on the disk."""
     found = []
     for path in filter(None, (tls.cert, tls.key, tls.ca)):
         try:

@@ -56,7 +56,7 @@ LIMITS = ServerLimits(
     keep_alive_seconds=120.0,  # Prometheus scrapes every minute, by default, and keeps its connection
     connections=32,
 )
-_FRESH_SECONDS = 0.5  # for this long every client gets the same text
+_FRESH_SECONDS = 0.5  # every client gets the same text for this time
 
 
 # Where the health is, in which depth. 503 if something does not serve that should.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .pool_health import HealthOfRoutes, PoolHealth
     from .pool_metrics import GatewayFigures, PoolMetrics
 
-# What a start imports only for a configuration that names it.
+# The modules that a start imports only for a configuration that names their features.
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
     "poolctl.supervisor.observers.pool_health",
@@ -107,7 +107,7 @@ class Observers:
             await self._metrics.close()
 
     async def close(self) -> None:
-        """Record the end, if the beginning was, and end the features."""
+        """Record the pool's end if its beginning was recorded, and end the features."""
         if self._is_recording:
             self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()

@@ -29,7 +29,7 @@ class HealthOfRoutes(Protocol):
 
 
 class HealthOfPool(NamedTuple):
-    """How everything is: routes by their aliases, servers by their names.
+    """The health of all routes, by alias, and of all servers, by name.
 
     `serves` says whether each route, and each server that should run, does what it is there for.
     """
@@ -40,14 +40,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """Each with its kind, by a name of its own: a route is often called after its server."""
+        """Kind and health of each route and server, by unique names: a route often has the name of its server."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """As `health_info` and its two short forms have it."""
+        """The health in the form of `health_info` or one of its two short forms."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 
@@ -94,7 +94,7 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
 
 
 def _own_health(core: Core, entry: Entry) -> RouteHealth:
-    """Likewise; unknown for one that is not to run."""
+    """The health of the server itself; unknown for a server that should not run."""
     if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
         return RouteHealth(detail=entry.state)
     health = health_of(core, entry)

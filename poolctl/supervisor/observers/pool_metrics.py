@@ -23,10 +23,10 @@ class GatewayFigures(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Of its process, while there is one."""
+        """The pid of the gateway's process; None while there is no process."""
 
     async def metrics(self) -> list[Family]:
-        """Its metrics as they are now."""
+        """The current metrics of the gateway."""
 
 
 class PoolMetrics:

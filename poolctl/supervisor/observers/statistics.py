@@ -71,7 +71,7 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """Oldest first; without requests and errors unless they are counted."""
+        """The figures, oldest first; without requests and errors unless they are counted."""
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
             requests_per_second=_rounded(self.requests_per_second, counted=counted),

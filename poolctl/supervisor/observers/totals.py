@@ -62,12 +62,12 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
-        """The requests that a gateway has passed to these workers, by the marks of their routes (tally.route_mark)."""
+        """The requests that a gateway passed to the server's ended workers, by route (tally.route_mark)."""
         found = self.by_route_of_the_ended(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def by_route_of_the_ended(self, entry: Entry) -> dict[int, int]:
-        """Likewise, with the errors among them (tally.error_mark)."""
+        """The requests passed to the server's ended workers, and the errors among them (tally.error_mark), by route."""
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
@@ -85,7 +85,7 @@ class Totals:
         return found
 
     def moved(self, entry: Entry, before: str, after: str) -> None:
-        """The server went from one state to another."""
+        """Record that the server changed from one state to another."""
         found = self._availability.setdefault(entry.name, Availability())
         found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
         if before == "sleeping" and entry.observed.called and entry.wanted:

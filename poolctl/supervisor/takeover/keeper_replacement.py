@@ -197,7 +197,7 @@ Entries = Mapping[str, tuple[object, list[int]]]
 
 
 class _Refused(Exception):
-    """There is another keeper."""
+    """The new keeper refuses, because there is another keeper."""
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:

@@ -251,7 +251,7 @@ class SaveTimer:
         self.pause_seconds = SOON_SECONDS
 
     def note_change(self) -> None:
-        """Have it saved soon."""
+        """Have the change saved soon."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.pause_seconds, self.save_now)
 

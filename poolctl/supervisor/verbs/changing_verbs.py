@@ -341,7 +341,7 @@ def _still_runs(entry: Entry) -> ServerError:
 
 
 def _is_unwell(entry: Entry) -> bool:
-    """It runs, so that there is nothing to start, but it is not ready."""
+    """Whether the server runs, so that there is nothing to start, but is not ready."""
     return entry.wanted and entry.complete and entry.health is Status.KO
 
 
@@ -351,7 +351,7 @@ def _without_triggers(entry: Entry) -> ServerError:
 
 
 def _not_drained(entry: Entry) -> str:
-    """Why the server does not drain now; "" if it does."""
+    """Why the server is not draining now; "" if it is."""
     if not entry.config.listens:
         return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
     if entry.state in _RUNS:

@@ -142,7 +142,7 @@ class ConfigurationDrift:
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
     def expect_saved(self) -> None:
-        """A command is about to write the live change that it makes to the files: that is no difference."""
+        """Ignore the next change of the files: a command is about to write its live change to them."""
         self._is_saving = True
 
     async def _look(self) -> _Changed | None:

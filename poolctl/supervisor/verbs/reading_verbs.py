@@ -33,14 +33,14 @@ _STACKS_AT_ONCE = 50
 
 
 class Reading:
-    """Changes nothing."""
+    """The verbs that read the pool without changing it."""
 
     def __init__(self, context: VerbContext) -> None:
         self._context = context
         self._core = context.core
 
     async def listing(self, call: Call) -> Result:
-        """The selected servers as they are."""
+        """The current state of the selected servers."""
         return Result(items=items(self._core, selected(self._core, call.selector)))
 
     async def show(self, call: Call) -> Result:
@@ -119,7 +119,7 @@ class Reading:
         )
 
     async def reopen(self, call: Call) -> Result:
-        """Reopen every log file; the selected servers."""
+        """Reopen every log file; the result lists the selected servers."""
         entries = selected(self._core, call.selector)
         if (log_files := self._core.runner.capabilities.log_files) is not None:
             await log_files.reopen_logs()
@@ -230,7 +230,7 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
 
 
 def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
-    """Raises SelectorError for options of another shape than the protocol's."""
+    """The filter and the number of lines from the options. Raises SelectorError for malformed options."""
     lines = options.get("lines", MOST_LINES)
     wanted = parse_filter(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")

@@ -266,7 +266,7 @@ class _Application:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """A server that rests for another reason is not awaited, nor is the run of a job with a schedule."""
+        """Whether to wait for the server: not if it rests for another reason, nor for the run of a scheduled job."""
         at_rest = entry.rests or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 

@@ -218,7 +218,7 @@ class Operation(Goal):
 
 
 def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
-    """Their names; None for no entry, so that a result does not have the field."""
+    """The names of the entries; None for no entry, so that a result does not have the field."""
     return tuple(entry.name for entry in entries) or None
 
 

@@ -67,7 +67,7 @@ class Verbs:
         }
 
     def complete(self) -> None:
-        """Load the verbs that no start needs; a request for one of them loads them before."""
+        """Load the verbs that no start needs, unless a request for one of them has loaded them already."""
         if not self._is_complete:
             for name in modules():
                 module = import_module(name)
