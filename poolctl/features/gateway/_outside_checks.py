@@ -24,7 +24,7 @@ SHOWN_NAMES = 3
 def check_gateway(
     tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings; their paths begin with the table. Blocks on the disk."""
+    """Problems and warnings about the engine and the certificates; paths begin with the table. Blocks on the disk."""
     problems = [*unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
@@ -41,7 +41,7 @@ def check_gateway(
 
 
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
-    """The problem of a gateway whose engine cannot run here."""
+    """The problem if the gateway's engine cannot run on this machine."""
     gateway = tables.gateway
     if gateway is None:
         return
@@ -76,7 +76,7 @@ def _other_hosts(
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
     certified: dict[str, list[str]] = {}  # the names of its certificates
-    missing: dict[tuple[str, str], list[Route]] = {}  # by the owner of certificates, and the fix
+    missing: dict[tuple[str, str], list[Route]] = {}  # by the listener or server, and the fix
     for route in routes:
         if host_pattern(route.host).tier not in (EXACT, DOMAIN):
             continue

@@ -137,7 +137,7 @@ def _address(text: str, allowed: str) -> Address:
 
 
 def name_of_target(target: str) -> str:
-    """A short name for it: the server's, the tag, or the address."""
+    """A short name for the target: the server's name, the tag, or the address."""
     if "://" in target:
         return target.partition("://")[2]
     if target.startswith(UNIX):

@@ -18,7 +18,7 @@ Kind = TypeVar("Kind", bound=Table)
 
 
 def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-    """The valid tables among them, by their names; problems of the others are added to the findings."""
+    """The valid tables of the file, by name; problems of the other tables are added to the findings."""
     own: list[Finding] = []
     given = raw.get("gateway", {})
     gateway = _validated(GatewayConfig, given, ("gateway",), own)
@@ -54,7 +54,7 @@ def _list_of(
 
 
 def _missing(route: RouteConfig) -> str:
-    """The key that a route cannot be without."""
+    """The name of a required key that the route lacks; "" if it has all of them."""
     return (
         "" if route.to or route.redirect else "to" if not route.register else "" if route.alias else "alias"
     )

@@ -97,7 +97,7 @@ def _sentence(host: HostReport) -> str:
 
 
 def _local(stamped: str) -> str:
-    """The time on this machine's clock; the date only if it is not today's."""
+    """The time in this machine's time zone, with the date unless that is today."""
     if not stamped:
         return ""
     import time

@@ -42,7 +42,7 @@ from .table import (
 )
 
 MOST_COMPARED = 200
-# They say where a request ends and to whom it is: a second one could make two requests of one.
+# These fields say where a request ends and which host it is for: a second one could turn one request into two.
 OWN_HEADERS = frozenset(
     {
         "connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate",
@@ -105,7 +105,7 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
 
 
 def servers_of(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:
-    """The servers that it leads to."""
+    """The servers that the route leads to."""
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for target in targets:
         yield from known.servers(target.to) or ()
@@ -164,7 +164,7 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
 
 
 def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
-    """Unix sockets of a stream of UDP."""
+    """Report the Unix sockets of a UDP stream, which cannot use them."""
     if stream.protocol == "udp":
         places: list[tuple[Path, str]] = [(("bind",), stream.bind)]
         places += [(("to", index), target.to) for index, target in enumerate(stream.to)]
@@ -226,7 +226,7 @@ def _no_tag(tag: str, known: Known) -> tuple[str, str]:
 
 
 def is_own_address(target: str, binds: Iterable[Address]) -> bool:
-    """Whether an address outside the pool is one of the gateway's own, which would ask itself for ever."""
+    """Whether the target is an address of the gateway itself, which would send requests to itself for ever."""
     address = parse(target.rpartition("://")[2])
     return any(bind.key == address.key or _reaches(address, bind) for bind in binds)
 
@@ -297,7 +297,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> It
 
 
 def _has_no_name(route: RouteConfig | StreamConfig, known: Known) -> bool:
-    """Whether it would be called after a server that does not exist, which is a problem of its own."""
+    """Whether the route would be named after a server that does not exist, which is reported separately."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
@@ -317,7 +317,7 @@ def _shown(written: WrittenRoute) -> str:
 
 
 def _rests(route: RouteConfig, known: Known) -> bool:
-    """Whether all its servers are disabled: then another route may have its place."""
+    """Whether all servers of the route are disabled: then another route may have the same host and path."""
     found = [known.servers(target.to) for target in route.to]
     return (
         None not in found and any(found) and all(server.disabled for each in found for server in each or ())
@@ -356,7 +356,7 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
 
 
 def _only_plain(route: RouteConfig) -> bool:
-    """Whether it takes only requests without TLS."""
+    """Whether the route takes only requests without TLS."""
     return route.redirect is not None and route.redirect.to == HTTPS
 
 
@@ -494,7 +494,7 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
 def route_warnings(
     servers: Iterable[ServerKeys], tables: Tables, *, complete: bool = True
 ) -> Iterator[Located]:
-    """Routes that are served otherwise than one may expect, or not at all.
+    """Warnings about routes that are served in an unexpected way, or not at all.
 
     Unless the servers are `complete`, one that is not among them is reported with the problems.
     """
@@ -529,7 +529,7 @@ def route_warnings(
 
 
 def _without_effect(route: RouteConfig, known: Known) -> Iterator[Finding]:
-    """Keys that are allowed, but do not have the effect that one may expect."""
+    """Keys that are allowed but do not have the expected effect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
         message = f"* in {printable(route.path)} stands for itself: the path is a prefix"
@@ -547,7 +547,7 @@ def _without_effect(route: RouteConfig, known: Known) -> Iterator[Finding]:
 
 
 def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
-    """The keys of [gateway] that other engines support, and poolctl's own does not."""
+    """The given keys of [gateway] that only other engines support, not poolctl's own."""
     others = {name: engine for name in engine_names() if (engine := other_engine(name))}
     labels = " or ".join(each.label for each in others.values()) or "another engine"
     if gateway.program:

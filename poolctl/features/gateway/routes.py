@@ -129,7 +129,7 @@ class Known:
                 self.by_tag.setdefault(tag, []).append(server)
 
     def servers(self, target: str) -> list[ServerKeys] | None:
-        """The servers that a target means, None for an address outside the pool."""
+        """The servers that a target refers to; None for an address outside the pool."""
         if target.startswith(TAG):
             return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
         if ":" in target:
@@ -138,7 +138,7 @@ class Known:
         return [] if server is None else [server]
 
     def targets(self, wanted: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
-        """The targets that can be reached, each once, and why the others cannot."""
+        """The targets that can be reached, without duplicates, and the reasons why the others cannot."""
         found: dict[str, Target] = {}
         reasons: list[str] = []
         for each in wanted:

@@ -252,7 +252,7 @@ def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
 
 
 def _match(known: CandidatesResult, asked: Asked) -> Match | None:
-    """The explanation from the gateway's own table."""
+    """The route that the gateway's own matching finds among the known routes; None if none matches."""
     from poolctl.routing.route_table import RouteTable, write_table
 
     fd = write_table(known.routes, known.generation)

@@ -96,7 +96,7 @@ class RouteTimeouts(Section):
 
 
 class RouteLimit(Section):
-    """How many requests are served at once; what is above it waits in the queue, or gets 503."""
+    """How many requests are served at once; further requests wait in the queue, or get 503."""
 
     former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteLimit"
 
@@ -108,7 +108,7 @@ class RouteLimit(Section):
 
 
 class ClientLimit(Section):
-    """How many requests of one client are served; those above it get 429."""
+    """How many requests of one client are served; further requests get 429."""
 
     former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:ClientLimit"
 
@@ -224,7 +224,7 @@ class GatewayConfig(_WithAddresses):
     breaker: RouteBreaker = field(RouteBreaker.usual(), "The breaker of each backend, key by key.")
 
     def defaults_of_routes(self) -> dict[str, Tree]:
-        """What its routes take over, as a file has it."""
+        """The keys that routes inherit from [gateway] as defaults, in the form in which a file has them."""
         keys = ("mode", "timeouts", "backend_limit", "breaker")
         return {key: value for key, value in self.as_given().items() if key in keys}
 

@@ -61,7 +61,7 @@ class ShortForm:
 
 
 class TruthOrTables:
-    """Of `tuple[table, ...] | bool`: a list of tables, one of them, or true or false."""
+    """Annotates `tuple[table, ...] | bool`: a list of tables, a single table, or true or false."""
 
     def __init__(self, allowed: str) -> None:
         self.allowed = allowed

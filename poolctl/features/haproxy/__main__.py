@@ -10,7 +10,7 @@ from ._gateway import HaproxyGateway
 
 
 def main() -> None:
-    """Serve until the order to end."""
+    """Serve until the supervisor orders this process to end."""
     name_process("poolctl-haproxy")
     raise_descriptor_limit()
     asyncio.run(HaproxyGateway().run())

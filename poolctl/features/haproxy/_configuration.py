@@ -31,7 +31,7 @@ from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Target, Time
 
 from .engine import POLICIES
 
-# The longest time that HAProxy knows, in the place of none.
+# The longest time that HAProxy supports, in place of no limit.
 _NO_LIMIT = "24d"
 # Responses of HAProxy's own.
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
@@ -43,7 +43,7 @@ _NETWORKS_A_LINE = 20
 # In the names of binds where trusted proxies report their clients.
 _REPORTING = "accept-proxy-protocol"
 _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
-# In the place of names, for a certificate without any: clients do not ask for it.
+# In place of names, for a certificate that has no names: no client asks for this one.
 _NO_NAME = "-"
 
 
@@ -62,12 +62,12 @@ class HaproxyCertificate(NamedTuple):
 
     @property
     def demands(self) -> bool:
-        """Whether clients are asked for a certificate of theirs."""
+        """Whether clients are asked to present a certificate."""
         return self.client_auth != "none"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names by which clients ask for it; addresses are not among them (RFC 6066 §3)."""
+        """The names by which clients ask for the certificate; addresses are excluded (RFC 6066 §3)."""
         given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
         found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
         return (*found,) or (_NO_NAME,)
@@ -97,7 +97,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def demands(self) -> bool:
-        """Whether clients are asked for a certificate of theirs where they ask for some hosts."""
+        """Whether clients are asked to present a certificate, at least for some hosts."""
         return any(each.demands for each in self.certificates)
 
     @property
@@ -107,7 +107,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def files(self) -> Mapping[str, str]:
-        """The texts of the files that it reads, by their names."""
+        """The contents of the files that the listener's binds read, by file name."""
         if not self.certificates:
             return {}
         if not self.demands:
@@ -150,13 +150,13 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """The certificates of a name, of which the kind of their keys may choose, as a word."""
+        """One word for the certificates of a name, among which HAProxy chooses by the type of key."""
         demands = any(self.certificates[number].demands for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
 
 def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
-    """On which of these listeners the connections of trusted proxies begin with a header of the PROXY protocol."""
+    """Rules that expect the PROXY protocol from trusted proxies, for the listeners that accept it."""
     names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
     for networks in _lines_of(trusted) if names else ():
         here = f"{{ so_name {' '.join(names)} }}"
@@ -164,7 +164,7 @@ def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> 
 
 
 def _lines_of(networks: Sequence[str]) -> Iterator[str]:
-    """The words for these networks, a part of them a line."""
+    """The networks as words of a configuration, with a bounded number of them on each line."""
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
     for start in range(0, len(networks), _NETWORKS_A_LINE):
@@ -195,7 +195,7 @@ class HaproxyServer(NamedTuple):
 
 
 class HaproxyBackend(NamedTuple):
-    """The section of a route, or of a stream: everything but its servers in `lines`."""
+    """The section of a route, or of a stream: `lines` has everything except its servers."""
 
     name: str
     alias: str
@@ -337,7 +337,7 @@ def _admission(route: Route) -> Iterator[str]:
 
 
 def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
-    """The limit of each client, for IPv6 of each client network. Refused requests do not count."""
+    """The limit for each client address, or for each client network with IPv6. Refused requests do not count."""
     if limit is None:
         return
     client = "var(txn.client),ipmask(32,64)"
@@ -368,7 +368,7 @@ def _waiting(limit: Limit | None) -> Iterator[str]:
 
 
 def _retries(route: Route) -> Iterator[str]:
-    """A request that was not sent goes to another server; one that was, only if it may be repeated.
+    """Send a failed request to another server: always if it was not sent, otherwise only if it may be repeated.
 
     One without a byte of an answer is repeated once in any case: a server that stops closes idle connections, perhaps
     at the moment at which it is sent.
@@ -424,7 +424,7 @@ def _servers(
 
 
 def _address_of(endpoint: Endpoint | None) -> str:
-    """The address of a server; one whose own is not known yet has one that answers nothing."""
+    """The address of a server; until it is known, an address at which nothing answers."""
     if endpoint is not None and endpoint.kind == "unix":
         return _quoted(f"unix@{endpoint.path}")
     if endpoint is None or endpoint.kind == "none" or not endpoint.port:
@@ -540,7 +540,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
-    # It allocates memory for each descriptor that it may have, which some systems do not limit.
+    # HAProxy allocates memory for each descriptor that it may open, and some systems do not limit their number.
     yield "    fd-hard-limit 500000"
     yield "    no strict-limits"
     if settings.max_connections:

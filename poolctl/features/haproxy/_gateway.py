@@ -87,7 +87,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess; HAProxy follows soon."""
+        """See SupervisedProcess; HAProxy's configuration is updated soon afterwards."""
         super().perform(message, fds)
         if message.get("t") not in ("report", "figures", "drain"):
             self._follow_soon()
@@ -108,7 +108,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._servers.pop(message["server"], None)
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """The server is about to stop: no more requests are sent to it once this is answered."""
+        """Stop sending requests to a server that is about to stop; answered once that is in force."""
         self._withdrawn.add(message["server"])
         self._after({"t": "withdrawn", "id": message["id"]})
 
@@ -217,7 +217,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             process.exited.add_done_callback(lambda _: self._ended(process))
 
     def _ended(self, process: object) -> None:
-        """The supervisor starts another gateway when HAProxy has ended by itself."""
+        """HAProxy has ended by itself: the supervisor starts another gateway."""
         if process is self.haproxy.process and not self._ending:
             logger.error("HAProxy has ended")
             self.over.set()
@@ -294,7 +294,7 @@ class HaproxyStatistics:
         self._seen: dict[tuple[str, str, str], int] = {}
 
     def begin(self) -> None:
-        """Another process counts from now on."""
+        """Start counting for another process, whose counts begin at 0."""
         self._seen.clear()
 
     def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:
@@ -350,7 +350,7 @@ class HaproxyStatistics:
             stream["failed"] += self._more(row, "econ")
 
     def _more(self, row: Table, column: str) -> int:
-        """The increase of the count in this column since the last call."""
+        """The increase of the row's count in this column since the last call."""
         place, value = (row["pxname"], row["svname"], column), int(row.get(column) or 0)
         before = self._seen.get(place, 0)
         self._seen[place] = value

@@ -89,7 +89,7 @@ class HaproxyProcess:
             ) from None
 
     async def stopped_accepting(self) -> None:
-        """Return when it no longer accepts after SIGUSR1; its runtime socket is the last that it closes."""
+        """Return once the process accepts no more connections after SIGUSR1; it closes its runtime socket last."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(_ANSWERS_SECONDS):
                 while await self.ask("show info"):
@@ -111,7 +111,7 @@ class HaproxyProgram:
 
     @property
     def socket_path(self) -> str:
-        """Its runtime socket."""
+        """The path of the process's runtime socket."""
         return os.path.join(self.directory, SOCKET_FILE)
 
     async def follow(self, setup: HaproxySetup) -> None:
@@ -124,7 +124,7 @@ class HaproxyProgram:
         try:
             for command in commands:
                 answer = await process.ask(command)
-                # One with connections is deleted by the next start; until then it gets none.
+                # A server that still has connections is deleted by the next start; until then it gets no new ones.
                 if not _PERFORMED.match(answer) and not command.startswith("del server"):
                     raise HaproxyRefusal(f"{command.partition(chr(10))[0]}: {answer.strip()}")
             self.setup = setup
@@ -144,7 +144,7 @@ class HaproxyProgram:
         self.process.socket_path = self.socket_path
 
     async def _check(self, setup: HaproxySetup) -> None:
-        """Write the files, and have them checked."""
+        """Write the configuration files, and have HAProxy check them."""
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         files = {
             MAIN_FILE: setup.text.encode(),
@@ -200,7 +200,7 @@ class HaproxyProgram:
         return process
 
     async def _serves(self, process: HaproxyProcess) -> None:
-        """Return when it serves: its runtime socket answers from then on."""
+        """Return when the process serves: its runtime socket answers from then on."""
         answer = asyncio.ensure_future(process.ask("show info"))
         either: list[asyncio.Future[Any]] = [answer, process.exited]
         done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -237,7 +237,7 @@ class HaproxyProgram:
         await self.end()
 
     async def _is_serving(self, process: HaproxyProcess) -> bool:
-        """Whether it has requests in flight to the backends of routes."""
+        """Whether the process has requests in flight to the backends of routes."""
         rows = csv.DictReader((await process.ask(SHOW)).lstrip("# ").splitlines())
         streams = (
             {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()
@@ -249,7 +249,7 @@ class HaproxyProgram:
         )
 
     async def end(self) -> None:
-        """End all processes at once."""
+        """End all HAProxy processes immediately."""
         processes = [*self._draining, *([self.process] if self.process is not None else [])]
         self.process = None
         for number in (signal.SIGTERM, signal.SIGKILL):

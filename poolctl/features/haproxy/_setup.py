@@ -44,16 +44,16 @@ class HaproxySetup(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The main file, in which servers that are not ready rest."""
+        """The main configuration file, in which servers that are not ready get no traffic."""
         return self.configuration.text(place for place, state in self.states.items() if state != READY)
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the descriptors."""
+        """The numbers of the descriptors that the binds name."""
         return [number for number, _ in self.descriptors]
 
     def drained(self) -> list[str]:
-        """The commands that follow a start with this text."""
+        """The commands to send after a start with this text."""
         return [_state(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
@@ -128,7 +128,7 @@ def _states(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
-    """As the gateway chooses among backends: ready ones, then starting ones, and sleeping ones are woken last."""
+    """The state of each server: only the most preferred ones get traffic (ready, else starting, else sleeping)."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
     known |= {(True, each.alias): each for each in streams}
     states = {}

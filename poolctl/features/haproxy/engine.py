@@ -45,7 +45,7 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
         return
     for finding in _of_gateway(tables.gateway):
         yield None, finding
-    # Of a feature that may be missing.
+    # The feature of this table may be missing.
     if getattr(tables.by_name().get("operator"), "url", None) is not None:
         yield None, Finding(("operator", "url"), "HAProxy informs no operator of requests", _TAKE_OUT)
     for each in written_routes(Known(servers), tables):

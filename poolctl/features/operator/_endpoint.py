@@ -64,7 +64,7 @@ class Access(NamedTuple):
         return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
 
     def trusts(self, sock: socket.socket) -> bool:
-        """Whether the client's address is a trusted one."""
+        """Whether the client's address is trusted."""
         if not self.trusted:
             return False
         try:

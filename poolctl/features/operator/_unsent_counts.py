@@ -159,7 +159,7 @@ class OtherCounts:
         return [each for each in _records(self._words) if each[1]]
 
     def taken(self, slot: int) -> None:
-        """This count has another place now."""
+        """Clear this count, which has been taken over."""
         self._words[slot + COUNT] = 0
 
     def remove(self) -> None:
@@ -168,7 +168,7 @@ class OtherCounts:
         self.close()
 
     def close(self) -> None:
-        """Leave it alone."""
+        """Close the file without changing it."""
         self._words.release()
         os.close(self._fd)
 

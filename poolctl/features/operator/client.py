@@ -28,9 +28,9 @@ NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 TIMEOUT_SECONDS = 10.0
 # Pauses after failures grow up to this, or to `retry` if that is longer.
 MOST_PAUSE_SECONDS = 300.0
-# Limit over all services.
+# Maximum number of requests to the operator in progress, over all services.
 REQUESTS_AT_ONCE = 16
-# One service that cannot be reported stands for all that fail in this time.
+# Within this time only one service that cannot be reported is recorded as an event.
 _REPORT_SECONDS = 60.0
 # Interval at which other processes of the pool are checked for their end and their reports.
 _OTHERS_SECONDS = 1.0
@@ -189,14 +189,14 @@ class OperatorClient:
         return int(self._page.words[service.slot + COUNT])
 
     def _due(self, service: _Service) -> float:
-        """When it may be reported, in the loop's time, which is the system's monotonic clock in all processes."""
+        """When the service may be reported, in the loop's time: the system's monotonic clock in all processes."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
     def _set_due(self, service: _Service, at: float) -> None:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """A time that another process has noted: not further away than pauses are."""
+        """The time noted by another process, but no later than the longest pause from now."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -327,7 +327,7 @@ class OperatorClient:
         other.remove()
 
     def _spare(self, due_ns: Mapping[str, int]) -> None:
-        """Wait with these services until another process would have reported them again."""
+        """Report these services no earlier than the time at which another process would have reported them again."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
             if due > self._due(service):
@@ -335,13 +335,13 @@ class OperatorClient:
                 self._postpone(service)
 
     def _postpone(self, service: _Service) -> None:
-        """Reschedule a report whose time has changed and that is not in progress."""
+        """Reschedule the service's report, whose time has changed, unless it is in progress."""
         if service in self._sending and not isinstance(self._sending[service], asyncio.Task):
             self._schedule(service)
 
 
 def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
-    """Where to connect to, the Host to ask for, and the path. Raises ValueError."""
+    """The address to connect to, the value of the Host header, and the path. Raises ValueError."""
     if url.startswith("unix:"):
         return url.removeprefix("unix:"), "localhost", ""
     parts = urlsplit(url)

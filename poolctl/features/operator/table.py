@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._value_types import Endpoint, FileMode, OperatorUrl
 
 KINDS = "poolctl.features.operator._value_types"
-# Keys that have no meaning without the other one.
+# Keys that have no effect without `bind`, and without `url`.
 _OF_BIND = ("mode", "trusted")
 _OF_URL = ("retry", "ca")
 

@@ -10,6 +10,6 @@ from poolctl.routing.registration_report import RegistrationReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationsResult(Result):
-    """Of `register` and `unregister`: the services that were named."""
+    """The result of `register` and `unregister`: the services that were named."""
 
     items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]

@@ -40,7 +40,7 @@ LIMITS = ServerLimits(
     keep_alive_seconds=60.0,
     connections=64,
 )
-# A service that is elsewhere may vanish without a word.
+# A service on another machine may vanish without unregistering.
 DEFAULT_TTL = "1m"
 EVENT_SECONDS = 60.0
 # Limit for one address: wrong tokens in a burst, and the interval between later ones.
@@ -59,11 +59,11 @@ class Services(Protocol):
     """Registers services for an owner."""
 
     async def register(self, call: Call, owner: str = "") -> Result:
-        """Register one, or take its heartbeat."""
+        """Register a service, or record its heartbeat."""
         ...
 
     async def unregister(self, call: Call, owner: str = "") -> Result:
-        """Take out one, or all of a name."""
+        """Unregister one service, or all services of a name."""
         ...
 
 
@@ -80,11 +80,11 @@ class Client:
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
     def has(self, ip: Ip) -> bool:
-        """Whether the address is in its networks."""
+        """Whether the address is in the client's networks."""
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
-        """Why it may not register this URL, "" if it may; one that is no URL is for others to refuse."""
+        """Why the client may not register this URL; "" if it may. Invalid URLs are refused elsewhere."""
         _, separator, place = url.partition("://")
         if not separator:
             return "a Unix socket is of this machine: register it there" if ":" in url else ""
@@ -113,7 +113,7 @@ class Peer(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the client is on this machine."""
         return self.ip is None or self.ip.is_loopback
 
 
@@ -121,20 +121,20 @@ class WrongTokens:
     """Addresses that have sent too many wrong tokens lately. Bounded: the longest quiet address is forgotten."""
 
     def __init__(self) -> None:
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, at which time
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
 
     def __len__(self) -> int:
         return len(self._levels)
 
     def note(self, key: str, now: float) -> None:
-        """A wrong token."""
+        """Count a wrong token from this address."""
         self._levels[key] = self._level(key, now) + 1, now
         self._levels.move_to_end(key)
         if len(self._levels) > _MOST_ADDRESSES:
             self._levels.popitem(last=False)
 
     def wait_seconds(self, key: str, now: float) -> float:
-        """How long the address has to wait until its next attempt; 0 for none."""
+        """How long the address has to wait until its next attempt; 0 if it need not wait."""
         return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
 
     def _level(self, key: str, now: float) -> float:
@@ -179,7 +179,7 @@ class RegistrationEndpoint(HttpEndpoint):
         await response.send(status, fields, body)
 
     async def _answer(self, request: Received) -> tuple[int, bytes]:
-        """Raises Refused."""
+        """Status and body of the answer to the request. Raises Refused."""
         peer = peer_of(request.sock)
         client = self._client(request, peer)
         if not client.requests.take(1, self.clock.monotonic()):
@@ -228,7 +228,7 @@ class RegistrationEndpoint(HttpEndpoint):
         return found
 
     def _report_refusal(self, peer: Peer, why: str) -> None:
-        """One event a minute, however many there are."""
+        """Report at most one refusal a minute as an event."""
         self._refused += 1
         now = self.clock.monotonic()
         if now < self._refused_again:
@@ -309,7 +309,7 @@ def read_options(body: bytes, verb: str) -> Table:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Where the client of a connection is. Addresses of one IPv6 network of 64 bits are one client's."""
+    """The client of a connection. All addresses of one 64-bit IPv6 network count as one client."""
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
     try:

@@ -49,7 +49,7 @@ class Registration(Table):
 
     @property
     def has_place(self) -> bool:
-        """Whether it names the host or the path of a route of its own."""
+        """Whether the service gives the host or the path of its own route."""
         return self.host is not None or self.path is not None
 
 

@@ -20,7 +20,7 @@ from poolctl.units import format_duration
 from ._service_routes import RegisteredBackend, Registration, registration_of
 
 MOST_SERVICES = 10_000
-# A client of [registration] cannot use up all of them.
+# One client of [registration] may use only part of them.
 MOST_OF_CLIENT = 1_000
 # Time for which a silent service stays listed, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
@@ -71,37 +71,37 @@ class RegisteredService:
 
     @property
     def key(self) -> Key:
-        """It is registered once for each name and URL."""
+        """The name and URL, which identify the registration."""
         return self.settings.name, self.settings.to
 
     @property
     def alias(self) -> str:
-        """The alias of its route."""
+        """The alias of the service's route."""
         return self.settings.name
 
     @property
     def url(self) -> str:
-        """Its URL."""
+        """The URL of the service."""
         return self.settings.to
 
     @property
     def is_serving(self) -> bool:
-        """Whether it gets requests."""
+        """Whether the service gets requests."""
         return self.state == SERVING
 
     @property
     def problem(self) -> str:
-        """Why it gets no requests."""
+        """Why the service gets no requests."""
         return self.why or self.state
 
     @property
     def is_probed(self) -> bool:
-        """Whether its state is the result of a probe."""
+        """Whether the service's state is the result of a probe."""
         return self.hysteresis is not None
 
     @property
     def health(self) -> RouteHealth:
-        """The effect of its state on its route."""
+        """The service's contribution to the health of its route."""
         status = _HEALTH.get(self.state, UNHEALTHY)
         return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
@@ -134,7 +134,7 @@ class Registrations:
         return self._services.get(service.key) is service
 
     def of(self, name: str, url: str = "") -> list[RegisteredService]:
-        """The services of this name, or the one of this URL."""
+        """The services of this name, or only the one with this URL."""
         return [each for each in self._by_name.get(name, {}).values() if url in ("", each.settings.to)]
 
     @property
@@ -338,7 +338,7 @@ class Registrations:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
     def _expect(self, service: RegisteredService, seconds: float) -> None:
-        """It becomes silent, or is forgotten, after this time."""
+        """Have the service become silent, or be forgotten, after this time."""
         service.deadline = self._clock.monotonic() + seconds
         if service.deadline < service.queued:  # otherwise its entry is looked at in time
             self._queue(service)

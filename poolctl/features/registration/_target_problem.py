@@ -18,7 +18,7 @@ from poolctl.control.pool_paths import SOCKET_NAME
 Ip = IPv4Address | IPv6Address
 
 HINT = "name the service's own address"
-# Of names besides, which a resolver may not know.
+# Names of this machine that a resolver may not know.
 _LOOPBACK_NAMES = ("localhost", ".localhost", "ip6-localhost", "ip6-loopback")
 
 
@@ -57,7 +57,7 @@ def _plain(ip: Ip) -> Ip:
 
 
 def _meet(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Whether a connection to the target may reach an own address with the same port."""
+    """Whether a connection to the target may reach this address of the pool itself, which has the same port."""
     if target.host == own.host:
         return True
     if own.is_wildcard:

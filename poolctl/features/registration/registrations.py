@@ -164,7 +164,7 @@ class TargetRegistration(GatewayPart):
     # The verbs.
 
     async def register(self, call: Call, owner: str = "") -> Result:
-        """Register a service, or take its heartbeat; returns when the gateway follows."""
+        """Register a service, or record its heartbeat; returns once the gateway has applied it."""
         gateway = self._gateway
         if gateway is None or gateway.tables.gateway is None:
             return await no_gateway_to_change(call)
@@ -203,7 +203,7 @@ class TargetRegistration(GatewayPart):
         return self._answer([service], reason, await self._in_force(gateway, call))
 
     async def unregister(self, call: Call, owner: str = "") -> Result:
-        """Take out a service, or all of a name that this owner has; returns when the gateway follows."""
+        """Unregister a service, or this owner's services of a name; returns once the gateway has applied it."""
         if self._gateway is None:
             return await no_gateway_to_change(call)
         await self._resumed
@@ -257,7 +257,7 @@ class TargetRegistration(GatewayPart):
         return next((each.reason for each in own if each.alias == name), "")
 
     async def _in_force(self, gateway: GatewayManager, call: Call) -> str:
-        """Return once the gateway follows, or a warning; a kill of this supervisor loses no event of it then."""
+        """Save the events; return "" once the gateway has the new routes, or a warning if that takes too long."""
         self._events.flush()
         await gateway.routes.settled()
         if (process := gateway.gateway) is not None:
@@ -291,7 +291,7 @@ class TargetRegistration(GatewayPart):
         self._save()
 
     def _expect(self) -> None:
-        """Look again when the next time-to-live has passed."""
+        """Schedule the check for expired services for when the next time-to-live has passed."""
         due = self.services.due
         if self._expiry is not None:
             self._expiry.cancel()
@@ -395,7 +395,7 @@ class TargetRegistration(GatewayPart):
 
 
 def _take_stopped(path: str) -> list[Table]:
-    """The services in this file, which is removed."""
+    """Remove this file and return the services in it."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -413,7 +413,7 @@ def _prepare_validation() -> None:
 
 
 async def _problem_of(url: str, tables: Tables) -> str:
-    """See target_problem; a name server that does not answer forbids nothing."""
+    """See target_problem; if the name server does not answer, the URL is allowed."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_RESOLVED_SECONDS):
             return await in_daemon_thread(lambda: target_problem(url, tables))

@@ -120,7 +120,7 @@ class RegistrationTable(Table):
 
 
 def _is_local(address: Address) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the address."""
     if address.kind == "unix" or address.host == "localhost":
         return True
     try:
