@@ -62,7 +62,7 @@ def route_path(text: str) -> str:
     return path
 
 
-def _named(text: str) -> bool:
+def _is_server_or_tag(text: str) -> bool:
     """Whether a target is a server or a tag of the pool."""
     if text.startswith(TAG):
         if not re.fullmatch(r"[^\s,]+", text[len(TAG) :]):
@@ -73,7 +73,7 @@ def _named(text: str) -> bool:
 
 def target_of(text: str) -> str:
     """A target of a route; for a URL its canonical form, with its port."""
-    if _named(text):
+    if _is_server_or_tag(text):
         return text
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
@@ -115,7 +115,7 @@ def redirect_target(text: str) -> str:
 
 def stream_target_of(text: str) -> str:
     """A target of a stream; for an address its canonical form."""
-    if _named(text):
+    if _is_server_or_tag(text):
         return text
     scheme, separator, _ = text.partition("://")
     if separator and scheme.lower() not in ("tcp", "udp"):

@@ -82,7 +82,7 @@ def route_problems(
     yield from _taken_aliases(written, known)
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams, known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
-    yield from _unreachable([each for each in served if not _rests(each[1], known)])
+    yield from _unreachable([each for each in served if not _all_servers_disabled(each[1], known)])
     for each, config in served:
         of_proxy = *_limit_problems(config), *_header_problems(config), *_redirect_problems(config)
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
@@ -316,7 +316,7 @@ def _shown(written: WrittenRoute) -> str:
     return f"route[{written.key[1]}]"
 
 
-def _rests(route: RouteConfig, known: Known) -> bool:
+def _all_servers_disabled(route: RouteConfig, known: Known) -> bool:
     """Whether all servers of the route are disabled: then another route may have the same host and path."""
     found = [known.servers(target.to) for target in route.to]
     return (

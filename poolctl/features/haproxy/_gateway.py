@@ -314,7 +314,7 @@ class HaproxyStatistics:
             elif section is not None and server == "BACKEND":
                 self._add_to(self._counts.route(section.alias), row)
             elif proxy == NO_ROUTE and server == "BACKEND":
-                self._counts.refused("404", times=self._more(row, "stot"))
+                self._counts.refused("404", times=self._increase_of(row, "stot"))
             if section is not None:
                 key = next((each.key for each in section.servers if each.name == server), None)
                 if key is not None:
@@ -330,11 +330,11 @@ class HaproxyStatistics:
             backends.follow_program(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
 
     def _add_to(self, traffic: Traffic, row: Table) -> None:
-        traffic.slots[tally.STARTED] += self._more(row, "stot")
+        traffic.slots[tally.STARTED] += self._increase_of(row, "stot")
         for kind, name in enumerate(_STATUSES, 1):
-            traffic.slots[tally.STATUS + kind] += self._more(row, name)
-        traffic.bytes_in += self._more(row, "bin")
-        traffic.bytes_out += self._more(row, "bout")
+            traffic.slots[tally.STATUS + kind] += self._increase_of(row, name)
+        traffic.bytes_in += self._increase_of(row, "bin")
+        traffic.bytes_out += self._increase_of(row, "bout")
 
     def _add_to_stream(self, alias: str, row: Table) -> None:
         stream = self.streams.setdefault(
@@ -343,13 +343,13 @@ class HaproxyStatistics:
         )
         if row["svname"] == "FRONTEND":
             stream["open"] = int(row["scur"] or 0)
-            stream["accepted"] += self._more(row, "stot")
-            stream["bytes_in"] += self._more(row, "bin")
-            stream["bytes_out"] += self._more(row, "bout")
+            stream["accepted"] += self._increase_of(row, "stot")
+            stream["bytes_in"] += self._increase_of(row, "bin")
+            stream["bytes_out"] += self._increase_of(row, "bout")
         elif row["svname"] == "BACKEND":
-            stream["failed"] += self._more(row, "econ")
+            stream["failed"] += self._increase_of(row, "econ")
 
-    def _more(self, row: Table, column: str) -> int:
+    def _increase_of(self, row: Table, column: str) -> int:
         """The increase of the row's count in this column since the last call."""
         place, value = (row["pxname"], row["svname"], column), int(row.get(column) or 0)
         before = self._seen.get(place, 0)

@@ -314,7 +314,7 @@ class OperatorClient:
                 self._others.remove(other)
                 self._take(other)
             else:
-                self._spare(other.due_ns())
+                self._postpone_until(other.due_ns())
         if self._others:
             self._looking = self._loop.call_later(_OTHERS_SECONDS, self._look)
 
@@ -323,10 +323,10 @@ class OperatorClient:
             # Both counts are in files for a moment: a kill between the two counts twice instead of losing.
             self.count(name, count)
             other.taken(slot)
-        self._spare(other.due_ns())
+        self._postpone_until(other.due_ns())
         other.remove()
 
-    def _spare(self, due_ns: Mapping[str, int]) -> None:
+    def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
         """Report these services no earlier than the time at which another process would have reported them again."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._bounded(due_ns[name] / 1e9)

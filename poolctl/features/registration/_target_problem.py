@@ -34,7 +34,7 @@ def target_problem(url: str, tables: Tables) -> str:
         if ip.is_multicast or ip.is_unspecified:
             return f"{url} is no address of a service"
     for name, own in named_addresses(tables):
-        if own is not None and own.kind == "tcp" and own.port == target.port and _meet(target, ips, own):
+        if own is not None and own.kind == "tcp" and own.port == target.port and _may_reach(target, ips, own):
             return f"{url} is an address of {_words(name)}"
     return ""
 
@@ -56,7 +56,7 @@ def _plain(ip: Ip) -> Ip:
     return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
 
 
-def _meet(target: Address, ips: list[Ip], own: Address) -> bool:
+def _may_reach(target: Address, ips: list[Ip], own: Address) -> bool:
     """Whether a connection to the target may reach this address of the pool itself, which has the same port."""
     if target.host == own.host:
         return True
