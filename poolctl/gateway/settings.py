@@ -68,8 +68,3 @@ class GatewaySettings:
     def mark(self) -> str:
         """The settings that only another process can change."""
         return f"{__version__} {self.program}".rstrip()
-
-    @property
-    def idle_seconds(self) -> float:
-        """The idle limit for connections that are not between two requests; set even if keep-alive is off."""
-        return self.keep_alive_seconds or self.head_seconds
