@@ -55,7 +55,7 @@ def test_table_has_colours_unless_they_are_turned_off(pool: RealPool) -> None:
 def test_list_ends_with_the_gateway_on_a_terminal_only(pool: RealPool) -> None:
     gateway = {
         "state": "running", "problem": "port 443 is in use", "pid": 7, "addresses": ["http://127.0.0.1:80"],
-        "routes": 2,
+        "routes": 2, "uptime_seconds": 0.0, "restarts": 0,
     }  # fmt: skip
     place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
     place.mkdir(parents=True, mode=0o700, exist_ok=True)

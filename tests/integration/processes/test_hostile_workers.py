@@ -222,7 +222,7 @@ from hello import app
 
 LIES = {
     "silent": "{}, []",
-    "crowded": "{'pid': message['pid'], 'server': [], 'generation': {}}, [0] * 250",
+    "crowded": "{'pid': __import__('os').getpid(), 'server': [], 'generation': {}}, [0] * 250",
     "unborn": "{**message, 'generation': -1}, fds",
     "impostor": "{**message, 'server': 'good', 'key': 'GOOD'}, fds",
     "crossed": "message, [1, *fds[1:]]",

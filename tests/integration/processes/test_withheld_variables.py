@@ -91,7 +91,13 @@ def test_no_server_program_probe_or_helper_is_given_what_a_key_names(pool: RealP
         part = line.partition("bootstrap.py ")[2].partition(" ")[0]
         with_token[part] = TOKEN in Path(f"/proc/{pid}/environ").read_text()
     with_token.pop("config", None)  # it reads the files, and ends when that is done
-    assert with_token == {"keeper": True, "supervisor": True, "worker": False, "logs": False, "web": False}
+    assert with_token == {
+        "keeper": True,
+        "supervisor": True,
+        "worker": False,
+        "logs": False,
+        "features.dashboard": False,
+    }
     for options in ([], ["--env"]):
         pool.ok("restart", *options)
         for name in pools.ports:
