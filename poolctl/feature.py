@@ -47,9 +47,7 @@ class Feature:
 
     package: str
     commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command
-    tables: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the model of each table of files, a config.Table
+    tables: Mapping[str, str] = field(default_factory=dict)  # the config.Table of each table of files
     # Its rules between its tables, others and the servers, a config.TableRules; asked where one of its tables, or a
     # label of a server with one of these prefixes, is used.
     rules: str = ""

@@ -33,7 +33,7 @@ class Failure(Exception):
 
 
 class JsonObject(SimpleNamespace):
-    """An object of the supervisor's answer with its members as attributes; a member that it lacks is None.
+    """An object of the supervisor's answer with its members as attributes; missing members are None.
 
     It stands for a Result, Item or ErrorEntry, because importing `dataclasses` takes longer than all else that `list`
     or `status` does.

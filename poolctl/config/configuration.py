@@ -252,7 +252,7 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
 
 _DESCRIPTORS_OF_PAIR = 2
 # For each worker: its control socket or NOTIFY_SOCKET, its tally page, the pipe for its output. A keeper that replaced
-# another one, and so is not the worker's parent, has a pidfd of it as well, if there is room.
+# an earlier keeper is not the worker's parent and also holds a pidfd of it, if there is room.
 _DESCRIPTORS_OF_WORKER = 3
 _DESCRIPTORS_OF_PROGRAM = 2
 # When many are restarted, the others wait until there are free descriptors.

@@ -104,7 +104,7 @@ class GatewayClient:
         return service
 
     def unregister(self, name: str, to: str = "") -> Table:
-        """Remove this URL from a route, or all registered URLs. Raises PoolParamError if there is none."""
+        """Remove this URL from a route, or all registered URLs. Raises PoolParamError if it is not registered."""
         options = {"name": name, "to": absolute_url(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
 

@@ -52,7 +52,7 @@ class ReloadDocument(TypedDict):
 def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
     """Return a client of a running pool, named by its file, its name, or the working directory.
 
-    Raises NoSupervisor when none is running. Does not read the file, so a broken one does not matter.
+    Raises NoSupervisor if no such pool is running. Does not read the file, so a broken one does not matter.
     """
     path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
     client = Client(path)

@@ -127,10 +127,7 @@ class Goal:
         return blocker is not None
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        """The dependency that prevents the entry from starting because it has failed or is stuck;
-
-        None if there is none.
-        """
+        """The failed or stuck dependency that prevents the entry from starting, if any."""
         if entry.desired.ignore_dependencies or entry.begun or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):

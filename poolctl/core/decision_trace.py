@@ -45,7 +45,7 @@ class Trace:
 
 
 def _changes(before: View | None, after: View) -> Iterator[str]:
-    """The facts that differ from the previous view or, if there is none, from those of a stopped server."""
+    """The facts that differ from the previous view or, at first, from a stopped server."""
     old = before or View(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"

@@ -59,14 +59,14 @@ class HealthChecks:
         self._note(entry)
 
     def message(self, entry: Entry, worker: Worker) -> str:
-        """The problem of the worker that a heartbeat or probe has found; "" if there is none."""
+        """The problem that a heartbeat or probe has found in the worker, or ""."""
         if worker.stuck:
             return _is_stuck(worker)
         probes = self.probes(entry, worker)
         return probes.message if probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
-        """The first problem of any of the server's workers; "" if there is none."""
+        """The first problem found in any of the server's workers, or ""."""
         found = (self.message(entry, worker) for worker in list(entry.observed.workers.values()))
         return next((message for message in found if message), "")
 

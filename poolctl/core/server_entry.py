@@ -549,7 +549,7 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of the server's workers; while it stops, those of the leaving workers."""
+        """The pids of the server's workers; while it stops, of its leaving workers."""
         found = self.observed.staying or self.observed.workers.values()
         found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]

@@ -79,7 +79,7 @@ class Connection(socket.socket):
 
     @property
     def route(self) -> str:
-        """The alias of the connection's route; "" if there is none."""
+        """The alias of the connection's route, or ""."""
         return "" if self.routed is None else self.routed.route
 
     @property

@@ -140,7 +140,7 @@ class Handle:
 
     @property
     def complaint(self) -> str:
-        """The problem found by the server's probes; "" if there is none."""
+        """The problem found by the server's probes, or ""."""
         host, entry = self.host, self.entry
         return host.core.health.complaint(entry) if host is not None and entry is not None else ""
 

@@ -65,7 +65,7 @@ class Members(Mapping[str, Server]):
         return self._snapshot().items()
 
     def load(self, bind: str) -> Server | None:
-        """The server with that address, in constant time; None if there is none or the address is invalid."""
+        """The server with that address, in constant time; None for an unknown or invalid address."""
         try:
             return self._servers.get(bind) or self._servers.get(_key(bind))
         except TypeError:  # not even hashable
@@ -122,9 +122,9 @@ class Members(Mapping[str, Server]):
         return server
 
     def delete(self, bind: str) -> None:
-        """Remove the server with that address, if there is one. A running server is ordered to stop;
+        """Remove the server with that address, if there is one.
 
-        `join` waits for it.
+        A running server is ordered to stop; `join` waits for it.
         """
         self.load_and_delete(bind)
 

@@ -163,7 +163,7 @@ class Server(StartAndStop):
 
     @property
     def message(self) -> str:
-        """The reason why the server failed or ended; "" if there is none."""
+        """The reason why the server failed or ended, or ""."""
         handle = living(self)
         return handle.observed.message if handle is not None else ""
 

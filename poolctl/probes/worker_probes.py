@@ -186,7 +186,7 @@ class WorkerProbes:
 
     @property
     def message(self) -> str:
-        """The problems that the probes have found; "" if there are none."""
+        """The problems that the probes have found, or ""."""
         admitting = [self._admitting] if self._admitting is not None else []
         found = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
         return "; ".join(dict.fromkeys(found))

@@ -118,7 +118,7 @@ class ControlSocket:
         self._read_order()
 
     def _read_order(self) -> bool:
-        """Read and follow the next order; False if there is none."""
+        """Read and follow the next order; False if no order has arrived."""
         if answer(self._sock, self._tally):
             return True
         try:

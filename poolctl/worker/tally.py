@@ -146,7 +146,7 @@ def clear_stacks(fd: int) -> None:
 
 
 def read_stacks(fd: int) -> bytes:
-    """The stacks that were written last; empty if there are none."""
+    """The stacks that were written last, or b""."""
     return os.pread(fd, STACK_BYTES, STACKS_AT).partition(b"\0")[0]
 
 

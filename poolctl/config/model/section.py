@@ -248,7 +248,7 @@ class Table(Section):
     table_name: ClassVar[str] = ""
     # Whether a file has a list of them, which replaces the list of an earlier file.
     listed: ClassVar[bool] = False
-    # A key of a list's tables: those of a later file are merged into the earlier ones with the same value, or added.
+    # In a list, a later file's table is merged into the earlier table with the same value of this key, or added.
     merged_by: ClassVar[str] = ""
     # The keys that hold paths.
     paths: ClassVar[tuple[str, ...]] = ()

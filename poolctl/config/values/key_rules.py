@@ -18,7 +18,7 @@ from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
-# Only servers with one of these keys need rules other than those of app and bind.
+# A server without any of these keys is checked by the rules of `app` and `bind` alone.
 RULED = frozenset(
     {
         "command", "every", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal",

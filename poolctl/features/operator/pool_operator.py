@@ -1,4 +1,4 @@
-"""The operator that is informed, and the pool as the operator of others: what the feature does in the supervisor."""
+"""The supervisor's part: settings for the operator that is informed, and the pool as the operator of others."""
 
 from __future__ import annotations
 

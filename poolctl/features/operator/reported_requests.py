@@ -1,4 +1,4 @@
-"""The operator that is informed of requests: what the feature does in the gateway's process."""
+"""The part in the gateway's process, which informs an operator of requests."""
 
 from __future__ import annotations
 

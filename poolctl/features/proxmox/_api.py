@@ -242,7 +242,7 @@ def interface_addresses(interfaces: Any) -> frozenset[str]:
 
 
 def configured_addresses(config: Any) -> frozenset[str]:
-    """The fixed ones: of a container in net0 …, of a virtual machine with cloud-init in ipconfig0 …"""
+    """The fixed addresses: in net0, net1, … of a container, in ipconfig0, … of a virtual machine with cloud-init."""
     texts: list[object] = []
     for key, value in config.items() if isinstance(config, dict) else ():
         if str(key).rstrip("0123456789") in ("net", "ipconfig") and isinstance(value, str):

@@ -56,7 +56,7 @@ class Scale(server_sections.Scale):
     cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
 
     def to_dict(self) -> dict[str, Tree]:
-        """See Section; without the keys for triggers if there are none, as in most servers."""
+        """See Section; the keys for triggers are left out for a server without triggers."""
         unused = () if self.is_automatic else _KEYS
         return {key: value for key, value in super().to_dict().items() if key not in unused}
 

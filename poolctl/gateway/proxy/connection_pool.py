@@ -26,7 +26,7 @@ class ProxiedClient(Protocol):
     """A client's connection, as far as the pool closes it."""
 
     def drain(self) -> None:
-        """End after the response that is being sent; now, if there is none."""
+        """End after the response in progress, or now without one."""
 
     def end_now(self) -> None:
         """End now; a WebSocket with a close frame of status 1012, where one may stand."""
@@ -64,7 +64,7 @@ class ConnectionPool:
         return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
 
     def take(self, endpoint: Endpoint, *, certain: bool) -> BackendConnection | None:
-        """The most recently used idle connection to the endpoint; None if there is none.
+        """The most recently used idle connection to the endpoint, or None.
 
         `certain`: for a request that cannot be sent twice, the system is asked whether the connection still is one.
         """

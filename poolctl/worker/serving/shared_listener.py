@@ -61,7 +61,7 @@ class SharedListener(socket.socket):
         return socket.socket(*self._kind, fileno=fd), address
 
     def accept_one(self) -> Connection:
-        """Accept the next connection. Raises OSError; BlockingIOError if there is none."""
+        """Accept the next connection. Raises OSError; BlockingIOError if no connection is waiting."""
         fd, _ = self._accept()  # type: ignore[attr-defined]
         return Connection(*self._kind, fd)
 

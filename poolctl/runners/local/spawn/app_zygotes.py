@@ -105,7 +105,7 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote whose code is not older than `since` (monotonic seconds), or the reason why there is none.
+        """A zygote whose code is not older than `since` (monotonic seconds), or the reason why it cannot be had.
 
         Raises WorkerFailed if the application cannot be imported.
         """
