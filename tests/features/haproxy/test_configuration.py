@@ -244,6 +244,7 @@ async def haproxy(
     directory: Path, routes: Iterable[Route], *, accept_proxy: bool = False, **settings: Any
 ) -> AsyncIterator[int]:
     """The port of the real program, before a backend that repeats in JSON what it is asked."""
+    executable = program("haproxy")  # skips before there are sockets to close
     backend = await asyncio.start_server(_repeat, "127.0.0.1", 0)
     endpoints = {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -254,7 +255,7 @@ async def haproxy(
         for name, text in {path.name: configuration.text(), **configuration.files}.items():
             (directory / name).write_text(text)
         process = await asyncio.create_subprocess_exec(
-            program("haproxy"), "-f", str(path), pass_fds=[listener.fileno()]
+            executable, "-f", str(path), pass_fds=[listener.fileno()]
         )
         try:
             yield listener.getsockname()[1]
