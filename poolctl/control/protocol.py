@@ -8,7 +8,7 @@ from __future__ import annotations
 SCHEMA = 1
 # The version of the messages between two versions of poolctl, as docs/architecture.md lists it. A change that the
 # oldest version does not understand needs another number; that document names the commit of version 1.
-PROTOCOL, OLDEST_PROTOCOL = 2, 1
+PROTOCOL, OLDEST_PROTOCOL = 3, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made

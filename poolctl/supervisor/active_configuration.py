@@ -40,7 +40,8 @@ from poolctl.runners.process_link import Link
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .configuration_reader import ConfigurationReader, ReaderFailed
-from .takeover.state_store import SavedState, StateStore, StoredConfiguration
+from .takeover.state_store import SavedState, StateStore
+from .takeover.stored_configuration import StoredConfiguration
 
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
@@ -356,9 +357,9 @@ class ActiveConfiguration:
             write_object(self._warned, {"files": state, "names": sorted(found | before)})
         return before
 
-    def to_save(self, core: Core, *, always: bool = False) -> StoredConfiguration | None:
-        """The configuration in force, for a successor; None if it is as at the last call, unless `always`."""
-        if self._saved_revision == core.servers.revision and not always:
+    def to_save(self, core: Core) -> StoredConfiguration | None:
+        """The configuration in force, for a successor; None if it is as at the last call."""
+        if self._saved_revision == core.servers.revision:
             return None
         self._saved_revision = core.servers.revision
         return self.stored(core)

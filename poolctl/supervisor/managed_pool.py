@@ -299,9 +299,7 @@ class ManagedPool:
 
     def _save(self) -> None:
         """Save the state for a successor."""
-        upgrading = self.replacement is not None
-        configuration = self._configuration.to_save(self.core, always=upgrading)
-        self._store.save(self.core.entries, configuration, portable=upgrading)
+        self._store.save(self.core.entries, self._configuration.to_save(self.core))
         self._observers.totals.save()
 
     async def end(self) -> None:

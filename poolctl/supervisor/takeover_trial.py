@@ -39,7 +39,8 @@ from poolctl.platform import become_subreaper
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
-from .takeover import portable_pickle
+from .takeover.configuration_json import decoded
+from .takeover.stored_configuration import NotUnderstood
 from .verbs.upgrade import TakeoverCheck
 
 LIMIT_SECONDS = 60
@@ -75,11 +76,12 @@ def check(files: list[str]) -> str | None:
     unless the previous version does that. Raises the exceptions of the imports.
     """
     problem, errors = "", []
+    servers: Sequence[ServerConfig]
     try:
-        stored = portable_pickle.loads(sys.stdin.buffer.read())
+        stored = decoded(sys.stdin.buffer.read(), validate=True)
         servers, tables = stored.servers, stored.tables
         errors = [each.to_dict() for each in Configuration(servers, tables).unusable()]
-    except portable_pickle.NotUnderstood as not_understood:
+    except NotUnderstood as not_understood:
         problem, servers, tables = str(not_understood), [], Tables()
         try:
             servers = config = load(files, os.environ)
@@ -123,7 +125,7 @@ def try_takeover_by(options: str, *files: str) -> str | None:
     The configuration in force is on stdin.
     """
     try:
-        servers = portable_pickle.loads(sys.stdin.buffer.read()).servers
+        servers = decoded(sys.stdin.buffer.read()).servers
         try_takeover(servers, json.loads(options), _logs_of(files))
     except TrialFailed as failed:
         return str(failed)

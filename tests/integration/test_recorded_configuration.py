@@ -1,25 +1,51 @@
-"""What a supervisor that speaks protocol 1 gives its successor, as it was recorded: also where there is no history."""
+"""What supervisors give their successors, as it was recorded for each form: also where there is no history."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from poolctl.config import load
-from poolctl.supervisor.takeover import portable_pickle
-from poolctl.supervisor.takeover.state_store import StoredConfiguration
+from poolctl.config.files.file_marks import Mark
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 FILE = "/srv/shop/pool.toml"
 
 
-def test_configuration_in_force_of_the_oldest_version_is_understood_as_its_file_is_now() -> None:
-    stored: StoredConfiguration = portable_pickle.loads((RECORDINGS / "protocol-1.pickle").read_bytes())
-    config = load(FILE, {}, {FILE: (RECORDINGS / "protocol-1.toml").read_text()})
+@pytest.mark.parametrize(
+    ("recording", "file"),
+    [
+        ("protocol-1.pickle", "protocol-1.toml"),
+        ("protocol-2.pickle", "protocol-2.toml"),
+        ("configuration-1.json", "protocol-2.toml"),
+    ],
+)
+def test_configuration_in_force_of_an_earlier_version_is_understood_as_its_file_is_now(
+    recording: str, file: str
+) -> None:
+    config = load(FILE, {"PRELOAD": "true"}, {FILE: (RECORDINGS / file).read_text()})
     assert config.problems == []
-    assert [each.to_dict() for each in stored.servers] == [each.to_dict() for each in config]
-    assert stored.tables == config.tables
-    assert (stored.name, stored.port_range) == ("shop", (9000, 9100))
-    assert {name: each.to_dict() for name, each in stored.placed.items()} == {"api.1.0": config[0].to_dict()}
-    assert (stored.missing, stored.environment) == (["gone"], {"HOME": "/srv"})
-    assert stored.environments == {"api": {"DEBUG": "1"}}
-    assert stored.surroundings.defaults == config.defaults
+    recorded = decoded((RECORDINGS / recording).read_bytes(), validate=True)
+    for stored in (recorded, decoded(encoded(recorded))):
+        for before, after in zip(config, stored.servers, strict=True):
+            assert vars(after) == vars(before) | {"origins": None}
+            assert after.as_given() == before.as_given()
+        assert stored.tables == config.tables
+        assert (stored.name, stored.port_range) == ("shop", (9000, 9100))
+        assert {name: each.to_dict() for name, each in stored.placed.items()} == {
+            "api.1.0": config[0].to_dict()
+        }
+        assert (stored.missing, stored.environment) == (["gone"], {"HOME": "/srv"})
+        assert stored.environments == {"api": {"DEBUG": "1"}}
+        assert stored.surroundings.base_dir == "/srv/shop"
+    assert recorded.marks == (None if file == "protocol-1.toml" else {FILE: Mark((1, 2, 3, 4), "ab")})
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_pickled_classes_are_found_although_their_modules_have_moved(protocol: int) -> None:
+    content = (RECORDINGS / f"protocol-{protocol}.pickle").read_bytes()
+    moved = content.replace(b"poolctl.config.", b"poolctl.gnocif.").replace(b".takeover.", b".revoekat.")
+    assert moved != content
+    assert decoded(moved) == decoded(content)

@@ -6,7 +6,7 @@ Tables of features have modules of their own, imported when a file has one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from poolctl.config.model.section import Section, Table, field
@@ -150,11 +150,6 @@ class Tables:
 
     def __repr__(self) -> str:
         return f"Tables({', '.join(f'{name}={table!r}' for name, table in self._tables.items())})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As earlier versions can make them, too.
-        former = {name: former for former, name in _FORMER_NAMES.items()}
-        return partial(Tables, **{former.get(name, name): table for name, table in self._tables.items()}), ()
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...]]:
         """The existing tables by their names in files."""

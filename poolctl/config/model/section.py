@@ -7,6 +7,7 @@ validated tables does without pydantic.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +20,6 @@ from typing import (
     Self,
     TypeVar,
     dataclass_transform,
-    get_args,
     get_type_hints,
 )
 
@@ -151,8 +151,7 @@ class Section:
         here: type[Section] | None = cls
         for part in path:
             if isinstance(part, str) and here is not None:
-                field_of_model = model_of(here).model_fields.get(part)
-                here = _section_in(field_of_model.annotation) if field_of_model else None
+                here = sections_of(here).get(part)
         return () if here is None else here.written_keys()
 
     @classmethod
@@ -227,12 +226,6 @@ def _as_written(value: Tree, *, given: bool) -> Tree:
     return dict(value) if isinstance(value, dict) else value
 
 
-def _section_in(annotation: Tree) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
-
-
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
     """Raise the findings of a value that was made in Python."""
     problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
@@ -302,6 +295,24 @@ def extended(kind: type[Kind]) -> type[Kind]:
     name = kind.__name__
     found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
     return next(found, kind)
+
+
+_sections: dict[type[Section], dict[str, type[Section]]] = {}
+
+
+def sections_of(kind: type[Section]) -> dict[str, type[Section]]:
+    """The keys of a table that hold tables, each with the class of these tables."""
+    if kind not in _sections:
+        found: dict[str, type[Section]] = {}
+        for owner in reversed(kind.__mro__):
+            annotations = vars(owner).get("__annotations__", {})
+            for key in annotations.keys() & kind.keys_of.keys():
+                for word in re.findall(r"\w+", annotations[key]):
+                    named = getattr(sys.modules[owner.__module__], word, None)
+                    if isinstance(named, type) and issubclass(named, Section):
+                        found[key] = named
+        _sections[kind] = found
+    return _sections[kind]
 
 
 _models: dict[type[Section], type[BaseModel]] = {}

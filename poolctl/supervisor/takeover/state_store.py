@@ -9,20 +9,18 @@ import asyncio
 import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from poolctl import __version__
 from poolctl.clock import Clock
-from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
-from . import portable_pickle
+from .configuration_json import decoded, encoded
+from .stored_configuration import NotUnderstood, StoredConfiguration
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -33,27 +31,6 @@ _TIMES_ITS_COST = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
 Source = tuple[Mapping[str, object], str]
-
-
-@dataclass
-class StoredConfiguration:
-    """The configuration in force, even if its files have changed; `servers` includes servers that were added live."""
-
-    name: str
-    servers: list[ServerConfig]
-    # The configuration that older workers were started with, by the ids of the workers.
-    placed: dict[str, ServerConfig] = field(default_factory=dict)
-    # The names of servers of the files that were removed live.
-    missing: list[str] = field(default_factory=list)
-    surroundings: Surroundings = field(default_factory=Surroundings)
-    port_range: tuple[int, int] = (0, 0)
-    # The environments given by `reload --env` and `restart --env`: the pool's, and by server.
-    environment: Mapping[str, str] | None = None
-    environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    # The tables other than [[server]].
-    tables: Tables = field(default_factory=Tables)
-    # The files as they were read.
-    marks: Marks | None = None
 
 
 @dataclass
@@ -113,24 +90,17 @@ class StateStore:
         if content is None:
             return None
         try:
-            version, configuration = pickle.loads(content)
-            if isinstance(configuration, bytes):
-                found: StoredConfiguration = portable_pickle.loads(configuration)
-                return found
-        except portable_pickle.NotUnderstood as problem:
-            # The upgrade would have been refused if the files did not say the same.
+            return decoded(content)
+        except NotUnderstood as problem:
+            # An upgrade would have been refused if the files did not say the same. Another build's supervisor may have
+            # been killed: the files are the next best source, and the servers continue in any case.
             logger.warning("the configuration in force is read from the files again: %s", problem)
             return None
-        except Exception:
-            # Another build wrote it: the files are the next best source, and the servers continue in any case.
-            logger.exception("the previous supervisor's configuration cannot be read")
-            return None
-        return configuration if version == __version__ else None
 
     def save_first_configuration(self, configuration: StoredConfiguration) -> None:
         """Store the configuration with which the pool begins, of which nothing has been started."""
         self._missing, self._stale = configuration.missing, True
-        self._write_configuration(configuration)
+        self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the entries' desired state; returns the names of entries with a recorded state.
@@ -148,24 +118,18 @@ class StateStore:
         """Have the next `save` look at these entries."""
         self._changed.update((entry.name, entry) for entry in entries)
 
-    def save(
-        self,
-        entries: Iterable[str],
-        configuration: StoredConfiguration | None = None,
-        *,
-        portable: bool = False,
-    ) -> None:
+    def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
         """Store the desired state of the entries of these names, and after it the configuration if it has changed.
 
         A supervisor that is killed between leaves one who finds that the files have changed; the other way round, one
-        who knows them, but not which servers were being replaced for them. `portable`: for another version.
+        who knows them, but not which servers were being replaced for them.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
         if self._changed or self._stale:
             self._save_desired(entries)
         if configuration is not None:
-            self._write_configuration(configuration, portable=portable)
+            self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     def _save_desired(self, entries: Iterable[str]) -> None:
         """Only changed entries are serialised."""
@@ -209,10 +173,6 @@ class StateStore:
     def save_totals(self, totals: bytes) -> None:
         """Store the counts, a JSON object."""
         self.write(fd_store.TOTALS, totals)
-
-    def _write_configuration(self, configuration: StoredConfiguration, *, portable: bool = False) -> None:
-        value = portable_pickle.dumps(configuration) if portable else configuration
-        self.write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
 
     def write(self, name: str, content: bytes) -> None:
         """Store this content under a name for the next supervisor."""

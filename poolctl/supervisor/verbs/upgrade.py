@@ -20,7 +20,7 @@ from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 
 from ..configuration_reader import ReaderFailed
-from ..takeover import portable_pickle
+from ..takeover.configuration_json import encoded
 from .reload import Reload
 from .server_documents import items
 from .verb import Call, Verb, VerbContext
@@ -74,7 +74,7 @@ class Upgrade:
     async def _try(self, call: Call) -> Result | None:
         """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
         options, on_disk = call.options, not await self._build.is_replaced()
-        in_force = portable_pickle.dumps(self._configuration.stored(self._core))
+        in_force = encoded(self._configuration.stored(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
         if not failed:

@@ -11,7 +11,8 @@ import pytest
 
 from poolctl.config import Tables, load, pool_variables
 from poolctl.features.dashboard.table import Dashboard
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
 
@@ -69,12 +70,9 @@ def test_token_and_certificate_are_checked(tmp_path: Path) -> None:
     assert "there is no token in it" in problem
 
 
-def test_another_version_finds_the_table_under_its_first_name(tmp_path: Path) -> None:
+def test_successor_is_left_the_table(tmp_path: Path) -> None:
     tables = load_text(tmp_path, SERVER + GOOD).tables
-    content = portable_pickle.dumps(tables)
-    assert portable_pickle.loads(content) == tables
-    assert b"poolctl.config.model.pool_tables:Dashboard" in content
-    assert b"poolctl.features" not in content
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
 
 
 USES = """

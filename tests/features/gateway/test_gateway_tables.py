@@ -21,7 +21,8 @@ from poolctl.routing.route import (
     Target,
     proxy_reason,
 )
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import load_text, told
 from tests.configuration import server
 
@@ -497,10 +498,7 @@ def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, lin
     assert problem in told(tmp_path, f"{WEB}[[route]]\n{line}\n")
 
 
-def test_earlier_versions_read_the_tables_under_their_former_names(tmp_path: Path) -> None:
+def test_successor_is_left_the_tables(tmp_path: Path) -> None:
     route = '[[route]]\nto = "web"\nlimit = { per_client = { concurrency = 2 } }\n'
     tables = load_text(tmp_path, WEB + route).tables
-    content = portable_pickle.dumps(tables)
-    assert b"poolctl.config.model.gateway_tables:ClientLimit" in content
-    assert b"poolctl.features" not in content
-    assert portable_pickle.loads(content) == tables
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables

@@ -16,7 +16,8 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy import engine
 from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES, haproxy_problems
 from poolctl.routing import route
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import load_text
 from tests.configuration import server
 from tests.unit.supervisor.test_route_figures import SHOP, Stage, stage_of, stages
@@ -136,16 +137,9 @@ def test_route_that_haproxy_serves_is_proxied(stages: list[Stage]) -> None:
     assert (report.way, report.why) == ("proxy", "HAProxy proxies every connection")
 
 
-def test_choice_of_an_earlier_version_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_successor_is_left_the_choice(tmp_path: Path) -> None:
     tables = load_text(tmp_path, ENGINE + WEB).tables
-    types = portable_pickle._types
-    former = {**types(GatewayConfig), "engine": "Literal['poolctl', 'haproxy']"}
-    with monkeypatch.context() as earlier:
-        earlier.setattr(
-            portable_pickle, "_types", lambda kind: former if kind is GatewayConfig else types(kind)
-        )
-        content = portable_pickle.dumps(tables)
-    assert portable_pickle.loads(content) == tables
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
 
 
 FORMER = """

@@ -13,7 +13,8 @@ from poolctl.config import EventsTable, Tables, json_schema, pool_variables
 from poolctl.config.rules.tables import made
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from poolctl.units import format_duration
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web
@@ -159,13 +160,10 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert f"`{receiver.min_severity}` (default)" in DOCUMENTATION
 
 
-def test_another_version_finds_receivers_under_their_first_name(tmp_path: Path) -> None:
+def test_successor_is_left_the_receivers(tmp_path: Path) -> None:
     text = '[[notify]]\ntype = "ntfy"\nurl = "${URL}"\ntopic = "t"\n'
     tables = load_text(tmp_path, SERVER + text, env={"URL": "http://ntfy.example"}).tables
-    content = portable_pickle.dumps(tables)
-    assert portable_pickle.loads(content) == tables
-    assert b"poolctl.config.model.pool_tables:Notify" in content
-    assert b"poolctl.features" not in content
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
 
 
 def test_schema_has_a_list_of_receivers() -> None:

@@ -9,7 +9,8 @@ import pytest
 from poolctl.config import Tables, pool_variables
 from poolctl.features.operator.pool_operator import settings_of
 from poolctl.features.operator.table import OperatorTable
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import SERVER, load_text, told
 
 GATEWAY = '[gateway]\nbind = ":8081"\n'
@@ -148,8 +149,6 @@ def test_gateway_is_given_the_settings_and_the_name_of_the_pool(tmp_path: Path) 
     assert settings_of(table(tmp_path, 'bind = "unix:o"'), {}, "shop") is None
 
 
-def test_earlier_versions_and_this_one_read_each_others_tables(tmp_path: Path) -> None:
-    found = table(tmp_path, 'url = "https://a"', 'ca = "ca.pem"')
-    content = portable_pickle.dumps(found)
-    assert b"poolctl.config.model.operator_table:OperatorTable" in content
-    assert portable_pickle.loads(content) == found
+def test_successor_is_left_the_table(tmp_path: Path) -> None:
+    found = tables(tmp_path, 'url = "https://a"', 'ca = "ca.pem"')
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=found)), validate=True).tables == found

@@ -12,7 +12,8 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import Tables, json_schema, pool_variables
 from poolctl.features.proxmox.table import ProxmoxTable, is_token
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import SERVER, load_text, told
 
 ROUTE = '[[route]]\nto = "http://web:80"\n'
@@ -99,12 +100,9 @@ def test_validation_warns_of_a_token_or_a_ca_that_cannot_be_used(
     assert "ca.pem is not there" in found
 
 
-def test_another_version_finds_the_table_under_its_first_name(tmp_path: Path) -> None:
+def test_successor_is_left_the_table(tmp_path: Path) -> None:
     tables = load_text(tmp_path, GOOD + ROUTE).tables
-    content = portable_pickle.dumps(tables)
-    assert portable_pickle.loads(content) == tables
-    assert b"poolctl.config.model.proxmox_table:ProxmoxTable" in content
-    assert b"poolctl.features" not in content
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
 
 
 USES = """

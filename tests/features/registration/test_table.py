@@ -8,7 +8,8 @@ import pytest
 
 from poolctl.config import pool_variables
 from poolctl.features.registration.table import RegistrationTable
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.certificates import certificate
 from tests.config_files import load_text
 
@@ -79,9 +80,6 @@ def test_wrong_table_is_a_problem_with_its_place(tmp_path: Path, text: str, prob
     assert problem in found
 
 
-def test_earlier_versions_and_this_one_read_each_others_tables(tmp_path: Path) -> None:
-    table = load_text(tmp_path, ROUTE + TABLE + CLIENT).tables.get(RegistrationTable)
-    content = portable_pickle.dumps(table)
-    for name in ("RegistrationTable", "RegistrationClient"):
-        assert f"poolctl.config.model.registration_table:{name}".encode() in content
-    assert portable_pickle.loads(content) == table
+def test_successor_is_left_the_table(tmp_path: Path) -> None:
+    tables = load_text(tmp_path, ROUTE + TABLE + CLIENT).tables
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables

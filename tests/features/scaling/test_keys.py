@@ -9,7 +9,8 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Section
 from poolctl.features.scaling.keys import Cooldown, Scale, Triggers
-from poolctl.supervisor.takeover import portable_pickle
+from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import SERVER, load_text, told
 
 WRONG = [
@@ -51,12 +52,12 @@ def test_server_made_in_python_has_triggers_too() -> None:
     assert type(ServerConfig(name="web", bind=":1", app="a:b").scale) is Scale
 
 
-def test_another_version_gets_the_tables_by_the_names_that_they_had() -> None:
-    scale = Scale(min=2, max=4, triggers={"cpu": 0.5}, cooldown={"up": 1})
-    content = portable_pickle.dumps(scale)
-    assert b"poolctl.features" not in content
-    found = portable_pickle.loads(content)
-    assert (found, type(found), found.as_given()) == (scale, Scale, scale.as_given())
+def test_successor_is_left_the_triggers() -> None:
+    scale = {"min": 2, "max": 4, "triggers": {"cpu": 0.5}, "cooldown": {"up": 1}}
+    server = ServerConfig(name="web", bind=":1", app="a:b", scale=scale)
+    (found,) = decoded(encoded(StoredConfiguration("shop", [server])), validate=True).servers
+    assert (found.scale, type(found.scale)) == (server.scale, Scale)
+    assert found.scale.as_given() == server.scale.as_given()
 
 
 def test_defaults_may_have_a_part_of_what_triggers_need(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import sealed_file
 from poolctl.runners.process_link import Link
-from poolctl.supervisor.takeover.state_store import StateStore, StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 
 NAMES = ("a", "b", "c", "d")
 CHANGES: dict[str, Any] = {
