@@ -11,16 +11,16 @@ from collections.abc import Collection, Iterator
 from typing import TypeVar
 
 from poolctl.address import Address
-from poolctl.config import Section, ServerConfig, Surroundings, Tables
+from poolctl.config import Finding, Section, ServerConfig, Surroundings, Tables
 from poolctl.config.files.file_marks import Mark
 from poolctl.config.model.pool_tables import model_of_table
-from poolctl.config.model.section import sections_of
+from poolctl.config.model.section import sections_of, validated
 from poolctl.config.values.plain import FrozenDict, Interpolated
 from poolctl.config.values.problems import Path, Tree
 from poolctl.json_form import Table
 
 from .pickled_configuration import unpickled
-from .stored_configuration import NotUnderstood, StoredConfiguration, table_of
+from .stored_configuration import NotUnderstood, StoredConfiguration
 
 # Raised when the meaning or the unit of a key changes: new keys, and other defaults, need no other version.
 VERSION = 1
@@ -56,10 +56,10 @@ def encoded(configuration: StoredConfiguration) -> bytes:
 
 def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
     """The configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
-    if not content.startswith(b"{"):
-        return unpickled(content, validate=validate)
     try:
-        return _configuration(json.loads(content), _Reader(validate))
+        # Pickled values are read like the JSON that their supervisor would have left.
+        document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
+        return _configuration(document, _Reader(validate))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise NotUnderstood(f"it cannot be read: {error!r}") from error
 
@@ -90,11 +90,11 @@ def _written(section: Tree) -> Table:
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
     values, given = section.__getstate__()
-    keys = section.keys_of
+    hidden = {name: key.default for name, key in section.keys_of.items() if key.hidden}
     found = {
         name: value
         for name, value in values.items()
-        if (value != keys[name].default if keys[name].hidden else name in given)
+        if (value != hidden[name] if name in hidden else name in given)
     }
     if isinstance(address := found.get("address"), Address):
         names = ("kind", "host", "port", "path", "name", "dual")
@@ -122,7 +122,18 @@ class _Reader:
     def _table(self, kind: type[Kind], document: Table) -> Kind:
         sections = sections_of(kind)
         values = {name: self._value(sections.get(name), value) for name, value in document.items()}
-        return table_of(kind, values, validate=self._validate)
+        for name in values.keys() - kind.keys_of.keys():
+            raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
+        made = kind.unchecked(values)
+        for name in kind.keys_of.keys() - vars(made).keys():
+            raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
+        findings: list[Finding] = []
+        if self._validate and validated(kind, values, findings, forget=True) is None:
+            found = (
+                f"{'.'.join(map(str, each.path))!r} in {kind.__name__}: {each.message}" for each in findings
+            )
+            raise NotUnderstood("; ".join(found))
+        return made
 
     def _value(self, kind: type[Section] | None, value: Tree) -> Tree:
         if isinstance(value, list):

@@ -1,7 +1,7 @@
 """The configuration in force as supervisors of protocols 1 and 2 leave it: pickled, its classes by their modules.
 
-For a successor of another version they pickle the keys that were given, each table with its class, and all of that with
-the version that wrote it. A class is found by its name alone where its module has changed.
+For a successor of another version they pickle the keys that were given, each table with its class; for one of their
+own version, every value. A class is found by its name alone where its module has changed.
 """
 
 from __future__ import annotations
@@ -13,29 +13,26 @@ from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
-from poolctl import __version__
 from poolctl.address import Address
 from poolctl.config import Section, ServerConfig, Surroundings, Tables
 from poolctl.config.files.file_marks import Mark
 from poolctl.config.model.pool_tables import model_of_table, table_names
-from poolctl.config.model.section import extended, sections_of
+from poolctl.config.model.section import sections_of
 from poolctl.config.values.plain import FrozenDict, Interpolated
 
-from .stored_configuration import NotUnderstood, StoredConfiguration, table_of
+from .stored_configuration import NotUnderstood, StoredConfiguration
 
 _PLAIN = (Address, FrozenDict, Interpolated, Mark, StoredConfiguration, Surroundings, Tables)
 
 
-def unpickled(content: bytes, *, validate: bool) -> StoredConfiguration:
-    """The configuration: see `configuration_json.decoded`. Raises NotUnderstood."""
+def unpickled(content: bytes) -> StoredConfiguration:
+    """The configuration as it was pickled, its values possibly those of another version. Raises NotUnderstood."""
     try:
-        found: Any = _Unpickler(content, validate).load()
+        found: Any = _Unpickler(io.BytesIO(content)).load()
         if isinstance(found, tuple):
-            version, found = found
-            if isinstance(found, bytes):
-                return unpickled(found, validate=validate)
-            if version != __version__:
-                raise NotUnderstood(f"poolctl {version} wrote it for itself")
+            _, found = found  # the version that wrote it
+        if isinstance(found, bytes):
+            return unpickled(found)
     except NotUnderstood:
         raise
     except Exception as error:
@@ -46,15 +43,11 @@ def unpickled(content: bytes, *, validate: bool) -> StoredConfiguration:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, validate: bool) -> None:
-        super().__init__(io.BytesIO(content))
-        self._validate = validate
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == (resolve_name.__module__, resolve_name.__name__):
             return lambda path: self.find_class(*path.split(":"))
         if name == "_made":
-            return self._made
+            return _made
         try:
             return super().find_class(module, name)
         except (AttributeError, ModuleNotFoundError):
@@ -62,10 +55,10 @@ class _Unpickler(pickle.Unpickler):
                 raise
             return _classes()[name]
 
-    def _made(self, kind: Any, types: object, values: Mapping[str, Any]) -> object:
-        if issubclass(kind, Section):
-            return table_of(extended(kind), values, validate=self._validate)
-        return kind(**values)
+
+def _made(kind: Any, types: object, values: dict[str, Any]) -> object:
+    """The value of the keys that were given, or of the fields."""
+    return kind.from_values(values, set(values)) if issubclass(kind, Section) else kind(**values)
 
 
 @cache

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
-from poolctl.config.model.section import validated
-from poolctl.config.values.problems import Tree
-
-Kind = TypeVar("Kind", bound=Section)
+from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 
 
 class NotUnderstood(Exception):
@@ -36,20 +31,3 @@ class StoredConfiguration:
     tables: Tables = field(default_factory=Tables)
     # The files as they were read.
     marks: Marks | None = None
-
-
-def table_of(kind: type[Kind], values: Mapping[str, Tree], *, validate: bool) -> Kind:
-    """The table with these values of another version.
-
-    `validate` also checks each value, which needs pydantic. Raises NotUnderstood.
-    """
-    for name in values.keys() - kind.keys_of.keys():
-        raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
-    made = kind.unchecked(values)
-    for name in kind.keys_of.keys() - vars(made).keys():
-        raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
-    findings: list[Finding] = []
-    if validate and validated(kind, dict(values), findings, forget=True) is None:
-        found = (f"{'.'.join(map(str, each.path))!r} in {kind.__name__}: {each.message}" for each in findings)
-        raise NotUnderstood("; ".join(found))
-    return made
