@@ -107,8 +107,6 @@ class Section:
     declaration: ClassVar[type[Section]]
     # Its name in files, where keys of other tools are known for it.
     table: ClassVar[str] = ""
-    # Its name "module:class" in earlier versions, which take over its values; empty if it has not moved.
-    former_name: ClassVar[str] = ""
     given: set[str]
 
     def __init_subclass__(cls) -> None:

@@ -23,7 +23,6 @@ class Dashboard(Table):
 
     table_name: ClassVar[str] = "dashboard"
     paths: ClassVar[tuple[str, ...]] = ("token_file",)
-    former_name: ClassVar[str] = "poolctl.config.model.pool_tables:Dashboard"
 
     bind: Bind = field("127.0.0.1:9465", "The address of the page.")
     token_file: FilePath | None = field(

@@ -69,8 +69,6 @@ MODES = Literal["auto", "pass", "proxy"]
 class GatewayListener(Section):
     """An address of the gateway."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:GatewayListener"
-
     bind: Bind = required(description="The address.")
     tls: Annotated[tuple[TLSConfig, ...] | bool, TRUTH_OR_CERTIFICATES] = field(
         False,
@@ -85,8 +83,6 @@ class GatewayListener(Section):
 class RouteTimeouts(Section):
     """How long the steps of a proxied request may take."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteTimeouts"
-
     connect: Positive = field(5.0, "To connect to the backend.")
     head: Duration = field(60.0, "Until the head of the response has arrived; 0 is no limit.")
     idle: Duration = field(
@@ -98,8 +94,6 @@ class RouteTimeouts(Section):
 class RouteLimit(Section):
     """How many requests are served at once; further requests wait in the queue, or get 503."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteLimit"
-
     concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
     burst: Number = field(0, "How many may come at once above the rate.")
@@ -110,8 +104,6 @@ class RouteLimit(Section):
 class ClientLimit(Section):
     """How many requests of one client are served; further requests get 429."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:ClientLimit"
-
     concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
     burst: Number = field(0, "How many may come at once above the rate.")
@@ -120,15 +112,11 @@ class ClientLimit(Section):
 class WholeRouteLimit(RouteLimit):
     """How many requests of a route are served at once, and how many of one client."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:WholeRouteLimit"
-
     per_client: ClientLimit = field(ClientLimit.usual(), "The limit of each client, by its address.")
 
 
 class RouteRedirect(Section):
     """Where clients are sent instead of to a server; a string is `to` alone."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteRedirect"
 
     to: RedirectText = required(
         description='"https" for the same URL by https, or a URL; without a path it gets that of the request.'
@@ -138,8 +126,6 @@ class RouteRedirect(Section):
 
 class StreamBreaker(Section):
     """When a failing target gets no more connections."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamBreaker"
 
     failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
     rate: Share = field(0.5, "Share of failures within the window that opens it; 0: it does not.")
@@ -151,8 +137,6 @@ class StreamBreaker(Section):
 
 class RouteBreaker(StreamBreaker):
     """When a failing backend gets no more requests."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteBreaker"
 
     statuses: Statuses = field((), "Statuses of answers that are failures, beside 502, 503 and 504.")
     max_open: Share = field(
@@ -174,7 +158,6 @@ class _WithAddresses(Table):
 class GatewayConfig(_WithAddresses):
     """[gateway]: where clients reach the pool's servers by host and path, and what holds for every route."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:GatewayConfig"
     table: ClassVar[str] = "gateway"
     table_name: ClassVar[str] = "gateway"
 
@@ -241,8 +224,6 @@ def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tre
 class RouteTarget(Section):
     """A target of a route; a string is `to` alone."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteTarget"
-
     to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
@@ -252,8 +233,6 @@ class RouteTarget(Section):
 
 class StreamTarget(Section):
     """A target of a stream; a string is `to` alone."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamTarget"
 
     to: StreamTargetText = required(
         description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
@@ -265,7 +244,6 @@ class StreamTarget(Section):
 class RouteConfig(_WithAddresses):
     """[[route]]: which requests go to which servers."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:RouteConfig"
     table: ClassVar[str] = "route"
     table_name: ClassVar[str] = "route"
     listed: ClassVar[bool] = True
@@ -334,8 +312,6 @@ class RouteConfig(_WithAddresses):
 class StreamTimeouts(Section):
     """How long the steps of a stream's connections may take."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamTimeouts"
-
     connect: Positive = field(5.0, "To connect to the target.")
     idle: Duration = field(600.0, "Without traffic in either direction; 0 is no limit.")
     total: Duration = field(0.0, "For the whole connection; 0 is no limit.")
@@ -344,7 +320,6 @@ class StreamTimeouts(Section):
 class StreamConfig(_WithAddresses):
     """[[stream]]: an address whose TCP connections, or UDP datagrams, go to other addresses."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.gateway_tables:StreamConfig"
     table: ClassVar[str] = "stream"
     table_name: ClassVar[str] = "stream"
     listed: ClassVar[bool] = True

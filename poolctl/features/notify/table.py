@@ -33,7 +33,6 @@ class Notify(Table):
     table_name: ClassVar[str] = "notify"
     listed: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("url_file", "token_file", "ca")
-    former_name: ClassVar[str] = "poolctl.config.model.pool_tables:Notify"
 
     name: Name | None = field(None, "Names it in events and in `poolctl notify`; left out: its type.")
     type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = required(

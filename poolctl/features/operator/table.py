@@ -30,7 +30,6 @@ class OperatorTable(Table):
 
     table_name: ClassVar[str] = "operator"
     paths: ClassVar[tuple[str, ...]] = ("ca",)
-    former_name: ClassVar[str] = "poolctl.config.model.operator_table:OperatorTable"
 
     url: OperatorUrl | None = field(None, "The operator that is informed of requests: its address.")
     endpoint: Endpoint = field("/informer/incoming-request", "The path of the endpoint.")

@@ -34,7 +34,6 @@ class ProxmoxTable(Table):
     table: ClassVar[str] = "proxmox"
     table_name: ClassVar[str] = "proxmox"
     paths: ClassVar[tuple[str, ...]] = ("token_file",)
-    former_name: ClassVar[str] = "poolctl.config.model.proxmox_table:ProxmoxTable"
 
     url: ApiUrl = required(description="The address of the API, with https.")
     token_env: Text | None = field(

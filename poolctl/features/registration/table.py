@@ -24,8 +24,6 @@ _SHORTEST_TOKEN = 16
 class RegistrationClient(Section):
     """A client of [registration]: its token, and what it may register."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.registration_table:RegistrationClient"
-
     name: Name | None = field(None, "Names it in events; left out: the name of its variable.")
     token_env: Text = required(description="The environment variable that holds its token.")
     routes: Words = required(description="The routes whose backends it may register: aliases of the file.")
@@ -46,7 +44,6 @@ class RegistrationTable(Table):
 
     table: ClassVar[str] = "registration"
     table_name: ClassVar[str] = "registration"
-    former_name: ClassVar[str] = "poolctl.config.model.registration_table:RegistrationTable"
 
     bind: Bind = required(description="The address.")
     mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")

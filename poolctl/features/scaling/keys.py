@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from poolctl.config.model import server_sections
 from poolctl.config.model.section import Section, field
@@ -18,8 +18,6 @@ _KEYS = ("triggers", "window", "cooldown")
 
 class Triggers(Section):
     """Targets: workers are added above any of these figures, and removed below all of them."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Triggers"
 
     in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
     queue: Threshold | None = field(None, "Connections that no worker has accepted yet, for each worker.")
@@ -40,16 +38,12 @@ NO_TRIGGERS = Triggers.usual()
 class Cooldown(Section):
     """The pauses between two changes of the number of workers."""
 
-    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Cooldown"
-
     up: Duration = field(5.0, "The time from one increase to the next.")
     down: Duration = field(60.0, "How long every trigger must stay under its figure before a decrease.")
 
 
 class Scale(server_sections.Scale):
     """How many workers."""
-
-    former_name: ClassVar[str] = "poolctl.config.model.server_sections:Scale"
 
     triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
     window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
