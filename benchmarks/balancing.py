@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 
-from poolctl.gateway.backends import Backends, HostManager, Lease, RequestOutcome
+from poolctl.features.gateway.process.backends import Backends, HostManager, Lease, RequestOutcome
 from poolctl.routing.route import POLICIES, Limit, Route, Target
 
 from .report import Row

@@ -31,6 +31,22 @@ FEATURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class LastingProcess:
+    """A process of a feature that continues to serve clients without a supervisor.
+
+    The keeper holds the link to it as `entry`; without a keeper it is found by its socket, whose name begins with
+    `socket` (see keeper.pool_files). The feature's part is made for it, whatever the files say now. `end` refers to a
+    function that ends the processes without a keeper in a pool's directory, within a limit in seconds, and returns a
+    pid for each and whether it ended by itself.
+    """
+
+    label: str
+    entry: str
+    socket: str
+    end: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """How a feature with a process takes part in the trial of an upgrade, in a pool of its own.
 
@@ -57,6 +73,7 @@ class Feature:
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
+    process: LastingProcess | None = None  # started by this part
     changing: tuple[str, ...] = ()  # those that change the pool: recorded, and completed if the caller leaves
     gateway: str = ""  # the class of its part of the gateway's process: see gateway.edge.EdgePart
     engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each

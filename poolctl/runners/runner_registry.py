@@ -4,13 +4,14 @@ A runner's module has `make(site)`, which gives the Runner of a supervisor. It m
 - `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
   which its store keeps the links to them;
 - `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
-  supervisor have died. The gateway does so as well, with any runner.
+  supervisor have died. Processes of features do so as well, with any runner.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from poolctl.feature import features
 from poolctl.keeper import pool_files
 
 TYPE_CHECKING = False
@@ -99,11 +100,12 @@ def companions(
 
 
 def serves_on(env: Mapping[str, str], directory: str) -> bool:
-    """Whether the pool of this directory has orphaned workers or an orphaned gateway.
+    """Whether the pool of this directory has orphaned workers, or orphaned processes of features.
 
     An unknown runner has no workers.
     """
-    if pool_files.find(directory, pool_files.GATEWAY):
+    processes = [each.process for each in features() if each.process is not None]
+    if any(pool_files.find(directory, each.socket) for each in processes):
         return True
     exist = _if_known(env, "orphans_exist")
     return exist is not None and bool(exist(directory))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.feature import Feature, features
+from poolctl.feature import Feature, LastingProcess, features
+from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.server_figures import GiveSamples
 
 from .active_configuration import PoolEnvironment
 from .takeover.state_store import StateStore
+from .totals import Totals
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
+
+if TYPE_CHECKING:
+    from poolctl.monitor.exposition import Family
+    from poolctl.routing.route_health import RouteHealth
 
 
 class PartSite(NamedTuple):
@@ -26,7 +35,10 @@ class PartSite(NamedTuple):
     core: Core
     events: Events
     samples: GiveSamples
+    totals: Totals
     store: StateStore
+    parts: FeatureParts
+    over: asyncio.Event  # set when the supervisor ends: streamed answers end
 
 
 class FeaturePart:
@@ -40,22 +52,62 @@ class FeaturePart:
         """The verbs that `Feature.verbs` names."""
         return {}
 
+    async def take_in(self) -> None:
+        """Have the keeper hold a process that outlived keeper and supervisor, before workers are adopted."""
+
     def follow(self, tables: Tables) -> None:
         """Act on these tables from now on: at first and after each change."""
 
     async def attempted(self) -> None:
         """Return once the part's addresses are open or could not be opened; `problems` then gives the reasons."""
 
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of a command that changes servers, once its changes are in force here too."""
+        if verb != "start":
+            return result
+        await self.attempted()
+        return replace(result, warnings=(*result.warnings, *self.problems))
+
+    async def extend(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of any verb, with the part's additions."""
+        return result
+
     @property
     def problems(self) -> Iterable[str]:
         """The tables that cannot be served now, each with the reason."""
         return ()
 
+    @property
+    def serves_alone(self) -> bool:
+        """Whether it serves clients even in a pool without servers."""
+        return False
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Its processes that serve, by their names in metrics."""
+        return {}
+
+    async def metrics(self) -> Iterable[Family]:
+        """Its metrics, apart from those of its processes."""
+        return ()
+
+    async def route_healths(self) -> Mapping[str, RouteHealth]:
+        """The health of each route that it serves, by the route's name."""
+        return {}
+
     def flush(self) -> None:
         """Save everything for a successor, which may follow at any moment."""
 
+    @property
+    def stop_seconds(self) -> float:
+        """Maximum duration of `finish`."""
+        return 0.0
+
+    async def finish(self) -> None:
+        """Serve the last requests: every server has been stopped, and the pool ends."""
+
     async def stop_serving(self) -> None:
-        """Stop serving clients and the gateway, because the supervisor ends."""
+        """Stop serving clients, because the supervisor ends."""
 
     async def aclose(self) -> None:
         """Release everything, because the supervisor ends."""
@@ -71,35 +123,92 @@ class FeatureParts:
         self._environment = environment
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
+        self.over = asyncio.Event()  # set when the supervisor ends
 
-    def begin(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
+    def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
         """Make parts for this core from now on."""
-        self._site = PartSite(self._environment, core, self._events, samples, store)
+        self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
 
-    def follow(self, tables: Tables) -> None:
-        """Let the features act on these tables from now on."""
-        named = tables.by_name().keys()
+    async def take_in(self) -> None:
+        """Have the features take in their processes that have outlived a supervisor."""
         for feature in _features():
-            if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}:
-                self._part(feature).follow(tables)
+            if feature.process is not None and await self._is_there(feature.process):
+                await self._part(feature).take_in()
 
-    def add_verbs(self, verbs: Verbs) -> None:
-        """Answer the verbs of the features."""
+    async def _is_there(self, process: LastingProcess) -> bool:
+        if pool_files.find(self._environment.directory, process.socket):
+            return True
+        _, fds = await self._environment.keeper.call({"op": "get", "name": process.entry})
+        for fd in fds:
+            os.close(fd)
+        return bool(fds)
+
+    def follow(self, tables: Tables) -> None:
+        """Let the features act on these tables from now on; all parts are made before the first of them acts."""
+        named = tables.by_name().keys()
+        parts = [
+            self._part(feature)
+            for feature in _features()
+            if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}
+        ]
+        for part in parts:
+            part.follow(tables)
+
+    def add_to(self, verbs: Verbs) -> None:
+        """Answer the verbs of the features, and extend the answers of the others."""
         for feature in _features():
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
+        verbs.extend(self._extend)
+        verbs.before_end(self._finish)
+
+    async def _extend(self, verb: str, call: Call, result: Result) -> Result:
+        for part in [*self._parts.values()]:
+            result = await part.extend(verb, call, result)
+        return result
+
+    async def _finish(self) -> None:
+        for part in [*self._parts.values()]:
+            await part.finish()
 
     def of(self, kind: type[Part]) -> list[Part]:
         """The parts of this kind."""
         return [part for part in self._parts.values() if isinstance(part, kind)]
 
-    async def attempted(self) -> None:
-        """Return once the addresses of all parts have been opened, or could not be."""
-        for part in self._parts.values():
-            await part.attempted()
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of a command that changes servers, once its changes are in force everywhere."""
+        for part in [*self._parts.values()]:
+            result = await part.conclude(verb, call, result)
+        return replace(result, without_servers=self.serve_alone or None)
+
+    @property
+    def serve_alone(self) -> bool:
+        """Whether one of them serves clients in a pool without servers."""
+        return any(part.serves_alone for part in self._parts.values())
+
+    @property
+    def stop_seconds(self) -> float:
+        """Maximum time that the features take when every server has been stopped."""
+        return sum(part.stop_seconds for part in self._parts.values())
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes of the features, by their names in metrics."""
+        return {name: pid for part in self._parts.values() for name, pid in part.pids.items()}
+
+    async def metrics(self) -> list[Family]:
+        """The metrics of the features."""
+        return [family for part in [*self._parts.values()] for family in await part.metrics()]
+
+    async def route_healths(self) -> dict[str, RouteHealth]:
+        """The health of each route, by its name."""
+        found: dict[str, RouteHealth] = {}
+        for part in [*self._parts.values()]:
+            found |= await part.route_healths()
+        return found
 
     @property
     def problems(self) -> list[str]:
@@ -107,8 +216,8 @@ class FeatureParts:
         return [problem for part in self._parts.values() for problem in part.problems]
 
     async def stop_serving(self) -> None:
-        """Have the features do no more for clients and the gateway."""
-        for part in self._parts.values():
+        """Have the features stop serving clients, those that build on others first."""
+        for part in reversed([*self._parts.values()]):
             await part.stop_serving()
 
     def flush(self) -> None:
@@ -117,8 +226,8 @@ class FeatureParts:
             part.flush()
 
     async def aclose(self) -> None:
-        """End every part."""
-        for part in self._parts.values():
+        """End every part, those that build on others first."""
+        for part in reversed([*self._parts.values()]):
             await part.aclose()
 
     def _part(self, feature: Feature) -> FeaturePart:

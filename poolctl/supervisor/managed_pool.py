@@ -35,8 +35,6 @@ from poolctl.units import format_duration
 from . import feature_parts, health
 from .active_configuration import ActiveConfiguration, PoolEnvironment
 from .configuration_reader import ConfigurationReader
-from .gateway import pool_gateway
-from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
 from .observers import observers
 from .observers.event_recorder import LostOutput
@@ -53,7 +51,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # Parts whose modules are imported only when needed.
-_PARTS = (health, observers, pool_gateway)
+_PARTS = (health, observers)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -128,9 +126,9 @@ class ManagedPool:
         self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(self._environment, self._clock, self)
         self.events = self._observers.events
+        self._parts = self._observers.parts
         self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
         self._service: Service | None = None
-        self._gateway = PoolGateway(self._environment, self.events)
 
     @property
     def name(self) -> str:
@@ -140,9 +138,8 @@ class ManagedPool:
     @property
     def stop_seconds(self) -> float:
         """How long a stop of everything may take by the servers' own limits."""
-        servers, gateway = self.core.entries.values(), self._configuration.tables.gateway
-        gateway_seconds: float = gateway.drain_timeout if gateway else 0.0
-        return longest_stop_seconds((each.config for each in servers), gateway_seconds) + _SPARE_SECONDS
+        servers = (each.config for each in self.core.entries.values())
+        return longest_stop_seconds(servers, self._parts.stop_seconds) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first.
@@ -189,7 +186,7 @@ class ManagedPool:
         # With problems no worker is started: workers of a killed pool wait until the files are valid again.
         searched = None if self._configuration.problems else {each.name: each for each in servers}
         if searched is not None:
-            await self._gateway.take_in()
+            await self._parts.take_in()
         adopted = await adopt(self.core, self._store, self._configuration.placed, searched)
         if adopted:
             logger.info("adopted %d workers", adopted)
@@ -214,18 +211,14 @@ class ManagedPool:
         self.core.withdraw_lost_canaries()
 
     async def _prepare_answers(self) -> None:
-        self._verbs = Verbs(self.core, self.events, self, self._configuration)
-        await self._observers.begin_serving(self._verbs, self._gateway)
+        self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
+        await self._observers.begin_serving(self._verbs)
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service
 
             self._service = Service(os.environ, self.core)
             self._perform = self._service.around(self._verbs.handle)
-        if not self._configuration.problems:
-            # A supervisor that serves commands only too: workers that it starts need the routes.
-            observers = self._observers
-            await self._gateway.start(self.core, self._verbs, observers.totals, observers.parts)
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
@@ -309,7 +302,6 @@ class ManagedPool:
         self._verbs.end()
         await self._control.close()
         await self._observers.stop_serving()
-        await self._gateway.aclose()
         await self.runner.aclose()
         await self._observers.close()
         close_matcher()
@@ -368,11 +360,7 @@ class ManagedPool:
         """See Daemon."""
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
-        result = await self._gateway.conclude(verb, call, result)
-        if verb == "start":
-            await self._observers.parts.attempted()
-            result = replace(result, warnings=(*result.warnings, *self._observers.problems))
-        return result
+        return await self._observers.conclude(verb, call, result)
 
     def shut_down(self) -> int:
         """See Daemon."""
@@ -392,7 +380,7 @@ class ManagedPool:
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
-        if self.core.servers.unused and not (self._verbs.used or self._gateway.is_alone):
+        if self.core.servers.unused and not (self._verbs.used or self._parts.serve_alone):
             self.shut_down()
 
     def expired(self, placement: Placement) -> None:
@@ -421,7 +409,7 @@ class ManagedPool:
     def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
-        not_served = (*self._gateway.problems, *self._observers.problems, *lost_events)
+        not_served = (*self._observers.problems, *lost_events)
         return About(
             name=self.name,
             files=tuple(self.files),

@@ -115,7 +115,7 @@ def _needed_modules(tables: Tables) -> Iterator[str]:
         # Workers have interpreters of their own.
         if name.endswith(".__main__") or name.startswith("poolctl.worker."):
             continue
-        if has_gateway or not name.startswith("poolctl.gateway."):
+        if has_gateway or not name.startswith("poolctl.features.gateway.process."):
             yield name
 
 

@@ -40,7 +40,7 @@ WITHIN = {
     },
     "supervisor": {
         "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2,
-        "active_configuration": 3, "verbs": 4, "feature_parts": 5, "observers": 6,
+        "active_configuration": 3, "totals": 3, "verbs": 4, "feature_parts": 5, "observers": 6,
     },
     "runners": {
         "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,
@@ -53,7 +53,7 @@ WITHIN = {
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "worker_stacks": 3,
         "takeover": 4,
     },
-    "gateway": {
+    "features.gateway.process": {
         "settings": 0, "endpoint": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,
         "backends": 1,
     },
@@ -275,10 +275,10 @@ def test_the_check_sees_an_import_wherever_it_stands(tmp_path: Path, monkeypatch
     path.parent.mkdir()
     path.write_text(
         "import poolctl.cli.main\nfrom ..pool import Pool\nfrom .. import monitor\nfrom poolctl import Server\n"
-        "def late():\n    from poolctl.supervisor import launch\n    import_module('poolctl.gateway')\n"
+        "def late():\n    from poolctl.supervisor import launch\n    import_module('poolctl.features.gateway')\n"
     )
     assert [unit for _, unit in imported_units(path)] == [
-        "cli", "pool", "monitor", "__init__", "supervisor", "gateway",
+        "cli", "pool", "monitor", "__init__", "supervisor", "features",
     ]  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
-    """Stop the selected servers that still serve, and without a selection the gateway; None if nothing serves."""
+    """Stop the selected servers that still serve, without a selection the rest too; None if nothing serves."""
     from poolctl.runners.runner_registry import serves_on
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
@@ -114,8 +114,8 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
 
 def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # Apart from _stop_orphans, because this imports asyncio, and most pools leave nothing behind.
+    from poolctl.feature import features
     from poolctl.runners.runner_registry import find_orphans
-    from poolctl.supervisor.gateway import gateway_adoption
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
@@ -130,16 +130,19 @@ def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     for orphan in found:
         orphan.close()
     # After the servers, which may still be answering requests that it forwards.
-    gateways = gateway_adoption.find(pool.directory) if everything else []
-    for gateway in gateways:
-        if not gateway.end(limit_seconds):
-            warnings.append(f"the gateway: pid {gateway.pid} had to be killed")
-        gateway.close()
+    others = []
+    for feature in features() if everything else ():
+        if (process := feature.process) is None:
+            continue
+        for pid, by_itself in feature.load(process.end)(pool.directory, limit_seconds):
+            others.append(process.label)
+            if not by_itself:
+                warnings.append(f"{process.label}: pid {pid} had to be killed")
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
     items = [replace(each, **_ENDED) if each.name in ended else each for each in items]
-    what = f"{servers(len(ended))} and the gateway" if gateways else servers(len(ended))
+    what = " and ".join([servers(len(ended)), *dict.fromkeys(others)])
     message = f"{what} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
 

@@ -1,6 +1,6 @@
 """The gateway: it finds the server of a request by host and path, as [gateway], [[route]] and [[stream]] say."""
 
-from poolctl.feature import Feature
+from poolctl.feature import Feature, LastingProcess
 
 FEATURE = Feature(
     package=__name__,
@@ -8,4 +8,10 @@ FEATURE = Feature(
     tables={"gateway": "table:GatewayConfig", "route": "table:RouteConfig", "stream": "table:StreamConfig"},
     rules="rules:GatewayRules",
     labels=("route.",),
+    supervisor="supervision.pool_gateway:PoolGateway",
+    verbs=("routes", "hosts", "registry", "host"),
+    changing=("host",),
+    process=LastingProcess(
+        label="the gateway", entry="gateway link", socket="g", end="supervision.gateway_adoption:end_all"
+    ),
 )

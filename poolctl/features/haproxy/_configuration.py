@@ -12,9 +12,9 @@ from math import ceil
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from poolctl.gateway.backends import sticky_value
-from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.settings import GatewaySettings
+from poolctl.features.gateway.process.backends import sticky_value
+from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.routing.match import (
     DEFAULT,
     DOMAIN,

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from poolctl.gateway.backends import Backends
-from poolctl.gateway.endpoint import Endpoint, ServerFacts
-from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process.backends import Backends
+from poolctl.features.gateway.process.endpoint import Endpoint, ServerFacts
+from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
 from poolctl.json_form import Table
 from poolctl.routing.route import Route, StreamRoute
 

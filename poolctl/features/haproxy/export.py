@@ -17,11 +17,11 @@ from poolctl.config import (
     read_regular,
 )
 from poolctl.exit_codes import FAILED
+from poolctl.features.gateway.process.endpoint import Endpoint
 from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.supervision.gateway_plan import settings_of
 from poolctl.features.gateway.table import GatewayListener
-from poolctl.gateway.endpoint import Endpoint
 from poolctl.routing.route import Route, StreamRoute
-from poolctl.supervisor.gateway.gateway_plan import settings_of
 
 from ._configuration import HaproxyCertificate, HaproxyListener, configuration_of
 from .engine import haproxy_problems

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolctl.config import Tables
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.gateway_part import GatewayPart
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import Row, families_of
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.gateway.gateway_manager import GatewayManager
-from poolctl.supervisor.gateway.gateway_part import GatewayPart
 
 from ._endpoint import OperatorAddress
 from .client import OperatorSettings
@@ -58,7 +58,7 @@ class PoolOperator(GatewayPart):
         if self._address is not None:
             await self._address.attempted()
 
-    def metrics(self, reports: Table) -> Iterable[Family]:
+    def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         """See GatewayPart."""
         found = reports.get(_PACKAGE)
         return families_of(_METRICS, [(found, {})]) if found is not None else ()

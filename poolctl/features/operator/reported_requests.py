@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.gateway.edge import Edge
+from poolctl.features.gateway.process.edge import Edge
 from poolctl.json_form import Table, from_json
 from poolctl.routing.route import Route
 

@@ -12,8 +12,8 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from poolctl.features.gateway.supervision.target_sources import Activity
 from poolctl.platform import replace_file
-from poolctl.supervisor.gateway.target_sources import Activity
 
 from ._machine_starter import MachineStarter
 

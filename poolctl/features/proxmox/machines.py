@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from poolctl.config import Tables
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.gateway_part import GatewayPart
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.gateway.gateway_manager import GatewayManager
-from poolctl.supervisor.gateway.gateway_part import GatewayPart
 
 from ._inventory import ProxmoxInventory
 from .table import ProxmoxTable

@@ -22,6 +22,11 @@ from poolctl.config import Finding, Tables
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.gateway_part import GatewayPart
+from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
+from poolctl.features.gateway.supervision.target_sources import WithServices
+from poolctl.features.gateway.supervision.url_probes import UrlProbes
 from poolctl.features.gateway.table import RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
@@ -33,12 +38,7 @@ from poolctl.routing.route import REGISTRATION
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.gateway.gateway_manager import GatewayManager
-from poolctl.supervisor.gateway.gateway_part import GatewayPart
-from poolctl.supervisor.gateway.target_sources import WithServices
-from poolctl.supervisor.gateway.url_probes import UrlProbes
 from poolctl.supervisor.verbs.verb import Call, Verb
-from poolctl.supervisor.verbs.verbs import no_gateway_to_change
 
 from ._answers import RegistrationsResult
 from ._endpoint import RegistrationAddress
@@ -123,7 +123,7 @@ class TargetRegistration(GatewayPart):
         if self._is_address_used:
             await self._address.attempted()
 
-    def metrics(self, reports: Table) -> Iterable[Family]:
+    def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         """See GatewayPart."""
         found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts().items():

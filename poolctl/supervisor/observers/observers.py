@@ -6,10 +6,12 @@ What the configuration does not name is imported soon after the start, or when a
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.control.answers import Result
 from poolctl.control.observer_answers import HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
@@ -19,27 +21,22 @@ from poolctl.monitor.journal import Journal
 from ..active_configuration import PoolEnvironment
 from ..feature_parts import FeatureParts
 from ..takeover.state_store import StateStore
+from ..totals import Totals
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
 from .event_recorder import EventRecorder
 from .statistics import Statistics
-from .totals import Totals
 
 if TYPE_CHECKING:
     from .metrics_server import MetricsAddress
-    from .pool_health import HealthOfRoutes, PoolHealth
-    from .pool_metrics import GatewayFigures, PoolMetrics
+    from .pool_health import PoolHealth
+    from .pool_metrics import PoolMetrics
 
 # The modules that a start imports only for a configuration that names their features.
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
     "poolctl.supervisor.observers.pool_health",
 )
-
-if TYPE_CHECKING:
-
-    class ObservedGateway(GatewayFigures, HealthOfRoutes, Protocol):
-        """What the observers ask of the gateway."""
 
 
 class Observers:
@@ -64,7 +61,7 @@ class Observers:
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)
-        self.parts.begin(core, self._statistics.give_samples, store)
+        self.parts.begin(core, self._statistics.give_samples, self.totals, store)
 
     def record_events(self, adopted: int) -> None:
         """Record changes of the servers; `adopted` workers of the previous supervisor are there."""
@@ -76,24 +73,33 @@ class Observers:
         recorder = EventRecorder(self._core, self.events, self.totals)
         recorder.begin(adopted, self._daemon.identity())
 
-    async def begin_serving(self, verbs: Verbs, gateway: ObservedGateway) -> None:
-        """Answer the observers' verbs, and serve metrics, the gateway's too."""
-        self._gateway = gateway
+    async def begin_serving(self, verbs: Verbs) -> None:
+        """Answer the verbs of observers and features, and serve metrics."""
         verbs.add("stats", self._statistics.stats)
         verbs.add("monitor", self._statistics.monitor)
         verbs.add("metrics", self._metrics_verb)
         verbs.add("health", self._health_verb)
-        self.parts.add_verbs(verbs)
+        self.parts.add_to(verbs)
         self._configuration.follow(self._serve_metrics)
         if self._metrics is not None:
             await self._metrics.attempted()
 
     @property
     def problems(self) -> list[str]:
-        """The tables whose addresses cannot be served now, each with the reason."""
+        """The tables that cannot be served now, each with the reason."""
+        return [*self.parts.problems, *self._own_problems]
+
+    @property
+    def _own_problems(self) -> list[str]:
         metrics = self._metrics
-        own = [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
-        return [*own, *self.parts.problems]
+        return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
+
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of a command that changes servers, once the features follow; names tables that are not served."""
+        result = await self.parts.conclude(verb, call, result)
+        if verb == "start":
+            result = replace(result, warnings=(*result.warnings, *self._own_problems))
+        return result
 
     def flush(self) -> None:
         """Write pending events, and let features save everything for a successor."""
@@ -133,15 +139,15 @@ class Observers:
         return MetricsResult(text=text)
 
     async def _health_verb(self, call: Call) -> HealthResult:
-        """The health of the routes, or without a gateway of the servers."""
+        """The health of the routes and the servers."""
         return await self._pool_health().verb(call)
 
     def _pool_metrics(self) -> PoolMetrics:
         from .pool_metrics import PoolMetrics
 
-        return PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
+        return PoolMetrics(self._core, self._statistics, self._daemon.identity(), self.parts)
 
     def _pool_health(self) -> PoolHealth:
         from .pool_health import PoolHealth
 
-        return PoolHealth(self._core, self._gateway)
+        return PoolHealth(self._core, self.parts.route_healths)

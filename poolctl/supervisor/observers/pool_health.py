@@ -1,9 +1,10 @@
-"""The health of a pool in three depths: of its servers, and of the routes of its gateway."""
+"""The health of a pool in three depths: of its servers, and of the routes that lead to them."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from poolctl.control.observer_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
@@ -20,12 +21,8 @@ from ..verbs.verb import Call
 
 ROUTE, SERVER = "route", "server"
 
-
-class HealthOfRoutes(Protocol):
-    """The gateway of the pool, if it has one."""
-
-    async def healths(self) -> dict[str, RouteHealth] | None:
-        """The health of each route, by its alias; None without a gateway."""
+# The health of each route, by its name.
+RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 
 
 class HealthOfPool(NamedTuple):
@@ -54,16 +51,18 @@ class HealthOfPool(NamedTuple):
 class PoolHealth:
     """Answers the verb, and clients over HTTP."""
 
-    def __init__(self, core: Core, gateway: HealthOfRoutes) -> None:
+    def __init__(self, core: Core, route_healths: RouteHealths) -> None:
         self._core = core
-        self._gateway = gateway
+        self._route_healths = route_healths
 
     async def health(self, *, routes_only: bool = False) -> HealthOfPool:
         """The health of each route and each server."""
-        routes = await self._gateway.healths() or {}
+        routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
         serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
-        return HealthOfPool(routes, {each.name: _own_health(self._core, each) for each in entries}, serves)
+        return HealthOfPool(
+            dict(routes), {each.name: _own_health(self._core, each) for each in entries}, serves
+        )
 
     async def verb(self, call: Call) -> HealthResult:
         """The health in the depth that is asked for; exit code 3 if something does not serve that should."""

@@ -1,11 +1,10 @@
-"""The metrics of a pool: its servers, its own processes and its gateway."""
+"""The metrics of a pool: its servers, its own processes and its features."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from poolctl.control.answers import About
 from poolctl.core.core import Core
@@ -14,32 +13,22 @@ from poolctl.monitor.server_metrics import PARTS, ObservedServer, family_of, of_
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
 
+from ..feature_parts import FeatureParts
 from ..verbs.verb import selected
 from .statistics import Statistics
-
-
-class GatewayFigures(Protocol):
-    """The gateway of the pool, if it has one."""
-
-    @property
-    def pid(self) -> int | None:
-        """The pid of the gateway's process; None while there is no process."""
-
-    async def metrics(self) -> list[Family]:
-        """The current metrics of the gateway."""
 
 
 class PoolMetrics:
     """The metrics of one core; `identity` names its daemon."""
 
-    def __init__(self, core: Core, statistics: Statistics, identity: About, gateway: GatewayFigures) -> None:
-        self._gateway = gateway
+    def __init__(self, core: Core, statistics: Statistics, identity: About, parts: FeatureParts) -> None:
+        self._parts = parts
         self._core = core
         self._statistics = statistics
         self._identity = identity
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
-        """The pool, its servers and its gateway as they are now, or the selected servers."""
+        """The pool, its servers and its features as they are now, or the selected servers."""
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals
         servers = [
@@ -58,7 +47,7 @@ class PoolMetrics:
             families += part(servers)
             await asyncio.sleep(0)
         if selector is None or selector.selects_all:
-            families += await self._gateway.metrics()
+            families += await self._parts.metrics()
         # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
@@ -69,9 +58,8 @@ class PoolMetrics:
         spent = family_of(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
-        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid, "gateway": self._gateway.pid}
+        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid, **self._parts.pids}
         for process, pid in pids.items():
-            if pid is not None:
-                memory.add(memory_bytes(pid), process=process)
-                spent.add(cpu_seconds(pid), process=process)
+            memory.add(memory_bytes(pid), process=process)
+            spent.add(cpu_seconds(pid), process=process)
         return *of_pool(self._identity.name, self._identity.python, servers), memory, spent

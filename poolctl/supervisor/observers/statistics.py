@@ -33,9 +33,9 @@ from poolctl.monitor.server_figures import (
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
+from ..totals import Totals
 from ..verbs.server_documents import complaint_of, items
 from ..verbs.verb import Call, selected
-from .totals import Totals
 
 KEPT = 60
 SETTLED_SECONDS = 0.015

@@ -36,7 +36,7 @@ class Daemon(Protocol):
         ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of a command that changes servers, once the gateway follows; names servers that are not served."""
+        """The result of a command that changes servers, once the features follow; names tables that are not served."""
         ...
 
     def shut_down(self) -> int:
@@ -108,8 +108,8 @@ class VerbContext:
     events: Events
     daemon: Daemon
     configuration: ActiveConfiguration
+    over: asyncio.Event  # set when the supervisor ends
     build: RunningBuild = field(default_factory=RunningBuild)
-    over: asyncio.Event = field(default_factory=asyncio.Event)  # the supervisor ends
     endings: list[Finish] = field(default_factory=list)  # further steps to finish before that
 
 

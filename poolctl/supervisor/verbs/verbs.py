@@ -16,7 +16,7 @@ from poolctl.control.control_server import Progress, Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
-from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
+from poolctl.exit_codes import CONFLICT, FAILED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
@@ -36,7 +36,7 @@ _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 _OF_SERVERS = frozenset(
     {"start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove"}
 )
-AUDITED = _OF_SERVERS | {"upgrade", "host", *(verb for feature in features() for verb in feature.changing)}
+AUDITED = _OF_SERVERS | {"upgrade", *(verb for feature in features() for verb in feature.changing)}
 # Recorded with their values; the others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
@@ -47,23 +47,24 @@ class Verbs:
     """The pool as the control socket sees it."""
 
     def __init__(
-        self, core: Core, events: Events, daemon: Daemon, configuration: ActiveConfiguration
+        self,
+        core: Core,
+        events: Events,
+        daemon: Daemon,
+        configuration: ActiveConfiguration,
+        over: asyncio.Event,
     ) -> None:
         self._daemon = daemon
         self._core = core
         self.used = False
-        self._context = VerbContext(core, events, daemon, configuration)
+        self._context = VerbContext(core, events, daemon, configuration, over)
         self.build = self._context.build
         self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
-        self._extended: dict[str, list[Callable[[Call, Result], Awaitable[Result]]]] = {}
+        self._extensions: list[Callable[[str, Call, Result], Awaitable[Result]]] = []
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
             **changing_verbs.verbs(self._context),
-            "routes": _no_gateway,
-            "hosts": _no_gateway,
-            "registry": _no_gateway,
-            "host": no_gateway_to_change,
         }
 
     def complete(self) -> None:
@@ -75,14 +76,13 @@ class Verbs:
                     self._verbs = module.verbs(self._context) | self._verbs
             self._is_complete = True
 
-    def add(self, name: str, verb: Verb) -> Verb | None:
-        """Add another verb; returns the verb that it replaces, or None."""
-        before, self._verbs[name] = self._verbs.get(name), verb
-        return before
+    def add(self, name: str, verb: Verb) -> None:
+        """Add another verb."""
+        self._verbs[name] = verb
 
-    def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
-        """Let the answer of a verb go through this function too, after the earlier functions."""
-        self._extended.setdefault(name, []).append(extension)
+    def extend(self, extension: Callable[[str, Call, Result], Awaitable[Result]]) -> None:
+        """Let the answers of all verbs, given with their names, go through this function too."""
+        self._extensions.append(extension)
 
     def before_end(self, finish: Finish) -> None:
         """Await this when every server has been stopped, before the supervisor ends."""
@@ -139,8 +139,8 @@ class Verbs:
         if call.options.get("saves") is True:
             self._drift.expect_saved()
         result = await self._verbs[verb](call)
-        for extension in self._extended.get(verb, ()):
-            result = await extension(call, result)
+        for extension in self._extensions:
+            result = await extension(verb, call, result)
         if applied is not None:
             result = replace(result, changed=applied.changed)
         else:
@@ -148,11 +148,6 @@ class Verbs:
         if verb not in _OF_SERVERS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)
-
-    @property
-    def over(self) -> asyncio.Event:
-        """Set when the supervisor ends."""
-        return self._context.over
 
     def end(self) -> None:
         """End the streams of events, because the supervisor ends."""
@@ -191,18 +186,6 @@ def modules() -> list[str]:
     paths = import_module(_PACKAGE).__path__
     names = {name.removesuffix(".py") for path in paths for name in os.listdir(path) if name.endswith(".py")}
     return [f"{_PACKAGE}.{name}" for name in sorted(names - {"__init__"})]
-
-
-async def _no_gateway(call: Call) -> Result:
-    """No route and no host: this version has no gateway."""
-    return Result()
-
-
-async def no_gateway_to_change(call: Call) -> Result:
-    """The refusal to change routes or hosts."""
-    return _failed(
-        NOTHING_MATCHED, "the pool has no gateway", "a [gateway] or [[route]] in the file adds one"
-    )
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:

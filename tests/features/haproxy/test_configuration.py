@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.features.haproxy._configuration import (
     HaproxyCertificate,
     HaproxyConfiguration,
     HaproxyListener,
     configuration_of,
 )
-from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts

@@ -18,17 +18,17 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy._gateway import HaproxyGateway
-from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
-from poolctl.supervisor.gateway.gateway_manager import GatewayManager
-from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.programs import program

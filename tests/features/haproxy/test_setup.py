@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.features.haproxy._configuration import HaproxyListener, configuration_of
 from poolctl.features.haproxy._setup import HaproxySetup, changes
-from poolctl.gateway.endpoint import Endpoint
-from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.route import Route, Target
 
 ONE, TWO = Target(server="one"), Target(server="two")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.features.operator import FEATURE
 from poolctl.features.operator.client import OperatorSettings
-from poolctl.gateway.settings import GatewaySettings
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import Target
 from tests.unit.gateway.passing_stage import HEAD, Stage, app_route

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.features.gateway.process.endpoint import MachineState
+from poolctl.features.gateway.supervision.target_sources import Activity
 from poolctl.features.proxmox import _idle_machines, _machine_starter
 from poolctl.features.proxmox._inventory import ProxmoxInventory
-from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
-from poolctl.supervisor.gateway.target_sources import Activity
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, Cluster, play_with
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.features.gateway.process.endpoint import MachineState
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._inventory import ProxmoxInventory
-from poolctl.gateway.endpoint import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target

@@ -15,6 +15,7 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration.registrations import TargetRegistration
@@ -25,7 +26,6 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.unit.supervisor.desk import part_site

@@ -9,12 +9,12 @@ import pytest
 
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.features.gateway.supervision.server_facts import facts_of
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.active_configuration import PoolEnvironment
-from poolctl.supervisor.gateway.server_facts import facts_of
 from poolctl.supervisor.verbs.verbs import AUDITED
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import run, turns, web

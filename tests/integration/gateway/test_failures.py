@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.gateway.backends import Backends, HostManager
+from poolctl.features.gateway.process.backends import Backends, HostManager
 from poolctl.routing.route import BreakerRule, Limit, Route, Target
 from tests.ports import claim_port
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route

@@ -12,12 +12,12 @@ from typing import Any
 
 import uvloop
 
-from poolctl.gateway.backends import Backends, HostManager
-from poolctl.gateway.counts import Counts
-from poolctl.gateway.edge import Edge
-from poolctl.gateway.proxy.connection_pool import ConnectionPool
-from poolctl.gateway.proxy.serving import serve, serve_tls
-from poolctl.gateway.settings import GatewaySettings
+from poolctl.features.gateway.process.backends import Backends, HostManager
+from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.edge import Edge
+from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool
+from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
+from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, write_table
 

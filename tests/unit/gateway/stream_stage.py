@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from poolctl.gateway.backends import Backends, HostManager
-from poolctl.gateway.descriptor_limit import DescriptorLimit, StreamShare
-from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.passing import Passing
-from poolctl.gateway.settings import GatewaySettings
-from poolctl.gateway.streams.tcp import TcpStream
-from poolctl.gateway.streams.udp import UdpStream
+from poolctl.features.gateway.process.backends import Backends, HostManager
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, StreamShare
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.features.gateway.process.streams.tcp import TcpStream
+from poolctl.features.gateway.process.streams.udp import UdpStream
 from poolctl.routing.networks import is_within
 from poolctl.routing.route import StreamRoute, Target
 

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.gateway.backends import (
+from poolctl.features.gateway.process.backends import (
     Backend,
     Backends,
     HostManager,
@@ -18,8 +18,8 @@ from poolctl.gateway.backends import (
     RequestOutcome,
     RouteBackends,
 )
-from poolctl.gateway.counts import Counts
-from poolctl.gateway.endpoint import ProbeState, ServerFacts
+from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.endpoint import ProbeState, ServerFacts
 from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
 

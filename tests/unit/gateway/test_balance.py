@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.backends.balance import ConsistentHash, policy_of
+from poolctl.features.gateway.process.backends.balance import ConsistentHash, policy_of
 from poolctl.routing.route import POLICIES
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from poolctl.gateway.backends.breaker import Breaker
+from poolctl.features.gateway.process.backends.breaker import Breaker
 from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule
 

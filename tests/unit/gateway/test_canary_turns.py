@@ -8,11 +8,11 @@ from random import Random
 
 import pytest
 
-from poolctl.gateway.backends import RequestOutcome, RouteBackends
-from poolctl.gateway.backends.backend import Backend, CanaryBackend
-from poolctl.gateway.backends.canary_turns import CanaryTurns
-from poolctl.gateway.counts import Traffic
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.features.gateway.process.backends import RequestOutcome, RouteBackends
+from poolctl.features.gateway.process.backends.backend import Backend, CanaryBackend
+from poolctl.features.gateway.process.backends.canary_turns import CanaryTurns
+from poolctl.features.gateway.process.counts import Traffic
+from poolctl.features.gateway.process.endpoint import ServerFacts
 from poolctl.routing.route import POLICIES, BreakerRule, Limit, Route, Target
 from tests.unit.gateway import passing_stage, proxy_stage
 from tests.unit.gateway.proxy_stage import ok

@@ -7,7 +7,12 @@ import ssl
 
 import pytest
 
-from poolctl.gateway.tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
+from poolctl.features.gateway.process.tls.client_hello import (
+    MOST_BYTES,
+    ClientHello,
+    NoClientHello,
+    read_client_hello,
+)
 
 
 def client_hello(name: str | None = "users.example.com", protocols: tuple[str, ...] = ()) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.gateway.counts import REFUSED, TLS, Counts
+from poolctl.features.gateway.process.counts import REFUSED, TLS, Counts
 from poolctl.worker import tally
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway import acceptor
-from poolctl.gateway.descriptor_limit import DescriptorLimit, lowest_free
-from poolctl.gateway.proxy.leaving import leave
+from poolctl.features.gateway.process import acceptor
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.features.gateway.process.proxy.leaving import leave
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.certificates import certificate

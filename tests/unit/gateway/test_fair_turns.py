@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from poolctl.gateway.proxy import backend_connection, client_connection, request_body
-from poolctl.gateway.proxy.client_connection import MOST_REQUESTS_AT_ONCE
+from poolctl.features.gateway.process.proxy import backend_connection, client_connection, request_body
+from poolctl.features.gateway.process.proxy.client_connection import MOST_REQUESTS_AT_ONCE
 from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, ok, play
 

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 
 from poolctl import __version__
-from poolctl.gateway import gateway_server
-from poolctl.gateway.backends import Lease, RequestOutcome
-from poolctl.gateway.endpoint import MachineState, ServerFacts
-from poolctl.gateway.gateway_server import GatewayServer
-from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process import gateway_server
+from poolctl.features.gateway.process.backends import Lease, RequestOutcome
+from poolctl.features.gateway.process.endpoint import MachineState, ServerFacts
+from poolctl.features.gateway.process.gateway_server import GatewayServer
+from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.supervision.gateway_adoption import OrphanedGateway, find
+from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.keeper import connection_handover, pool_files, wire
 from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners import supervised_process
 from poolctl.runners.process_link import Descriptor
-from poolctl.supervisor.gateway.gateway_adoption import OrphanedGateway, find
-from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 
 DEADLINE_SECONDS = 60.0
 

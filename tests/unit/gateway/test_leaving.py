@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.proxy import client_connection
-from poolctl.gateway.proxy.client_connection import ClientConnection
-from poolctl.gateway.proxy.leaving import MOST_PASSABLE
-from poolctl.gateway.waiting_connections import WaitingConnections
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.proxy import client_connection
+from poolctl.features.gateway.process.proxy.client_connection import ClientConnection
+from poolctl.features.gateway.process.proxy.leaving import MOST_PASSABLE
+from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import Connection
 from tests.unit.gateway.passing_stage import Pair, Stage, app_route, play, until
 from tests.unit.gateway.proxy_stage import Backend, ok, route

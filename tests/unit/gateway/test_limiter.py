@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.backends.limiter import Limiter, WaitQueue
+from poolctl.features.gateway.process.backends.limiter import Limiter, WaitQueue
 from poolctl.routing.route import Limit
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway import machines
-from poolctl.gateway.endpoint import MachineState
+from poolctl.features.gateway.process import machines
+from poolctl.features.gateway.process.endpoint import MachineState
 from poolctl.json_form import to_json
 from poolctl.routing.route import Route, Target
 from tests.unit.gateway import proxy_stage

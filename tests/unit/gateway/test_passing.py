@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway import acceptor, waiting_connections
-from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.passing import Passing
-from poolctl.gateway.waiting_connections import WaitingConnections
+from poolctl.features.gateway.process import acceptor, waiting_connections
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
 from tests.certificates import certificate
 from tests.unit.gateway.passing_stage import DEADLINE, HEAD, Stage, app_route, play, until

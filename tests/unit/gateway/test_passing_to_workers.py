@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway import passing
+from poolctl.features.gateway.process import passing
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import RouteTable

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from poolctl.gateway.proxy.timer_wheel import SLOT_SECONDS, Timer, TimerWheel
+from poolctl.features.gateway.process.proxy.timer_wheel import SLOT_SECONDS, Timer, TimerWheel
 from poolctl.routing.route import BreakerRule, Limit
 from poolctl.worker import tally
 from tests.unit.gateway.proxy_stage import Backend, Script, Stage, Wire, play, route

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from poolctl.gateway.proxy import client_connection, exchange
-from poolctl.gateway.proxy.serving import serve
+from poolctl.features.gateway.process.proxy import client_connection, exchange
+from poolctl.features.gateway.process.proxy.serving import serve
 from poolctl.routing.route import Limit, Route, Target
 from poolctl.worker import tally
 from tests.http_corpus import RESPONSES, ResponseCase

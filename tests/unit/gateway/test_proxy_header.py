@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.proxy_header import MOST_BYTES, NoProxyHeader, ProxyHeader, read_proxy_header
+from poolctl.features.gateway.process.proxy_header import (
+    MOST_BYTES,
+    NoProxyHeader,
+    ProxyHeader,
+    read_proxy_header,
+)
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 

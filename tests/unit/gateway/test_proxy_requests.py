@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.proxy.forwarded_head import Forwarding
-from poolctl.gateway.proxy.proxied_request import read_request
+from poolctl.features.gateway.process.proxy.forwarded_head import Forwarding
+from poolctl.features.gateway.process.proxy.proxied_request import read_request
 from poolctl.http.message_head import BadMessage, RequestHead
 from poolctl.routing.route import Route
 from tests.http_corpus import REQUESTS, RequestCase

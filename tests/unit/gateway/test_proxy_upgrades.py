@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway.proxy import client_connection, connection_pool
-from poolctl.gateway.proxy.serving import drain
-from poolctl.gateway.tls.listener_certificates import ListenerCertificates
-from poolctl.gateway.tls.tls_reading import BUFFER_BYTES
+from poolctl.features.gateway.process.proxy import client_connection, connection_pool
+from poolctl.features.gateway.process.proxy.serving import drain
+from poolctl.features.gateway.process.tls.listener_certificates import ListenerCertificates
+from poolctl.features.gateway.process.tls.tls_reading import BUFFER_BYTES
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, ok, play, route
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 
-from poolctl.gateway.proxy.serving import serve
+from poolctl.features.gateway.process.proxy.serving import serve
 from poolctl.keeper.connection_handover import Connection
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, _pair, ok, play
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from poolctl.gateway.streams.socket_events import SocketEvents
+from poolctl.features.gateway.process.streams.socket_events import SocketEvents
 from tests.unit.gateway.stream_stage import Run, run, until
 
 __all__ = ["run"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from poolctl.gateway.descriptor_limit import DescriptorLimit
+from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit
 
 from .stream_stage import Run, StreamEdge, a_route, run, tcp, udp, until
 from .test_tcp import backend as tcp_backend

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.streams import flow
-from poolctl.gateway.streams import tcp as tcp_module
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.streams import flow
+from poolctl.features.gateway.process.streams import tcp as tcp_module
 from poolctl.keeper import connection_handover
 from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway.streams import udp as udp_module
+from poolctl.features.gateway.process.streams import udp as udp_module
 from poolctl.routing.route import BreakerRule, Timeouts
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, udp, until

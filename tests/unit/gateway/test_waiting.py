@@ -11,7 +11,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from poolctl.gateway.backends import Backends, HostManager, Lease, NoBackend, RequestOutcome, RouteBackends
+from poolctl.features.gateway.process.backends import (
+    Backends,
+    HostManager,
+    Lease,
+    NoBackend,
+    RequestOutcome,
+    RouteBackends,
+)
 from poolctl.routing.route import BreakerRule, Limit, Route, Target
 from tests.virtual_loop import VirtualLoop
 

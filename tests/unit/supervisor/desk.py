@@ -54,8 +54,8 @@ class Files(ActiveConfiguration):
 
 def part_site(core: Core, events: Events, environment: Any = None) -> PartSite:
     """The objects that a feature's part is made with; those that are not given are not there."""
-    store: Any = None
-    return PartSite(environment, core, events, lambda take: None, store)
+    absent: Any = None
+    return PartSite(environment, core, events, lambda take: None, absent, absent, absent, asyncio.Event())
 
 
 class Fixed(Random):
@@ -81,7 +81,7 @@ class Desk:
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
         self.over = False
         self.files = Files(servers)
-        self.verbs = Verbs(self.core, self.events, self, self.files)
+        self.verbs = Verbs(self.core, self.events, self, self.files, asyncio.Event())
 
     def identity(self) -> About:
         return from_json(About, {"keeper_pid": 1})

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.config import MASK, ServerConfig, Tables
+from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.keeper.pool_files import KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable
-from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -358,9 +358,8 @@ routes = {"poolctl.routing.match", "poolctl.features.gateway.table"}
 assert not routes & set(sys.modules)
 from poolctl.supervisor import feature_parts, health
 from poolctl.supervisor.observers import observers
-from poolctl.supervisor.gateway import pool_gateway
 from poolctl.supervisor.verbs import verbs
-for part in (health, observers, pool_gateway):
+for part in (health, observers):
     for name in part.MODULES:
         __import__(name)
 for name in (*verbs.modules(), *feature_parts.modules()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -49,7 +50,7 @@ class DeskWithFiles(Desk):
         files.accept(resolved)
         desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
-        desk.verbs = Verbs(desk.core, desk.events, desk, files)
+        desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
         return desk
 
     file: Path

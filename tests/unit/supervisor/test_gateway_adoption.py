@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.features.gateway.supervision import gateway_adoption
+from poolctl.features.gateway.supervision.gateway_adoption import GatewaySearch
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
 from poolctl.runners.process_link import Link
-from poolctl.supervisor.gateway import gateway_adoption
-from poolctl.supervisor.gateway.gateway_adoption import GatewaySearch
 from tests.unit.gateway.test_gateway_server import Stage, orphans, run
 from tests.unit.runners.test_keeper_link import Peer
 

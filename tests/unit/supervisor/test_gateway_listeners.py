@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from poolctl.config import Tables
+from poolctl.features.gateway.process.settings import TCP, ListenerSettings
+from poolctl.features.gateway.supervision.gateway_listeners import GatewayListeners
+from poolctl.features.gateway.supervision.gateway_plan import Certificate, GatewayPlan, plan_of
 from poolctl.features.gateway.table import GatewayConfig
-from poolctl.gateway.settings import TCP, ListenerSettings
 from poolctl.routing.route import StreamRoute, Target
-from poolctl.supervisor.gateway.gateway_listeners import GatewayListeners
-from poolctl.supervisor.gateway.gateway_plan import Certificate, GatewayPlan, plan_of
 from tests.ports import claim_port
 from tests.unit.core.ordered_core import run
 

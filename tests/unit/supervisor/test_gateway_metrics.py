@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
-from poolctl.gateway.counts import TIMEOUT, Counts
+from poolctl.features.gateway.process.counts import TIMEOUT, Counts
+from poolctl.features.gateway.supervision import gateway_metrics
+from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.exposition import render
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
-from poolctl.supervisor.gateway import gateway_metrics
-from poolctl.supervisor.gateway.computed_routes import RouteSet
-from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
 from poolctl.worker import tally
 
 ROUTES = RouteSet(

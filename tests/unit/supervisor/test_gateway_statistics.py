@@ -7,14 +7,20 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-from poolctl.gateway.counts import Counts
-from poolctl.gateway.settings import UDP, ListenerSettings
+from poolctl.control.answers import Result
+from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.settings import UDP, ListenerSettings
+from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
+from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.routing.route import Route, Target
 from poolctl.runners.process_watchdog import identity
-from poolctl.supervisor.gateway.computed_routes import RouteSet
-from poolctl.supervisor.gateway.gateway_statistics import GatewayStatistics
 from tests.unit.core.ordered_core import run, web
-from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.desk import Desk, part_site
+
+
+async def _unchanged(result: Result) -> Result:
+    return result
 
 
 class Process:
@@ -57,7 +63,10 @@ class Stage(Desk):
         )  # fmt: skip
         totals: Any = SimpleNamespace(passed_to_the_ended=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
-        self.statistics.add_to(self.verbs)
+        part = PoolGateway(part_site(self.core, self.events))
+        verbs: Any = SimpleNamespace(warn=_unchanged)
+        part._manager, part._statistics, part._verbs = self.manager, self.statistics, verbs
+        self.verbs.extend(part.extend)
 
     async def gateway(self, verb: str, *targets: str) -> Any:
         return (await self.ask(verb, *targets)).get("gateway")

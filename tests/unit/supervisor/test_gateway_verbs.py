@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from poolctl.features.gateway.supervision.gateway_verbs import host_order
 from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.gateway.gateway_verbs import host_order
 
 
 def test_order_names_an_operation_hosts_and_a_time() -> None:

@@ -27,9 +27,9 @@ class Routes:
     """A gateway whose routes have this health."""
 
     def __init__(self, **healths: RouteHealth) -> None:
-        self.found: dict[str, RouteHealth] | None = healths or None
+        self.found = healths
 
-    async def healths(self) -> dict[str, RouteHealth] | None:
+    async def healths(self) -> dict[str, RouteHealth]:
         return self.found
 
 
@@ -40,7 +40,7 @@ async def asked(health: PoolHealth, **options: Any) -> tuple[int, list[dict[str,
 
 def test_health_of_routes_is_shown_in_three_depths() -> None:
     async def work() -> None:
-        health = PoolHealth(Desk().core, Routes(users=WELL, old=BROKEN))
+        health = PoolHealth(Desk().core, Routes(users=WELL, old=BROKEN).healths)
         code, items = await asked(health)
         assert (code, items[0]["uptime_seconds"], items[1]["detail"]) == (3, 3.0, BROKEN.detail)
         assert "detail" not in (await asked(health, depth="summary"))[1][1]
@@ -57,7 +57,7 @@ def test_health_of_routes_is_shown_in_three_depths() -> None:
 def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
     async def work() -> None:
         desk = Desk(web("good"), web("bad"), web("off", disabled=True))
-        health = PoolHealth(desk.core, Routes())
+        health = PoolHealth(desk.core, Routes().healths)
         code, items = await asked(health, depth="simple")
         assert (code, [each["status"] for each in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
         await desk.ask("start", "good")
@@ -74,7 +74,7 @@ def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
 def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve() -> None:
     async def work() -> None:
         routes = Routes(users=WELL)
-        server = MetricsServer(Any, PoolHealth(Desk().core, routes), "/metrics")  # type: ignore[arg-type]
+        server = MetricsServer(Any, PoolHealth(Desk().core, routes.healths), "/metrics")  # type: ignore[arg-type]
         listener = socket.create_server(("127.0.0.1", 0))
         where = listener.getsockname()
         server.serve([listener], 10)
@@ -117,7 +117,7 @@ def test_details_are_for_clients_of_this_machine() -> None:
 def test_health_of_the_servers_agrees_with_status() -> None:
     async def work() -> None:
         desk = Desk(web("web"))
-        health = PoolHealth(desk.core, Routes())
+        health = PoolHealth(desk.core, Routes().healths)
         seen = []
         for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
             await desk.ask(verb, "web")
@@ -135,7 +135,7 @@ def test_health_of_the_servers_agrees_with_status() -> None:
 def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() -> None:
     async def work() -> None:
         desk = Desk(web("users"))
-        health = PoolHealth(desk.core, Routes(users=WELL))
+        health = PoolHealth(desk.core, Routes(users=WELL).healths)
         code, items = await asked(health, depth="simple")
         assert (code, items) == (3, [
             {"name": "users", "kind": "route", "status": "healthy"},

@@ -13,9 +13,11 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
-from poolctl.gateway.backends import READY, SLEEPING, STARTING, Backends, HostManager
-from poolctl.gateway.counts import Counts
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.features.gateway.process.backends import READY, SLEEPING, STARTING, Backends, HostManager
+from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.route_figures import RouteFigures
 from poolctl.routing.registration_report import SERVING, SILENT, RegistrationReport
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
@@ -23,8 +25,6 @@ from poolctl.routing.route_report import RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status
-from poolctl.supervisor.gateway.computed_routes import RouteSet
-from poolctl.supervisor.gateway.route_figures import RouteFigures
 from poolctl.worker import tally
 from tests.serving import blank_page
 

@@ -12,9 +12,9 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.config import ServerConfig
-from poolctl.supervisor.observers.totals import Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import LATEST_SECONDS, SOON_SECONDS, SaveTimer, StateStore
+from poolctl.supervisor.totals import Totals
 from poolctl.worker import tally
 
 from .desk import Desk

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from poolctl.supervisor import feature_parts, health, managed_pool
-from poolctl.supervisor.gateway import pool_gateway
 from poolctl.supervisor.managed_pool import import_slowly
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.verbs import verbs
@@ -31,7 +30,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
     changing = [f"poolctl.supervisor.verbs.{name}" for name in ("reload", "upgrade")]
     assert set(changing) <= set(verbs.modules())
-    names = [*health.MODULES, *observers.MODULES, *pool_gateway.MODULES, *feature_parts.modules(), *changing]
+    names = [*health.MODULES, *observers.MODULES, *feature_parts.modules(), *changing]
     look = f"""
 import sys
 import poolctl.supervisor.__main__
@@ -53,7 +52,7 @@ there = set(sys.modules)
 from poolctl.supervisor.verbs import reload, upgrade
 from poolctl.supervisor.health import recovery, heartbeat
 from poolctl.supervisor.observers import pool_metrics, metrics_server
-from poolctl.supervisor.gateway import computed_routes, gateway_adoption, gateway_metrics, gateway_process
+from poolctl.features.gateway.supervision import computed_routes, gateway_adoption, gateway_metrics, gateway_process
 late = set(sys.modules) - there
 assert not late, late
 """

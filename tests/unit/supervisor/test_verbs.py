@@ -39,10 +39,11 @@ def test_answer_of_a_verb_goes_through_all_that_extend_it_in_their_order() -> No
         desk = Desk(web())
         for word in ("one", "two"):
 
-            async def warn(call: Call, result: Result, word: str = word) -> Result:
+            async def warn(verb: str, call: Call, result: Result, word: str = word) -> Result:
+                assert verb == "list"
                 return replace(result, warnings=(*result.warnings, word))
 
-            desk.verbs.extend("list", warn)
+            desk.verbs.extend(warn)
         assert (await desk.ask("list"))["warnings"] == ["one", "two"]
 
     run(scenario())

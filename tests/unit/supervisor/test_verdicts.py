@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.gateway.backends import Backend, Lease, RequestOutcome, RouteBackends
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.features.gateway.process.backends import Backend, Lease, RequestOutcome, RouteBackends
+from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.monitor.exposition import render
 from poolctl.routing.route import BreakerRule, Route, Target
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.gateway.computed_routes import RouteSet
-from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
 from poolctl.supervisor.observers.pool_health import PoolHealth
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run
@@ -139,7 +139,7 @@ def test_choice_routes_health_hosts_and_metrics_agree(case: Case) -> None:
         assert host["available"] is chosen or case.breaker == "pause is over"
 
         async def work() -> None:
-            observed = PoolHealth(Desk().core, Routes(health))
+            observed = PoolHealth(Desk().core, Routes(health).healths)
             answer = await observed.verb(Call(Selector(), {}, lambda line: None))
             serves = case.expected in ("healthy", "napping")
             assert (answer.exit_code, (await observed.health()).serves) == (0 if serves else 3, serves)

@@ -1,0 +1,1 @@
+"""The gateway's process: it accepts clients, and passes or proxies their requests."""

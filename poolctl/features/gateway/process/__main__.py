@@ -1,0 +1,87 @@
+"""The zygote of a pool's gateways: it has imported their modules, and forks a gateway on each request.
+
+A killed gateway is replaced by another fork, which takes a few milliseconds instead of an interpreter's start and its
+imports. It knows no settings, routes or certificates: a gateway gets them from the supervisor after the fork. It ends
+with its link, descriptor 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import socket
+
+import uvloop
+
+from poolctl.feature import features
+from poolctl.keeper import wire
+from poolctl.platform import name_process, raise_descriptor_limit
+from poolctl.runners.process_watchdog import PING
+from poolctl.runners.supervised_process import LINK_FD
+
+from .gateway_server import GatewayServer
+
+
+def main() -> None:
+    """Fork gateways until the link ends; in a fork, serve until the supervisor orders it to end."""
+    name_process("poolctl-gwfork")
+    for feature in features():
+        if feature.gateway:
+            feature.load(feature.gateway)
+    raise_descriptor_limit()
+    gc.collect()
+    gc.freeze()
+    if not _fork_for_requests():
+        return
+    name_process("poolctl-gateway")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(GatewayServer().run())
+
+
+def _fork_for_requests() -> bool:
+    """Fork gateways; returns True in each fork, where the link is its own, and False once the zygote's link ends."""
+    link = wire.over(LINK_FD)
+    # A process that waits in epoll needs no ping (see waits_for_events).
+    with link, select.epoll() as requests:
+        requests.register(link, select.EPOLLIN)
+        wire.send(link, {"t": "up"}, wait=True)
+        while True:
+            requests.poll()
+            received = wire.receive(link)
+            if received is None or received[0].get("t") == "end":
+                return False
+            message, fds = received
+            if message == PING:
+                wire.send(link, {"t": "pong", "pid": os.getpid()}, wait=True)
+            elif message.get("t") == "fork" and _fork(link, message):
+                (fd,) = fds
+                break
+            for each in fds:
+                os.close(each)
+    os.dup2(fd, LINK_FD, inheritable=False)
+    os.close(fd)
+    return True
+
+
+def _fork(link: socket.socket, message: wire.Message) -> bool:
+    """Fork twice, so that the gateway's parent is the keeper; returns whether this process is the gateway."""
+    try:
+        between = os.fork()
+        if between:
+            os.waitpid(between, 0)
+            return False
+        pid = os.fork()
+    except OSError as error:
+        wire.send(link, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
+        return False
+    if pid:
+        wire.send(link, {"id": message["id"], "pid": pid}, wait=True)
+        os._exit(0)
+    os.setsid()
+    return True
+
+
+if __name__ == "__main__":
+    main()

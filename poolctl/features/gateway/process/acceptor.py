@@ -1,0 +1,454 @@
+"""Takes new connections and connections that workers give back, and passes each to a worker or to the proxy.
+
+The request's head is peeked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
+to a worker; the proxy serves everything else. A TLS connection is passed by the host in its ClientHello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any
+
+from poolctl.http.message_head import RequestHead, canonical_head
+from poolctl.keeper import connection_handover
+from poolctl.keeper.batch_size import BatchSize
+from poolctl.keeper.connection_handover import MOST_HOPS, Routed
+from poolctl.keeper.wire import WireError
+from poolctl.platform import close_promptly
+from poolctl.routing.decision import admits, passed_host, passed_match
+from poolctl.routing.route import Route
+from poolctl.routing.route_table import Match
+
+from .backends import SLEEPING, NoBackend
+from .descriptor_limit import is_exhausted
+from .edge import Edge
+from .proxy.client_connection import Peer
+from .proxy.serving import serve, serve_tls
+from .proxy.sleeping_answers import report_arrival, spares_server
+from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
+from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
+from .settings import ListenerSettings
+from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
+from .waiting_connections import WaitingConnection
+
+_AT_ONCE = 16
+# Pause after running out of descriptors or memory, or reaching the maximum number of connections.
+_AGAIN_SECONDS = 0.1
+_RETRY_AFTER_SECONDS = 1
+# Most heads and ClientHellos are smaller.
+_PEEK_BYTES = 4096
+_LEAST_SECONDS = 0.1
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_NO_LINGER = bytes(8)
+_TLS_HANDSHAKE = b"\x16"
+_USUAL_HOST_HEADER = "host"
+_HTTP_1_1 = "http/1.1"
+
+
+class Acceptor:
+    """Accepts the connections of a listener, which stays open when this is closed."""
+
+    def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
+        self._edge = edge
+        self._listener: Any = listener
+        self._settings = settings
+        # As numbers: members of an enumeration take longer than the system call.
+        self._kind = int(listener.family), int(listener.type), int(listener.proto)
+        self._batch = BatchSize(_AT_ONCE)
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = True
+        self._begin()
+
+    def close(self) -> None:
+        """Stop accepting connections."""
+        self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._edge.loop.remove_reader(self._listener.fileno())
+
+    def _begin(self) -> None:
+        self._edge.loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        batch = self._batch
+        for number in range(batch.size):
+            if not self._accept_one(first=number == 0):
+                batch.took(number)
+                return
+        batch.took(batch.size)
+
+    def _accept_one(self, *, first: bool) -> bool:
+        """Accept the next connection; False if there is none now, or no room. The first call always finds one."""
+        edge, descriptors = self._edge, self._edge.descriptors
+        full = is_full(edge)
+        if full or descriptors.few():
+            if first and not (edge.evict_client() if full else edge.evict()):
+                self._pause()
+            # Retried after the evicted connection's descriptor is closed.
+            return False
+        try:
+            fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if not (is_exhausted(error) and edge.evict()):
+                self._pause()
+            return False
+        descriptors.opened(fd)
+        # Served before the next is accepted, so that only one connection is lost if this process is killed.
+        sock = socket.socket(*self._kind, fileno=fd)
+        client = address[0] if isinstance(address, tuple) else ""
+        seconds = edge.settings.head_seconds
+        if self._settings.accept_proxy and edge.is_trusted(client):
+            _begin(ReportingConnection(edge, sock, client, self._settings), seconds)
+        else:
+            _begin(_arriving(edge, sock, client, self._settings), seconds)
+        return True
+
+    def _pause(self) -> None:
+        """Leave new connections in the backlog for a moment."""
+        self._edge.loop.remove_reader(self._listener.fileno())
+        self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+
+
+class GivenBack:
+    """Takes the connections that come back from workers, and the connections left in a pair that was closed.
+
+    Decides the further route of connections that are queued for a withdrawn server, and of connections that leave the
+    proxy.
+    """
+
+    def __init__(self, edge: Edge, take_end: socket.socket) -> None:
+        self._edge = edge
+        self._take_end = take_end
+        self._timer: asyncio.TimerHandle | None = None
+        edge.passing.decide_again = self._decide_again
+        self._begin()
+
+    def close(self) -> None:
+        """Stop taking connections; waiting connections are left to another process."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._edge.loop.remove_reader(self._take_end.fileno())
+
+    def _begin(self) -> None:
+        self._edge.loop.add_reader(self._take_end.fileno(), self._take)
+
+    def _take(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                taken = connection_handover.take(self._take_end)
+            except (BlockingIOError, InterruptedError):
+                return
+            except connection_handover.NoRoom:
+                if not self._edge.evict():
+                    self.close()
+                    self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                return
+            except WireError:
+                continue
+            except OSError:
+                taken = None
+            if taken is None:
+                self.close()
+                return
+            settings = self._edge.settings
+            seconds = settings.keep_alive_seconds if taken.asked else settings.head_seconds
+            if taken.until is not None:
+                seconds = min(seconds, max(_LEAST_SECONDS, taken.until - time.monotonic()))
+            self._decide(taken, taken.routed, seconds, is_new=True)
+
+    def _decide_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
+        self._decide(sock, routed, self._edge.settings.head_seconds if seconds is None else seconds)
+
+    def _decide(
+        self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
+    ) -> None:
+        """Route the connection again. `is_new`: it was not among the open connections before."""
+        received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
+        try:
+            # Closing must not block, even if an application has set SO_LINGER (socket(7)).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            peer = sock.getpeername()
+            first = received or sock.recv(1, _PEEK)
+        except BlockingIOError:
+            first = b""
+        except OSError:
+            close_promptly(sock.detach())
+            return
+        client = peer[0] if isinstance(peer, tuple) else ""
+        if is_new and first != _TLS_HANDSHAKE and not self._edge.workers_keep:
+            # A worker may have kept a duplicate, and would read requests for another user's server.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            close_promptly(sock.detach())
+        elif is_new and not self._has_room(sock):
+            self._refuse(sock, first)
+        elif first == _TLS_HANDSHAKE:
+            _begin(TlsConnection(self._edge, sock, client, ""), seconds)
+        else:
+            _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
+
+    def _has_room(self, sock: socket.socket) -> bool:
+        """Whether there is room for another client, if necessary after evicting one."""
+        edge = self._edge
+        edge.descriptors.opened(sock.fileno())
+        if is_full(edge) and not edge.evict_client():
+            return False
+        return not edge.descriptors.few() or edge.evict()
+
+    def _refuse(self, sock: socket.socket, first: bytes) -> None:
+        """Answer the request: with its connection left in the pair, the client would wait without a limit."""
+        if first == _TLS_HANDSHAKE:
+            self._edge.passing.refuse_tls(sock)
+        elif first:
+            self._edge.passing.refuse(sock, 503, _RETRY_AFTER_SECONDS)
+        else:
+            close_promptly(sock.detach())
+
+
+class Arriving(WaitingConnection):
+    """A connection of which the head, or the ClientHello, is not known yet."""
+
+    __slots__ = ("client", "data", "edge", "reported")
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str) -> None:
+        super().__init__(sock)
+        self.edge = edge
+        self.client = client
+        self.reported: Peer | None = None  # the client, if a trusted proxy has reported it
+        self.data = b""  # the bytes peeked at so far
+
+    @property
+    def most_seconds(self) -> float:
+        return self.edge.settings.head_seconds
+
+    def peek(self, most_bytes: int) -> bytes | None:
+        """The unread bytes in the socket, without reading them; None if there are none yet, b"" after its end."""
+        try:
+            data = self.sock.recv(_PEEK_BYTES, _PEEK)
+            return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def pass_on(
+        self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
+    ) -> bool:
+        """Whether the connection was given to a worker, or refused; otherwise the proxy serves it.
+
+        `head` is the head of the request; a connection without a head has TLS.
+        """
+        edge, passing, tls = self.edge, self.edge.passing, head is None
+        if self.reported is not None:
+            return False  # a worker would take the proxy for the client
+        for server in match.servers:
+            if passing.passes(server, tls=tls):
+                break
+        else:
+            return False
+        route = match.route
+        backends = edge.backends.of(route)
+        backend = backends.choose(self.client)
+        if isinstance(backend, NoBackend):
+            self._count(route, head)
+            if tls:
+                passing.refuse_tls(self.sock, route=route.alias)
+            else:
+                status, seconds = backend.status, backend.retry_after_seconds
+                passing.refuse(self.sock, status, seconds, route=route.alias)
+            return True
+        server = backend.key
+        spared = (
+            backend.rank == SLEEPING and head is not None and spares_server(route, head.method, head.path)
+        )
+        if spared or not passing.passes(server, tls=tls):
+            return False
+        self._count(route, head)
+        if backend.rank == SLEEPING:
+            edge.wake(server)  # otherwise the connection would do it, which takes longer
+        canary = backend.canary
+        if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
+            server = canary.key
+        trusted = edge.is_trusted(self.client)
+        generation = edge.table.generation
+        sent = passing.pass_on(
+            server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
+        )
+        if sent:
+            backends.passed(backend)
+        else:
+            backend.counts.began()
+            backend.counts.disconnected()
+        return True
+
+    def _count(self, route: Route, head: RequestHead | None) -> None:
+        """Report the arrival of a connection that the proxy does not serve to the parts of features."""
+        method, path = (b"", b"") if head is None else (head.method, head.path)
+        report_arrival(self.edge, route, method, path)
+
+
+class PlainConnection(Arriving):
+    """A connection without TLS. `received` was read by a worker, and precedes the unread bytes in the socket."""
+
+    __slots__ = ("hops", "received", "scanned")
+
+    def __init__(
+        self, edge: Edge, sock: socket.socket, client: str, received: bytes = b"", hops: int = 0
+    ) -> None:
+        super().__init__(edge, sock, client)
+        self.received = received
+        self.hops = hops
+        self.scanned = 0  # number of bytes known to contain no complete head
+
+    def on_readable(self, *, ended: bool) -> bool:
+        unread = self.peek(self.edge.settings.max_head_bytes)
+        if unread is None and not self.received:
+            return not ended
+        data = self.received + unread if unread else self.received
+        if RequestHead.is_incomplete(data, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
+            self.scanned = len(data)
+            self.silent = self.silent and not data
+            # A client that has closed its side has not sent a request.
+            return not ended and unread != b""
+        self.data = data
+        return False
+
+    def serve(self) -> None:
+        edge, data = self.edge, self.data
+        if not data:
+            self.close()
+        elif self.hops >= MOST_HOPS:
+            message = f"a connection from {self.client} was given back by workers {self.hops} times"
+            edge.event_at_times("misdirected connection closed", message=message, severity="warning")
+            edge.passing.refuse(self.sock, 421)
+        elif not self._passed(data):
+            serve(edge, self.sock, self.received, self.reported)
+
+    def _passed(self, data: bytes) -> bool:
+        edge = self.edge
+        head = canonical_head(data)
+        if head is None:
+            if RequestHead.is_incomplete(data):
+                edge.passing.refuse(self.sock, 431)
+                return True
+            return False
+        match = passed_match(head, edge.table)
+        if match is None or edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
+            return False
+        if not admits(match.route, self.client, trusted=edge.is_trusted(self.client)):
+            return False
+        return self.pass_on(match, head, self.hops, self.received)
+
+    def on_deadline(self) -> None:
+        if self.scanned:
+            self.edge.passing.refuse(self.sock, 408)
+        else:
+            self.close()
+
+
+class TlsConnection(Arriving):
+    """A connection with TLS, on the listener with this address ("" if that is not known)."""
+
+    __slots__ = ("bind", "hello")
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str, bind: str) -> None:
+        super().__init__(edge, sock, client)
+        self.bind = bind
+        self.hello: ClientHello | None = None
+
+    def on_readable(self, *, ended: bool) -> bool:
+        data = self.peek(MOST_BYTES)
+        if data is None:
+            return not ended
+        self.data = data
+        try:
+            self.hello = read_client_hello(data) if data else None
+            if data and self.hello is None and len(data) < MOST_BYTES:
+                self.data = b""
+                return not ended
+        except NoClientHello:
+            self.data = b""
+        return False
+
+    def serve(self) -> None:
+        edge, hello = self.edge, self.hello
+        if not self.data:
+            self.close()
+            return
+        if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
+            match = passed_host(hello.server_name, edge.table) if hello.server_name else None
+            if (
+                match is not None
+                and admits(match.route, self.client, trusted=edge.is_trusted(self.client))
+                and self.pass_on(match)
+            ):
+                return
+        context = edge.certificates.context(self.bind, hello.server_name if hello is not None else "")
+        if context is None:
+            edge.passing.refuse_tls(self.sock, unknown_name=True)
+        else:
+            serve_tls(edge, self.sock, context, self.reported)
+
+
+class ReportingConnection(Arriving):
+    """A trusted proxy's connection, which begins with a header of the PROXY protocol."""
+
+    __slots__ = ("header", "settings", "until")
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> None:
+        super().__init__(edge, sock, client)
+        self.settings = settings
+        self.header: ProxyHeader | None = None
+        self.until = edge.now() + edge.settings.head_seconds
+
+    def on_readable(self, *, ended: bool) -> bool:
+        data = self.peek(MOST_HEADER_BYTES)
+        if data is None:
+            return not ended
+        try:
+            self.header = read_proxy_header(data) if data else None
+        except NoProxyHeader:
+            return False
+        return bool(data) and self.header is None and not ended
+
+    def serve(self) -> None:
+        edge, header = self.edge, self.header
+        if header is None:
+            self.close()
+            return
+        try:
+            self.sock.recv(header.size)
+        except OSError:
+            self.close()
+            return
+        made = _arriving(edge, self.sock, header.client or self.client, self.settings)
+        if header.client:
+            made.reported = header.client, header.port
+        _begin(made, max(_LEAST_SECONDS, self.until - edge.now()))
+
+
+def _arriving(edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> Arriving:
+    if settings.tls:
+        return TlsConnection(edge, sock, client, settings.bind)
+    return PlainConnection(edge, sock, client)
+
+
+def is_full(edge: Edge) -> bool:
+    """Whether the maximum number of clients is connected."""
+    most, passing, pool = edge.settings.max_connections, edge.passing, edge.pool
+    return bool(most) and (
+        len(passing.waiting) + passing.queued_connections + len(pool.clients) + pool.arriving >= most
+    )
+
+
+def _begin(connection: Arriving, seconds: float) -> None:
+    """Serve the connection now if enough has arrived, otherwise as soon as it has."""
+    if connection.on_readable(ended=False):
+        connection.edge.passing.waiting.add(connection, seconds)
+    else:
+        connection.serve()

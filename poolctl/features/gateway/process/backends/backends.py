@@ -1,0 +1,296 @@
+"""The backends of all routes: kept over changes of the configuration, and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from random import Random
+
+from poolctl.json_form import Table, to_json
+from poolctl.logs.log_line import stamp
+from poolctl.routing.host_report import BreakerState, HostReport, HostState
+from poolctl.routing.route import Route
+from poolctl.routing.route_health import RouteHealth, route_health
+from poolctl.routing.route_report import route_key, stream_key
+
+from ..counts import Counts
+from ..endpoint import ProbeState, ServerFacts
+from .backend import READY, Backend, BackendVerdict, Member, RouteInForce
+from .hosts import HostManager
+from .route_backends import AnyRoute, RouteBackends, limits
+
+
+class Backends:
+    """The backends of all routes in force. `event(kind, **data)` hears of breakers that open and close."""
+
+    def __init__(
+        self,
+        hosts: HostManager,
+        now: Callable[[], float],
+        event: Callable[..., None] | None = None,
+        counts: Counts | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.hosts = hosts
+        self.now = now
+        self.random = random or Random()
+        self._event = event
+        # Called for each connection that a route passes which balances by load; `hold` corrects their number.
+        self.on_passed: Callable[[], None] | None = None
+        self._counts = counts or Counts()
+        self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
+        self._backends: dict[str, Backend] = {}
+        self._servers: Mapping[str, ServerFacts] = {}
+        self._probes: dict[str, ProbeState] = {}  # of URLs
+        self._ranks: dict[str, tuple[int, BackendVerdict | None]] = {}  # of URLs that are not simply ready
+        hosts.subscribe(self._host_changed)
+
+    def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
+        """Use these routes and these facts about servers. Backends that stay keep their state.
+
+        Without routes the present routes stay in force. A route that is not among them is added by its first request,
+        so from a very large table only the known routes (`aliases`) are needed.
+        """
+        self._servers = servers
+        affected: dict[RouteInForce, bool] = {}  # whether weights have changed
+        for backend in self._backends.values():
+            facts = servers.get(backend.key)
+            if backend.is_server and facts is not backend.facts and facts != backend.facts:
+                weight = backend.weight
+                self._report(backend)
+                for user in backend.members:
+                    affected[user] = affected.get(user, False) or backend.weight != weight
+        if any(affected.values()):
+            for route, known in self._routes.values():
+                if affected.get(known):
+                    known.apply(route, self._members(route, known))
+        if routes is not None:
+            self._apply_routes(routes)
+        for user in affected:
+            user.refresh()
+
+    def _apply_routes(self, routes: Iterable[AnyRoute]) -> None:
+        wanted = {route_key(route): route for route in routes}
+        for name in self._routes.keys() - wanted.keys():
+            self._routes.pop(name)[1].close()
+        for route in wanted.values():
+            self.of(route)
+        gone = [each.key for each in self._backends.values() if not each.members and not each.in_flight]
+        for key in gone:
+            del self._backends[key]
+        self.hosts.forget(gone)
+        self._counts.keep([route.alias for route in wanted.values()], self._backends)
+
+    def of(self, route: AnyRoute) -> RouteBackends:
+        """The backends of the route, as this version of the route configures them."""
+        name = route_key(route)
+        known = self._routes.get(name)
+        if known is not None and known[0] is route:
+            return known[1]
+        found = (
+            known[1]
+            if known is not None
+            else RouteBackends(route.alias, self.hosts, self.now, self.random, self._passed)
+        )
+        self._routes[name] = route, found
+        if known is None or known[0] != route:
+            found.apply(route, self._members(route, found))
+        return found
+
+    @property
+    def aliases(self) -> list[str]:
+        """The HTTP routes that have backends: all that were applied, or had a request."""
+        return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
+
+    @property
+    def by_load(self) -> list[str]:
+        """The servers of routes that balance by load, with connections that may have ended."""
+        routes = [found for _, found in self._routes.values() if found.by_load]
+        return sorted({each.key for route in routes for each in route.members if each.backend.held})
+
+    def hold(self, connections: Mapping[str, int]) -> None:
+        """Set the present number of connections of these servers' workers."""
+        for server, count in connections.items():
+            if server in self._backends:
+                self._backends[server].held = count
+
+    def set_in_flight(self, requests: Mapping[str, int]) -> None:
+        """Set the number of requests in flight to each host, as counted by another program; 0 for all other hosts."""
+        for backend in self._backends.values():
+            backend.in_flight = requests.get(backend.key, 0)
+
+    def follow_program(
+        self,
+        label: str,
+        alias: str,
+        down: Collection[str],
+        answered: Collection[str],
+        *,
+        is_stream: bool = False,
+    ) -> None:
+        """Record that another program, which balances this route, sends nothing to backends that are `down`.
+
+        Backends are given by key; those in `answered` have answered at least once.
+        """
+        known = self._routes.get(stream_key(alias) if is_stream else alias)
+        for member in () if known is None else known[1].members:
+            member.backend.answered |= member.key in answered
+            if (member.key in down) is member.breaker.is_closed:
+                if member.breaker.is_closed:
+                    member.breaker.keep_open(f"{label} cannot reach it")
+                else:
+                    member.breaker.close(f"{label} reaches it again")
+
+    def probed(self, state: ProbeState) -> None:
+        """Use the backend of this URL for no request while its probe fails."""
+        self._probes[state.host] = state
+        backend = self._backends.get(state.host)
+        if backend is not None and not backend.is_server:
+            was_blocked = backend.blocked is not None
+            self._report(backend)
+            if was_blocked and backend.blocked is None:
+                backend.probe_now(self.now())
+            for user in [*backend.members]:
+                user.refresh()
+
+    def forget_probes(self) -> None:
+        """Forget all results of probes."""
+        for url in [*self._probes]:
+            self.probed(ProbeState(host=url))
+        self._probes.clear()
+
+    def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
+        """Prefer the backend of this URL by this rank, or use it for no request if it is `blocked`."""
+        self._ranks[url] = rank, blocked
+        backend = self._backends.get(url)
+        if backend is not None and not backend.is_server:
+            self._report(backend)
+            backend.probe_now(self.now())
+            for user in [*backend.members]:
+                user.refresh()
+        if rank == READY and blocked is None:
+            del self._ranks[url]
+
+    def available(self, host: str) -> BackendVerdict:
+        """Whether the host gets requests now, and if not, why."""
+        backend = self._backends.get(host)
+        return (
+            BackendVerdict(False, "no route leads there")
+            if backend is None
+            else backend.available(self.now())
+        )
+
+    def snapshot(self) -> list[Table]:
+        """Every host with its state: the fields of HostReport."""
+        now = self.now()
+        return [to_json(self._row(each, now)) for each in self._backends.values()]
+
+    def healths(self) -> dict[str, dict[str, Table]]:
+        """The health of each backend as each route has it, of the routes that have backends already (see `aliases`).
+
+        A stream's name has a prefix, since an HTTP route may have the same alias.
+        """
+        return {
+            name: {key: to_json(each) for key, each in found.healths().items()}
+            for name, (_, found) in self._routes.items()
+        }
+
+    def queues(self) -> dict[str, int]:
+        """The number of requests that wait in the queue of each route's limit; only routes with waiting requests."""
+        return {
+            route.alias: found.waiting
+            for route, found in self._routes.values()
+            if isinstance(route, Route) and found.waiting
+        }
+
+    def _health(self, backend: Backend) -> RouteHealth:
+        """The backend's health for the route where it is healthiest."""
+        return route_health(
+            each.health(self.now(), passing=route.passes) for route, each in backend.members.items()
+        )
+
+    def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
+        """The backends of the route without duplicates; the weights of equal targets are added up."""
+        weights: dict[str, int] = {}
+        for target in route.to:
+            weights[target.key] = weights.get(target.key, 0) + target.weight
+        former = {each.key: each for each in user.members}
+        servers = {target.server for target in route.to}
+        return [
+            self._member(route, user, key, weight, key in servers, former.get(key))
+            for key, weight in weights.items()
+        ]
+
+    def _member(
+        self,
+        route: AnyRoute,
+        user: RouteBackends,
+        key: str,
+        weight: int,
+        is_server: bool,
+        former: Member | None,
+    ) -> Member:
+        backend = self._backends.get(key)
+        if backend is None:
+            backend = self._backends[key] = Backend(key, self._counts.backend(key), is_server)
+            self._report(backend)
+
+        def changed(state: BreakerState, why: str) -> None:
+            self._breaker_changed(key, state, why)
+
+        breaker = backend.breaker(route.breaker, former, changed)
+        limiter = backend.limiter(limits(route)[1], former)
+        made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
+        return made
+
+    def _report(self, backend: Backend) -> None:
+        if backend.is_server:
+            backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall_now)
+        else:
+            if self._ranks:
+                backend.rank_as(*self._ranks.get(backend.key, (READY, None)))
+            if (state := self._probes.get(backend.key)) is not None:
+                backend.probed(state)
+        backend.update(self.hosts)
+
+    def _passed(self) -> None:
+        if self.on_passed is not None:
+            self.on_passed()
+
+    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+        backend = self._backends.get(host)
+        if backend is not None:
+            backend.update(self.hosts)
+            if state is HostState.ACTIVE:
+                backend.probe_now(self.now())
+            for route in backend.members:
+                route.keep_one()
+            for route in [*backend.queued]:
+                route.admit()
+
+    def _breaker_changed(self, host: str, state: BreakerState, why: str) -> None:
+        if state is BreakerState.OPEN and (backend := self._backends.get(host)) is not None:
+            for route in backend.members:
+                route.keep_one()
+        if self._event is not None and state is not BreakerState.HALF_OPEN:
+            self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
+
+    def _row(self, backend: Backend, now: float) -> HostReport:
+        record, verdict = self.hosts.record(backend.key), backend.available(now)
+        traffic, canary = backend.counts, backend.canary
+        connections = backend.open_connections + (0 if canary is None else canary.open_connections)
+        return HostReport(
+            host=backend.key,
+            routes=tuple(route.alias for route in backend.members),
+            state=record.state,
+            since=stamp(record.since) if record.since else "",
+            until=stamp(record.until) if record.until else "",
+            available=verdict.ok,
+            why=verdict.why or backend.breaker_why(now),
+            health=self._health(backend).status,
+            breaker=str(backend.breaker_state or ""),
+            connections=max(connections, backend.in_flight),
+            in_flight=backend.in_flight,
+            waiting=sum(route.waiting for route in backend.members),
+            requests=traffic.requests,
+            errors=traffic.failures,
+        )

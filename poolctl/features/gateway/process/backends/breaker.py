@@ -1,0 +1,183 @@
+"""Circuit breaker of a backend: no requests for a while after failures, then a few probes that decide.
+
+Closed → open, after consecutive failures or too large a share of them in a window → half-open, after `open_seconds` →
+closed by successful probes, or open again by a failed probe. Without clocks: each call has the time.
+
+A backend that cannot be reached never gets requests while its breaker is open. A backend that answers with errors may
+be answering one client's broken request, so its breaker opens only while other backends of its routes can take the
+requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from poolctl.routing.host_report import BreakerState
+from poolctl.routing.route import BreakerRule
+
+# The number of parts of the window; the oldest part is dropped as a whole.
+_PARTS = 10
+# Retry-After for clients while all probes are under way.
+_PROBING_RETRY_SECONDS = 1.0
+
+
+class Breaker:
+    """One backend's breaker. A request that was let through by `enter` reports back once: success, failure or neither.
+
+    `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time. `is_dispensable`
+    says whether other backends can take the requests, so that answers alone may open it.
+    """
+
+    __slots__ = (
+        "_consecutive", "_failed", "_is_dispensable", "_on_change", "_open_until", "_part", "_passed", "_probes",
+        "_seen", "_unreached", "_unreached_in_a_row", "by_answers", "is_closed", "period", "rule", "state", "why",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rule: BreakerRule,
+        on_change: Callable[[BreakerState, str], None] | None = None,
+        is_dispensable: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.rule = rule
+        self.state = BreakerState.CLOSED
+        self.is_closed = True
+        self.why = ""
+        self.by_answers = False  # it opened although the backend was reached
+        self.period = 0  # changes with each state; results from an earlier period are not judged
+        self._on_change = on_change
+        self._is_dispensable = is_dispensable
+        self._open_until = 0.0
+        self._probes = 0
+        self._passed = 0
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
+
+    def refused_seconds(self, now: float) -> float:
+        """0 when a request may be sent now; else the time after which to try again."""
+        if self.is_closed:
+            return 0.0
+        if self.state is BreakerState.OPEN:
+            return max(0.0, self._open_until - now)
+        return 0.0 if self._probes < self._probe_limit else _PROBING_RETRY_SECONDS
+
+    def enter(self) -> int:
+        """Let a request through after `refused_seconds` returned 0; the number is passed on with its result."""
+        if not self.is_closed:
+            if self.state is BreakerState.OPEN:
+                self._become(BreakerState.HALF_OPEN, "a request is tried")
+            self._probes += 1
+        return self.period
+
+    def describe(self, now: float) -> str:
+        """Why the breaker lets no request through, or only a few; "" when it is closed."""
+        if self.is_closed:
+            return ""
+        if self.state is BreakerState.HALF_OPEN:
+            return f"breaker half-open after {self.why}: a request tries it"
+        if self._open_until == math.inf:
+            return f"breaker open: {self.why}"
+        left = math.ceil(self._open_until - now)
+        return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
+
+    def succeeded(self, now: float, period: int) -> None:
+        """The backend has answered."""
+        if period != self.period:
+            return
+        if self.is_closed:
+            self._consecutive = self._unreached_in_a_row = 0
+            if now >= self._part:
+                self._advance(now)
+            self._seen[-1] += 1
+            return
+        self._probes -= 1
+        self._passed += 1
+        if self._passed >= self._probe_limit:
+            self.close("it answers again")
+
+    def failed(self, now: float, period: int, *, answered: bool = False) -> None:
+        """The backend has not answered, or it has `answered` with an error."""
+        if period != self.period:
+            return
+        if not self.is_closed:
+            if answered and not self._is_dispensable():
+                self.close("it answers, and other backends cannot take its requests")
+            else:
+                self._open(now, "it failed again", by_answers=answered)
+            return
+        if now >= self._part:
+            self._advance(now)
+        self._consecutive += 1
+        self._unreached_in_a_row = 0 if answered else self._unreached_in_a_row + 1
+        self._seen[-1] += 1
+        self._failed[-1] += 1
+        self._unreached[-1] += not answered
+        if why := self._too_many(self._unreached_in_a_row, sum(self._unreached)):
+            self._open(now, why)
+        elif (why := self._too_many(self._consecutive, sum(self._failed))) and self._is_dispensable():
+            self._open(now, why, by_answers=True)
+
+    def abandoned(self, period: int) -> None:
+        """The request ended without a verdict on the backend: a probe's place is free again."""
+        if period == self.period and not self.is_closed:
+            self._probes -= 1
+
+    def keep_open(self, why: str) -> None:
+        """Let no request through until `close`: another program decides about the backend."""
+        self._open_until, self.by_answers, self.why = math.inf, False, why
+        self._become(BreakerState.OPEN, why)
+
+    def close(self, why: str) -> None:
+        """Let every request through, and begin to count again."""
+        self._forget()
+        self._become(BreakerState.CLOSED, why)
+
+    def probe_now(self, now: float) -> None:
+        """End the pause: the backend may have recovered."""
+        self._open_until = min(self._open_until, now)
+
+    @property
+    def _probe_limit(self) -> int:
+        return max(1, self.rule.probes)
+
+    def _too_many(self, consecutive: int, failed: int) -> str:
+        """Why these failures open the breaker; "" if they do not."""
+        rule, seen = self.rule, sum(self._seen)
+        if 0 < rule.failures <= consecutive:
+            return f"{consecutive} failure{'s' if consecutive > 1 else ''}"
+        if rule.rate > 0 and seen >= rule.minimum_requests and failed >= rule.rate * seen:
+            return f"{failed} of {seen} requests failed within {rule.window_seconds:g} s"
+        return ""
+
+    def _open(self, now: float, why: str, *, by_answers: bool = False) -> None:
+        self._open_until = now + self.rule.open_seconds
+        self.by_answers, self.why = by_answers, why
+        self._become(BreakerState.OPEN, why)
+
+    def _become(self, state: BreakerState, why: str) -> None:
+        self.state = state
+        self.is_closed = state is BreakerState.CLOSED
+        self.period += 1
+        self._probes = self._passed = 0
+        if self._on_change is not None:
+            self._on_change(state, why)
+
+    def _forget(self) -> None:
+        """Begin with an empty window."""
+        self._consecutive = self._unreached_in_a_row = 0
+        self._part = float("-inf")  # the end of the newest part of the window
+        self._seen = [0] * _PARTS
+        self._failed = [0] * _PARTS
+        self._unreached = [0] * _PARTS  # counted among the failed requests
+
+    def _advance(self, now: float) -> None:
+        """Drop the expired parts of the window, and begin new parts."""
+        seconds = max(self.rule.window_seconds, 0.001) / _PARTS
+        steps = int(min(_PARTS, (now - self._part) // seconds + 1))
+        self._seen = self._seen[steps:] + [0] * steps
+        self._failed = self._failed[steps:] + [0] * steps
+        self._unreached = self._unreached[steps:] + [0] * steps
+        self._part = now + seconds if steps == _PARTS else self._part + steps * seconds

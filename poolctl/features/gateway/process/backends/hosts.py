@@ -1,0 +1,197 @@
+"""The hosts behind the gateway: which get traffic, which do not, since when, until when and why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from poolctl.json_form import Table, from_json, to_json
+from poolctl.routing.host_report import HostState
+
+# Ten years: longer than any pause that is meant, and still a date.
+_MOST_SECONDS = 10 * 365 * 86_400.0
+
+Listener = Callable[[str, HostState, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
+    """The state of a host. `since` and `until` are seconds since 1970, 0 for none."""
+
+    host: str
+    state: str = HostState.ACTIVE
+    why: str = ""
+    since: float = 0.0
+    until: float = 0.0
+
+
+class UnknownHost(LookupError):
+    """No host has this name; `hint` has near ones."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.message = f"no backend is called {name!r}"
+        hosts = [*known]
+        near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], n=3, cutoff=0.5)
+        found = [host for host in hosts if host.lower() in near]
+        self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl backends` lists them"
+        super().__init__(f"{self.message}; {self.hint}")
+
+
+def find_host(name: str, known: Iterable[str]) -> str:
+    """The host meant by a name or URL in any case, or by a URL without its scheme. Raises UnknownHost."""
+    hosts = [*known]
+    if name in hosts:
+        return name
+    wanted = name.lower().rstrip("/")
+    whole = [host for host in hosts if host.lower() == wanted]
+    found = whole or [host for host in hosts if host.lower().partition("://")[2] == wanted]
+    if len(found) != 1:
+        raise UnknownHost(name, found or hosts)
+    return found[0]
+
+
+class HostManager:
+    """Keeps the state of each host, by the key of its backends: a server's name, or a URL.
+
+    A host that was disabled for some time is active again when that is over: `expire`, to be called at `due`, reports
+    it to the listeners; `state` is right without it. `now` is a monotonic clock, `wall` gives seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        re_enable_seconds: float = 30.0,
+        header_for_host: str = "Host",
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._now = now
+        self._wall = wall
+        self.configure(re_enable_seconds, header_for_host)
+        self._records: dict[str, HostRecord] = {}
+        self._until: dict[str, float] = {}  # on the monotonic clock, for hosts that come back by themselves
+        self._listeners: list[Listener] = []
+        self.next_expiry = math.inf  # the earliest of them
+
+    def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
+        """Set how long hosts are disabled by default, and which header names the host of a request."""
+        self.re_enable_seconds = re_enable_seconds
+        self.header_for_host = header_for_host
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener(host, state, why)` after each change."""
+        self._listeners.append(listener)
+
+    def state(self, host: str) -> HostState:
+        """The state of the host now."""
+        return HostState(self.record(host).state)
+
+    def record(self, host: str) -> HostRecord:
+        """The state of the host now, with why, since when and until when."""
+        until = self._until.get(host)
+        if until is not None and until <= self._now():
+            self.expire()
+        return self._records.get(host) or HostRecord(host=host)
+
+    def remaining_seconds(self, host: str) -> float:
+        """The time until the host is active again by itself; 0 if that is now, or never."""
+        until = self._until.get(host)
+        return 0.0 if until is None else max(0.0, until - self._now())
+
+    def active_again(self, host: str) -> float:
+        """When the host becomes active again by itself, on the monotonic clock; 0 if it is active, or never will be."""
+        return self._until.get(host, 0.0)
+
+    @property
+    def wall_now(self) -> float:
+        """Seconds since 1970."""
+        return self._wall()
+
+    def records(self) -> list[HostRecord]:
+        """Every host whose state was ever changed, and that is still known."""
+        self.expire()
+        return [*self._records.values()]
+
+    def disable(self, host: str, for_seconds: float | None = None, why: str = "") -> HostRecord:
+        """Send the host's traffic elsewhere, for this time (default: `re_enable_seconds`); 0 until it is enabled.
+
+        Requests in flight end as they would.
+        """
+        seconds = self.re_enable_seconds if for_seconds is None else for_seconds
+        if not seconds >= 0:
+            raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
+        seconds = min(seconds, _MOST_SECONDS)
+        return self._set(host, HostState.DISABLED, why or "disabled by request", seconds)
+
+    def drain(self, host: str, why: str = "") -> HostRecord:
+        """Send new clients elsewhere until it is enabled; clients whose sticky cookie names it may go on."""
+        return self._set(host, HostState.DRAINING, why or "drained by request", 0.0)
+
+    def enable(self, host: str, why: str = "") -> HostRecord:
+        """Send traffic to the host again, from now on."""
+        if self.state(host) is HostState.ACTIVE:
+            return self.record(host)
+        return self._set(host, HostState.ACTIVE, why or "enabled by request", 0.0)
+
+    @property
+    def due(self) -> float | None:
+        """When `expire` has something to do, on the monotonic clock; None for never."""
+        return None if self.next_expiry == math.inf else self.next_expiry
+
+    def expire(self) -> None:
+        """Make the hosts active whose time out of service is over."""
+        now = self._now()
+        for host in [host for host, until in self._until.items() if until <= now]:
+            self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """Drop hosts that are no longer configured, without a call of the listeners."""
+        for host in hosts:
+            self._records.pop(host, None)
+            self._until.pop(host, None)
+        self.next_expiry = min(self._until.values(), default=math.inf)
+
+    def to_json(self) -> Table:
+        """The state that `restore` needs after a restart: the hosts that are not active."""
+        records = [each for each in self.records() if each.state != HostState.ACTIVE]
+        return {"hosts": [to_json(each) for each in records]}
+
+    def restore(self, table: Table) -> None:
+        """Take over the states that a predecessor has left. Listeners are called for states that still apply.
+
+        Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
+        """
+        wall = self._wall()
+        for entry in table.get("hosts") or ():
+            try:
+                record = from_json(HostRecord, entry)
+                state = HostState(record.state)
+            except (ValueError, AttributeError):
+                continue
+            if state is HostState.ACTIVE or 0 < record.until <= wall:
+                continue
+            # Never longer than the time that was ordered, in case the system's clock was set back.
+            left = min(record.until - wall, record.until - record.since) if record.until else 0.0
+            if left >= 0:
+                self._set(record.host, state, record.why, left, since=record.since)
+
+    def _set(
+        self, host: str, state: HostState, why: str, seconds: float, *, since: float | None = None
+    ) -> HostRecord:
+        wall = self._wall()
+        until = wall + seconds if seconds else 0.0
+        record = HostRecord(
+            host=host, state=state, why=why, since=wall if since is None else since, until=until
+        )
+        self._records[host] = record
+        if seconds:
+            self._until[host] = self._now() + seconds
+        else:
+            self._until.pop(host, None)
+        self.next_expiry = min(self._until.values(), default=math.inf)
+        for listener in self._listeners:
+            listener(host, state, why)
+        return record

@@ -1,0 +1,143 @@
+"""Requests, errors, bytes and latency of routes and backends, as the gateway counts the traffic that it proxies.
+
+The slots are the same as in a worker's tally, so that the counts of passed requests, made by workers, and of proxied
+requests add up. Requests that are passed on are never counted here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from poolctl.json_form import Table
+from poolctl.worker import tally
+
+# Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
+# backend, no valid response.
+CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
+# Used in place of a status.
+TLS = "tls"
+
+
+class Traffic:
+    """The counts of one route or backend: plain integers, of which none but the current ones ever falls."""
+
+    __slots__ = ("bytes_in", "bytes_out", "errors", "slots")
+
+    def __init__(self) -> None:
+        self.slots: tally.Counts = [0] * tally.COUNTED
+        self.errors: dict[str, int] = {}
+        self.bytes_in = 0  # bodies of requests, and bytes that clients send after an upgrade
+        self.bytes_out = 0
+
+    def __repr__(self) -> str:
+        return f"<Traffic {self.requests} requests, {self.failures} errors>"
+
+    def began(self) -> None:
+        """Count a request that has begun; one of the following methods ends it."""
+        self.slots[tally.STARTED] += 1
+
+    def answered(self, status: int, seconds: float) -> None:
+        """Count a complete response with this status, and the time since the request."""
+        slots, latency_ns = self.slots, int(seconds * 1e9)
+        slots[tally.LATENCY_NS] += latency_ns
+        slots[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
+        if 100 <= status < 600:
+            slots[tally.STATUS + status // 100] += 1
+
+    def failed(self, error: str) -> None:
+        """Count a request without a complete response, for this one of ERRORS."""
+        self.slots[tally.BROKEN] += 1
+        self.errors[error] = self.errors.get(error, 0) + 1
+
+    def disconnected(self) -> None:
+        """Count a request without a complete response because the client left."""
+        self.slots[tally.DISCONNECTED] += 1
+
+    def not_counted(self) -> None:
+        """Take back the count of a request that was not sent after all, or passed on to a worker, which counts it."""
+        self.slots[tally.STARTED] -= 1
+
+    @property
+    def requests(self) -> int:
+        """The number of requests that have begun and were not taken back."""
+        return self.slots[tally.STARTED]
+
+    @property
+    def failures(self) -> int:
+        """The requests without a complete response, unless the client left, and the requests answered with 5xx."""
+        return self.slots[tally.BROKEN] + self.slots[tally.STATUS + 5]
+
+    def to_json(self) -> Table:
+        """The counts so far; `slots` in the layout of a worker's tally."""
+        return {
+            "slots": [*self.slots],
+            "errors": {**self.errors},
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
+
+class Counts:
+    """The traffic of all routes and backends. The results of `route` and `backend` may be kept."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Traffic] = {}
+        self._backends: dict[str, Traffic] = {}
+        self._refused: dict[str, int] = {}
+        self._former = [0] * tally.COUNTED  # sums for routes that are no longer configured
+        self._former_refused = 0
+
+    def refused(self, code: str, alias: str = "", times: int = 1) -> None:
+        """The gateway has refused a request, of this route if one is known, with this status; TLS: a handshake."""
+        if alias:
+            traffic = self.route(alias)
+            traffic.began()
+            traffic.failed(REFUSED)
+        else:
+            self._refused[code] = self._refused.get(code, 0) + times
+
+    def route(self, alias: str) -> Traffic:
+        """The counts of a route, which begin with the first call."""
+        found = self._routes.get(alias)
+        if found is None:
+            found = self._routes[alias] = Traffic()
+        return found
+
+    def backend(self, key: str) -> Traffic:
+        """The counts of a backend, which begin with the first call."""
+        found = self._backends.get(key)
+        if found is None:
+            found = self._backends[key] = Traffic()
+        return found
+
+    def keep(self, routes: Iterable[str], backends: Iterable[str]) -> None:
+        """Forget all other routes and backends, which are no longer configured."""
+        wanted, present = {*routes}, {*backends}
+        for alias in self._routes.keys() - wanted:
+            tally.add(self._former, self._routes[alias].slots)
+            self._former_refused += self._routes[alias].errors.get(REFUSED, 0)
+        self._routes = {alias: each for alias, each in self._routes.items() if alias in wanted}
+        self._backends = {key: each for key, each in self._backends.items() if key in present}
+
+    def total(self) -> tally.Counts:
+        """The counts of all routes together, which never decrease."""
+        # Summed by columns, which stays fast with thousands of routes.
+        return [
+            sum(column)
+            for column in zip(self._former, *(each.slots for each in self._routes.values()), strict=True)
+        ]
+
+    @property
+    def refusals(self) -> tuple[int, int]:
+        """How many requests were refused of all routes together, and how many without a route."""
+        of_routes = sum(each.errors.get(REFUSED, 0) for each in self._routes.values())
+        return self._former_refused + of_routes, sum(self._refused.values())
+
+    def snapshot(self) -> Table:
+        """All counts: `routes` by alias, `backends` by key, and requests `refused` without a route by status."""
+        return {
+            "refused": {**self._refused},
+            "routes": {alias: each.to_json() for alias, each in self._routes.items()},
+            "backends": {key: each.to_json() for key, each in self._backends.items()},
+        }

@@ -1,0 +1,254 @@
+"""State shared by all connections of the gateway: settings, route table, backends, pairs, pools and counts.
+
+There is one per process. It imports the parts that it holds, so these do not import it; the parts that serve
+connections (accepting, passing on, proxying, streams) get it as their first argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from poolctl.feature import features
+from poolctl.json_form import Table, from_json
+from poolctl.routing.networks import is_within
+from poolctl.routing.route_table import RouteTable, write_table
+
+from .backends import Backend, Backends, HostManager, NoBackend
+from .counts import Counts
+from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
+from .endpoint import Endpoint, MachineState
+from .passing import Passing
+from .proxy.backend_connection import BackendConnection
+from .proxy.connection_pool import ConnectionPool
+from .proxy.gateway_access_log import GatewayAccessLog
+from .settings import GatewaySettings
+from .tls.listener_certificates import ListenerCertificates
+
+if TYPE_CHECKING:
+    from poolctl.routing.route import Route
+
+    from .machines import Machines
+
+# Minimum time between reports of an event that an application can cause at any rate.
+_REPORT_SECONDS = 10.0
+# An idle connection that was closed has its descriptor for one or two turns of the loop.
+_CONNECT_ATTEMPTS = 4
+_RETRY_AFTER_SECONDS = 1.0
+
+
+class EdgePart(Protocol):
+    """The part of a feature in the gateway's process, made of the Edge and its settings."""
+
+    def configure(self, settings: Table) -> None:
+        """Follow these settings from now on."""
+        ...
+
+    def arrived(self, route: Route) -> None:
+        """A request that needs a backend has arrived. Must not block."""
+        ...
+
+    def snapshot(self) -> Table:
+        """The feature's part of the process's report."""
+        ...
+
+    def drain(self) -> None:
+        """Stop working, because a successor process does the work from now on."""
+        ...
+
+    def close(self) -> None:
+        """End."""
+        ...
+
+
+class Edge:
+    """The gateway's parts. `table` and `settings` are replaced as a whole: keep no reference to them.
+
+    Made on the loop that uses it; `report` sends an event to the supervisor.
+    """
+
+    def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
+        self.settings = settings
+        self.access_log: GatewayAccessLog | None = None
+        self.loop = asyncio.get_running_loop()
+        self._report = report
+        self._reported: dict[str, float] = {}  # from when on an event is reported again
+        self.draining = False  # no new connection is accepted; answers on open ones close them
+        self._on_drain: list[Callable[[], None]] = []
+        self.table = _empty_table()
+        # Whether workers may have connections without TLS; if not, plain connections that come back are closed.
+        self.workers_keep = True
+        # Has the supervisor wake a server that sleeps, without a request to it. Never blocks.
+        self.wake: Callable[[str], None] = lambda server: None
+        self.hosts = HostManager(self.loop.time)
+        self.counts = Counts()
+        self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
+        self.passing = Passing(self.event, self.counts)
+        self.pool = ConnectionPool()
+        self.certificates = ListenerCertificates()
+        self.descriptors = DescriptorLimit()
+        self.stream_share = StreamShare(self.descriptors)
+        self.evicted = 0  # idle connections that were closed for others
+        self.parts: dict[str, EdgePart] = {}  # of features, by their packages
+        self.machines: Machines | None = None  # behind URLs, if some are known
+
+    def now(self) -> float:
+        """The time of the loop in seconds, used for deadlines and latencies."""
+        return self.loop.time()
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Put these settings in force."""
+        self.settings = settings
+        self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
+        self._log_requests(settings.access_log)
+        self._configure_parts(settings.parts)
+
+    def _configure_parts(self, settings: Mapping[str, Table]) -> None:
+        """Create, configure or close the parts of features so that exactly those with settings exist."""
+        for package in self.parts.keys() - settings.keys():
+            self.parts.pop(package).close()
+        for package, its in settings.items():
+            if package in self.parts:
+                self.parts[package].configure(its)
+            else:
+                feature = next(each for each in features() if each.package == package)
+                self.parts[package] = feature.load(feature.gateway)(self, its)
+
+    def _log_requests(self, path: str) -> None:
+        """Write an access log of proxied requests into this file; "" for none."""
+        if path != ("" if self.access_log is None else self.access_log.path):
+            if self.access_log is not None:
+                self.access_log.close()
+            self.access_log = GatewayAccessLog(path) if path else None
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a client's connection is kept for another request."""
+        return not self.draining and self.settings.keep_alive_seconds > 0
+
+    def event(self, kind: str, **data: object) -> None:
+        """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
+        self._report(kind, data)
+
+    def event_at_times(self, kind: str, **data: object) -> None:
+        """Report an event that an application can cause at any rate; most of these events are omitted."""
+        now = self.now()
+        if now >= self._reported.get(kind, now):
+            self._reported[kind] = now + _REPORT_SECONDS
+            self.event(kind, **data)
+
+    def evict_client(self) -> bool:
+        """Close the client connection that is idle longest, to make room; False if no connection is idle.
+
+        Connections that have sent nothing are closed first. The descriptor may take a turn of the loop to become free.
+        """
+        return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
+
+    def evict(self) -> bool:
+        """Close the longest idle client connection to free a descriptor, or else an idle connection to a backend."""
+        done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
+        what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
+        message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
+        self.event_at_times("gateway short of descriptors", message=message, severity="warning")
+        return done
+
+    def _evicted(self, closed: bool) -> bool:
+        self.evicted += closed
+        return closed
+
+    async def connect(self, endpoint: Endpoint) -> BackendConnection:
+        """A new connection to a backend; idle connections are closed if descriptors are short.
+
+        Raises OSError, and NoBackend if there is no descriptor for it, for which the backend is not to blame.
+        """
+        for _ in range(_CONNECT_ATTEMPTS):
+            try:
+                if not self.descriptors.exhausted():
+                    return await self.pool.connect(endpoint)
+            except OSError as error:
+                if not is_exhausted(error):
+                    raise
+            if not self.evict():
+                break
+            await asyncio.sleep(0)
+        raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
+
+    def connect_seconds(self, backend: Backend, seconds: float) -> float:
+        """The time limit for connecting to the backend; 0 for none where `reach` applies its own limit."""
+        return 0.0 if self.machines is not None and backend.key in self.machines else seconds
+
+    async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
+        """See `connect`; if necessary, the machine behind the backend's URL is started first."""
+        if self.machines is not None and backend.key in self.machines:
+            return await self.machines.connect(backend, connect_seconds)
+        return await self.connect(backend.endpoint)
+
+    def machine(self, state: Table) -> None:
+        """Apply the supervisor's report about the machine behind a URL."""
+        if self.machines is None:
+            from .machines import Machines
+
+            self.machines = Machines(self)
+        found = from_json(MachineState, state)
+        if found.state:
+            self.machines.put(found)
+        else:
+            self.machines.drop(found.host)
+
+    def forget_machines(self) -> None:
+        """Forget all machines, because another supervisor reports the machines that it knows."""
+        if self.machines is not None:
+            self.machines.forget()
+
+    def is_trusted(self, peer: str) -> bool:
+        """Whether the peer is a proxy whose statements about its client are trusted."""
+        return bool(self.settings.trusted_proxies) and is_within(peer, self.settings.trusted_proxies)
+
+    def snapshot(self) -> Table:
+        """The counts so far, and the current state."""
+        found: Table = {
+            "counts": self.counts.snapshot(),
+            "hosts": self.backends.snapshot(),
+            "healths": self.backends.healths(),
+            "queues": self.backends.queues(),
+            "connections": len(self.pool.clients),
+            "waiting": len(self.passing.waiting),
+            "evicted": self.evicted,
+        }
+        parts = {package: part.snapshot() for package, part in self.parts.items()}
+        return {**found, "parts": parts} if parts else found
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the gateway begins to drain, or at once if it is already draining."""
+        if self.draining:
+            callback()
+        else:
+            self._on_drain.append(callback)
+
+    def drain(self) -> None:
+        """Begin to drain: idle connections end now, others after their response."""
+        self.draining = True
+        for part in self.parts.values():
+            part.drain()
+        callbacks: Iterable[Callable[[], None]] = self._on_drain
+        self._on_drain = []
+        for callback in callbacks:
+            callback()
+
+    def close(self) -> None:
+        """End every connection."""
+        self.passing.close()
+        self.pool.close()
+        self._log_requests("")
+        self._configure_parts({})
+        self.table.close()
+
+
+def _empty_table() -> RouteTable:
+    fd = write_table((), 0)
+    try:
+        return RouteTable(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,158 @@
+"""Handling of the supervisor's messages in a gateway's process, for every program that serves the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from poolctl.json_form import Table, from_json, to_json
+from poolctl.keeper import pool_files, wire
+from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import sealed_file
+from poolctl.runners.process_link import Link
+from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
+
+from .backends import Backends
+from .endpoint import ProbeState, ServerFacts
+from .host_orders import HostOrders
+from .settings import GatewaySettings, ListenerSettings
+
+Order = Callable[[wire.Message, list[int]], None]
+
+
+class OwnedListener(Protocol):
+    """A listener with its sockets."""
+
+    @property
+    def settings(self) -> ListenerSettings: ...
+
+    @property
+    def sockets(self) -> list[socket.socket]: ...
+
+
+L = TypeVar("L", bound=OwnedListener)
+
+
+class OrderedGateway(SupervisedProcess, Generic[L]):
+    """Follows the supervisor's messages; each is one method, named after it, here or in the subclass.
+
+    It keeps no state that the supervisor could not send again. After "resync" another supervisor does so, and state
+    that it has not sent before "begin" is forgotten.
+    """
+
+    ORDERS: ClassVar[tuple[str, ...]] = (
+        "settings", "pair", "hosts", "server", "forget", "certificate", "certified", "table", "listener", "unlisten",
+        "resync", "begin", "withdraw", "host", "probed", "report", "figures", "drain",
+    )  # fmt: skip
+    settings: GatewaySettings  # the table [gateway] in force
+    host_orders: HostOrders  # made by `create`
+
+    @property
+    def all_backends(self) -> Backends:
+        """The backends of all routes."""
+        raise NotImplementedError
+
+    def create(self) -> None:
+        """Make everything that serves, by the first settings."""
+        raise NotImplementedError
+
+    def configure(self) -> None:
+        """Serve by these settings from now on."""
+        raise NotImplementedError
+
+    async def drain(self, seconds: float, *, last: bool) -> None:
+        """Stop accepting; return when the last connections have ended, or were ended after `seconds`.
+
+        Another process accepts, or none if this is the `last`: then streams end at once.
+        """
+        raise NotImplementedError
+
+    def __init__(self, fd: int = LINK_FD) -> None:
+        super().__init__(fd)
+        self._orders: dict[str, Order] = {name: getattr(self, f"_{name}") for name in self.ORDERS}
+        self._own_pair: list[socket.socket] = []  # give, for the next supervisor, and take
+        self._servers: dict[str, ServerFacts] = {}
+        self._listeners: dict[str, L] = {}
+        self._stale: set[tuple[str, str]] = set()  # the orders, with keys, that undo anything not sent again
+        self._has_settings = self._begun = False
+        self._draining: asyncio.Task[None] | None = None
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """See SupervisedProcess."""
+        name = str(message.get("t"))
+        order = self._orders.get(name)
+        if order is None or not (self._has_settings or name == "settings"):
+            for fd in fds:  # an order of another version of poolctl, or for another engine
+                os.close(fd)
+            return
+        order(message, fds)
+        self._has_settings = True
+
+    def holdings(self) -> Holdings:
+        """See SupervisedProcess."""
+        yield {"t": "pair"}, self._own_pair
+        for listener in self._listeners.values():
+            yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
+
+    def lost(self) -> None:
+        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
+        if not self._begun:
+            self.over.set()  # its predecessor serves on
+        elif self._draining is None:
+            self.await_adoption(self.settings.directory, pool_files.GATEWAY)
+
+    def adopted(self, link: Link) -> None:
+        """See SupervisedProcess."""
+        super().adopted(link)
+        self.host_orders.report()
+
+    def _settings(self, message: wire.Message, fds: list[int]) -> None:
+        self.settings = from_json(GatewaySettings, message["settings"])
+        self.mark = self.settings.mark
+        if not self._has_settings:
+            log = InternalLog(os.path.join(self.settings.directory, "gateway.log"), stamped=True)
+            logging.basicConfig(handlers=[log], level=logging.WARNING)
+            self.create()
+        self.configure()
+
+    def _resync(self, message: wire.Message, fds: list[int]) -> None:
+        self._stale = {("forget", name) for name in self._servers}
+        self._stale |= {("unlisten", key) for key in self._listeners}
+        self.all_backends.forget_probes()
+
+    def _forget_stale(self) -> None:
+        for order, name in self._stale:
+            self._orders[order]({"server": name, "key": name}, [])
+        self._stale.clear()
+
+    def _hosts(self, message: wire.Message, fds: list[int]) -> None:
+        self.host_orders.restore(message["states"])
+
+    def _probed(self, message: wire.Message, fds: list[int]) -> None:
+        self.all_backends.probed(from_json(ProbeState, message["state"]))
+
+    def _host(self, message: wire.Message, fds: list[int]) -> None:
+        self.host_orders.follow(message)
+
+    def _send_report(self, number: int, report: Table) -> None:
+        """Answer the order with this number."""
+        fd = sealed_file("poolctl-report", json.dumps(report).encode())
+        try:
+            self.link.send({"t": "report", "id": number}, [fd])
+        finally:
+            os.close(fd)
+
+    def _drain(self, message: wire.Message, fds: list[int]) -> None:
+        async def drain() -> None:
+            try:
+                await self.drain(float(message["seconds"]), last=bool(message.get("last")))
+            finally:
+                self.over.set()
+
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(drain())

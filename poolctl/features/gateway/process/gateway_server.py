@@ -1,0 +1,366 @@
+"""The gateway's process: the supervisor sends it listeners, routes, servers and orders, and it serves clients.
+
+It keeps no state that the supervisor could not send again: another process, or another supervisor, continues at any
+moment. Without keeper and supervisor it serves on with its last table, until the next supervisor adopts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+from poolctl.json_form import Table, from_json
+from poolctl.keeper import wire
+from poolctl.platform import read_file
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_table import RouteTable
+from poolctl.runners.supervised_process import LINK_FD
+
+from .acceptor import Acceptor, GivenBack
+from .backends import Backends
+from .edge import Edge
+from .endpoint import ServerFacts
+from .gateway_orders import OrderedGateway
+from .host_orders import HostOrders
+from .proxy.serving import drain
+from .settings import UDP, ListenerSettings
+from .streams.tcp import TcpStream
+from .streams.udp import UdpStream
+
+# With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
+_MOST_LISTED_ROUTES = 1000
+# Interval at which the supervisor is asked for the number of passed connections, and to wake the same server.
+_LOADS_SECONDS = _WAKE_SECONDS = 1.0
+# Time allowed for incomplete heads when the pool ends; browsers and scanners keep them open for longer.
+_LAST_HEADS_SECONDS = 2.0
+_TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+logger = logging.getLogger("poolctl.gateway")
+
+
+class OpenListener:
+    """A listener, its sockets, and what accepts from them."""
+
+    def __init__(
+        self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
+    ) -> None:
+        self.settings = settings
+        self.sockets = sockets
+        self.stream: TcpStream | UdpStream | None = None
+        self._acceptors: list[Acceptor] = []
+        self._set_deferral(1 if route is None else 0)
+        if route is None:
+            self._acceptors = [Acceptor(edge, sock, settings) for sock in sockets]
+        elif settings.protocol == UDP:
+            self.stream = UdpStream(edge, sockets, route)
+        else:
+            self.stream = TcpStream(edge, sockets, route)
+
+    def _set_deferral(self, seconds: int) -> None:
+        """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
+
+        A connection that waited in this process instead would be lost if it is killed (measured: 3 in 6 times). Streams
+        use 0, because a server may speak first and the socket may have belonged to an HTTP listener.
+        """
+        for sock in self.sockets:
+            if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+
+    def stop(self) -> None:
+        """Stop accepting; open connections stay."""
+        while self._acceptors:
+            self._acceptors.pop().close()
+        if self.stream is not None:
+            self.stream.close()
+
+    def close(self) -> None:
+        """Stop accepting, and close the sockets."""
+        self.stop()
+        for sock in self.sockets:
+            sock.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Close once the connections of a stream have ended, or were ended after `seconds`."""
+        self.stop()
+        if self.stream is not None:
+            await self.stream.drain(seconds)
+        self.close()
+
+    def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
+        """Whether another object has to serve the listener; a stream applies a new route by itself."""
+        same = [os.fstat(fd).st_ino for fd in fds] == [
+            os.fstat(sock.fileno()).st_ino for sock in self.sockets
+        ]
+        if settings != self.settings or not same or (route is None) != (self.stream is None):
+            return True
+        if self.stream is not None and route is not None:
+            self.stream.apply(route)
+        return False
+
+
+class GatewayServer(OrderedGateway[OpenListener]):
+    """The process that serves clients itself. See OrderedGateway for its methods."""
+
+    ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
+
+    def __init__(self, fd: int = LINK_FD) -> None:
+        super().__init__(fd)
+        self._edge: Edge | None = None
+        self._given_back: GivenBack | None = None
+        self._pairs: dict[str, int] = {}  # the number of each server's pair
+        self._applying: asyncio.Handle | None = None
+        self._routes_changed = False
+        self._asking: asyncio.TimerHandle | None = None  # for loads
+        self._waking: set[str] = set()
+
+    @property
+    def edge(self) -> Edge:
+        """The state shared by all connections; created with the first settings."""
+        assert self._edge is not None
+        return self._edge
+
+    @property
+    def all_backends(self) -> Backends:
+        """See OrderedGateway."""
+        return self.edge.backends
+
+    def performed(self, message: wire.Message) -> None:
+        """See SupervisedProcess; called once the ordered change applies to the next request."""
+        self._apply()
+        super().performed(message)
+
+    async def finish(self) -> None:
+        """See SupervisedProcess."""
+        for listener in self._listeners.values():
+            listener.close()
+        self._take_no_more_back()
+        for handle in (self._applying, self._asking):
+            if handle is not None:
+                handle.cancel()
+        if self._edge is not None:
+            self.host_orders.close()
+            self._edge.close()
+
+    def _take_no_more_back(self) -> None:
+        if self._given_back is not None:
+            self._given_back.close()
+            self._given_back = None
+        while self._own_pair:
+            self._own_pair.pop().close()
+
+    # The state in force.
+
+    def create(self) -> None:
+        """See OrderedGateway."""
+        self._edge = Edge(self.settings, self._event)
+        self.host_orders = HostOrders(self, self._edge.hosts, self._edge.backends)
+        self._edge.backends.on_passed = self._passed
+        self._edge.wake = self._wake
+
+    def configure(self) -> None:
+        """See OrderedGateway."""
+        self.edge.configure(self.settings)
+
+    def _pair(self, message: wire.Message, fds: list[int]) -> None:
+        self._take_no_more_back()
+        self._own_pair = [socket.socket(fileno=fd) for fd in fds]
+        self._given_back = GivenBack(self.edge, self._own_pair[-1])
+
+    def _server(self, message: wire.Message, fds: list[int]) -> None:
+        facts = from_json(ServerFacts, message["facts"])
+        name, number = facts.name, int(message["pair"])
+        if self._servers.get(name) != facts:
+            self._servers[name] = facts
+        self._stale.discard(("forget", name))
+        if not fds:
+            if self._pairs.pop(name, None) is not None:
+                self.edge.passing.withdraw(name, lambda: None)
+        elif self._pairs.get(name) == number:
+            os.close(fds[0])
+        else:
+            self._pairs[name] = number
+            self.edge.passing.set_pair(name, socket.socket(fileno=fds[0]), tls=facts.tls)
+        self._apply_soon()
+
+    def _forget(self, message: wire.Message, fds: list[int]) -> None:
+        name = message["server"]
+        self._servers.pop(name, None)
+        if self._pairs.pop(name, None) is not None:
+            self.edge.passing.withdraw(name, lambda: None)
+        self._apply_soon()
+
+    def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
+        """Stop putting connections into a pair that is about to be closed; its replacement may have come already."""
+        name, reply = message["server"], {"t": "withdrawn", "id": message["id"]}
+        if self._pairs.get(name) != message["pair"]:
+            self.link.send(reply)
+            return
+        del self._pairs[name]
+        self.edge.passing.withdraw(name, lambda: self.link.send(reply))
+
+    def _certificate(self, message: wire.Message, fds: list[int]) -> None:
+        try:
+            contents = [read_file(fd) for fd in fds]
+            self.edge.certificates.put(message["bind"], message["names"], message["tls"], contents)
+        except OSError as error:
+            logger.error("the certificate for %s cannot be used: %s", message["bind"], error)
+            self._event("gateway certificate failed", {"message": f"{message['bind']}: {error}"})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _certified(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.certificates.keep(message["bind"], message["names"])
+
+    def _table(self, message: wire.Message, fds: list[int]) -> None:
+        (fd,) = fds
+        try:
+            table = RouteTable(fd)
+        finally:
+            os.close(fd)
+        before, self.edge.table = self.edge.table, table
+        self.edge.workers_keep = bool(message.get("keeps", True))
+        self.edge.passing.follow(table)
+        self._apply_soon(routes=True)
+        before.close()
+
+    def _apply_soon(self, *, routes: bool = False) -> None:
+        """Schedule one update of the backends, after all messages that have already arrived."""
+        self._routes_changed = self._routes_changed or routes
+        if self._applying is None:
+            self._applying = self.edge.loop.call_soon(self._apply)
+
+    def _apply(self) -> None:
+        if self._applying is None:
+            return
+        self._applying.cancel()
+        self._applying = None
+        listed: list[Route | StreamRoute] | None = None
+        if self._routes_changed:
+            listed = [each.route for each in self._streams]
+            if len(self.edge.table) <= _MOST_LISTED_ROUTES:
+                listed += self.edge.table
+            else:
+                known = map(self.edge.table.by_alias, self.edge.backends.aliases)
+                listed += [match.route for match in known if match is not None]
+        self._routes_changed = False
+        # Another mapping each time: unchanged servers are known by being the same object as before.
+        self.edge.backends.apply(listed, {**self._servers})
+
+    # Listeners.
+
+    def _listener(self, message: wire.Message, fds: list[int]) -> None:
+        settings = from_json(ListenerSettings, message["listener"])
+        route = None if message["route"] is None else from_json(StreamRoute, message["route"])
+        self._stale.discard(("unlisten", settings.key))
+        before = self._listeners.get(settings.key)
+        if before is not None and not before.changed(settings, route, fds):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self._close_listener(settings.key)
+            sockets = [socket.socket(fileno=fd) for fd in fds]
+            self._listeners[settings.key] = OpenListener(self.edge, settings, route, sockets)
+        if route is not None:
+            self._apply_soon(routes=True)
+
+    def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
+        self._close_listener(message["key"])
+
+    def _close_listener(self, key: str) -> None:
+        listener = self._listeners.pop(key, None)
+        if listener is not None:
+            self.edge.pool.start(listener.drain(self.edge.settings.drain_seconds))
+
+    def _resync(self, message: wire.Message, fds: list[int]) -> None:
+        super()._resync(message, fds)
+        self.edge.forget_machines()
+
+    def _begin(self, message: wire.Message, fds: list[int]) -> None:
+        self._forget_stale()
+        self._apply()
+        self._begun = True
+        self.link.send({"t": "up"})
+
+    # Hosts.
+
+    def _host(self, message: wire.Message, fds: list[int]) -> None:
+        self._apply()
+        super()._host(message, fds)
+
+    def _passed(self) -> None:
+        """Ask for the workers' connection counts now and then, because only workers see passed connections end."""
+        if self._asking is None:
+            self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
+
+    def _ask_for_loads(self) -> None:
+        self._asking = None
+        self.link.send({"t": "loads", "servers": self.edge.backends.by_load})
+
+    def _machine(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.machine(message["state"])
+
+    def _loads(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.backends.hold(message["connections"])
+
+    def _wake(self, server: str) -> None:
+        if server not in self._waking:
+            self._waking.add(server)
+            self.edge.loop.call_later(_WAKE_SECONDS, self._waking.discard, server)
+            self.link.send({"t": "wake", "server": server})
+
+    # Reports, and the end.
+
+    def _reopen(self, message: wire.Message, fds: list[int]) -> None:
+        """Reopen the access log, which another program has moved away."""
+        reply = {"t": "reopened", "id": message["id"]}
+        if self.edge.access_log is None:
+            self.link.send(reply)
+        else:
+            self.edge.access_log.reopen().add_done_callback(lambda done: self.link.send(reply))
+
+    def _event(self, kind: str, data: Table) -> None:
+        self.link.send({"t": "event", "kind": kind, "data": data})
+
+    def _report(self, message: wire.Message, fds: list[int]) -> None:
+        """The counts of this process; passed requests are counted by the workers."""
+        self._apply()
+        edge = self.edge
+        report = {
+            **edge.snapshot(),
+            "streams": {each.route.alias: each.snapshot() for each in self._streams},
+            "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
+        }
+        self._send_report(message["id"], report)
+
+    def _figures(self, message: wire.Message, fds: list[int]) -> None:
+        """The sums of these counts, whose size does not depend on the number of routes."""
+        edge, streams = self.edge, [each.snapshot() for each in self._streams]
+        open_streams = sum(each["open"] for each in streams)
+        figures: Table = {
+            "slots": edge.counts.total(),
+            "refused": edge.counts.refusals,
+            "connections": len(edge.pool.clients) + len(edge.passing.waiting) + open_streams,
+            "streamed": sum(each["accepted" if "accepted" in each else "opened"] for each in streams),
+            "stream_errors": sum(each["failed"] + each.get("refused", 0) for each in streams),
+        }
+        self.link.send({"t": "figures", "id": message["id"], **figures})
+
+    @property
+    def _streams(self) -> list[TcpStream | UdpStream]:
+        return [each.stream for each in self._listeners.values() if each.stream is not None]
+
+    async def drain(self, seconds: float, *, last: bool) -> None:
+        """See OrderedGateway; in the last process clients that are slow with their heads end soon."""
+        edge, listeners = self.edge, list(self._listeners.values())
+        for listener in listeners:
+            listener.stop()
+        self._take_no_more_back()
+        edge.drain()
+        # First: what becomes a whole head is proxied, or passed.
+        await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
+        await asyncio.gather(
+            drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)
+        )

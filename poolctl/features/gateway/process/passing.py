@@ -1,0 +1,324 @@
+"""Passes connections to workers: each client's own descriptor goes through the adoption pair of a server.
+
+The gateway has the give end of each routed server's pair. A server that is slow to take connections gets its own queue,
+bounded in number and time, and delays no other server. A descriptor is closed here as soon as it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import Connection, Routed
+from poolctl.platform import close_promptly
+from poolctl.routing.route import passable
+from poolctl.routing.route_table import RouteTable
+
+from .counts import TLS, Counts
+from .descriptor_limit import is_exhausted
+from .proxy.refusal import refusal
+from .waiting_connections import WaitingConnections
+
+# The pair itself holds some 270 more.
+MOST_QUEUED = 1024
+QUEUE_SECONDS = 5.0
+_SENT_AT_ONCE = 32
+_MOST_ENCODED = 1024
+# The pair has room, and the kernel takes no message: too many descriptors are in flight (unix(7), ETOOMANYREFS).
+_RETRY_SECONDS = 0.005
+_RETRY_AFTER_SECONDS = 1
+# RFC 8446 §6.2: alerts in the form that every version understands.
+_INTERNAL_ERROR, _UNRECOGNIZED_NAME = 80, 112
+
+
+def tls_alert(description: int) -> bytes:
+    """A fatal alert before the handshake."""
+    return bytes((21, 3, 3, 0, 2, 2, description))
+
+
+class _Queued(NamedTuple):
+    sock: socket.socket
+    routed: Routed
+    message: bytes
+    until: float
+    tls: bool
+
+
+class _Server:
+    """A server's give end, and the connections that wait for room in it, in the order of their arrival."""
+
+    __slots__ = ("end", "full", "queue", "retry", "timer", "tls", "watched")
+
+    def __init__(self) -> None:
+        self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
+        self.tls = False
+        self.queue: deque[_Queued] = deque()
+        self.full = False  # which was reported
+        self.watched = False  # for room
+        self.retry: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Passing:
+    """The give ends by server. Belongs to the running loop. `event(kind, **data)` reports a queue that is full.
+
+    Refusals are among the `counts`.
+    """
+
+    def __init__(
+        self,
+        event: Callable[..., None],
+        counts: Counts | None = None,
+        *,
+        queue_seconds: float = QUEUE_SECONDS,
+        most_queued: int = MOST_QUEUED,
+    ) -> None:
+        self._event = event
+        self._counts = counts or Counts()
+        self._loop = asyncio.get_running_loop()
+        self._most_queued = most_queued
+        self._queue_seconds = queue_seconds
+        self._servers: dict[str, _Server] = {}
+        # Encoding a message takes as long as sending it, and most connections of a route have the same one.
+        self._messages: dict[tuple[str, int, int, bool], tuple[Routed, bytes]] = {}
+        self.queued_connections = 0  # of all servers
+        self.waiting = WaitingConnections()
+        # Called for a connection queued for a withdrawn server, or leaving the proxy, to route it again when its next
+        # request has arrived within the given seconds (None: the usual time for a head).
+        self.decide_again: Callable[[socket.socket, Routed, float | None], None] | None = None
+
+    def passes(self, server: str, *, tls: bool = False) -> bool:
+        """Whether connections of this kind can be passed to the server: a pair carries plain ones or TLS."""
+        found = self._servers.get(server)
+        return found is not None and found.tls is tls
+
+    def set_pair(self, server: str, end: socket.socket, *, tls: bool = False) -> None:
+        """Pass to the server through this give end, which is owned here from now on."""
+        found = self._servers.setdefault(server, _Server())
+        self._close_end(found)
+        changed, found.end, found.tls = found.tls is not tls, end, tls
+        if changed:
+            self._decide_queued(found)
+        else:
+            self._send_queued(found)
+
+    def withdraw(self, server: str, done: Callable[[], None]) -> None:
+        """Stop passing connections to the server; `done` is called when its queue is empty."""
+        found = self._servers.pop(server, None)
+        if found is not None:
+            self._close_end(found)
+            self._decide_queued(found)
+        done()
+
+    def pass_on(
+        self,
+        server: str,
+        sock: socket.socket,
+        route: str,
+        generation: int = 0,
+        hops: int = 0,
+        received: bytes = b"",
+        *,
+        tls: bool = False,
+        trusted: bool = False,
+    ) -> bool:
+        """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here.
+
+        `trusted`: its client is a proxy whose statements about the client behind it are trusted.
+        """
+        found = self._servers.get(server)
+        if found is None:
+            self._refuse(sock, tls, route)
+            return False
+        if received:
+            routed, message = Routed(route, generation, hops, received, trusted=trusted), b""
+        else:
+            key = route, generation, hops, trusted
+            routed, message = self._messages.get(key) or self._encode(key)
+        if not found.queue and self._send(found, sock, routed, message):
+            return True
+        if len(found.queue) >= self._most_queued:
+            self._report_full(server, found)
+            self._refuse(sock, tls, route)
+            return False
+        self.queued_connections += 1
+        until = self._loop.time() + self._queue_seconds
+        found.queue.append(_Queued(sock, routed, message, until, tls))
+        self._watch(found)
+        if found.timer is None:
+            found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
+        return True
+
+    def queued(self, server: str) -> int:
+        """The number of connections that wait for room in the server's pair."""
+        found = self._servers.get(server)
+        return 0 if found is None else len(found.queue)
+
+    def refuse(
+        self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
+    ) -> None:
+        """Answer a request that no backend gets, and close its connection. `route`: the alias, if one is known."""
+        self._counts.refused(str(status), route)
+        self.waiting.refuse(sock, refusal(status, retry_after_seconds=retry_after_seconds))
+
+    def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
+        """Refuse a handshake."""
+        self._counts.refused(TLS, route)
+        self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
+
+    def follow(self, table: RouteTable) -> None:
+        """Decide again about queued connections of routes that this table no longer passes."""
+        for found in self._servers.values():
+            if not found.queue:
+                continue
+            staying: deque[_Queued] = deque()
+            leaving: list[_Queued] = []
+            for each in self._take_queue(found):
+                match = table.by_alias(each.routed.route)
+                stays = match is None or passable(match.route, tls=each.tls)
+                (staying if stays else leaving).append(each)
+            found.queue = staying
+            self.queued_connections += len(staying)
+            if staying:
+                found.timer = self._loop.call_at(staying[0].until, self._expire, found)
+            else:
+                self._unwatch(found)
+            self._decide(leaving)
+
+    def close(self) -> None:
+        """Refuse queued connections, and close everything."""
+        for found in self._servers.values():
+            self._close_end(found)
+            for each in self._take_queue(found):
+                self._refuse(each.sock, each.tls, each.routed.route)
+        self._servers.clear()
+        self.waiting.close()
+
+    def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
+        """Whether the connection was sent or lost; False if there is no room.
+
+        `message` encodes `routed`; if it is empty, the message is made for this connection alone.
+        """
+        if found.end is None:
+            return False
+        try:
+            if message:
+                wire.send(found.end, message, (sock.fileno(),))
+            else:
+                connection_handover.give(found.end, sock.fileno(), routed=routed)
+        except BlockingIOError:
+            return False
+        except wire.WireError:  # too many bytes were received
+            close_promptly(sock.detach())
+            return True
+        except OSError as error:
+            if not is_exhausted(error):
+                # No process takes from the pair any longer: a new pair follows, or the server is withdrawn.
+                self._close_end(found)
+            return False
+        if isinstance(sock, Connection):  # an application has held it too
+            close_promptly(sock.detach())
+        else:
+            os.close(sock.detach())  # half the time of sock.close()
+        return True
+
+    def _encode(self, key: tuple[str, int, int, bool]) -> tuple[Routed, bytes]:
+        if len(self._messages) >= _MOST_ENCODED:
+            self._messages.clear()
+        route, generation, hops, trusted = key
+        routed = Routed(route, generation, hops, trusted=trusted)
+        found = self._messages[key] = routed, connection_handover.encoded(routed)
+        return found
+
+    def _send_queued(self, found: _Server) -> None:
+        """Send as many queued connections as there is room for, up to a maximum per turn of the loop."""
+        found.retry = None
+        sent = 0
+        while found.queue and sent < _SENT_AT_ONCE:
+            first = found.queue[0]
+            if not self._send(found, first.sock, first.routed, first.message):
+                break
+            found.queue.popleft()
+            sent += 1
+        self.queued_connections -= sent
+        if found.end is None or not found.queue:
+            self._unwatch(found)
+            if not found.queue:
+                found.full = False
+                if found.timer is not None:
+                    found.timer.cancel()
+                    found.timer = None
+        elif sent:
+            self._watch(found)
+        else:
+            self._unwatch(found)
+            found.retry = self._loop.call_later(_RETRY_SECONDS, self._send_queued, found)
+
+    def _watch(self, found: _Server) -> None:
+        if found.end is not None and not found.watched and found.retry is None:
+            found.watched = True
+            self._loop.add_writer(found.end.fileno(), self._send_queued, found)
+
+    def _unwatch(self, found: _Server) -> None:
+        if found.retry is not None:
+            found.retry.cancel()
+            found.retry = None
+        if found.watched:
+            found.watched = False
+            assert found.end is not None
+            self._loop.remove_writer(found.end.fileno())
+
+    def _close_end(self, found: _Server) -> None:
+        self._unwatch(found)
+        if found.end is not None:
+            found.end.close()
+            found.end = None
+
+    def _take_queue(self, found: _Server) -> list[_Queued]:
+        if found.timer is not None:
+            found.timer.cancel()
+            found.timer = None
+        queue, found.queue = found.queue, deque()
+        self.queued_connections -= len(queue)
+        return [*queue]
+
+    def _decide_queued(self, found: _Server) -> None:
+        self._decide(self._take_queue(found))
+
+    def _decide(self, connections: list[_Queued]) -> None:
+        for each in connections:
+            if self.decide_again is None:
+                self._refuse(each.sock, each.tls, each.routed.route)
+            else:
+                self.decide_again(each.sock, each.routed, None)
+
+    def _expire(self, found: _Server) -> None:
+        """Refuse the connections that have waited too long."""
+        now, found.timer = self._loop.time(), None
+        while found.queue and found.queue[0].until <= now:
+            late = found.queue.popleft()
+            self.queued_connections -= 1
+            self._refuse(late.sock, late.tls, late.routed.route)
+        if found.queue:
+            found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)
+        else:
+            found.full = False
+            self._unwatch(found)
+
+    def _report_full(self, server: str, found: _Server) -> None:
+        """Report the full queue, once until it has had room again."""
+        if not found.full:
+            found.full = True
+            message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"
+            self._event("connection queue full", server=server, message=message, severity="warning")
+
+    def _refuse(self, sock: socket.socket, tls: bool, route: str) -> None:
+        if tls:
+            self.refuse_tls(sock, route=route)
+        else:
+            self.refuse(sock, 503, _RETRY_AFTER_SECONDS, route=route)

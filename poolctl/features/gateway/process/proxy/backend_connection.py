@@ -1,0 +1,349 @@
+"""A connection to a backend: one request at a time, and the reading of its response."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Protocol, cast
+
+from poolctl.http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
+from poolctl.http.message_head import CHUNKED, MOST_INTERIM, UNTIL_CLOSE, BadMessage
+
+from ..backends import Backend
+from ..endpoint import Endpoint
+from .response_head import Response, read_response
+from .timer_wheel import Timer, TimerWheel
+
+# The body's bytes to read, 0 for none; CHUNKED, UNTIL_CLOSE; or one of:
+_HEAD, _TUNNEL = -3, -4
+# After a tunnel: time that the backend may take to accept the rest of the client's bytes.
+_SENDING_SECONDS = 60.0
+
+
+class ResponseReceiver(Protocol):
+    """The receiver of a response. No call follows `response_ends` or `backend_lost`."""
+
+    def interim(self, response: Response) -> None:
+        """Called for an interim response (1xx)."""
+
+    def switched(self, response: Response, data: bytes) -> None:
+        """The protocol has changed (101); `data` are its first bytes, later bytes go to `response_data`."""
+
+    def response_begins(self, response: Response, *, done: bool) -> None:
+        """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
+
+    def response_data(self, data: Buffer) -> None:
+        """Bytes of the body; a chunked body comes as chunks, or parts of them, unless they are to be decoded."""
+
+    def response_ends(self, trailers: bytes) -> None:
+        """The response is complete."""
+
+    def backend_eof(self) -> None:
+        """The backend closed its side of the tunnel."""
+
+    def backend_lost(self, error: Exception | None) -> None:
+        """The connection ended before the response was complete, or its bytes are invalid (BadMessage)."""
+
+    def backend_writable(self, writable: bool) -> None:
+        """The backend takes bytes again, or does not for now."""
+
+
+class BackendConnection(asyncio.Protocol):
+    """`requests` counts the sent requests. `answered`: bytes of the present response have arrived.
+
+    `reusable`: the last response was complete, and the backend keeps the connection.
+    """
+
+    def __init__(self, timers: TimerWheel) -> None:
+        self.endpoint = Endpoint("")
+        self.requests = 0
+        self.answered = False
+        self.reusable = False
+        self.closed = False
+        self._timer = Timer(timers)
+        self._transport: asyncio.Transport
+        self._receiver: ResponseReceiver | None = None
+        self._backend: Backend | None = None
+        self._idle_in: list[BackendConnection] | None = None
+        self._expected = 0
+        self._buffer = b""  # the beginning of a head, or chunks for the next turn of the loop
+        self._scanned = 0  # the length of that beginning
+        self._chunks: ChunkedBody | None = None
+        self._turn_due = False  # the buffer is processed further in the loop's next turn
+        self._paused = False  # the client accepts no data for now
+        self._head_only = self._decode = self._may_switch = False
+        self._interim = 0
+
+    def __repr__(self) -> str:
+        return f"<BackendConnection {self.endpoint.host or self.endpoint.path}: {self.requests} requests>"
+
+    # Methods for the pool.
+
+    def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:
+        """Keep the connection in this list of idle ones, and close it after `seconds`."""
+        self._idle_in = idle
+        self._timer.start(seconds, self.close)
+
+    @property
+    def idle_until(self) -> float:
+        """The time at which the idle connection is closed unless it is taken before."""
+        return self._timer.deadline
+
+    def taken(self, *, certain: bool) -> bool:
+        """Whether it can be used again; with `certain` the system is asked whether the backend has just closed it."""
+        self._idle_in = None
+        self._timer.stop()
+        if self.closed or self._transport.is_closing():
+            return False
+        if certain:
+            poll = select.poll()
+            poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+            if poll.poll(0):
+                self.close()
+                return False
+        return True
+
+    # Methods for the exchange.
+
+    def belongs_to(self, backend: Backend) -> None:
+        """Count this connection among the backend's open connections until it is closed."""
+        self._backend = backend
+        backend.open_connections += 1
+
+    def request(
+        self, receiver: ResponseReceiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
+    ) -> None:
+        """Send the head of a request, with the bytes of the body that have arrived.
+
+        `head_only`: the response has no body, even if its fields say so. `decode`: its chunks are taken apart.
+        """
+        self._receiver = receiver
+        self._head_only, self._decode, self._may_switch = head_only, decode, may_switch
+        self._expected, self._interim = _HEAD, 0
+        self.answered = self.reusable = False
+        self.requests += 1
+        self._transport.write(data)
+
+    def send(self, data: Buffer) -> None:
+        """Send more of the body, or bytes of a tunnel."""
+        self._transport.write(data)
+
+    def send_eof(self) -> None:
+        """The client closed its side of the tunnel."""
+        close_writing(self._transport)
+
+    def pause_reading(self) -> None:
+        """The client does not accept data: pause reading."""
+        self._paused = True
+        self._update_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._paused = False
+        if self._chunks is not None and self._buffer:
+            self._go_on_soon()
+        self._update_reading()
+
+    def release(self) -> None:
+        """Detach the receiver, which is not called again."""
+        self._receiver = None
+
+    def close(self, *, gently: bool = False) -> None:
+        """Close the connection at once, or `gently` after sending the buffered bytes; detaches the receiver."""
+        self._receiver = None
+        self.reusable = False
+        if gently:
+            self._transport.close()
+            if not self.closed:
+                self._timer.start(_SENDING_SECONDS, self._transport.abort)
+        else:
+            self._transport.abort()
+
+    # Callbacks of the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+
+    def pause_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_writable(False)
+
+    def resume_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_writable(True)
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self._receiver
+        expected = self._expected
+        self.answered = True
+        try:
+            if expected == _HEAD:
+                self._read_head(data)
+            elif receiver is None or not expected:  # a response that was not asked for
+                self.close()
+            elif expected > 0:
+                self._expected = expected - len(data)
+                if self._expected > 0:
+                    receiver.response_data(data)
+                    return
+                receiver.response_data(data if not self._expected else data[:expected])
+                self._complete(keep=not self._expected)
+            elif expected == CHUNKED:
+                if self._buffer:
+                    self._buffer += data
+                else:
+                    self._read_chunks(receiver, data)
+            else:
+                receiver.response_data(data)
+        except BadMessage as error:
+            self._lost(error)
+
+    def eof_received(self) -> bool:
+        if self._expected == _TUNNEL and self._receiver is not None and self._transport.can_write_eof():
+            self._receiver.backend_eof()
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        self._timer.close()
+        if self._backend is not None:
+            self._backend.open_connections -= 1
+        if self._idle_in is not None and self in self._idle_in:
+            self._idle_in.remove(self)
+        if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:
+            self._complete(keep=False)
+        elif not (self._expected == CHUNKED and self._buffer):  # otherwise the received bytes are read first
+            self._lost(error)
+
+    # Reading a response.
+
+    def _read_head(self, data: bytes) -> None:
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        while True:
+            receiver = self._receiver
+            if receiver is None:
+                self.close()
+                return
+            response = read_response(data, self._scanned, head_only=self._head_only)
+            if response is None:
+                self._buffer, self._scanned = data, len(data)
+                return
+            self._scanned = 0
+            if response.status >= 200:
+                break
+            rest = data[response.end :]
+            if response.status == 101:
+                if not self._may_switch or not response.upgrade:
+                    raise BadMessage("switches protocols without being asked")
+                self._expected = _TUNNEL
+                receiver.switched(response, rest)
+                return
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                raise BadMessage(f"more than {MOST_INTERIM} interim responses")
+            receiver.interim(response)
+            data = rest
+            if not data:
+                return
+        self._begin(receiver, response)
+
+    def _begin(self, receiver: ResponseReceiver, response: Response) -> None:
+        data = response.received
+        body = self._expected = response.body
+        keep = response.reusable
+        if body >= 0:
+            end = response.end + body
+            if len(data) < end:
+                self._expected = end - len(data)
+                self.reusable = keep
+                receiver.response_begins(response, done=False)
+                return
+            if len(data) > end:  # a response that was not asked for
+                response.received, keep = data[:end], False
+            self._expected = 0
+            self.reusable = keep
+            receiver.response_begins(response, done=True)
+            self._complete(keep=keep)
+            return
+        self.reusable = keep
+        if body == CHUNKED:
+            chunks = self._chunks = ChunkedBody(decode=self._decode)
+            response.first = chunks.feed(data, response.end, MOST_CHUNKS_AT_ONCE)
+            if not chunks.done and chunks.rest:
+                self._buffer = chunks.rest
+                self._go_on_soon()
+            if not chunks.unchanged:
+                response.plain = b""
+            receiver.response_begins(response, done=chunks.done)
+            if chunks.done:
+                self._complete(chunks.trailers, keep=keep and not chunks.rest)
+            return
+        receiver.response_begins(response, done=False)
+
+    def _read_chunks(self, receiver: ResponseReceiver, data: bytes) -> None:
+        chunks = self._chunks
+        assert chunks is not None
+        piece = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
+        if not chunks.done and chunks.rest:
+            self._buffer = chunks.rest
+            self._go_on_soon()
+        if piece:
+            receiver.response_data(piece)
+        if chunks.done and self._receiver is receiver:
+            self._complete(chunks.trailers, keep=not chunks.rest)
+
+    def _go_on_soon(self) -> None:
+        """Process the buffer after other connections have had their turn; reading pauses until then."""
+        if not self._turn_due:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+            self._update_reading()
+
+    def _go_on(self) -> None:
+        self._turn_due = False
+        receiver = self._receiver
+        if receiver is not None and self._chunks is not None and self._buffer and not self._paused:
+            data, self._buffer = self._buffer, b""
+            try:
+                self._read_chunks(receiver, data)
+            except BadMessage as error:
+                self._lost(error)
+            if self.closed and not self._buffer:
+                self._lost(None)
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        if self.closed or self._transport.is_closing():
+            return
+        if self._paused or self._turn_due:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _complete(self, trailers: bytes = b"", *, keep: bool) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._expected, self._chunks = 0, None
+        self.reusable = self.reusable and keep and not self.closed
+        if receiver is not None:
+            receiver.response_ends(trailers)
+
+    def _lost(self, error: Exception | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._expected, self.reusable = 0, False
+        if not self.closed:
+            self._transport.abort()
+        if receiver is not None:
+            receiver.backend_lost(error)
+
+
+def close_writing(transport: asyncio.Transport) -> None:
+    """Send the end of one direction after the buffered bytes. TLS has no such end: the connection is closed."""
+    if not transport.can_write_eof():
+        transport.close()
+    elif not transport.is_closing():
+        try:
+            transport.write_eof()
+        except OSError:  # asyncio's, for a connection that was reset just now
+            transport.abort()

@@ -1,0 +1,133 @@
+"""The access log of proxied requests: lines in the workers' format, in a file of the gateway's own.
+
+The event loop never waits for the disk: a thread writes the collected lines. While a write takes long, a bounded number
+of bytes waits; further lines are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from poolctl.http.message_head import RequestHead
+from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_line import stamp
+
+from .refusal import phrase_of
+
+CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
+# The same values as the defaults of a server's log.
+_MAX_SIZE_BYTES, _KEEP = 10 * 1024 * 1024, 5
+_GATHER_SECONDS = 0.1
+MOST_WAITING_BYTES = 1024 * 1024
+# IDs from clients are logged, and sent on.
+_is_printable_id = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}").fullmatch
+_id_lines = re.compile(rb"\r\n(?i:x-request-id):[^\r\n]*+")
+_ID_BYTES = 16
+
+
+class GatewayAccessLog:
+    """Writes a line for each request into the file at `path`, which is rotated. Belongs to the running loop."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = LogFile(path, max_size_bytes=_MAX_SIZE_BYTES, keep=_KEEP)
+        self._loop = asyncio.get_running_loop()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="access-log")
+        self._lines: list[bytes] = []
+        self.waiting_bytes = 0  # bytes of these lines, and of the lines that are being written
+        self._left_out = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing = False
+
+    def __repr__(self) -> str:
+        return f"<GatewayAccessLog {self.path}: {self.waiting_bytes} bytes wait>"
+
+    def begin(self, request: RequestHead, client: str, version: str) -> AccessLogEntry:
+        """The entry of a request, which has begun now. `client` is its client's address, `version` the HTTP version."""
+        return AccessLogEntry(self, request, client, version)
+
+    def refused(self, request: RequestHead, client: str, version: str, status: int) -> None:
+        """Write the line of a request that no backend was chosen for."""
+        self.begin(request, client, version).write(status, 0.0)
+
+    def add(self, line: str) -> None:
+        """Write this line, with the time before it. Never blocks."""
+        data = f"{stamp(time.time())} {line}\n".encode()
+        if self.waiting_bytes + len(data) > MOST_WAITING_BYTES:
+            self._left_out += 1
+            return
+        self._lines.append(data)
+        self.waiting_bytes += len(data)
+        if self._timer is None and not self._writing:
+            self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
+
+    def reopen(self) -> asyncio.Future[None]:
+        """Close the file, so that the next lines reopen its path; done when no write to it is in progress."""
+        return self._loop.run_in_executor(self._writer, self._file.reopen)
+
+    def close(self) -> None:
+        """Write what waits; the process does not end before that is done."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._writer.submit(self._store, self._take())
+        self._writer.shutdown(wait=False)
+
+    def _write(self) -> None:
+        self._timer, self._writing = None, True
+        block = self._take()
+        done = self._loop.run_in_executor(self._writer, self._store, block)
+        done.add_done_callback(lambda done: self._written(len(block), done))
+
+    def _take(self) -> bytes:
+        if self._left_out:
+            lines = "1 line was" if self._left_out == 1 else f"{self._left_out:,} lines were"
+            text = f"WARNING:  {lines} left out: the file could not be written, or not fast enough"
+            self._lines.append(f"{stamp(time.time())} {text}\n".encode())
+            self._left_out = 0
+        block = b"".join(self._lines)
+        self._lines.clear()
+        return block
+
+    def _store(self, block: bytes) -> int:
+        """Runs in the thread: the number of lines lost because the disk is full."""
+        return block.count(b"\n", self._file.append(block))
+
+    def _written(self, size: int, done: asyncio.Future[int]) -> None:
+        self._writing = False
+        self.waiting_bytes = sum(map(len, self._lines))
+        if not done.cancelled() and done.exception() is None:
+            self._left_out += done.result()
+        if self._lines:
+            self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
+
+
+class AccessLogEntry:
+    """The line of one request. `request_id` is its X-Request-ID, or a new ID."""
+
+    __slots__ = ("_client", "_given", "_log", "_request", "_version", "request_id")
+
+    def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
+        self._log, self._request, self._client, self._version = log, request, client, version
+        given = request.values(b"x-request-id")
+        self._given = len(given) == 1 and _is_printable_id(given[0]) is not None
+        self.request_id = given[0].decode() if self._given else os.urandom(_ID_BYTES).hex()
+
+    def identified(self, head: bytes) -> bytes:
+        """The head for the backend, with the ID in X-Request-ID."""
+        if self._given:
+            return head
+        return b"%bX-Request-ID: %b\r\n\r\n" % (_id_lines.sub(b"", head[:-2]), self.request_id.encode())
+
+    def write(self, status: int, seconds: float) -> None:
+        """Record the end of the request with this status, and the time since it began."""
+        request = self._request
+        line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{self._version}"'
+        phrase = phrase_of(status)
+        outcome = f"{status} {phrase}" if phrase else f"{status}"
+        self._log.add(
+            f"INFO:     {self._client or '-'} - {line} {outcome} {1000 * seconds:.1f}ms {self.request_id}"
+        )

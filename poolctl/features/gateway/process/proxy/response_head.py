@@ -1,0 +1,103 @@
+"""Heads of responses as a proxy passes them on: without the fields that are about the backend's connection.
+
+Nearly all servers send heads that go on byte by byte, without the lines that keep the connection alive; others are
+written again.
+"""
+
+from __future__ import annotations
+
+import re
+
+from poolctl.http.chunked_body import Buffer
+from poolctl.http.message_head import (
+    CHUNKED,
+    HOP_BY_HOP,
+    UNTIL_CLOSE,
+    ResponseHead,
+    without_fields,
+)
+
+_REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
+_PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
+
+
+class Response(ResponseHead):
+    """The head of a response, and the bytes from it on.
+
+    `received` are these bytes, perhaps without lines that keep the connection alive; the body begins at `end`. With
+    `plain` they may be passed on up to the body's end as they are, head included. `lines` are the status line and the
+    fields that may be passed on, each with its line end, without the framing fields.
+    """
+
+    __slots__ = ("_first", "_lines", "received")
+
+    received: bytes
+    _first: Buffer | None
+    _lines: bytes
+
+    @property
+    def lines(self) -> bytes:
+        """The status line, and the fields except connection and framing fields; each with its line end."""
+        if not self._lines:
+            lines = b"HTTP/1.1%b%b\r\n" % (self.status_line[8:], _REMOVED.sub(b"", self.fields))
+            named = self.options - _PLAIN_OPTIONS
+            self._lines = without_fields(lines, named) if named else lines
+        return self._lines
+
+    @property
+    def first(self) -> Buffer:
+        """The bytes of the body that came with the head."""
+        return self.received[self.end :] if self._first is None else self._first
+
+    @first.setter
+    def first(self, data: Buffer) -> None:
+        self._first = data
+
+    @property
+    def first_size(self) -> int:
+        """The number of bytes of the body that came with the head."""
+        return len(self.received) - self.end if self._first is None else len(self._first)
+
+    def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
+        """The head for a client of this version, whether its connection is kept, and whether chunks are to be made."""
+        framing, wraps = b"", False
+        if self.body in (CHUNKED, UNTIL_CLOSE):
+            if http_1_1:
+                framing = b"Transfer-Encoding: chunked\r\n"
+                wraps = self.body == UNTIL_CLOSE
+            else:
+                keep = False
+        elif self.length >= 0:
+            framing = b"Content-Length: %d\r\n" % self.length
+        if not keep:
+            framing += b"Connection: close\r\n"
+        elif not http_1_1:
+            framing += b"Connection: keep-alive\r\n"
+        return b"%b%b\r\n" % (self.lines, framing), keep, wraps
+
+    def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
+        """Pass on these fields, each with its line end, instead of the lines that the expression matches."""
+        self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
+        self.plain = b""
+
+    def add(self, line: bytes) -> None:
+        """Add a field, with its line end, to the fields that are passed on."""
+        self._lines = self.lines + line
+        self.plain = b""
+
+
+def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> Response | None:
+    """The response whose head these bytes begin with; None while it is not complete. Raises BadMessage.
+
+    `head_only`: it is the response to a HEAD. Up to the offset `scanned` an earlier call has found them incomplete.
+    """
+    response = Response.read(data, scanned)
+    if response is None:
+        return None
+    if head_only:
+        response.leave_out_body()
+    plain, end = response.plain, response.end
+    if plain and len(plain) < end:
+        data, response.end = plain + data[end:], len(plain)
+    response.received, response._lines, response._first = data, b"", None
+    return response

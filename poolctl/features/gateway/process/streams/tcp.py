@@ -1,0 +1,401 @@
+"""TCP: each connection of a client is copied to and from a backend, or handed to a worker that serves TLS itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..backends import Lease, RequestOutcome
+from ..counts import CONNECT, RESET
+from ..descriptor_limit import is_exhausted
+from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
+from .backend_addresses import BackendAddresses, SocketAddress
+from .flow import Flow
+from .idle_order import IdleOrder
+
+if TYPE_CHECKING:
+    from poolctl.json_form import Table
+    from poolctl.routing.route import StreamRoute
+
+    from ..edge import Edge
+
+logger = logging.getLogger("poolctl.gateway")
+
+_AT_ONCE = 16  # connections accepted in one iteration of the loop
+_NOT_BLOCKING = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_ACCEPT_AGAIN_SECONDS = 1.0
+
+
+class TcpStream:
+    """A stream route in service: its listeners, and the connections accepted from them.
+
+    It begins at once. With `max_connections` open, more of them wait in the backlog. The listeners stay the caller's.
+    """
+
+    def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
+        self.edge = edge
+        self.route = route
+        self.addresses = BackendAddresses(edge.loop, socket.SOCK_STREAM)
+        self.open: IdleOrder[_StreamedConnection, _StreamedConnection] = IdleOrder(
+            edge.loop, edge.now, route.idle_seconds, _StreamedConnection.close
+        )
+        self.accepted = self.passed = self.refused = self.failed = 0
+        self.bytes_in = self.bytes_out = 0  # of connections that have ended
+        self._listeners = listeners
+        self._accepting = False
+        self._closed = False
+        self._held_off: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self.settle()
+
+    def apply(self, route: StreamRoute) -> None:
+        """Use changed targets and limits: for new connections, the idle limit for all."""
+        self.route = route
+        self.open.limit(route.idle_seconds)
+        self.settle()
+
+    def close(self) -> None:
+        """Stop accepting; open connections continue."""
+        self._closed = True
+        self.settle()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, wait for open connections to end, and after `seconds` reset the remaining connections."""
+        self.close()
+        if self.open:
+            self._empty = self.edge.loop.create_future()
+            await asyncio.wait({self._empty}, timeout=seconds)
+        for connection in self.open:
+            connection.reset()
+        self.addresses.close()
+
+    def snapshot(self) -> Table:
+        """Its numbers for reports: connections since the start, those open now, bytes from and to clients."""
+        return {
+            "alias": self.route.alias,
+            "protocol": "tcp",
+            "bind": self.route.bind,
+            "open": len(self.open),
+            "accepted": self.accepted,
+            "passed": self.passed,
+            "refused": self.refused,
+            "failed": self.failed,
+            "bytes_in": self.bytes_in + sum(each.bytes_in for each in self.open),
+            "bytes_out": self.bytes_out + sum(each.bytes_out for each in self.open),
+        }
+
+    def ended(self, connection: _StreamedConnection) -> None:
+        """A connection is closed, or was passed on."""
+        self.bytes_in += connection.bytes_in
+        self.bytes_out += connection.bytes_out
+        self.open.remove(connection)
+        self.edge.stream_share.disconnected()
+        if self.open or self._empty is None:
+            self.settle()
+        elif not self._empty.done():
+            self._empty.set_result(None)
+
+    def hold_off(self, error: OSError) -> None:
+        """Stop accepting for a moment: connections wait in the backlog until descriptors are free again."""
+        if self._held_off is None:
+            logger.warning("stream %s cannot open a connection: %s", self.route.alias, error)
+            self._held_off = self.edge.loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again)
+            self.settle()
+
+    def _accept_again(self) -> None:
+        self._held_off = None
+        self.settle()
+
+    def settle(self) -> None:
+        """Watch the listeners, or stop it, as the state requires."""
+        room = not self.route.max_connections or len(self.open) < self.route.max_connections
+        wanted = room and not self._closed and self._held_off is None
+        wanted = wanted and self.edge.stream_share.may_accept(self)
+        if wanted is not self._accepting:
+            self._accepting = wanted
+            for listener in self._listeners:
+                if wanted:
+                    self.edge.loop.add_reader(listener.fileno(), self._accept, listener)
+                else:
+                    self.edge.loop.remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        descriptors = self.edge.descriptors
+        for number in range(_AT_ONCE):
+            if not self._accepting:
+                return
+            if not self.edge.stream_share.may_accept(self):  # connections of other streams count, too
+                self.settle()
+                return
+            if descriptors.few():
+                if number == 0 and not self.edge.evict():
+                    self.hold_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
+            try:
+                client, address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return  # another process of this gateway was faster
+            except OSError as error:
+                if not is_exhausted(error):
+                    continue  # the client is gone already
+                if not self.edge.evict():
+                    self.hold_off(error)
+                return
+            descriptors.opened(client.fileno())
+            client.setblocking(False)
+            self.accepted += 1
+            self.edge.stream_share.connected()
+            host = address[0] if address else ""
+            connection = _StreamedConnection(self, client, host)
+            self.open.add(connection, connection)
+            if self.route.accept_proxy and self.edge.is_trusted(host):
+                connection.await_header()
+            else:
+                connection.connect()
+            self.settle()
+
+
+class _StreamedConnection:
+    """A client's connection: first without a backend, then with both directions being copied."""
+
+    __slots__ = (
+        "_addresses", "_awaits_header", "_backend", "_began", "_client", "_closed", "_down", "_host", "_lease", "_loop",
+        "_peeked", "_reported", "_resolving", "_stream", "_timer", "_tried", "_up", "used",
+    )  # fmt: skip
+
+    def __init__(self, stream: TcpStream, client: socket.socket, host: str) -> None:
+        self.used = 0.0
+        self._stream = stream
+        self._loop = stream.edge.loop
+        self._client = client
+        self._host = host
+        self._awaits_header = self._reported = False
+        self._peeked = 0
+        self._tried: tuple[str, ...] = ()
+        self._addresses: list[SocketAddress] = []
+        self._backend: socket.socket | None = None
+        self._lease: Lease | None = None
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._resolving: asyncio.Task[None] | None = None
+        self._up: Flow | None = None
+        self._down: Flow | None = None
+        self._closed = False
+
+    @property
+    def bytes_in(self) -> int:
+        """The number of bytes received from the client."""
+        return self._up.copied if self._up else 0
+
+    @property
+    def bytes_out(self) -> int:
+        """The number of bytes sent to the client."""
+        return self._down.copied if self._down else 0
+
+    def await_header(self) -> None:
+        """Wait for the header of the PROXY protocol at the start of the connection, then connect."""
+        self._awaits_header = True
+        self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
+        self._loop.add_reader(self._client.fileno(), self._read_header)
+
+    def _read_header(self) -> None:
+        try:
+            data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
+            header = read_proxy_header(data)
+            if header is not None:
+                self._stop_awaiting()
+                self._client.recv(header.size)
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            elif len(data) <= self._peeked:
+                raise NoProxyHeader  # the client has ended
+            else:
+                # Woken only for more than this, since it stays unread.
+                self._peeked = len(data)
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
+                return
+        except BlockingIOError:
+            return
+        except (NoProxyHeader, OSError):
+            self.reset()
+            return
+        self._host = header.client or self._host
+        self._reported = bool(header.client)
+        self.connect()
+        self._stream.settle()
+
+    def _stop_awaiting(self) -> None:
+        if self._awaits_header:
+            self._awaits_header = False
+            self._loop.remove_reader(self._client.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def connect(self) -> None:
+        """Find a backend: one after the other, until one accepts the connection."""
+        while not (self._closed or self._backend or self._up or self._resolving):
+            if self._addresses:
+                self._try(self._addresses.pop(0))
+            else:
+                self._next_backend()
+
+    def _next_backend(self) -> None:
+        if self._lease is not None:  # none of its addresses accepted a connection
+            self._stream.failed += 1
+            self._release(RequestOutcome.FAILED, CONNECT)
+        lease = self._stream.edge.backends.of(self._stream.route).acquire(self._host, "", self._tried)
+        if not isinstance(lease, Lease):
+            self._stream.refused += 1
+            self.reset()
+            return
+        self._lease, self._began = lease, self._stream.edge.now()
+        self._tried += (lease.backend.key,)
+        endpoint = lease.backend.endpoint
+        # A worker would take the proxy that has reported the client for it.
+        if (
+            endpoint.tls
+            and not self._reported
+            and self._stream.edge.passing.passes(lease.backend.key, tls=True)
+        ):
+            self._pass_on(lease)
+            return
+        known = self._stream.addresses.known(endpoint)
+        if known is None:
+            self._resolving = self._loop.create_task(self._resolve(lease))
+        else:
+            self._addresses = list(known)
+
+    async def _resolve(self, lease: Lease) -> None:
+        found = await self._stream.addresses.wait(lease.backend.endpoint)
+        self._addresses, self._resolving = list(found), None
+        self.connect()
+
+    def _pass_on(self, lease: Lease) -> None:
+        """Hand the client's own connection to a worker, which is woken by it if it sleeps."""
+        self._closed = True
+        self._release(RequestOutcome.PASSED)
+        client = self._client
+        self._stream.passed += 1
+        self._stream.ended(self)
+        self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
+
+    def _try(self, place: SocketAddress) -> None:
+        """Begin to connect to one address of the backend."""
+        try:
+            backend = socket.socket(place.family, _NOT_BLOCKING)
+        except OSError as error:
+            self._release(RequestOutcome.CANCELLED)
+            self.reset()
+            self._stream.hold_off(error)
+            return
+        self._backend = backend
+        if place.family != socket.AF_UNIX:
+            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        status = backend.connect_ex(place.address)
+        if status == errno.EINPROGRESS:
+            # On this machine it is connected by now: asking costs a tenth of waiting for the loop to say so.
+            status = backend.connect_ex(place.address)
+        if status in (errno.EINPROGRESS, errno.EALREADY):
+            if seconds := self._stream.route.timeouts.connect:
+                self._timer = self._loop.call_later(seconds, self._connected, errno.ETIMEDOUT)
+            self._loop.add_writer(backend.fileno(), self._connected)
+        else:
+            self._begin(status)
+
+    def _connected(self, status: int | None = None) -> None:
+        """The attempt to connect has ended; a `status` is passed if it has timed out."""
+        assert self._backend is not None
+        self._stop_waiting()
+        self._begin(
+            self._backend.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if status is None else status
+        )
+        self.connect()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._backend is not None and self._up is None:
+            self._loop.remove_writer(self._backend.fileno())
+
+    def _begin(self, status: int) -> None:
+        """Start copying both ways; if `status` is an error instead of 0, give up this address."""
+        assert self._backend is not None
+        assert self._lease is not None
+        if status:
+            logger.debug(
+                "stream %s: %s: %s", self._stream.route.alias, self._lease.backend.key, os.strerror(status)
+            )
+            self._backend.close()
+            self._backend = None
+            return
+        self._lease.connected()
+        self._stream.open.use(self, self)
+        if seconds := self._stream.route.timeouts.total:
+            self._timer = self._loop.call_later(seconds, self.reset)
+        self._up = Flow(self._loop, self, self._client, self._backend)
+        self._down = Flow(self._loop, self, self._backend, self._client)
+        self._up.resume()
+        self._down.resume()
+
+    def moved(self) -> None:
+        """Bytes were copied."""
+        self._stream.open.use(self, self)
+
+    def flow_ended(self) -> bool:
+        """Close the connection if both directions have ended; returns whether it is still open."""
+        assert self._up is not None
+        assert self._down is not None
+        if self._up.ended and self._down.ended:
+            self.close()
+        return not self._closed
+
+    def broken(self, source: socket.socket) -> None:
+        """Reset both sides after reading from `source` failed, so that no peer takes this for a normal end."""
+        if source is self._backend and not self.bytes_out:
+            self._stream.failed += 1
+            self._release(RequestOutcome.FAILED, RESET)
+        self.reset()
+
+    def reset(self) -> None:
+        """Close both sides so that their peers see an error."""
+        for sock in (self._client, self._backend):
+            if sock is not None and not self._closed:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.close()
+
+    def close(self) -> None:
+        """Close both sides."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop_awaiting()
+        if self._resolving is not None:
+            self._resolving.cancel()
+        for flow in (self._up, self._down):
+            if flow is not None:
+                flow.stop()
+        self._stop_waiting()
+        if self._lease is not None:
+            counts = self._lease.backend.counts
+            counts.bytes_in += self.bytes_in
+            counts.bytes_out += self.bytes_out
+        self._release(RequestOutcome.ANSWERED if self._up else RequestOutcome.CANCELLED)
+        self._client.close()
+        if self._backend is not None:
+            self._backend.close()
+        self._stream.ended(self)
+
+    def _release(self, outcome: RequestOutcome, error: str = "") -> None:
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            lease.release(outcome, self._stream.edge.now() - self._began, 0, error)

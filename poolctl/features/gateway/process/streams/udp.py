@@ -1,0 +1,348 @@
+"""UDP: the datagrams of each client are a session with one backend, until it has been idle for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..backends import Lease, RequestOutcome
+from ..counts import CONNECT
+from .backend_addresses import BackendAddresses
+from .idle_order import IdleOrder
+from .socket_events import SocketEvents
+
+if TYPE_CHECKING:
+    from poolctl.json_form import Table
+    from poolctl.routing.route import StreamRoute
+
+    from ..edge import Edge
+
+_NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+# After this number of answers a session is likely to get more, so the loop itself watches its socket.
+_OFTEN = 8
+_AT_ONCE = 32  # datagrams read in one iteration of the loop
+_BUFFER = bytearray(64 * 1024)  # more than any datagram holds
+_VIEW = memoryview(_BUFFER)
+# The bound for a route without one: a flood from forged addresses must not take all descriptors of the gateway.
+_MOST_SESSIONS = 16_384
+_SESSIONS_PART = 4
+_WILDCARDS = ("0.0.0.0", "::")
+_IP_PKTINFO = 8
+_PKTINFO_SPACE = socket.CMSG_SPACE(20)
+
+
+class UdpStream:
+    """A stream route in service: its sockets, and the sessions of their clients.
+
+    It begins at once. At the maximum number of sessions, a new session replaces the one idle longest. The caller keeps
+    the sockets. A datagram for which there is no backend is dropped, as a full queue would drop it.
+    """
+
+    def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
+        self.edge = edge
+        self.route = route
+        self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
+        self.events = SocketEvents(edge.loop)
+        self.sessions: IdleOrder[object, _Session] = IdleOrder(
+            edge.loop, edge.now, route.idle_seconds, _Session.close
+        )
+        self.opened = self.evicted = self.failed = self.dropped = 0
+        self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
+        self._most = _most_sessions(route)
+        self._empty: asyncio.Future[None] | None = None
+        edge.stream_share.add(self)
+        self._listeners = [_DatagramSocket(self, each) for each in listeners]
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    def apply(self, route: StreamRoute) -> None:
+        """Use changed targets and limits: for new sessions, the idle limit for all."""
+        self.route = route
+        self._most = _most_sessions(route)
+        self.sessions.limit(route.idle_seconds)
+        while len(self.sessions) > self._most:
+            self.evict()
+
+    def close(self) -> None:
+        """Stop reading clients' datagrams, which are for a successor. Answers to earlier datagrams are still sent."""
+        for listener in self._listeners:
+            listener.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop reading clients' datagrams; forward answers until the sessions are idle or the time is over."""
+        self.close()
+        if self.sessions:
+            self._empty = self.edge.loop.create_future()
+            await asyncio.wait({self._empty}, timeout=seconds)
+        for session in self.sessions:
+            session.close()
+        self.addresses.close()
+        self.events.close()
+        self.edge.stream_share.remove(self)
+
+    def snapshot(self) -> Table:
+        """Its numbers for reports: sessions since the start, those open now, datagrams from and to clients."""
+        return {
+            "alias": self.route.alias,
+            "protocol": "udp",
+            "bind": self.route.bind,
+            "open": len(self.sessions),
+            "opened": self.opened,
+            "evicted": self.evicted,
+            "failed": self.failed,
+            "dropped": self.dropped,
+            "datagrams_in": self.datagrams_in,
+            "datagrams_out": self.datagrams_out,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
+    def begin(
+        self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
+    ) -> _Session | None:
+        """A new session for the client, or None: no backend is available now."""
+        while len(self.sessions) >= self._most:
+            self.evict()
+        self.edge.stream_share.make_room()
+        while True:
+            lease = self.edge.backends.of(self.route).acquire(client[0], "", tried)
+            if not isinstance(lease, Lease):
+                return None
+            known = self.addresses.known(lease.backend.endpoint)
+            # While its name is being resolved the datagram is dropped: clients of UDP send again.
+            sock = self._socket(known[0].family) if known else None
+            if known is None or sock is None:
+                lease.release(RequestOutcome.CANCELLED)
+                return None
+            try:
+                sock.connect(known[0].address)
+            except OSError:  # no route to it
+                sock.close()
+                lease.release(RequestOutcome.FAILED, 0.0, 0, CONNECT)
+                self.failed += 1
+                tried += (lease.backend.key,)
+                continue
+            self.opened += 1
+            return _Session(key, listener, client, local, sock, lease)
+
+    def _socket(self, family: int) -> socket.socket | None:
+        """A socket for a session; None when this process is out of descriptors, and has no session to give up."""
+        while True:
+            try:
+                sock = socket.socket(family, _NOT_BLOCKING)
+            except OSError:
+                if not self.sessions:
+                    self.edge.evict()  # for the next datagram
+                    return None
+                self.evict()
+                continue
+            if self.sessions and sock.fileno() >= self.edge.descriptors.mark:
+                self.evict()
+            return sock
+
+    def evict(self) -> None:
+        """See UdpSessions."""
+        self.evicted += 1
+        self.sessions.oldest().close()
+
+    def ended(self) -> None:
+        """A session is closed."""
+        if not self.sessions and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+
+def _most_sessions(route: StreamRoute) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_SESSIONS if soft == resource.RLIM_INFINITY else min(_MOST_SESSIONS, soft // _SESSIONS_PART)
+    return route.max_connections or max(1, most)
+
+
+class _DatagramSocket:
+    """A socket to which clients send their datagrams.
+
+    Where it is bound to every address of the machine, the kernel says to which one a datagram was sent, and the answer
+    comes from the same.
+    """
+
+    __slots__ = ("_sock", "answer", "stream")
+
+    def __init__(self, stream: UdpStream, sock: socket.socket) -> None:
+        self.stream = stream
+        self._sock = sock
+        everywhere = sock.getsockname()[0] in _WILDCARDS
+        if everywhere and sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elif everywhere:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        self.answer = self._answer_from if everywhere else self._answer
+        stream.edge.loop.add_reader(sock.fileno(), self._read_with_local if everywhere else self._read)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self.stream.edge.loop.remove_reader(self._sock.fileno())
+
+    def _read(self) -> None:
+        get, forward = self.stream.sessions.get, self._forward
+        for _ in range(_AT_ONCE):
+            try:
+                size, client = self._sock.recvfrom_into(_BUFFER)
+            except OSError:
+                return
+            forward(get(client), client, client, None, size)
+
+    def _read_with_local(self) -> None:
+        get, forward = self.stream.sessions.get, self._forward
+        for _ in range(_AT_ONCE):
+            try:
+                size, control, _, client = self._sock.recvmsg_into((_BUFFER,), _PKTINFO_SPACE)
+            except OSError:
+                return
+            local = control[0][2] if control else b""
+            key = client, local
+            forward(get(key), key, client, local, size)
+
+    def _forward(self, session: _Session | None, key: object, client: Any, local: Any, size: int) -> None:
+        stream = self.stream
+        stream.datagrams_in += 1
+        stream.bytes_in += size
+        if session is not None and stream.route.timeouts.total and session.is_over():
+            session.close()
+            session = None
+        if session is None:
+            session = stream.begin(key, self, client, local)
+        tried: tuple[str, ...] = ()
+        while session is not None and not session.send(size):
+            # An earlier datagram was refused, so this one was not sent: another backend gets it.
+            tried += (session.lease.backend.key,)
+            session = stream.begin(key, self, client, local, tried)
+        if session is None:
+            stream.dropped += 1
+
+    def _answer(self, session: _Session, size: int) -> None:
+        self._sock.sendto(_VIEW[:size], session.client)
+
+    def _answer_from(self, session: _Session, size: int) -> None:
+        self._sock.sendmsg((_VIEW[:size],), session.local, 0, session.client)
+
+
+class _Session:
+    """A client's address, and a socket that is connected to its backend."""
+
+    __slots__ = (
+        "_answers",
+        "_began",
+        "_ended",
+        "_listener",
+        "_sock",
+        "client",
+        "key",
+        "lease",
+        "local",
+        "used",
+    )
+
+    def __init__(
+        self,
+        key: object,
+        listener: _DatagramSocket,
+        client: Any,
+        local: Any,
+        sock: socket.socket,
+        lease: Lease,
+    ) -> None:
+        self.used = 0.0
+        self.key = key
+        self.client = client
+        self.local = local and [_from_address(local)]
+        self._listener = listener
+        self._sock = sock
+        self.lease = lease
+        self._answers = 0
+        self._ended = False
+        stream = listener.stream
+        self._began = stream.edge.now()
+        stream.sessions.add(key, self)
+        stream.edge.stream_share.began()
+        stream.events.add_reader(sock.fileno(), self._read)
+
+    def is_over(self) -> bool:
+        """Whether its total time has passed; the next datagram begins a new session, perhaps with another backend."""
+        stream = self._listener.stream
+        return stream.edge.now() - self._began >= stream.route.timeouts.total
+
+    def send(self, size: int) -> bool:
+        """Send the datagram in the buffer to the backend; False if it is unreachable, which ends the session."""
+        stream = self._listener.stream
+        try:
+            self._sock.send(_VIEW[:size])
+        except (BlockingIOError, InterruptedError):
+            stream.dropped += 1
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                stream.dropped += 1
+                return True
+            self._fail()
+            return False
+        stream.sessions.use(self.key, self)
+        return True
+
+    def _read(self) -> None:
+        """Forward the answers that the backend has sent."""
+        stream = self._listener.stream
+        try:
+            size = self._sock.recv_into(_BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # an ICMP message: port or host unreachable
+            self._fail()
+            return
+        self._answers += 1
+        if self._answers == 1:
+            self.lease.connected()
+        elif self._answers == _OFTEN:
+            stream.events.remove_reader(self._sock.fileno())
+            stream.edge.loop.add_reader(self._sock.fileno(), self._read)
+        stream.sessions.use(self.key, self)
+        try:
+            self._listener.answer(self, size)
+        except OSError:
+            stream.dropped += 1
+            return
+        stream.datagrams_out += 1
+        stream.bytes_out += size
+
+    def _fail(self) -> None:
+        self._listener.stream.failed += 1
+        self._end(RequestOutcome.FAILED, CONNECT)
+
+    def close(self) -> None:
+        """End the session; a later datagram of the client begins a new session."""
+        self._end(RequestOutcome.ANSWERED if self._answers else RequestOutcome.CANCELLED)
+
+    def _end(self, outcome: RequestOutcome, error: str = "") -> None:
+        if self._ended:
+            return
+        self._ended = True
+        stream = self._listener.stream
+        if self._answers < _OFTEN:
+            stream.events.closing(self._sock.fileno())
+        else:
+            stream.edge.loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        stream.sessions.remove(self.key)
+        stream.edge.stream_share.ended()
+        self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
+        stream.ended()
+
+
+def _from_address(local: bytes) -> tuple[int, int, bytes]:
+    """The control message that sends from the address to which a datagram came (ip(7), ipv6(7))."""
+    if len(local) > 12:
+        # The interface only matters for a link-local address, which the client's address names as well.
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local[:16] + bytes(4)
+    return socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local[4:8] + bytes(4)

@@ -1,0 +1,265 @@
+"""Connections for which the gateway waits: for the rest of a head, or for the client to close. They cost no CPU.
+
+All are on one edge-triggered epoll instance, so that bytes that stay unread in a socket are reported once and not in
+every iteration of the loop, and share one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import select
+import socket
+from itertools import islice
+
+from poolctl.platform import close_promptly
+
+_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_EVENTS_AT_ONCE = 256
+# Maximum delay of a deadline.
+_SLOT_SECONDS = 0.1
+_NEVER = float("inf")
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+# Silent connections for one that can be closed: something has just arrived from the others.
+_LOOKED_AT = 32
+# After a refusal: maximum time to wait for the client to close, and maximum bytes read meanwhile.
+_LINGER_SECONDS = 2.0
+_MOST_LINGERED_BYTES = 1024 * 1024
+_READ_BYTES = 64 * 1024
+# While draining: time in which a client that has sent nothing may still send its request.
+QUIET_SECONDS = 2.0
+# Bounded because each connection costs the kernel memory, independently of the limit on open files.
+_MOST = 100_000
+
+
+class WaitingConnection:
+    """A connection for which the gateway waits."""
+
+    __slots__ = ("silent", "slot", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.slot = -1
+        self.silent = True  # nothing was received from it yet
+
+    def on_readable(self, *, ended: bool) -> bool:
+        """Something has arrived, or with `ended` the client has closed its side: whether to wait for more.
+
+        Otherwise `serve` follows, when the connection is no longer watched.
+        """
+        raise NotImplementedError
+
+    def serve(self) -> None:
+        """Continue with the bytes that have arrived. The callee owns the socket."""
+        raise NotImplementedError
+
+    @property
+    def most_seconds(self) -> float:
+        """The maximum wait for the rest once the first bytes have arrived."""
+        return _NEVER
+
+    def has_unread(self) -> bool:
+        """Whether bytes have arrived of which the loop knows nothing yet."""
+        try:
+            return bool(self.sock.recv(1, _PEEK))
+        except OSError:
+            return False
+
+    def on_deadline(self) -> None:
+        """Called when the time is over and the connection is no longer watched."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        close_promptly(self.sock.detach())
+
+
+class WaitingConnections:
+    """The connections that wait. When there are too many, the oldest that has sent nothing is closed first.
+
+    Belongs to the running loop.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._loop = asyncio.get_running_loop()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The remaining descriptors are for proxied connections, and for connections being accepted.
+        self._most = most or max(16, min(_MOST, soft // 2))
+        self._epoll: select.epoll | None = None
+        self._connections: dict[int, WaitingConnection] = {}  # by descriptor, in the order of arrival
+        self._silent: dict[int, None] = {}
+        self._slots: dict[int, set[WaitingConnection]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = _NEVER
+        self._emptied: asyncio.Future[None] | None = None  # resolved when no connection is left
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further connection would take the place of the oldest."""
+        return len(self._connections) >= self._most
+
+    def add(self, waiting: WaitingConnection, seconds: float) -> None:
+        """Wait for at most `seconds`. Bytes that have already arrived are reported again."""
+        fd = waiting.sock.fileno()
+        if self.is_full and not self.close_silent():
+            self._end(next(iter(self._connections.values())))
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        try:
+            self._epoll.register(fd, _EVENTS)
+        except OSError:  # the user's limit of watches is reached (epoll(7))
+            waiting.close()
+            return
+        self._connections[fd] = waiting
+        if waiting.silent:
+            self._silent[fd] = None
+        self._put(waiting, self._loop.time() + seconds)
+
+    def refuse(self, sock: socket.socket, answer: bytes) -> None:
+        """Send this small answer and close the connection so that the client can read it."""
+        # Closing with unread bytes would reset the connection, and the answer with it (RFC 9112 §9.6).
+        refused = _RefusedConnection(sock)
+        try:
+            sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+            wait = refused.on_readable(ended=False)
+        except OSError:
+            wait = False
+        if wait:
+            self.add(refused, _LINGER_SECONDS)
+        else:
+            refused.close()
+
+    def close_silent(self) -> bool:
+        """Close the oldest connection that has sent nothing; False if there is no such connection."""
+        for fd in islice(self._silent, _LOOKED_AT):
+            waiting = self._connections[fd]
+            if not waiting.has_unread():
+                self._end(waiting)
+                return True
+        return False
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for incomplete heads, for at most `seconds`, and close the remaining connections.
+
+        Connections that have sent nothing are closed earlier: after a quiet time in which bytes on their way can
+        arrive.
+        """
+        if not self._connections:
+            return
+        self._emptied = self._loop.create_future()
+        quiet = self._loop.call_later(QUIET_SECONDS, self._close_all_silent)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._emptied, seconds)
+        quiet.cancel()
+        for waiting in list(self._connections.values()):
+            self._end(waiting)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for waiting in list(self._connections.values()):
+            self._end(waiting)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _on_events(self) -> None:
+        assert self._epoll is not None
+        for fd, events in self._epoll.poll(0, _EVENTS_AT_ONCE):
+            waiting = self._connections.get(fd)
+            if waiting is None:
+                continue  # closed by one of the events before it
+            was_silent, waiting.silent = waiting.silent, False
+            if was_silent:
+                del self._silent[fd]
+            if not waiting.on_readable(ended=bool(events & _ENDS)):
+                self._remove(waiting)
+                waiting.serve()
+            elif was_silent:
+                self._hurry(waiting)
+
+    def _remove(self, waiting: WaitingConnection) -> None:
+        fd = waiting.sock.fileno()
+        del self._connections[fd]
+        self._silent.pop(fd, None)
+        self._slots[waiting.slot].discard(waiting)
+        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
+        assert self._epoll is not None
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(fd)
+        if self._emptied is not None and not self._connections and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _close_all_silent(self) -> None:
+        for waiting in [self._connections[fd] for fd in self._silent]:
+            if not waiting.has_unread():
+                self._end(waiting)
+
+    def _end(self, waiting: WaitingConnection) -> None:
+        self._remove(waiting)
+        waiting.close()
+
+    def _hurry(self, waiting: WaitingConnection) -> None:
+        """Bring the deadline forward: it was for the pause between two requests, and the next one has begun."""
+        deadline = self._loop.time() + waiting.most_seconds
+        if deadline < waiting.slot * _SLOT_SECONDS:
+            self._slots[waiting.slot].discard(waiting)
+            self._put(waiting, deadline)
+
+    def _put(self, waiting: WaitingConnection, deadline: float) -> None:
+        slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1
+        self._slots.setdefault(slot, set()).add(waiting)
+        if slot * _SLOT_SECONDS < self._due:
+            self._wake_at(slot)
+
+    def _wake_at(self, slot: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = slot * _SLOT_SECONDS
+        self._timer = self._loop.call_at(self._due, self._on_time)
+
+    def _on_time(self) -> None:
+        now = self._loop.time()
+        for slot in [each for each in self._slots if each * _SLOT_SECONDS <= now]:
+            for waiting in list(self._slots[slot]):
+                self._remove(waiting)
+                waiting.on_deadline()
+            del self._slots[slot]
+        self._timer, self._due = None, _NEVER
+        if self._slots:
+            self._wake_at(min(self._slots))
+
+
+class _RefusedConnection(WaitingConnection):
+    """A refused connection: the client's remaining bytes are read until it closes."""
+
+    __slots__ = ("_left_bytes",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._left_bytes = _MOST_LINGERED_BYTES
+
+    def on_readable(self, *, ended: bool) -> bool:
+        try:
+            while self._left_bytes > 0:
+                data = self.sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                if not data:
+                    return False
+                self._left_bytes -= len(data)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def serve(self) -> None:
+        self.close()

@@ -1,0 +1,595 @@
+"""The gateway of a pool: its listeners, its process, the route table, and facts on the routed servers.
+
+The keeper holds the listeners, the link to the process and the pair through which workers give connections back, so
+that all of them outlive this supervisor, and the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Collection
+
+from poolctl.config import Engine, Tables, engine_problem, other_engine
+from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry, Worker
+from poolctl.errors import ServerError
+from poolctl.json_form import Table, from_json
+from poolctl.keeper import fd_store, wire
+from poolctl.monitor.event_queue import Events
+from poolctl.routing.host_report import HostReport
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.process_link import LinkLost
+from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
+from poolctl.runners.worker_spec import sealed_files
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.sidecar import SidecarManager
+
+from ..process.settings import ListenerSettings
+from .computed_routes import ComputedRoutes
+from .gateway_adoption import GatewaySearch
+from .gateway_listeners import GatewayListeners
+from .gateway_plan import GatewayPlan, plan_of
+from .gateway_process import GatewayProcess, GatewayZygote
+from .gateway_reports import GatewayReports
+from .server_facts import server_of
+from .server_reports import ServerReports
+from .target_probes import TargetProbes
+from .target_sources import Activity, MachineSource
+
+_SERVES_SECONDS = 10.0
+# Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.
+_IN_FORCE_SECONDS = 20.0
+# A connection to a canary is made at once.
+_ARRIVES_SECONDS = 0.05
+# For the keeper to reap a worker that was killed.
+_KILLED_SECONDS = 5.0
+# How often certificates are read again: other programs renew them.
+_RENEWAL_SECONDS = 30.0
+# After a start or an adoption there is other work; one that could not even start would not the next time either.
+_ZYGOTE_SECONDS, _FAILED_ZYGOTE_SECONDS = 1.0, 60.0
+
+
+class GatewayManager(SidecarManager):
+    """Keeps the gateway as `follow` says; it is the Gateway of the runner's routed servers."""
+
+    label, entry = "the gateway", fd_store.GATEWAY_LINK
+    # Connections wait in the backlog meanwhile.
+    first_pause_seconds, calm_seconds = 0.0, 1.0
+
+    def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
+        super().__init__(environment.keeper, events)
+        self.tables = Tables()
+        self.machines: MachineSource | None = None
+        # Settings of features' parts in the process by their packages; None while the process has no such part.
+        self.process_parts: dict[str, Callable[[], Table | None]] = {}
+        self._environment = environment
+        self._core = core
+        self.reports = GatewayReports(environment.keeper, core, events)
+        self.reports.on_hosts = self._set_aside
+        self.probes = TargetProbes(self._report_probes)
+        self._listeners = GatewayListeners(environment.keeper)
+        self._routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
+        self._servers = ServerReports(core, self._routes)
+        self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
+        self._revision = -1
+        self._current: GatewayPlan | None = None
+        self._served: tuple[str, ...] = ()  # the addresses that the last event names
+        self._search = GatewaySearch(environment.keeper, environment.directory)
+        self._ending_kept = ""  # the servers whose kept connections are being ended
+        self._adopted = False
+        self._renewal: asyncio.TimerHandle | None = None
+        self._zygote: GatewayZygote | None = None
+        self._preparing: asyncio.TimerHandle | None = None
+        core.traffic_split = self
+        core.listeners.add(self._look)
+
+    @property
+    def routes(self) -> ComputedRoutes:
+        """The routes in force."""
+        return self._routes
+
+    @property
+    def why_away(self) -> str:
+        """Why the gateway's process does not answer; "" if it does."""
+        return self.problem or "its process is starting"
+
+    @property
+    def gateway(self) -> GatewayProcess | None:
+        """The process, while there is one."""
+        return self._process if isinstance(self._process, GatewayProcess) else None
+
+    @property
+    def _engine(self) -> Engine | None:
+        """The engine that serves the clients; None for poolctl's own."""
+        return other_engine(self.tables.gateway.engine) if self.tables.gateway is not None else None
+
+    @property
+    def listeners(self) -> Collection[ListenerSettings]:
+        """The listeners that are open, or are to be opened."""
+        return () if self._current is None else self._current.listeners.values()
+
+    async def serving(self) -> GatewayProcess | None:
+        """The process, once it serves; None if it cannot, and `problem` says why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SERVES_SECONDS):
+                while self.tables.gateway is not None and self._process is None and not self.problem:
+                    await self._changed.wait()
+        return self.gateway
+
+    async def in_force(self, limit_seconds: float | None = None) -> str:
+        """Return "" once the present configuration is in force, or a warning after this time.
+
+        `failures` then says why part of it is not in force, after another attempt where the last attempt had failed.
+        """
+        if self.failures:
+            self._configured()
+        seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self._is_in_force():
+                    pass
+        except TimeoutError:
+            why = "its process is still starting" if self._process is None else "its process does not answer"
+            if self._ending_kept:
+                why = f"connections that workers of {self._ending_kept} have are ended first"
+            return f"[gateway]: not everything is in force yet: {why}"
+        return ""
+
+    async def _is_in_force(self) -> bool:
+        """Wait for the next step; True if it was the last."""
+        if self._revision != self._core.servers.revision:
+            self._recompute()
+        await self._routes.settled()
+        process = self.gateway
+        is_starting = process is None and self.tables.gateway is not None and not self.failures
+        if self._attempted_times < self._configured_times or is_starting:
+            await self._changed.wait()
+            return False
+        if process is None:
+            return True
+        self._sync(process)  # the core may not have reported each change yet
+        try:
+            await process.performed()
+        except LinkLost:
+            await asyncio.wait([process.exited])
+            return False
+        return self._attempted_times == self._configured_times
+
+    def follow(self, tables: Tables) -> None:
+        """Serve as these tables say, soon."""
+        self.tables = tables
+        self.probes.follow(tables)
+        self._recompute()
+        self._configured()
+
+    # Requests of the runner to a gateway.
+
+    def pair_opened(self, server: str, give: socket.socket) -> None:
+        """See Gateway."""
+        self._servers.pairs[server] = give
+        self._report(server)
+
+    async def withdraw(self, server: str, give: socket.socket) -> None:
+        """See Gateway."""
+        if self._servers.pairs.get(server) is give:
+            del self._servers.pairs[server]
+        if (process := self.gateway) is not None:
+            await process.withdraw(server, give)
+            # Not earlier: the report would mistake another pair's withdrawal for this pair's.
+            self._report(server)
+
+    def _report_probes(self) -> None:
+        if (process := self.gateway) is not None:
+            process.report_probes(self.probes.reports)
+
+    def find_machines(self, machines: MachineSource) -> None:
+        """Link the routes to these machines, and have requests start them."""
+        self.machines = machines
+        self.reports.on_machine_needed = machines.ask
+        machines.follow_routes(self._routes.routes.served)
+
+    def report_machines(self) -> None:
+        """Send the process the states of the machines behind URLs."""
+        if (process := self.gateway) is not None and self.machines is not None:
+            process.report_machines(self.machines.states)
+
+    async def activities(self) -> dict[str, Activity] | None:
+        """The requests of each host; None while the process does not answer."""
+        try:
+            report = None if self.gateway is None else await self.gateway.report()
+        except (LinkLost, TimeoutError):
+            report = None
+        if report is None:
+            return None
+        rows = (from_json(HostReport, row) for row in report["hosts"])
+        return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
+
+    async def leaving(self, server: str) -> None:
+        """See Gateway."""
+        is_canary = server_of(server) != server
+        process = await self.serving() if is_canary else self.gateway
+        if process is None or not (is_canary or self._engine):
+            return
+        self._report(server)
+        await process.followed()
+        if is_canary:
+            # A request that had its turn before is on its way to the backlog, which no other worker accepts from.
+            await asyncio.sleep(_ARRIVES_SECONDS)
+
+    def split_obstacle(self, server: str) -> str | None:
+        """See TrafficSplit."""
+        if self.tables.gateway is None or server not in self._routes.routes.servers:
+            return None
+        return f"{self._engine.label} serves its routes" if self._engine else ""
+
+    # Servers and routes.
+
+    def _look(self, entry: Entry) -> None:
+        """See Core.listeners."""
+        if self._revision != self._core.servers.revision:
+            self._recompute()
+        if entry.name in self._routes.routes.servers:
+            if self._servers.look(entry):
+                self._inform_workers()
+            self._report(entry.name)
+
+    def _recompute(self) -> None:
+        self._revision = self._core.servers.revision
+        self._routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
+
+    def _published(self) -> None:
+        """Act on a new route table."""
+        if self.gateway is not None:
+            self._sync(self.gateway)
+        self._inform_workers()
+        self._configured()  # streams have listeners
+        if self.machines is not None:
+            self.machines.follow_routes(self._routes.routes.served)
+
+    def _inform_workers(self) -> None:
+        routing, tables = self._core.runner.capabilities.routing, self._routes.worker_tables
+        if routing is None or not tables or self._own is None:
+            return
+        keys = self._routes.context_keys
+        routes = RoutesForWorkers(self._routes.generation, tables, self._own[0], keys)
+        routing.set_aside(self._aside)
+        routing.publish(self._servers.configs, routes, self)
+
+    def _set_aside(self) -> None:
+        """Take passed connections back from the servers that get no traffic as hosts."""
+        if (routing := self._core.runner.capabilities.routing) is not None:
+            routing.set_aside(self._aside)
+
+    @property
+    def _aside(self) -> Collection[str]:
+        """The servers whose workers keep no connections without TLS, by name."""
+        routes = self._routes.routes
+        return self.reports.set_aside if routes.kept.user else routes.servers
+
+    async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
+        """Return once no worker of these servers, or no `adopted` one, has a connection that was passed to it before.
+
+        Connections that are given back are shut down in the gateway's process. An application's statements about the
+        others prove nothing, so the workers are replaced, and killed if they have not ended in time.
+        """
+        while (process := self.gateway) is not None:
+            try:
+                await process.performed()  # it passes nothing to them
+                break
+            except LinkLost:
+                await asyncio.wait([process.exited])
+        if (routing := self._core.runner.capabilities.routing) is not None:
+            routing.take_back(servers)
+        entries = [entry for each in sorted(servers) if (entry := self._core.entries.get(each)) is not None]
+        old = [
+            (entry, worker)
+            for entry in entries
+            for worker in entry.observed.workers.values()
+            if not adopted or (worker.placement is not None and not worker.placed_at)
+        ]
+        if not old:
+            return
+        names = ", ".join(dict.fromkeys(entry.name for entry, _ in old))
+        message = (
+            f"{names}: connections that the gateway has passed are ended, as servers of other users follow"
+        )
+        self._events.record("pool", "passed connections ended", message=message)
+        for entry in {entry.name: entry for entry, _ in old}.values():
+            self._core.withdraw_canary(entry)
+            self._core.renew(entry, entry.desired.generation)
+        self._ending_kept = names
+        try:
+            async with asyncio.TaskGroup() as ending:
+                for entry, worker in old:
+                    ending.create_task(self._end(entry, worker))
+        finally:
+            self._ending_kept = ""
+
+    async def _end(self, entry: Entry, worker: Worker) -> None:
+        """Wait for the end of the worker; it is killed if it takes longer than the drain timeout of connections."""
+        task = worker.task
+        if task is None:
+            return
+        await asyncio.wait([task], timeout=worker.config.drain_timeout)
+        if not task.done():
+            self._core.kill(entry, worker)
+            await asyncio.wait([task], timeout=_KILLED_SECONDS)
+
+    def _report(self, server: str) -> None:
+        """Send the process facts on the server, if it has a route."""
+        if (process := self.gateway) is not None:
+            self._servers.send(process, server)
+
+    # The process.
+
+    async def _settle(self) -> None:
+        if not self._adopted:
+            self._adopted = True
+            await self._adopt()
+        if self._process is None or self.failures:
+            await self._adopt_gateway()
+        plan = await self._plan()
+        if plan is None:
+            await self._off()
+            self._succeeded()
+            return
+        await self._check_engine(plan)
+        if self._own is None:
+            self._open_pair()
+            self._inform_workers()
+        failures = await self._listeners.open(plan.listeners)
+        if failures:
+            self._report_problem(*failures)
+        self._tried.set()
+        self._current = plan = plan.keeping(self._listeners.settings)
+        await self._routes.settled()
+        process = self.gateway
+        if process is None or process.mark != plan.settings.mark:
+            await self._start(plan, process)
+        else:
+            self._sync(process)
+        await self._listeners.close_others(plan.listeners)
+        self._zygote_soon()
+        self._report_addresses(plan)
+        if failures:
+            self._failed(*failures)
+        elif self._routes.problem:
+            self._report_problem(ServerError(self._routes.problem))
+        else:
+            self._succeeded()
+        if plan.certificates and self._renewal is None:
+            self._renewal = asyncio.get_running_loop().call_later(_RENEWAL_SECONDS, self._renew)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self._soon()
+
+    async def _plan(self) -> GatewayPlan | None:
+        streams, directory = self._routes.routes.streams, self._environment.directory
+        state_directory = self._environment.state_directory
+        configuration, tables = self._environment.configuration, self.tables
+        env = configuration.environment
+        made = {package: make() for package, make in self.process_parts.items()}
+        parts = {package: settings for package, settings in made.items() if settings is not None}
+        return await in_daemon_thread(
+            lambda: plan_of(tables, streams, directory, state_directory, env, parts)
+        )
+
+    async def _check_engine(self, plan: GatewayPlan) -> None:
+        """Raise ServerError if a process is needed and its program is not installed.
+
+        No listener is open then that no process accepts from: connections are refused instead of left waiting.
+        """
+        process = self.gateway
+        if process is not None and process.mark == plan.settings.mark:
+            return
+        problem = await in_daemon_thread(lambda: engine_problem(plan.settings.engine, plan.settings.program))
+        if problem is None:
+            return
+        if process is None:
+            await self._listeners.close_others(())
+        raise ServerError("; ".join(problem))
+
+    async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
+        """Start a process; its predecessor drains once the new process serves."""
+        process = await self._new_process(plan)
+        self.reports.follow(process)
+        self._sync(process)
+        process.begin()
+        await process.ready(self._environment.directory)
+        self._use(process)
+        # Changes since it was spawned.
+        self._sync(process)
+        if before is not None:
+            before.drain(plan.settings.drain_seconds)
+        self._served = ()
+
+    async def _new_process(self, plan: GatewayPlan) -> GatewayProcess:
+        """A process that waits for its first message. Raises LinkLost."""
+        mark, directory = plan.settings.mark, self._environment.directory
+        if engine := other_engine(plan.settings.engine):
+            return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
+        for _ in range(2):
+            zygote = await self._ready_zygote(mark)
+            try:
+                return await zygote.fork(mark)
+            except LinkLost:  # it was killed, or hangs
+                self._end_zygote()
+        raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
+
+    async def _ready_zygote(self, mark: str) -> GatewayZygote:
+        """The zygote of the next gateway, which may still be starting."""
+        wanted = GatewayZygote.mark_for(mark)
+        if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
+            self._end_zygote()
+        if self._zygote is None:
+            zygote = await GatewayZygote.spawn(self._keeper, self._environment.directory, wanted)
+            zygote.keep(self._keeper, fd_store.GATEWAY_ZYGOTE)
+            self._use_zygote(zygote)
+        assert self._zygote is not None
+        return self._zygote
+
+    def _use_zygote(self, zygote: GatewayZygote) -> None:
+        def ended(_: object) -> None:
+            self._zygote_soon(_ZYGOTE_SECONDS if zygote.is_up else _FAILED_ZYGOTE_SECONDS)
+
+        zygote.exited.add_done_callback(ended)
+        self._zygote = zygote
+
+    def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
+        """Have a zygote wait for the end of the gateway that serves, a moment from now: nothing needs it yet."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+        self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)
+
+    def _prepare(self) -> None:
+        self._preparing = None
+        plan = self._current
+        if plan is not None and not other_engine(plan.settings.engine) and not self._over:
+            work = asyncio.ensure_future(self._prepared(plan.settings.mark))
+            self._work.add(work)
+            work.add_done_callback(self._work.discard)
+
+    async def _prepared(self, mark: str) -> None:
+        async with self._turn:
+            with contextlib.suppress(LinkLost):  # the keeper is being replaced, and this process after it
+                await self._ready_zygote(mark)
+
+    def _end_zygote(self) -> None:
+        if self._zygote is not None:
+            self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
+            self._zygote.end()
+            self._zygote = None
+
+    def _report_addresses(self, plan: GatewayPlan) -> None:
+        """Record the addresses that are served, of a new process or since the last time."""
+        served = tuple(plan.listeners)
+        if served and served != self._served:
+            kind = "gateway moved" if self._served else "gateway started"
+            self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")
+        self._served = served
+
+    def _sync(self, process: GatewayProcess) -> None:
+        """Send the process everything that it does not have yet."""
+        plan = self._current
+        if plan is None or self._own is None:
+            return
+        process.configure(plan.settings)
+        process.take_back(*self._own)
+        process.restore_hosts(self.reports.hosts)
+        self._servers.send_all(process)
+        process.report_probes(self.probes.reports)
+        for each in plan.certificates:
+            with sealed_files(each.contents) as fds:
+                process.certify(each.bind, each.names, each.settings, each.digest, fds)
+        process.certify_only(plan.certificate_names)
+        if self.machines is not None:
+            process.report_machines(self.machines.states)
+        if self._routes.table is not None:
+            process.publish(
+                self._routes.generation, self._routes.table, keeps=bool(self._routes.routes.kept.user)
+            )
+        self._servers.forget_others(process)
+        for key, listener in plan.listeners.items():
+            if sockets := self._listeners.of(key):
+                process.listen(listener, plan.streams.get(key), self._listeners.mark(key), sockets)
+        for key in process.listeners - plan.listeners.keys():
+            process.close_listener(key)
+
+    async def _adopt(self) -> None:
+        """Adopt the previous supervisor's sockets and links from the keeper."""
+        await self._listeners.adopt()
+        if self._own is None:
+            await self._adopt_pair()
+        await self.reports.adopt()
+        await self._adopt_zygote()
+        process = await GatewayProcess.adopted(self._keeper, self.entry)
+        if process is not None:
+            self.reports.follow(process)
+            plan = await self._plan()
+            self._current = plan and plan.keeping(self._listeners.settings)
+            self._served = tuple(self._current.listeners) if self._current else ()
+            await self._routes.settled()
+            process.resync()
+            self._sync(process)
+            process.begin()
+            self._watch(process)
+
+    async def _adopt_zygote(self) -> None:
+        zygote = await GatewayZygote.adopted(self._keeper, fd_store.GATEWAY_ZYGOTE)
+        if zygote is None:
+            return
+        zygote.is_up = True
+        self._use_zygote(zygote)
+        if not zygote.is_of_keeper:  # another keeper has started it
+            self._end_zygote()
+
+    async def _adopt_gateway(self) -> None:
+        """Adopt a gateway that outlived keeper and supervisor, and may hold the addresses that are in use."""
+        found = await self._search.search()
+        if found is None:
+            if self._search.silent and self._process is None:
+                raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
+            return
+        # Done before the keeper gets a new link and closes the present link.
+        if (before := self.gateway) is not None and self._current is not None:
+            self._process = None
+            before.drain(self._current.settings.drain_seconds)
+        await self._search.keep(found)
+        await self._adopt()
+
+    async def _adopt_pair(self) -> None:
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
+        if fds:
+            self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+            # The table may have been there before the pair.
+            self._inform_workers()
+
+    def passes_to(self, server: str) -> bool:
+        """Whether connections can be passed to the server through its pair."""
+        return server in self._servers.pairs
+
+    def _open_pair(self) -> None:
+        give, take = wire.pair()
+        give.setblocking(False)
+        take.setblocking(False)
+        self._own = give, take
+        self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
+
+    async def aclose(self) -> None:
+        """See SidecarManager."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        if self._preparing is not None:
+            self._preparing.cancel()
+        await super().aclose()
+        self.probes.close()
+        self._routes.close()
+
+    async def finish(self) -> None:
+        """Refuse new connections; return when the open connections have ended, within `drain_timeout`."""
+        self._over = True
+        async with self._turn:
+            self._end_zygote()
+            if (process := self.gateway) is not None and self._current is not None:
+                self._process = None
+                await self._listeners.close_others(())
+                await process.finish(self._current.settings.drain_seconds)
+                self._keeper.send({"op": "drop", "name": self.entry})  # which closes the link
+
+    async def _off(self) -> None:
+        self._end_zygote()
+        self._end_process()
+        self._current, self._served = None, ()
+        routing = self._core.runner.capabilities.routing
+        if routing is not None and self._own is not None:
+            routing.publish((), None, self)
+        await self._listeners.close_others(())
+        if self._own is not None:
+            for end in self._own:
+                end.close()
+            self._own = None
+            self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_PAIR})

@@ -1,0 +1,197 @@
+"""Probes of services at URLs: HTTP requests, a bounded number of them at once and a second."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Generic, Protocol, TypeVar
+from urllib.parse import quote
+
+from poolctl.clock import RateLimit
+from poolctl.config import Probe
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage
+from poolctl.probes.hysteresis import Hysteresis
+from poolctl.probes.prober import statuses
+from poolctl.probes.schedule import Schedule
+from poolctl.routing.registration_report import STARTING
+from poolctl.units import format_duration
+
+from ..process.endpoint import Endpoint
+
+# With more services than that, each is probed less often than it asks for.
+_AT_ONCE, _PER_SECOND = 32, 100
+_PAUSE_SECONDS = 0.02
+# A service that has just started is probed more often than later on.
+_FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
+_UNQUOTED = "/?&=%:@!$'()*+,;~-._"
+
+
+class ProbeOfService(Protocol):
+    """Which URL is probed, and how."""
+
+    @property
+    def to(self) -> str: ...
+
+    @property
+    def probe(self) -> Probe | None: ...
+
+
+class ProbedService(Hashable, Protocol):
+    """A service; `state` is STARTING before its first success."""
+
+    @property
+    def settings(self) -> ProbeOfService: ...
+
+    @property
+    def hysteresis(self) -> Hysteresis | None: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+S = TypeVar("S", bound=ProbedService)
+
+
+class UrlProbe(Generic[S]):
+    """The probes of one service; see Scheduled."""
+
+    __slots__ = ("_probes", "due", "pause_seconds", "probe", "service")
+
+    def __init__(self, probes: UrlProbes[S], service: S, probe: Probe) -> None:
+        self.service = service
+        self.probe = probe
+        self.due: float | None = None
+        self.pause_seconds = _FIRST_PAUSE_SECONDS
+        self._probes = probes
+
+    def run(self, now: float) -> None:
+        """See Scheduled."""
+        self._probes.begin(self)
+
+
+class UrlProbes(Generic[S]):
+    """Probes each watched service until watching ends. Belongs to the running loop.
+
+    `on_probed` gets the service, the problem or "", and how long the answer took.
+    """
+
+    def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
+        self._on_probed = on_probed
+        self._schedule = Schedule()
+        self._watched: dict[S, UrlProbe[S]] = {}
+        self._waiting: deque[UrlProbe[S]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
+        self._pause: asyncio.TimerHandle | None = None
+
+    def watch(self, service: S) -> None:
+        """Probe the service by its settings from now on, beginning at once."""
+        wanted, former = service.settings.probe, self._watched.get(service)
+        if former is not None and former.probe == wanted:
+            return
+        self.forget(service)
+        if wanted is not None:
+            probe = self._watched[service] = UrlProbe(self, service, wanted)
+            self.begin(probe)
+
+    def forget(self, service: S) -> None:
+        """Stop probing the service."""
+        probe = self._watched.pop(service, None)
+        if probe is not None:
+            self._schedule.remove(probe)
+
+    def close(self) -> None:
+        """Stop probing."""
+        self._watched.clear()
+        self._waiting.clear()
+        self._schedule.close()
+        if self._pause is not None:
+            self._pause.cancel()
+        for task in self._running:
+            task.cancel()
+
+    def begin(self, probe: UrlProbe[S]) -> None:
+        """Begin the probe, which is due."""
+        self._waiting.append(probe)
+        if self._pause is None:
+            self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        self._pause = None
+        while self._waiting and len(self._running) < _AT_ONCE:
+            if not self._allowance.take(1, self._schedule.now()):
+                loop = asyncio.get_running_loop()
+                self._pause = loop.call_later(_PAUSE_SECONDS, self._begin_waiting)
+                return
+            task = asyncio.ensure_future(self._run(self._waiting.popleft()))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._pause is None:
+            self._begin_waiting()
+
+    async def _run(self, probe: UrlProbe[S]) -> None:
+        service = probe.service
+        if self._watched.get(service) is not probe:
+            return
+        began = self._schedule.now()
+        problem = await probed(service.settings.to, probe.probe)
+        if self._watched.get(service) is not probe:
+            return
+        self._on_probed(service, problem, self._schedule.now() - began)
+        if self._watched.get(service) is probe and service.hysteresis is not None:
+            pause = service.hysteresis.interval_seconds
+            if service.state == STARTING:
+                pause = min(pause, probe.pause_seconds)
+                probe.pause_seconds *= _FACTOR
+            pause *= 1 - probe.probe.jitter * random.random()  # a dead service is out within `interval`
+            self._schedule.put(probe, max(began + pause, self._schedule.now()))
+
+
+async def probed(url: str, probe: Probe) -> str:
+    """The problem of one probe of the service at this URL; "" for none."""
+    endpoint = Endpoint.of_url(url)
+    where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
+    host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]
+    fields = {"Host": host, "User-Agent": "poolctl", **probe.headers, "Connection": "close"}
+    target = quote(probe.http or "/", safe=_UNQUOTED)
+    label = f"{probe.method} {probe.http}"
+    try:
+        if probe.tcp:
+            async with asyncio.timeout(probe.timeout):
+                await _connect(where)
+            return ""
+        async with (
+            asyncio.timeout(probe.timeout),
+            exchange(
+                where, probe.method, target, fields.items(), tls=_context() if endpoint.tls else None
+            ) as answer,
+        ):
+            return "" if answer.status in statuses(probe.status) else f"{label}: status {answer.status}"
+    except TimeoutError:
+        return f"no answer within {format_duration(probe.timeout)}"
+    except BadMessage as error:
+        return f"{label}: the response is not valid HTTP: {error}"
+    except (OSError, ValueError) as error:
+        return f"no connection: {getattr(error, 'strerror', None) or error}"
+
+
+async def _connect(where: str | tuple[str, int]) -> None:
+    """Open a connection, and close it. Raises OSError."""
+    opening = (
+        asyncio.open_unix_connection(where) if isinstance(where, str) else asyncio.open_connection(*where)
+    )
+    _, writer = await opening
+    writer.close()
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    return ssl.create_default_context()
