@@ -293,7 +293,6 @@ def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
 
 DELAY_SECONDS = 0.5
 NAMES_SHOWN = 3
-_DONE = frozenset({"running", "stopped", "completed", "failed", "disabled", "sleeping"})
 
 
 class Progress:
@@ -350,9 +349,7 @@ class Progress:
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
             sys.stderr.flush()
         self._states[name] = (state, ready)
-        if (
-            state in _DONE if step.done is None else step.done
-        ):  # None: from a supervisor of an earlier version
+        if step.done:
             self._waiting.pop(name, None)
         else:
             self._waiting[name] = None

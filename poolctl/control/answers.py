@@ -224,7 +224,7 @@ class ServerStep:
     state: str
     ready: bool
     message: str
-    done: bool | None = None  # it has reached the goal of the command, or has failed
+    done: bool  # it has reached the goal of the command, or has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

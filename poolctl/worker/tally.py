@@ -42,7 +42,7 @@ BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
-BEAT_CPU_NS = 52  # the processor time that its process had used when it answered; 0 in earlier versions
+BEAT_CPU_NS = 52  # the processor time that its process had used when it answered
 
 # From here on pairs of slots count requests by route: the mark of its alias, and the requests that were passed to the
 # worker; or the mark for errors among these. A pair is allocated with the first request. The last pair is shared by
@@ -51,7 +51,7 @@ ROUTES = 64
 
 SIZE_BYTES = mmap.PAGESIZE
 STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
-_FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # for an earlier version, and for this one
+_FILE_BYTES = STACKS_AT + STACK_BYTES
 _PROMISED = (1).to_bytes(8, sys.byteorder)
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
@@ -72,7 +72,7 @@ def new_page() -> int:
     """The descriptor of an empty page."""
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
-    os.ftruncate(fd, STACKS_AT + STACK_BYTES)
+    os.ftruncate(fd, _FILE_BYTES)
     # An application has it too: it must not be able to shrink the page under its readers or to grow it.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
@@ -81,7 +81,7 @@ def new_page() -> int:
 def is_page(fd: int) -> bool:
     """Whether the descriptor is such a page: reading it never blocks, and its size cannot change."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size in _FILE_SIZES
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == _FILE_BYTES
     except OSError:
         return False
 

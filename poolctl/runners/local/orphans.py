@@ -214,7 +214,7 @@ def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
             said = {
                 "server": message["name"], "command": message.get("command"), "output": key,
                 "ready_at": None if message.get("hook") else ready_at, "leaving": False,
-                "generation": message.get("generation", 1), "index": message.get("index"),
+                "generation": message["generation"], "index": message["index"],
                 "stop_signal": message.get("stop_signal"), "hook": message.get("hook"),
             }  # fmt: skip
             found.append(LocalOrphan(pid, users.pop(), start, said))
@@ -337,8 +337,6 @@ class _Intake:
 
     async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
         said = orphan.said
-        if said["index"] is None:  # its pool was of an older version
-            said["index"] = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
         said["protocol"] = None
         if server.job:
             # A job is ready once it has ended with success, not while it runs.

@@ -111,27 +111,24 @@ class WorkerAdoption:
         worker = LocalWorker(self.children, self.events, placement, server, output, protocol)
         worker.start, worker.place, worker.hook = meta.get("start"), meta.get("place"), hook
         worker.follows_routes = bool(meta.get("follows_routes"))
-        sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
+        sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         # Before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-        owners: list[HasDescriptor] = [*sockets[:1], *([worker.tally] if worker.tally is not None else [])]
+        owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
         self.keeper.share(f"{fd_store.WORKER}{name}", meta, owners)
-        worker.adopt(reports=bool(sockets) and meta["notify"] is None)
+        worker.adopt(reports=sock is not None and meta["notify"] is None)
         follow(worker)
-        self._resume(worker, meta, sockets)
+        self._resume(worker, meta, sock)
         (self.hooks if hook else self.found).append(worker)
         return []
 
-    def _resume(self, worker: LocalWorker, meta: wire.Message, sockets: list[socket.socket]) -> None:
-        # An earlier version kept the worker's end as well.
-        for theirs in sockets[1:]:
-            theirs.close()
-        if meta["notify"] is not None and sockets:
+    def _resume(self, worker: LocalWorker, meta: wire.Message, sock: socket.socket | None) -> None:
+        if meta["notify"] is not None and sock is not None:
             # If its user has been removed, only root's messages count.
             uid = find_user_id(worker.server) or 0
-            worker.listen(NotifySocket(sockets[0], str(meta["notify"]), uid))
-        elif sockets:
-            worker.control_by(sockets[0])
+            worker.listen(NotifySocket(sock, str(meta["notify"]), uid))
+        elif sock is not None:
+            worker.control_by(sock)
         worker.begin()
         if worker.control is not None:
             worker.control.send({"order": "report"})

@@ -21,7 +21,9 @@ class Terminal(io.StringIO):
 
 def step(name: str, state: str) -> ProgressLine:
     ready = state == "running"
-    return ProgressLine(progress=ServerStep(name=name, bind="", state=state, ready=ready, message=""))
+    return ProgressLine(
+        progress=ServerStep(name=name, bind="", state=state, ready=ready, message="", done=ready)
+    )
 
 
 def test_line_counts_and_names_the_awaited_servers() -> None:

@@ -110,15 +110,19 @@ def test_only_a_sealed_page_is_accepted_as_a_tally() -> None:
         os.close(fd)
 
 
-def test_worker_of_an_earlier_version_or_one_that_has_not_begun_writes_no_stacks() -> None:
-    fd = os.memfd_create("earlier", os.MFD_ALLOW_SEALING)
+def test_worker_that_has_not_begun_writes_no_stacks() -> None:
+    fd = tally.new_page()
+    assert not tally.writes_stacks(fd)
+    tally.promise_stacks(fd)
+    assert tally.writes_stacks(fd)
+    assert tally.read_page(fd) is not None
+    os.close(fd)
+
+
+def test_file_of_another_size_is_no_page() -> None:
+    fd, page = os.memfd_create("other", os.MFD_ALLOW_SEALING), tally.new_page()
     os.ftruncate(fd, tally.SIZE_BYTES)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    new = tally.new_page()
-    assert [tally.is_page(each) for each in (fd, new)] == [True, True]
-    assert [tally.writes_stacks(each) for each in (fd, new)] == [False, False]
-    tally.promise_stacks(new)
-    assert tally.writes_stacks(new)
-    assert tally.read_page(new) is not None
-    for each in (fd, new):
+    assert [tally.is_page(each) for each in (fd, page)] == [False, True]
+    for each in (fd, page):
         os.close(each)
