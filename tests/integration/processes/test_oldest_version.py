@@ -14,6 +14,7 @@ import poolctl
 from poolctl.control.client import Client
 from poolctl.control.protocol import PROTOCOL
 from tests.deadline import wait_until
+from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_upgrade import by, copied, facts
 from tests.load import Load
 from tests.ports import claim_port
@@ -114,3 +115,41 @@ def test_pool_of_this_version_is_not_taken_over_by_the_oldest(pool: RealPool, ol
     assert done.code == 8, done
     assert "is older: it cannot take over" in done.stderr
     assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
+
+
+def test_orphans_of_the_oldest_version_are_adopted(pool: RealPool, oldest: Path) -> None:
+    # With the default of access_log, which has changed, they would be replaced.
+    extra = f'app_dir = "{ROOT}"\nworkers = 2\nhttp = {{ access_log = false }}'
+    pool.write_hello("users", extra=extra)
+    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "tests.load.apps:app")
+    pool.write("pool.toml", text + '[[server]]\nname = "program"\ncommand = ["sleep", "1000"]\n')
+    assert by(oldest, pool, "start").code == 0
+    before = facts(pool)
+    with Load([f"127.0.0.1:{pool.ports['users']}"], mode="new_connection", connections=4) as load:
+        kill_both(pool, wait_until)
+        pool.ok("start")
+    assert (load.report.failed, load.report.refused) == (0, 0), load.report
+    assert facts(pool) == before
+    pool.ok("restart")
+    assert all(set(now[0]).isdisjoint(before[name][0]) for name, now in facts(pool).items())
+
+
+def test_supervisor_of_the_oldest_version_is_followed_by_this_one_that_was_installed_over_it(
+    real_pool: RealPool, oldest: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pool, place = real_pool, tmp_path_factory.mktemp("replaced")
+    (oldest / "poolctl").rename(place / "poolctl")
+    try:
+        pool.write_hello("users", "orders")
+        assert by(place, pool, "start").code == 0
+        assert by(place, pool, "reload", "--dry-run").code == 0
+        before, supervisor = facts(pool), pool.info()["supervisor_pid"]
+    finally:
+        (place / "poolctl").rename(oldest / "poolctl")
+    copied(place)
+    os.kill(supervisor, 9)
+    wait_until(lambda: not is_alive(supervisor))
+    assert facts(pool) == before
+    assert pool.info()["supervisor_pid"] != supervisor
+    (log,) = [each for each in pool.runtime.glob("*/supervisor.log") if not each.parent.is_symlink()]
+    assert "the configuration in force is read from the files again: it cannot be read: " in log.read_text()
