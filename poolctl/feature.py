@@ -75,8 +75,10 @@ class Feature:
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     process: LastingProcess | None = None  # started by this part
     changing: tuple[str, ...] = ()  # those that change the pool: recorded, and completed if the caller leaves
-    gateway: str = ""  # the class of its part of the gateway's process: see gateway.edge.EdgePart
-    engines: Mapping[str, str] = field(default_factory=dict)  # of the gateway: a config.Engine each
+    # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
+    gateway: str = ""
+    # An Engine of the gateway each: see features.gateway.engines.
+    engines: Mapping[str, str] = field(default_factory=dict)
     # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
     trial: Trial | None = None

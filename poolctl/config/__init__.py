@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from poolctl.config.model.server_sections import *
     from poolctl.config.reading import *
     from poolctl.config.rules.conflicts import *
-    from poolctl.config.rules.engines import *
     from poolctl.config.rules.json_schema import *
     from poolctl.config.rules.server_references import *
     from poolctl.config.rules.table_rules import *
@@ -42,15 +41,15 @@ if TYPE_CHECKING:
 __all__ = [
     "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "Backoff", "ConfigNotFound",
-    "Configuration", "Dependency", "Document", "Draft", "Engine", "EventsTable", "FileChanged", "Finding",
+    "Configuration", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "Health", "Marks", "Named", "Patience", "Place",
     "Probe", "Problem", "Reading", "Recovery", "Restart", "Section", "ServerConfig", "Stamp",
     "Surroundings", "TLSConfig", "Table", "Tables", "added_server", "address_parts",
     "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
-    "default_env_file", "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped",
+    "default_env_file", "default_interpreter", "dependency_findings", "enter_as", "escaped",
     "find_config", "ids_of", "interpreter", "json_schema", "leave_out_plugins", "load", "longest_stop_seconds",
     "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
-    "no_certificate", "open_files_needed", "other_engine", "own_addresses", "pool_variables", "probed_targets",
+    "no_certificate", "open_files_needed", "own_addresses", "pool_variables", "probed_targets",
     "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse",
     "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of",
     "value_text", "values_of", "variables_named_in", "with_addresses",
@@ -73,7 +72,6 @@ _MODULES = {
     "RAISE_OPEN_FILES",
     "rules.conflicts": "conflicts dependency_findings longest_stop_seconds named_addresses own_addresses "
     "users_of",
-    "rules.engines": "Engine engine_problem other_engine",
     "values.normalise": "merged referenced_variables relocated",
     "values.problems": "Finding Place Problem problem_of shown",
     "rules.json_schema": "json_schema",

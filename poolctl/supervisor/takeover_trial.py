@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import poolctl
-from poolctl.config import Configuration, ServerConfig, Tables, interpreter, load, other_engine
+from poolctl.config import Configuration, ServerConfig, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
@@ -72,26 +72,24 @@ class TrialFailed(Exception):
 def check(files: list[str]) -> str | None:
     """Check that this version can run this pool here: an error to end with, or a TakeoverCheck on stdout.
 
-    The configuration in force is on stdin. Imports every module that it needs, and tries a takeover of a small pool
+    The configuration in force is on stdin. Imports every module, and tries a takeover of a small pool
     unless the previous version does that. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
     try:
         stored = decoded(sys.stdin.buffer.read(), validate=True)
-        servers, tables = stored.servers, stored.tables
-        errors = [each.to_dict() for each in Configuration(servers, tables).unusable()]
+        servers = stored.servers
+        errors = [each.to_dict() for each in Configuration(servers, stored.tables).unusable()]
     except NotUnderstood as not_understood:
-        problem, servers, tables = str(not_understood), [], Tables()
+        problem, servers = str(not_understood), []
         try:
             servers = config = load(files, os.environ)
-            tables = config.tables
             errors = [each.to_dict() for each in config.problems or config.unusable()]
         except PoolError as error:
             errors = error.to_list()
     if not errors:
-        for name in _needed_modules(tables):
-            importlib.import_module(name)
+        _import_everything()
         try:
             if TRIED not in os.environ:
                 try_takeover(servers, options_of_this_version(), _logs_of(files))
@@ -107,16 +105,20 @@ def check(files: list[str]) -> str | None:
     return None
 
 
-def _needed_modules(tables: Tables) -> Iterator[str]:
-    """The modules that this pool needs in its own interpreter: others may need libraries of extras."""
-    has_gateway = tables.gateway is not None and not other_engine(tables.gateway.engine)
+def _import_everything() -> None:
+    """Import every module that runs in this interpreter. Raises the exceptions of the imports."""
     for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
         name = module.name
         # Workers have interpreters of their own.
         if name.endswith(".__main__") or name.startswith("poolctl.worker."):
             continue
-        if has_gateway or not name.startswith("poolctl.features.gateway.process."):
-            yield name
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            # A feature that this pool does not use may need a library of an extra: for one that it uses, the checks
+            # of its tables have found that.
+            if not name.startswith("poolctl.features.") or str(missing.name).startswith("poolctl"):
+                raise
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:

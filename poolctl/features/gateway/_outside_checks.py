@@ -11,11 +11,11 @@ from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.rules.engines import engine_problem, other_engine
 from poolctl.config.values.problems import Finding, Path, Problem
 from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
 
+from .engines import engine_problem, other_engine
 from .routes import routes_of
 
 SHOWN_NAMES = 3

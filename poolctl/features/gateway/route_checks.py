@@ -9,7 +9,6 @@ from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import Probe
 from poolctl.config.rules.conflicts import users_of
-from poolctl.config.rules.engines import OWN_ENGINE, engine_names, other_engine
 from poolctl.config.rules.table_rules import NONE, Located, Unfinished
 from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.suggestions import nearest
@@ -18,6 +17,7 @@ from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
 from poolctl.routing.separation import NO_ROUTE, separated
 
 from ._route_values import TAG, UNIX
+from .engines import OWN_ENGINE, engine_names, other_engine
 from .routes import (
     PREFIX,
     Known,

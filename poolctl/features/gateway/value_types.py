@@ -7,7 +7,6 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
-from poolctl.config.rules.engines import engine_names
 from poolctl.config.values.plain import BadValue, number_from_environment, truth_from_environment
 from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.value_types import (
@@ -29,6 +28,7 @@ from ._route_values import (
     stream_target_of,
     target_of,
 )
+from .engines import engine_names
 
 _ENGINES = engine_names()
 Engine = Literal[_ENGINES]  # type: ignore[valid-type]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.engines import Engine
 from poolctl.config.rules.table_rules import Located
 from poolctl.config.values.problems import Finding
+from poolctl.features.gateway.engines import Engine
 from poolctl.features.gateway.route_checks import on_route
 from poolctl.features.gateway.routes import Known, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.config import certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.config.rules import engines
+from poolctl.features.gateway import engines
 from poolctl.features.gateway.route_checks import route_problems
 from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import ExcludedRoute, Route, passable

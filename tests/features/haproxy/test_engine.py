@@ -100,7 +100,7 @@ def test_table_that_haproxy_cannot_serve_is_a_problem(tmp_path: Path, text: str,
 def test_missing_program_is_found_by_validate_and_needs_no_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from poolctl.config.rules import engines
+    from poolctl.features.gateway import engines
 
     monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", ("no_such_library",))
     config = load_text(tmp_path, ENGINE + 'program = "/nowhere/haproxy"\n' + WEB)

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Collection
 
-from poolctl.config import Engine, Tables, engine_problem, other_engine
+from poolctl.config import Tables
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import ServerError
@@ -27,6 +27,7 @@ from poolctl.runners.worker_spec import sealed_files
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.sidecar import SidecarManager
 
+from ..engines import Engine, engine_problem, other_engine
 from ..process.settings import ListenerSettings
 from .computed_routes import ComputedRoutes
 from .gateway_adoption import GatewaySearch

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import Tables, certificate_names, other_engine, read_regular
+from poolctl.config import Tables, certificate_names, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.routing.route import StreamRoute
 
+from ..engines import other_engine
 from ..process.settings import HTTP, GatewaySettings, ListenerSettings
 
 

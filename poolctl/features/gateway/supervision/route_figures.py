@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from poolctl.config import other_engine
 from poolctl.core.core import Core
 from poolctl.json_form import Table, from_json
 from poolctl.routing.host_report import HostState
@@ -19,6 +18,7 @@ from poolctl.supervisor.totals import Totals
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
+from ..engines import other_engine
 from ..process.counts import REFUSED
 from .gateway_manager import GatewayManager
 from .target_sources import RoutedService
