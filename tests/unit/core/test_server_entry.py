@@ -1,14 +1,32 @@
-"""The desired state of a server is one value, and only some changes of it are allowed."""
+"""Entries: which changes of the desired state are allowed, what a successor restores, and who may change them."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import poolctl
 from poolctl.config import ServerConfig
-from poolctl.core.decision_input import FOLLOWS, Desired, ImpossibleChange
-from poolctl.core.server_entry import Entry
+from poolctl.core.decision_input import FOLLOWS, Desired, ImpossibleChange, Overrides
+from poolctl.core.server_entry import (
+    DesiredState,
+    Entry,
+    HookState,
+    ObservedState,
+    ScheduleState,
+    ServerListener,
+    Worker,
+    record_of,
+    restore,
+)
+from poolctl.errors import ServerError
 from tests.unit.core.ordered_core import OrderedCore, run, web
 
 
@@ -81,3 +99,124 @@ def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled()
         assert server.desired.state is Desired.RUN
 
     run(scenario())
+
+
+PACKAGE = Path(poolctl.__file__).parent
+VALUES = {
+    "desired": DesiredState,
+    "observed": ObservedState,
+    "listener": ServerListener,
+    "schedule": ScheduleState,
+    "hooks": HookState,
+}
+OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}
+MUTATORS = {"append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
+
+
+def changes(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each change of an attribute that an entry or a worker has, of another object than `self`."""
+    for node in ast.walk(ast.parse(source)):
+        targets: list[ast.expr] = []
+        if isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            targets = [node.target]
+        elif isinstance(node, (ast.Assign, ast.Delete)):
+            targets = [each for target in node.targets for each in getattr(target, "elts", [target])]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in MUTATORS:
+                targets = [node.func.value]
+            elif node.func.attr in ("become", "next_generation"):
+                yield node.lineno, ast.unparse(node.func)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            yield node.lineno, ast.unparse(node)
+        for target in targets:
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            if isinstance(target, ast.Attribute) and is_owned(ast.unparse(target.value), target.attr):
+                yield node.lineno, ast.unparse(target)
+
+
+def is_owned(owner: str, name: str) -> bool:
+    """Whether the core owns this attribute of the expression `owner`."""
+    value = VALUES.get(owner.rpartition(".")[2])
+    return (name in OWNED and owner != "self") or (
+        value is not None and name in {each.name for each in fields(value)}
+    )
+
+
+def test_only_the_core_changes_an_entry_or_a_worker() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} changes {what}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent.name != "core" and "poolctl.core" in (source := path.read_text())
+        for line, what in changes(source)
+    ]
+    assert found == []
+
+
+def test_the_check_sees_every_kind_of_change() -> None:
+    source = (
+        "entry.observed.restarts += 1\nentry.desired, other = 1, 2\nentry.observed.workers['a'] = 1\n"
+        "del entry.observed.workers['a']\nentry.observed.warnings.append('x')\nentry.become(1)\n"
+        "setattr(entry, 'files', {})\nself.restarts = 1\nprint(entry.observed.restarts)\n"
+    )
+    assert [line for line, _ in changes(source)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+PERSISTED = (DesiredState, ObservedState, ServerListener, ScheduleState, HookState)
+
+
+def value_with(entry: Entry, name: str) -> Any:
+    """The value of the entry that has the field."""
+    values = (entry.desired, entry.observed, entry.listener, entry.schedule, entry.hooks)
+    return next(each for each in values if hasattr(each, name))
+
+
+def test_every_field_of_an_entrys_values_says_whether_it_is_persisted() -> None:
+    undeclared = [
+        each.name for kind in PERSISTED for each in fields(kind) if "persisted" not in each.metadata
+    ]
+    assert undeclared == [], "declare them with persisted() or transient()"
+
+
+def test_the_record_of_a_new_entry_is_empty() -> None:
+    assert record_of(entry()) == {}
+
+
+def test_every_persisted_field_is_restored() -> None:
+    values: dict[str, Any] = {
+        "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
+        "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
+        "certificate_ends": 2.5, "called": True, "restart_times": [1.0], "restarts": 2, "restarting": 3,
+        "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
+        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "before_start_due": True,
+        "after_stop_due": True,
+        "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
+    }  # fmt: skip
+    before, after = entry(), entry()
+    for name, value in values.items():
+        setattr(value_with(before, name), name, value)
+    before.desired.state, before.desired.overrides = (
+        Desired.FAILED,
+        Overrides(workers=3, disabled=False, out=True),
+    )
+    before.observed.failure = ServerError(
+        "exited with status 1: Error: no settings", name="web", hint="poolctl logs web"
+    )
+    restore(after, json.loads(json.dumps(record_of(before))))
+    persisted = {each.name for kind in PERSISTED for each in fields(kind) if each.metadata["persisted"]}
+    assert persisted == {*values, "state", "overrides", "failure"}
+    assert [getattr(value_with(after, name), name) for name in values if name != "source"] == [
+        value for name, value in values.items() if name != "source"
+    ]
+    assert (after.desired.source, after.desired.state, after.desired.overrides) == (
+        [{"name": "web"}, "/srv"], before.desired.state, before.desired.overrides,
+    )  # fmt: skip
+    assert after.observed.failure is not None
+    assert after.observed.failure.to_dict() == before.observed.failure.to_dict()
+
+
+@pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])
+def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) -> None:
+    server = entry()
+    server.desired.state = desired
+    assert record_of(server) == {"desired": "run"}

@@ -1,4 +1,4 @@
-"""Listeners: what is opened for an address, how it is set up, and what is said when it cannot be."""
+"""Sockets that are opened or inherited, and the connections accepted from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from poolctl.listeners.listen_errors import Holder, Place, explain, explain_port
 from poolctl.listeners.open_listener import (
     BACKLOG,
     ListenError,
+    accepted_from,
     close_listener,
     describe,
+    inherited_descriptors,
+    open_datagram_sockets,
     open_listener,
+    take_inherited,
     targets,
 )
 from tests.programs import program
@@ -410,3 +414,168 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
     assert f"pid={os.getpid()}," in done.stdout
+
+
+def test_datagram_sockets_are_bound_non_blocking_and_not_inherited(free_port: FreePort) -> None:
+    port = free_port()
+    (sock,) = open_datagram_sockets(parse(f"127.0.0.1:{port}"))
+    with sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        assert (describe(sock), sock.type) == (f"127.0.0.1:{port}", socket.SOCK_DGRAM)
+        assert not sock.getblocking()
+        assert not sock.get_inheritable()
+        client.sendto(b"hello", ("127.0.0.1", port))
+        assert sock.recv(100) == b"hello"
+
+
+@needs_ipv6
+def test_datagram_address_without_a_host_opens_a_socket_for_each_ip_version(free_port: FreePort) -> None:
+    port = free_port()
+    sockets = open_datagram_sockets(parse(f":{port}"))
+    assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}", f"[::]:{port}"]
+    close_listener(sockets)
+
+
+def test_udp_port_in_use_is_named_and_not_shared(free_port: FreePort) -> None:
+    address = parse(f"127.0.0.1:{free_port()}")
+    (sock,) = open_datagram_sockets(address)
+    with sock, pytest.raises(ListenError, match=f"UDP port {address.port} is in use") as caught:
+        open_datagram_sockets(address)
+    assert f"ss -uanp 'sport = :{address.port}'" in caught.value.hint
+
+
+def test_address_without_a_port_has_no_datagram_socket() -> None:
+    with pytest.raises(ListenError, match=r"unix:/run/a\.sock has no UDP port"):
+        open_datagram_sockets(parse("unix:/run/a.sock"))
+
+
+PROGRAM = """
+import os, socket, sys
+from poolctl.address import parse
+from poolctl.listeners.open_listener import inherited_descriptors
+from poolctl.listeners.open_listener import describe, open_listener
+os.environ["LISTEN_PID"] = str(os.getpid())
+inherited = inherited_descriptors(os.environ)
+assert not os.get_inheritable(3)
+for text in sys.argv[1:]:
+    print(" ".join(describe(sock) for sock in open_listener(parse(text), inherited=inherited)))
+"""
+
+
+def test_inherited_descriptors_are_found_by_number_and_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        expected = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (first, second)]
+        script = 'exec 3<&$1 4<&$2; shift 2; exec "$@"'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", str(first.fileno()), str(second.fileno()),
+             sys.executable, "-c", PROGRAM, "fd:3", "fd:4", "fd:web"],
+            pass_fds=[first.fileno(), second.fileno()],
+            capture_output=True, text=True, timeout=60, check=True,
+            env=os.environ | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:web"},
+        )  # fmt: skip
+    assert done.stdout.splitlines() == [*expected, " ".join(expected)]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"LISTEN_FDS": "1"},
+        {"LISTEN_FDS": "1", "LISTEN_PID": "1"},
+        {"LISTEN_FDS": "one", "LISTEN_PID": str(os.getpid())},
+        {"LISTEN_FDS": "0", "LISTEN_PID": str(os.getpid())},
+    ],
+)
+def test_descriptors_for_another_process_are_not_taken(env: dict[str, str]) -> None:
+    assert inherited_descriptors(env) == {}
+
+
+def test_descriptors_that_are_not_open_are_passed_over() -> None:
+    assert inherited_descriptors({"LISTEN_FDS": "65000", "LISTEN_PID": "7"}, pid=7).get("64000") is None
+
+
+def test_inherited_listener_shares_its_accept_queue() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        sockets = open_listener(parse("fd:web"), inherited={"web": [passed.fileno()]})
+        with socket.create_connection(passed.getsockname()):
+            sockets[0].setblocking(True)
+            sockets[0].accept()[0].close()
+        close_listener(sockets)
+
+
+def test_inherited_socket_that_is_only_bound_starts_to_listen() -> None:
+    with socket.socket() as passed:
+        passed.bind(("127.0.0.1", 0))
+        sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]})
+        socket.create_connection(passed.getsockname(), timeout=60).close()
+        close_listener(sockets)
+
+
+def test_unknown_inherited_name_lists_the_known_ones() -> None:
+    with pytest.raises(
+        ListenError, match=r"no socket fd:web was inherited \(inherited: fd:3, fd:api\)"
+    ) as caught:
+        open_listener(parse("fd:web"), inherited={"3": [3], "api": [3]})
+    assert "FileDescriptorName=" in caught.value.hint
+    with pytest.raises(ListenError, match="inherited: none"):
+        open_listener(parse("fd:web"))
+
+
+def test_socket_that_does_not_listen_is_refused(tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    with one, other, socket.socket(type=socket.SOCK_DGRAM) as datagrams, open(tmp_path / "f", "w") as file:
+        for fd in (one.fileno(), datagrams.fileno()):
+            with pytest.raises(ListenError, match="that cannot listen"):
+                open_listener(parse("fd:x"), inherited={"x": [fd]})
+        with pytest.raises(ListenError, match="is not a socket"):
+            open_listener(parse("fd:x"), inherited={"x": [file.fileno()]})
+
+
+def test_one_bad_descriptor_of_a_name_gives_back_the_others(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as good, open(tmp_path / "f", "w") as file:
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(ListenError):
+            open_listener(parse("fd:x"), inherited={"x": [good.fileno(), file.fileno()]})
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "called"),
+    [
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET, "0.0.0.0", "127.0.0.1"),
+        (socket.AF_INET6, "::", "127.0.0.1"),
+    ],
+)
+def test_accepted_connections_of_a_listener_are_found(family: int, host: str, called: str) -> None:
+    with socket.socket(family) as listener, socket.create_server(("127.0.0.1", 0)) as another:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with (
+            socket.create_connection((called, port)),
+            socket.create_connection(another.getsockname()),
+            listener.accept()[0] as accepted,
+            another.accept()[0],
+        ):
+            twin = os.dup(accepted.fileno())
+            try:
+                assert set(accepted_from([listener])) == {listener.fileno(), accepted.fileno(), twin}
+            finally:
+                os.close(twin)
+
+
+def test_unix_sockets_are_identified_by_their_paths(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "a.sock"))
+        listener.listen()
+        client.connect(str(tmp_path / "a.sock"))
+        with listener.accept()[0] as accepted:
+            expected = {listener.fileno(), accepted.fileno()}
+            assert set(accepted_from([listener])) == expected
+
+
+def test_no_connections_are_found_without_listeners() -> None:
+    with socket.create_server(("127.0.0.1", 0)):
+        assert accepted_from([]) == []

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import os
 import select
 import socket
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
-from poolctl.worker.fork_safety import ProcessSnapshot
+import pytest
+
+from poolctl.worker import fork_safety
+from poolctl.worker.fork_safety import ProcessSnapshot, ThreadOrigins
 
 
 def test_unchanged_process_has_left_nothing() -> None:
@@ -59,3 +67,119 @@ def test_descriptor_with_another_target_is_reported() -> None:
         assert before.left_since() == "opened a pipe"
     finally:
         os.close(fd)
+
+
+# A thread that no Python code runs in, as a library starts it, until it is cancelled.
+NATIVE = """
+import ctypes
+libc = ctypes.CDLL(None)
+thread = ctypes.c_ulong()
+libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+"""
+PYTHON = """
+import threading
+over = threading.Event()
+def wait():
+    over.wait()
+thread = threading.Thread(target=wait, name="ticker", daemon=True)
+thread.start()
+"""
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of modules that can be imported; afterwards they and their threads are gone."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        module = sys.modules.pop(name)
+        if isinstance(thread := getattr(module, "thread", None), threading.Thread):
+            module.over.set()
+            thread.join()
+        elif isinstance(thread, ctypes.c_ulong):
+            module.libc.pthread_cancel(thread)
+            module.libc.pthread_join(thread, None)
+
+
+def said_of(name: str) -> str:
+    """What is said of the threads that the import of the module has left."""
+    before = ProcessSnapshot.of_this_process()
+    with ThreadOrigins(name) as found:
+        importlib.import_module(name)
+    return before.left_since(found)
+
+
+def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    (modules / "shop_native.py").write_text(NATIVE + "import shop_last\n")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_native"
+
+
+@pytest.mark.parametrize("last", ["", "import shop_last\n"])
+def test_thread_started_after_an_import_names_both_modules(modules: Path, last: str) -> None:
+    (modules / "shop.py").write_text("import shop_small\n" + NATIVE + last)
+    (modules / "shop_small.py").write_text("")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_small or shop"
+
+
+def test_thread_that_replaces_another_one_is_noticed(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    ends = (
+        "import os\nbefore = len(os.listdir('/proc/self/task'))\nearlier = ctypes.c_ulong()\n"
+        "libc.pthread_create(ctypes.byref(earlier), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)\n"
+        "import shop_between\nlibc.pthread_cancel(earlier)\nlibc.pthread_join(earlier, None)\n"
+        "while len(os.listdir('/proc/self/task')) > before: pass\n"
+    )
+    head, create = NATIVE.split("thread =", 1)
+    (modules / "shop_native.py").write_text(head + ends + "thread =" + create + "import shop_last\n")
+    for name in ("shop_between", "shop_last"):
+        (modules / f"{name}.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_between or shop_native"
+
+
+def test_python_thread_is_attributed_to_the_module_of_its_function(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_jobs\n")
+    (modules / "shop_jobs.py").write_text(PYTHON)
+    assert said_of("shop") == "started the thread 'ticker' of shop_jobs"
+
+
+def test_thread_of_the_standard_library_is_attributed_to_the_module_that_started_it(
+    modules: Path,
+) -> None:
+    (modules / "shop.py").write_text(PYTHON.replace("target=wait", "target=over.wait"))
+    assert said_of("shop") == "started the thread 'ticker' of shop"
+
+
+def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_broken\n")
+    (modules / "shop_broken.py").write_text("1 / 0\n")
+    finders = list(sys.meta_path)
+    with pytest.raises(ZeroDivisionError) as caught, ThreadOrigins():
+        importlib.import_module("shop")
+    assert [each.path.name for each in caught.traceback if "importlib" not in str(each.path)] == [
+        Path(__file__).name, "shop.py", "shop_broken.py",
+    ]  # fmt: skip
+    assert sys.meta_path == finders
+
+
+def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ProcessSnapshot.of_this_process()
+    assert before.fix() == ""
+    (modules / "shop.py").write_text(NATIVE)
+    importlib.import_module("shop")
+    assert before.fix() == ""
+    monkeypatch.setitem(fork_safety._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
+    assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
+
+
+def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"flusher")\n')
+    assert said_of("shop") == "started a thread 'flusher' in shop"
+
+
+def test_thread_that_its_library_can_lose_in_a_fork_is_ignored(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"jemalloc_bg_thd")\n')
+    assert said_of("shop") == ""

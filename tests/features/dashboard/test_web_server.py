@@ -1,22 +1,67 @@
-"""What anybody who reaches the page's port can make it cost."""
+"""The dashboard's web server: its certificate, and limits on what a client can cost."""
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
+from poolctl.features.dashboard._web_server import context_of, keep_current
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
-from tests.features.dashboard.test_certificates import tls
-from tests.features.dashboard.test_rules import Client
+from tests.features.dashboard.test_app import Client
+
+
+def tls(cert: Path, key: Path) -> dict[str, Any]:
+    return {
+        "cert": str(cert), "key": str(key), "ca": None, "password": "",
+        "client_auth": "none", "min_version": "1.2", "ciphers": None,
+    }  # fmt: skip
+
+
+async def shown(context: ssl.SSLContext) -> bytes | None:
+    """The certificate that a client sees."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
+        found: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.transport.abort()
+    return found
+
+
+def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    cert, key = certificate(tmp_path)
+    new_cert, new_key = certificate(tmp_path / "new")
+
+    async def run() -> None:
+        context = context_of(tls(cert, key))
+        keeping = asyncio.ensure_future(keep_current(context, tls(cert, key), every_seconds=0.01))
+        await asyncio.sleep(0)
+        first = await shown(context)
+        new_cert.replace(cert)  # for a moment it does not fit the key
+        for _ in range(5):
+            assert await shown(context) == first
+        new_key.replace(key)
+        async with asyncio.timeout(60):
+            while await shown(context) == first:
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(run())
+
 
 LIMIT_SECONDS = 0.3
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.commands.export import command, render, text, unit_name, word
+from poolctl import ServerConfig
+from poolctl.cli.commands.export import command, render, stop_seconds, text, unit_name, word
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
@@ -74,3 +75,19 @@ def test_unit_name_has_allowed_characters_only() -> None:
 
 def test_comments_stand_on_lines_of_their_own() -> None:
     assert render(["Made."], [("Unit", [("#", "why"), ("A", "b")])]) == "# Made.\n\n[Unit]\n# why\nA=b\n"
+
+
+def server(name: str, port: int, drain: float, stop: float, *needs: str) -> ServerConfig:
+    return ServerConfig(
+        name=name, bind=f"127.0.0.1:{port}", app="a:b", drain_timeout=drain, stop_timeout=stop, depends_on=list(needs)
+    )  # fmt: skip
+
+
+def test_stop_times_add_up_along_dependencies_only() -> None:
+    web, db, other = server("web", 81, 30, 10, "db"), server("db", 82, 20, 5), server("other", 83, 50, 1)
+    margin = stop_seconds([])
+    assert margin >= 10
+    assert stop_seconds([web, db, other]) == 65 + margin
+    assert stop_seconds([db, other]) == 51 + margin
+    # The gateway stops after them.
+    assert stop_seconds([db, other], 20.0) == 71 + margin

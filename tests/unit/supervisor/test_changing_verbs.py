@@ -400,3 +400,126 @@ def test_scale_to_one_keeps_a_server_awake_until_the_next_reload() -> None:
         assert desk.core.entries["web"].desired.overrides.workers is None
 
     run(scenario())
+
+
+def unchanged(answer: dict[str, Any]) -> list[str]:
+    return list(answer.get("unchanged") or ())
+
+
+def test_stop_names_the_servers_that_did_not_run_before() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("on"), web("off", disabled=True), web("never"), web("bad"), bad=FAILS)
+        await desk.ask("start", "on", "bad")
+        assert unchanged(await desk.ask("stop", "off", "never", "bad")) == ["off", "never", "bad"]
+        assert unchanged(await desk.ask("stop")) == ["off", "never", "bad"]
+
+    run(scenario())
+
+
+def test_stop_counts_what_starts_sleeps_or_waits_for_a_retry_as_running() -> None:
+    async def scenario() -> None:
+        backoff = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}}
+        desk = Desk(
+            web("starts"), web("waits", depends_on=["starts"]), web("sleeps", scale={"min": 0}),
+            web("retries", restart=backoff), starts=NEVER, retries=FAILS,
+        )  # fmt: skip
+        await desk.ask("start", wait=False)
+        await turns(60)
+        assert sorted(desk.states().values()) == ["backoff", "sleeping", "starting", "starting"]
+        assert unchanged(await desk.ask("stop")) == []
+
+    run(scenario())
+
+
+def test_stop_counts_no_dependent_that_had_failed_before() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("bad", depends_on=["db"]), web("web", depends_on=["db"]), bad=FAILS)
+        await desk.ask("start")
+        assert desk.states() == {"db": "running", "bad": "failed", "web": "running"}
+        assert (await desk.ask("stop", "db"))["dependents"] == ["web"]
+
+    run(scenario())
+
+
+def test_enable_names_the_servers_that_were_not_disabled() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("off", disabled=True), web("stopped"), web("on"))
+        await desk.ask("start", "on")
+        answer = await desk.ask("enable", all=True)
+        assert (answer["exit_code"], unchanged(answer)) == (0, ["stopped", "on"])
+        assert desk.states() == {"off": "running", "stopped": "stopped", "on": "running"}
+
+    run(scenario())
+
+
+def test_enable_names_a_selected_server_that_it_starts_with_its_dependency_as_a_dependent() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("web", depends_on=["db"]))
+        await desk.ask("start")
+        await desk.ask("disable", "db")
+        answer = await desk.ask("enable", all=True)
+        assert (answer["dependents"], unchanged(answer)) == (["web"], []), "it is started with db"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_restart_of_a_stopped_server_starts_its_dependencies_first_as_start_does(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]), web("web", depends_on=["api"]), web("other"))
+        answer = await desk.ask(verb, "web")
+        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["web"])
+        assert desk.states() == {"db": "running", "api": "running", "web": "running", "other": "stopped"}
+        assert desk.core.entries["web"].desired.ignore_dependencies is False
+        pids = [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]]
+        await desk.ask("stop", "web")
+        await desk.ask(verb, "web")
+        assert [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]] == pids, "they ran"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_restart_of_a_stopped_server_with_a_disabled_dependency_says_what_it_waits_for(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db", disabled=True), web("web", depends_on=["db"]))
+        answer = await desk.ask(verb, "web")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["name"]) == (1, "web")
+        assert (error["message"], error["hint"]) == ("waits for db, which is disabled", "poolctl enable db")
+        assert desk.runner.running == {}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_restart_of_a_stopped_server_reports_the_dependency_that_fails(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("web", depends_on=["db"]), db=FAILS)
+        answer = await desk.ask(verb, "web")
+        assert (answer["exit_code"], {each["name"] for each in answer["errors"]}) == (1, {"db", "web"})
+        assert desk.states()["web"] == "starting"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_restart_without_dependencies_starts_the_selected_server_only(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("web", depends_on=["db"]))
+        assert (await desk.ask(verb, "web", deps=False))["exit_code"] == 0
+        assert desk.states() == {"db": "stopped", "web": "running"}
+
+    run(scenario())
+
+
+def test_restart_of_a_running_server_replaces_it_while_its_dependency_is_down() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("web", depends_on=["db"]))
+        await desk.ask("start")
+        await desk.ask("stop", "db", deps=False)
+        answer = await desk.ask("restart", "web")
+        assert (answer["exit_code"], desk.states()) == (0, {"db": "stopped", "web": "running"})
+        assert desk.core.entries["web"].desired.generation == 2
+
+    run(scenario())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.dashboard._state_hub import level
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 
@@ -138,3 +139,27 @@ def test_open_streams_are_closed_at_the_end(stage: Stage) -> None:
         until(messages, "pool")
         stage.end()
         assert [name for name, _ in messages if name not in ("stats", "event")] == []
+
+
+@pytest.mark.parametrize(
+    ("state", "ready", "health", "word"),
+    [
+        ("running", True, "ok", "ok"),
+        ("running", True, "unknown", "ok"),
+        ("running", True, "warn", "warn"),
+        ("running", False, "ko", "ko"),
+        ("running", False, "unknown", "busy"),
+        ("starting", False, "unknown", "busy"),
+        ("draining", False, "ok", "busy"),
+        ("sleeping", False, "unknown", "asleep"),
+        ("backoff", False, "unknown", "ko"),
+        ("failed", False, "ko", "ko"),
+        ("stopped", False, "unknown", "off"),
+        ("completed", True, "unknown", "ok"),  # a job that has done what it should
+        ("disabled", False, "unknown", "off"),
+    ],
+)
+def test_the_level_follows_from_state_readiness_and_health(
+    state: str, ready: bool, health: str, word: str
+) -> None:
+    assert level(state, ready, health) == word

@@ -1,14 +1,18 @@
-"""A keeper that does not answer is continued, then killed if another can replace it; an own pause does not count."""
+"""A keeper that fails or hangs is replaced, and the next one gets everything."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,8 @@ from poolctl.clock import Clock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.process_watchdog import identity
+from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
@@ -185,3 +191,79 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
 
     asyncio.run(scenario())
     assert stat(process.pid).state == "T"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
+    monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    monkeypatch.setattr(keeper_replacement, "_LATE_SECONDS", 0.05)
+    ours, theirs = wire.pair()
+    with ours, theirs, subprocess.Popen(["sleep", "60"]) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: stat(process.pid).state == "T")
+        ours.settimeout(0.05)
+        # More than a socket takes unread, or nothing at all: then what is missing is the answer.
+        entries: dict[str, Any] = {f"note {number}": ("x" * 1000, []) for number in range(1000 * full)}
+
+        def rescued() -> None:
+            keeper = identity(process.pid)
+            keeper_replacement._fill(ours, keeper, entries, terminate=False)
+            keeper_replacement._await(ours, "adopted", keeper)
+
+        rescuer = threading.Thread(target=rescued)
+        rescuer.start()
+        wait_until(lambda: stat(process.pid).state != "T")
+        # As the keeper does when it goes on.
+        while (received := wire.receive(theirs, wait=True)) is not None:
+            if received[0]["op"] == "whole":
+                break
+        # And as it does while its own supervisor starts.
+        wire.send(theirs, {"event": "ping"})
+        answered = wire.receive(theirs, wait=True)
+        assert answered is not None
+        assert answered[0]["op"] == "pong"
+        wire.send(theirs, {"event": "adopted"})
+        rescuer.join(60)
+        assert not rescuer.is_alive()
+        process.kill()
+
+
+HUNG = """
+import os, sys
+from poolctl.supervisor.takeover import keeper_replacement
+keeper_replacement._LATE_SECONDS = keeper_replacement.SILENT_SECONDS = 1
+
+def replace(frame):
+    print(frame.f_code.co_name, flush=True)
+    os._exit(0)
+
+def hang():
+    print(os.getpid(), flush=True)
+    if sys.argv[1] == "blocked":
+        os.read(os.pipe()[0], 1)
+    while True:
+        pass
+
+keeper_replacement.KeeperEndWatch(os.getppid(), replace)
+hang()
+"""
+
+
+@pytest.mark.parametrize("how", ["busy", "blocked"])
+def test_replaces_the_keeper_after_its_parents_end_and_not_before(how: str) -> None:
+    # Two commands, so that the shell does not execute the first in its own place.
+    shell = ["sh", "-c", '"$@"; exit', "sh", sys.executable, "-c", HUNG, how]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        hung = int(parent.stdout.readline())
+        try:
+            for _ in range(5):
+                os.kill(hung, signal.SIGCONT)
+            os.kill(hung, signal.SIGSTOP)
+            wait_until(lambda: stat(hung).state == "T")
+            parent.kill()
+            assert parent.stdout.read() == "hang\n"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hung, signal.SIGKILL)
