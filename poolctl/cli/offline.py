@@ -109,8 +109,7 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
     """Descriptions of the selected servers from the files; secrets are masked unless `--reveal` is given."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     items = [described(server) for server in servers_of(config, ref)]
-    if config.tables.gateway is not None:
-        items = _with_routes(items, config)
+    items = _with_routes(items, config)
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
         items = [replace(each, config=masked(each.config, hidden=hidden)) for each in items]
@@ -122,8 +121,10 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
     from poolctl.control.gateway_answers import routes_to_servers
     from poolctl.routing.route import ExcludedRoute
 
-    routes = (each for each in routes_of(config, config.tables) if not isinstance(each, ExcludedRoute))
-    found = routes_to_servers(routes)
+    routes = routes_of(config, config.tables)
+    if routes is None:
+        return items
+    found = routes_to_servers(each for each in routes if not isinstance(each, ExcludedRoute))
     return [replace(each, routes=found.get(each.name, ())) for each in items]
 
 

@@ -92,7 +92,7 @@ class Configuration(Sequence[ServerConfig]):
     @property
     def is_empty(self) -> bool:
         """Whether it has no server, route or stream, so that there is nothing to start."""
-        return not (self._servers or self.tables.routes or self.tables.streams)
+        return not (self._servers or self.tables.routes)
 
     @property
     def problems(self) -> list[ServerError]:

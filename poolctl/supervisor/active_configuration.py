@@ -67,7 +67,7 @@ class ResolvedConfig:
     @property
     def is_empty(self) -> bool:
         """Whether there is neither a server nor a route."""
-        return not (self.servers or self.tables.routes or self.tables.streams)
+        return not (self.servers or self.tables.routes)
 
 
 def default_name(file: str) -> str:

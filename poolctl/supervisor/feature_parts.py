@@ -98,11 +98,6 @@ class FeaturePart:
     def flush(self) -> None:
         """Save everything for a successor, which may follow at any moment."""
 
-    @property
-    def stop_seconds(self) -> float:
-        """Maximum duration of `finish`."""
-        return 0.0
-
     async def finish(self) -> None:
         """Serve the last requests: every server has been stopped, and the pool ends."""
 
@@ -188,11 +183,6 @@ class FeatureParts:
     def serve_alone(self) -> bool:
         """Whether one of them serves clients in a pool without servers."""
         return any(part.serves_alone for part in self._parts.values())
-
-    @property
-    def stop_seconds(self) -> float:
-        """Maximum time that the features take when every server has been stopped."""
-        return sum(part.stop_seconds for part in self._parts.values())
 
     @property
     def pids(self) -> dict[str, int]:

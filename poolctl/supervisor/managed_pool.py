@@ -139,7 +139,7 @@ class ManagedPool:
     def stop_seconds(self) -> float:
         """How long a stop of everything may take by the servers' own limits."""
         servers = (each.config for each in self.core.entries.values())
-        return longest_stop_seconds(servers, self._parts.stop_seconds) + _SPARE_SECONDS
+        return longest_stop_seconds(servers, self._configuration.tables.stop_seconds) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first.

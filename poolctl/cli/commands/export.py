@@ -117,10 +117,8 @@ def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
         if not (equals and key and address):
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
-    gateway = config.tables.gateway
-    gateway_seconds = gateway.drain_timeout if gateway else 0.0
     return ServicePool(
-        name, ref.files, list(config), _command(), os.environ, listen, _user(), gateway_seconds
+        name, ref.files, list(config), _command(), os.environ, listen, _user(), config.tables.stop_seconds
     )
 
 
@@ -194,7 +192,7 @@ class ServicePool(NamedTuple):
     env: Mapping[str, str]
     listen: Mapping[str, str]
     user: str = ""  # the user that runs the service, "" for root
-    gateway_seconds: float = 0.0  # how long the gateway may take to stop
+    tables_seconds: float = 0.0  # how long a stop may take when every server has been stopped
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
@@ -235,7 +233,7 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         *([("Sockets", " ".join(sockets))] if sockets else []),
         ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
         ("KillMode", "mixed"),
-        ("TimeoutStopSec", str(stop_seconds(pool.servers, pool.gateway_seconds))),
+        ("TimeoutStopSec", str(stop_seconds(pool.servers, pool.tables_seconds))),
         ("#", "A server that fails to start does not affect the others; each has its own start_timeout."),
         ("TimeoutStartSec", "infinity"),
         ("Restart", "on-failure"),
@@ -257,9 +255,9 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
     return f"{directory}/{unit_name(pool.name)}.env"
 
 
-def stop_seconds(servers: Sequence[ServerConfig], gateway_seconds: float = 0.0) -> int:
+def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> int:
     """The maximum duration of a stop in dependency order: the longest chain with all limits used up."""
-    return int(longest_stop_seconds(servers, gateway_seconds)) + _MARGIN_SECONDS
+    return int(longest_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
 
 
 def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:

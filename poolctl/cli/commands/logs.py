@@ -187,7 +187,7 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
             raise
         from poolctl.cli.offline import load
 
-        return load(pool, allow_empty=True).tables.gateway is not None
+        return GATEWAY in load(pool, allow_empty=True).tables.by_name()
 
 
 def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:

@@ -53,7 +53,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _content(config: Configuration) -> str:
     """The number of servers, or of routes if there are no servers."""
-    routes = len(config.tables.routes) + len(config.tables.streams)
+    routes = config.tables.routes
     if len(config) or not routes:
         return servers(len(config))
     return f"no server, {routes} route{'s' * (routes > 1)}"

@@ -110,21 +110,14 @@ class Tables:
         return self._tables.get("events")
 
     @property
-    def gateway(self) -> Any:
-        """[gateway]; there is one where a file has [gateway], a [[route]] or a [[stream]]."""
-        return self._tables.get("gateway")
+    def routes(self) -> int:
+        """The number of tables that are routes: a pool may consist of them alone."""
+        return sum(table.is_route for _, table in self)
 
     @property
-    def routes(self) -> tuple[Any, ...]:
-        """The tables [[route]]."""
-        routes: tuple[Any, ...] = self._tables.get("route", ())
-        return routes
-
-    @property
-    def streams(self) -> tuple[Any, ...]:
-        """The tables [[stream]]."""
-        streams: tuple[Any, ...] = self._tables.get("stream", ())
-        return streams
+    def stop_seconds(self) -> float:
+        """Maximum time that a stop takes for the tables when every server has been stopped."""
+        return sum(table.stop_seconds for _, table in self)
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
         """The table of this model; None where the files have none."""

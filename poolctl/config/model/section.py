@@ -243,6 +243,13 @@ class Table(Section):
     merged_by: ClassVar[str] = ""
     # The keys that hold paths.
     paths: ClassVar[tuple[str, ...]] = ()
+    # Whether it is a route to a server or elsewhere.
+    is_route: ClassVar[bool] = False
+
+    @property
+    def stop_seconds(self) -> float:
+        """Maximum time that a stop of the pool takes for it when every server has been stopped."""
+        return 0.0
 
     @property
     def label(self) -> str:

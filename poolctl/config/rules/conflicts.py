@@ -166,10 +166,10 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 waiting.append(iter(graph.get(step, ())))
 
 
-def longest_stop_seconds(servers: Iterable[ServerKeys], gateway_seconds: float = 0.0) -> float:
+def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
     """The maximum duration of a stop in dependency order: the longest chain, with every server's limit used up.
 
-    The gateway stops after the servers, within `gateway_seconds`.
+    Afterwards features stop, within `more_seconds`.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
@@ -184,7 +184,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], gateway_seconds: float =
         if server.hooks is not None and server.hooks.after_stop:
             own += server.stop_timeout
         chains[server.name] = own + max(below, default=0.0)
-    return max(chains.values(), default=0.0) + gateway_seconds
+    return max(chains.values(), default=0.0) + more_seconds
 
 
 def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:

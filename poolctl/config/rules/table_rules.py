@@ -71,9 +71,9 @@ class TableRules:
         """Problems and warnings about references outside the files. Blocks on the disk."""
         return [], []
 
-    def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
-        """The routes of these servers and tables in the order of their precedence."""
-        return ()
+    def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute] | None:
+        """The routes of these servers and tables in their order of precedence; None if it has none at all."""
+        return None
 
     def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
         """The probe of each probed target outside the pool, by its URL."""
@@ -99,9 +99,11 @@ def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[Table
             yield rules
 
 
-def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
-    """The routes of these servers and tables in the order of their precedence; empty for a pool without a gateway."""
-    return tuple(route for rules in rules_of(tables.by_name()) for route in rules.routes(servers, tables))
+def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...] | None:
+    """The routes of these servers and tables in the order of their precedence; None for a pool without a gateway."""
+    found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
+    routes = [each for each in found if each is not None]
+    return tuple(route for each in routes for route in each) if routes else None
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poolctl.address import Address, parse
+from poolctl.address import Address
 from poolctl.cli.command import ENDED
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import ConfigNotFound, own_addresses
+from poolctl.config import ConfigNotFound, named_addresses, own_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
+from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.keeper import pool_files
 
@@ -44,7 +45,7 @@ class CheckContext:
         self.gateway: Table | None = None
         self.changed: Table | None = None  # changed files not yet read by the pool
         self.still_served: set[str] = set()
-        self.gateway_left = False
+        self.is_left = False  # a process of a feature has outlived its pool
         self.silence = ""
         if pool is not None:
             self._load(pool)
@@ -64,7 +65,9 @@ class CheckContext:
 
     def _ask(self, pool: PoolRef) -> None:
         self.still_served = _still_served(self.servers, pool)
-        self.gateway_left = bool(pool_files.find(pool.directory, pool_files.GATEWAY))
+        self.is_left = any(
+            pool_files.find(pool.directory, each.process.socket) for each in features() if each.process
+        )
         if not os.path.exists(pool.socket):
             return
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
@@ -100,19 +103,17 @@ class CheckContext:
     def addresses(self) -> dict[str, Address]:
         """The addresses by name except `auto` ones; for a running pool only the servers' addresses.
 
-        Addresses of a gateway that outlived its pool are omitted.
+        Other addresses are omitted if a process of a feature has outlived its pool.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
             found |= {f"[{name}]": address for name, address in own_addresses(tables)}
-            if self.gateway_left:
-                return found
-            for listener in tables.gateway.bind if tables.gateway else ():
-                found[f"[gateway] {listener.bind}"] = parse(listener.bind)
-            for stream in tables.streams:
-                if stream.protocol == "tcp":
-                    found[f"[[stream]] {stream.label}"] = parse(stream.bind)
+            for name, address in () if self.is_left else named_addresses(tables):
+                if address is not None and found.get(name, address) == address:
+                    found[name] = address
+                elif address is not None:  # a table may have several
+                    found[f"{name} {address.key}"] = address
         return found
 
 

@@ -17,6 +17,7 @@ from poolctl.routing.route import FILE, Route, passable
 
 from .engines import engine_problem, other_engine
 from .routes import routes_of
+from .table import GatewayConfig, RouteConfig, StreamConfig
 
 SHOWN_NAMES = 3
 
@@ -28,7 +29,8 @@ def check_gateway(
     problems = [*unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
-    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
+    gateway = tables.get(GatewayConfig)
+    for index, listener in enumerate(gateway.bind if gateway else ()):
         certificates = listener.tls if isinstance(listener.tls, tuple) else ()
         for number, tls in enumerate(certificates):
             wrong, doubtful = check_certificates(tls, env, now)
@@ -42,7 +44,7 @@ def check_gateway(
 
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
     """The problem if the gateway's engine cannot run on this machine."""
-    gateway = tables.gateway
+    gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
     engine = other_engine(gateway.engine)
@@ -50,8 +52,8 @@ def unusable_engine(tables: Tables) -> Iterator[Finding]:
         path: Path = ("gateway",)
         if not gateway.given:
             # A route or a stream alone turns the gateway on.
-            listed = [*(("route", each.index) for each in tables.routes)]
-            path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
+            listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
+            path = [*listed, *(("stream", each.index) for each in tables.all(StreamConfig)), path][0]
         yield Finding(path, *problem)
 
 
@@ -69,10 +71,11 @@ def _other_hosts(
 
     It is only a warning, because the host may be for another listener.
     """
-    if tables.gateway is None or not any(each.tls for each in tables.gateway.bind):
+    gateway = tables.get(GatewayConfig)
+    if gateway is None or not any(each.tls for each in gateway.bind):
         return
     secure = {each.name: each.tls for each in servers if each.tls}
-    places = {each.label: ("route", each.index, "host") for each in tables.routes}
+    places = {each.label: ("route", each.index, "host") for each in tables.all(RouteConfig)}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
     certified: dict[str, list[str]] = {}  # the names of its certificates

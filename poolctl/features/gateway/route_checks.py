@@ -55,32 +55,32 @@ def route_problems(
     servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
 ) -> Iterator[Located]:
     """The problems that keep the routes of these servers and tables from being served as written."""
-    gateway = tables.gateway
+    gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
     known = Known(servers)
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
     yield from own
-    if not gateway.bind and (written or not (tables.streams or "stream" in unfinished.tables)):
+    if not gateway.bind and (written or not (tables.all(StreamConfig) or "stream" in unfinished.tables)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     if gateway.engine == OWN_ENGINE:
         yield from ((None, finding) for finding in _problems_of_own_engine(gateway))
     elif engine := other_engine(gateway.engine):
         yield from engine.problems(servers, tables)
-    for finding in _proxy_protocol_problems(gateway, tables.streams):
+    for finding in _proxy_protocol_problems(gateway, tables.all(StreamConfig)):
         yield None, finding
     probed = probed_targets(tables)
-    for route in tables.routes:
+    for route in tables.all(RouteConfig):
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
         yield from _at("route", route.index, _probe_problems(route, probed))
-    for stream in tables.streams:
+    for stream in tables.all(StreamConfig):
         yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
         yield from _at("stream", stream.index, _unix_problems(stream))
         yield from _at("stream", stream.index, _probe_problems(stream, probed))
     yield from _taken_aliases(written, known)
-    yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams, known))
+    yield from ((None, finding) for finding in _taken_stream_aliases(tables.all(StreamConfig), known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
     yield from _unreachable([each for each in served if not _all_servers_disabled(each[1], known)])
     for each, config in served:
@@ -121,9 +121,8 @@ def _target_problems(
         text = target.to
         found = known.servers(text)
         if found is None:
-            binds = (
-                [route] if isinstance(route, StreamConfig) else tables.gateway.bind if tables.gateway else ()
-            )
+            gateway = tables.get(GatewayConfig)
+            binds = [route] if isinstance(route, StreamConfig) else gateway.bind if gateway else ()
             if is_own_address(text, [parse(each.bind) for each in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
@@ -499,14 +498,15 @@ def route_warnings(
     Unless the servers are `complete`, one that is not among them is reported with the problems.
     """
     known = Known(servers)
-    if tables.gateway is None:
+    gateway = tables.get(GatewayConfig)
+    if gateway is None:
         for server in known.by_name.values():
             label = next((name for name in server.labels if name.startswith(PREFIX)), None)
             if label is not None:
                 message = "the label has no effect: the pool has no gateway"
                 yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
         return
-    plain = all(not each.tls for each in tables.gateway.bind)
+    plain = all(not each.tls for each in gateway.bind)
     for each in written_routes(known, tables):
         if each.config is None or each.reason:
             continue

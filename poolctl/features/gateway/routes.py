@@ -35,6 +35,7 @@ from poolctl.routing.separation import separated
 from ._route_values import TAG
 from .table import (
     ClientLimit,
+    GatewayConfig,
     RouteBreaker,
     RouteConfig,
     RouteLimit,
@@ -70,7 +71,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
     A route without an enabled target, or whose name or place is taken, is excluded with the reason.
     """
-    if tables.gateway is None:
+    if tables.get(GatewayConfig) is None:
         return ()
     servers = list(servers)
     known = Known(servers)
@@ -83,7 +84,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
         aliases.add(written.alias)
         found.append(made)
     aliases.clear()
-    for stream in tables.streams:
+    for stream in tables.all(StreamConfig):
         to, reasons = known.targets(stream.to)
         if to and stream.label not in aliases:
             found.append(_stream(stream, to))
@@ -103,8 +104,8 @@ def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -
 def probed_targets(tables: Tables) -> dict[str, Probe]:
     """The probe of each probed target outside the pool, by its URL."""
     found: dict[str, Probe] = {}
-    routes: list[RouteConfig | StreamConfig] = [*tables.routes, *tables.streams]
-    for route in routes if tables.gateway is not None else ():
+    routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
+    for route in routes if tables.get(GatewayConfig) is not None else ():
         for target in route.to:
             probe = target.health or route.health
             if probe is not None and is_outside(target.to):
@@ -163,8 +164,9 @@ def written_routes(
     known: Known, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
 ) -> list[WrittenRoute]:
     """The routes of the files, of labels, of `expose`; bad labels are added to the findings."""
-    found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.routes]
-    defaults = tables.gateway.defaults_of_routes() if tables.gateway else {}
+    found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
+    gateway = tables.get(GatewayConfig)
+    defaults = gateway.defaults_of_routes() if gateway else {}
     for server in known.by_name.values():
         if any(name.startswith(PREFIX) for name in server.labels):
             found.append(_labelled(server, defaults, [] if findings is None else findings))

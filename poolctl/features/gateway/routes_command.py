@@ -19,6 +19,8 @@ from poolctl.json_form import field_names, to_json
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route_report import PASS, PROXY, RouteReport
 
+from .table import GatewayConfig
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.routing.match import ConsideredRoute
@@ -234,14 +236,15 @@ def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
 
 def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
     from poolctl.cli.offline import load
-    from poolctl.config import routes_of
     from poolctl.control.gateway_answers import excluded_from
     from poolctl.routing.route import ExcludedRoute, Route
+
+    from .routes import routes_of
 
     config = load(pool)
     known = list(routes_of(config, config.tables))
     routes = tuple(each for each in known if isinstance(each, Route))
-    gateway = config.tables.gateway
+    gateway = config.tables.get(GatewayConfig)
     return CandidatesResult(
         header_for_host=gateway.header_for_host if gateway else "Host",
         routes=routes,

@@ -14,7 +14,7 @@ from poolctl.config.values.problems import Finding, Tree
 from poolctl.routing.route import AnyRoute
 
 from ._validation import gateway_tables
-from .table import DEFAULT_BIND
+from .table import DEFAULT_BIND, GatewayConfig, StreamConfig
 
 
 class GatewayRules(TableRules):
@@ -66,9 +66,10 @@ class GatewayRules(TableRules):
 
     def addresses(self, tables: Tables) -> Iterator[BoundAddress]:
         """See TableRules."""
-        for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
+        gateway = tables.get(GatewayConfig)
+        for index, listener in enumerate(gateway.bind if gateway else ()):
             yield BoundAddress(("gateway", "bind", index), "[gateway]", parse(listener.bind))
-        for stream in tables.streams:
+        for stream in tables.all(StreamConfig):
             place, name = ("stream", stream.index, "bind"), f"[[stream]] {stream.label}"
             yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
 

@@ -206,6 +206,16 @@ class GatewayConfig(_WithAddresses):
     backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each backend of a route, key by key.")
     breaker: RouteBreaker = field(RouteBreaker.usual(), "The breaker of each backend, key by key.")
 
+    @property
+    def has_startup_warnings(self) -> bool:
+        """See Table."""
+        return True
+
+    @property
+    def stop_seconds(self) -> float:
+        """See Table."""
+        return self.drain_timeout
+
     def defaults_of_routes(self) -> dict[str, Tree]:
         """The keys that routes inherit from [gateway] as defaults, in the form in which a file has them."""
         keys = ("mode", "timeouts", "backend_limit", "breaker")
@@ -247,6 +257,7 @@ class RouteConfig(_WithAddresses):
     table: ClassVar[str] = "route"
     table_name: ClassVar[str] = "route"
     listed: ClassVar[bool] = True
+    is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
     alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
@@ -323,6 +334,7 @@ class StreamConfig(_WithAddresses):
     table: ClassVar[str] = "stream"
     table_name: ClassVar[str] = "stream"
     listed: ClassVar[bool] = True
+    is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
     alias: Word | None = field(None, "Its name, unique among the streams; left out: its first target's.")

@@ -41,9 +41,10 @@ KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
     """Features that these servers and tables ask of the gateway, and that HAProxy does not support."""
-    if tables.gateway is None:
+    gateway = tables.get(GatewayConfig)
+    if gateway is None:
         return
-    for finding in _of_gateway(tables.gateway):
+    for finding in _of_gateway(gateway):
         yield None, finding
     # The feature of this table may be missing.
     if getattr(tables.by_name().get("operator"), "url", None) is not None:
@@ -51,7 +52,7 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
     for each in written_routes(Known(servers), tables):
         for finding in _of_route(each.config) if each.config and not each.reason else ():
             yield on_route(each, finding)
-    for stream in tables.streams:
+    for stream in tables.all(StreamConfig):
         for finding in _of_stream(stream):
             yield None, finding
 

@@ -20,7 +20,7 @@ from poolctl.exit_codes import FAILED
 from poolctl.features.gateway.process.endpoint import Endpoint
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.supervision.gateway_plan import settings_of
-from poolctl.features.gateway.table import GatewayListener
+from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.routing.route import Route, StreamRoute
 
 from ._configuration import HaproxyCertificate, HaproxyListener, configuration_of
@@ -34,7 +34,7 @@ def files(request: CommandRequest) -> Files:
     """The files for the routes of the pool, and warnings of everything that HAProxy does not support."""
     without_options_of_systemd(request)
     config = load(find_pool(request), allow_empty=True)
-    gateway, routes = config.tables.gateway, routes_of(config, config.tables)
+    gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
     streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]

@@ -13,7 +13,7 @@ from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.features.gateway.routes import made_route, with_separation
-from poolctl.features.gateway.table import RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, host_pattern
 from poolctl.routing.route import REGISTRATION, AnyRoute, ExcludedRoute, Route, Target
 
@@ -90,21 +90,22 @@ def with_registrations(
     Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes take
     precedence.
     """
-    if tables.gateway is None:
+    gateway = tables.get(GatewayConfig)
+    if gateway is None:
         return tuple(routes)
     backends: dict[str, list[RegisteredBackend]] = {}
     for each in registered:
         backends.setdefault(each.name, []).append(each)
     if not backends:
         return tuple(routes)
-    accepting = {each.label for each in tables.routes if each.register}
+    accepting = {each.label for each in tables.all(RouteConfig) if each.register}
     found: list[AnyRoute] = []
     for route in routes:
         its = backends.get(route.alias) if route.alias in accepting and isinstance(route, Route) else None
         found.append(route if its is None or not isinstance(route, Route) else _joined(route, its))
     taken = {each.alias for each in routes if isinstance(each, Route)}
     places = _Places(each for each in routes if isinstance(each, Route))
-    defaults = tables.gateway.defaults_of_routes()
+    defaults = gateway.defaults_of_routes()
     for name, its in backends.items():
         if name in taken:
             if name not in accepting:

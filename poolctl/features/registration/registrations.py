@@ -27,7 +27,7 @@ from poolctl.features.gateway.supervision.gateway_part import GatewayPart
 from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
 from poolctl.features.gateway.supervision.target_sources import WithServices
 from poolctl.features.gateway.supervision.url_probes import UrlProbes
-from poolctl.features.gateway.table import RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.exposition import Family
@@ -96,7 +96,7 @@ class TargetRegistration(GatewayPart):
 
     def follow(self, tables: Tables) -> None:
         """See FeaturePart."""
-        self._table = tables.get(RegistrationTable) if tables.gateway is not None else None
+        self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         self._serve()
 
     def connect(self, gateway: GatewayManager) -> None:
@@ -166,7 +166,7 @@ class TargetRegistration(GatewayPart):
     async def register(self, call: Call, owner: str = "") -> Result:
         """Register a service, or record its heartbeat; returns once the gateway has applied it."""
         gateway = self._gateway
-        if gateway is None or gateway.tables.gateway is None:
+        if gateway is None or gateway.tables.get(GatewayConfig) is None:
             return await no_gateway_to_change(call)
         await self._resumed
         settings = await self._settings(call.options, gateway.tables)

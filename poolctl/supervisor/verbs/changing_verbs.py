@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from poolctl.config import Finding, ServerConfig, Tables, problem_of
+from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
 from poolctl.core.await_servers import not_arrived
 from poolctl.core.scheduled_runs import moment_text
@@ -292,7 +292,7 @@ class Lifecycle:
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
         servers = [each.config for each in self._core.entries.values()]
-        tables = Tables(gateway=self._context.configuration.tables.gateway)
+        tables = self._context.configuration.tables
         warnings = asyncio.ensure_future(startup_warnings(servers, {entry.name}, tables, of_tables=False))
         result = await operation.conclude([entry], call)
         return replace(result, warnings=(*result.warnings, *await warnings))

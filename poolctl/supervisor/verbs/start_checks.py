@@ -122,9 +122,7 @@ async def startup_warnings(
     there = list(servers)
     chosen = [server for server in there if server.name in names]
     journal = tables.events is not None and tables.events.path
-    tables_checked = of_tables and bool(
-        journal or tables.gateway is not None or any(each.has_startup_warnings for _, each in tables)
-    )
+    tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
     checked = tables_checked or any(map(_may_be_warned_of, chosen))
     # Most pools have neither, and a check of everything takes time.
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}

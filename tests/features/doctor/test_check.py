@@ -50,7 +50,7 @@ def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Pa
     assert context.config.problems == []
     assert {name: address.key for name, address in context.addresses.items()} == {
         "[metrics]": "127.0.0.1:9464",
-        "[gateway] :80": "0.0.0.0:80",
+        "[gateway]": "0.0.0.0:80",
         f"[gateway] unix:{tmp_path}/edge.sock": f"unix:{tmp_path}/edge.sock",
         "[[stream]] 10.0.0.5:1": "0.0.0.0:5432",
     }

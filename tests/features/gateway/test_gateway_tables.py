@@ -11,6 +11,7 @@ from poolctl import PoolConfig
 from poolctl.config import Configuration, Draft, Tables
 from poolctl.errors import PoolValidateError
 from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.routing.route import (
     ExcludedRoute,
     Header,
@@ -52,7 +53,7 @@ def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:
         "web", bind=":80", app="a:b", expose="https://example.org", labels={"route.host": "example.org"}
     )
     assert routes(tmp_path, text) == {}
-    assert load_text(tmp_path, text).tables.gateway is None
+    assert load_text(tmp_path, text).tables.get(GatewayConfig) is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:
 def test_each_of_these_tables_turns_the_gateway_on(
     tmp_path: Path, text: str, binds: list[tuple[str, bool]]
 ) -> None:
-    gateway = load_text(tmp_path, text + WEB).tables.gateway
+    gateway = load_text(tmp_path, text + WEB).tables.get(GatewayConfig)
     assert gateway is not None
     assert [(each.bind, each.tls) for each in gateway.bind] == binds
 
@@ -78,7 +79,7 @@ def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
         '[gateway]\nbind = [{ bind = "unix:edge.sock", tls = { cert = "edge.pem" } },\n'
         '{ bind = ":443", tls = [{ cert = "a.pem", key = "a.key" }, { cert = "b.pem" }] }]\n'
     )
-    gateway = load_text(tmp_path, text + WEB).tables.gateway
+    gateway = load_text(tmp_path, text + WEB).tables.get(GatewayConfig)
     assert gateway is not None
     one, other = gateway.bind
     assert one.bind == f"unix:{tmp_path}/edge.sock"
@@ -273,7 +274,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         '[[route]]\nalias = "x"\npath = "/v2"\n[[route]]\nalias = "y"\nto = "wob"\nmethod = 1\n'
     )
     config = PoolConfig.load([first, second], {})
-    assert [(each.label, each.host, each.path) for each in config.tables.routes] == [
+    assert [(each.label, each.host, each.path) for each in config.tables.all(RouteConfig)] == [
         ("x", "a.example", "/v2"), ("web", "", "/"),
     ]  # fmt: skip
     (problem,) = (str(each) for each in config.problems)
@@ -388,8 +389,8 @@ def test_unknown_engine_is_a_problem_that_names_the_known_ones(tmp_path: Path) -
 
 def test_engine_whose_feature_was_taken_out_cannot_run(tmp_path: Path) -> None:
     config = load_text(tmp_path, "[gateway]\n")
-    assert config.tables.gateway is not None
-    tables = Tables(gateway=config.tables.gateway.but(engine="gone"))
+    assert config.tables.get(GatewayConfig) is not None
+    tables = Tables(gateway=config.tables.get(GatewayConfig).but(engine="gone"))
     (problem,) = Configuration([], tables).unusable()
     assert str(problem.message) == "there is no engine 'gone'"
     assert problem.hint.startswith("choose one of poolctl")

@@ -12,6 +12,7 @@ import pytest
 from poolctl import connect
 from poolctl.cli.command_line import parse
 from poolctl.control.gateway_client import GatewayClient
+from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.registration._endpoint import read_options
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration.table import RegistrationTable
@@ -29,7 +30,7 @@ def blocks(language: str) -> list[str]:
 def test_example_of_a_route_is_valid(tmp_path: Path) -> None:
     example, address = blocks("toml")
     config = load_text(tmp_path, example)
-    assert (config.problems, config.tables.routes[0].register) == ([], True)
+    assert (config.problems, config.tables.all(RouteConfig)[0].register) == ([], True)
     cert, key = certificate(tmp_path)
     cert.rename(tmp_path / "registration.pem")
     key.rename(tmp_path / "registration.key")

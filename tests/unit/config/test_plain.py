@@ -12,7 +12,7 @@ import pytest
 from poolctl.config import Dependency, Probe, ServerConfig, Tables, TLSConfig, load
 from poolctl.config.model.pool_tables import PoolSettings
 from poolctl.errors import PoolValidateError
-from poolctl.features.gateway.table import RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 
 FILE = """
 [pool]
@@ -46,7 +46,7 @@ assert server.but(name="other").name == "other"
 assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
 assert pickle.loads(pickle.dumps(server)) == server
 assert server.to_dict()["restart"]["policy"] == "always"
-assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.gateway.bind[1].tls[0].to_dict()]
+assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.by_name()["gateway"].bind[1].tls[0].to_dict()]
 from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
 conflicts([(name, address) for name, address in named_addresses(tables)])
 assert pool_variables(servers, tables) == {"KEY"}
@@ -93,7 +93,7 @@ def test_table_within_another_may_be_a_value_already() -> None:
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=certificate)
     assert server.tls is certificate
     assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
-    assert Tables().gateway is None
+    assert Tables().get(GatewayConfig) is None
 
 
 PLAIN = """

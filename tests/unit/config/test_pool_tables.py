@@ -119,7 +119,7 @@ def test_reload_names_the_routes_that_change() -> None:
         routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
         tables = Tables(gateway=gateway, routes=routes)
         assert await changes(tables) == [("[route]", ["route"])]  # only their order
-        tables = Tables(routes=tables.routes[1:], gateway=GatewayConfig(bind=":81"))
+        tables = Tables(routes=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
         assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
 
     run(scenario())

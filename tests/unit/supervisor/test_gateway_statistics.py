@@ -7,12 +7,14 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.settings import UDP, ListenerSettings
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.routing.route import Route, Target
 from poolctl.runners.process_watchdog import identity
 from tests.unit.core.ordered_core import run, web
@@ -59,7 +61,7 @@ class Stage(Desk):
         ]
         self.manager: Any = SimpleNamespace(
             gateway=self.process, problem="", instability="", restarts=2, listeners=listeners,
-            routes=SimpleNamespace(routes=routes), tables=SimpleNamespace(gateway=object()),
+            routes=SimpleNamespace(routes=routes), tables=Tables(gateway=GatewayConfig()),
         )  # fmt: skip
         totals: Any = SimpleNamespace(passed_to_the_ended=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
@@ -92,7 +94,7 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
         stage.manager.problem = "port 80 is in use"
         found = await stage.gateway("status")
         assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
-        stage.manager.tables.gateway = None
+        stage.manager.tables = Tables()
         assert await stage.gateway("list") is await stage.gateway("status") is None
 
     run(scenario())
@@ -155,7 +157,7 @@ def test_samples_are_taken_while_there_is_a_gateway() -> None:
         stage.clock.advance(10)
         while (await stage.gateway("status"))["stats"]["requests_per_second"] is None:
             await asyncio.sleep(0)
-        stage.manager.tables.gateway = None
+        stage.manager.tables = Tables()
         stage.statistics.follow()
         assert stage.statistics._sampling is None
 

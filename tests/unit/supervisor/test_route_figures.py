@@ -13,6 +13,7 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
+from poolctl.config import Tables
 from poolctl.features.gateway.process.backends import READY, SLEEPING, STARTING, Backends, HostManager
 from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.endpoint import ServerFacts
@@ -95,7 +96,9 @@ class Stage:
             of_the_ended=lambda entry: self.counted[: tally.COUNTED],
             by_route_of_the_ended=lambda entry: tally.by_route(self.counted),
         )
-        table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine)
+        table: Any = SimpleNamespace(
+            bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine
+        )
         gateway: Any = SimpleNamespace(
             routes=SimpleNamespace(
                 table=self.table,
@@ -105,7 +108,7 @@ class Stage:
                     reports=lambda alias: tuple(each.report for each in self.services.get(alias, ())),
                 ),
             ),
-            tables=SimpleNamespace(gateway=table),
+            tables=Tables(gateway=table),
             passes_to=lambda server: server in self.pairs,
             probes=SimpleNamespace(latency_seconds=lambda url: None),
         )

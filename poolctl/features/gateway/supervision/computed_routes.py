@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
-from poolctl.config import MASK, ServerConfig, Tables, masked, routes_of, users_of
+from poolctl.config import MASK, ServerConfig, Tables, masked, users_of
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
@@ -25,6 +25,7 @@ from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
+from ..routes import routes_of
 from .target_sources import ServiceSource, WithServices
 
 _SECRET_BYTES = 32

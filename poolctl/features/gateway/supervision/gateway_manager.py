@@ -29,6 +29,7 @@ from poolctl.supervisor.sidecar import SidecarManager
 
 from ..engines import Engine, engine_problem, other_engine
 from ..process.settings import ListenerSettings
+from ..table import GatewayConfig
 from .computed_routes import ComputedRoutes
 from .gateway_adoption import GatewaySearch
 from .gateway_listeners import GatewayListeners
@@ -105,7 +106,8 @@ class GatewayManager(SidecarManager):
     @property
     def _engine(self) -> Engine | None:
         """The engine that serves the clients; None for poolctl's own."""
-        return other_engine(self.tables.gateway.engine) if self.tables.gateway is not None else None
+        gateway = self.tables.get(GatewayConfig)
+        return None if gateway is None else other_engine(gateway.engine)
 
     @property
     def listeners(self) -> Collection[ListenerSettings]:
@@ -116,7 +118,9 @@ class GatewayManager(SidecarManager):
         """The process, once it serves; None if it cannot, and `problem` says why."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
-                while self.tables.gateway is not None and self._process is None and not self.problem:
+                while (
+                    self.tables.get(GatewayConfig) is not None and self._process is None and not self.problem
+                ):
                     await self._changed.wait()
         return self.gateway
 
@@ -145,7 +149,7 @@ class GatewayManager(SidecarManager):
             self._recompute()
         await self._routes.settled()
         process = self.gateway
-        is_starting = process is None and self.tables.gateway is not None and not self.failures
+        is_starting = process is None and self.tables.get(GatewayConfig) is not None and not self.failures
         if self._attempted_times < self._configured_times or is_starting:
             await self._changed.wait()
             return False
@@ -222,7 +226,7 @@ class GatewayManager(SidecarManager):
 
     def split_obstacle(self, server: str) -> str | None:
         """See TrafficSplit."""
-        if self.tables.gateway is None or server not in self._routes.routes.servers:
+        if self.tables.get(GatewayConfig) is None or server not in self._routes.routes.servers:
             return None
         return f"{self._engine.label} serves its routes" if self._engine else ""
 

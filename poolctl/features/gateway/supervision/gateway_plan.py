@@ -17,6 +17,7 @@ from poolctl.routing.route import StreamRoute
 
 from ..engines import other_engine
 from ..process.settings import HTTP, GatewaySettings, ListenerSettings
+from ..table import GatewayConfig, StreamConfig
 
 
 class Certificate(NamedTuple):
@@ -83,7 +84,7 @@ def plan_of(
 
     Blocks on the disk; raises ServerError for a certificate.
     """
-    gateway = tables.gateway
+    gateway = tables.get(GatewayConfig)
     if gateway is None:
         return None
     listeners = {}
@@ -98,7 +99,7 @@ def plan_of(
         )
         listeners[made.key] = made
     routes = {}
-    dual = {address.key for each in tables.streams if (address := parse(each.bind)).dual}
+    dual = {address.key for each in tables.all(StreamConfig) if (address := parse(each.bind)).dual}
     for stream in streams:
         made = ListenerSettings(
             bind=stream.bind,

@@ -20,6 +20,7 @@ from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
 from ..process.settings import HTTP, ListenerSettings
+from ..table import GatewayConfig
 from .gateway_manager import GatewayManager
 
 # Period of rates; samples are taken this often, even if no command asks.
@@ -60,7 +61,7 @@ class GatewayStatistics:
 
     def follow(self) -> None:
         """Note whether there is a gateway."""
-        if self._manager.tables.gateway is None:
+        if self._manager.tables.get(GatewayConfig) is None:
             self.close()
         elif self._sampling is None:
             self._sampling = asyncio.ensure_future(self._sample_often())

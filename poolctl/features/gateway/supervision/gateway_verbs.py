@@ -31,6 +31,7 @@ from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.totals import Totals
 from poolctl.supervisor.verbs.verb import Call
 
+from ..table import GatewayConfig
 from .gateway_manager import GatewayManager
 from .route_figures import RouteFigures
 
@@ -120,7 +121,7 @@ class GatewayVerbs:
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
         not_served = self._gateway.routes.routes.excluded
-        gateway, headers = self._gateway.tables.gateway, options.get("headers")
+        gateway, headers = self._gateway.tables.get(GatewayConfig), options.get("headers")
         name = "Host" if gateway is None else gateway.header_for_host
         named = headers.get(name.lower()) if isinstance(headers, dict) else None
         host = normal_host(str(named or options.get("host") or ""))
@@ -183,7 +184,7 @@ class GatewayVerbs:
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
         order = host_order(call.options)
-        if self._gateway.tables.gateway is None:
+        if self._gateway.tables.get(GatewayConfig) is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
@@ -214,7 +215,7 @@ class GatewayVerbs:
             return None
 
     def _away(self) -> HostsResult:
-        if self._gateway.tables.gateway is None:
+        if self._gateway.tables.get(GatewayConfig) is None:
             return HostsResult()
         message = f"the gateway does not answer: {self._gateway.why_away}"
         problem = failure(PoolMonitorError, message, "poolctl events")

@@ -17,6 +17,7 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.server_documents import as_kind
 from poolctl.supervisor.verbs.verb import Call, Verb
 
+from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway_adoption import GatewaySearch
 from .gateway_manager import GatewayManager
 from .gateway_metrics import gateway_metrics
@@ -54,7 +55,7 @@ class PoolGateway(FeaturePart):
 
     def follow(self, tables: Tables) -> None:
         """See FeaturePart."""
-        if self._manager is None and (tables.gateway is not None or self._is_left):
+        if self._manager is None and (tables.get(GatewayConfig) is not None or self._is_left):
             site = self.site
             self._manager = GatewayManager(site.environment, site.core, site.events)
             self._verbs = GatewayVerbs(self._manager, site.core, site.totals, site.over)
@@ -84,7 +85,7 @@ class PoolGateway(FeaturePart):
             return result
         if verb == "reopen":
             return await self._verbs.reopen(result)
-        if manager.tables.gateway is None:
+        if manager.tables.get(GatewayConfig) is None:
             return result
         if verb == "show":
             return await self._verbs.show(result)
@@ -103,7 +104,7 @@ class PoolGateway(FeaturePart):
         if self._manager is None or self.site.core.entries:
             return False
         tables = self._manager.tables
-        return bool(tables.routes or tables.streams)
+        return bool(tables.all(RouteConfig) or tables.all(StreamConfig))
 
     @property
     def problems(self) -> list[str]:
@@ -122,7 +123,11 @@ class PoolGateway(FeaturePart):
 
     async def metrics(self) -> Iterable[Family]:
         """See FeaturePart."""
-        if self._manager is None or self._statistics is None or self._manager.tables.gateway is None:
+        if (
+            self._manager is None
+            or self._statistics is None
+            or self._manager.tables.get(GatewayConfig) is None
+        ):
             return []
         passed = await self._statistics.passed()
         healths = await self.route_healths()
@@ -130,7 +135,7 @@ class PoolGateway(FeaturePart):
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
         """See FeaturePart."""
-        if self._manager is None or self._verbs is None or self._manager.tables.gateway is None:
+        if self._manager is None or self._verbs is None or self._manager.tables.get(GatewayConfig) is None:
             return {}
         return await self._verbs.healths()
 
@@ -148,7 +153,12 @@ class PoolGateway(FeaturePart):
         if late:
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
-        if whole and verb == "start" and self._statistics is not None and manager.tables.gateway is not None:
+        if (
+            whole
+            and verb == "start"
+            and self._statistics is not None
+            and manager.tables.get(GatewayConfig) is not None
+        ):
             result = replace(result, gateway=to_json(self._statistics.status()))
         if not (whole and manager.failures):
             return self._warned(verb, result)
@@ -166,12 +176,6 @@ class PoolGateway(FeaturePart):
     def _warned(self, verb: str, result: Result) -> Result:
         more = self.problems if verb in _STARTING else ()
         return replace(result, warnings=(*result.warnings, *more))
-
-    @property
-    def stop_seconds(self) -> float:
-        """See FeaturePart."""
-        gateway = None if self._manager is None else self._manager.tables.gateway
-        return 0.0 if gateway is None else float(gateway.drain_timeout)
 
     async def finish(self) -> None:
         """See FeaturePart."""

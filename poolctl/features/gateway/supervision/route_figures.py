@@ -20,6 +20,7 @@ from poolctl.worker.tally import Counts
 
 from ..engines import other_engine
 from ..process.counts import REFUSED
+from ..table import GatewayConfig
 from .gateway_manager import GatewayManager
 from .target_sources import RoutedService
 
@@ -140,7 +141,7 @@ class RouteFigures:
 
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of the route is passed now, although its rules allow that."""
-        gateway = self._gateway.tables.gateway
+        gateway = self._gateway.tables.get(GatewayConfig)
         if gateway is not None and (engine := other_engine(gateway.engine)):
             yield f"{engine.label} proxies every connection"
         if gateway is not None and gateway.header_for_host.lower() != "host":
@@ -160,7 +161,7 @@ class RouteFigures:
         entries = [self._core.entries.get(target.server) for target in route.to]
         if any(entry is not None and entry.config.tls for entry in entries):
             return "without TLS its requests are proxied, as its server speaks TLS"
-        gateway = self._gateway.tables.gateway
+        gateway = self._gateway.tables.get(GatewayConfig)
         if gateway is not None and any(each.tls for each in gateway.bind):
             return "over TLS its requests are proxied, as the gateway terminates that"
         return (
@@ -169,7 +170,7 @@ class RouteFigures:
 
     def _not_passed(self, server: str) -> str:
         """Why connections are not passed to the server now; "" if they are, or if it does not run."""
-        entry, gateway = self._core.entries.get(server), self._gateway.tables.gateway
+        entry, gateway = self._core.entries.get(server), self._gateway.tables.get(GatewayConfig)
         if entry is None or gateway is None:
             return ""
         if entry.config.command:
