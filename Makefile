@@ -12,10 +12,11 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_b
 	test_benchmark_report.py test_conformance_collections.py test_sdist.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
-PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
-	cli/test_completions.py core/test_decide_properties.py))
+PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
+	cli/test_completions.py core/test_decide_properties.py)) \
+	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
-PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
+PORTABLE = $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
@@ -96,11 +97,11 @@ heavy: dev
 
 properties: export POOLCTL_EXAMPLES := all
 properties: dev
-	@$(BIN)/python $(PYTEST) -m hypothesis tests/unit $(ARGS)
+	@$(BIN)/python $(PYTEST) -m hypothesis tests/unit tests/features $(ARGS)
 
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev
-	@$(BIN)/python -m pytest -m conformance tests/unit/gateway tests/integration/gateway $(ARGS)
+	@$(BIN)/python -m pytest -m conformance tests/features/gateway $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
@@ -108,7 +109,7 @@ unit: dev
 # More processes than elsewhere: unit tests wait for deadlines more than they compute.
 quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
-	@$(BIN)/python $(PYTEST) -m "not slow" tests/unit $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not (slow or integration)" tests/unit tests/features $(ARGS)
 
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test

@@ -20,7 +20,7 @@ from poolctl.supervisor.takeover.configuration_json import decoded, encoded
 from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import load_text
 from tests.configuration import server
-from tests.unit.supervisor.test_route_figures import SHOP, Stage, stage_of, stages
+from tests.features.gateway.test_route_figures import SHOP, Stage, stage_of, stages
 
 __all__ = ["stages"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import leaving_clients
-from tests.integration.gateway.conftest import ROUTES, GatewayPool, gateway, real_pool
+from tests.features.gateway.conftest import ROUTES, GatewayPool, gateway, real_pool
 from tests.load.load import Load
 from tests.processes import is_alive
 from tests.programs import program

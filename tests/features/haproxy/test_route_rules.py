@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from poolctl.routing.route import Redirect, Route
-from tests.features.haproxy.test_configuration import haproxy
-from tests.unit.gateway.passing_stage import Serve
-from tests.unit.gateway.proxy_stage import DEADLINE, Wire
-from tests.unit.gateway.test_route_admission import (
+from tests.features.gateway.passing_stage import Serve
+from tests.features.gateway.proxy_stage import DEADLINE, Wire
+from tests.features.gateway.test_route_admission import (
     asked,
     gateway,
     test_client_has_a_rate_of_its_own,
@@ -23,11 +22,12 @@ from tests.unit.gateway.test_route_admission import (
     test_route_is_for_the_clients_that_it_allows,
     test_trusted_proxy_reports_its_client_before_the_first_request,
 )
-from tests.unit.gateway.test_route_headers import (
+from tests.features.gateway.test_route_headers import (
     test_backend_gets_the_headers_that_the_route_wants,
     test_response_has_the_headers_of_the_route_instead_of_the_backends,
     test_response_of_the_gateway_itself_has_the_headers_of_the_route,
 )
+from tests.features.haproxy.test_configuration import haproxy
 
 __all__ = [
     "test_backend_gets_the_headers_that_the_route_wants",

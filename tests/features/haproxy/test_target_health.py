@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.gateway.conftest import gateway, real_pool
-from tests.integration.gateway.test_target_health import (
+from tests.features.gateway.conftest import gateway, real_pool
+from tests.features.gateway.test_target_health import (
     service,
     test_probe_decides_about_a_target_outside_the_pool_without_any_request,
 )

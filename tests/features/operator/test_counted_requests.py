@@ -14,8 +14,8 @@ from poolctl.features.operator import FEATURE
 from poolctl.features.operator.client import OperatorSettings
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import Target
-from tests.unit.gateway.passing_stage import HEAD, Stage, app_route
-from tests.unit.gateway.proxy_stage import ok, play
+from tests.features.gateway.passing_stage import HEAD, Stage, app_route
+from tests.features.gateway.proxy_stage import ok, play
 
 from .operator_stage import HANG, Operator
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.features.gateway.conftest import Until
 from tests.http_get import get
-from tests.integration.gateway.conftest import Until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 

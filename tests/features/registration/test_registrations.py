@@ -27,7 +27,7 @@ from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.verbs.verb import Call
-from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, play
+from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.unit.supervisor.desk import part_site
 
 ROUTES = (RouteConfig(alias="users", path="/users", register=True),)

@@ -1,0 +1,183 @@
+"""The access log of proxied requests: which lines it has, and that it never holds up a request."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.features.gateway.process.proxy import gateway_access_log
+from poolctl.features.gateway.process.proxy.gateway_access_log import GatewayAccessLog
+from poolctl.features.gateway.process.proxy.proxied_request import read_request
+from poolctl.logs.log_line import parse_line
+from poolctl.worker.serving.access_log import LoggedRequest, as_text
+from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play
+
+GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"
+LINE = re.compile(r'INFO:     (\S+) - "([^"]+)" (\d+) ([^\d]*)\d+\.\dms (\S+)')
+
+
+def parts(line: str) -> tuple[str, ...]:
+    """Client, request line, status, reason phrase and ID."""
+    found = LINE.fullmatch(line)
+    assert found, line
+    return found.groups()
+
+
+async def eventually(found: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(DEADLINE):
+        while not (value := found()):
+            await asyncio.sleep(0.01)
+    return value
+
+
+async def lines_of(path: Path, count: int) -> list[str]:
+    """The first lines of the file, without their times."""
+
+    def read() -> list[str] | None:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [parse_line(line).text for line in lines] if len(lines) >= count else None
+
+    found: list[str] = await eventually(read)
+    return found
+
+
+def test_proxied_request_is_logged_as_a_worker_logs_it(tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.client()
+        await client.send(GET)
+        await client.response()
+        (line,) = await lines_of(tmp_path / "log", 1)
+        port = client.writer.get_extra_info("sockname")[1]
+        (sent,) = re.findall(rb"\r\nX-Request-ID: (\S+)\r\n", backend.heads[0])
+        scope = {
+            "type": "http", "method": "GET", "path": "/a", "raw_path": b"/a", "query_string": b"b=1",
+            "http_version": "1.1", "client": ("127.0.0.1", port), "headers": [(b"x-request-id", sent)],
+        }  # fmt: skip
+        logged = LoggedRequest(scope)
+        logged.status = 200
+
+        def without_time(text: str) -> str:
+            return re.sub(r" \d+\.\dms ", " ", text)
+
+        assert without_time(line) == without_time(f"INFO:     {as_text(logged)}")
+
+    play(scene, access_log=str(tmp_path / "log"))
+
+
+def test_request_id_of_a_client_is_kept_if_it_is_printable(tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.client()
+        for given in (b"x-request-id: abc-1", b"X-Request-ID: a b", b"x-request-id: a\r\nx-request-id: b"):
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % given)
+            await client.response()
+        ids = [parts(line)[4] for line in await lines_of(tmp_path / "log", 3)]
+        sent = [re.findall(rb"(?i)\r\nx-request-id: ([^\r]*)", head) for head in backend.heads]
+        assert sent == [[each.encode()] for each in ids]
+        assert ids[0] == "abc-1"
+        assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids[1:])
+
+    play(scene, access_log=str(tmp_path / "log"))
+
+
+def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_status(tmp_path: Path) -> None:
+    async def script(backend: Backend, wire: Wire) -> None:
+        head = await backend.request(wire)
+        if b"/hang" in head:
+            await wire.rest()
+        elif b"/upgrade" in head:
+            upgraded = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+            await wire.send(upgraded)
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(script, host="a")
+        for request, status in (
+            (b"GET /none HTTP/1.1\r\nHost: b\r\n\r\n", b"404"),
+            (b"GET /closed HTTP/1.1\r\nHost: a\r\n\r\n", b"502"),
+            (b"GET /upgrade HTTP/1.0\r\nHost: a\r\n\r\n", b"502"),
+            (b"GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", b"101"),
+        ):
+            client = await stage.client()
+            await client.send(request)
+            assert status in await client.head()
+            client.close()
+        client = await stage.client()
+        await client.send(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
+        await eventually(lambda: len(backend.heads) == 4)
+        client.close()
+        found = {parts(line)[1:4] for line in await lines_of(tmp_path / "log", 5)}
+        assert found == {
+            ("GET /none HTTP/1.1", "404", "Not Found "),
+            ("GET /closed HTTP/1.1", "502", "Bad Gateway "),
+            ("GET /upgrade HTTP/1.0", "502", "Bad Gateway "),
+            ("GET /upgrade HTTP/1.1", "101", "Switching Protocols "),
+            ("GET /hang HTTP/1.1", "499", ""),
+        }
+
+    play(scene, access_log=str(tmp_path / "log"))
+
+
+def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_access_log, "MOST_WAITING_BYTES", 300)
+    goes_on, waits = threading.Event(), threading.Event()
+    store = GatewayAccessLog._store
+
+    def slow(log: GatewayAccessLog, block: bytes) -> int:
+        waits.set()
+        assert goes_on.wait(DEADLINE)
+        return store(log, block)
+
+    monkeypatch.setattr(GatewayAccessLog, "_store", slow)
+
+    async def scene() -> None:
+        log = GatewayAccessLog(str(tmp_path / "log"))
+        request = read_request(GET, 1000)
+        assert request is not None
+        log.refused(request, "client", "1.1", 404)
+        await eventually(waits.is_set)
+        for _ in range(9):
+            log.refused(request, "client", "1.1", 404)
+        goes_on.set()
+        lines = await lines_of(tmp_path / "log", 3)
+        assert len(lines) == 3
+        assert [parts(line)[2] for line in lines[:2]] == ["404", "404"]
+        assert "8 lines were left out" in lines[2]
+        log.close()
+
+    asyncio.run(scene())
+
+
+def test_line_that_a_full_disk_does_not_take_is_counted(tmp_path: Path) -> None:
+    async def scene() -> None:
+        path = tmp_path / "log"
+        path.mkdir()
+        log = GatewayAccessLog(str(path))
+        log.add("first")
+        await eventually(lambda: not log.waiting_bytes)
+        path.rmdir()
+        log.add("second")
+        assert await lines_of(path, 2) == [
+            "second", "WARNING:  1 line was left out: the file could not be written, or not fast enough",
+        ]  # fmt: skip
+        log.close()
+
+    asyncio.run(scene())
+
+
+def test_log_that_is_closed_has_every_line(tmp_path: Path) -> None:
+    async def scene() -> None:
+        log = GatewayAccessLog(str(tmp_path / "log"))
+        log.add("a")
+        log.close()
+
+    asyncio.run(scene())
+    asyncio.run(lines_of(tmp_path / "log", 1))

@@ -1,0 +1,157 @@
+"""Looking for a gateway that outlived keeper and supervisor: which one is adopted, and what becomes of others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poolctl.features.gateway.supervision import gateway_adoption
+from poolctl.features.gateway.supervision.gateway_adoption import GatewaySearch
+from poolctl.json_form import to_json
+from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper.reap import await_exit
+from poolctl.platform import process_start
+from poolctl.runners.process_link import Link
+from tests.features.gateway.test_gateway_server import Stage, orphans, run
+from tests.unit.runners.test_keeper_link import Peer
+
+# Listens as an orphan does, and never answers.
+SILENT = """
+import sys
+from poolctl.keeper import pool_files, fd_store, rendezvous
+sock, _ = rendezvous.bind(sys.argv[1], pool_files.GATEWAY)
+sock.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SILENT, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+@contextlib.contextmanager
+def search_of(directory: Path) -> Iterator[GatewaySearch]:
+    """A search that needs no keeper."""
+    keeper, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = Link(keeper)
+    with other:
+        yield GatewaySearch(link, str(directory))
+    link.close()
+
+
+def stop(pid: int) -> None:
+    """Stop this child; returns once it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
+def test_search_without_an_orphan_finds_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        with search_of(tmp_path) as search:
+            assert (await search.search(), search.silent) == (None, False)
+
+    run(work())
+
+
+def test_orphan_that_does_not_answer_is_continued_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str]
+) -> None:
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 0.01)
+    start = process_start(silent.pid)
+    assert start is not None
+
+    async def work() -> None:
+        with search_of(tmp_path) as search:
+            stop(silent.pid)
+            assert (await search.search(), search.silent) == (None, True)
+            await asyncio.to_thread(os.waitid, os.P_PID, silent.pid, os.WCONTINUED)
+            monkeypatch.setattr(gateway_adoption, "SILENT_SECONDS", 0.0)
+            assert (await search.search(), search.silent) == (None, True)
+            assert await_exit(silent.pid, start, 30)
+            assert (await search.search(), search.silent) == (None, False)
+
+    run(work())
+
+
+def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        stages = [Stage(tmp_path), Stage(tmp_path)]
+        for stage in stages:
+            await stage.start()
+            stage.process.link.close()
+        while len(pool_files.find(str(tmp_path), pool_files.GATEWAY)) < len(stages):
+            await asyncio.sleep(0.001)
+        for each in await orphans(tmp_path):
+            each.close()
+        with search_of(tmp_path) as search:
+            chosen = await search.search()
+            assert chosen is not None
+            done, _ = await asyncio.wait(
+                [stage.over for stage in stages], return_when=asyncio.FIRST_COMPLETED
+            )
+            (ended,) = [stage for stage in stages if stage.over in done]
+            (left,) = [stage for stage in stages if stage.over not in done]
+            assert await left.get() == b"HTTP/1.1 200 OK | ok"
+            left.supervise(chosen.sock.dup())
+            chosen.close()
+            await left.close()
+            await ended.close()
+
+    run(work())
+
+
+def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_replace_drains(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        before, orphan = Stage(tmp_path), Stage(tmp_path)
+        for stage in (before, orphan):
+            await stage.start()
+        peer = Peer()
+        link = before.process.link.sock.dup()
+        peer.kept.send({"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {}}, [link])
+        # A supervisor that is killed before it has given the keeper the link to the new process.
+        for stage in (before, orphan):
+            stage.process.link.close()
+        for each in await orphans(tmp_path):
+            each.close()
+        search = GatewaySearch(peer.kept, str(tmp_path))
+        found = await search.search()
+        assert found is not None
+        await search.keep(found)
+        await before.over
+        key = f"{fd_store.GATEWAY_LISTENER}{orphan.binding.key}"
+        listener, pair, gateway = (
+            peer.store.get(each) or (None, []) for each in (key, fd_store.GATEWAY_PAIR, fd_store.GATEWAY_LINK)
+        )
+        assert (listener[0], len(listener[1]), len(pair[1])) == (to_json(orphan.binding), 1, 2)
+        assert gateway[0]["pid"] == os.getpid()
+        orphan.supervise(socket.socket(fileno=os.dup(gateway[1][0])))
+        link.close()
+        for stage in (before, orphan):
+            await stage.close()
+        peer.keeper.reaper.watcher.close()
+        peer.close()
+
+    run(work())

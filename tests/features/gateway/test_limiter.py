@@ -1,0 +1,89 @@
+"""Limits: requests in flight, requests a second, and the queue."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.features.gateway.process.backends.limiter import Limiter, WaitQueue
+from poolctl.routing.route import Limit
+from tests.examples import examples
+
+
+def admitted(limiter: Limiter, now: float, tries: int = 1) -> int:
+    count = 0
+    for _ in range(tries):
+        if not limiter.refused_seconds(now):
+            limiter.enter(now)
+            count += 1
+    return count
+
+
+def test_no_more_requests_are_in_flight_than_the_limit_says() -> None:
+    limiter = Limiter(Limit(concurrency=2))
+    assert admitted(limiter, 0.0, 5) == 2
+    assert limiter.is_full
+    limiter.leave()
+    assert admitted(limiter, 0.0, 5) == 1
+
+
+def test_without_limits_all_are_admitted() -> None:
+    assert admitted(Limiter(Limit()), 0.0, 1000) == 1000
+
+
+def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
+    limiter = Limiter(Limit(requests_per_second=10, burst=3))
+    assert admitted(limiter, 100.0, 10) == 3
+    assert round(limiter.refused_seconds(100.0), 6) == 0.1
+    assert [admitted(limiter, 100.0 + at / 10, 5) for at in range(1, 5)] == [1, 1, 1, 1]
+    assert admitted(limiter, 200.0, 10) == 3, "an idle time gives no more than the burst"
+
+
+def test_burst_is_one_seconds_worth_unless_given() -> None:
+    assert admitted(Limiter(Limit(requests_per_second=10)), 0.0, 50) == 10
+    assert admitted(Limiter(Limit(requests_per_second=0.1)), 0.0, 50) == 1
+
+
+def test_rate_is_lowered_at_once_by_its_share() -> None:
+    limiter = Limiter(Limit(requests_per_second=10, burst=1))
+    limiter.share = 0.5
+    assert sum(admitted(limiter, at / 10, 3) for at in range(100)) == 50
+    limiter.share = 1.0
+    assert sum(admitted(limiter, 10 + at / 10, 3) for at in range(100)) == 100
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.lists(st.floats(0, 2, allow_nan=False), min_size=1, max_size=60),
+)
+@examples(100)
+def test_no_interval_admits_more_than_burst_and_rate(rate: int, burst: int, gaps: list[float]) -> None:
+    limiter, now = Limiter(Limit(requests_per_second=rate, burst=burst)), 0.0
+    times: list[float] = []
+    for gap in gaps:
+        now += gap
+        times += [now] * admitted(limiter, now, burst + 5)
+    for first in range(len(times)):
+        for last in range(first, len(times)):
+            assert last - first + 1 <= burst + (times[last] - times[first]) * rate + 1e-6
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.lists(st.floats(0, 2, allow_nan=False), max_size=60))
+@examples(100)
+def test_waiting_as_long_as_it_says_is_enough(rate: int, burst: int, gaps: list[float]) -> None:
+    limiter, now = Limiter(Limit(requests_per_second=rate, burst=burst)), 0.0
+    for gap in gaps:
+        now += gap
+        admitted(limiter, now, 7)
+        assert limiter.refused_seconds(now + limiter.refused_seconds(now)) == 0
+
+
+def test_queue_is_first_come_first_served_and_bounded() -> None:
+    queue: WaitQueue[str] = WaitQueue(2)
+    assert [queue.enter(each) for each in "abc"] == [True, True, False]
+    assert queue.first() == "a"
+    assert (queue.leave("a"), queue.leave("a")) == (True, False)
+    assert [*queue] == ["b"]
+    assert queue.enter("c")
+    assert (queue.first(), len(queue)) == ("b", 2)

@@ -1,0 +1,262 @@
+"""Requests as backends read them: the same as clients meant, whatever a client sends and however it arrives."""
+
+from __future__ import annotations
+
+import re
+
+import h11
+import httptools
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.features.gateway.process.proxy.forwarded_head import Forwarding
+from poolctl.features.gateway.process.proxy.proxied_request import read_request
+from poolctl.http.message_head import BadMessage, RequestHead
+from poolctl.routing.route import Route
+from tests.examples import examples
+from tests.http_corpus import REQUESTS, RequestCase
+from tests.steps import steps_of
+
+ROUTE = Route(alias="a")
+MOST = 65536
+PEER = "198.51.100.7"
+
+
+def read(data: bytes) -> RequestHead:
+    request = read_request(data, MOST)
+    assert request is not None
+    return request
+
+
+def forwarded(data: bytes, peer: str = PEER, trusted: tuple[str, ...] = ()) -> bytes:
+    request = read(data)
+    return Forwarding(peer, "http", trusted).head(request, ROUTE, request.target)
+
+
+def fields(head: bytes) -> list[tuple[bytes, bytes]]:
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]
+    return [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+
+
+def by_h11(head: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(head)
+    request = parser.next_event()
+    assert isinstance(request, h11.Request)
+    assert parser.trailing_data == (b"", False)
+    return request.method, request.target, sorted(request.headers)
+
+
+class _Llhttp:
+    def __init__(self, head: bytes) -> None:
+        self.target, self.fields, self.complete = b"", [], False
+        parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass
+        self.method = parser.get_method()
+        assert self.complete
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def assert_read_alike(head: bytes, request: RequestHead) -> None:
+    """Both parsers see in the head that a backend gets what the proxy has seen."""
+    method, target, given_fields = by_h11(head)
+    llhttp = _Llhttp(head)
+    assert (method, target) == (request.method, request.target) == (llhttp.method, llhttp.target)
+    assert given_fields == sorted(llhttp.fields) == sorted(fields(head))
+    lengths = [value for name, value in given_fields if name == b"content-length"]
+    codings = [value for name, value in given_fields if name == b"transfer-encoding"]
+    assert codings == ([b"chunked"] if request.body < 0 else [])
+    assert [*map(int, lengths)] == ([request.body] if request.body > 0 else lengths and [0])
+    assert [value for name, value in given_fields if name == b"host"] == [request.host]
+
+
+@pytest.mark.parametrize("case", REQUESTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_requests_of_the_corpus_are_refused_or_read_alike_by_all(case: RequestCase, step: int) -> None:
+    request, size = None, len(case.data)
+    ends = (
+        range(step, size, step) if size < 2000 else ()
+    )  # a client's connection looks at large ones less often
+    try:
+        for end in [*ends, size]:
+            request = read_request(case.data[:end], MOST)
+            if request is not None:
+                break
+        if request is None:
+            assert case.status in (0, 400)
+            return
+        head = Forwarding(PEER, "http", ()).head(request, ROUTE, request.target)
+    except BadMessage as error:
+        refused_with = error.status
+        assert case.status not in (200, 0)
+        assert refused_with in (case.status, 400)
+        return
+    if case.status not in (200, 0):  # refused by its body only
+        assert request.body != 0
+    assert_read_alike(head, request)
+
+
+NAMES = st.sampled_from(
+    [b"Host", b"host", b"X", b"Connection", b"Content-Length", b"Transfer-Encoding", b"Upgrade", b"Expect", b"TE",
+     b"Keep-Alive", b"X-Forwarded-For", b"Forwarded", b"X_Forwarded_For", b"Cookie", b"Proxy", b"A b", b"X\t", b""]
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [b"a", b"a:80", b"close", b"keep-alive, x", b"upgrade", b"Upgrade, Host", b"5", b"0", b"chunked", b"gzip, chunked",
+     b"websocket", b"100-continue", b"x\r\n y", b"a\rb", b"a\nb: c", b"a\x00", b"\xff", b"", b" a ", b"1, 1"]
+)  # fmt: skip
+LINES = st.tuples(NAMES, st.sampled_from([b": ", b":", b" : ", b":\t"]), VALUES).map(b"".join)
+TARGETS = st.sampled_from(
+    [b"/", b"/a?b", b"*", b"http://b/c", b"http://b", b"a:80", b"/\xff", b"/ b", b"//x", b"h://y/"]
+)
+METHODS = st.sampled_from([b"GET", b"POST", b"OPTIONS", b"BREW", b"get", b"CONNECT", b"PRI"])
+VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0"])
+
+
+@given(METHODS, TARGETS, VERSIONS, st.lists(LINES, max_size=5), st.booleans())
+@examples(100)
+def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
+    method: bytes, target: bytes, version: bytes, lines: list[bytes], host: bool
+) -> None:
+    head = b"\r\n".join(
+        [b" ".join((method, target, version)), *([b"Host: h"] if host else []), *lines, b"", b""]
+    )
+    try:
+        request = read_request(head, MOST)
+        if request is None or request.method == b"CONNECT":
+            return
+        passed_on = Forwarding(PEER, "http", ()).head(request, ROUTE, request.target)
+    except BadMessage:
+        return
+    assert_read_alike(passed_on, request)
+    names = [name.replace(b"_", b"-") for name, _ in fields(passed_on)]
+    assert names.count(b"x-forwarded-for") == 1
+    assert not {b"keep-alive", b"te", b"proxy"} & {*names}
+    assert (b"connection" in names) == bool(request.upgrade)
+
+
+def test_head_within_the_limit_is_read_and_a_larger_one_refused() -> None:
+    fields = b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert read_request(b"GET /" + b"a" * 100 + fields, 200)
+    with pytest.raises(BadMessage) as refused:
+        read_request(b"GET /" + b"a" * 200 + fields, 200)
+    assert refused.value.status == 431
+
+
+def test_hop_by_hop_fields_and_those_named_by_connection_are_removed() -> None:
+    head = forwarded(
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: X-Hop, keep-alive\r\nX-Hop: 1\r\nx-hop: 2\r\nX-Hope: 3\r\n"
+        b"Keep-Alive: 5\r\nTE: trailers\r\nProxy: x\r\nProxy-Connection: y\r\nUpgrade: z\r\nAccept: */*\r\n\r\n"
+    )
+    names = [name for name, _ in fields(head)]
+    assert [name for name in names if not name.startswith((b"x-f", b"forw"))] == [
+        b"host",
+        b"x-hope",
+        b"accept",
+    ]
+
+
+CLAIMS = (
+    b"X-Forwarded-For: 203.0.113.1, 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: www\r\n"
+    b'X_Forwarded_For: 1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nForwarded: for=203.0.113.1;proto=https, for="10.0.0.1"\r\n'
+)
+CLAIMING = b"GET / HTTP/1.1\r\nHost: a\r\n" + CLAIMS + b"\r\n"
+
+
+def test_claims_of_a_client_about_itself_are_replaced() -> None:
+    assert fields(forwarded(CLAIMING)) == [
+        (b"host", b"a"),
+        (b"x-forwarded-for", PEER.encode()),
+        (b"x-forwarded-proto", b"http"),
+        (b"x-forwarded-host", b"a"),
+        (b"forwarded", b'for=198.51.100.7;proto=http;host="a"'),
+    ]
+
+
+def test_reports_of_a_trusted_proxy_are_extended() -> None:
+    assert fields(forwarded(CLAIMING, "10.0.0.2", ("10.0.0.0/8", "::1/128"))) == [
+        (b"host", b"a"),
+        (b"x-forwarded-for", b"203.0.113.1, 10.0.0.1, 10.0.0.2"),
+        (b"x-forwarded-proto", b"https"),
+        (b"x-forwarded-host", b"www"),
+        (b"forwarded", b'for=203.0.113.1;proto=https, for="10.0.0.1", for=10.0.0.2;proto=http;host="a"'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "client"),
+    [
+        (PEER, (), PEER),
+        (PEER, ("10.0.0.0/8",), PEER),
+        ("10.0.0.2", ("10.0.0.0/8",), "203.0.113.1"),
+        ("10.0.0.2", ("10.0.0.2",), "10.0.0.1"),
+        ("10.0.0.2", ("0.0.0.0/0",), "10.0.0.2"),
+        ("10.0.0.2", ("*",), "10.0.0.2"),
+    ],
+)
+def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[str, ...], client: str) -> None:
+    assert Forwarding(peer, "http", trusted).client(read(CLAIMING)) == client
+
+
+def claiming(hops: list[str]) -> RequestHead:
+    return read(f"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {','.join(hops)}\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client"), [(0, "203.0.113.1"), (63, "203.0.113.1"), (64, "10.0.0.2"), (2000, "10.0.0.2")]
+)
+def test_client_is_looked_for_behind_so_many_proxies(proxies: int, client: str) -> None:
+    request = claiming(["203.0.113.1", *["10.0.0.1"] * proxies])
+    assert Forwarding("10.0.0.2", "http", ("10.0.0.0/8",)).client(request) == client
+
+
+@pytest.mark.parametrize("hop", ["", "{}"])
+def test_hops_of_a_trusted_proxy_are_looked_at_in_few_steps(hop: str) -> None:
+    def found(number: int) -> int:
+        request = claiming([hop.format(f"10.1.{each >> 8}.{each & 255}") for each in range(number)])
+        forwarding = Forwarding("10.0.0.2", "http", ("10.0.0.0/8",))
+        return steps_of(lambda: forwarding.client(request))
+
+    assert found(5000) <= found(64) + 20
+
+
+def test_addresses_of_ipv6_are_quoted_in_forwarded() -> None:
+    head = forwarded(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "2001:db8::1")
+    assert b'\r\nForwarded: for="[2001:db8::1]";proto=http;host="[::1]:80"\r\n' in head
+    assert b"\r\nX-Forwarded-For: 2001:db8::1\r\n" in head
+
+
+def test_absolute_target_replaces_the_host() -> None:
+    request = read(b"GET http://b:80?x HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (request.host, request.target, request.path) == (b"b:80", b"/?x", b"/")
+    assert (
+        re.findall(rb"(?i)\r\nhost:.*", request.fields) == [b"\r\nHost: b:80\r"] or b"a" not in request.fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol", "upgrade"),
+    [
+        (b"1.1", b"websocket", b"websocket"),
+        (b"1.1", b"h2c", b""),
+        (b"1.1", b"h2c, websocket", b""),  # a backend might choose the first
+        (b"1.0", b"websocket", b""),  # RFC 9110 §7.8
+    ],
+)
+def test_upgrade_to_one_visible_protocol_is_passed_on(
+    version: bytes, protocol: bytes, upgrade: bytes
+) -> None:
+    data = b"GET / HTTP/%b\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n" % (version, protocol)
+    assert read(data).upgrade == upgrade
+    assert (b"\r\nUpgrade: " in forwarded(data)) == bool(upgrade)
