@@ -260,7 +260,7 @@ def stop_seconds(server: ServerConfig) -> float:
 def uvicorn_settings(server: ServerConfig) -> Table:
     """The server's `http` table as uvicorn settings."""
     http = server.http
-    # Left out where it is the default: workers of earlier versions then still have the same digest.
+    # Left out where it is the default: the digests of workers of the oldest supported version have no such key.
     log_level = {} if http.log_level == "info" else {"log_level": http.log_level}
     return {
         **log_level,

@@ -134,7 +134,7 @@ def promise_stacks(fd: int) -> None:
 
 
 def writes_stacks(fd: int) -> bool:
-    """Whether the worker writes its stacks when signalled. A worker of an earlier version does not."""
+    """Whether the worker writes its stacks when signalled. A worker that has just been forked does not."""
     return os.pread(fd, 8, _STACKS * 8) == _PROMISED
 
 

@@ -108,7 +108,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
     if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
         return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
     if worker.tally is None or not worker.tally.has_stacks:
-        return "it cannot be asked: it has just been forked, or an earlier version of poolctl started it"
+        return "it cannot be asked: it has just been forked"
     return ""
 
 

@@ -136,7 +136,7 @@ class Heartbeat:
                 # No longer at the moment of the idle ones: a thousand that have work again are not asked together.
                 interval *= self._chance.random()
             state.is_idle = False
-            # A worker without heartbeats is of an earlier version: nothing is known of it, so it is not stuck.
+            # A worker that has just been forked does not answer heartbeats yet, so it is not stuck.
             if not (self._beats.beaten_ns(placement) and self._beats.beat(placement, int(now * _NS))):
                 return now + interval
             state.asked_at = now
