@@ -54,7 +54,7 @@ def test_without_a_supervisor_others_are_refused(real_pool: RealPool) -> None:
     real_pool.write_hello(*TWO)
     for line in (
         "scale a 2", "drain a", "undrain --all", "enable a", "disable --all", "remove a", "reload",
-        "reload --dry-run", "upgrade", "add c --bind :1 --app c:c", "routes", "backends", "metrics",
+        "reload --dry-run", "upgrade", "add c --bind :1 --app c:c", "metrics",
         "--pool nobody list",
     ):  # fmt: skip
         assert [error["code"] for error in document(real_pool, line, 6)["errors"]] == [6]

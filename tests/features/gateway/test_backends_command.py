@@ -13,6 +13,7 @@ from poolctl.control.pool_client import PoolClient
 from poolctl.errors import PoolParamError
 from tests.stand_in import always
 from tests.unit.cli.conftest import Command, Supervised
+from tests.unit.cli.test_completions import offered
 
 UNTIL = datetime.fromisoformat("2026-01-31T12:00:30+00:00").astimezone()
 USERS: dict[str, Any] = {
@@ -185,3 +186,17 @@ def test_backends_and_actions_are_completed(poolctl: Command, supervised: Superv
     with supervised(always(USERS)):
         assert words() == ["disable", "enable", "drain", "users"]
     assert words() == ["disable", "enable", "drain"]
+
+
+def test_backends_are_offered_behind_what_can_be_done_to_them(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    with supervised(always({"host": "users"}, {"host": "far"})):
+        assert offered(poolctl("__complete", "backends", "").out) == {
+            "disable",
+            "enable",
+            "drain",
+            "users",
+            "far",
+        }
+        assert offered(poolctl("__complete", "backends", "drain", "").out) == {"users", "far"}

@@ -17,10 +17,12 @@ import pytest
 from poolctl.features.gateway.supervision import gateway_adoption
 from poolctl.features.gateway.supervision.gateway_adoption import GatewaySearch
 from poolctl.json_form import to_json
-from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper import fd_store, pool_files, rendezvous
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
+from poolctl.runners import runner_registry
 from poolctl.runners.process_link import Link
+from poolctl.runners.runner_registry import find_orphans, serves_on
 from tests.features.gateway.test_gateway_server import Stage, orphans, run
 from tests.unit.runners.test_keeper_link import Peer
 
@@ -155,3 +157,14 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         peer.close()
 
     run(work())
+
+
+def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> None:
+    for env in ({}, {runner_registry.VARIABLE: "not.there"}):
+        sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
+        with sock:
+            assert serves_on(env, str(tmp_path)) is False, "it does not listen yet"
+            sock.listen()
+            assert serves_on(env, str(tmp_path)) is True
+            assert find_orphans(env, str(tmp_path)) == [], "no worker"
+        pool_files.forget(path)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Configuration, Draft, Tables
+from poolctl.config import Configuration, Draft, Tables, load
 from poolctl.errors import PoolValidateError
 from poolctl.features.gateway.routes import routes_of
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import (
     ExcludedRoute,
     Header,
@@ -26,6 +28,8 @@ from poolctl.supervisor.takeover.configuration_json import decoded, encoded
 from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
 from tests.config_files import load_text, told
 from tests.configuration import server
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
 MORE = WEB + server("more", bind="127.0.0.1:9002", app="a:b", tags=["api"])
@@ -503,3 +507,104 @@ def test_successor_is_left_the_tables(tmp_path: Path) -> None:
     route = '[[route]]\nto = "web"\nlimit = { per_client = { concurrency = 2 } }\n'
     tables = load_text(tmp_path, WEB + route).tables
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
+
+
+def test_reload_names_the_routes_that_change() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        found: list[Tables] = []
+        desk.files.follow(found.append)
+
+        async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
+            desk.files.tables_of_files = tables
+            answer = await desk.ask("reload")
+            assert found[-1] == tables
+            return [(each["name"], each["keys"]) for each in answer["changes"]]
+
+        gateway = GatewayConfig(bind=":80")
+        one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
+        tables = Tables(gateway=gateway, routes=(one, other))
+        assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
+        assert await changes(tables) == []
+        tables = Tables(gateway=gateway, routes=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
+        assert await changes(tables) == [("[route]", ["route.b"])]
+        routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
+        tables = Tables(gateway=gateway, routes=routes)
+        assert await changes(tables) == [("[route]", ["route"])]  # only their order
+        tables = Tables(routes=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
+        assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("bind", "taken"), [("127.0.0.1:8443", "'[gateway]'"), (":5432", "'[[stream]] db'")])
+def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str, taken: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
+        gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
+        desk.files.tables = Tables(gateway=gateway, streams=(stream,))
+        table = {"name": "new", "bind": bind, "app": "a:b"}
+        answer = await desk.ask("add", server=table, base_dir="/")
+        assert answer["exit_code"] == 8, answer
+        assert taken in str(answer["errors"])
+        assert list(desk.states()) == ["a"]
+
+    run(scenario())
+
+
+def test_program_without_a_port_has_no_route(tmp_path: Path) -> None:
+    text = '[[server]]\nname = "queue"\ncommand = ["x"]\nlabels = { "route.path" = "/" }\n[gateway]\n'
+    assert "a program without a port has no address that a route" in told(tmp_path, text)
+
+
+def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text("[stream]\n[stream]\n")
+    words = r":2:1: \[stream\] is there twice; write \[\[stream\]\], with two brackets"
+    with pytest.raises(PoolValidateError, match=words):
+        load(tmp_path / "pool.toml", {})
+
+
+def test_a_target_may_be_a_value_already() -> None:
+    assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
+    assert Tables().get(GatewayConfig) is None
+
+
+FILE = """
+[gateway]
+bind = [":8080", { bind = ":8443", tls = [
+    { cert = "a.pem", password_env = "KEY" }, { cert = "b.pem", password_env='B' },
+] }]
+[[route]]
+to = ["web", { to = "tag:api", weight = 2 }]
+[[stream]]
+bind = ":5432"
+to = "127.0.0.1:5433"
+[[server]]
+name = "web"
+bind = "127.0.0.1:8081"
+app = "shop:app"
+tags = ["api"]
+"""
+USES = """
+import pickle, sys
+servers, tables = pickle.load(open(sys.argv[1], "rb"))
+bind = tables.by_name()["gateway"].bind[1]
+assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [each.to_dict() for each in bind.tls]
+from poolctl.config import conflicts, named_addresses, pool_variables
+conflicts([(name, address) for name, address in named_addresses(tables)])
+assert pool_variables(servers, tables) == {"KEY", "B"}
+found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
+assert not found, found
+"""
+
+
+def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(FILE)
+    config = load(tmp_path / "pool.toml", {})
+    assert not config.problems
+    assert sorted(config.pool_variables) == ["B", "KEY"]
+    (tmp_path / "values").write_bytes(pickle.dumps(([*config], config.tables)))
+    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

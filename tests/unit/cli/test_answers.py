@@ -16,7 +16,6 @@ from poolctl.control.answers import (
     StatusResult,
     Summary,
 )
-from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.gateway_status import GatewayStats, GatewayStatus
 from poolctl.control.observer_answers import (
     HealthReport,
@@ -153,8 +152,6 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
         ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
          "remove a", "logs --reopen"], (Result, []),
     ),
-    **dict.fromkeys(["backends", "backends disable a"], (HostsResult, [])),
-    "routes": (RoutesResult, ["generation", "refused"]),
     "stacks": (StacksResult, []),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
@@ -178,7 +175,6 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     everything = {
         "summary": to_json(from_json(Summary, {})),
         "changes": [{}],
-        "refused": {},
     }
     error = to_json(from_json(ErrorEntry, {"code": 1, "message": "no"}))
     errors = [] if kind is ShowResult else [error]  # there is nothing to fail at
@@ -187,8 +183,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     assert list(document) == ["schema", *extras, "items", "errors"]
     (found,) = document["items"]
     element = {
-        ShowResult: Details, StatsResult: Measured, HostsResult: HostReport, RoutesResult: RouteReport,
-        StacksResult: WorkerStacks,
+        ShowResult: Details, StatsResult: Measured, StacksResult: WorkerStacks,
     }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)

@@ -90,20 +90,6 @@ def test_words_come_from_the_supervisor_where_there_is_one(poolctl: Command, sup
         assert poolctl("__complete", "stop", "1").out == "127.0.0.1:8081\tlive\n"
 
 
-def test_backends_are_offered_behind_what_can_be_done_to_them(
-    poolctl: Command, supervised: Supervised
-) -> None:
-    with supervised(always({"host": "users"}, {"host": "far"})):
-        assert offered(poolctl("__complete", "backends", "").out) == {
-            "disable",
-            "enable",
-            "drain",
-            "users",
-            "far",
-        }
-        assert offered(poolctl("__complete", "backends", "drain", "").out) == {"users", "far"}
-
-
 def test_words_come_from_the_file_else(poolctl: Command, directory: Path) -> None:
     assert poolctl("__complete", "stop", "").out == "users\norders\n"
     assert poolctl("__complete", "stop", "--tag", "").out == "api\ninner\n"

@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.commands.init import existing_app
-from poolctl.config import load
-from poolctl.features.gateway.routes import routes_of
-from poolctl.routing.route import Route
 
 from .conftest import Command
 
@@ -37,19 +34,6 @@ def test_with_an_application_it_can_be_started_at_once(poolctl: Command, directo
     taken = poolctl("init", "fresh", "--app")
     assert taken.code == 8
     assert not (directory / "fresh" / "pool.toml").exists(), "all or nothing"
-
-
-def test_with_a_gateway_two_servers_have_routes_by_path_and_by_host(
-    poolctl: Command, directory: Path
-) -> None:
-    said = poolctl("init", "fresh", "--gateway", "--app")
-    assert said == (0, "wrote fresh/pool.toml and fresh/hello.py; next: poolctl start\n", "")
-    assert poolctl("-c", "fresh/pool.toml", "validate", "--import") == (0, "2 servers, ok\n", "")
-    config = load(str(directory / "fresh" / "pool.toml"), {})
-    routes = [each for each in routes_of(config, config.tables) if isinstance(each, Route)]
-    assert [(each.alias, each.host, each.path, each.to[0].key) for each in routes] == [
-        ("web", "", "/", "web"), ("api", "", "/api", "api"), ("api-by-host", "api.localhost", "/", "api"),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

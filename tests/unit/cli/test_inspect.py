@@ -64,14 +64,6 @@ def test_no_server_at_all_is_a_problem_unless_allowed(poolctl: Command, director
     assert poolctl("list", "--allow-empty", "-q").err == ""
 
 
-def test_routes_to_other_machines_need_no_server(poolctl: Command, directory: Path) -> None:
-    (directory / "pool.toml").write_text('[[route]]\nto = "http://10.0.0.7:9000"\n')
-    assert poolctl("validate").out == "no server, 1 route, ok\n"
-    assert (poolctl("list").code, poolctl("status").code) == (0, 3)
-    (directory / "pool.toml").write_text('[gateway]\nbind = ":8080"\n')
-    assert poolctl("validate").code == 5
-
-
 def test_a_missing_file_and_none_at_all_are_5(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").unlink()
     none = poolctl("list", "-o", "json")
@@ -108,22 +100,6 @@ def test_show_leaves_out_the_defaults_of_a_table_in_one_line(poolctl: Command, d
     assert lines[0].startswith("http.keep_alive = 3 ")
 
 
-def test_show_lists_the_routes_that_lead_to_a_server(
-    poolctl: Command, directory: Path, supervised: Supervised
-) -> None:
-    assert "routes" not in poolctl("show", "users", "-o", "json").json["items"][0]
-    text = (directory / "pool.toml").read_text()
-    routes = '[[route]]\nhost = "a"\npath = "/v1"\nto = ["users", "http://b"]\n'
-    routes += '[[stream]]\nbind = "127.0.0.1:7000"\nto = "users"\n'
-    (directory / "pool.toml").write_text(text + routes)
-    lines = poolctl("show", "users").out.splitlines()
-    at = lines.index("  routes     users: http://a/v1")
-    assert lines[at + 1].strip() == "users: tcp://127.0.0.1:7000"
-    others = {each["name"]: each["routes"] for each in poolctl("show", "-o", "json").json["items"]}
-    assert [each["alias"] for each in others.pop("users")] == ["users", "users"]
-    assert set(map(tuple, others.values())) == {()}
-
-
 def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervised: Supervised) -> None:
     failure = {"message": "exited with status 3\n    Traceback"}
     running = item(
@@ -154,23 +130,6 @@ def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Comman
     assert first["pool"]["name"] == "shop"
     assert poolctl("config", "orders", "-o", "name").out == "orders\n"
     assert "********" not in text
-
-
-def test_config_of_a_gateway_can_be_loaded_again(poolctl: Command, directory: Path) -> None:
-    tables = '[gateway]\nbind = ":8090"\n[[route]]\nto = "users"\nadd_headers = { X-Token = "s3cret" }\n'
-    tables += 'set_headers = { Authorization = "s3cret" }\nresponse_headers = { X-Api-Key = "s3cret" }\n'
-    with (directory / "pool.toml").open("a") as file:
-        file.write(tables)
-    masked = poolctl("config").out
-    assert masked.startswith("# ******** stands for secrets")
-    assert "s3cret" not in masked
-    shown = poolctl("config", "--reveal")
-    (directory / "again.toml").write_text(shown.out)
-    assert poolctl("-c", "again.toml", "config", "--reveal").out == shown.out
-    found = poolctl("config", "--reveal", "-o", "json").json
-    assert found["route"][0]["add_headers"] == {"X-Token": "s3cret"}
-    assert found["route"][0]["set_headers"] == {"Authorization": "s3cret"}
-    assert found["gateway"]["bind"] == [{"bind": ":8090", "tls": False, "accept_proxy_protocol": False}]
 
 
 def test_the_schema_stands_for_itself(poolctl: Command) -> None:

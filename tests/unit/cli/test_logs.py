@@ -233,47 +233,6 @@ def test_servers_that_have_written_nothing_are_no_failure(poolctl: Command) -> N
     assert poolctl("logs") == (0, "", "")
 
 
-GATEWAY = """
-[gateway]
-bind = "127.0.0.1:8099"
-
-[[route]]
-to = "users"
-"""
-
-
-@pytest.fixture
-def gateway_logs(directory: Path, logs: Path) -> None:
-    with (directory / "pool.toml").open("a") as file:
-        file.write(GATEWAY)
-    (logs.parents[1] / "gateway.log").write_text(f"{stamp(NOW - 90)} WARNING: slow\n")
-    (logs.parent / "gateway-access.log").write_text(f"{stamp(NOW - 30)} INFO: a request\n")
-
-
-@pytest.mark.usefixtures("gateway_logs")
-def test_gateway_has_its_own_log_and_its_access_log(poolctl: Command) -> None:
-    both = "[gateway] | WARNING: slow\n[access]  | INFO: a request\n"
-    assert poolctl("logs", "--gateway").out == poolctl("logs", "gateway").out == both
-    assert "gateway" not in poolctl("logs").out, "its requests would hide the servers' lines"
-    assert (
-        poolctl("logs", "users", "--gateway", "-n1").out
-        == poolctl("logs", "users", "gateway", "-n1").out
-        == ("[gateway] | WARNING: slow\nusers     | new users\n[access]  | INFO: a request\n")
-    )
-    assert poolctl("logs", "--gateway", "--raw").out == "WARNING: slow\nINFO: a request\n"
-    names = [json.loads(line)["name"] for line in poolctl("logs", "--gateway", "-o", "json").out.splitlines()]
-    assert names == ["[gateway]", "[access]"]
-
-
-@pytest.mark.usefixtures("gateway_logs")
-def test_server_called_gateway_wins_its_name(poolctl: Command, directory: Path, logs: Path) -> None:
-    with (directory / "pool.toml").open("a") as file:
-        file.write('[[server]]\nname = "gateway"\nbind = "127.0.0.1:8083"\ncommand = ["sleep", "60"]\n')
-    (logs / "gateway.log").write_text(f"{stamp(NOW)} a line\n")
-    assert poolctl("logs", "gateway").out == "gateway | a line\n"
-    assert poolctl("logs", "gateway", "--gateway").out.endswith("gateway   | a line\n")
-
-
 def test_pool_without_a_gateway_has_no_log_of_it(
     poolctl: Command, logs: Path, supervised: Supervised
 ) -> None:
@@ -283,11 +242,3 @@ def test_pool_without_a_gateway_has_no_log_of_it(
     assert "the pool has no gateway" in said.err
     with supervised(always(item("users"))):
         assert "the pool has no gateway" in poolctl("logs", "--gateway").err
-
-
-def test_gateway_that_has_logged_nothing_is_noted(poolctl: Command, directory: Path) -> None:
-    with (directory / "pool.toml").open("a") as file:
-        file.write(GATEWAY)
-    said = poolctl("logs", "--gateway")
-    assert (said.code, said.out) == (0, "")
-    assert "`access_log = true` in [gateway]" in said.err

@@ -64,10 +64,6 @@ def test_what_needs_an_address_needs_bind(tmp_path: Path, line: str, needs: str)
         ('stopsignal = "SIGINT"', "did you mean 'stop_signal'?"),
         ('stop_signal = "INT"', 'stop_signal: \'INT\' is not allowed here; allowed is "SIGTERM", "SIGINT"'),
         ('bind = "process:queue"', "'process:queue' is not an address; take out 'bind'"),
-        (
-            'labels = { "route.path" = "/" }\n[gateway]',
-            "a program without a port has no address that a route",
-        ),
     ],
 )
 def test_key_that_cannot_work_without_an_address_is_a_problem(

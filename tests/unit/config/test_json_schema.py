@@ -75,5 +75,5 @@ def test_patterns_are_regular_expressions() -> None:
 def test_schema_names_its_draft() -> None:
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert SCHEMA["title"]
-    assert set(SCHEMA["properties"]) >= {"pool", "defaults", "server", "gateway"}
+    assert set(SCHEMA["properties"]) >= {"pool", "defaults", "server", "metrics"}
     assert {part["type"] for part in SCHEMA["anyOf"]} == {"object", "array"}

@@ -230,7 +230,7 @@ BROKEN_TOML = [
         "[route] and [[route]] are both there",
         "write [[route]], with two brackets",
     ),
-    ("[stream]\n[stream]\n", 2, 1, "[stream] is there twice", "write [[stream]], with two brackets"),
+    ("[server]\n[server]\n", 2, 1, "[server] is there twice", "write [[server]], with two brackets"),
 ]
 BROKEN_YAML = [
     ("server:\n  - name: a\n    tags: [a, b\n    bind: ':1'\n", 3, 11, "list", "]"),

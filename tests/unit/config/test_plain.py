@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import Dependency, Probe, ServerConfig, Tables, TLSConfig, load
-from poolctl.config.model.pool_tables import PoolSettings
+from poolctl.config.model.pool_tables import MetricsTable, PoolSettings
 from poolctl.errors import PoolValidateError
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 
 FILE = """
 [pool]
@@ -20,17 +19,11 @@ name = "shop"
 [metrics]
 [events]
 keep = 2
-[gateway]
-bind = [":8080", { bind = ":8443", tls = [{ cert = "a.pem", password_env = "KEY" }] }]
-[[route]]
-to = ["web", { to = "tag:api", weight = 2 }]
-[[stream]]
-bind = ":5432"
-to = "127.0.0.1:5433"
 [[server]]
 name = "web"
 bind = "127.0.0.1:8081"
 app = "shop:app"
+tls = { cert = "a.pem", password_env = "KEY" }
 health = "/ready"
 restart = "always"
 scale = { min = 1, max = 3 }
@@ -46,7 +39,7 @@ assert server.but(name="other").name == "other"
 assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
 assert pickle.loads(pickle.dumps(server)) == server
 assert server.to_dict()["restart"]["policy"] == "always"
-assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.by_name()["gateway"].bind[1].tls[0].to_dict()]
+assert tables.to_dict()["events"] == tables.by_name()["events"].to_dict()
 from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
 conflicts([(name, address) for name, address in named_addresses(tables)])
 assert pool_variables(servers, tables) == {"KEY"}
@@ -92,8 +85,7 @@ def test_table_within_another_may_be_a_value_already() -> None:
     certificate = TLSConfig(cert="/a.pem")
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=certificate)
     assert server.tls is certificate
-    assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
-    assert Tables().get(GatewayConfig) is None
+    assert Tables().get(MetricsTable) is None
 
 
 PLAIN = """

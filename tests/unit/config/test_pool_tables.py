@@ -9,7 +9,6 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
@@ -93,33 +92,5 @@ def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None
         desk.files.tables_of_files = Tables(metrics=MetricsTable(), events=EventsTable(keep=4))
         assert (await desk.ask("reload"))["changes"][0]["keys"] == ["events.keep"]
         assert (await desk.ask("reload"))["changes"] == []
-
-    run(scenario())
-
-
-def test_reload_names_the_routes_that_change() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        found: list[Tables] = []
-        desk.files.follow(found.append)
-
-        async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
-            desk.files.tables_of_files = tables
-            answer = await desk.ask("reload")
-            assert found[-1] == tables
-            return [(each["name"], each["keys"]) for each in answer["changes"]]
-
-        gateway = GatewayConfig(bind=":80")
-        one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
-        tables = Tables(gateway=gateway, routes=(one, other))
-        assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
-        assert await changes(tables) == []
-        tables = Tables(gateway=gateway, routes=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
-        assert await changes(tables) == [("[route]", ["route.b"])]
-        routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
-        tables = Tables(gateway=gateway, routes=routes)
-        assert await changes(tables) == [("[route]", ["route"])]  # only their order
-        tables = Tables(routes=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
-        assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
 
     run(scenario())

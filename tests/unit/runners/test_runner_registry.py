@@ -11,7 +11,6 @@ from typing import cast
 
 import pytest
 
-from poolctl.keeper import pool_files, rendezvous
 from poolctl.runners import runner_registry
 from poolctl.runners.runner_registry import (
     RunnerSite,
@@ -69,17 +68,6 @@ def test_local_runner_is_the_default_and_starts_the_logger_with_the_keeper(tmp_p
     for env in ({}, {runner_registry.VARIABLE: ""}, {runner_registry.VARIABLE: "local"}):
         assert "logger" in companions(env, [f"{tmp_path}/pool.toml"], str(tmp_path), [])
         assert serves_on(env, str(tmp_path)) is False
-
-
-def test_orphaned_gateway_is_an_orphan_whatever_the_runner(module: ModuleType, tmp_path: Path) -> None:
-    for env in ({}, {runner_registry.VARIABLE: module.__name__}, {runner_registry.VARIABLE: "not.there"}):
-        sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
-        with sock:
-            assert serves_on(env, str(tmp_path)) is False, "it does not listen yet"
-            sock.listen()
-            assert serves_on(env, str(tmp_path)) is True
-            assert find_orphans(env, str(tmp_path)) == [], "no worker"
-        pool_files.forget(path)
 
 
 def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:

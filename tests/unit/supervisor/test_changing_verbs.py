@@ -10,8 +10,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Tables
+from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.server_entry import record_of, restore
-from poolctl.features.gateway.table import GatewayConfig, StreamConfig
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.core.ordered_core import run, turns, web
@@ -317,8 +317,7 @@ def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
         (NEW | {"name": "web"}, 8, "web"),
         (NEW | {"name": "WEB"}, 8, "web"),
         (NEW | {"bind": "0.0.0.0:7000"}, 8, "7000"),
-        (NEW | {"bind": "127.0.0.1:8443"}, 8, "'[gateway]'"),
-        (NEW | {"bind": ":5432"}, 8, "'[[stream]] db'"),
+        (NEW | {"bind": "127.0.0.1:9464"}, 8, "'[metrics]'"),
         (NEW | {"bnid": "x"}, 5, "bnid"),
         (NEW | {"workers": 0}, 5, "workers"),
         ({"name": "new"}, 5, "bind"),
@@ -332,9 +331,7 @@ def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
 ) -> None:
     async def scenario() -> None:
         desk = Desk(web(bind="127.0.0.1:7000"))
-        stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
-        gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
-        desk.files.tables = Tables(gateway=gateway, streams=(stream,))
+        desk.files.tables = Tables(metrics=MetricsTable(bind=":9464"))
         await desk.ask("start")
         answer = await desk.ask("add", server=table, base_dir="/")
         assert answer["exit_code"] == code, answer

@@ -52,7 +52,6 @@ there = set(sys.modules)
 from poolctl.supervisor.verbs import reload, upgrade
 from poolctl.supervisor.health import recovery, heartbeat
 from poolctl.supervisor.observers import pool_metrics, metrics_server
-from poolctl.features.gateway.supervision import computed_routes, gateway_adoption, gateway_metrics, gateway_process
 late = set(sys.modules) - there
 assert not late, late
 """
