@@ -2,10 +2,125 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl.config import ServerConfig
-from poolctl.runners.local.orphans import Pipes, _Intake
+from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.platform import process_start
+from poolctl.runners.local import orphans
+from poolctl.runners.local.orphans import LocalOrphan, Pipes, _Intake
+from poolctl.runners.untrusted_messages import Malformed
+from poolctl.runners.worker_spec import worker_digest
+from poolctl.worker import tally
+from tests.deadline import wait_until
+from tests.processes import is_alive
+
+STATEMENT = {
+    "event": "orphan", "pid": 7, "server": "web", "key": "tcp:web", "output": "web.1", "generation": 3, "index": 2,
+    "listeners": 1, "likeness": 99, "leaving": True, "deaf": True, "follows_routes": True, "ready_at": 1.5,
+    "protocol": "tls 2",
+}  # fmt: skip
+CHECKED = {key: value for key, value in STATEMENT.items() if key not in ("event", "pid")}
+
+
+class RecordingKeeper:
+    """Records the names and entries that are put into its store, and the processes that it is to watch."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, wire.Message] = {}
+        self.descriptors: dict[str, int] = {}
+        self.puts: list[str] = []
+        self.watched: list[tuple[int, int]] = []
+        self.listed = 0
+
+    def send(self, message: wire.Message, fds: Any = ()) -> None:
+        assert message["op"] == "put"
+        self.puts.append(message["name"])
+        self.entries[message["name"]] = message["meta"]
+        self.descriptors[message["name"]] = len(fds)
+
+    async def call(self, message: wire.Message) -> tuple[wire.Message, list[int]]:
+        if message["op"] == "watch":
+            self.watched.append((message["pid"], message["start"]))
+        else:
+            self.listed += message["op"] == "list"
+        return {}, []
+
+
+class NewPipes:
+    """Gives each worker that needs an output pipe a key of its own."""
+
+    def new_key(self, server: ServerConfig) -> str:
+        return f"{server.name}.new"
+
+    def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
+        return {"t": "add", "id": key, "name": server.name, "pid": pid}
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as started:
+        yield started
+        started.kill()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def server_at(listener: socket.socket, **keys: Any) -> ServerConfig:
+    keys = {"name": "web", "app": "app:app", "bind": f"127.0.0.1:{listener.getsockname()[1]}"} | keys
+    return ServerConfig(**keys)
+
+
+def orphan_of(process: subprocess.Popen[bytes], **said: Any) -> LocalOrphan:
+    start = process_start(process.pid)
+    assert start is not None
+    said = {"server": "web", "command": True, "generation": 3, "index": 2, "output": "web.1"} | said
+    return LocalOrphan(process.pid, os.geteuid(), start, {"ready_at": 1.5, "leaving": False} | said)
+
+
+@contextlib.contextmanager
+def worker_of(
+    process: subprocess.Popen[bytes], server: ServerConfig, listener: socket.socket, **said: Any
+) -> Iterator[tuple[LocalOrphan, socket.socket]]:
+    """An orphan that speaks the protocol, and its end of the socket."""
+    said = {"key": server.key, "deaf": False, "protocol": "plain", "likeness": worker_digest(server)} | said
+    orphan = orphan_of(process, **said)
+    orphan.sock, theirs = wire.pair()
+    orphan.listeners = [os.dup(listener.fileno())]
+    with theirs:
+        yield orphan, theirs
+        orphan.close()
+
+
+def order_of(sock: socket.socket) -> tuple[str, int]:
+    """The next order that the worker gets, and the number of its descriptors."""
+    received = wire.receive(sock)
+    assert received is not None
+    for fd in received[1]:
+        os.close(fd)
+    return received[0]["order"], len(received[1])
+
+
+def intake_of(*servers: ServerConfig, pipes: Pipes | None = None) -> tuple[_Intake, RecordingKeeper]:
+    keeper: Any = RecordingKeeper()
+    output: Any = NewPipes()
+    return _Intake("", keeper, output, {each.name: each for each in servers}, pipes or Pipes()), keeper
 
 
 def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
@@ -15,3 +130,367 @@ def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
     assert not intake._is_its_pipe("of good", bad)
     assert intake._is_its_pipe("of good", good)
     assert not intake._is_its_pipe("of good", good), "another worker of the server writes to it"
+
+
+def test_a_valid_statement_is_kept_as_it_is() -> None:
+    assert orphans._checked_statement({**STATEMENT, "another": 1}, 7) == CHECKED
+    least = {
+        **STATEMENT, "generation": 1, "index": 0, "listeners": 0, "likeness": 0, "ready_at": None,
+        "protocol": "plain",
+    }  # fmt: skip
+    assert orphans._checked_statement(least, 7) == {key: least[key] for key in CHECKED}
+    assert orphans._checked_statement({**STATEMENT, "ready_at": 0.0, "follows_routes": 1}, 7) == {
+        **CHECKED, "ready_at": 0.0, "follows_routes": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"event": "ready"}, "a message that is not its status"),
+        ({"pid": 8}, "a message that is not its status"),
+        ({"ready_at": 1}, "an invalid time"),
+        ({"ready_at": -0.5}, "an invalid time"),
+        ({"ready_at": time.monotonic() + 9e9}, "an invalid time"),
+        ({"protocol": "http"}, "an unknown protocol"),
+        ({"protocol": None}, "an unknown protocol"),
+        ({"server": 5}, "'server'"),
+        ({"key": 5}, "'key'"),
+        ({"output": 5}, "'output'"),
+        ({"generation": 0}, "'generation'"),
+        ({"generation": 1_000_000_001}, "'generation'"),
+        ({"index": -1}, "'index'"),
+        ({"index": 1_000_000_001}, "'index'"),
+        ({"listeners": -1}, "'listeners'"),
+        ({"listeners": 1_000_000_001}, "'listeners'"),
+        ({"likeness": -1}, "'likeness'"),
+        ({"likeness": (1 << 32) + 1}, "'likeness'"),
+        ({"leaving": 1}, "'leaving'"),
+        ({"deaf": 1}, "'deaf'"),
+    ],
+)
+def test_a_statement_with_an_invalid_value_is_refused_by_its_name(change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(Malformed) as refused:
+        orphans._checked_statement(STATEMENT | change, 7)
+    assert fault in str(refused.value)
+
+
+def test_descriptors_are_listeners_then_the_pair_then_the_page(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    page = tally.new_page()
+    ours, theirs = wire.pair()
+    with ours, theirs, socket.socket(socket.AF_UNIX) as quiet, socket.socket(socket.AF_UNIX) as named:
+        named.bind(str(tmp_path / "sock"))
+        named.listen()
+        pair = [ours.fileno(), theirs.fileno()]
+        listeners = [listener.fileno(), named.fileno()]
+        assert orphans._split_descriptors([*listeners, *pair, page], 2) == (listeners, pair, [page])
+        assert orphans._split_descriptors([*pair, page], 0) == ([], pair, [page])
+        for fds, count in (
+            ([*listeners, *pair, page], 1),
+            ([*listeners, *pair, page], 3),
+            ([listeners[0], *pair], 1),
+            ([quiet.fileno(), *pair, page], 1),
+            ([pair[0], *pair, page], 1),
+            ([listeners[0], pair[0], quiet.fileno(), page], 1),
+            ([listeners[0], pair[0], listeners[1], page], 1),
+            ([listeners[0], *pair, pair[0]], 1),
+            ([page, *pair, page], 1),
+        ):
+            with pytest.raises(Malformed, match="descriptors that a worker does not have"):
+                orphans._split_descriptors(fds, count)
+    os.close(page)
+
+
+def test_address_of_a_listener_is_compared_by_port_or_path(listener: socket.socket, tmp_path: Path) -> None:
+    server = server_at(listener)
+    assert orphans._listens_at_address_of(listener.fileno(), server)
+    other = server_at(listener, bind="127.0.0.1:1")
+    assert not orphans._listens_at_address_of(listener.fileno(), other)
+    path = str(tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX) as named:
+        named.bind(path)
+        named.listen()
+        assert orphans._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}"))
+        assert not orphans._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}2"))
+        assert not orphans._listens_at_address_of(named.fileno(), server)
+    assert orphans._listens_at_address_of(listener.fileno(), server_at(listener, bind="fd:web"))
+
+
+def test_process_belongs_to_the_server_with_its_user_key_and_address(
+    process: subprocess.Popen[bytes], listener: socket.socket
+) -> None:
+    server, other = server_at(listener), server_at(listener, bind="127.0.0.1:1")
+    orphan = orphan_of(process)
+    assert orphans._may_belong_to(orphan, server)
+    orphan.said["key"] = other.key
+    assert orphans._may_belong_to(orphan, other)
+    assert not orphans._may_belong_to(orphan, server)
+    orphan.listeners = [listener.fileno()]
+    assert not orphans._may_belong_to(orphan, other)
+    orphan.said["key"] = server.key
+    assert orphans._may_belong_to(orphan, server)
+    orphan.uid += 1
+    assert not orphans._may_belong_to(orphan, server)
+
+
+def test_orphan_without_a_socket_is_signalled_and_one_with_a_socket_is_asked(
+    process: subprocess.Popen[bytes],
+) -> None:
+    orphan = orphan_of(process, stop_signal=int(signal.SIGINT))
+    assert not orphan.order({"order": "stop"})
+    orphan.sock, theirs = wire.pair()
+    orphan.ask_to_end()
+    assert order_of(theirs) == ("stop", 0)
+    assert not orphan.await_end(0)
+    theirs.close()
+    assert not orphan.order({"order": "stop"}), "its end is closed"
+    orphan.ask_to_end()
+    assert process.wait() == -signal.SIGINT
+    assert orphan.await_end(5)
+    orphan.close()
+    assert orphan.sock.fileno() < 0
+
+
+def test_orphan_is_stopped_by_sigterm_unless_it_has_another_stop_signal(
+    process: subprocess.Popen[bytes],
+) -> None:
+    orphan_of(process, stop_signal=None).ask_to_end()
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_killing_an_orphan_ends_its_process_group() -> None:
+    script = ["sh", "-c", "sleep 600 & echo $!; wait"]
+    with subprocess.Popen(script, start_new_session=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        orphan_of(process).kill()
+        assert process.wait(10) == -signal.SIGKILL
+        wait_until(lambda: not is_alive(child))
+
+
+def test_closing_an_orphan_closes_all_its_descriptors(process: subprocess.Popen[bytes]) -> None:
+    orphan = orphan_of(process)
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
+    orphan.listeners, orphan.pair, orphan.tally = fds[:1], fds[1:3], fds[3:]
+    orphan.close()
+    assert orphan.listeners == orphan.pair == orphan.tally == []
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_program_is_known_by_the_loggers_message_and_its_start(process: subprocess.Popen[bytes]) -> None:
+    start = process_start(process.pid)
+    assert start is not None
+    message = {
+        "pid": process.pid, "start": start, "name": "web", "command": True, "generation": 2, "index": 1,
+        "stop_signal": 2,
+    }  # fmt: skip
+    (found,) = orphans._orphans_without_socket(Pipes({"web.1": (message, -1)}), set())
+    assert (found.pid, found.uid, found.start, found.sock) == (process.pid, os.geteuid(), start, None)
+    assert found.said == {
+        "server": "web", "command": True, "output": "web.1", "ready_at": start / os.sysconf("SC_CLK_TCK"),
+        "leaving": False, "generation": 2, "index": 1, "stop_signal": 2, "hook": None,
+    }  # fmt: skip
+    hook = Pipes({"web.1": ({**message, "hook": "before_start"}, -1)})
+    assert orphans._orphans_without_socket(hook, set())[0].said["ready_at"] is None
+    assert orphans._orphans_without_socket(Pipes({"web.1": (message, -1)}), {process.pid}) == []
+    for another in ({**message, "start": start + 1}, {**message, "start": None}):
+        assert orphans._orphans_without_socket(Pipes({"web.1": (another, -1)}), set()) == []
+
+
+def test_a_hook_and_a_process_of_no_server_are_ended(listener: socket.socket) -> None:
+    for said, number in (({"hook": "before_start"}, signal.SIGKILL), ({"server": "gone"}, signal.SIGTERM)):
+        with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
+            intake, keeper = intake_of(server_at(listener))
+            asyncio.run(intake.take(orphan_of(process, **said)))
+            assert process.wait(10) == -number
+            assert (intake.found, keeper.puts) == ({}, [])
+
+
+def test_process_of_another_key_is_stopped(process: subprocess.Popen[bytes], listener: socket.socket) -> None:
+    intake, _ = intake_of(server_at(listener))
+    asyncio.run(intake.take(orphan_of(process, key="another")))
+    assert process.wait(10) == -signal.SIGTERM
+
+
+def test_busy_worker_without_a_socket_is_left_alone(
+    process: subprocess.Popen[bytes], listener: socket.socket
+) -> None:
+    intake, keeper = intake_of(server_at(listener))
+    asyncio.run(intake.take(orphan_of(process, command=None)))
+    assert (process.poll(), intake.found, keeper.puts) == (None, {}, [])
+
+
+def test_faulty_process_of_a_servers_user_is_killed_and_a_silent_one_or_a_strangers_is_not(
+    process: subprocess.Popen[bytes], listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    intake, _ = intake_of(server_at(listener))
+    orphan = orphan_of(process)
+    orphan.fault = f"sent {orphans._SILENCE}"
+    asyncio.run(intake.take(orphan))
+    assert process.poll() is None
+    orphan.fault, orphan.uid = "sent an invalid time", os.geteuid() + 1
+    asyncio.run(intake.take(orphan))
+    assert process.poll() is None
+    assert "it is killed" not in caplog.text
+    orphan.uid = os.geteuid()
+    asyncio.run(intake.take(orphan))
+    assert process.wait(10) == -signal.SIGKILL
+    assert "sent an invalid time: it is killed" in caplog.text
+
+
+def test_worker_is_adopted_with_its_listener_pair_and_page(
+    process: subprocess.Popen[bytes], listener: socket.socket
+) -> None:
+    server = server_at(listener)
+    pipes = Pipes({"web.1": ({"name": "web"}, -1)})
+    intake, keeper = intake_of(server, pipes=pipes)
+    with worker_of(process, server, listener, follows_routes=True) as (orphan, theirs):
+        orphan.pair, orphan.tally = (
+            [os.dup(theirs.fileno()), os.dup(theirs.fileno())],
+            [os.dup(theirs.fileno())],
+        )
+        asyncio.run(intake.take(orphan))
+        assert order_of(theirs) == ("adopt", 1)
+        assert keeper.descriptors == {
+            f"listener:{server.key}": 1, f"adoption:{server.key}": 2, "worker:web.3.2": 2,
+        }  # fmt: skip
+        assert keeper.entries["worker:web.3.2"] == {
+            "server": "web", "generation": 3, "index": 2, "ready_at": 1.5, "output": "web.1", "protocol": "plain",
+            "follows_routes": True, "pid": process.pid, "start": orphan.start, "notify": None, "place": None,
+        }  # fmt: skip
+        assert keeper.entries[f"adoption:{server.key}"] == {"server": "web", "protocol": "plain"}
+        assert keeper.watched == [(process.pid, orphan.start)]
+    assert intake.found == {"web": False}
+
+
+@pytest.mark.parametrize("deaf", [True, False])
+def test_worker_whose_output_is_lost_gets_another_pipe(
+    process: subprocess.Popen[bytes], listener: socket.socket, deaf: bool
+) -> None:
+    server = server_at(listener)
+    known = Pipes({"web.1": ({"name": "web"}, -1)} if deaf else {})
+    intake, keeper = intake_of(server, pipes=known)
+    with worker_of(process, server, listener, deaf=deaf) as (orphan, theirs):
+        asyncio.run(intake.take(orphan))
+        assert order_of(theirs) == ("adopt", 2)
+        assert keeper.entries["worker:web.3.2"]["output"] == "web.new"
+        message, read = known.streams["web.new"]
+        assert message == {
+            "t": "add",
+            "id": "web.new",
+            "name": "web",
+            "pid": process.pid,
+            "start": orphan.start,
+        }
+        assert not os.get_blocking(read)
+        os.close(read)
+
+
+def test_second_worker_with_the_same_place_is_drained(
+    process: subprocess.Popen[bytes], listener: socket.socket
+) -> None:
+    server = server_at(listener)
+    intake, keeper = intake_of(server, pipes=Pipes({"web.1": ({"name": "web"}, -1)}))
+    intake.done.add("worker:web.3.2")
+    with worker_of(process, server, listener) as (orphan, theirs):
+        asyncio.run(intake.take(orphan))
+        assert order_of(theirs) == ("drain", 0)
+    assert (intake.found, keeper.puts, keeper.watched) == ({}, [], [])
+
+
+def test_server_differs_if_any_of_its_workers_does(
+    process: subprocess.Popen[bytes], listener: socket.socket
+) -> None:
+    server = server_at(listener)
+    digest = worker_digest(server)
+    assert digest is not None
+    intake, keeper = intake_of(server, pipes=Pipes({f"{n}": ({"name": "web"}, -1) for n in range(3)}))
+    expected = [False, True, True]
+    for index, likeness in enumerate([digest, digest ^ 1, digest]):
+        with worker_of(process, server, listener, index=index, output=f"{index}", likeness=likeness) as (
+            orphan,
+            _,
+        ):
+            asyncio.run(intake.take(orphan))
+        assert intake.found == {"web": expected[index]}
+    assert keeper.puts.count(f"listener:{server.key}") == 1, "one for all its workers"
+    assert [name for name in keeper.puts if name.startswith("worker:")] == [
+        f"worker:web.3.{n}" for n in range(3)
+    ]
+
+
+def test_job_and_program_that_binds_itself_are_adopted_without_a_listener(
+    process: subprocess.Popen[bytes],
+) -> None:
+    job = ServerConfig(name="web", job=True, command=["true"])
+    runs = ServerConfig(name="web", command=["true"])
+    for server, ready_at in ((job, None), (runs, 1.5)):
+        intake, keeper = intake_of(server)
+        asyncio.run(intake.take(orphan_of(process, protocol="forged")))
+        assert keeper.puts == ["worker:web.3.2"]
+        meta = keeper.entries["worker:web.3.2"]
+        assert (meta["ready_at"], meta["protocol"]) == (ready_at, None)
+        assert intake.found == {"web": False}
+
+
+def test_program_keeps_its_listener_if_it_still_has_it(listener: socket.socket) -> None:
+    code = f"import os; os.dup2({listener.fileno()}, 3); os.execvp('sleep', ['sleep', '600'])"
+    for server, adopted in (
+        (server_at(listener, app=None, command=["x", "{fd}"]), True),
+        (server_at(listener, app=None, command=["x", "{fd}"], bind="127.0.0.1:1"), False),
+    ):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[listener.fileno()], start_new_session=True
+        ) as process:
+            try:
+                comm = Path(f"/proc/{process.pid}/comm")
+                wait_until(lambda comm=comm: comm.read_text() == "sleep\n")
+                intake, keeper = intake_of(server)
+                asyncio.run(intake.take(orphan_of(process)))
+                assert bool(intake.found) == adopted
+                assert keeper.puts == ([f"listener:{server.key}", "worker:web.3.2"] if adopted else [])
+            finally:
+                process.kill()
+
+
+def test_pool_without_orphans_asks_the_keeper_nothing(tmp_path: Path) -> None:
+    unused: Any = None
+    assert asyncio.run(orphans.take_in(unused, unused, str(tmp_path), {})) == {}
+
+
+def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(tmp_path: Path) -> None:
+    for late, puts in ((False, ["output:web.1"]), (True, [])):
+        keeper: Any = RecordingKeeper()
+        output: Any = NewPipes()
+        told = asyncio.run(_take_in_from_logger(str(tmp_path), keeper, output, late=late))
+        assert (keeper.puts, keeper.listed, told) == (puts, len(puts), bool(puts))
+
+
+async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late: bool) -> bool:
+    """Whether a logger with one pipe, of a process that has ended, is told that it was taken."""
+    sock, place = rendezvous.bind(directory, pool_files.LOGGER)
+    sock.listen()
+    read, write = os.pipe()
+
+    def log() -> bool:
+        sock.settimeout(10)
+        with sock, sock.accept()[0] as asker:
+            asker.settimeout(10)
+            message = {"t": "add", "id": "web.1", "name": "web", "pid": 1, "generation": 1, "index": 0}
+            wire.send(asker, message, [read])
+            wire.send(asker, {"t": "end"})
+            received = wire.receive(asker, wait=True)
+            return received is not None and received[0] == {"t": "taken"}
+
+    logger = asyncio.create_task(asyncio.to_thread(log))
+    try:
+        assert await orphans.take_in(keeper, output, directory, {}, late=late) == {}
+        return await logger
+    finally:
+        os.close(read)
+        os.close(write)
+        pool_files.forget(place)
