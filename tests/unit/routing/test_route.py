@@ -1,38 +1,131 @@
-"""Why connections of a route are not handed to a worker, one reason after the other."""
+"""Routes as values, and why connections of a route are not handed to a worker: one reason after the other."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from poolctl.routing.route import Route, Target, proxy_reason
+from poolctl.routing.route import (
+    _ATTRIBUTES,
+    HTTPS,
+    NEEDS_PROXY,
+    ExcludedRoute,
+    Header,
+    Limit,
+    Redirect,
+    Route,
+    StreamRoute,
+    Target,
+    Timeouts,
+    passable,
+    proxy_reason,
+)
 
 WEB = (Target(server="web"),)
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("keys", "reason"),
     [
         ({"to": WEB}, ""),
         ({"to": ()}, "it has no target"),
         ({"to": (), "mode": "proxy"}, 'its mode is "proxy"'),
+        ({"to": WEB, "mode": "pass"}, ""),
+        ({"to": (), "redirect": Redirect(to=HTTPS)}, "it redirects"),
         ({"to": (*WEB, Target(url="http://10.0.0.7"))}, "it leads to a URL"),
-        ({"to": WEB, "waiting_page": "<p>wait</p>"}, "it has a waiting page"),
+        ({"to": (Target(url="http://10.0.0.7"),), "retries": 1}, "it leads to a URL"),
+        ({"to": WEB, "methods": ("GET",)}, "it has conditions"),
+        ({"to": WEB, "headers": (Header(name="a"),)}, "it has conditions"),
+        ({"to": WEB, "strip_path": True}, "it changes requests"),
+        ({"to": WEB, "response_headers": (Header(name="a"),)}, "it changes responses"),
+        ({"to": WEB, "sticky_cookie": "c"}, "it has a sticky cookie"),
+        ({"to": WEB, "retries": 1}, "it has retries"),
+        ({"to": WEB, "limit": Limit()}, "it has a limit"),
+        ({"to": WEB, "client_limit": Limit()}, "it has a limit"),
+        ({"to": WEB, "backend_limit": Limit()}, "it has a limit"),
+        ({"to": WEB, "context_headers": True}, "it sends its context as headers"),
+        ({"to": WEB, "max_body_bytes": 1}, "it limits the size of bodies"),
+        ({"to": WEB, "waiting_page": True}, "it has a waiting page"),
+        ({"to": WEB, "allow": ("10.0.0.0/8",), "policy": "first", "timeouts": Timeouts(total=1)}, ""),
     ],
 )
-def test_reason_is_the_same_with_and_without_tls(fields: dict[str, Any], reason: str) -> None:
-    route = Route(alias="a", **fields)
+def test_reason_is_the_same_with_and_without_tls(keys: dict[str, Any], reason: str) -> None:
+    route = Route(alias="a", **keys)
     assert (proxy_reason(route), proxy_reason(route, tls=True)) == (reason, reason)
+    assert passable(route) is passable(route, tls=True) is (not reason)
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("keys", "reasons"),
     [
-        ({"path": "/a"}, "its path is not seen within TLS"),
-        ({"probe_responses": True}, "its probes are not seen within TLS"),
+        ({"path": "/a"}, ("", "its path is not seen within TLS")),
+        ({"probe_responses": ("/live",)}, ("", "its probes are not seen within TLS")),
+        ({"other_user": "users differ"}, ("users differ", "")),
+        ({"other_user_tls": "users differ"}, ("", "users differ")),
+        ({"other_user": "one", "other_user_tls": "another"}, ("one", "another")),
     ],
 )
-def test_route_that_looks_into_requests_is_proxied_only_with_tls(fields: dict[str, Any], reason: str) -> None:
-    route = Route(alias="a", to=WEB, **fields)
-    assert (proxy_reason(route), proxy_reason(route, tls=True)) == ("", reason)
+def test_reason_may_apply_only_with_or_only_without_tls(
+    keys: dict[str, Any], reasons: tuple[str, str]
+) -> None:
+    route = Route(alias="a", to=WEB, **keys)
+    assert (proxy_reason(route), proxy_reason(route, tls=True)) == reasons
+    assert (passable(route), passable(route, tls=True)) == (not reasons[0], not reasons[1])
+
+
+def test_every_key_that_needs_the_proxy_is_an_attribute_of_a_route() -> None:
+    attributes = {attribute for key in NEEDS_PROXY for attribute in _ATTRIBUTES.get(key, (key,))}
+    assert attributes <= {each.name for each in fields(Route)}
+
+
+def test_target_has_the_servers_name_or_its_url_as_key() -> None:
+    assert Target(server="web", url="http://a").key == "web"
+    assert Target(url="http://a").key == "http://a"
+
+
+def test_only_a_redirect_to_https_takes_only_requests_without_tls() -> None:
+    assert Route(alias="a").only_plain is False
+    assert Route(alias="a", redirect=Redirect(to="https://example.com")).only_plain is False
+    assert Route(alias="a", redirect=Redirect(to=HTTPS)).only_plain is True
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes"),
+    [
+        ({}, False),
+        ({"response_headers": (Header(name="a"),), "host_header": "b"}, False),
+        ({"add_headers": (Header(name="a"),)}, True),
+        ({"set_headers": (Header(name="a"),)}, True),
+        ({"remove_headers": ("a",)}, True),
+    ],
+)
+def test_headers_that_are_added_set_or_removed_change_requests(keys: dict[str, Any], changes: bool) -> None:
+    assert Route(alias="a", **keys).changes_headers is changes
+
+
+def test_json_of_each_kind_of_route_has_its_values() -> None:
+    assert Route(alias="a", to=WEB, host="h").to_json()["to"][0]["server"] == "web"
+    assert StreamRoute(alias="a", bind="127.0.0.1:5432").to_json()["bind"] == "127.0.0.1:5432"
+    assert ExcludedRoute(alias="a", reason="r").to_json()["reason"] == "r"
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    route, stream = Route(alias="a"), StreamRoute(alias="a", bind="b")
+    assert (route.path, route.policy, route.mode, route.provider, route.retries) == (
+        "/", "round-robin", "auto", "file", 0,
+    )  # fmt: skip
+    assert (route.timeouts.connect, route.timeouts.head, route.timeouts.idle, route.timeouts.total) == (
+        5,
+        60,
+        60,
+        0,
+    )
+    assert (stream.protocol, stream.policy, stream.idle_seconds, stream.max_connections) == (
+        "tcp", "round-robin", 600, 0,
+    )  # fmt: skip
+    breaker = route.breaker
+    assert (breaker.failures, breaker.rate, breaker.minimum_requests, breaker.probes) == (5, 0.5, 20, 1)
+    assert (breaker.window_seconds, breaker.open_seconds, breaker.max_open) == (10, 10, 0.5)
+    assert (Limit().queue_seconds, Redirect(to="https").status, Target().weight) == (5, 308, 1)

@@ -1,14 +1,78 @@
-"""What a worker knows of the gateway's routes."""
+"""A worker's view of the gateway: the newest route table, the way back, and what applications see of a route."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from poolctl.gateway.routes import Route, Target, try_get_table, write_table
-from poolctl.routing.context import EXTENSION
-from poolctl.worker.serving.worker_routes import Routes
+from poolctl.http.message_head import CHUNKED
+from poolctl.keeper import wire
+from poolctl.keeper.connection_handover import Routed
+from poolctl.routing.context import CONTEXT_FIELD, EXTENSION
+from poolctl.worker.serving import worker_routes
+from poolctl.worker.serving.worker_routes import Look, Routes, proxied_app, routed_app, show_route
 
 USERS = Route(alias="users", to=(Target(server="one"),))
+HOST = (b"host", b"a")
+
+
+def routes_with_table(*, key: str = "") -> Routes:
+    routes = Routes("one")
+    fd = write_table([USERS], 1)
+    routes.renew([fd], context_key=key)
+    os.close(fd)
+    return routes
+
+
+def scope_of(**keys: Any) -> dict[str, Any]:
+    return {"type": "http", "scheme": "http", "client": ("10.0.0.1", 5), "headers": [HOST]} | keys
+
+
+class Listening:
+    """Counts how often it was to look for a table again."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def look_again(self) -> None:
+        self.looks += 1
+
+
+class App:
+    """Answers with the statuses, or fails after them; keeps the scopes it was called with."""
+
+    def __init__(self, *statuses: int, error: Exception | None = None) -> None:
+        self.statuses = statuses
+        self.error = error
+        self.scopes: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        for status in self.statuses:
+            await send({"type": "http.response.start", "status": status})
+        await send({"type": "http.response.body"})
+        if self.error is not None:
+            raise self.error
+
+
+def ask(app: Any, scope: dict[str, Any]) -> list[Any]:
+    """What the application sends when it is called with this scope."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def call() -> None:
+        await app(scope, None, send)
+
+    asyncio.run(call())
+    return sent
 
 
 def test_application_sees_the_newest_table_and_an_older_one_stays_readable() -> None:
@@ -27,3 +91,200 @@ def test_application_sees_the_newest_table_and_an_older_one_stays_readable() -> 
         (1, 1, True),
         (2, 1, True),
     ]
+
+
+def test_renewal_replaces_the_gateways_end_only_when_it_is_given_or_the_gateway_has_ended() -> None:
+    routes = Routes("one")
+    assert (routes.ended, routes.keeps, routes.gateway) == (False, True, None)
+    ours, theirs = wire.pair()
+    table = write_table([USERS], 1)
+    with ours, theirs:
+        routes.renew([table, ours.fileno()], keeps=False, context_key="k")
+        first = routes.gateway
+        assert first is not None
+        assert first.fileno() != ours.fileno(), "the caller keeps its own"
+        assert not os.get_inheritable(first.fileno())
+        assert (routes.ended, routes.keeps, routes.context_key) == (False, False, "k")
+        routes.renew([table])
+        assert (routes.gateway, routes.keeps, routes.context_key) == (first, True, "")
+        routes.renew([table, ours.fileno()])
+        assert routes.gateway is not first
+        assert first.fileno() < 0
+        second = routes.gateway
+        routes.renew([])
+        assert second is not None
+        assert (second.fileno(), routes.gateway, routes.ended, routes.table) == (-1, None, True, None)
+        assert ours.fileno() > 0
+    routes.close_gateway()
+    os.close(table)
+
+
+def test_connections_that_wait_look_once_after_each_table() -> None:
+    routes, waiting = Routes("one"), Listening()
+    routes.waiting.add(waiting)
+    routes.renew([])
+    routes.renew([])
+    assert waiting.looks == 1
+    assert routes.waiting == set()
+
+
+def test_descriptor_that_is_no_table_is_refused_and_the_present_table_stays() -> None:
+    routes = routes_with_table()
+    with open(os.devnull, "rb") as file, pytest.raises((OSError, ValueError)):
+        routes.renew([file.fileno()])
+    assert routes.context_by_alias("users") is not None
+
+
+def test_context_is_found_by_alias_and_made_once_for_each_table() -> None:
+    routes = routes_with_table()
+    found = routes.context_by_alias("users")
+    assert found is not None
+    assert (found["route"].alias, found["name"], found["url"]) == ("users", "one", "")
+    assert routes.context_by_alias("users") is found
+    assert routes.context_by_alias("other") is None
+    fd = write_table([USERS], 2)
+    routes.renew([fd])
+    os.close(fd)
+    assert routes.context_by_alias("users") is not found
+    assert Routes("one").context_by_alias("users") is None
+
+
+def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.create_server(("0.0.0.0", 0)) as anywhere, socket.socket(socket.AF_UNIX) as unix:
+        port = anywhere.getsockname()[1]
+        unix.bind(str(path))
+        assert Routes("one", [anywhere]).context(USERS)["url"] == f"http://127.0.0.1:{port}"
+        assert (
+            Routes("one", [anywhere, unix], secure=True).context(USERS)["url"] == f"https://127.0.0.1:{port}"
+        )
+        assert Routes("one", [unix]).context(USERS)["url"] == f"unix:{path}"
+    assert Routes("one", [anywhere]).context(USERS)["url"] == ""
+    if socket.has_ipv6:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+            assert Routes("one", [six]).context(USERS)["url"] == f"http://[::1]:{six.getsockname()[1]}"
+
+
+def test_state_of_a_connection_goes_to_another_worker_as_it_is_and_to_the_gateway_undecided() -> None:
+    state = Routed("users", 3, 1, b"GET", True, True)
+    look = Look(Routes("one"), state)
+    assert look.carried() == state
+    assert look.returned(4) == Routed("users", 4, 2, b"GET", decided=False)
+
+
+def test_body_with_a_length_ends_after_so_many_bytes() -> None:
+    look = Look(Routes("one"), Routed("users"))
+    look.begin_body(5)
+    assert look.end_of_body(b"__abc", 2) == 5
+    assert look.body == 2
+    assert look.end_of_body(b"deGET", 0) == 2
+    assert look.body == 0
+    assert look.end_of_body(b"GET", 0) == 0
+
+
+def test_chunked_body_ends_with_its_last_chunk() -> None:
+    look = Look(Routes("one"), Routed("users"))
+    look.begin_body(CHUNKED)
+    assert look.end_of_body(b"__2\r\nab\r\n", 2) == 9
+    assert look.chunks is not None
+    assert look.end_of_body(b"0\r\n\r\nGET", 0) == 5
+    assert (look.body, look.chunks) == (0, None)
+
+
+def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
+    routes = Routes("one")
+    look = Look(routes, Routed("users"))
+    look.context = routes.context(USERS)
+    ask(routed_app(App(200), look), scope_of())
+    ask(routed_app(App(499), look), scope_of())
+    assert (routes.requests, routes.failures) == ({"users": 2}, {})
+    ask(routed_app(App(500), look), scope_of())
+    with pytest.raises(RuntimeError):
+        ask(routed_app(App(503, error=RuntimeError()), look), scope_of())
+    with pytest.raises(RuntimeError):
+        ask(routed_app(App(200, error=RuntimeError()), look), scope_of())
+    assert (routes.requests, routes.failures) == ({"users": 5}, {"users": 3})
+    ask(routed_app(App(500), look), scope_of(type="websocket"))
+    assert (routes.requests, routes.failures) == ({"users": 6}, {"users": 3})
+
+
+def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route() -> None:
+    routes, app = Routes("one"), App(200)
+    look = Look(routes, Routed("users"))
+    assert [each["type"] for each in ask(routed_app(app, look), scope_of())] == [
+        "http.response.start",
+        "http.response.body",
+    ]
+    look.context = context = routes.context(USERS)
+    ask(routed_app(app, look), scope_of())
+    ask(routed_app(app, look), scope_of(extensions={"tls": {}}))
+    assert [each.get("extensions") for each in app.scopes] == [
+        None,
+        {EXTENSION: context},
+        {"tls": {}, EXTENSION: context},
+    ]
+    assert routes.requests == {"users": 2}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "client", "trusted", "reported"),
+    [
+        ("http", ("10.0.0.1", 5), False, (b"10.0.0.1", b"http")),
+        ("https", ("10.0.0.1", 5), False, (b"10.0.0.1", b"https")),
+        ("wss", ("10.0.0.1", 5), False, (b"10.0.0.1", b"https")),
+        ("ws", ("10.0.0.1", 5), True, (b"1.2.3.4, 10.0.0.1", b"http")),
+    ],
+)
+def test_client_is_reported_and_only_a_trusted_peer_may_name_another(
+    scheme: str, client: Any, trusted: bool, reported: tuple[bytes, bytes]
+) -> None:
+    app = App(200)
+    look = Look(Routes("one"), Routed("users"))
+    look.trusted = trusted
+    ask(
+        routed_app(app, look),
+        scope_of(scheme=scheme, client=client, headers=[HOST, (b"x-forwarded-for", b"1.2.3.4")]),
+    )
+    headers = dict(app.scopes[0]["headers"])
+    assert (headers[b"x-forwarded-for"], headers[b"x-forwarded-proto"]) == reported
+
+
+def test_route_of_a_proxied_request_is_believed_with_the_key_and_always_removed() -> None:
+    name = CONTEXT_FIELD.encode()
+    for key, value, found in (
+        ("k", b"k users", True),
+        ("k", b"x users", False),
+        ("k", b"k other", False),
+        ("", b" users", False),
+    ):
+        routes, app = routes_with_table(key=key), App(200)
+        ask(proxied_app(app, routes), scope_of(headers=[(name, value), HOST], extensions={"tls": {}}))
+        (scope,) = app.scopes
+        assert scope["headers"] == [HOST]
+        assert scope["extensions"].keys() == ({"tls", EXTENSION} if found else {"tls"})
+    ask(proxied_app(app, routes), {"type": "lifespan"})
+    assert app.scopes[-1] == {"type": "lifespan"}
+
+
+def test_websockets_of_a_connection_see_its_route_too() -> None:
+    class Connection:
+        ws_protocol_class: Any = None
+
+        def __init__(self, **_: Any) -> None:
+            self.app: Any = App(200)
+
+    routes = Routes("one")
+    look = Look(routes, Routed("users"))
+    look.context = routes.context(USERS)
+    plain, upgraded = Connection(), Connection()
+    upgraded.ws_protocol_class = Connection
+    show_route(plain, look)
+    show_route(upgraded, look)
+    assert plain.ws_protocol_class is None
+    for app in (plain.app, upgraded.app, upgraded.ws_protocol_class(config=None).app):
+        ask(app, scope_of())
+    assert routes.requests == {"users": 3}
+
+
+def test_addresses_of_every_interface_are_reached_by_loopback() -> None:
+    assert worker_routes.ANYWHERE == {"0.0.0.0": "127.0.0.1", "::": "::1"}
