@@ -560,9 +560,9 @@ def test_program_without_a_port_has_no_route(tmp_path: Path) -> None:
 
 def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text("[stream]\n[stream]\n")
-    words = r":2:1: \[stream\] is there twice; write \[\[stream\]\], with two brackets"
-    with pytest.raises(PoolValidateError, match=words):
+    with pytest.raises(PoolValidateError) as refused:
         load(tmp_path / "pool.toml", {})
+    assert ":2:1: [stream] is there twice; write [[stream]], with two brackets" in str(refused.value)
 
 
 def test_a_target_may_be_a_value_already() -> None:
