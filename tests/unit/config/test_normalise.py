@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config.edit.toml_writer import escaped
-from poolctl.config.values.normalise import interpolate
+from poolctl.config.values.normalise import (
+    absolute,
+    derive,
+    interpolate,
+    merged,
+    normalise,
+    nul_findings,
+    relocated,
+)
 from poolctl.config.values.problems import Finding
 from tests.config_files import SERVER, load_text, told
 
@@ -101,3 +110,172 @@ def test_escaped_text_is_interpolated_to_itself(value: Any) -> None:
     findings: list[Finding] = []
     assert interpolate(escaped(value), {}, findings) == value
     assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "value"),
+    [
+        ("cwd", "a/../b", "/base/b"),
+        ("app_dir", "/x/./y", "/x/y"),
+        ("cwd", "", ""),
+        ("cwd", 5, 5),
+        ("cwd", "~", os.path.expanduser("~")),
+        ("cwd", "~/a", os.path.expanduser("~/a")),
+        ("cwd", "~a", "/base/~a"),
+        ("python", "venv", "/base/venv"),
+        ("python", 5, 5),
+        ("bind", "unix:run/sock", "unix:/base/run/sock"),
+        ("bind", " UNIX:run/sock", "unix:/base/run/sock"),
+        ("bind", ":8080", ":8080"),
+        ("bind", 8080, 8080),
+        ("restart", False, {"policy": "no"}),
+        ("restart", "always", {"policy": "always"}),
+        ("restart", {"policy": "no"}, {"policy": "no"}),
+        ("restart", 0, 0),
+        ("recovery", "restart", {"strategy": "restart"}),
+        ("recovery", {}, {}),
+        ("health", "/live", {"readiness": {"http": "/live"}}),
+        ("health", {"liveness": {}}, {"liveness": {}}),
+        ("depends_on", ["a", {"name": "b"}], ({"name": "a"}, {"name": "b"})),
+        ("depends_on", "a", "a"),
+        ("env_file", ["a", "/b"], ("/base/a", "/b")),
+        ("env_file", "a", ("/base/a",)),
+        ("env_file", "", ""),
+        ("env_file", 5, 5),
+        (
+            "tls",
+            {"cert": "c", "key": "k", "ca": "a", "ciphers": "x"},
+            {"cert": "/base/c", "key": "/base/k", "ca": "/base/a", "ciphers": "x"},
+        ),
+        ("tls", True, True),
+        ("log", {"path": "l", "keep": 3}, {"path": "/base/l", "keep": 3}),
+        ("log", {"keep": 3}, {"keep": 3}),
+        ("log", "l", "l"),
+        (
+            "watch",
+            {"include": ["*.py", "src/*.py", "src/", ""], "debounce": 1},
+            {"include": ["/base/**/*.py", "/base/src/*.py", "/base/**/src", ""], "debounce": 1},
+        ),
+        ("watch", True, True),
+        ("labels", {"a": 1}, {"a": 1}),
+        (
+            "labels",
+            {"a": 1, "route": {"host": "h", "to": {"x": 2}}},
+            {"a": 1, "route.host": "h", "route.to.x": 2},
+        ),
+    ],
+)
+def test_short_form_is_written_out_and_paths_are_those_of_the_file(
+    key: str, written: Any, value: Any
+) -> None:
+    findings: list[Finding] = []
+    assert normalise({key: written}, "/base", findings) == {key: value}
+    assert findings == []
+
+
+def test_python_of_a_directory_is_that_of_its_virtual_environment(tmp_path: Path) -> None:
+    assert normalise({"python": "."}, str(tmp_path), []) == {"python": str(tmp_path / "bin" / "python")}
+
+
+def test_workers_are_a_scale_with_both_limits() -> None:
+    findings: list[Finding] = []
+    for workers in (1, 3):
+        assert normalise({"workers": workers}, "/", findings) == {"scale": {"min": workers, "max": workers}}
+    assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("table", "said", "hint"),
+    [
+        ({"workers": 0}, "0 is not allowed here", "allowed is"),
+        ({"workers": 10**6}, "1000000 is not allowed here", "allowed is"),
+        ({"workers": True}, "not allowed here", "expected a whole number"),
+        ({"workers": "x"}, "not allowed here", "expected a whole number"),
+        ({"workers": 2, "scale": {}}, "both 'workers' and 'scale'", "keep one"),
+        ({"listen": ":1", "bind": ":2"}, "both 'listen' and 'bind'", "keep 'bind'"),
+    ],
+)
+def test_contradiction_of_short_forms_has_its_fix(table: dict[str, Any], said: str, hint: str) -> None:
+    findings: list[Finding] = []
+    found = normalise(table, "/", findings)
+    (finding,) = findings
+    assert said in finding.message
+    assert hint in finding.hint
+    assert not {"workers", "listen"} & found.keys()
+    assert found.get("bind") in (None, ":2")
+
+
+def test_listen_is_another_name_of_bind() -> None:
+    assert normalise({"listen": ":1"}, "/", []) == {"bind": ":1"}
+
+
+def test_text_with_a_nul_is_named_by_its_path() -> None:
+    assert nul_findings({"a": ["x", "y\0"], "b": 5, "c": "z"}) == [
+        Finding(("a", 1), "the text holds a NUL", "take it out")
+    ]
+
+
+def test_merging_is_deep_for_tables_and_takes_anything_else_whole() -> None:
+    under: Any = {"a": {"x": 1, "y": {"p": 1}}, "b": [1], "c": {"x": 1}, "d": 1}
+    over: Any = {"a": {"y": {"q": 2}}, "b": [2], "c": 3, "e": 4}
+    assert merged(under, over) == {"a": {"x": 1, "y": {"p": 1, "q": 2}}, "b": [2], "c": 3, "d": 1, "e": 4}
+
+
+def test_server_that_moves_to_another_directory_keeps_its_paths() -> None:
+    table: Any = {"name": "web", "app": "a:b", "env_file": "x.env", "python": "${PY}"}
+    assert relocated(table, "/old", "/old/.") == table
+    moved = relocated(table, "/old", "/new")
+    assert moved == {
+        **table, "env_file": ["/old/x.env"], "cwd": "/old", "app_dir": "/old",
+    }  # fmt: skip
+    program = relocated({"command": ["x"], "cwd": "sub"}, "/old", "/new")
+    assert program == {"command": ["x"], "cwd": "/old/sub"}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"bind": 8080}, 'write bind = ":8080"'),
+        ({"bind": 0}, 'write bind = "127.0.0.1:8080"'),
+        ({"bind": 65536}, 'write bind = "127.0.0.1:8080"'),
+        ({"bind": True}, 'write bind = "127.0.0.1:8080"'),
+        ({"bind": ":1", "job": True}, "take out 'bind', or 'job'"),
+        ({"bind": "unix:/" + "x" * 200}, "choose a shorter one"),
+        ({"bind": ":1", "expose": ""}, 'write "http://HOST:PORT"'),
+        ({"bind": ":1", "expose": "http://"}, 'write "http://HOST:PORT"'),
+        ({"bind": ":1", "expose": "a b"}, 'write "http://HOST:PORT"'),
+        ({"bind": ":1", "expose": "ftp://a"}, 'write "http://HOST:PORT"'),
+        ({"bind": ":1", "expose": "http://:1"}, 'write "http://HOST:PORT"'),
+        ({"bind": ":1", "expose": "http://a:0"}, "ports are 1 to 65535"),
+        ({"bind": ":1", "expose": "http://a:65536"}, "ports are 1 to 65535"),
+    ],
+)
+def test_address_that_cannot_be_is_a_finding_with_its_fix(table: dict[str, Any], said: str) -> None:
+    findings: list[Finding] = []
+    derive({"name": "web", "app": "a:b"} | table, "/", findings)
+    assert any(said in each.hint for each in findings)
+
+
+@pytest.mark.parametrize(
+    "expose",
+    ["http://a", "http://a:1", "https://a:65535", "a:1", "http://[::1]:80", "unix:/a", "http://a:auto"],
+)
+def test_address_for_clients_may_be_any_of_these(expose: str) -> None:
+    findings: list[Finding] = []
+    table: Any = {"name": "web", "app": "a:b", "bind": ":1", "expose": expose}
+    derive(table, "/", findings)
+    assert (findings, table["expose"]) == ([], expose)
+
+
+def test_derived_values_follow_from_the_address_and_the_file() -> None:
+    table: Any = {"name": "web", "app": "a:b", "bind": ":80", "scale": {"min": 0}}
+    address = derive(table, "/base", [])
+    assert address is not None
+    assert (address.port, table["bind"], table["cwd"], table["app_dir"]) == (
+        80,
+        address.key,
+        "/base",
+        "/base",
+    )
+    assert table["derived_expose"] is True
+    assert absolute("x", "/base") == "/base/x"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables
+from poolctl.config import ServerConfig
+from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables, pool_variables
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
@@ -94,3 +95,21 @@ def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None
         assert (await desk.ask("reload"))["changes"] == []
 
     run(scenario())
+
+
+def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() -> None:
+    tls = {"cert": "/c", "key": "/k", "password_env": "KEY"}
+    keys = {"app": "a:b", "env": {"some_env": "no"}}
+    servers = [
+        ServerConfig(name="a", bind=":1", **keys),
+        ServerConfig(name="b", bind=":2", tls=tls, **keys),
+        ServerConfig(name="c", bind=":3", tls={**tls, "password_env": None}, **keys),
+    ]
+    defaults = {
+        "tls": {"password_env": "DEFAULT"},
+        "hooks": [{"x_env": "LIST"}],
+        "env": {"y_env": "no"},
+        "z_env": 5,
+    }
+    assert pool_variables(servers, Tables()) == {"KEY"}
+    assert pool_variables([], Tables(), defaults) == {"DEFAULT", "LIST"}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.files.read_file import EnvFileError, read_env_file
+from poolctl import ServerConfig
+from poolctl.config.files.read_file import EnvFileError, default_env_file, read_env_file, variables_of
+from poolctl.errors import ServerError
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,23 @@ def test_quoted_value_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFa
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     path.write_bytes(f'A="{escaped}"\nB=1\n'.encode())
     assert read_env_file(str(path)) == {"A": value, "B": "1"}
+
+
+def test_variables_of_a_server_are_those_of_its_files_in_order_then_its_own(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.env", tmp_path / "2.env"
+    first.write_text("A=1\nB=1\nC=1\n")
+    second.write_text("B=2\nC=2\n")
+    server = ServerConfig(
+        name="web", bind=":1", app="a:b", env_file=[str(first), str(second)], env={"C": "3"}
+    )
+    assert variables_of(server) == {"A": "1", "B": "2", "C": "3"}
+    second.write_text("B\n")
+    with pytest.raises(ServerError) as caught:
+        variables_of(server)
+    assert (caught.value.name, "env_file" in caught.value.hint) == ("web", True)
+
+
+def test_default_file_is_used_only_if_it_exists(tmp_path: Path) -> None:
+    assert default_env_file(str(tmp_path)) == ()
+    (tmp_path / ".env").write_text("")
+    assert default_env_file(str(tmp_path)) == (str(tmp_path / ".env"),)

@@ -61,3 +61,10 @@ def test_wrong_time_to_live_and_refused_service_are_errors() -> None:
     pool.away = True
     with pytest.raises(NoSupervisor):
         pool.register("users", "http://10.0.0.7:9000")
+
+
+def test_unregistering_names_one_url_or_all() -> None:
+    pool = Pool()
+    assert pool.unregister("users", "http://10.0.0.7:9000") == {}
+    pool.unregister("users")
+    assert [options["to"] for _, options in pool.asked] == ["http://10.0.0.7:9000", ""]

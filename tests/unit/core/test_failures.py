@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.failures import cause_of, explaining
+from poolctl.core.failures import (
+    cause_of,
+    explained,
+    explaining,
+    failure_of,
+    given_up,
+    note_failure,
+    restarting,
+)
+from poolctl.core.server_entry import Entry
+from poolctl.errors import PoolStopError, ServerError
+from poolctl.runners.runner_protocol import WorkerFailed
 
 FRAMES = ['  File "/srv/app.py", line 1, in <module>', "    raise RuntimeError('broken release')"]
 PLACE = FRAMES[0].strip()
@@ -150,3 +162,83 @@ def test_last_line_is_no_cause_of_a_program_that_was_killed() -> None:
 
 def test_address_of_a_program_that_binds_itself_is_not_used_by_this_pool() -> None:
     assert cause_of(NODE.splitlines(), program("{port}")).text == "address 127.0.0.1:8271 is in use"
+
+
+def new_entry() -> Entry:
+    return Entry(ServerConfig(name="web", bind="127.0.0.1:1", app="a:b"))
+
+
+def test_failure_names_the_server_and_where_its_output_is() -> None:
+    entry = new_entry()
+    failure = failure_of(entry, "gone")
+    assert (failure.message, failure.name, failure.hint) == ("gone", "web", "poolctl logs web")
+    assert failure_of(entry, "gone", "").hint == ""
+    assert failure_of(entry, "gone", "look").hint == "look"
+    stopped = failure_of(entry, "gone", kind=PoolStopError)
+    assert (stopped.code, stopped.error) == (PoolStopError.code, PoolStopError.error)
+    assert failure.code != stopped.code
+
+
+def test_cause_of_a_failure_has_no_frames_and_a_reworded_error_is_no_cause() -> None:
+    try:
+        raise OSError("first")
+    except OSError as error:
+        first = error
+    reworded = ServerError("second")
+    reworded.__cause__ = first
+    for cause in (first, reworded):
+        failure = failure_of(new_entry(), "gone", cause=cause)
+        assert failure.__cause__ is first
+        assert first.__traceback__ is None
+    assert failure_of(new_entry(), "gone", cause=ServerError("x")).__cause__ is None
+
+
+def test_each_failed_attempt_is_counted_and_the_last_one_kept() -> None:
+    entry = new_entry()
+    failures = [failure_of(entry, each) for each in ("one", "two")]
+    for count, failure in enumerate(failures, 1):
+        note_failure(entry, failure)
+        assert (entry.observed.failures, entry.observed.failure) == (count, failure)
+
+
+def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    message, hint = explained(OSError(errno.EMFILE, "x"))
+    assert (message, "ulimit -n" in hint) == ("the machine refuses a worker: Too many open files", True)
+    assert explained(OSError(errno.EPERM, "x")) == (
+        "the machine refuses a worker: Operation not permitted",
+        "",
+    )
+    assert explained(OSError("no number")) == ("no number", "")
+    assert explained(WorkerFailed("gone", hint="look")) == ("gone", "look")
+    assert explained(ServerError("gone", hint="look")) == ("gone", "look")
+    assert caplog.records == []
+    assert explained(RuntimeError("odd")) == ("odd", "")
+    assert [each.message for each in caplog.records] == ["not expected of a runner"]
+
+
+@pytest.mark.parametrize(
+    ("delay_seconds", "count", "said"),
+    [
+        (0, 0, "restarting"),
+        (0, 1, "restarting"),
+        (0, 2, "restarting (2nd time)"),
+        (0.123, 1, "restarting in 120ms"),
+        (2.04, 3, "restarting in 2s (3rd time)"),
+        (1.04, 11, "restarting in 1s (11th time)"),
+        (0, 21, "restarting (21st time)"),
+        (0, 112, "restarting (112th time)"),
+        (0, 10, "restarting (10th time)"),
+    ],
+)
+def test_sentence_about_a_restart_has_its_delay_and_number(
+    delay_seconds: float, count: int, said: str
+) -> None:
+    assert restarting(delay_seconds, count) == said
+
+
+def test_sentence_about_a_final_exit_says_where_the_output_is() -> None:
+    assert given_up(new_entry()) == "not restarted: poolctl logs web"
+    assert given_up(new_entry(), 3).startswith("given up after 3 restarts")
+    assert given_up(new_entry(), 3).endswith(": poolctl logs web")

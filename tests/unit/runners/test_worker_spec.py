@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import marshal
+import os
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners import worker_spec as specs
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.control_socket import spec_digest
 
@@ -42,3 +45,107 @@ def test_another_configuration_is_another_number(keys: dict[str, Any]) -> None:
 )
 def test_digest_ignores_settings_that_need_no_new_worker(keys: dict[str, Any]) -> None:
     assert number(**keys) == number()
+
+
+def server_of(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "a:b"} | keys)
+
+
+def program_of(*words: str, **keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "command": list(words)} | keys)
+
+
+def test_placeholders_of_a_command_are_its_name_address_and_descriptor() -> None:
+    words = ["x", "--fd={fd}", "{name}", "{bind}", "{host}/{port}"]
+    assert specs.argument_vector(program_of(*words)) == [
+        "x", "--fd=3", "web", "127.0.0.1:8080", "127.0.0.1/8080",
+    ]  # fmt: skip
+    assert specs.argument_vector(server_of()) == []
+
+
+def test_program_finds_its_address_in_its_environment_unless_it_has_its_own() -> None:
+    found = specs.environment(program_of("x", env={"URL": "http://{host}:{port}", "PORT": "1"}))
+    assert (found["URL"], found["HOST"], found["PORT"]) == ("http://127.0.0.1:8080", "127.0.0.1", "1")
+    assert specs.environment(server_of(env={"A": "{host}"})) == {"A": "{host}"}
+
+
+def test_hook_runs_as_a_program_of_the_server_that_is_no_job_and_has_no_certificate() -> None:
+    server = program_of("x", hooks={"before_start": ["migrate"]}, notify=True, stop_signal="SIGINT")
+    hook = specs.hook_config(server, "before_start")
+    assert (list(hook.command or ()), hook.app, hook.name) == (["migrate"], None, "web")
+    assert (hook.job, hook.notify, hook.preload, hook.stop_signal, hook.tls) == (
+        False,
+        False,
+        False,
+        None,
+        False,
+    )
+    assert list(specs.hook_config(server, "after_stop").command or ()) == []
+    assert specs.hook_id("web", "before_start") == "web.before_start"
+
+
+def test_user_that_is_the_pools_own_or_missing_is_no_other_user() -> None:
+    assert specs.user_ids(server_of()) is None
+    assert specs.user_id(server_of()) == specs.find_user_id(server_of()) == os.geteuid()
+    unknown = server_of(user="nobody-of-this-name")
+    with pytest.raises(ServerError, match="there is no user or group 'nobody-of-this-name'"):
+        specs.user_ids(unknown)
+    assert specs.find_user_id(unknown) is None
+
+
+def test_object_cannot_go_to_another_process() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    assert specs.worker_digest(server_of(app=app)) is None
+    with pytest.raises(ServerError, match="its app is an object") as caught:
+        specs.app_spec(server_of(app=app), interpreter="", open_files=(1, 2))
+    assert caught.value.name == "web"
+
+
+def test_more_open_files_raise_the_hard_limit_and_fewer_keep_it() -> None:
+    for limit, expected in ((None, [20, 40]), (30, [30, 40]), (60, [60, 60])):
+        server = server_of(limits={} if limit is None else {"open_files": limit})
+        assert specs.app_spec(server, interpreter="", open_files=(20, 40))["open_files"] == expected
+
+
+def test_file_mode_mask_is_octal_and_left_out_if_not_set() -> None:
+    assert specs.app_spec(server_of(umask="027"), interpreter="", open_files=(1, 2))["umask"] == 0o27
+    assert "umask" not in specs.app_spec(server_of(), interpreter="", open_files=(1, 2))
+
+
+def test_settings_for_uvicorn_are_those_of_the_http_table() -> None:
+    found = specs.uvicorn_settings(
+        server_of(http={"max_concurrency": 5, "access_log": True, "log_level": "debug"})
+    )
+    assert (found["limit_concurrency"], found["access_log"], found["log_level"]) == (6, True, "debug")
+    usual = specs.uvicorn_settings(server_of(http={"access_log": "errors"}))
+    assert (usual["limit_concurrency"], usual["access_log"]) == (None, False)
+    assert "log_level" not in usual
+
+
+def test_certificate_is_read_with_its_key_and_authorities(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cert", "key", "ca"):
+        (tmp_path / name).write_text(name)
+    tls = {"cert": str(tmp_path / "cert"), "key": str(tmp_path / "key")}
+    monkeypatch.setenv("SECRET", "s")
+    assert specs.tls_contents(server_of()) == []
+    assert specs.tls_settings(server_of()) is None
+    assert specs.tls_contents(server_of(tls=tls)) == [b"cert", b"key"]
+    assert specs.tls_contents(server_of(tls={**tls, "ca": str(tmp_path / "ca")})) == [b"cert", b"key", b"ca"]
+    settings = [
+        specs.tls_settings(server_of(tls={**tls, **more})) for more in ({}, {"password_env": "SECRET"})
+    ]
+    assert [each and each["password"] for each in settings] == [None, "s"]
+    (tmp_path / "key").unlink()
+    with pytest.raises(ServerError, match=r"cannot read .*: No such file or directory"):
+        specs.tls_contents(server_of(tls=tls))
+
+
+def test_files_for_a_worker_are_closed_here_at_the_end() -> None:
+    with specs.sealed_files([b"one", b"two"]) as fds:
+        assert [os.pread(fd, 9, 0) for fd in fds] == [b"one", b"two"]
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
