@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
+import resource
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from poolctl import platform as linux
 from poolctl.platform import age_seconds, await_readable, bounded_file
+from tests.deadline import wait_until
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -106,3 +115,202 @@ def test_wait_says_whether_there_is_something_to_read_and_raises_when_the_reader
         await_readable(readable, 60, output)
     for fd in (readable, writable, output):
         os.close(fd)
+
+
+GONE = 2**22 + 1  # larger than any pid
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def test_process_is_identified_by_its_start_parent_and_users(process: subprocess.Popen[bytes]) -> None:
+    start = linux.process_start(process.pid)
+    assert start is not None
+    now = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+    assert 0 <= now - start < 60 * os.sysconf("SC_CLK_TCK")
+    assert linux.process_parent(process.pid) == (os.getpid(), start)
+    assert linux.process_users(process.pid) == {os.geteuid()}
+    boot, first = linux.machine_life()
+    assert (len(str(boot)), first) == (36, linux.process_start(1))
+
+
+def test_process_that_is_gone_has_no_figures() -> None:
+    figures = (
+        linux.process_start, linux.process_parent, linux.process_users, linux.memory_bytes, linux.cpu_seconds,
+        linux.process_cpu_ns,
+    )  # fmt: skip
+    assert [each(GONE) for each in figures] == [None] * len(figures)
+    assert (linux.status_of(GONE), linux.kernel_threads(GONE, 1)) == ({}, [])
+    assert not linux.waits_for_events(GONE)
+    assert not linux.is_stopped(GONE)
+
+
+def test_processor_time_of_a_process_grows_while_it_works() -> None:
+    before, before_ns = linux.cpu_seconds(os.getpid()), linux.process_cpu_ns(os.getpid())
+    assert before is not None
+    assert before_ns is not None
+    assert before == pytest.approx(sum(os.times()[:2]), abs=0.1)
+    assert before_ns == pytest.approx(time.process_time_ns(), abs=500_000_000)
+    while time.process_time_ns() < before_ns + 50_000_000:
+        pass
+    assert (linux.process_cpu_ns(os.getpid()) or 0) >= before_ns + 50_000_000
+
+
+def test_memory_of_a_process_is_in_bytes() -> None:
+    before = linux.memory_bytes(os.getpid())
+    assert before is not None
+    block = b"x" * 50_000_000
+    after = linux.memory_bytes(os.getpid())
+    assert after is not None
+    assert 40_000_000 < after - before < 60_000_000
+    del block
+
+
+def test_stopped_process_is_seen_also_in_its_parent(process: subprocess.Popen[bytes]) -> None:
+    assert not linux.is_stopped(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: linux.is_stopped(process.pid))
+    assert linux.is_stopped(os.getpid()), "one of its children is"
+    assert linux.status_of(process.pid)[b"State"].startswith(b"T")
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: not linux.is_stopped(process.pid))
+
+
+def test_threads_begin_with_the_main_one_and_are_at_most_so_many(process: subprocess.Popen[bytes]) -> None:
+    (thread,) = linux.kernel_threads(process.pid, 5)
+    assert (thread["tid"], thread["name"]) == (process.pid, "sleep")
+    assert thread["state"] in ("S", "R", "D")
+    assert linux.kernel_threads(process.pid, 0) == []
+
+
+def test_descriptor_of_another_process_is_copied() -> None:
+    read, write = os.pipe()
+    script = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, pass_fds=[write]) as process:
+        try:
+            copy = linux.copy_descriptor(process.pid, write)
+        except PermissionError:
+            pytest.skip("the sandbox forbids it")
+        finally:
+            process.kill()
+    os.write(copy, b"x")
+    assert os.read(read, 9) == b"x"
+    with pytest.raises(OSError, match="No such process"):
+        linux.copy_descriptor(GONE, 0)
+    for fd in (read, write, copy):
+        os.close(fd)
+
+
+def test_credentials_are_those_of_the_peer_and_of_a_messages_sender() -> None:
+    ours, theirs = socket.socketpair()
+    own = (os.getpid(), os.geteuid(), os.getegid())
+    with ours, theirs:
+        assert linux.peer_credentials(ours) == own
+        linux.ask_for_credentials(ours)
+        theirs.send(b"x")
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(linux.CREDENTIALS_BYTES))
+        assert linux.sender_credentials(ancillary) == own
+    assert linux.sender_credentials([]) is None
+    assert linux.sender_credentials([(socket.SOL_SOCKET, 99, b"x" * 12)]) is None
+
+
+def test_connection_whose_other_end_is_shut_has_left() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert not linux.has_left(ours)
+        theirs.send(b"x")
+        assert not linux.has_left(ours)
+        theirs.shutdown(socket.SHUT_WR)
+        assert linux.has_left(ours)
+
+
+def test_descriptor_is_closed_whatever_it_is() -> None:
+    read, write = os.pipe()
+    sock = socket.create_server(("127.0.0.1", 0))
+    for fd in (read, write, sock.detach()):
+        linux.close_promptly(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_sealed_file_begins_with_its_content_and_is_not_inherited() -> None:
+    fd = linux.sealed_file("test", b"content")
+    assert os.read(fd, 99) == b"content"
+    assert fcntl.fcntl(fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
+    assert linux.read_file(fd) == b"content"
+    os.close(fd)
+
+
+def test_file_larger_than_one_read_is_read_whole() -> None:
+    content = os.urandom(3_000_001)
+    fd = linux.sealed_file("test", content)
+    assert linux.read_file(fd) == content
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [(b"", ""), (b"one\ntwo\n", "two"), (b"one\n  two \n \n\n", "two"), (b"only", "only"), (b"\n", "")],
+)
+def test_last_line_is_the_last_one_with_text(written: bytes, line: str) -> None:
+    fd = bounded_file("test", 10_000)
+    os.write(fd, written)
+    assert linux.last_line(fd) == line
+    os.close(fd)
+
+
+def test_replaced_file_is_private_and_leaves_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"long content", b"new"):
+        linux.replace_file(str(path), content)
+        assert path.read_bytes() == content
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_name_of_a_process_is_cut_and_its_oom_score_is_raised() -> None:
+    script = """
+from poolctl import platform
+platform.name_process("a-name-of-more-than-fifteen-bytes")
+platform.prefer_for_oom_kill()
+print(open("/proc/self/comm").read(), open("/proc/self/oom_score_adj").read(), sep="")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["a-name-of-more-", "100"]
+
+
+def test_orphaned_process_becomes_a_child_of_the_subreaper() -> None:
+    script = """
+import os, subprocess
+from poolctl import platform
+platform.become_subreaper()
+done = subprocess.run(["sh", "-c", "sleep 600 & echo $!"], stdout=subprocess.PIPE)
+child = int(done.stdout)
+print(platform.process_parent(child)[0] == os.getpid())
+os.kill(child, 9)
+"""
+    code = script.replace("sleep 600 &", "sleep 600 >/dev/null &")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+def test_limit_of_descriptors_is_raised_to_the_hard_one_and_the_former_limits_are_returned() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = """
+import resource
+from poolctl import platform
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+print(platform.raise_descriptor_limit() == (100, hard), resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_proc_of_this_machine_works() -> None:
+    assert linux.proc_problem() == ("", "")

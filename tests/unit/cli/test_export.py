@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
-from poolctl.cli.commands.export import command, render, stop_seconds, text, unit_name, word
+from poolctl.cli.commands.export import (
+    ServicePool,
+    command,
+    missing_variables,
+    render,
+    stop_seconds,
+    text,
+    unit_name,
+    units,
+    word,
+)
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
@@ -91,3 +104,89 @@ def test_stop_times_add_up_along_dependencies_only() -> None:
     assert stop_seconds([db, other]) == 51 + margin
     # The gateway stops after them.
     assert stop_seconds([db, other], 20.0) == 71 + margin
+
+
+def pool_of(*binds: str, **keys: Any) -> ServicePool:
+    servers = [ServerConfig(name=f"s{number}", bind=bind, app="a:b") for number, bind in enumerate(binds)]
+    given: dict[str, Any] = {
+        "name": "shop", "files": ["/srv/pool.toml"], "servers": servers, "poolctl": ["/bin/poolctl"], "env": {},
+        "listen": {},
+    }  # fmt: skip
+    return ServicePool(**(given | keys))
+
+
+def test_named_sockets_have_a_unit_each_and_the_service_names_them_all() -> None:
+    listen = {"web": "0.0.0.0:80", "s1": "/run/api"}
+    found = units(pool_of("fd:web", "fd:api", ":9", listen=listen), of_user=False)
+    assert list(found) == ["poolctl-shop.service", "poolctl-shop-web.socket", "poolctl-shop-api.socket"]
+    assert "Sockets=poolctl-shop-web.socket poolctl-shop-api.socket\n" in found["poolctl-shop.service"]
+    lines = found["poolctl-shop-web.socket"].splitlines()
+    assert [each for each in lines if each.startswith(("Listen", "FileD", "Service"))] == [
+        "ListenStream=0.0.0.0:80", "FileDescriptorName=web", "Service=poolctl-shop.service",
+    ]  # fmt: skip
+    assert "ListenStream=/run/api\n" in found["poolctl-shop-api.socket"]
+
+
+def test_numbered_sockets_are_in_one_unit_by_their_numbers() -> None:
+    found = units(pool_of("fd:4", "fd:3", listen={"3": "127.0.0.1:3", "4": "127.0.0.1:4"}), of_user=False)
+    assert list(found) == ["poolctl-shop.service", "poolctl-shop.socket"]
+    text_of_socket = found["poolctl-shop.socket"]
+    assert text_of_socket.index("127.0.0.1:3") < text_of_socket.index("127.0.0.1:4")
+    assert "FileDescriptorName" not in text_of_socket
+
+
+@pytest.mark.parametrize("binds", [("fd:4",), ("fd:3", "fd:5"), ("fd:3", "fd:web")])
+def test_numbers_with_a_gap_or_beside_names_are_refused(binds: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="without a gap"):
+        units(pool_of(*binds, listen={"4": ":4", "3": ":3", "5": ":5", "web": ":80"}), of_user=False)
+
+
+@pytest.mark.parametrize(
+    ("expose", "address"),
+    [
+        ("http://127.0.0.1:80/x", "127.0.0.1:80"),
+        ("http://[::1]:80", "[::1]:80"),
+        ("http://localhost:80", "127.0.0.1:80"),
+        ("http://shop.example:80", None),
+        ("http://127.0.0.1", None),
+        (None, None),
+    ],
+)
+def test_socket_listens_at_a_local_exposed_address_unless_one_is_given(
+    expose: str | None, address: str | None
+) -> None:
+    server = ServerConfig(name="web", bind="fd:web", app="a:b", expose=expose)
+    pool = pool_of(servers=[server])
+    if address is None:
+        with pytest.raises(
+            ValueError, match="systemd needs an address to listen on for fd:web: --listen web="
+        ):
+            units(pool, of_user=False)
+    else:
+        assert f"ListenStream={address}\n" in units(pool, of_user=False)["poolctl-shop-web.socket"]
+
+
+def test_service_of_a_user_waits_for_no_network_and_is_not_hardened() -> None:
+    service = {
+        of_user: units(pool_of(":1", user="me", env={"PATH": "/x"}), of_user=of_user)["poolctl-shop.service"]
+        for of_user in (False, True)
+    }
+    for line in ("After=network-online.target\n", "User=me\n", "WantedBy=multi-user.target\n"):
+        assert (line in service[False], line in service[True]) == (True, False)
+    assert "WantedBy=default.target\n" in service[True]
+    assert "ExecStart=/bin/poolctl -c /srv/pool.toml run\n" in service[True]
+    assert "WorkingDirectory=/srv\n" in service[True]
+    assert len(service[False].splitlines()) > len(service[True].splitlines()) + 3
+    assert "User=" not in units(pool_of(":1"), of_user=False)["poolctl-shop.service"]
+
+
+def test_variables_that_the_files_use_come_from_a_file_of_the_service(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text("a = '${TOKEN}' # ${OTHER:-x} ${VIRTUAL_ENV} ${TOKEN}\n")
+    pool = pool_of(":1", files=[str(file), str(tmp_path / "missing")])
+    assert missing_variables(pool) == ["TOKEN"]
+    assert "EnvironmentFile=-/etc/poolctl/shop.env\n" in units(pool, of_user=False)["poolctl-shop.service"]
+    assert (
+        "EnvironmentFile=-%h/.config/poolctl/shop.env\n" in units(pool, of_user=True)["poolctl-shop.service"]
+    )
+    assert "EnvironmentFile" not in units(pool_of(":1"), of_user=False)["poolctl-shop.service"]

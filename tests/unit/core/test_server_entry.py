@@ -220,3 +220,18 @@ def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) ->
     server = entry()
     server.desired.state = desired
     assert record_of(server) == {"desired": "run"}
+
+
+def test_state_of_a_server_at_rest_says_why_it_rests() -> None:
+    for desired, state in (
+        (Desired.STOPPED, "stopped"),
+        (Desired.FAILED, "failed"),
+        (Desired.BACKOFF, "backoff"),
+    ):
+        server = entry()
+        server.desired.state = desired
+        assert server.state == state
+    job = Entry(ServerConfig(name="job", job=True, command=["true"]))
+    job.desired.state = Desired.COMPLETED
+    assert job.state == "completed"
+    assert not job.up

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from poolctl.monitor.server_figures import ServerSnapshot, Usage
-from poolctl.supervisor.observers.statistics import Statistics, quantile
+from poolctl.supervisor.observers.statistics import (
+    Statistics,
+    error_rate,
+    errors,
+    latency_seconds,
+    quantile,
+    request_rate,
+)
 from poolctl.worker import tally
 from tests.serving import blank_page
 
@@ -61,3 +68,51 @@ def test_quantile_lies_within_the_bucket_of_its_rank() -> None:
 def test_quantile_above_the_last_bound_is_that_bound_and_none_without_values() -> None:
     assert quantile(BOUNDS, (0, 0, 0, 3), 0.5) == 4.0
     assert quantile(BOUNDS, (0, 0, 0, 0), 0.5) is None
+
+
+def counts_of(**slots: int) -> list[int]:
+    found = [0] * tally.COUNTED
+    for name, value in slots.items():
+        found[{"started": tally.STARTED, "failed": tally.STATUS + 5, "broken": tally.BROKEN}[name]] = value
+    return found
+
+
+def test_rates_are_the_difference_by_the_time_and_never_negative() -> None:
+    before, after = counts_of(started=10, failed=2, broken=1), counts_of(started=40, failed=5, broken=4)
+    assert (errors(before), errors(after)) == (3, 9)
+    assert (request_rate(before, after, 10), error_rate(before, after, 10)) == (3.0, 0.6)
+    assert (request_rate(after, before, 10), error_rate(after, before, 10)) == (0, 0)
+    assert (request_rate(before, after, 0), error_rate(before, after, 0)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "q", "found"),
+    [
+        ([0, 0, 0], 0.5, None),
+        ([4, 0, 0], 0.5, 0.5),
+        ([4, 0, 0], 1.0, 1.0),
+        ([0, 4, 0], 0.5, 2.0),
+        ([2, 2, 0], 0.5, 1.0),
+        ([2, 2, 0], 0.75, 2.0),
+        ([0, 0, 4], 0.5, 3.0),
+        ([0, 4, 0], 0.0, 1.0),
+    ],
+)
+def test_quantile_spreads_values_evenly_within_a_bucket(
+    buckets: list[int], q: float, found: float | None
+) -> None:
+    assert quantile([1.0, 3.0], buckets, q) == found
+
+
+def test_latency_counts_only_the_responses_since_then() -> None:
+    before, after = counts_of(), counts_of()
+    before[tally.BUCKETS + 3] = after[tally.BUCKETS + 3] = 1000
+    assert latency_seconds(after, before, 0.5) is None
+    after[tally.BUCKETS] = 2
+    fastest = latency_seconds(after, before, 1.0)
+    assert fastest is not None
+    after[tally.BUCKETS + 5] = 1
+    slowest = latency_seconds(after, before, 1.0)
+    assert slowest is not None
+    assert 0 < fastest < slowest
+    assert latency_seconds(before, after, 1.0) is None
