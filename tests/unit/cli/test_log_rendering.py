@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.cli.log_rendering import JsonLines, terminal_text
-from poolctl.logs.log_line import LogLine
+from poolctl.cli.log_rendering import (
+    SHORT_TIMES,
+    STAMPS,
+    JsonLines,
+    PrefixedLines,
+    log_paths,
+    record_lines,
+    terminal_text,
+    with_coloured_level,
+)
+from poolctl.logs.log_line import LogLine, clock_time, parse_record
 
 
 @pytest.mark.parametrize(
@@ -77,3 +88,96 @@ def test_json_object_keeps_its_own_members_and_time() -> None:
     assert shown(json.dumps(said)) == {
         "message": "ü", "level": "warning", "logged": 1, "levelname": "WARN", "msg": "ü", "order": {"id": 7},
     }  # fmt: skip
+
+
+def prefixed(text: str, name: str = "web", **options: Any) -> str:
+    return PrefixedLines(["web", "users"], **options).line(LogLine(text, time=TIME, name=name, pid=None))
+
+
+def test_prefix_is_padded_to_the_longest_name_and_an_unknown_server_has_its_own() -> None:
+    assert prefixed("hello") == "web   | hello\n"
+    assert prefixed("hello", "users") == "users | hello\n"
+    assert prefixed("hello", "added-later") == "added-later | hello\n"
+
+
+def test_time_is_the_stamp_or_the_time_of_day_of_lines_without_their_own() -> None:
+    day = clock_time(TIME)
+    assert prefixed("hello", times=STAMPS) == f"web   | {TIME} hello\n"
+    assert prefixed("08:47:34 hello", times=STAMPS) == f"web   | {TIME} 08:47:34 hello\n"
+    assert prefixed("hello", times=SHORT_TIMES) == f"web   | {day} hello\n"
+    for own in ("08:47:34 a", "[2026-11-20 08:47:34] a", "2026/11/20T08:47:34 a"):
+        assert prefixed(own, times=SHORT_TIMES) == f"web   | {own}\n"
+    untimed = PrefixedLines(["web"], times=STAMPS).line(LogLine("a", time="", name="web", pid=None))
+    assert untimed == "web | a\n"
+
+
+def test_json_record_is_text_only_with_records_and_its_own_time_replaces_the_short_one() -> None:
+    text = json.dumps({"level": "info", "message": "hello", "user": "ann"})
+    assert prefixed(text) == f"web   | {text}\n"
+    assert prefixed(text, records=True) == "web   | INFO  hello user=ann\n"
+    timed = json.dumps({"time": "2026-11-20T08:47:34Z", "message": "hello"})
+    shown_as = prefixed(timed, records=True, times=SHORT_TIMES)
+    assert shown_as.startswith("web   | ")
+    assert clock_time(TIME) not in shown_as.replace("08:47:34", "", 1)
+    assert clock_time(TIME) in prefixed(text, records=True, times=SHORT_TIMES)
+
+
+def test_request_ids_are_shown_only_of_the_servers_that_answer_them() -> None:
+    access = '1.2.3.4 "GET / HTTP/1.1" 200 OK 1.5ms abc123'
+    record = json.dumps({"message": "hello", "request_id": "abc123"})
+    for ids, has_id in ((None, True), ({"web"}, True), ({"users"}, False), (set(), False)):
+        assert ("abc123" in prefixed(access, request_ids=ids)) is has_id
+        assert ("abc123" in prefixed(record, records=True, request_ids=ids)) is has_id
+    assert prefixed(access, request_ids=()).endswith("1.5ms\n")
+
+
+def test_record_has_its_long_members_below_it_and_quotes_what_is_ambiguous() -> None:
+    record = parse_record(
+        json.dumps({"level": "error", "message": "one\ntwo", "a": "x y", "b": 'q"', "c": "", "d": "e"})
+    )
+    assert record is not None
+    first, *more = record_lines(record)
+    assert first == 'ERROR one a="x y" b="q\\"" c="" d=e'
+    assert more == ["    two"]
+    (coloured, _) = record_lines(record, colours=True)
+    assert coloured.startswith("\x1b[31mERROR\x1b[0m")
+    assert "\x1b[2md=e\x1b[0m" in coloured
+
+
+def test_traceback_of_a_record_is_indented_below_its_name() -> None:
+    record = parse_record(json.dumps({"message": "m", "exc_info": "Traceback:\n  line\nError"}))
+    assert record is not None
+    assert record_lines(record) == [
+        "m",
+        "    exc_info:",
+        "        Traceback:",
+        "          line",
+        "        Error",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown_as"),
+    [
+        ("INFO: ready", "\x1b[32mINFO\x1b[0m: ready"),
+        ("\x1b[1mINFO\x1b[0m: ready", "\x1b[1mINFO\x1b[0m: ready"),
+        ("plain", "plain"),
+    ],
+)
+def test_level_is_coloured_unless_the_line_has_colours(text: str, shown_as: str) -> None:
+    assert with_coloured_level(text) == shown_as
+
+
+def test_log_of_a_server_is_the_configured_file_or_one_of_the_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items: Any = [
+        SimpleNamespace(name="web", config={"log": {"path": "/var/log/web"}}),
+        SimpleNamespace(name="users", config={"log": {}}),
+        SimpleNamespace(name="jobs", config={}),
+    ]
+    pool: Any = SimpleNamespace(key="abc")
+    found = log_paths(items, pool)
+    assert found["web"] == "/var/log/web"
+    assert [found[name].rpartition("/")[2] for name in ("users", "jobs")] == ["users.log", "jobs.log"]
+    assert "abc" in found["users"]

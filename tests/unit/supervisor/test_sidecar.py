@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from poolctl.clock import Clock
+import pytest
+
+from poolctl.clock import Clock, ManualClock
+from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.process_link import Link, Receiver
+from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 
 
@@ -49,5 +53,164 @@ def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
         theirs.close()
         assert found == ["", "", "", "its process has ended 3 times within 10m"]
         assert manager.problem == ""
+
+    asyncio.run(scenario())
+
+
+class Keeper:
+    """Keeps the entries that are put into its store, and answers a `get` with nothing."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any], fds: Any = ()) -> None:
+        self.sent.append({**message, "fds": len(fds)})
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        self.sent.append(message)
+        return {}, []
+
+
+class Settling(SidecarManager):
+    """Settles, or fails with the next of the errors."""
+
+    label, entry = "the page", "page"
+
+    def __init__(self, *errors: Exception) -> None:
+        self.keeper: Any = Keeper()
+        self.recorded = Events(ManualClock())
+        super().__init__(self.keeper, self.recorded)
+        self.errors = [*errors]
+        self.settled = self.off = 0
+
+    async def _settle(self) -> None:
+        self.settled += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self._succeeded()
+
+    async def _off(self) -> None:
+        self.off += 1
+
+    @property
+    def pause_seconds(self) -> float:
+        """The time until the next attempt."""
+        assert self._retry is not None
+        return round(self._retry.when() - asyncio.get_running_loop().time(), 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (ServerError("port taken"), "port taken"),
+        (LinkLost("gone"), "gone"),
+        (OSError("disk"), "disk"),
+        (TimeoutError(), "its process does not come up"),
+        (KeyError("odd"), "KeyError('odd')"),
+    ],
+)
+def test_failure_is_a_problem_until_an_attempt_succeeds(error: Exception, problem: str) -> None:
+    async def scenario() -> None:
+        manager = Settling(error)
+        seen = []
+        manager.recorded.subscribe(lambda event: seen.append((event.event, event.message)))
+        changed = manager._changed
+        await manager._settle_now()
+        assert (manager.problem, [each.message for each in manager.failures]) == (problem, [problem])
+        assert changed.is_set()
+        assert manager._changed is not changed
+        await asyncio.wait_for(manager.attempted(), 10)
+        await manager._settle_now()
+        assert (manager.problem, manager.failures) == ("", ())
+        await manager.aclose()
+        manager.recorded.flush()
+        assert seen == [("page failed", problem)]
+
+    asyncio.run(scenario())
+
+
+def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_it() -> None:
+    async def scenario() -> None:
+        manager = Settling(*[ServerError("port taken") for _ in range(11)])
+        pauses = []
+        for _ in range(10):
+            await manager._settle_now()
+            pauses.append(manager.pause_seconds)
+        assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+        manager._configured()
+        assert not manager._tried.is_set()
+        await asyncio.wait_for(manager.attempted(), 10)
+        assert manager.settled == 11
+        assert manager.pause_seconds == 0.2
+        assert manager._attempted_times == manager._configured_times == 1
+        await manager.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_closed_manager_attempts_nothing_more() -> None:
+    async def scenario() -> None:
+        manager = Settling(ServerError("port taken"))
+        await manager._settle_now()
+        retry = manager._retry
+        await manager.aclose()
+        assert retry is not None
+        assert retry.cancelled()
+        await manager._settle_now()
+        manager._again()
+        assert (manager.settled, manager.off, manager._retry) == (1, 1, retry)
+
+    asyncio.run(scenario())
+
+
+def test_process_in_use_is_in_the_keepers_store_and_is_asked_to_end_once() -> None:
+    async def scenario() -> None:
+        manager = Settling()
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        manager._use(process)
+        assert manager.keeper.sent == [
+            {"op": "put", "name": "page", "meta": {"pid": 2**22 + 1, "start": 1, "mark": "mark"}, "fds": 1}
+        ]
+        manager._end_process()
+        manager._end_process()
+        assert [each["op"] for each in manager.keeper.sent] == ["put", "drop"]
+        received = []
+        while (message := wire.receive(theirs, wait=True)) is not None:
+            received.append(message[0])
+        assert {"t": "end"} in received
+        await asyncio.sleep(0)
+        assert (manager.restarts, manager._retry) == (0, None), "it was meant to end"
+        theirs.close()
+        await manager.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_process_is_ready_when_it_says_so_and_one_that_ends_before_names_its_log() -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        process.received({"t": "another"}, [])
+        assert not process.up.is_set()
+        process.received({"t": "up"}, [])
+        await asyncio.wait_for(process.ready("/run"), 10)
+        process.end()
+        theirs.close()
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        theirs.close()
+        with pytest.raises(LinkLost, match="its process ended at its start; see /run/page"):
+            await asyncio.wait_for(process.ready("/run"), 10)
+        assert process.exited.done()
+
+    asyncio.run(scenario())
+
+
+def test_keeper_without_an_entry_has_no_process_to_adopt() -> None:
+    async def scenario() -> None:
+        keeper: Any = Keeper()
+        assert await PageProcess.adopted(keeper, "page") is None
+        assert keeper.sent == [{"op": "get", "name": "page"}]
 
     asyncio.run(scenario())
