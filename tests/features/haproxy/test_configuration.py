@@ -415,3 +415,21 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
     assert f"tcp-request connection expect-proxy layer4 if {{ so_name {names} }} {{ src " in text
     assert "expect-proxy" in section(configuration, "listen stream:pg")
     assert "expect-proxy" not in section(configuration, "listen stream:my")
+
+
+@pytest.mark.parametrize(
+    ("limit", "stored", "refused"),
+    [
+        (Limit(requests_per_second=5.0), "expire 2s store http_req_rate(1s),conn_cur", ["ge 5 }"]),
+        (Limit(requests_per_second=0.25), "expire 5s store http_req_rate(4s),conn_cur", ["ge 1 }"]),
+        (Limit(concurrency=3), "expire 2s store http_req_rate(1s),conn_cur", ["ge 3 }"]),
+        (Limit(concurrency=3, requests_per_second=5.0), "expire 2s store", ["ge 3 }", "ge 5 }"]),
+    ],
+)
+def test_limit_of_a_client_is_counted_over_whole_seconds(
+    limit: Limit, stored: str, refused: list[str]
+) -> None:
+    text = made(Route(alias="a", to=WEB, client_limit=limit)).text(())
+    assert stored in text
+    lines = [line for line in text.splitlines() if "txn.client" in line and "table_" in line]
+    assert ["ge " + line.partition(" ge ")[2] for line in lines] == refused

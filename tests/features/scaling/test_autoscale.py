@@ -261,3 +261,17 @@ def _is_calm(server: Server, length: float, period: float) -> None:
     assert all(after - before >= 60 for before, after in pairwise(decreases))
     mistakes = [at for (at, by), (until, back) in pairwise(changes) if by < 0 < back and until - at < 60]
     assert len(mistakes) <= 5
+
+
+def test_each_decrease_that_was_a_mistake_doubles_the_time_before_the_next_one() -> None:
+    server = Server(scale(in_flight=20, up=1.0, down=20.0))
+    decreases = []
+    for _ in range(3):
+        server.run(10, constant(in_flight=35))
+        begun = server.now
+        while server.size > 1:
+            server.run(STEP, constant(in_flight=0))
+        decreases.append(server.now - begun)
+    first, second, third = decreases
+    assert second - first == pytest.approx(20, abs=3)
+    assert third - second == pytest.approx(40, abs=3)

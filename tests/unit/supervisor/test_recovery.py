@@ -26,6 +26,7 @@ from poolctl.supervisor.health.recovery import (
     NEAR_SECONDS,
     MemoryLimit,
     WorkerRecovery,
+    _sentence,
 )
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
@@ -531,3 +532,20 @@ def test_the_memory_of_a_process_is_known_while_it_is_there() -> None:
     assert size is not None
     assert size > MIB
     assert memory_bytes(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds", "said"),
+    [
+        ("recovered", 2.04, "restarted within 2.0 s"),
+        ("recovered", 1.0, "restarted within 1.0 s"),
+        ("recovered", 0.9994, "restarted within 999 ms"),
+        ("notified", 1.0, ""),
+        ("disabled", 1.0, "restarted"),
+        ("given up", 1.0, "recovered too often, left as it is"),
+        ("failed", 1.0, "could not be restarted"),
+        ("overtaken", 1.0, "was being restarted"),
+    ],
+)
+def test_outcome_of_a_recovery_is_a_sentence(outcome: str, seconds: float, said: str) -> None:
+    assert _sentence(outcome, "restarted", seconds) == said
