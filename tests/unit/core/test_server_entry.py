@@ -27,6 +27,7 @@ from poolctl.core.server_entry import (
     restore,
 )
 from poolctl.errors import ServerError
+from poolctl.states import Status
 from tests.unit.core.ordered_core import OrderedCore, run, web
 
 
@@ -235,3 +236,33 @@ def test_state_of_a_server_at_rest_says_why_it_rests() -> None:
     job.desired.state = Desired.COMPLETED
     assert job.state == "completed"
     assert not job.up
+
+
+@pytest.mark.parametrize(
+    ("desired", "missing", "health"),
+    [
+        (Desired.STOPPED, False, Status.UNKNOWN),
+        (Desired.REMOVED, False, Status.UNKNOWN),
+        (Desired.FAILED, True, Status.KO),
+        (Desired.BACKOFF, True, Status.UNKNOWN),
+        (Desired.RUN, True, Status.UNKNOWN),
+    ],
+)
+def test_server_without_a_worker_is_missing_unless_it_was_stopped(
+    desired: Desired, missing: bool, health: Status
+) -> None:
+    server = entry()
+    server.desired.state = desired
+    assert (server.is_missing, server.health) == (missing, health)
+    assert not server.ready
+    assert not server.answers
+
+
+def test_completed_job_is_ready_and_a_completed_server_is_not() -> None:
+    job = Entry(ServerConfig(name="job", job=True, command=["true"]))
+    server = entry()
+    for each in (job, server):
+        each.desired.state = Desired.COMPLETED
+    assert (job.ready, job.is_missing, job.health) == (True, False, Status.OK)
+    assert (server.ready, server.answers) == (False, False)
+    assert job.at_rest
