@@ -27,8 +27,8 @@ NOT_COPIED = shutil.ignore_patterns(
 # Its process, its part of the supervisor and its commands are outside its folder.
 INCOMPLETE = ("gateway",)
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
-# Files with lines that name features' modules: entry points, and public names elsewhere.
-WITH_LINES = ("pyproject.toml", "poolctl/gateway/operator.py")
+# Files with lines that name features' modules or tests: entry points, public names elsewhere, lists of tests.
+WITH_LINES = ("pyproject.toml", ".ci/as-user", "poolctl/gateway/operator.py")
 TESTS = ("-m", "not slow", "tests/unit", "tests/contract", "tests/features")
 
 
@@ -104,11 +104,9 @@ def take_out(name: str, tree: Path) -> None:
 
 
 def without_lines(text: str, names: list[str]) -> str:
-    """The text without its lines that name modules of these features."""
-    modules = [f"poolctl.features.{name}" for name in names]
-    return "".join(
-        line for line in text.splitlines(keepends=True) if not any(each in line for each in modules)
-    )
+    """The text without its lines that name modules or tests of these features."""
+    named = [each for name in names for each in (f"poolctl.features.{name}", f"tests/features/{name}/")]
+    return "".join(line for line in text.splitlines(keepends=True) if not any(each in line for each in named))
 
 
 def make_environment(tree: Path, gone: list[str]) -> Path:

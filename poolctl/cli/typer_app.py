@@ -319,7 +319,7 @@ def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
 
 
 def _command_hint(verb: str) -> str:
-    if meant := OTHER_COMMANDS.get(verb):
+    if (meant := OTHER_COMMANDS.get(verb)) and command_named(meant.split()[0]) is not None:
         return f"here it is called: poolctl {meant}"
     near = near_word(verb, names())
     return f"did you mean {near!r}?" if near else ""

@@ -60,14 +60,23 @@ def failure(directory: Path, command: list[str]) -> ReaderFailed:
     return found
 
 
+_earlier: list[int] = []  # those of other tests, which end when they have not been used for a while
+
+
+@pytest.fixture(autouse=True)
+def earlier_readers() -> None:
+    _earlier[:] = []
+    _earlier[:] = readers()
+
+
 def readers() -> list[int]:
-    """The pids of those of this process."""
+    """The pids of those that the test has started."""
     found = []
     for pid in children(os.getpid()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
             if " config" in command_line(pid):
                 found.append(pid)
-    return found
+    return [pid for pid in found if pid not in _earlier]
 
 
 def test_files_are_read_with_the_variables_given_and_problems_have_their_places(tmp_path: Path) -> None:
