@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
-	@echo "make test          the tests: about six minutes on two cores"
+	@echo "make test          the tests: about four minutes on two cores"
 	@echo "make test-all      every test but those of make heavy, with coverage"
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
 	@echo "make properties    the property tests with all of their examples; elsewhere they have a quarter"

@@ -1,4 +1,4 @@
-"""What the README says is run, and its tables are compared with what is there."""
+"""The commands of README, quick start and reference are run, and their tables are compared with what is there."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ import pytest
 from poolctl import PoolConfig
 from tests.real_pool import RealPool
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = (README, *sorted(ROOT.glob("docs/*.md")))
 
 
 class Block(NamedTuple):
+    page: str
     section: str
     language: str
     text: str
 
 
-def blocks() -> Iterator[Block]:
+def blocks(path: Path) -> Iterator[Block]:
     section = language = ""
     lines: list[str] | None = None
-    for line in README.read_text().splitlines(keepends=True):
+    for line in path.read_text().splitlines(keepends=True):
         if line.startswith("```"):
             if lines is None:
                 language, lines = line[3:].strip(), []
             else:
-                yield Block(section, language, "".join(lines))
+                yield Block(path.stem, section, language, "".join(lines))
                 lines = None
         elif lines is not None:
             lines.append(line)
@@ -41,15 +44,16 @@ def blocks() -> Iterator[Block]:
             section = line[3:].strip()
 
 
-def some(section: str, language: str) -> list[str]:
-    found = [block.text for block in blocks() if (block.section, block.language) == (section, language)]
-    assert found, f"no {language} block in section {section!r}"
+def some(page: str, section: str, language: str) -> list[str]:
+    wanted = page, section, language
+    found = [each.text for path in PAGES for each in blocks(path) if each[:3] == wanted]
+    assert found, f"no {language} block in section {section!r} of {page}"
     return found
 
 
-def table(section: str) -> dict[str, str]:
+def table(page: str, section: str) -> dict[str, str]:
     """Second column by first of the section's first table, without the marks of code."""
-    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    text = (ROOT / "docs" / f"{page}.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0].strip(" `"): row[1].strip() for row in rows[1:]}
 
@@ -74,21 +78,42 @@ def reader(real_pool: RealPool, free_port: Any) -> Any:
     return run
 
 
+def test_the_first_pool_of_the_readme_runs_as_it_is_pasted(reader: Any) -> None:
+    output = reader("\n".join(some("README", "A first pool", "sh")))
+    assert '{"shop":"open"}' in output
+    assert "waiting for orders" in output
+    (program,) = some("README", "As a library", "python")
+    reader(program, sys.executable, "-W", "error::ResourceWarning", "-")
+
+
+def test_the_readme_is_short_and_each_page_of_the_documentation_can_be_reached_from_it() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 250
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", text))
+    for _ in range(2):
+        linked |= {
+            name
+            for each in linked
+            for name in re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs" / each).read_text())
+        }
+    assert {path.name for path in ROOT.glob("docs/*.md")} <= linked
+
+
 def test_the_quick_start_works_as_it_is_pasted(reader: Any) -> None:
-    output = reader("\n".join(some("Quick start", "sh")))
+    output = reader("\n".join(some("quick-start", "Quick start", "sh")))
     assert "3 servers, ok" in output
     assert output.count("hello from port") >= 2
 
 
 def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
-    reader(some("Quick start", "sh")[0])
-    (example,) = some("Configuration", "toml")
+    reader(some("quick-start", "Quick start", "sh")[0])
+    (example,) = some("configuration", "Configuration", "toml")
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout.strip() == "2 servers, ok (applications not imported: --import)"
 
 
 def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None:
-    (example,) = some("Programs without a port", "toml")
+    (example,) = some("programs", "Programs without a port", "toml")
     (tmp_path / "pool.toml").write_text(example)
     config = PoolConfig.load(tmp_path / "pool.toml", {})
     assert ([server.bind for server in config], config.problems) == (
@@ -101,8 +126,8 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
 def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_directory(
     reader: Any, real_pool: RealPool
 ) -> None:
-    reader(some("Quick start", "sh")[0])
-    (changes,) = some("Changing a running pool", "sh")
+    reader(some("quick-start", "Quick start", "sh")[0])
+    (changes,) = some("commands", "Changing a running pool", "sh")
     output = reader(changes)
     assert "~ orders: env.LOG" in output
     assert output.count("1 restarted") == 2
@@ -110,13 +135,13 @@ def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_dire
     assert "workers = 2" in text
     assert "docs" not in text
     reader("poolctl start")
-    for text in some("Changing a running pool", "python") + some("Python", "python"):
+    for text in some("commands", "Changing a running pool", "python") + some("python", "Python", "python"):
         reader(text, sys.executable, "-W", "error::ResourceWarning", "-")
 
 
 def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPool) -> None:
     server = real_pool.ok("schema").json["$defs"]["Server"]["properties"]
-    documented = table("Configuration")
+    documented = table("configuration", "Configuration")
     assert server.keys() - {"listen"} == documented.keys()
     for key, shown in documented.items():
         if re.fullmatch(r"`[^`{]*`", shown) and not isinstance(server[key].get("default"), dict | None):
@@ -124,7 +149,7 @@ def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPoo
 
 
 def test_every_command_is_in_the_table(real_pool: RealPool) -> None:
-    documented = {name.split()[0] for names in table("Commands") for name in names.split("`, `")}
+    documented = {name.split()[0] for names in table("commands", "Commands") for name in names.split("`, `")}
     helped = real_pool.ok("help", "--all").stdout
     assert documented == {m[1] for m in re.finditer(r"^\W*([a-z]+)  ", helped, re.MULTILINE)}
 
@@ -133,11 +158,11 @@ def test_every_exit_code_is_in_the_table() -> None:
     from poolctl import exit_codes
 
     known = {v for k, v in vars(exit_codes).items() if k.isupper() and isinstance(v, int)}
-    assert {int(code) for code in table("Exit codes")} == known
+    assert {int(code) for code in table("commands", "Exit codes")} == known
 
 
 def test_the_json_example_has_the_shape_of_the_real_one(real_pool: RealPool) -> None:
-    (example,) = (json.loads(text) for text in some("JSON", "json"))
+    (example,) = (json.loads(text) for text in some("commands", "JSON", "json"))
     real_pool.write_hello("users")
     real = real_pool.ok("list", "-o", "json").json
     assert real.keys() >= example.keys()

@@ -1,4 +1,4 @@
-"""The README's tables of the gateway's keys are compared with the model, and its example is loaded."""
+"""The tables of the gateway's keys are compared with the model, and its example is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from poolctl.config import json_schema, load
 from poolctl.features.gateway.routes import routes_of
 from poolctl.units import DURATION_PATTERN, parse_duration
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-TEXT = README.split("\n## Gateway\n")[1].split("\n## ")[0]
+TEXT = (Path(__file__).parents[2] / "docs" / "gateway-keys.md").read_text()
 
 
 def test_example_has_the_routes_that_it_shows(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Draws the pictures of the README, of an example pool under load: `python docs/images/draw.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyte
+from rich.color import ANSI_COLOR_NAMES
+from rich.console import Console
+from rich.style import Style
+from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
+from rich.text import Text
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples" / "microservices"
+COLUMNS, ROWS = 108, 9
+SECONDS = 20
+# Requests a second, by the port of the server.
+LOAD = {8081: 60, 8082: 25, 8083: 10}
+LIGHT = TerminalTheme(
+    (255, 255, 255),
+    (36, 41, 47),
+    [
+        *((36, 41, 47), (207, 34, 46), (17, 99, 41), (122, 82, 0)),
+        *((9, 105, 218), (130, 80, 223), (27, 124, 131), (110, 119, 129)),
+    ],
+)
+
+
+def main() -> None:
+    """Write top-light.svg and top-dark.svg beside this file."""
+    poolctl = [sys.executable, "-m", "poolctl", "-c", str(EXAMPLE / "pool.toml")]
+    subprocess.run([*poolctl, "start"], check=True)
+    try:
+        with load():
+            view = seen_on_a_terminal([*poolctl, "top"])
+    finally:
+        subprocess.run([*poolctl, "stop"], check=True)
+    for name, theme in (("light", LIGHT), ("dark", DIMMED_MONOKAI)):
+        console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
+        console.print(view, no_wrap=True, crop=True)
+        picture = console.export_svg(title="poolctl top", theme=theme, unique_id=f"top-{name}")
+        # Without fonts from elsewhere.
+        (HERE / f"top-{name}.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
+
+
+@contextlib.contextmanager
+def load() -> Iterator[None]:
+    """Send requests to the example's servers meanwhile."""
+    over = threading.Event()
+
+    def ask(port: int, rate: int) -> None:
+        while not over.wait(1 / rate):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+
+    threads = [threading.Thread(target=ask, args=each) for each in LOAD.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def seen_on_a_terminal(argv: list[str]) -> Text:
+    """The screen of a terminal after the command has run on it for a while."""
+    child, terminal = pty.fork()
+    if not child:
+        os.environ |= {"TERM": "xterm-256color"}
+        os.execv(argv[0], argv)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    screen = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.ByteStream(screen)
+    until = time.monotonic() + SECONDS
+    while (left := until - time.monotonic()) > 0:
+        if select.select([terminal], [], [], left)[0]:
+            stream.feed(os.read(terminal, 65536))
+    os.write(terminal, b"q")
+    found = Text()
+    for row in range(ROWS):
+        for column in range(COLUMNS):
+            cell = screen.buffer[row][column]
+            found.append(
+                cell.data,
+                Style(bold=cell.bold, reverse=cell.reverse, color=colour(cell.fg), bgcolor=colour(cell.bg)),
+            )
+        found.append("\n")
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+    os.waitpid(child, 0)
+    return found
+
+
+def colour(name: str) -> str | None:
+    """The colour as rich names it."""
+    if name == "default":
+        return None
+    name = {"brown": "yellow", "brightbrown": "bright_yellow"}.get(name, name.replace("bright", "bright_"))
+    return name if name in ANSI_COLOR_NAMES else f"#{name}"
+
+
+if __name__ == "__main__":
+    main()
