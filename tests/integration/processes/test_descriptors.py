@@ -42,7 +42,8 @@ def cost(pool: RealPool) -> dict[str, float]:
 def test_running_server_costs_six_descriptors_in_supervisor_and_keeper(pool: RealPool) -> None:
     pool.write_hello(*NAMES)
     pool.ok("start")
-    assert max(cost(pool).values()) <= MOST
+    # Once more on a busy machine, where something may begin between the two counts.
+    wait_until(lambda: max(cost(pool).values()) <= MOST)
 
 
 def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: RealPool, until: Until) -> None:

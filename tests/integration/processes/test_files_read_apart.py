@@ -188,17 +188,17 @@ def pids(pool: RealPool) -> dict[str, list[int]]:
 def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_that_works(
     pool: RealPool, installed: Path
 ) -> None:
-    pool.write_hello("a", extra="http = { keep_alive = 3 }")
+    pool.write_hello("a")
     assert by(installed, pool, "start").code == 0
     supervisor = pool.info()["supervisor_pid"]
     install_new(installed)
-    sections = installed / "poolctl/config/model/server_sections.py"
-    sections.write_text(sections.read_text().replace("keep_alive: Duration", "keep_alive: Positive"))
+    form = installed / "poolctl/supervisor/takeover/configuration_json.py"
+    form.write_text(form.read_text().replace("VERSION = 1\n", "VERSION = 2\n"))
     original = (pool.directory / "pool.toml").read_text()
     file = pool.write("pool.toml", original + 'tags = ["new"]\n')
     done = by(installed, pool, "upgrade")
     assert done.code == 8, done
-    assert "'keep_alive' in Http has changed" in done.stderr
+    assert "version 1 of its form is not known" in done.stderr
     assert f"{file} changed since the pool read its files" in done.stderr
     assert "undo the change and repeat poolctl upgrade" in done.stderr
     assert is_alive(supervisor)

@@ -54,7 +54,8 @@ def test_keeper_that_could_not_be_started_is_started_again_later(
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
     pool = Pool([config], runner=embedded_runner.ProcessRunner())
     with monkeypatch.context() as patched:
-        patched.setattr(embedded_runner, "_KEEPER_SECONDS", 0.0)
+        patched.setattr(embedded_runner, "command", lambda *_, **__: ["true"])
+        patched.setattr(embedded_runner, "_KEEPER_SECONDS", 0.1)
         with pytest.raises(PoolStartError):
             pool.start_sync(timeout=30)
 
