@@ -24,21 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", ".*_cache", ".hypothesis", ".coverage*", "__pycache__", "dist"
 )
-# Its process, its part of the supervisor and its commands are outside its folder.
-INCOMPLETE = ("gateway",)
 LIST = re.compile(r"^FEATURES = \(.*?\)$", re.MULTILINE | re.DOTALL)
 # Files with lines that name features' modules or tests: entry points, public names elsewhere, lists of tests.
-WITH_LINES = ("pyproject.toml", ".ci/as-user", "poolctl/gateway/operator.py")
+WITH_LINES = (".ci/as-user", "pyproject.toml", "poolctl/gateway/__main__.py", "poolctl/gateway/operator.py")
 TESTS = ("-m", "not slow", "tests/unit", "tests/contract", "tests/features")
 
 
 def main() -> int:
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    names, tests = (
-        arguments[:end] or [each for each in FEATURES if each not in INCOMPLETE],
-        arguments[end + 1 :] or list(TESTS),
-    )
+    names = arguments[:end] or list(FEATURES)
+    tests = arguments[end + 1 :] or list(TESTS)
     if unknown := set(names) - set(FEATURES):
         print(
             f"no feature is named {', '.join(sorted(unknown))}; there are: {', '.join(FEATURES)}",

@@ -32,7 +32,6 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     [
         ('bind = "127.0.0.1:8080"\n', "is taken by 'web', "),
         ('[metrics]\nbind = ":9465"\n', "overlaps"),
-        ('[gateway]\nbind = ":9465"\n[[route]]\nto = "web"\n', "overlaps 127.0.0.1:9465 of '[dashboard]'"),
         ('bind = ":9465"\n', "can be reached from other machines, and without tls they send the token"),
         ('token_env = "A"\ntoken_file = "b"\n', "the token is given twice"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl.config import load
 from poolctl.control.answers import PingResult
-from poolctl.feature import Feature
+from poolctl.feature import FEATURES, Feature
 from poolctl.features.doctor import _check_paths, _check_pool
 from poolctl.features.doctor._check import CheckContext
 from tests.certificates import certificate
@@ -40,6 +40,7 @@ def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     assert _check_paths._network(path) == kind
 
 
+@pytest.mark.skipif("gateway" not in FEATURES, reason="there is no gateway")
 def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text(
         '[gateway]\nbind = [":80", "unix:edge.sock"]\n[[stream]]\nbind = ":5432"\nto = "10.0.0.5:1"\n'
@@ -56,6 +57,7 @@ def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Pa
     }
 
 
+@pytest.mark.skipif("operator" not in FEATURES, reason="there is no operator")
 def test_certificates_of_tables_that_expire_soon_are_reported(tmp_path: Path) -> None:
     certificate(tmp_path, days=3)
     pair = 'cert = "localhost.pem", key = "localhost.key"'

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl.feature import FEATURES
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
@@ -161,7 +162,10 @@ def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
     assert said["message"].endswith(f" (pid {os.getpid()})")
 
 
-@pytest.mark.parametrize(("table", "keys"), [("metrics", ""), ("operator", 'trusted = ["127.0.0.1"]')])
+@pytest.mark.parametrize(
+    ("table", "keys"),
+    [("metrics", ""), *([("operator", 'trusted = ["127.0.0.1"]')] if "operator" in FEATURES else [])],
+)
 def test_taken_port_of_a_table_is_reported(
     real_pool: RealPool, free_port: Any, table: str, keys: str
 ) -> None:
