@@ -75,7 +75,7 @@ def test_words_are_offered_for_the_last_one(poolctl: Command, line: str, words: 
 def test_every_command_and_option_is_offered_with_its_meaning(poolctl: Command) -> None:
     commands = poolctl("__complete").out
     assert "list\tList servers\n" in commands
-    assert "import\t" in commands
+    assert "init\tWrite a starter pool.toml" in commands
     assert not {"hosts", "__complete"} & offered(commands)
     options = poolctl("__complete", "list", "-").out.splitlines()
     assert "-h\tShow this message and exit" in options
