@@ -23,7 +23,7 @@ DEMO := examples/microservices/pool.toml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-processes \
-	lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
+	lint types floors house docs entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,7 +41,8 @@ help:
 	@echo "make features      the rest works without each feature, in a copy of the tree: ARGS='NAME…'"
 	@echo "make house         figures of the package's structure, with their definitions"
 	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
-	@echo "make completions   regenerates completions/"
+	@echo "make docs          the site of the documentation, in site/; warnings are errors"
+	@echo "make completions   regenerates completions/ and the man page"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
@@ -137,11 +138,18 @@ house:
 entered: venv
 	@$(BIN)/python .ci/entered-files
 
+docs: TOOLS := docs
+docs: export NO_MKDOCS_2_WARNING := 1 # the theme advertises its successor
+docs: dev
+	@$(BIN)/python -m mkdocs --quiet build
+	@echo "site/index.html"
+
 completions: dev
 	@mkdir -p completions
 	@$(BIN)/poolctl completion bash >completions/poolctl.bash
 	@$(BIN)/poolctl completion zsh >completions/_poolctl
 	@$(BIN)/poolctl completion fish >completions/poolctl.fish
+	@$(BIN)/python docs/site/manual.py >docs/poolctl.1
 
 bench: dev
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -157,5 +165,5 @@ chaos-gateway: dev
 	@$(BIN)/python -m tests.chaos.gateway $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* .venv*.lock .coverage* .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-* .venv*.lock .coverage* .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

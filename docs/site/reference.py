@@ -1,0 +1,330 @@
+"""Pages of the documentation that are generated: hooks of MkDocs, named by mkdocs.yml.
+
+Commands are described as `poolctl help` declares them, keys as `poolctl schema` does, with the examples of the TOML
+files beside this one. Files at the top of the repository that belong to the documentation become pages, too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import poolctl
+from poolctl import exit_codes
+from poolctl.cli.command import COMMON, SECTIONS, Command, Option, command_named, names
+from poolctl.config.rules.json_schema import json_schema
+from poolctl.units import format_duration, format_size
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(Path(__file__).parent.glob("*.toml"))
+# Files outside docs/ that are pages of the site, by their path in the repository.
+OUTSIDE = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples": "examples.md",
+    "examples/README.md": "examples.md",
+}
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([\w./-]+)(#[\w-]+)?\)")
+Schema = Mapping[str, Any]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = {
+        "reference/commands.md": commands(),
+        "reference/exit-codes.md": exit_code_table(),
+        "reference/python.md": python(),
+        **{f"reference/keys/{table}.md": text for table, text in keys().items()},
+        **{name: (ROOT / path).read_text() for path, name in OUTSIDE.items() if path.endswith(".md")},
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links to the page of a file of the repository; without a page, name its path instead."""
+    outside = {name: path for path, name in OUTSIDE.items()}.get(page.file.src_uri)
+    if page.file.src_uri.startswith("reference/"):
+        return markdown
+    directory = (ROOT / (outside or f"docs/{page.file.src_uri}")).parent
+
+    def led(link: re.Match[str]) -> str:
+        text, target, anchor = link.groups()
+        path = os.path.relpath(directory / target, ROOT)
+        if name := OUTSIDE.get(path):
+            return f"[{text}]({name}{anchor or ''})"
+        if path.startswith("docs/"):
+            return f"[{text}]({path.removeprefix('docs/')}{anchor or ''})"
+        return f"{text} (`{path}` in the repository)"
+
+    return LINK.sub(led, markdown).replace('"docs/images/', '"images/')
+
+
+def commands() -> str:
+    """Every command with its options and examples, in the order of `poolctl help --all`."""
+    declared = {name: command for name in names() if (command := command_named(name))}
+    parts = [
+        "# Commands",
+        "Generated from the declarations that `poolctl help COMMAND` prints.",
+        "Every command takes these options, before or after its name:",
+        _option_table(COMMON),
+    ]
+    for section in SECTIONS:
+        parts.append(f"## {section}")
+        for name, command in declared.items():
+            if command.section == section:
+                parts += _command(name, command)
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(name: str, command: Command) -> Iterator[str]:
+    words = ["poolctl", name]
+    words += ["[OPTIONS]"] if command.own or command.selection else []
+    words += [_argument(each) for each in command.arguments]
+    words += ["[-- COMMAND…]"] if command.takes_command else []
+    yield f"### {name}"
+    yield _markdown(command.help)
+    yield f"```text\n{' '.join(words)}\n```"
+    if listed := [*command.arguments, *command.own]:
+        yield _option_table(listed)
+    if command.selection:
+        yield "Options that select servers:"
+        yield _option_table(command.selection)
+    for each in command.notes:
+        yield _markdown(each)
+    if command.examples:
+        yield "```text\n" + "\n".join(command.examples) + "\n```"
+
+
+def _argument(argument: Option) -> str:
+    name = argument.metavar + ("…" if argument.kind == "list" else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _option_table(options: Any) -> str:
+    rows = ["| option | meaning |", "|---|---|"]
+    for each in options:
+        spelled = ", ".join(f"`{one}`" for one in each.spellings)
+        metavar = f"`{each.metavar}`" if each.metavar else ""
+        words = f" One of {', '.join(f'`{word}`' for word in each.words)}." if each.words else ""
+        rows.append(
+            f"| {' '.join(filter(None, (spelled, metavar)))} | {_cell(_markdown(each.help) + words)} |"
+        )
+    return "\n".join(rows)
+
+
+def exit_code_table() -> str:
+    """The exit codes, with their names in JSON."""
+    rows = ["# Exit codes", "", "| code | `error` in JSON |", "|---|---|"]
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+    for code in sorted(codes):
+        name = exit_codes.NAMES.get(code)
+        rows.append(f"| `{code}` | {f'`{name}`' if name else 'none: done'} |")
+    rows += ["", "[Commands](../commands.md#exit-codes) says when a command ends with which.", ""]
+    return "\n".join(rows)
+
+
+def python() -> str:
+    """The public names of the package, for mkdocstrings: classes before functions."""
+    parts = ["# Python", "Generated from the signatures and docstrings of the public names of `poolctl`."]
+    for name in poolctl.__all__:
+        if not name.startswith("_"):
+            found = getattr(poolctl, name)
+            parts.append(f"::: {found.__module__}.{found.__qualname__}\n    options:\n      heading_level: 2")
+    return "\n\n".join(parts) + "\n"
+
+
+def keys() -> dict[str, str]:
+    """A page for each table of the configuration, by the table's name; keys of tables within it included."""
+    schema = json_schema()
+    reference = _Keys(schema)
+    pages = {}
+    for table, declared in schema["properties"].items():
+        parts = [f"# {_head(table, declared)}", _markdown(declared["description"])]
+        if table == "defaults":
+            parts.append("Its keys are the keys of a [`[[server]]`](server.md) but its `name`.")
+        else:
+            parts += reference.entries(table)
+        pages[table] = "\n\n".join(parts) + "\n"
+    return pages
+
+
+class _Keys:
+    """Writes the keys of tables; a table that is used several times is described where it is used first."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._tables = schema["properties"]
+        self._definitions = schema["$defs"]
+        self._described: dict[str, tuple[str, str]] = {}  # definitions: page, and key
+        self._examples = _examples()
+        self._of_definitions = {
+            (definition, key): value
+            for table in self._tables
+            for definition, path in self._uses(_references(self._tables[table])[0], (table,))
+            for key in self._definitions[definition]["properties"]
+            if (value := self._examples.get((*path, key))) is not None
+        }
+
+    def _uses(self, definition: str, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield definition, path
+        for key, declared in self._definitions[definition]["properties"].items():
+            for inner in _references(declared):
+                yield from self._uses(inner, (*path, key))
+
+    def entries(self, table: str) -> Iterator[str]:
+        """The keys of a table of the file."""
+        yield from self._entries(table, _references(self._tables[table])[0], ())
+
+    def _entries(self, table: str, definition: str, above: tuple[str, ...]) -> Iterator[str]:
+        for key, declared in self._definitions[definition]["properties"].items():
+            if declared.get("deprecated"):
+                continue
+            path = (*above, key)
+            name = ".".join(path)
+            yield f"## {name}" if not above else f"### {name}"
+            yield _markdown(declared["description"])
+            yield _facts(declared)
+            example = self._examples.get((table, *path), self._of_definitions.get((definition, key)))
+            if example is not None:
+                yield _in_table(_head(table, self._tables[table]), path, example)
+            for inner in _references(declared):
+                if inner in self._described:
+                    page, known = self._described[inner]
+                    yield f"Its keys are those of [{known}]({page}.md#{_anchor(known)})."
+                else:
+                    self._described[inner] = table, name
+                    yield from self._entries(table, inner, path)
+
+
+def _facts(declared: Schema) -> str:
+    facts = [_kind(declared)]
+    low, high = (_of_number(declared, bound) for bound in ("minimum", "maximum"))
+    if low is not None or high is not None:
+        facts.append(f"Range: {_range(low, high, declared.get('unit'))}")
+    if "default" in declared:
+        facts.append(f"Default: `{_toml(declared['default'])}`")
+    return " · ".join(facts)
+
+
+def _kind(declared: Schema) -> str:
+    if "unit" in declared:
+        what = (
+            'a duration, in seconds or as `"1m30s"`'
+            if declared["unit"] == "seconds"
+            else 'a size, in bytes or as `"64KiB"`'
+        )
+        return f"Type: {what}"
+    kinds: list[str] = []
+    for part in [declared, *declared.get("anyOf", ())]:
+        if "enum" in part:
+            kinds.append(f"one of {', '.join(f'`{_toml(value)}`' for value in part['enum'])}")
+        elif "const" in part:
+            kinds.append(f"`{_toml(part['const'])}`")
+        elif "$ref" in part:
+            kinds.append("a table")
+        elif part.get("pattern") != r"\$\{" and part.get("type") not in (None, "null"):
+            kinds.append(_KINDS[part["type"]])
+    return "Type: " + " or ".join(dict.fromkeys(kinds or ["a table"]))
+
+
+_UNITS = {
+    "seconds": 'a duration, in seconds or as `"1m30s"`',
+    "bytes": 'a size, in bytes or as `"64KiB"`',
+}
+_KINDS = {
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "`true` or `false`",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+def _of_number(declared: Schema, bound: str) -> float | None:
+    found = [part[bound] for part in [declared, *declared.get("anyOf", ())] if bound in part]
+    return found[0] if found else None
+
+
+def _range(low: float | None, high: float | None, unit: str | None) -> str:
+    write = {"seconds": format_duration, "bytes": format_size, None: lambda value: f"{value:g}"}[unit]
+    if high is None:
+        return f"{write(low)} or more"
+    return f"up to {write(high)}" if low is None else f"{write(low)} to {write(high)}"
+
+
+def _references(declared: Any) -> list[str]:
+    """The definitions that a key's declaration refers to, in their order."""
+    if isinstance(declared, list):
+        return list(dict.fromkeys(name for each in declared for name in _references(each)))
+    if not isinstance(declared, Mapping):
+        return []
+    own = [declared["$ref"].rpartition("/")[2]] if "$ref" in declared else []
+    return list(dict.fromkeys([*own, *_references(list(declared.values()))]))
+
+
+def _examples() -> dict[tuple[str, ...], Any]:
+    """The first value of each key in the example files, by its path; entries of lists count as the list's."""
+    found: dict[tuple[str, ...], Any] = {}
+
+    def collect(value: Any, path: tuple[str, ...]) -> None:
+        if path:
+            found.setdefault(path, value)
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, (*path, key))
+        elif isinstance(value, list):
+            for each in value:
+                if isinstance(each, dict):
+                    collect(each, path)
+
+    for path in EXAMPLES:
+        collect(tomllib.loads(path.read_text()), ())
+    return found
+
+
+def _in_table(head: str, path: tuple[str, ...], value: Any) -> str:
+    *outer, key = path
+    line = f"{key} = {_toml(value)}"
+    for name in reversed(outer):
+        line = f"{name} = {{ {line} }}"
+    return f"```toml\n{head}\n{line}\n```"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return (
+            f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}" if value else "{}"
+        )
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomlkit.item(value).as_string()
+
+
+def _head(table: str, declared: Schema) -> str:
+    return f"[[{table}]]" if declared.get("type") == "array" else f"[{table}]"
+
+
+def _anchor(name: str) -> str:
+    return re.sub(r"[^\w-]", "", name.lower())
+
+
+def _markdown(text: str) -> str:
+    """A sentence of a declaration, in which nothing is markup."""
+    return re.sub(r"([*_<\[\]|])", r"\\\1", text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\n", " ")
