@@ -9,7 +9,7 @@ PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 # Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
 OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_benchmark_bytecode.py \
-	test_benchmark_report.py test_conformance_collections.py test_sdist.py)
+	test_benchmark_report.py test_conformance_collections.py test_sdist.py test_release.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
@@ -23,7 +23,7 @@ DEMO := examples/microservices/pool.toml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-processes \
-	lint types floors house docs entered completions bench matrix chaos chaos-gateway conformance venv dev clean
+	lint types floors house docs entered completions release bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
 	@echo "make docs          the site of the documentation, in site/; warnings are errors"
 	@echo "make completions   regenerates completions/ and the man page"
+	@echo "make release       what is published, in dist/, built twice and compared: ARGS=--test runs the tests with it"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
@@ -150,6 +151,9 @@ completions: dev
 	@$(BIN)/poolctl completion zsh >completions/_poolctl
 	@$(BIN)/poolctl completion fish >completions/poolctl.fish
 	@$(BIN)/python docs/site/manual.py >docs/poolctl.1
+
+release:
+	@bash .ci/release $(ARGS)
 
 bench: dev
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.feature import FEATURES
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import PROXIED, ROUTES, GatewayPool
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
@@ -82,6 +83,7 @@ def test_next_gateway_has_the_routes_and_certificates_of_now(gateway: GatewayPoo
     assert [gateway.get(path).status for path in ("/one", "/other", "/two")] == [200, 200, 404]
 
 
+@pytest.mark.skipif("notify" not in FEATURES, reason="there is no [[notify]]")
 def test_variable_that_is_a_secret_of_the_pool_now_is_not_in_the_next_gateway(gateway: GatewayPool) -> None:
     pool = gateway.pool
     pool.ok("stop")
