@@ -88,9 +88,9 @@ def test_every_kind_of_probe_decides_on_health_and_readiness(
     (pool.directory / "dead-live").touch()
     until(lambda: pool.items("live")["live"]["pids"] not in ([], pids["live"]))
     (pool.directory / "dead-live").unlink()
-    events = [
-        json.loads(line) for line in pool.ok("events", "--kind", "recovery", "-o", "json").stdout.splitlines()
-    ]
+    # Written down some milliseconds after they happen.
+    lines = until(lambda: pool.ok("events", "--kind", "recovery", "-o", "json").stdout.splitlines())
+    events = [json.loads(line) for line in lines]
     assert events[0]["server"] == "live"
     until(lambda: health(pool, "live") == ("running", True, "ok"))
 

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_client import PoolClient
+from poolctl.feature import FEATURES
 from poolctl.gateway.routes import ExcludedRoute, StreamRoute
 from tests.features.gateway.conftest import GatewayPool
 from tests.http_get import get
@@ -153,6 +154,7 @@ async def app(scope, receive, send):
 """
 
 
+@pytest.mark.skipif("registration" not in FEATURES, reason="there is no registration")
 def test_application_has_the_routes_of_its_workers_table(gateway: GatewayPool) -> None:
     (gateway.pool.directory / "seen.py").write_text(APP)
     gateway.write()

@@ -133,14 +133,13 @@ def test_health_that_came_back_while_there_was_no_supervisor_is_reported(
     os.kill(supervisor, signal.SIGKILL)
     well.touch()
     os.kill(keeper, signal.SIGCONT)
-    wait_until(lambda: there.taken[-1].text.startswith("web: ok again after "))
-    # It may come in a message of its own, after the other one.
-    wait_until(
-        lambda: (
-            "supervisor started: took over 1 worker"
-            in [line for each in there.taken for line in each.text.splitlines()]
+    # Each may come in a message of its own, in either order.
+    for begin in ("web: ok again after ", "supervisor started: took over 1 worker"):
+        wait_until(
+            lambda begin=begin: any(
+                line.startswith(begin) for each in there.taken for line in each.text.splitlines()
+            )
         )
-    )
 
 
 def test_recovery_is_notified_as_one(real_pool: RealPool, there: Receiver) -> None:
