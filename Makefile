@@ -23,7 +23,7 @@ DEMO := examples/microservices/pool.toml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-processes \
-	lint types floors house docs entered completions release bench matrix chaos chaos-gateway conformance venv dev clean
+	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo "make completions   regenerates completions/ and the man page"
 	@echo "make release       what is published, in dist/, built twice and compared: ARGS=--test runs the tests with it"
 	@echo "make bench         benchmarks, as a table"
+	@echo "make peers         poolctl beside supervisord, pm2, circus, gunicorn and others, in one run: twelve minutes"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
 	@echo "make chaos-gateway the same around the gateway, each request counted: ARGS='--requests 1000000'"
@@ -154,6 +155,9 @@ completions: dev
 
 release:
 	@bash .ci/release $(ARGS)
+
+peers: dev
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench: dev
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from tests.certificates import certificate
 
-from . import answers, peers
+from . import answers, proxies
 from .gateway import (
     APP,
     MODES,
@@ -38,7 +38,7 @@ def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
     with ExitStack() as stack:
         stack.enter_context(all_descriptors())
-        engines = [POOLCTL, *filter(peers.is_installed, (HAPROXY,))]
+        engines = [POOLCTL, *filter(proxies.is_installed, (HAPROXY,))]
         found = [_plane(stack, engine) for engine in engines]
         pids = [pid for plain, _ in found for pid in (plain.pid, plain.before and plain.before.pid) if pid]
         answers.wait_for_all([plain.port for plain, _ in found], _START_SECONDS)

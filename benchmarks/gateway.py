@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tests.certificates import certificate
 from tests.load.frames import TEXT, frame, new_key
 
-from . import answers, peers, processes
+from . import answers, processes, proxies
 from .project import Project
 from .report import Row
 from .serving import APP_BEGINNING, CONNECTIONS, Side
@@ -232,10 +232,10 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
     plain = [Way(DIRECT, project.ports[0], worker, None)]
     plain += [Way(name, plain_port, worker, gateway) for name in (PASS, PROXY)]
     tls = [Way(PROXY, tls_port, worker, gateway, context)]
-    for name in filter(peers.is_installed, ("nginx", "HAProxy")):
+    for name in filter(proxies.is_installed, ("nginx", "HAProxy")):
         first, second = next(ports), next(ports)
         pid = stack.enter_context(
-            peers.http_peer(
+            proxies.http_peer(
                 name, directory, plain=first, tls=second, backend=project.ports[0], certificate=pem
             )
         )

@@ -98,13 +98,19 @@ def http_peer(
     name: str, directory: Path, *, plain: int, tls: int, backend: int, certificate: Path
 ) -> Iterator[int]:
     """Run a process that proxies HTTP from both ports to the backend's; yields its pid."""
-    values = {"plain": plain, "tls": tls, "backend": backend, "certificate": certificate}
-    if name == "nginx":
-        text = _nginx(directory, _NGINX_HTTP.format(directory=directory, **values))
-    else:
-        text = _HAPROXY.format(mode="http") + _HAPROXY_HTTP.format(**values)
+    text = http_configuration(name, directory, plain=plain, tls=tls, backend=backend, certificate=certificate)
     with _running(name, directory, text) as pid:
         yield pid
+
+
+def http_configuration(
+    name: str, directory: Path, *, plain: int, tls: int, backend: int, certificate: Path
+) -> str:
+    """Its configuration for `http_peer`."""
+    values = {"plain": plain, "tls": tls, "backend": backend, "certificate": certificate}
+    if name == "nginx":
+        return _nginx(directory, _NGINX_HTTP.format(directory=directory, **values))
+    return _HAPROXY.format(mode="http") + _HAPROXY_HTTP.format(**values)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from . import answers, peers
+from . import answers, proxies
 from .gateway import DIRECT, on_one_processor
 from .project import Project
 from .report import Row
@@ -127,9 +127,9 @@ def run(options: Namespace) -> Iterator[Row]:
             (socket.SOCK_DGRAM, _UDP_MODES, udp, "nginx", udp_peer),
         ):
             ways = [Way(DIRECT, backend, echo, kind), Way(_POOLCTL, port, gateway, kind)]
-            if peers.is_installed(peer):
+            if proxies.is_installed(peer):
                 pid = stack.enter_context(
-                    peers.stream_peer(peer, project.directory, plain=peer_port, backend=backend)
+                    proxies.stream_peer(peer, project.directory, plain=peer_port, backend=backend)
                 )
                 ways.append(Way(peer, peer_port, pid, kind))
             measured.append((ways, modes))

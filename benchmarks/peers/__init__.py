@@ -1,0 +1,1 @@
+"""poolctl beside the tools that it replaces, on the same application and in one run: `python -m benchmarks.peers`."""
