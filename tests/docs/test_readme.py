@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from poolctl import PoolConfig
+from tests.docs.pages import README, ROOT, some
 from tests.real_pool import RealPool
-
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-PAGES = (README, *sorted(ROOT.glob("docs/*.md")))
-
-
-class Block(NamedTuple):
-    page: str
-    section: str
-    language: str
-    text: str
-
-
-def blocks(path: Path) -> Iterator[Block]:
-    section = language = ""
-    lines: list[str] | None = None
-    for line in path.read_text().splitlines(keepends=True):
-        if line.startswith("```"):
-            if lines is None:
-                language, lines = line[3:].strip(), []
-            else:
-                yield Block(path.stem, section, language, "".join(lines))
-                lines = None
-        elif lines is not None:
-            lines.append(line)
-        elif line.startswith("## "):
-            section = line[3:].strip()
-
-
-def some(page: str, section: str, language: str) -> list[str]:
-    wanted = page, section, language
-    found = [each.text for path in PAGES for each in blocks(path) if each[:3] == wanted]
-    assert found, f"no {language} block in section {section!r} of {page}"
-    return found
 
 
 def table(page: str, section: str) -> dict[str, str]:
@@ -56,26 +20,6 @@ def table(page: str, section: str) -> dict[str, str]:
     text = (ROOT / "docs" / f"{page}.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0].strip(" `"): row[1].strip() for row in rows[1:]}
-
-
-@pytest.fixture
-def reader(real_pool: RealPool, free_port: Any) -> Any:
-    """A reader's shell in an empty directory: `reader(script)`; free ports take the place of the README's."""
-    ports: dict[str, str] = {}
-
-    def with_free_ports(text: str) -> str:
-        return re.sub(r"(?<=:)[89]0\d\d\b", lambda m: ports.setdefault(m[0], str(free_port())), text)
-
-    def run(text: str, *argv: str) -> str:
-        env = real_pool.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            argv or ["bash", "-euo", "pipefail"], input=with_free_ports(text),
-            cwd=real_pool.directory, env=env, capture_output=True, text=True, timeout=110,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{text}\n--- {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    return run
 
 
 def test_the_first_pool_of_the_readme_runs_as_it_is_pasted(reader: Any) -> None:

@@ -1,0 +1,37 @@
+"""The tutorial, pasted step by step into a shell in an empty directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import PAGES, blocks, some
+
+# What a step shows, besides what every step shows: exit status 0.
+SHOWS = {
+    "The application": [
+        "2 servers, ok",
+        '{"order":1}',
+        '[{"item":"tea","done":true}]',
+        "order 1: tea is on its way",
+    ],
+    "Restart without losing a request": ["200\n", '"version":"2"'],
+    "More processes": ["running"],
+    "A crash": ['"shop":"open"', "killed by SIGKILL"],
+    "A change of the file": ["~ queue: env.PYTHONUNBUFFERED"],
+    "One address for all": ['"shop":"open"', "web"],
+    "Tests": ["1 passed"],
+    "On a server": ["[Service]", "Type=notify"],
+}
+
+
+@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+def test_each_step_shows_what_the_tutorial_says(reader: Any) -> None:
+    (page,) = (path for path in PAGES if path.stem == "tutorial")
+    sections = list(dict.fromkeys(each.section for each in blocks(page)))
+    assert sections == ["An environment", *SHOWS]
+    for section, expected in SHOWS.items():
+        output = reader("\n".join(some("tutorial", section, "sh")))
+        for each in expected:
+            assert each in output, f"{section}: {each!r} is not in\n{output}"
