@@ -1,0 +1,93 @@
+"""The how-to guides: their files are valid, their commands run, and what cannot be run here is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import PoolConfig
+from tests.docs.pages import ROOT, blocks
+from tests.ports import claim_port
+from tests.real_pool import HELLO_APP, RealPool
+
+GUIDES = ("ci", "deploying", "development", "grafana", "several-users", "tls")
+# Blocks that are not executed: a workflow needs GitHub or GitLab. Commands in a sentence that need a certificate
+# authority (certbot), Grafana or root are not blocks, and are these.
+NOT_EXECUTED = 5
+ELSEWHERE = ("certbot certonly", "certbot renew", "curl http://127.0.0.1:9464/metrics")
+APP = HELLO_APP
+
+
+def guide(name: str, language: str) -> list[str]:
+    return [each.text for each in blocks(ROOT / f"docs/{name}.md") if each.language == language]
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_each_file_of_a_guide_is_valid(tmp_path: Path, name: str) -> None:
+    for text in guide(name, "toml"):
+        whole = (
+            text if "[[server]]" in text else f'{text}\n[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n'
+        )
+        if "redirect" in text:
+            whole += '[gateway]\nbind = ":8080"\n'
+        (tmp_path / "pool.toml").write_text(whole.replace("\n   ", "\n"))
+        problems = [str(each) for each in PoolConfig.load(tmp_path / "pool.toml", {}).problems]
+        assert [each for each in problems if "needs root" not in each] == []
+
+
+def test_what_is_not_executed_is_counted() -> None:
+    left = [text for name in GUIDES for language in ("yaml", "json") for text in guide(name, language)]
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in GUIDES)
+    assert len(left) + len([each for each in ELSEWHERE if each in text]) == NOT_EXECUTED
+
+
+@pytest.fixture
+def project(real_pool: RealPool) -> RealPool:
+    """A pool with the files that the guides speak of."""
+    real_pool.write("shop.py", APP)
+    real_pool.write("migrate.py", "print('migrated')\n")
+    real_pool.write("test_shop.py", "def test_nothing():\n    pass\n")
+    real_pool.write("development.toml", '[[server]]\nname = "web"\ntags = ["development"]\n')
+    (text,) = guide("deploying", "toml")
+    real_pool.write("pool.toml", text.replace("127.0.0.1:8000", f"127.0.0.1:{claim_port()}"))
+    return real_pool
+
+
+@pytest.mark.timeout(190)
+def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
+    project.ok("start")
+    output = reader("\n".join(guide("deploying", "sh")))
+    assert "web" in output
+    assert (project.directory / "current/bin/python").exists()
+    project.ok("stop")
+
+
+@pytest.mark.timeout(190)
+def test_ci_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
+    output = reader("\n".join(guide("ci", "sh")))
+    assert output.count("1 passed") == 2
+    assert json.loads((project.directory / "servers.json").read_text())["items"]
+
+
+def test_development_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
+    assert "2 servers, ok" in reader("\n".join(guide("development", "sh")))
+
+
+def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(real_pool: RealPool) -> None:
+    dashboard = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
+    assert {"title", "uid", "schemaVersion", "templating", "panels"} <= dashboard.keys()
+    real_pool.write_hello("users")
+    real_pool.ok("start")
+    there = set(re.findall(r"^(poolctl_\w+)", real_pool.ok("metrics").stdout, re.MULTILINE))
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"poolctl_\w+", target["expr"])
+    }
+    assert asked
+    assert asked - there == set()
