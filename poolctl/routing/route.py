@@ -9,7 +9,8 @@ from ..json_form import Table, to_json
 PASS, PROXY, AUTO = "pass", "proxy", "auto"
 # Where a route comes from.
 FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
-POLICIES = ("round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", "sticky")
+STICKY = "sticky"  # by a cookie, which a stream does not have
+POLICIES = ("round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", STICKY)
 # The keys of a route in a file that need the proxy, and the reason in words.
 NEEDS_PROXY = {
     "methods": "it has conditions",

@@ -13,7 +13,7 @@ from poolctl.config.rules.table_rules import NONE, Located, Unfinished
 from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
-from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY
+from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY
 from poolctl.routing.separation import NO_ROUTE, separated
 
 from ._route_values import TAG, UNIX
@@ -406,7 +406,7 @@ def _above(host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> Iterator[Finding]:
     """The reasons against `mode = "pass"`; a host that no listener can serve."""
     if route.mode == "pass":
-        sticky = ("policy",) if route.policy == "sticky" and not route.sticky else ()
+        sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
         for key in (*NEEDS_PROXY, *sticky):
             if _needs_proxy(getattr(route, key)):
                 message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'

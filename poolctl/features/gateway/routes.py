@@ -19,6 +19,7 @@ from poolctl.config.values.problems import Finding, Path, Tree
 from poolctl.routing.route import (
     FILE,
     SERVER,
+    STICKY,
     AnyRoute,
     BreakerRule,
     ExcludedRoute,
@@ -272,7 +273,7 @@ def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
 
 def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """The route of a table, with these targets."""
-    cookie = config.sticky or (DEFAULT_COOKIE if config.policy == "sticky" else "")
+    cookie = config.sticky or (DEFAULT_COOKIE if config.policy == STICKY else "")
     return Route(
         alias=alias,
         to=to,

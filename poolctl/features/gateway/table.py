@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         Retries,
         RoutePath,
         Statuses,
+        StreamPolicy,
         StreamTargetText,
         TargetText,
         UrlPaths,
@@ -343,9 +344,7 @@ class StreamConfig(_WithAddresses):
     to: Annotated[tuple[StreamTarget, ...], STREAM_TARGETS] = required(
         description="Where it leads: names of servers, tag:TAG, or HOST:PORT."
     )
-    policy: Literal["round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first"] = field(
-        "round-robin", "How one of several targets is chosen."
-    )
+    policy: StreamPolicy = field("round-robin", "How one of several targets is chosen.")
     accept_proxy_protocol: Truth = field(
         False, "trusted_proxies of [gateway] begin their connections with a header of the PROXY protocol."
     )

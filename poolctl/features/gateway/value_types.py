@@ -17,7 +17,7 @@ from poolctl.config.values.value_types import (
     Method,
     UrlPath,
 )
-from poolctl.routing.route import POLICIES
+from poolctl.routing.route import POLICIES, STICKY
 
 from ._route_values import (
     STREAM_TARGET_ALLOWED,
@@ -33,6 +33,8 @@ from .engines import engine_names
 _ENGINES = engine_names()
 Engine = Literal[_ENGINES]  # type: ignore[valid-type]
 Policy = Literal[POLICIES]  # type: ignore[valid-type]
+_STREAM_POLICIES = tuple(each for each in POLICIES if each != STICKY)
+StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.backends.balance import ConsistentHash, policy_of
+from poolctl.features.gateway.process.backends.balance import BY_LOAD, ConsistentHash, policy_of
 from poolctl.routing.route import POLICIES
 from tests.examples import examples
 
@@ -75,6 +75,12 @@ def test_every_policy_finds_a_usable_backend_if_there_is_one(
     usable = {f"h{at}" for at, (_, _, up) in enumerate(drawn) if up}
     for key in chosen(name, candidates, 20, lambda host: host.key in usable):
         assert key in (usable or {"-"})
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_that_depends_on_the_load_is_listed(name: str) -> None:
+    idle, busy = hosts(1, 1, 1), [Host("a", load=9), Host("b", load=1), Host("c", load=4)]
+    assert (chosen(name, idle, 30) != chosen(name, busy, 30)) == (name in BY_LOAD), "see BY_LOAD"
 
 
 def test_least_connections_takes_the_least_loaded_for_its_weight_and_equal_ones_in_turn() -> None:

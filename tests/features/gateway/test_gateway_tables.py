@@ -15,6 +15,8 @@ from poolctl.errors import PoolValidateError
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import (
+    POLICIES,
+    STICKY,
     ExcludedRoute,
     Header,
     Limit,
@@ -178,6 +180,14 @@ def test_stream_has_its_addresses_and_limits(tmp_path: Path) -> None:
     assert (found.max_connections, found.idle_seconds, found.timeouts.connect) == (9, 60, 1)
 
 
+@pytest.mark.parametrize("policy", [each for each in POLICIES if each != STICKY])
+def test_stream_has_each_policy_that_needs_no_cookie(tmp_path: Path, policy: str) -> None:
+    text = f'[[stream]]\nbind = ":5432"\nto = ["10.0.0.5:5432", "web"]\npolicy = "{policy}"\n'
+    (found,) = routes(tmp_path, WEB + text).values()
+    assert isinstance(found, StreamRoute)
+    assert found.policy == policy
+
+
 @pytest.mark.parametrize(
     ("to", "alias", "keys"),
     [
@@ -329,6 +339,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
         ("[[stream]]\nbind = ':5432'\nto = 'http://a'\n", "is a URL: a stream leads to HOST:PORT"),
         ("[[stream]]\nbind = ':5432'\nto = 'a:1'\nprotocol = 'sctp'\n", 'allowed is "tcp" or "udp"'),
+        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\npolicy = 'sticky'\n", '"random-two" or "first"'),
     ],
 )  # fmt: skip
 def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from poolctl.routing.route import POLICIES
 
-STICKY = "sticky"
+# The policies that read `load`. The gateway counts passed connections only for their routes.
 BY_LOAD = ("least-connections", "random-two")
 
 # Points on the circle for each unit of weight: shares of equal backends differ by about a tenth.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
-from poolctl.routing.route import Limit, Route, StreamRoute, passable
+from poolctl.routing.route import STICKY, Limit, Route, StreamRoute, passable
 from poolctl.routing.route_health import RouteHealth
 
 from .backend import (
@@ -20,7 +20,7 @@ from .backend import (
     CanaryBackend,
     Member,
 )
-from .balance import BY_LOAD, STICKY, Policy, policy_of
+from .balance import BY_LOAD, Policy, policy_of
 from .client_limits import ClientLimits
 from .hosts import HostManager
 from .lease import Lease, NoBackend
