@@ -19,12 +19,12 @@ def test_examples_are_valid_together(real_pool: RealPool) -> None:
 
 def test_every_policy_is_named() -> None:
     (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES)
+    assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES), "docs/gateway.md"
 
 
 def test_every_key_that_needs_the_proxy_is_named() -> None:
     (sentence,) = re.findall(r"Routes with (`.*?) are\sproxied\.", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", sentence)) == NEEDS_PROXY.keys()
+    assert set(re.findall(r"`(\w+)`", sentence)) == NEEDS_PROXY.keys(), "docs/gateway.md"
 
 
 def test_every_command_in_it_is_one(real_pool: RealPool) -> None:

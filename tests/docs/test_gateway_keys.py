@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.config import json_schema, load
 from poolctl.features.gateway.routes import routes_of
+from poolctl.routing.route import POLICIES
 from poolctl.units import DURATION_PATTERN, parse_duration
 
 TEXT = (Path(__file__).parents[2] / "docs" / "gateway-keys.md").read_text()
@@ -35,7 +36,8 @@ def test_every_key_is_in_the_table_and_every_default_is_right(heading: str, tabl
     part = TEXT.split(f"| key of {heading} |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|(.*?)\| (.*) \|$", part, re.MULTILINE)
     keys = json_schema()["$defs"][table]["properties"]
-    assert sorted(name for names, _, _ in rows for name in re.findall(r"\w+", names)) == sorted(keys)
+    described = [name for names, _, _ in rows for name in re.findall(r"\w+", names)]
+    assert sorted(described) == sorted(keys), "docs/gateway-keys.md"
     for names, default, meaning in rows:
         key = names.strip("`")
         if (default := default.strip()).startswith("`"):
@@ -43,6 +45,11 @@ def test_every_key_is_in_the_table_and_every_default_is_right(heading: str, tabl
         inner = re.findall(r"(\w+) = (\"\w+\"|[\d.]+)", meaning) if "`" not in key else []
         for name, text in inner:
             assert plain(default_within(keys[key], name)) == plain(json.loads(text)), name
+
+
+def test_every_policy_is_named() -> None:
+    default, others = re.findall(r"^\| `policy` \| `\"(.*?)\"` \| (.*) \|$", TEXT, re.MULTILINE)[0]
+    assert {default, *re.findall(r"`(\S+)`", others)} == set(POLICIES), "docs/gateway-keys.md"
 
 
 def default_within(key: dict[str, Any], name: str) -> Any:

@@ -62,4 +62,4 @@ def test_every_metric_is_described_and_every_one_described_is_there(
         family.name.removeprefix("poolctl_") + ("_total" if family.type == "counter" else "")
         for family in read()
     }
-    assert found == described
+    assert found == described, "the tables of docs/metrics.md"

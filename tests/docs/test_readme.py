@@ -86,7 +86,7 @@ def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_dire
 def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPool) -> None:
     server = real_pool.ok("schema").json["$defs"]["Server"]["properties"]
     documented = table("configuration", "Configuration")
-    assert server.keys() - {"listen"} == documented.keys()
+    assert server.keys() - {"listen"} == documented.keys(), "the table of docs/configuration.md"
     for key, shown in documented.items():
         if re.fullmatch(r"`[^`{]*`", shown) and not isinstance(server[key].get("default"), dict | None):
             assert json.loads(shown.strip("`")) == server[key]["default"], key
@@ -95,14 +95,15 @@ def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPoo
 def test_every_command_is_in_the_table(real_pool: RealPool) -> None:
     documented = {name.split()[0] for names in table("commands", "Commands") for name in names.split("`, `")}
     helped = real_pool.ok("help", "--all").stdout
-    assert documented == {m[1] for m in re.finditer(r"^\W*([a-z]+)  ", helped, re.MULTILINE)}
+    listed = {m[1] for m in re.finditer(r"^\W*([a-z]+)  ", helped, re.MULTILINE)}
+    assert documented == listed, "the table of docs/commands.md"
 
 
 def test_every_exit_code_is_in_the_table() -> None:
     from poolctl import exit_codes
 
     known = {v for k, v in vars(exit_codes).items() if k.isupper() and isinstance(v, int)}
-    assert {int(code) for code in table("commands", "Exit codes")} == known
+    assert {int(code) for code in table("commands", "Exit codes")} == known, "docs/commands.md"
 
 
 def test_the_json_example_has_the_shape_of_the_real_one(real_pool: RealPool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,3 +111,10 @@ def test_processor_time_counts_from_the_second_measurement(pages: Pages) -> None
 
 def test_each_key_has_a_trigger() -> None:
     assert list(TRIGGERS) == list(Triggers.keys_of)
+
+
+def test_docs_describe_each_trigger() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
+    table = text.partition("\n| trigger | ")[2].partition("\n\n")[0]
+    names = re.findall(r"^\| (`.*?) \| ", table, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(names)) == list(TRIGGERS), "docs/scaling.md"
