@@ -21,6 +21,14 @@ def test_paths_are_there(text: str) -> None:
     assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
 
 
+def test_names_are_in_the_modules_that_are_given_for_them() -> None:
+    named = re.findall(r"`([\w.]+)`\s+(?:of|in)\s+`(poolctl/[\w/]+\.py)`", ARCHITECTURE)
+    assert named
+    for name, path in named:
+        word = name.rpartition(".")[2]
+        assert re.search(rf"\b{word}\b", (ROOT / path).read_text()), f"{path} has no {word}"
+
+
 @pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
 def test_make_targets_are_there(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
