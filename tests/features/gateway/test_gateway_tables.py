@@ -339,7 +339,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
         ("[[stream]]\nbind = ':5432'\nto = 'http://a'\n", "is a URL: a stream leads to HOST:PORT"),
         ("[[stream]]\nbind = ':5432'\nto = 'a:1'\nprotocol = 'sctp'\n", 'allowed is "tcp" or "udp"'),
-        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\npolicy = 'sticky'\n", '"random-two" or "first"'),
+        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\npolicy = 'sticky'\n", "'sticky' is not allowed here"),
     ],
 )  # fmt: skip
 def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:
