@@ -22,7 +22,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features test test-all test-measured test-rest heavy properties unit quick portable portable-processes \
+.PHONY: help demo features test test-all test-measured test-rest heavy applications properties unit quick portable portable-processes \
 	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,7 @@ help:
 	@echo "make test-all      every test but those of make heavy, with coverage"
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
 	@echo "make properties    the property tests with all of their examples; elsewhere they have a quarter"
+	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -101,6 +102,10 @@ heavy: dev
 properties: export POOLCTL_EXAMPLES := all
 properties: dev
 	@$(BIN)/python $(PYTEST) -m hypothesis tests/unit tests/features $(ARGS)
+
+applications: dev
+	@PYTHON="$(PYTHON)" bash .ci/venv .venv-applications applications
+	@$(BIN)/python $(PYTEST) tests/applications $(ARGS)
 
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev

@@ -50,6 +50,7 @@ def client_of(gateway: GatewayPool) -> PoolClient:
     return PoolClient(Client(str(found)))
 
 
+@pytest.mark.skipif("registration" not in FEATURES, reason="there is no registration")
 def test_registry_is_live_read_only_and_without_secrets(gateway: GatewayPool) -> None:
     gateway.pool.env["TOKEN"] = "a-bearer-token"
     gateway.pool.write("hello.py", "")
@@ -126,6 +127,7 @@ def test_registry_is_empty_without_a_gateway_and_follows_one_that_a_reload_adds(
         gateway.until(lambda: registry.num_all == 0)
 
 
+@pytest.mark.skipif("registration" not in FEATURES, reason="there is no registration")
 def test_closed_registry_keeps_its_routes(gateway: GatewayPool) -> None:
     gateway.start()
     client = client_of(gateway)
