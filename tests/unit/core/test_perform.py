@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import Any
 
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import Status
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
+from tests.unit.core.stepped_runner import SteppedLoop
+from tests.unit.runners.scripted_runner import FAILS, NEVER
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
 KILLED = Exit.from_signal(9)
@@ -126,5 +129,230 @@ def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
         (problem,) = await pool.start()
         assert problem.message == "the machine refuses a worker: Too many open files"
         assert "ulimit -n" in problem.hint
+
+    run(scenario())
+
+
+def test_server_whose_worker_exits_with_status_0_is_stopped_and_not_restarted_on_failure() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        await pool.start()
+        pool.runner.end("web.1.0", Exit.from_status(0))
+        await turns()
+        observed = pool.core.entries["web"].observed
+        assert pool.states() == {"web": "stopped"}
+        assert (observed.restarts, observed.next_step, observed.failure) == (0, "not restarted", None)
+        assert (observed.last_exit, pool.runner.running) == (Exit.from_status(0), {})
+
+    run(scenario())
+
+
+def test_long_backoff_refuses_connections_after_the_start_timeout_and_ends_with_another_worker() -> None:
+    pool = OrderedCore(web(restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}, start_timeout=10))
+    loop = SteppedLoop(pool.clock)
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+        for _ in range(2):
+            loop.run_until_complete(die(pool))
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, {entry.config.key})
+        assert entry.observed.failure is not None
+        assert entry.observed.failure.message == "killed by SIGKILL"
+        assert entry.observed.next_step.startswith("restart")
+        pool.clock.advance(9)
+        loop.settle()
+        assert pool.runner.opened, "connections wait as long as a start may take"
+        pool.clock.advance(2)
+        loop.settle()
+        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+        pool.clock.advance(90)
+        loop.settle()
+        assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {entry.config.key})
+        assert entry.observed.restarts == 2
+    finally:
+        loop.close()
+
+
+def test_restart_without_overlap_keeps_the_worker_and_reports_why_no_other_can_be_started() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(overlap=False))
+        await pool.start()
+        pool.runner.unplaceable.add("web")
+        (problem,) = await pool.restart()
+        assert (problem.message, problem.hint) == ("no worker can be forked", "look")
+        assert (pool.states(), list(pool.runner.running)) == ({"web": "running"}, ["web.1.0"])
+        pool.runner.unplaceable.clear()
+        assert await pool.restart() == []
+        assert "web.1.0" not in pool.runner.running
+
+    run(scenario())
+
+
+def test_listener_that_fails_to_open_after_a_stop_is_no_failure() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        pool.runner.may_open.clear()
+        pool.runner.unopenable.add("web")
+        starting = pool.begin(pool.start())
+        await turns()
+        stopping = pool.begin(pool.stop())
+        await turns()
+        pool.runner.may_open.set()
+        assert await stopping == []
+        await starting
+        assert (pool.states(), pool.core.entries["web"].observed.failure) == ({"web": "stopped"}, None)
+
+    run(scenario())
+
+
+def test_worker_that_is_killed_gets_no_time_even_if_it_is_stopping_already() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(stop_timeout=7))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        (worker,) = entry.observed.workers.values()
+        pool.runner.may_end.clear()
+        stopping = pool.begin(pool.stop())
+        await turns()
+        pool.core.kill(entry, worker)
+        assert await stopping == []
+        pool.runner.may_end.set()
+        assert "stop web.1.0 0" in pool.runner.log
+
+    run(scenario())
+
+
+def test_stuck_worker_has_a_second_to_end_and_less_if_its_stop_timeout_is_shorter() -> None:
+    async def scenario(stop_timeout: float, expected: str) -> None:
+        pool = OrderedCore(web(stop_timeout=stop_timeout))
+        await pool.start()
+        (worker,) = pool.core.entries["web"].observed.workers.values()
+        worker.stuck = True
+        await pool.stop()
+        assert f"stop web.1.0 {expected}" in pool.runner.log
+
+    run(scenario(7, "1"))
+    run(scenario(0.5, "0.5"))
+
+
+def test_worker_that_had_to_be_killed_is_named_in_a_warning_with_its_time() -> None:
+    async def scenario(exit_: Exit, warnings: list[str]) -> None:
+        pool = OrderedCore(web(stop_timeout=7))
+        await pool.start()
+        stop = pool.runner.stop
+
+        async def stopped(*args: Any, **options: Any) -> Exit:
+            await stop(*args, **options)
+            return exit_
+
+        pool.runner.stop = stopped  # type: ignore[method-assign]
+        await pool.stop()
+        await turns()
+        assert pool.core.entries["web"].observed.warnings == warnings
+
+    run(scenario(KILLED, ["web: had to be killed after 7s"]))
+    run(scenario(Exit.from_signal(15), []))
+
+
+def test_worker_that_survives_its_kill_is_reported_with_where_it_runs() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        (worker,) = pool.core.entries["web"].observed.workers.values()
+        pool.runner.deaf.add("web")
+        (problem,) = await pool.stop()
+        assert problem.message == "could not be ended, not even by SIGKILL (nowhere)"
+        assert worker.unstoppable
+        assert list(pool.core.entries["web"].observed.workers) == ["web.1.0"]
+
+    run(scenario())
+
+
+def test_stop_during_the_import_of_an_application_places_no_worker() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(preload=True))
+        imports = asyncio.Event()
+
+        async def prepare(*_: Any) -> str:
+            await imports.wait()
+            return ""
+
+        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        starting = pool.begin(pool.start())
+        await turns()
+        assert await pool.stop() == []
+        await starting
+        assert pool.states() == {"web": "stopped"}
+        assert not any(line.startswith("place") for line in pool.runner.log)
+
+    run(scenario())
+
+
+def test_application_that_cannot_be_preloaded_is_served_and_reported_once() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(preload=True, workers=2))
+
+        async def prepare(*_: Any) -> str:
+            return "it starts threads"
+
+        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        assert await pool.start() == []
+        assert len(pool.runner.running) == 2
+        assert pool.core.entries["web"].observed.warnings == [
+            "web: preload = true has no effect: it starts threads"
+        ]
+
+    run(scenario())
+
+
+def test_connections_that_wait_for_a_wake_are_closed_when_it_fails_and_not_before() -> None:
+    pool = OrderedCore(web(scale={"min": 0, "idle": 1}, start_timeout=10), web=NEVER)
+    loop = SteppedLoop(pool.clock)
+    dismissal = f"dismiss {pool.core.entries['web'].config.key}"
+    try:
+        loop.run_until_complete(pool.start())
+        assert pool.states() == {"web": "sleeping"}
+
+        async def rung() -> None:
+            pool.runner.ring("web")
+
+        loop.run_until_complete(rung())
+        loop.settle()
+        assert list(pool.runner.running) == ["web.1.0"]
+        pool.clock.advance(9)
+        loop.settle()
+        assert dismissal not in pool.runner.log
+        pool.clock.advance(2)
+        loop.settle()
+        assert pool.runner.log.count(dismissal) == 1
+    finally:
+        loop.close()
+
+
+def test_listener_of_a_sleeping_server_is_no_longer_watched_after_an_order_to_wake_it() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 0, "idle": 1}))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.wake(entry)
+        await turns()
+        assert pool.runner.log[1:] == ["arm web", f"disarm {entry.config.key}", "place web.1.0"]
+        assert (entry.listener.armed, pool.states()) == (None, {"web": "running"})
+
+    run(scenario())
+
+
+def test_replacement_that_fails_leaves_the_configuration_of_the_worker_that_serves() -> None:
+    async def scenario() -> None:
+        before = web()
+        pool = OrderedCore(before, **{"web.2.0": FAILS})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.change(entry, web(tags=["new"]), live=False)
+        await turns()
+        assert (entry.config, entry.desired.generation) == (before, 1)
+        assert (list(pool.runner.running), pool.states()) == (["web.1.0"], {"web": "running"})
+        assert entry.observed.failure is not None
+        assert entry.observed.failure.message == "exited with status 3 before it was ready"
 
     run(scenario())

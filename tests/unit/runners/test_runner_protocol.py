@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import fields
 
 import pytest
 
-from poolctl.runners.runner_protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+from poolctl import ServerConfig
+from poolctl.runners.runner_protocol import (
+    Adopted,
+    AdoptedWorker,
+    Capabilities,
+    Endpoints,
+    Exit,
+    Placement,
+    WorkerFailed,
+    app_state,
+)
 
 
 def test_a_placement_is_named_by_server_generation_and_index() -> None:
@@ -40,6 +51,56 @@ def test_failure_keeps_its_reason_when_it_is_copied_or_sent() -> None:
     for again in (copy.copy(failure), pickle.loads(pickle.dumps(failure))):
         assert (again.message, again.hint, again.exit) == ("gone", "look", Exit.from_status(3))
     assert str(failure) == "gone"
+
+
+def test_failure_without_hint_and_exit_says_that_there_are_none() -> None:
+    failure = WorkerFailed("gone")
+    assert (failure.hint, failure.exit) == ("", None)
+
+
+def test_exit_before_readiness_is_told_with_the_reason_of_the_worker_if_it_has_one() -> None:
+    exit_ = Exit.from_status(3)
+    assert exit_.before_ready("") == "exited with status 3 before it was ready"
+    assert exit_.before_ready("no module app") == "exited with status 3 before it was ready: no module app"
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "expected"),
+    [
+        (0, None, Exit(status=0, message="exited with status 0")),
+        (3, None, Exit(status=3, message="exited with status 3")),
+        (None, 9, Exit(signal=9, message="killed by SIGKILL")),
+    ],
+)
+def test_exit_reported_by_the_keeper_is_its_signal_or_its_status(
+    status: int | None, number: int | None, expected: Exit
+) -> None:
+    assert Exit.reported(status, number) == expected
+
+
+def test_exit_of_a_process_that_was_not_the_child_of_the_keeper_is_unknown_and_not_ok() -> None:
+    exit_ = Exit.reported(None, None)
+    assert (exit_.status, exit_.signal, exit_.ok) == (None, None, False)
+    assert "exit status unknown" in exit_.message
+
+
+def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
+    placement = Placement.of("users", 3, 1)
+    assert (placement.server, placement.generation, placement.index) == ("users", 3, 1)
+    assert (placement.pid, placement.certificate_ends) == (None, None)
+    assert (Exit.from_signal(9).status, Exit.from_status(-9).signal) == (None, 9)
+
+
+def test_runner_has_no_optional_ability_and_adopts_nothing_unless_it_says_so() -> None:
+    assert all(getattr(Capabilities(), each.name) is None for each in fields(Capabilities))
+    assert (Adopted().workers, Adopted().hooks, Adopted().endpoints) == ((), {}, {})
+    worker = AdoptedWorker(Placement.of("users", 3, 1), ServerConfig(name="users", bind=":1", app="any:app"))
+    assert (worker.ready_at, worker.leaving, worker.idle, worker.resting) == (None, False, False, "")
+
+
+def test_state_of_an_application_cannot_be_changed_by_default() -> None:
+    with pytest.raises(TypeError):
+        app_state.get()["key"] = "value"  # type: ignore[index]
 
 
 def test_endpoints_compare_by_value_and_state_is_empty_by_default() -> None:
