@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -64,6 +66,14 @@ class Example:
             return json.loads(text)
         except ValueError:
             return text
+
+    def answers(self, port: int) -> bool:
+        """Whether a server answers there by now."""
+        try:
+            self.ask(port)
+        except OSError:
+            return False
+        return True
 
     def refusal(self, port: int, path: str = "/", **options: Any) -> int:
         """The status with which a request is refused."""
@@ -191,7 +201,7 @@ def test_a_container(real_pool: RealPool) -> None:
     example = Example("container", real_pool)
     dockerfile = (EXAMPLES / "container/Dockerfile").read_text()
     variables = dict(
-        pair.split("=") for pair in re.findall(r"[A-Z_]+=\S+", dockerfile.partition("\nENV ")[2])
+        pair.split("=", 1) for pair in re.findall(r"[A-Z_]+=\S+", dockerfile.partition("\nENV ")[2])
     )
     process = real_pool.spawn("run", env={"POOLCTL_LOG_FORMAT": variables["POOLCTL_LOG_FORMAT"]})
     check = re.findall(r"HEALTHCHECK .*CMD (\[.*\])", dockerfile)[0]
@@ -200,6 +210,45 @@ def test_a_container(real_pool: RealPool) -> None:
     process.terminate()
     stdout, _ = process.communicate(timeout=60)
     assert {json.loads(line)["server"] for line in stdout.splitlines()} == {"web"}
+
+
+# What `docker run --read-only --tmpfs` gives, by the kernel's own means: process 1, a root that cannot be written to, one
+# directory in memory, and a user without a name or a capability.
+IN_A_CONTAINER = """
+mount --make-rprivate /
+mount -t tmpfs -o mode=1777 tmpfs "$1"
+mount -o remount,bind,ro /
+shift
+exec setpriv --reuid=10001 --regid=10001 --clear-groups --bounding-set=-all --no-new-privs -- env "$@"
+"""
+
+
+def test_a_container_needs_no_rights_and_one_directory(real_pool: RealPool) -> None:
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if os.path.ismount("/tmp") or subprocess.run([*namespaces, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace with a root of its own")
+    real_pool.open_to_all()
+    example = Example("container", real_pool)
+    writable = real_pool.runtime
+    words = json.loads(re.findall(r"^CMD (.*)", (EXAMPLES / "container/Dockerfile").read_text(), re.M)[0])
+    process = subprocess.Popen(
+        [*namespaces, "sh", "-ec", IN_A_CONTAINER, "sh", str(writable), *real_pool.command(), *words[1:]],
+        cwd=real_pool.directory, env=real_pool.env | {"TMPDIR": str(writable)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: process.poll() is not None or example.answers(8060))
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert example.ask(8060) == "hello from a container\n"
+        (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert Path(f"/proc/{inner}/status").read_text().split("NSpid:")[1].split()[1] == "1"
+        os.kill(int(inner), signal.SIGTERM)
+        process.wait(30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert not list(writable.iterdir()), "the directory in memory is its own"
 
 
 def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPool) -> None:

@@ -83,7 +83,7 @@ def test_process_that_stops_answering_is_killed(process: subprocess.Popen[bytes]
 
 
 def test_process_that_answers_is_pinged_again(process: subprocess.Popen[bytes]) -> None:
-    assert asyncio.run(asked(identity(process.pid), answers=10, most=10)) == 10
+    assert asyncio.run(asked(identity(process.pid), answers=10, most=10, silence_seconds=20)) == 10
     assert process.poll() is None
 
 
