@@ -212,8 +212,8 @@ def test_a_container(real_pool: RealPool) -> None:
     assert {json.loads(line)["server"] for line in stdout.splitlines()} == {"web"}
 
 
-# What `docker run --read-only --tmpfs` gives, by the kernel's own means: process 1, a root that cannot be written to, one
-# directory in memory, and a user without a name or a capability.
+# What `docker run --read-only --tmpfs` gives, by the kernel's own means: process 1, a root that cannot be written to,
+# one directory in memory, and a user without a name or a capability.
 IN_A_CONTAINER = """
 mount --make-rprivate /
 mount -t tmpfs -o mode=1777 tmpfs "$1"
