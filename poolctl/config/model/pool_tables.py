@@ -34,10 +34,12 @@ _NAMES = ("metrics", "events")
 class PoolSettings(Section):
     """The table [pool]."""
 
-    name: Name | None = field(None, "Names the pool; left out: derived from the path of the file.")
-    port_range: PortRange = field((20000, 29999), "The ports that `auto` chooses from.")
+    name: Name | None = field(None, "The name of the pool. Left out: derived from the path of the file.")
+    port_range: PortRange = field((20000, 29999), "The range from which `auto` chooses ports.")
     handlers: Handlers | None = field(
-        None, '"module:function" that returns the apps by their handler_key, for servers without their own.'
+        None,
+        '"module:function" that returns a mapping of applications by handler_key, for servers without an '
+        "app.",
     )
 
     def to_dict(self) -> dict[str, Tree]:
@@ -50,8 +52,8 @@ class MetricsTable(Table):
 
     table_name: ClassVar[str] = "metrics"
 
-    bind: Bind = field("127.0.0.1:9464", "The address of the endpoint.")
-    path: MetricsPath = field("/metrics", "The path of the metrics.")
+    bind: Bind = field("127.0.0.1:9464", "The address that Prometheus reads.")
+    path: MetricsPath = field("/metrics", "The path at which the metrics are served.")
 
 
 class EventsTable(Table):
@@ -61,9 +63,9 @@ class EventsTable(Table):
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: FilePath | None = field(None, "The file. Left out: events.jsonl in the state directory.")
-    max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
-    keep: FileCount = field(5, "Number of rotated files.")
-    max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")
+    max_size: Size = field(10 * 1024 * 1024, "The size at which the file is rotated.")
+    keep: FileCount = field(5, "Number of rotated files that are kept.")
+    max_age: Positive | None = field(None, "The age at which the file is rotated. Left out: never.")
 
 
 MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}

@@ -56,80 +56,95 @@ class ServerKeys(Section):
 
     name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
     bind: str = required(
-        description="The address it listens on; unique in the pool. A job has none, nor has a program without a port.",
+        description="The address that it listens on, unique in the pool. A job has no address, nor has a program "
+        "without a port.",
         derived=True,
     )
     expose: str = required(
-        description="The address that clients use. Left out: derived from bind and tls.", derived=True
+        description="The address that clients use: a URL. Left out: derived from bind and tls.", derived=True
     )
     app: Tree = field(None, 'The ASGI application: "module:attribute".')
-    factory: Truth = field(False, "app is a function that returns the application.")
+    factory: Truth = field(False, "Whether app is a function that returns the application.")
     app_dir: FilePath = field(".", "The directory that goes first on the import path.")
     python: FilePath | None = field(
         None,
-        "The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv beside the file, "
-        "then poolctl's own.",
+        "The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv next to "
+        "the file, then poolctl's own interpreter.",
     )
     command: Argument | None = field(
-        None, "Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
+        None, "A program to run instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
     )
     socket: Literal["pool", "program"] = field(
         "pool",
-        "Who opens the command's listening socket; a program that is given its address opens it itself.",
+        "Who opens the listening socket of a command: the pool, or a program that is given its address "
+        "and opens it itself.",
     )
-    notify: Truth = field(False, "The command says READY=1 on NOTIFY_SOCKET when it is ready.")
-    job: Truth = field(False, "The command runs to its end and has no address.")
+    notify: Truth = field(False, "The command reports READY=1 on NOTIFY_SOCKET when it is ready.")
+    job: Truth = field(False, "The command runs to completion and has no address.")
     every: Schedule | None = field(
         None,
-        'When a job runs: minute, hour, day, month and weekday as in cron, such as "0 3 * * *", in the time zone of '
-        "the pool (TZ).",
+        'When a job runs: minute, hour, day, month and weekday as in cron, such as "0 3 * * *", in the '
+        "pool's time zone (TZ).",
     )
-    overlap: Truth = field(True, "Two generations may run at once while it is restarted.")
-    handler_key: str = field("", "Which entry of [pool] handlers serves it.")
+    overlap: Truth = field(True, "Whether old and new workers may run at the same time during a restart.")
+    handler_key: str = field("", "The key of the application that [pool] handlers returns for this server.")
     env: Environment = field(
         EMPTY,
-        "Environment variables; they win over env_file. For a command {port}, {host} and {bind} are replaced.",
+        "Environment variables; they take precedence over env_file. For a command, {port}, {host} and "
+        "{bind} are replaced.",
     )
     env_file: tuple[FilePath, ...] = field(
         (),
-        "Files of environment variables; a later one wins. Left out: .env next to the file, if there is one.",
+        "Files of environment variables; later files take precedence. Left out: .env next to the file, if"
+        " it exists.",
     )
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
-    user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
-    umask: Umask | None = field(None, 'The umask of its processes: "0027". Left out: that of the start.')
-    scale: Scale = field(Scale.usual(), "How many workers.")
-    preload: Truth = field(False, "Import the app once and fork the workers from there.")
-    tags: Words = field((), "Words to select it by.")
+    user: Text | None = field(None, 'The user, or "user:group", that the server runs as; needs root.')
+    umask: Umask | None = field(
+        None,
+        'The umask of its processes, such as "0027". Left out: the umask of the shell that started the pool.',
+    )
+    scale: Scale = field(Scale.usual(), "The number of workers.")
+    preload: Truth = field(False, "Import the app once, and fork the workers from that process.")
+    tags: Words = field((), "Words by which commands select the server.")
     labels: Labels = field(
-        EMPTY, "Names and values for other tools; those that begin with route. are a route of the gateway."
+        EMPTY,
+        "Names and values for other tools; labels that begin with route. define a route of the gateway.",
     )
-    disabled: Truth = field(False, "Known and listed, never started.")
-    mandatory: Truth = field(False, "When it has failed, the whole pool is stopped.")
-    depends_on: tuple[Dependency, ...] = field((), "The servers that it waits for.")
+    disabled: Truth = field(False, "The server is listed and never started.")
+    mandatory: Truth = field(False, "Whether the whole pool stops when this server has failed.")
+    depends_on: tuple[Dependency, ...] = field((), "The servers that this one waits for when it starts.")
     tls: Annotated[TLSConfig | bool, TRUTH_OR_TLS] = field(
-        False, "false, true (what [defaults.tls] or set_default_tls says), or its own table."
+        False, "false, true for the certificate of [defaults.tls] or set_default_tls, or a table of its own."
     )
-    http: Http = field(Http.usual(), "How uvicorn speaks HTTP.")
-    start_timeout: Positive = field(30.0, "How long it may take until it is ready.")
-    stop_timeout: Duration = field(10.0, "How long it may take to end; then it is killed.")
+    http: Http = field(Http.usual(), "How HTTP is served.")
+    start_timeout: Positive = field(30.0, "Maximum time until the server is ready.")
+    stop_timeout: Duration = field(
+        10.0, "Maximum time that its processes take to end; after that they are killed."
+    )
     stop_signal: (
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
-    ) = field(None, "The signal that asks a command to end. Left out: SIGTERM.")
-    drain_timeout: Duration = field(30.0, "How long its connections may take to end.")
+    ) = field(None, "The signal that asks a command to stop. Left out: SIGTERM.")
+    drain_timeout: Duration = field(30.0, "Maximum time for its connections to end when a worker is stopped.")
     hooks: Hooks | None = field(
         None,
-        "Commands that an ordered start and stop of the server run once; not a restart, a crash or a wake.",
+        "Commands that run once at an ordered start and stop of the server, not at a restart, a crash or a wake.",
     )
-    health: Health = field(Health.usual(), 'The probes; a string is a readiness path: "/ready".')
-    restart: Restart = field(Restart.usual(), 'When it is started again; a string is the policy: "always".')
+    health: Health = field(
+        Health.usual(), 'The probes; a string is the path of the readiness probe: "/ready".'
+    )
+    restart: Restart = field(
+        Restart.usual(),
+        'Whether the server is started again after it has ended; a string is the policy: "always".',
+    )
     recovery: Recovery = field(
         Recovery.usual(),
-        'The action when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
+        'What is done when liveness is ko or a worker is stuck; a string is the strategy: "replace".',
     )
     limits: Limits = field(Limits.usual(), "Resources that a worker may use.")
-    log: Log = field(Log.usual(), "Where its output goes.")
+    log: Log = field(Log.usual(), "Where its output is written.")
     watch: Watch | None = field(
-        None, "The files besides code that `--watch` looks at, and those that it ignores."
+        None, "The files besides code that `--watch` watches, and the files that it ignores."
     )
 
     address: KnownAddress = hidden()

@@ -46,15 +46,18 @@ OF_SLEEP = ("idle", "awake", "asleep", "timezone")
 class Scale(Section):
     """The number of workers. A feature that changes the number has a subclass: see `extended`."""
 
-    min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
-    max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
-    idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
+    min: LeastWorkers = field(1, "Minimum number of workers; 0 lets the server sleep.")
+    max: MostWorkers = field(1, "Maximum number of workers. Left out: the same as min, at least 1.")
+    idle: Duration = field(0.0, "How long the server has no traffic before it sleeps; 0 is never.")
     awake: Windows = field(
-        (), 'When it is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
+        (), 'When the server is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
     )
-    asleep: Windows = field((), "When it is kept asleep, whatever awake says: no request wakes it.")
+    asleep: Windows = field(
+        (), "When the server is kept asleep: no request wakes it. It takes precedence over awake."
+    )
     timezone: TimeZone = field(
-        "", 'The time zone of awake and asleep, such as "Europe/Berlin". Left out: that of the pool (TZ).'
+        "",
+        'The time zone of awake and asleep, such as "Europe/Berlin". Left out: the pool\'s time zone (TZ).',
     )
 
     def to_dict(self) -> dict[str, Tree]:
@@ -87,28 +90,28 @@ class Dependency(Section):
 
 
 class TLSConfig(Section):
-    """Certificates of a server, or of all servers that use the default (`set_default_tls`, `[defaults.tls]`)."""
+    """The certificate of a server, or the default of all servers (`set_default_tls`, `[defaults.tls]`)."""
 
     if TYPE_CHECKING:
 
         def __init__(self, /, *, cert: str, **keys: Tree) -> None: ...
 
     cert: FilePath = required(description="The certificate and its chain, a PEM file.")
-    key: FilePath | None = field(None, "The private key, a PEM file; left out: it is in cert.")
-    password_env: Text | None = field(None, "The environment variable with the key's password.")
-    ca: FilePath | None = field(None, "The CA certificates that clients' are checked against.")
+    key: FilePath | None = field(None, "The private key, a PEM file. Left out: cert contains it.")
+    password_env: Text | None = field(None, "The environment variable that holds the key's password.")
+    ca: FilePath | None = field(None, "The CA certificates that certificates of clients are checked against.")
     client_auth: Literal["none", "optional", "required"] = field(
-        "none", "Whether clients present a certificate of their own."
+        "none", "Whether clients have to present a certificate."
     )
     min_version: Literal["1.2", "1.3"] = field("1.2", "The oldest TLS version that is accepted.")
-    ciphers: Text | None = field(None, "Cipher suites in OpenSSL's notation (TLS 1.2).")
+    ciphers: Text | None = field(None, "Cipher suites of TLS 1.2, in OpenSSL's notation.")
     warn_before: Duration = field(
-        1_209_600.0, "Warn when the certificate expires within this time; 0 is never."
+        1_209_600.0, "How long before the certificate expires a warning is given; 0 is never."
     )
 
 
 class Http(Section):
-    """How uvicorn speaks HTTP."""
+    """How HTTP is served."""
 
     implementation: Literal["auto", "h11", "httptools", "zttp"] = field(
         "auto", "The HTTP parser; auto never selects zttp."
@@ -116,44 +119,44 @@ class Http(Section):
     http2: Truth = field(False, "Serve HTTP/2 too; needs the parser zttp.")
     loop: Literal["auto", "asyncio", "uvloop"] = field("auto", "The event loop.")
     keep_alive: Duration = field(
-        75.0, "How long an idle connection is kept; 0: it is closed after its response."
+        75.0, "How long an idle connection is kept open; 0 closes it after each response."
     )
     root_path: str = field(
         "",
-        "The path below which a proxy serves the app (ASGI root_path): no / at its end.",
+        "The path under which a proxy serves the app (ASGI root_path), without a trailing slash.",
         json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
     )
-    proxy_headers: Truth = field(False, "Believe X-Forwarded-* of the trusted proxies.")
-    trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies, or "*".')
+    proxy_headers: Truth = field(False, "Trust X-Forwarded-* headers from trusted_proxies.")
+    trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies; "*" trusts every client.')
     access_log: RequestLog = field(
         "errors",
-        'A log line for each request, with its X-Request-ID; "errors": for answers of 500 and above.',
+        'Log a line for each request, with its X-Request-ID; "errors" logs only responses of 500 and above.',
     )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = field(
-        "info", "The level of uvicorn's loggers, to which applications may write; access_log is apart."
+        "info",
+        "The level of uvicorn's loggers, which applications may use too; it does not affect access_log.",
     )
     request_id: Truth | None = field(
-        None, "Give each request and its response an X-Request-ID. Left out: no."
+        None, "Add an X-Request-ID to each request and its response. Left out: no."
     )
     max_concurrency: AtLeastOne | None = field(
-        None, "Connections and requests at once; above it the answer is 503. Left out: no limit."
+        None,
+        "Maximum number of connections and requests at a time; further requests get 503. Left out: no limit.",
     )
     max_requests: AtLeastOne | None = field(
-        None, "A worker is replaced after so many requests. Left out: never."
+        None, "Number of requests after which a worker is replaced. Left out: never."
     )
     max_connections: AtLeastOne | None = field(
         None,
-        "Open connections of a worker; above it new ones wait in the backlog. Left out: as many as its descriptors "
-        "allow, less a reserve.",
+        "Maximum number of open connections of a worker; new ones wait in the backlog. Left out: what its"
+        " limit of descriptors allows, less a reserve.",
     )
     head_timeout: Positive = field(
         10.0,
-        "Time for the head of a request to arrive: the first one from the accept, a TLS handshake included, later "
-        "ones from their first byte.",
+        "Maximum time until the head of a request has arrived: the first one counts from the accept, with"
+        " the TLS handshake, later ones from their first byte.",
     )
-    max_head_size: HeadSize = field(
-        64 * 1024, "Largest head of a request; a larger one is answered with 431."
-    )
+    max_head_size: HeadSize = field(64 * 1024, "Maximum size of the head of a request; larger ones get 431.")
     websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = field(
         "auto", "The WebSocket implementation."
     )
@@ -171,8 +174,8 @@ class Backoff(Section):
 
     initial: Duration = field(0.2, "The delay before the second restart.")
     max: Duration = field(30.0, "The longest delay.")
-    factor: Factor = field(2.0, "Each delay is so many times the one before.")
-    jitter: Share = field(0.1, "The random part of a delay.")
+    factor: Factor = field(2.0, "The factor by which each delay is longer than the previous one.")
+    jitter: Share = field(0.1, "The random share of a delay: 0.1 varies it by up to 10 %.")
 
     def delay_seconds(self, before: int, chance: float) -> float:
         """The delay before the next restart; `before` counts those within the window, `chance` is from -1 to 1."""
@@ -182,41 +185,49 @@ class Backoff(Section):
 
 
 class Restart(Section):
-    """When a server that ended is started again."""
+    """Whether a server that has ended is started again."""
 
-    policy: Literal["no", "on-failure", "always"] = field("on-failure", "After which ends.")
-    backoff: Backoff = field(Backoff.usual(), "The delays of the restarts within the window.")
-    limit: Restarts = field(10, "After so many restarts in the window the next end is a failure.")
-    window: Positive = field(60.0, "The time in which restarts are counted together.")
+    policy: Literal["no", "on-failure", "always"] = field(
+        "on-failure", "The exits after which it is started again."
+    )
+    backoff: Backoff = field(Backoff.usual(), "The delays between restarts within the window.")
+    limit: Restarts = field(
+        10, "Maximum number of restarts within the window; the next exit makes the server failed."
+    )
+    window: Positive = field(60.0, "The time over which restarts are counted.")
 
 
 class Probe(Section):
     """A check of a server: exactly one of http, tcp and exec."""
 
-    http: UrlPath | None = field(None, "A path; the status of the response decides.")
-    tcp: Truth = field(False, "A connection decides.")
+    http: UrlPath | None = field(None, "The path that is requested; the status of the response decides.")
+    tcp: Truth = field(False, "Whether a connection can be opened decides.")
     exec: Argument | None = field(None, "A command; its exit status decides.")
     interval: Positive = field(5.0, "The time between two probes.")
-    timeout: Positive = field(2.0, "How long a response may take.")
-    interval_fall: Positive | None = field(None, "The interval while it falls; default: interval.")
-    interval_rise: Positive | None = field(None, "The interval while it rises; default: interval.")
-    fall_count_warn: Count = field(1, "Failures in a row from ok to warn.")
-    fall_count_ko: Count = field(3, "Failures in a row from warn to ko.")
-    rise_count_warn: Count = field(1, "Successes in a row from warn to ok.")
-    rise_count_ko: Count = field(1, "Successes in a row from ko to warn.")
-    jitter: Share = field(0.1, "The random part of an interval.")
+    timeout: Positive = field(2.0, "Maximum time until the response.")
+    interval_fall: Positive | None = field(None, "The interval while probes fail. Left out: interval.")
+    interval_rise: Positive | None = field(
+        None, "The interval while probes succeed again. Left out: interval."
+    )
+    fall_count_warn: Count = field(1, "Consecutive failures that turn ok into warn.")
+    fall_count_ko: Count = field(3, "Consecutive failures that turn warn into ko.")
+    rise_count_warn: Count = field(1, "Consecutive successes that turn warn into ok.")
+    rise_count_ko: Count = field(1, "Consecutive successes that turn ko into warn.")
+    jitter: Share = field(0.1, "The random share of an interval: 0.1 varies it by up to 10 %.")
     method: Method = field("GET", "The method of the request.")
-    headers: Headers = field(EMPTY, "Headers of the request; Host is the server's expose.")
-    status: Statuses = field("200-399", "The statuses that are a success.")
-    body: str | None = field(None, "A regular expression that the body has to contain.")
+    headers: Headers = field(
+        EMPTY, "Headers of the request. Host, unless it is given, is the server's expose."
+    )
+    status: Statuses = field("200-399", "The statuses that count as success.")
+    body: str | None = field(None, "A regular expression that must match within the body.")
 
 
 class Health(Section):
     """The probes of a server."""
 
-    startup: Probe | None = field(None, "Sent until it succeeds once; the others wait for it.")
-    readiness: Probe | None = field(None, "Whether it takes part in the traffic.")
-    liveness: Probe | None = field(None, "Whether it is alive; ko sets off the recovery.")
+    startup: Probe | None = field(None, "Repeated until it succeeds once; the other probes start after that.")
+    readiness: Probe | None = field(None, "Decides whether the server receives traffic.")
+    liveness: Probe | None = field(None, "Decides whether the server is alive; ko starts the recovery.")
 
     @property
     def gated(self) -> bool:
@@ -240,49 +251,60 @@ class Recovery(Section):
     """The action taken on a hung server."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = field(
-        "restart", "Stop and start, swap, disable, only notify, or nothing."
+        "restart",
+        "restart stops it and starts it again, replace starts a new worker first, disable takes it out, "
+        "notify only reports it, none does nothing.",
     )
-    heartbeat: Duration = field(5.0, "The time between two heartbeats of an app's worker; 0 is never.")
+    heartbeat: Duration = field(5.0, "The time between two heartbeats of an app's worker; 0 turns them off.")
     stuck_after: Positive = field(
-        15.0, "A worker whose event loop answers no heartbeat for so long is stuck."
+        15.0,
+        "How long a worker's event loop may leave a heartbeat unanswered before the worker counts as stuck.",
     )
-    limit: Restarts = field(5, "After so many recoveries within the window it is left alone.")
-    window: Positive = field(600.0, "The time in which recoveries are counted together.")
-    backoff: Patience = field(Patience.usual(), "The delays of the recoveries within the window.")
+    limit: Restarts = field(
+        5, "Maximum number of recoveries within the window; after that the server is left alone."
+    )
+    window: Positive = field(600.0, "The time over which recoveries are counted.")
+    backoff: Patience = field(Patience.usual(), "The delays between recoveries within the window.")
 
 
 class Limits(Section):
     """Resources that a worker may use."""
 
-    memory: Size | None = field(None, "PSS of a worker; exceeded means a swap.")
+    memory: Size | None = field(
+        None, "Maximum memory of a worker (PSS); a worker that exceeds it is replaced."
+    )
     open_files: OpenFiles | None = field(
-        None, "Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
+        None,
+        "Maximum number of open descriptors (RLIMIT_NOFILE). Left out: the limit of the shell that "
+        "started the pool.",
     )
 
 
 class Hooks(Section):
-    """Commands that run once a server, as its user, whatever the number of its workers."""
+    """Commands that run once for the server, as its user, however many workers it has."""
 
     before_start: Argument | None = field(
-        None, "Run before the first worker, within start_timeout; if it fails, so does the start."
+        None, "Run before the first worker starts, within start_timeout. If it fails, the start fails."
     )
     after_stop: Argument | None = field(None, "Run after the last worker has ended, within stop_timeout.")
 
 
 class Watch(Section):
-    """Files that `--watch` looks at; without a slash, a name anywhere below the directory of the file."""
+    """Files that `--watch` watches. Patterns without a slash match names anywhere below the file's directory."""
 
     include: Patterns = field(
-        (), 'Files besides code: "*.html", "templates/**"; ** stands for any directories.'
+        (), 'Files besides code, such as "*.html" or "templates/**"; ** matches any number of directories.'
     )
-    exclude: Patterns = field((), "Files and directories whose changes restart nothing.")
+    exclude: Patterns = field((), "Files and directories whose changes are ignored.")
 
 
 class Log(Section):
-    """Where the output of the workers goes."""
+    """Where the output of the workers is written."""
 
     path: FilePath | None = field(None, "The file. Left out: logs/NAME.log in the state directory.")
-    format: Literal["text", "json"] = field("text", "A time before each line, or JSON lines.")
-    max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
-    keep: FileCount = field(5, "Number of rotated files.")
-    max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")
+    format: Literal["text", "json"] = field(
+        "text", "text puts the time before each line, json writes JSON lines."
+    )
+    max_size: Size = field(10 * 1024 * 1024, "The size at which the file is rotated.")
+    keep: FileCount = field(5, "Number of rotated files that are kept.")
+    max_age: Positive | None = field(None, "The age at which the file is rotated. Left out: never.")

@@ -32,7 +32,11 @@ class _Generator(GenerateJsonSchema):
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "Replaced from the environment."}
+INTERPOLATED = {
+    "type": "string",
+    "pattern": r"\$\{",
+    "description": "A variable of the environment, expanded when the file is read.",
+}
 APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
 FORMATS: dict[str, Callable[..., str]] = {"seconds": format_duration, "bytes": format_size}
 SHORT_FORMS: Schema = {
@@ -51,7 +55,7 @@ def json_schema() -> Schema:
     definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
     definitions["Defaults"] = {
         "title": "Defaults",
-        "description": "Every key of a server but its name; a server's own key wins, tables merge.",
+        "description": "Every key of a server except its name. A server's own key takes precedence; tables are merged.",
         "type": "object",
         "properties": {key: value for key, value in server["properties"].items() if key != "name"},
         "additionalProperties": False,
@@ -63,8 +67,8 @@ def json_schema() -> Schema:
         "description": "The servers of the pool.",
     }
     tables: Schema = {
-        "pool": {"$ref": "#/$defs/Pool", "description": "What concerns the pool as a whole."},
-        "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
+        "pool": {"$ref": "#/$defs/Pool", "description": "Settings of the pool as a whole."},
+        "defaults": {"$ref": "#/$defs/Defaults", "description": "Defaults of every server."},
         "server": servers,
     }
     for key, model in (
@@ -147,7 +151,7 @@ def _add_short_forms(keys: Schema) -> None:
     }
     keys["workers"] = {
         "title": "Workers",
-        "description": "How many workers; short for scale.min = scale.max.",
+        "description": "The number of workers; short for scale.min = scale.max.",
         "default": 1,
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, INTERPOLATED],
     }

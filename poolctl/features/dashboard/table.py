@@ -26,12 +26,14 @@ class Dashboard(Table):
 
     bind: Bind = field("127.0.0.1:9465", "The address of the page.")
     token_file: FilePath | None = field(
-        None, "A file that holds the token; left out: dashboard.token in the state directory."
+        None, "A file that holds the token. Left out: dashboard.token in the state directory."
     )
     token_env: Text | None = field(None, "The environment variable that holds the token.")
-    hosts: Words = field((), "Names by which browsers may request the page, besides addresses and localhost.")
+    hosts: Words = field(
+        (), "Host names under which browsers may open the page, besides addresses and localhost."
+    )
     tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
-    insecure: Truth = field(False, "Whether other machines may reach it without tls.")
+    insecure: Truth = field(False, "Let other machines reach the page without tls.")
 
     def findings(self) -> Iterator[Finding]:
         """See Table."""

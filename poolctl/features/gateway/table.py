@@ -73,75 +73,84 @@ class GatewayListener(Section):
     bind: Bind = required(description="The address.")
     tls: Annotated[tuple[TLSConfig, ...] | bool, TRUTH_OR_CERTIFICATES] = field(
         False,
-        "Its certificate, or a list of them: clients get the one for the host that they ask for. true: none of its "
-        "own, connections are passed to servers with tls.",
+        "Its certificate, or a list of certificates from which the client's host selects one. true: "
+        "connections are passed to servers that have tls.",
     )
     accept_proxy_protocol: Truth = field(
-        False, "trusted_proxies begin their connections with a header of the PROXY protocol."
+        False, "Connections from trusted_proxies begin with a header of the PROXY protocol."
     )
 
 
 class RouteTimeouts(Section):
-    """How long the steps of a proxied request may take."""
+    """Timeouts of a proxied request."""
 
-    connect: Positive = field(5.0, "To connect to the backend.")
-    head: Duration = field(60.0, "Until the head of the response has arrived; 0 is no limit.")
-    idle: Duration = field(
-        60.0, "Between two pieces of a body, or of a WebSocket: quiet ones end; 0 is no limit."
-    )
-    total: Duration = field(0.0, "For the whole request; 0 is no limit.")
+    connect: Positive = field(5.0, "Maximum time to connect to the backend.")
+    head: Duration = field(60.0, "Maximum time until the head of the response has arrived; 0 is no limit.")
+    idle: Duration = field(60.0, "Maximum time without data in a body or a WebSocket; 0 is no limit.")
+    total: Duration = field(0.0, "Maximum time for the whole request; 0 is no limit.")
 
 
 class RouteLimit(Section):
-    """How many requests are served at once; further requests wait in the queue, or get 503."""
+    """Limits of requests; requests above them wait in the queue, or get 503."""
 
-    concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
-    requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
-    burst: Number = field(0, "How many may come at once above the rate.")
-    queue: Number = field(0, "How many requests may wait for their turn.")
-    queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
+    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
+    requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
+    burst: Number = field(0, "Number of requests that may arrive at once above the rate.")
+    queue: Number = field(0, "Maximum number of requests that wait.")
+    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
 
 
 class ClientLimit(Section):
-    """How many requests of one client are served; further requests get 429."""
+    """Limits of each client's requests; further requests get 429."""
 
-    concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
-    requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
-    burst: Number = field(0, "How many may come at once above the rate.")
+    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
+    requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
+    burst: Number = field(0, "Number of requests that may arrive at once above the rate.")
 
 
 class WholeRouteLimit(RouteLimit):
-    """How many requests of a route are served at once, and how many of one client."""
+    """Limits of a route's requests, and of each of its clients."""
 
     per_client: ClientLimit = field(ClientLimit.usual(), "The limit of each client, by its address.")
 
 
 class RouteRedirect(Section):
-    """Where clients are sent instead of to a server; a string is `to` alone."""
+    """The URL that clients are redirected to; a string is `to` alone."""
 
     to: RedirectText = required(
-        description='"https" for the same URL by https, or a URL; without a path it gets that of the request.'
+        description='"https" for the same URL with https, or a URL; a URL without a path gets the path of the '
+        "request."
     )
-    status: Literal[301, 308] = field(308, "308 keeps the method of the request, 301 may not.")
+    status: Literal[301, 308] = field(
+        308, "The status of the redirect: 308 keeps the method of the request, 301 may not."
+    )
 
 
 class StreamBreaker(Section):
     """When a failing target gets no more connections."""
 
-    failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
-    rate: Share = field(0.5, "Share of failures within the window that opens it; 0: it does not.")
-    minimum_requests: AtLeastOne = field(20, "The share counts from so many requests in the window.")
-    window: Positive = field(10.0, "The time in which the share is counted.")
-    open_for: Positive = field(10.0, "How long the backend is left alone.")
-    probes: AtLeastOne = field(1, "Requests at once that try it afterwards.")
+    failures: Number = field(5, "Consecutive failures that open the breaker; 0 turns this off.")
+    rate: Share = field(
+        0.5, "Share of failed requests within the window that opens the breaker; 0 turns this off."
+    )
+    minimum_requests: AtLeastOne = field(
+        20, "Minimum number of requests within the window before rate applies."
+    )
+    window: Positive = field(10.0, "The time over which rate is measured.")
+    open_for: Positive = field(10.0, "How long the breaker stays open.")
+    probes: AtLeastOne = field(1, "Maximum number of concurrent requests that try the backend after that.")
 
 
 class RouteBreaker(StreamBreaker):
     """When a failing backend gets no more requests."""
 
-    statuses: Statuses = field((), "Statuses of answers that are failures, beside 502, 503 and 504.")
+    statuses: Statuses = field(
+        (), "Statuses of responses that count as failures, in addition to 502, 503 and 504."
+    )
     max_open: Share = field(
-        0.5, "Share of a route's backends that answers may take out at once; never the last that serves."
+        0.5,
+        "Maximum share of a route's backends that responses can take out at the same time; the last one "
+        "that serves always stays.",
     )
 
 
@@ -157,55 +166,66 @@ class _WithAddresses(Table):
 
 
 class GatewayConfig(_WithAddresses):
-    """[gateway]: where clients reach the pool's servers by host and path, and what holds for every route."""
+    """[gateway]: the addresses at which clients reach the servers by host and path, and the defaults of every route."""
 
     table: ClassVar[str] = "gateway"
     table_name: ClassVar[str] = "gateway"
 
     bind: Annotated[tuple[GatewayListener, ...], LISTENERS] = field(
         (GatewayListener.unchecked({"bind": DEFAULT_BIND}),),
-        "The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
+        "The address, or a list of addresses; { bind, tls } for HTTPS. [] where there are only streams.",
     )
     engine: Engine = field(
         "poolctl",
-        "The program that serves the clients: poolctl's own, or another, which proxies all of them.",
+        "The program that serves the clients: poolctl's own, or another one, which proxies all requests.",
     )
     program: FilePath | None = field(
-        None, "The path of another engine. Left out: found in $PATH, /usr/sbin or /usr/local/sbin."
+        None, "The path of that other program. Left out: looked up in $PATH, /usr/sbin and /usr/local/sbin."
     )
     http2: Truth | None = field(
         None,
-        "Clients that speak TLS may choose HTTP/2. Left out: with another engine than poolctl's own they may.",
+        "Offer HTTP/2 to clients that use TLS. Left out: yes where the engine is not poolctl's own.",
     )
     header_for_host: HeaderName = field(
-        "Host", "The header that names the host of a request; without it, that is the Host header."
+        "Host",
+        "The header that names the host of a request. Requests without it, and all requests if it is left"
+        " out, use Host.",
     )
-    traffic_re_enable: Positive = field(30.0, "When a disabled backend gets traffic again by itself.")
+    traffic_re_enable: Positive = field(
+        30.0, "How long a backend stays disabled before it gets traffic again."
+    )
     trusted_proxies: Proxies = field(
-        (), "Addresses or networks of proxies whose X-Forwarded-* and Forwarded are believed."
+        (), "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers are trusted."
     )
     head_timeout: Positive = field(
-        10.0, "Time for the head of a request to arrive, a TLS handshake included."
+        10.0, "Maximum time until the head of a request has arrived, with the TLS handshake."
     )
-    max_head_size: HeadSize = field(
-        64 * 1024, "Largest head of a request; a larger one is answered with 431."
-    )
+    max_head_size: HeadSize = field(64 * 1024, "Maximum size of the head of a request; larger ones get 431.")
     max_connections: AtLeastOne | None = field(
         None,
-        "Open connections of clients. A new one above it replaces the one that is idle longest; where none is idle, it "
-        "waits in the backlog. Left out: as many as descriptors allow.",
+        "Maximum number of open connections. A further one replaces the connection that has been idle "
+        "longest; if every connection is in use, it waits in the backlog. Left out: what the limit of "
+        "descriptors allows.",
     )
     keep_alive: Duration = field(
-        75.0, "How long an idle connection is kept; 0: it is closed after its response."
+        75.0, "How long an idle connection is kept open; 0 closes it after each response."
     )
-    drain_timeout: Duration = field(30.0, "How long proxied connections may take to end when it is replaced.")
+    drain_timeout: Duration = field(
+        30.0, "Maximum time for proxied connections to end when the gateway is replaced."
+    )
     access_log: Truth = field(
-        False, "A line for each proxied request, in gateway-access.log in the state directory."
+        False, "Log a line for each proxied request to gateway-access.log in the state directory."
     )
-    mode: MODES = field("auto", "The mode of routes that have none.")
-    timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "The timeouts of routes, key by key.")
-    backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each backend of a route, key by key.")
-    breaker: RouteBreaker = field(RouteBreaker.usual(), "The breaker of each backend, key by key.")
+    mode: MODES = field("auto", "The default mode of routes.")
+    timeouts: RouteTimeouts = field(
+        RouteTimeouts.usual(), "The default timeouts of routes; a route replaces single keys."
+    )
+    backend_limit: RouteLimit = field(
+        RouteLimit.usual(), "The default limit of each backend; a route replaces single keys."
+    )
+    breaker: RouteBreaker = field(
+        RouteBreaker.usual(), "The default breaker of each backend; a route replaces single keys."
+    )
 
     @property
     def has_startup_warnings(self) -> bool:
@@ -236,9 +256,9 @@ class RouteTarget(Section):
     """A target of a route; a string is `to` alone."""
 
     to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
-    weight: Weight = field(1, "Its share of the traffic, compared with the others.")
+    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
-        None, "How a URL is probed. Left out: the route's."
+        None, "How a URL is probed. Left out: as the route says."
     )
 
 
@@ -248,12 +268,12 @@ class StreamTarget(Section):
     to: StreamTargetText = required(
         description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
     )
-    weight: Weight = field(1, "Its share of the traffic, compared with the others.")
-    health: Probe | None = field(None, "How HOST:PORT is probed. Left out: the stream's.")
+    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
+    health: Probe | None = field(None, "How HOST:PORT is probed. Left out: as the stream says.")
 
 
 class RouteConfig(_WithAddresses):
-    """[[route]]: which requests go to which servers."""
+    """[[route]]: a set of requests, and the servers that answer them."""
 
     table: ClassVar[str] = "route"
     table_name: ClassVar[str] = "route"
@@ -261,44 +281,58 @@ class RouteConfig(_WithAddresses):
     is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
-    alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
+    alias: Word | None = field(
+        None, "Its name, unique among the routes. Left out: the name of its first target."
+    )
     host: Host = field("", f"{HOST_ALLOWED}.")
-    path: RoutePath = field("/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.')
-    methods: Methods = field((), "The methods; left out: all.")
-    headers: Headers = field(EMPTY, 'Headers that a request must have; "" is any value.')
+    path: RoutePath = field(
+        "/", 'The prefix of the path, in whole segments: "/v1" matches /v1 and /v1/users, not /v10.'
+    )
+    methods: Methods = field((), "The methods of the requests. Left out: all.")
+    headers: Headers = field(EMPTY, 'Headers that a request must have; "" matches any value.')
     to: Annotated[tuple[RouteTarget, ...], TARGETS] = field(
-        (), "Where it leads: names of servers, tag:TAG, or URLs."
+        (), "The targets: names of servers, tag:TAG, or URLs."
     )
     register: Truth = field(
-        False, "Services may register as its backends while the pool runs; to may then be left out."
+        False, "Services may register as backends while the pool runs; then `to` is optional."
     )
-    policy: Policy = field("round-robin", "How one of several targets is chosen.")
-    mode: MODES = field("auto", "pass hands connections to workers, proxy copies; auto passes where it can.")
-    sticky: CookieName = field("", "The cookie that keeps a client with its backend.")
-    strip_path: Truth = field(False, "The backend is asked for the path without the route's prefix.")
-    host_header: HostHeader = field("", "The Host that the backend gets. Left out: the client's.")
-    add_headers: Headers = field(EMPTY, "Headers that are added to requests, behind a client's own.")
-    set_headers: Headers = field(EMPTY, "Headers that requests get instead of a client's own.")
+    policy: Policy = field("round-robin", "How one of several backends is chosen.")
+    mode: MODES = field(
+        "auto",
+        "pass hands the connection itself to a worker, proxy forwards requests and responses, auto passes"
+        " where it can.",
+    )
+    sticky: CookieName = field("", "The name of the cookie that keeps a client with its backend.")
+    strip_path: Truth = field(False, "Remove the route's prefix from the path before the backend sees it.")
+    host_header: HostHeader = field(
+        "", "The Host header that the backend gets. Left out: as the client sent it."
+    )
+    add_headers: Headers = field(
+        EMPTY, "Headers that are added to requests, after the client's headers of that name."
+    )
+    set_headers: Headers = field(EMPTY, "Headers of requests that replace the client's headers of that name.")
     remove_headers: HeaderNames = field((), "Names of headers that are removed from requests.")
-    response_headers: Headers = field(EMPTY, "Headers that responses get instead of the backend's own.")
-    redirect: Annotated[RouteRedirect | None, REDIRECT] = field(
-        None, "Where clients are sent instead of to a server."
+    response_headers: Headers = field(
+        EMPTY, "Headers of responses that replace the backend's headers of that name."
     )
-    allow: Proxies = field((), "Addresses or networks of the clients that it is for; others get 403.")
-    context_headers: Truth = field(False, "The backend gets the route's context as headers.")
-    retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
-    max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
-    limit: WholeRouteLimit = field(WholeRouteLimit.usual(), "The limit of the whole route.")
-    backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each of its backends.")
-    timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "How long the steps of a request may take.")
+    redirect: Annotated[RouteRedirect | None, REDIRECT] = field(
+        None, "Redirect clients to a URL instead of forwarding them."
+    )
+    allow: Proxies = field((), "Addresses or networks of clients that may use the route; others get 403.")
+    context_headers: Truth = field(False, "Send the route's context to the backend as headers.")
+    retries: Retries = field(
+        0, "Maximum number of times that a failed request is tried on another backend, if it may be repeated."
+    )
+    max_body_size: Size | None = field(None, "Maximum size of the body of a request. Left out: no limit.")
+    limit: WholeRouteLimit = field(WholeRouteLimit.usual(), "Limits of the route as a whole.")
+    backend_limit: RouteLimit = field(RouteLimit.usual(), "Limits of each of its backends.")
+    timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "Timeouts of proxied requests.")
     breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing backend gets no more requests.")
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
-        None, 'How its URLs are probed: a path ("/ready"), or a table as of a server\'s readiness.'
+        None, 'How its URLs are probed: a path ("/ready"), or a table like a server\'s readiness probe.'
     )
-    waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
-    probe_responses: UrlPaths = field(
-        (), "Paths that are answered with 200 while the server sleeps, without waking it."
-    )
+    waiting_page: Truth = field(False, "Show a waiting page to browsers while the server wakes up.")
+    probe_responses: UrlPaths = field((), "Paths that get 200 while the server sleeps, without waking it.")
 
     index: int = hidden(0)  # its position among the tables of the files
 
@@ -322,15 +356,15 @@ class RouteConfig(_WithAddresses):
 
 
 class StreamTimeouts(Section):
-    """How long the steps of a stream's connections may take."""
+    """Timeouts of a stream's connections."""
 
-    connect: Positive = field(5.0, "To connect to the target.")
-    idle: Duration = field(600.0, "Without traffic in either direction; 0 is no limit.")
-    total: Duration = field(0.0, "For the whole connection; 0 is no limit.")
+    connect: Positive = field(5.0, "Maximum time to connect to the target.")
+    idle: Duration = field(600.0, "Maximum time without traffic in either direction; 0 is no limit.")
+    total: Duration = field(0.0, "Maximum time for the whole connection; 0 is no limit.")
 
 
 class StreamConfig(_WithAddresses):
-    """[[stream]]: an address whose TCP connections, or UDP datagrams, go to other addresses."""
+    """[[stream]]: an address whose TCP connections or UDP datagrams are forwarded to other addresses."""
 
     table: ClassVar[str] = "stream"
     table_name: ClassVar[str] = "stream"
@@ -338,20 +372,22 @@ class StreamConfig(_WithAddresses):
     is_route: ClassVar[bool] = True
     merged_by: ClassVar[str] = "alias"
 
-    alias: Word | None = field(None, "Its name, unique among the streams; left out: its first target's.")
+    alias: Word | None = field(
+        None, "Its name, unique among the streams. Left out: the name of its first target."
+    )
     bind: Bind = required(description="The address that clients connect to.")
     protocol: Literal["tcp", "udp"] = field("tcp", "tcp or udp.")
     to: Annotated[tuple[StreamTarget, ...], STREAM_TARGETS] = required(
-        description="Where it leads: names of servers, tag:TAG, or HOST:PORT."
+        description="The targets: names of servers, tag:TAG, or HOST:PORT."
     )
-    policy: StreamPolicy = field("round-robin", "How one of several targets is chosen.")
+    policy: StreamPolicy = field("round-robin", "How one of several backends is chosen.")
     accept_proxy_protocol: Truth = field(
-        False, "trusted_proxies of [gateway] begin their connections with a header of the PROXY protocol."
+        False, "Connections from the trusted_proxies of [gateway] begin with a header of the PROXY protocol."
     )
     max_connections: Number = field(
-        0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."
+        0, "Maximum number of open connections, or of UDP sessions; 0: what the limit of descriptors allows."
     )
-    timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "How long the steps of a connection may take.")
+    timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "Timeouts of its connections.")
     health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")
     breaker: StreamBreaker = field(StreamBreaker.usual(), "When a failing target gets no more connections.")
 

@@ -34,11 +34,11 @@ class Notify(Table):
     listed: ClassVar[bool] = True
     paths: ClassVar[tuple[str, ...]] = ("url_file", "token_file", "ca")
 
-    name: Name | None = field(None, "Names it in events and in `poolctl notify`; left out: its type.")
+    name: Name | None = field(None, "Its name in events and in `poolctl notify`. Left out: its type.")
     type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = required(
         description="How notifications are sent."
     )
-    url: Url | None = field(None, "The receiver's address; of ntfy and gotify the server.")
+    url: Url | None = field(None, "The receiver's URL; for ntfy and gotify the server's.")
     url_env: Text | None = field(None, "The environment variable that holds the url.")
     url_file: FilePath | None = field(None, "A file that holds the url.")
     token_env: Text | None = field(None, "The environment variable that holds the token.")
@@ -46,15 +46,19 @@ class Notify(Table):
     topic: Topic | None = field(None, "The topic of ntfy.")
     command: Argument | None = field(None, "A program that reads the message from standard input.")
     events: Kinds = field(("lifecycle", "health", "recovery", "pool"), "The kinds of events that are sent.")
-    servers: Words = field((), 'Names or wildcards of servers, "tag:T" for their tags; left out: all.')
+    servers: Words = field((), 'Names or wildcards of servers, or "tag:TAG". Left out: all.')
     min_severity: Literal["info", "warning", "error"] = field("warning", "The lowest severity that is sent.")
-    resolved: Truth = field(True, "Whether the end of a problem is sent too.")
-    delay: Duration = field(1.0, "How long events are gathered; a problem that ends meanwhile is not sent.")
-    repeat: Duration = field(4 * 3600.0, "When a problem that lasts is sent again; 0 is never.")
-    timeout: Positive = field(10.0, "How long one attempt may take.")
-    retry_for: Duration = field(3600.0, "How long failed attempts are repeated, with backoff.")
+    resolved: Truth = field(True, "Also send the end of a problem.")
+    delay: Duration = field(
+        1.0,
+        "How long events are gathered before they are sent; a problem that ends in this time is not sent.",
+    )
+    repeat: Duration = field(4 * 3600.0, "The time after which a lasting problem is sent again; 0 is never.")
+    timeout: Positive = field(10.0, "Maximum time of one attempt.")
+    retry_for: Duration = field(3600.0, "How long failed attempts are repeated, with growing delays.")
     ca: FilePath | None = field(
-        None, "The CA certificates that the receiver's is checked against; left out: the system's."
+        None,
+        "The CA certificates that the receiver's certificate is checked against. Left out: the system's.",
     )
 
     written: str | None = hidden(None)

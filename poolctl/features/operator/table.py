@@ -26,27 +26,31 @@ _OF_URL = ("retry", "ca")
 
 
 class OperatorTable(Table):
-    """[operator]: who is informed of the gateway's requests (url), and where others inform this pool (bind)."""
+    """[operator]: whom the gateway tells about its requests (url), and where other gateways tell this pool (bind)."""
 
     table_name: ClassVar[str] = "operator"
     paths: ClassVar[tuple[str, ...]] = ("ca",)
 
-    url: OperatorUrl | None = field(None, "The operator that is informed of requests: its address.")
+    url: OperatorUrl | None = field(None, "The URL of the operator that is told about requests.")
     endpoint: Endpoint = field("/informer/incoming-request", "The path of the endpoint.")
-    retry: Positive = field(30.0, "For each service the operator is informed at most once in this time.")
+    retry: Positive = field(30.0, "Minimum time between two messages to the operator about the same service.")
     namespace: Text | None = field(
         None,
-        "The namespace that the operator is informed with; left out: the pool's name. bind serves no other one then.",
+        "The namespace that is sent to the operator; if set, bind accepts no other one. Left out: the "
+        "pool's name.",
     )
-    token_env: Text | None = field(None, "The environment variable that holds the token, of both directions.")
+    token_env: Text | None = field(
+        None, "The environment variable that holds the token, for both directions."
+    )
     ca: FilePath | None = field(
-        None, "The CA certificates that the operator's is checked against; left out: the system's."
+        None,
+        "The CA certificates that the operator's certificate is checked against. Left out: the system's.",
     )
-    bind: Bind | None = field(None, "The address at which this pool is an operator.")
-    mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
+    bind: Bind | None = field(None, "The address at which this pool is an operator for others.")
+    mode: FileMode = field("0600", "The mode of the file of a Unix socket, which decides who may use it.")
     tls: TLSConfig | Literal[False] = field(
         False,
-        "The certificate of bind, and the one that is shown to an operator. With ca, clients with a certificate of "
+        "The certificate of bind, also presented to the operator. With ca, clients with a certificate of "
         "these authorities may use bind.",
     )
     trusted: Proxies = field(

@@ -35,25 +35,23 @@ class ProxmoxTable(Table):
     table_name: ClassVar[str] = "proxmox"
     paths: ClassVar[tuple[str, ...]] = ("token_file",)
 
-    url: ApiUrl = required(description="The address of the API, with https.")
+    url: ApiUrl = required(description="The URL of the API, with https.")
     token_env: Text | None = field(
         None, f"The environment variable that holds the API token, {_TOKEN_ALLOWED}."
     )
     token_file: FilePath | None = field(None, "A file that holds the token.")
     verify: Verify = field(
-        True, "true: the certificate is checked against the system's CAs; a path: against those of this file."
+        True, "true checks the certificate against the system's CAs, a path against the CAs of that file."
     )
     nodes: Words = field((), "The nodes whose machines are linked. Left out: all.")
-    refresh: Positive = field(30.0, "How often the inventory is read.")
-    timeout: Positive = field(5.0, "How long an answer of the API may take.")
+    refresh: Positive = field(30.0, "The time between two readings of the inventory.")
+    timeout: Positive = field(5.0, "Maximum time until the API answers.")
     start: Truth = field(
-        True, "Whether a request starts the stopped container or virtual machine of its route."
+        True, "Start the stopped container or virtual machine of a route at its first request."
     )
-    start_timeout: Positive = field(
-        60.0, "How long the start may take, and how long requests wait for it; then they get 503."
-    )
+    start_timeout: Positive = field(60.0, "Maximum time of the start; requests that wait longer get 503.")
     idle: Duration = field(
-        0.0, "After how long without a request a machine that a request has had started is stopped; 0: never."
+        0.0, "How long a machine that a request has started stays up without further requests; 0: for ever."
     )
 
     @classmethod

@@ -42,7 +42,7 @@ class Registration(Table):
     name: ServiceName = required(description="The alias of a route.")
     to: ServiceUrl = required(description="Its URL.")
     ttl: Duration = field(0.0, "It is silent after this time without a heartbeat; 0: never.")
-    weight: Weight = field(1, "Its share of the traffic, compared with the others.")
+    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
     host: Host | None = field(None, "The host of a route of its own.")
     path: RoutePath | None = field(None, "The path of a route of its own.")
     probe: Annotated[Probe | None, PATH_OF_PROBE] = field(None, "How its health is checked.")

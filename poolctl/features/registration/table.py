@@ -24,13 +24,13 @@ _SHORTEST_TOKEN = 16
 class RegistrationClient(Section):
     """A client of [registration]: its token, and what it may register."""
 
-    name: Name | None = field(None, "Names it in events; left out: the name of its variable.")
+    name: Name | None = field(None, "Its name in events. Left out: the name of its variable.")
     token_env: Text = required(description="The environment variable that holds its token.")
-    routes: Words = required(description="The routes whose backends it may register: aliases of the file.")
+    routes: Words = required(description="The aliases of the routes whose backends it may register.")
     allow: Proxies = field(
         (),
-        "The networks that its requests come from, and that its services are in; left out: any, and this machine's "
-        "loopback addresses for clients on it.",
+        "Networks that its requests must come from and its services must be in. Left out: any network, "
+        "and this machine's loopback addresses for clients on this machine.",
     )
 
     @property
@@ -46,12 +46,14 @@ class RegistrationTable(Table):
     table_name: ClassVar[str] = "registration"
 
     bind: Bind = required(description="The address.")
-    mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
+    mode: FileMode = field("0600", "The mode of the file of a Unix socket, which decides who may use it.")
     tls: TLSConfig | Literal[False] = field(
-        False, "Its certificate. With ca, clients present a certificate of these authorities besides."
+        False,
+        "The certificate of bind. With ca, clients have to present a certificate of these authorities as "
+        "well.",
     )
     client: Annotated[tuple[RegistrationClient, ...], AS_TUPLE] = required(
-        description="The clients: [[registration.client]]."
+        description="The clients that may register services."
     )
 
     def findings(self) -> Iterator[Finding]:

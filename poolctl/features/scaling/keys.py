@@ -17,14 +17,14 @@ _KEYS = ("triggers", "window", "cooldown")
 
 
 class Triggers(Section):
-    """Targets: workers are added above any of these figures, and removed below all of them."""
+    """Targets: a worker is added when any of these figures is exceeded, and removed when all are undercut."""
 
-    in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
-    queue: Threshold | None = field(None, "Connections that no worker has accepted yet, for each worker.")
-    requests_per_second: Threshold | None = field(None, "Requests a second, of each worker.")
-    p50: Positive | None = field(None, "The time that half of the responses take at most.")
-    p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")
-    cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
+    in_flight: Threshold | None = field(None, "Requests in progress per worker.")
+    queue: Threshold | None = field(None, "Connections waiting to be accepted, per worker.")
+    requests_per_second: Threshold | None = field(None, "Requests a second per worker.")
+    p50: Positive | None = field(None, "The median response time.")
+    p99: Positive | None = field(None, "The response time that 99 % of the requests do not exceed.")
+    cpu: Threshold | None = field(None, "Processor cores used per worker, such as 0.8.")
 
     @property
     def targets(self) -> dict[str, float]:
@@ -38,16 +38,18 @@ NO_TRIGGERS = Triggers.usual()
 class Cooldown(Section):
     """The pauses between two changes of the number of workers."""
 
-    up: Duration = field(5.0, "The time from one increase to the next.")
-    down: Duration = field(60.0, "How long every trigger must stay under its figure before a decrease.")
+    up: Duration = field(5.0, "Minimum time between two increases.")
+    down: Duration = field(60.0, "How long every trigger must stay below its target before a decrease.")
 
 
 class Scale(server_sections.Scale):
-    """How many workers."""
+    """The number of workers."""
 
-    triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
-    window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
-    cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
+    triggers: Triggers = field(NO_TRIGGERS, "Targets that change the number of workers between min and max.")
+    window: Positive = field(10.0, "The time over which the figures of the triggers are averaged.")
+    cooldown: Cooldown = field(
+        Cooldown.usual(), "The pauses between two changes of the number of workers by triggers."
+    )
 
     def to_dict(self) -> dict[str, Tree]:
         """See Section; the keys for triggers are left out for a server without triggers."""
