@@ -107,7 +107,7 @@ def test_every_exit_code_is_in_the_table() -> None:
 
 
 def test_the_json_example_has_the_shape_of_the_real_one(real_pool: RealPool) -> None:
-    (example,) = (json.loads(text) for text in some("commands", "JSON", "json"))
+    (example,) = (json.loads(text) for text in some("json", "", "json"))
     real_pool.write_hello("users")
     real = real_pool.ok("list", "-o", "json").json
     assert real.keys() >= example.keys()
