@@ -1,4 +1,4 @@
-"""Draws the pictures of the README, of an example pool under load: `python docs/images/draw.py`."""
+"""Draws the pictures of the README, of an example pool under load: `python -m docs.images.draw`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -26,10 +27,13 @@ from rich.style import Style
 from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
 from rich.text import Text
 
+from tests.browser.conftest import chromium
+
 HERE = Path(__file__).parent
+PAGE = {"width": 1240, "height": 690}
 EXAMPLE = HERE.parents[1] / "examples" / "microservices"
 COLUMNS, ROWS = 108, 9
-SECONDS = 20
+SECONDS = 60
 # Requests a second, by the port of the server.
 LOAD = {8081: 60, 8082: 25, 8083: 10}
 LIGHT = TerminalTheme(
@@ -43,20 +47,35 @@ LIGHT = TerminalTheme(
 
 
 def main() -> None:
-    """Write top-light.svg and top-dark.svg beside this file."""
-    poolctl = [sys.executable, "-m", "poolctl", "-c", str(EXAMPLE / "pool.toml")]
-    subprocess.run([*poolctl, "start"], check=True)
-    try:
-        with load():
-            view = seen_on_a_terminal([*poolctl, "top"])
-    finally:
-        subprocess.run([*poolctl, "stop"], check=True)
+    """Write top-*.svg and dashboard-*.png beside this file."""
+    with tempfile.TemporaryDirectory() as directory:
+        more = Path(directory, "dashboard.toml")
+        more.write_text("[dashboard]\n")
+        poolctl = [sys.executable, "-m", "poolctl", "-c", str(EXAMPLE / "pool.toml"), "-c", str(more)]
+        subprocess.run([*poolctl, "start"], check=True)
+        try:
+            with load():
+                view = seen_on_a_terminal([*poolctl, "top"])
+                photograph(subprocess.check_output([*poolctl, "dashboard"], text=True).strip())
+        finally:
+            subprocess.run([*poolctl, "stop"], check=True)
     for name, theme in (("light", LIGHT), ("dark", DIMMED_MONOKAI)):
         console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
         console.print(view, no_wrap=True, crop=True)
         picture = console.export_svg(title="poolctl top", theme=theme, unique_id=f"top-{name}")
         # Without fonts from elsewhere.
         (HERE / f"top-{name}.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
+
+
+def photograph(url: str) -> None:
+    """Write pictures of the page at that URL, in both colour schemes."""
+    with chromium() as browser:
+        for name in ("light", "dark"):
+            page = browser.new_context(viewport=PAGE, color_scheme=name).new_page()
+            page.goto(url)
+            page.get_by_text("payments").first.wait_for()
+            page.wait_for_timeout(5000)  # until the charts have been drawn
+            page.screenshot(path=HERE / f"dashboard-{name}.png")
 
 
 @contextlib.contextmanager
