@@ -76,7 +76,7 @@ class StatsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Status and availability of a server, as Pool.monitor reports it."""
+    """The status and availability of a server, as Pool.monitor reports them."""
 
     status: str
     latency_seconds: float | None

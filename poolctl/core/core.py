@@ -484,7 +484,7 @@ class Core:
     ) -> Entry:
         """Add a server without starting it.
 
-        A server of that name that is being removed is kept, with this configuration. `source` is the table and the
+        If a server of that name is being removed, it is kept, with this configuration. `source` is the table and the
         directory of a server that was added live. The counts of restarts and failures continue from the given counts.
         """
         entry = self.servers.add(config)

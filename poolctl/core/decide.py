@@ -265,7 +265,7 @@ def _retire(worker: WorkerView) -> Action:
 
 
 class Next(StrEnum):
-    """What happens to a server after an exit."""
+    """The decision about a server after one of its workers has exited."""
 
     RESTART = "restart"
     DONE = "done"

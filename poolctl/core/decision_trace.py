@@ -85,7 +85,7 @@ def _action_text(action: Action) -> str:
 
 
 def why_nothing(view: View) -> str:
-    """The reason why nothing is to be done for the server now."""
+    """The reason why the server needs no action now."""
     leaving = _ids_of_workers_in(view, *LEAVING)
     if view.desired.rests:
         if view.workers and not view.may_stop:

@@ -45,7 +45,7 @@ class ChunkedBody:
 
     At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
     the bytes left by the last call. `size` is the number of bytes of data so far. `unchanged`: the last result equals
-    the given bytes. The rate of chunks is not limited with `most_a_second` 0.
+    the given bytes. With `most_a_second` 0 the rate of chunks is not limited.
     """
 
     __slots__ = (

@@ -93,8 +93,9 @@ class BreakerRule:
     """When a backend gets no requests: after `failures` in a row, or a failure share of `rate` within the window.
 
     The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
-    backend is tried again after `open_seconds`, by `probes` requests at once. `statuses` are failures as 502, 503 and
-    504 are: answers exclude at most the share `max_open` of a route's backends, and never the last that serves.
+    backend is tried again after `open_seconds`, by at most `probes` concurrent requests. `statuses` count as failures
+    like 502, 503 and 504. Responses exclude at most the share `max_open` of a route's backends, and never the last that
+    serves.
     """
 
     failures: int = 5

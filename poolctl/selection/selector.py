@@ -282,7 +282,7 @@ class Unmatched:
 
     @property
     def hint(self) -> str:
-        """Near names, or where the names are listed."""
+        """A hint with similar names, or with the command that lists the names."""
         names = list(dict.fromkeys(name for near in self.near.values() for name in near))
         if names:
             return f"did you mean {' or '.join(repr(name) for name in names)}?"

@@ -43,7 +43,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The supervisor's answer. Raises NoSupervisor."""
+    """Print the health of routes and servers. Raises NoSupervisor."""
     depth = one_of("--depth", request.get("depth") or FULL, DEPTHS)
     result = ask_for(
         HealthResult,

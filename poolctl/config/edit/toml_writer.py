@@ -31,7 +31,7 @@ def value_text(value: object) -> str:
 
 
 def key_text(key: str) -> str:
-    """A key, quoted where it has to be."""
+    """The key in TOML, quoted if necessary."""
     return key if _bare_key.fullmatch(key) else _string(key)
 
 

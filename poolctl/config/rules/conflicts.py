@@ -196,7 +196,7 @@ def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
 
 
 def _addresses(tables: Tables) -> Iterator[BoundAddress]:
-    """The addresses of the tables."""
+    """The addresses at which the tables listen."""
     for name, address in own_addresses(tables):
         yield BoundAddress((name, "bind"), f"[{name}]", address)
     for rules in rules_of(tables.by_name()):

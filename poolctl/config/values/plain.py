@@ -132,7 +132,7 @@ def exposed(address: Address, tls: bool) -> str:
 
 
 def address_parts(expose: str, address: Address) -> dict[str, str]:
-    """The `url`, `host` and `port` of a server, as far as it has them."""
+    """The `url`, `host` and `port` of a server; those that it lacks are left out."""
     parts = {"url": expose} if expose else {}
     if address.kind == "tcp":
         parts |= {"host": address.nearby.host, "port": str(address.port)}

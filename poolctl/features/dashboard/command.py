@@ -16,7 +16,7 @@ COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, se
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """A link that needs no login: the part after `#` is never sent to a server. Raises NoSupervisor."""
+    """Print a link that needs no login: the part after `#` is never sent to a server. Raises NoSupervisor."""
     result = ask_for(DashboardResult, request, find_pool(request))
     text = None
     if link := result.dashboard:

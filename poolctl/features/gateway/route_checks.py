@@ -355,7 +355,7 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
 
 
 def _only_plain(route: RouteConfig) -> bool:
-    """Whether the route takes only requests without TLS."""
+    """Whether the route matches only requests that arrive without TLS."""
     return route.redirect is not None and route.redirect.to == HTTPS
 
 

@@ -251,7 +251,7 @@ def _quoted(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text where a format is expected."""
+    """The text, escaped for places where HAProxy expands formats."""
     return text.replace("%", "%%")
 
 

@@ -111,7 +111,7 @@ def in_seconds(text: str | float) -> str:
 
 
 def user_and_group(user: str, group: str) -> str:
-    """The user as `name[:group]`, "" without a user."""
+    """The value of the key `user`: `name[:group]`, or "" without a user."""
     return f"{user}:{group}" if user and group else user
 
 

@@ -76,7 +76,7 @@ class ProxmoxInventory:
         self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
-        """Read the inventory as this table says, from now on; the token is read again."""
+        """Read the inventory from now on with the settings of this table; its token is read again."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
         self.starter.use(table, self._api)

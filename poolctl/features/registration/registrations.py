@@ -330,8 +330,8 @@ class TargetRegistration(GatewayPart):
     async def _resume(self) -> None:
         """Continue with the services of the previous supervisor.
 
-        Of one that was killed with its keeper they are in a file of the runtime directory, of a pool that was stopped
-        in one of the state directory, which is removed: it holds for one start.
+        If it was killed together with its keeper, they are in a file of the runtime directory. If the pool was stopped,
+        they are in a file of the state directory, which is valid for one start and is removed.
         """
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
         stopped = _take_stopped(self._path)

@@ -293,7 +293,7 @@ class GenerationFigures:
         self._now = dict(self._began)
 
     def look(self) -> RolloutFigures:
-        """The figures now."""
+        """The current figures of the canary and of the other workers."""
         workers = list(self._workers())
         for worker in workers:
             if (counts := self._counts(worker)) is not None:

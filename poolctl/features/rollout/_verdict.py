@@ -21,7 +21,7 @@ _CONDITION = re.compile(
 
 
 class Figure(NamedTuple):
-    """A figure for conditions: its value, its written form, and whether it needs requests."""
+    """A figure that conditions compare: its value, its text, and whether it is known only after requests."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]

@@ -69,7 +69,7 @@ class Autoscaler(FeaturePart):
         self._servers.clear()
 
     def _watch(self, entry: Entry) -> None:
-        """Scale the server from now on."""
+        """Start to scale the server automatically."""
         scale = entry.config.scale
         if not (entry.scales and entry.observed.workers and isinstance(scale, Scale)):
             return

@@ -67,7 +67,7 @@ def action_of(key: str, item: Item) -> Action | None:
 
 
 class LiveView:
-    """One view of one pool until it is left, or until it was updated as often as `frames` says."""
+    """One view of one pool, until the user leaves it or it has been updated `frames` times."""
 
     def __init__(self, view: PoolView, frames: int | None) -> None:
         self._view = view

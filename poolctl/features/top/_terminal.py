@@ -239,7 +239,7 @@ class Keys:
 
     @property
     def pending(self) -> bool:
-        """Whether the beginning of a sequence is pending, which after a moment counts as the Escape key."""
+        """Whether an incomplete escape sequence has been read, which after a moment counts as the Escape key."""
         return bool(self._begun)
 
     def feed(self, data: bytes) -> list[str]:

@@ -76,7 +76,7 @@ class Certificates:
         return self._remember(server, _read(server))
 
     def force(self, name: str, generation: int) -> None:
-        """Give the server's workers of this generation the content of its files, even if it has expired."""
+        """Send the server's certificate, even an expired one, to its workers of this generation."""
         self._forced[name] = generation
 
     async def recall(self, names: Collection[str]) -> None:

@@ -139,7 +139,7 @@ class Statistics:
             self._sample()
 
     def give_samples(self, take: TakeSample | None) -> None:
-        """Have this function called with each sample from now on, which are taken always; None: no longer."""
+        """Call this function with each sample from now on, and keep taking samples for it; None ends both."""
         self._take = take
         if take is not None:
             self.watch()

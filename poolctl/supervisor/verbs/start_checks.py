@@ -42,7 +42,7 @@ class TooManyOpenFiles(Exception):
 
 
 def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise TooManyOpenFiles unless these numbers of workers fit in addition to the wanted servers."""
+    """Raise TooManyOpenFiles if the descriptors do not suffice for these further workers."""
     wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 

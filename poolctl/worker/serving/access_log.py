@@ -193,7 +193,7 @@ class FailedRequests:
 
 
 class LeftOut:
-    """Stands for failed requests that got no line of their own."""
+    """Stands in the log for failed requests beyond the limit of lines a second."""
 
     level = "ERROR"
 

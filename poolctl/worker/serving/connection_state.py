@@ -133,7 +133,7 @@ class Drainable:
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move through this end of a pair if the connection is between two requests. Returns whether it has moved."""
+        """Move to another worker through this end of a pair if no request is in progress. Returns whether it moved."""
         return False
 
     def give_back(self) -> None:

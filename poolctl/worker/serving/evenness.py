@@ -40,7 +40,7 @@ class HasHandOver(Protocol):
     """A connection that may be able to move to another worker."""
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move through this end of a pair if nothing of a request has been read. Returns whether it has moved."""
+        """Move to another worker through this end of a pair, unless a request has begun. Returns whether it moved."""
 
 
 class Made(HasHandOver, Protocol):

@@ -35,7 +35,7 @@ class Waiting(Protocol):
     """A connection that waits for a route table."""
 
     def look_again(self) -> None:
-        """Check again, because a table has arrived or can no longer arrive."""
+        """Check again: a new table has arrived, or can no longer arrive."""
 
 
 class Routes:
@@ -172,7 +172,7 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
 
 
 class HasContext(Protocol):
-    """A connection that knows its route."""
+    """A connection with the context of its route."""
 
     context: Context | None
     requests: dict[str, int]

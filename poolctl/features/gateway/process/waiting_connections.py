@@ -240,7 +240,7 @@ class WaitingConnections:
 
 
 class _RefusedConnection(WaitingConnection):
-    """A refused connection: the client's remaining bytes are read until it closes."""
+    """A refused connection, whose remaining bytes are read and discarded until the client closes it."""
 
     __slots__ = ("_left_bytes",)
 

@@ -100,7 +100,7 @@ class GatewayManager(SidecarManager):
 
     @property
     def gateway(self) -> GatewayProcess | None:
-        """The process, while there is one."""
+        """The gateway's process; None while it does not run."""
         return self._process if isinstance(self._process, GatewayProcess) else None
 
     @property

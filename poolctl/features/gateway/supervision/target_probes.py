@@ -57,7 +57,7 @@ class ProbedTarget:
 
 
 class TargetProbes:
-    """Probes the targets of the file; `changed` is called when one of them fails, or answers again."""
+    """Probes the URLs that are targets in the file; calls `changed` when one starts to fail, or answers again."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed

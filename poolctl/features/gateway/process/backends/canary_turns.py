@@ -24,7 +24,7 @@ class CanaryTurns:
         self._passed_over: int | None = None  # how many requests the turn that is due is still to wait
 
     def next(self) -> bool:
-        """Whether the next request is the canary's."""
+        """Whether the next request goes to the canary."""
         self._requests += 1
         if self._due < 1:
             return False

@@ -41,7 +41,7 @@ class NoBackend(Exception):
 
 
 class LeasingRoute(Protocol):
-    """The backends of a route, as their leases know them."""
+    """The part of a route that its leases use."""
 
     def now(self) -> float: ...
 

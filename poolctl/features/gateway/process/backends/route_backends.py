@@ -167,7 +167,7 @@ class RouteBackends:
         return self._assign(client, cookie, tried)
 
     def choose(self, client: str) -> Backend | NoBackend:
-        """A backend for a connection of this client that is to be passed on: only a worker sees what becomes of it.
+        """Choose a backend for a connection that is passed on. Only the worker learns how its requests end.
 
         So there is no lease, which would be released at once. Routes with a limit pass nothing on.
         """

@@ -58,7 +58,7 @@ class BackendAddresses:
         return name.addresses or None
 
     async def wait(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
-        """The addresses; empty if the name cannot be resolved."""
+        """The addresses of the endpoint, empty if its name cannot be resolved."""
         known = self.known(endpoint)
         if known is not None:
             return known
