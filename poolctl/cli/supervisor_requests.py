@@ -33,18 +33,6 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer", bound=Result)
 
-# Requests that the pool completes even if the caller stops waiting.
-_CHANGING_VERBS = (
-    "start",
-    "stop",
-    "restart",
-    "reload",
-    "scale",
-    "enable",
-    "disable",
-    "add",
-    "remove",
-)
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
@@ -106,10 +94,11 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
         try:
             document = _call(pool, verb or request.verb, body, progress, request.seconds("timeout"))
         except KeyboardInterrupt:
+            from poolctl.control.protocol import CHANGING_VERBS
             from poolctl.feature import features
 
             of_features = (verb for feature in features() for verb in feature.changing)
-            if request.verb not in (*_CHANGING_VERBS, *of_features):
+            if request.verb not in CHANGING_VERBS.union(of_features):
                 raise
             hint = f"the {request.verb} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None

@@ -1,4 +1,4 @@
-"""The version of answers and requests, and the words by which two versions of poolctl start each other.
+"""The version of answers and requests, verbs, and the words by which two versions of poolctl start each other.
 
 Separate from `answers`, because most commands need these and few need its classes.
 """
@@ -12,3 +12,9 @@ PROTOCOL, OLDEST_PROTOCOL = 3, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
+
+# Verbs that change servers. The supervisor completes them even if the caller stops waiting; features declare further
+# ones (`Feature.changing`).
+CHANGING_VERBS = frozenset(
+    {"start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove"}
+)

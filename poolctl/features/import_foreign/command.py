@@ -13,8 +13,8 @@ from poolctl.cli.render import servers
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from poolctl.features.import_foreign.foreign_pool import ForeignPool
-    from poolctl.features.import_foreign.pool_text import PoolText
+    from poolctl.features.import_foreign._foreign_pool import ForeignPool
+    from poolctl.features.import_foreign._pool_text import PoolText
 
 COMMAND = Command(
     "Make a pool.toml of another tool's file or command line.",
@@ -54,7 +54,7 @@ def perform(request: CommandRequest) -> Outcome:
     target = os.path.abspath(into or DEFAULT_TARGET)
     _refuse(target, bool(into), force=bool(request.get("force")))
     from poolctl.config.values.problems import Problem
-    from poolctl.features.import_foreign.foreign_pool import Unreadable
+    from poolctl.features.import_foreign._foreign_pool import Unreadable
 
     try:
         pool = _of_words(words) if words else _of_file(source)
@@ -66,7 +66,7 @@ def perform(request: CommandRequest) -> Outcome:
         place = f"{source}:{unreadable.line}: " if unreadable.line else f"{source}: " if source else ""
         failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
         raise Failure(failed) from None
-    from poolctl.features.import_foreign.pool_text import pool_text
+    from poolctl.features.import_foreign._pool_text import pool_text
 
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
@@ -84,7 +84,7 @@ def _refuse(target: str, written: bool, *, force: bool) -> None:
 
 
 def _of_words(words: list[str]) -> ForeignPool:
-    from poolctl.features.import_foreign.command_lines import pool_of_command
+    from poolctl.features.import_foreign._command_lines import pool_of_command
 
     return pool_of_command(words)
 
@@ -101,7 +101,7 @@ def _of_file(path: str) -> ForeignPool:
         foreign_format,
         read_text,
     )
-    from poolctl.features.import_foreign.foreign_pool import Unreadable
+    from poolctl.features.import_foreign._foreign_pool import Unreadable
 
     directory, path = os.path.split(os.path.abspath(path))[0], os.path.abspath(path)
     found = foreign_format(path)
@@ -111,27 +111,27 @@ def _of_file(path: str) -> ForeignPool:
         document = Document(path)
         found = foreign_format(path, document.data if isinstance(document.data, dict) else {})
         if found == COMPOSE:
-            from poolctl.features.import_foreign.compose import pool_of_compose
+            from poolctl.features.import_foreign._compose import pool_of_compose
 
             return pool_of_compose(document)
         if found == ECOSYSTEM:
-            from poolctl.features.import_foreign.pm2 import pool_of_pm2
+            from poolctl.features.import_foreign._pm2 import pool_of_pm2
 
             return pool_of_pm2(document)
         message = "it has neither services (docker compose) nor apps (pm2)"
         raise Unreadable(message, "poolctl import --help names the files")
     text = read_text(path)
     if found == UNIT:
-        from poolctl.features.import_foreign.systemd import pool_of_unit
+        from poolctl.features.import_foreign._systemd import pool_of_unit
 
         return pool_of_unit(text, path)
     if found == PROCFILE:
-        from poolctl.features.import_foreign.procfile import pool_of_procfile
+        from poolctl.features.import_foreign._procfile import pool_of_procfile
 
         return pool_of_procfile(text)
     if not found:
         raise Unreadable("not a file of another tool by its name", "poolctl import --help names the files")
-    from poolctl.features.import_foreign.supervisord import pool_of_supervisord
+    from poolctl.features.import_foreign._supervisord import pool_of_supervisord
 
     return pool_of_supervisord(text, directory)
 

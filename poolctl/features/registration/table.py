@@ -64,6 +64,8 @@ class RegistrationTable(Table):
             yield Finding(
                 ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 or a Unix socket"
             )
+        if "mode" in self.given and address.kind != "unix":
+            yield Finding(("mode",), f"{self.bind} is no Unix socket: it has no mode", "take it out")
         if not self.client:
             fix = 'add [[registration.client]] with token_env = "…" and routes = ["…"]'
             yield Finding(("client",), "no client may register", fix)

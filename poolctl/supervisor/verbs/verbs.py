@@ -13,7 +13,7 @@ from importlib import import_module
 
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result
 from poolctl.control.control_server import Progress, Request
-from poolctl.control.protocol import PROTOCOL
+from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import CONFLICT, FAILED, USAGE
@@ -33,10 +33,7 @@ _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 
-_OF_SERVERS = frozenset(
-    {"start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove"}
-)
-AUDITED = _OF_SERVERS | {"upgrade", *(verb for feature in features() for verb in feature.changing)}
+AUDITED = CHANGING_VERBS | {"upgrade", *(verb for feature in features() for verb in feature.changing)}
 # Recorded with their values; the others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
@@ -145,7 +142,7 @@ class Verbs:
             result = replace(result, changed=applied.changed)
         else:
             result = await self._drift.report(verb, call, result)
-        if verb not in _OF_SERVERS or result.ended:
+        if verb not in CHANGING_VERBS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)
 
@@ -262,7 +259,7 @@ def _given(selector: Selector) -> Table:
 
 
 def _details(verb: str, options: Table) -> list[str]:
-    if verb not in _OF_SERVERS and "op" in options:
+    if verb not in CHANGING_VERBS and "op" in options:
         return [str(options["op"]), *map(str, options.get("hosts") or ())]
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from poolctl.features.import_foreign.command_lines import PORT, take_shell_line
-from poolctl.features.import_foreign.foreign_pool import ForeignPool, Unreadable
+from poolctl.features.import_foreign._command_lines import PORT, take_shell_line
+from poolctl.features.import_foreign._foreign_pool import ForeignPool, Unreadable
 
 WEB = "web"
 RELEASE = "release"

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config import Document, escaped
-from poolctl.features.import_foreign.command_lines import PORT, joined, take_command, take_shell_line
-from poolctl.features.import_foreign.dockerfile import start_of_image
-from poolctl.features.import_foreign.foreign_pool import (
+from poolctl.features.import_foreign._command_lines import PORT, joined, take_command, take_shell_line
+from poolctl.features.import_foreign._dockerfile import start_of_image
+from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     of_their_types,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped
-from poolctl.features.import_foreign.command_lines import take_quoted
-from poolctl.features.import_foreign.foreign_pool import (
+from poolctl.features.import_foreign._command_lines import take_quoted
+from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,

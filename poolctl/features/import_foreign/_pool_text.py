@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from poolctl.config import load, referenced_variables, relocated, table_text, value_text
 from poolctl.errors import ServerError
-from poolctl.features.import_foreign.foreign_pool import ForeignPool, ForeignServer, Remark
+from poolctl.features.import_foreign._foreign_pool import ForeignPool, ForeignServer, Remark
 
 # Without these a server is invalid, or a different server.
 ESSENTIAL = ("name", "bind", "app", "command")

@@ -8,8 +8,8 @@ import shlex
 from typing import Any
 
 from poolctl.config import Document, escaped
-from poolctl.features.import_foreign.command_lines import PORT, take_command
-from poolctl.features.import_foreign.foreign_pool import (
+from poolctl.features.import_foreign._command_lines import PORT, take_command
+from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,

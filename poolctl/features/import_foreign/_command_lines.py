@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from poolctl.config import escaped
-from poolctl.features.import_foreign.foreign_pool import (
+from poolctl.features.import_foreign._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,
