@@ -4,13 +4,13 @@ The kernel gives a new connection to the first worker that asks, which is often 
 that does not matter; long-lived connections would stay where they are. A worker that has more than its share
 
 - hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also evens
-out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections last
-less than a moment: a handover costs as much as serving them. - hands over a WebSocket whose handshake has come, without
-TLS, if it has more than its share of WebSockets, so they are evened out among short connections, too. With TLS that is
-too late; there a worker with clearly more WebSockets than another worker hands over new connections, short or not,
-since a handover costs little compared with a handshake. - hands over kept connections of HTTP/1.1 without TLS between
-two requests, while another worker has at least two fewer: so a new worker gets some. It looks a moment after a
-connection or a request has come; nothing runs in an idle worker.
+  out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
+  last less than a moment: a handover costs as much as serving them.
+- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of WebSockets, so they are
+  evened out among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets than
+  another worker hands over new connections, short or not, since a handover costs little compared with a handshake.
+- hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
+  so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
 
 Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
 """

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
 
-from poolctl.worker.serving.connection_state import LimitedServerState, PoolServerState
+from poolctl.worker.serving import connection_state
+from poolctl.worker.serving.connection_state import Heads, LimitedServerState, PoolServerState
+from poolctl.worker.tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from tests.virtual_loop import VirtualLoop
 
 
@@ -69,3 +73,212 @@ def test_state_is_notified_when_the_last_connection_or_task_ends() -> None:
         assert not server_state.changed.is_set()
         members.discard("b")
         assert server_state.changed.is_set()
+
+
+class Kept:
+    """A connection of HTTP/1.1, or with `idle` False one with a request in progress."""
+
+    def __init__(self, *, idle: bool = True) -> None:
+        self.idle = idle
+        self.transport: Any = self
+        self.late = 0
+        self.on_late: Callable[[], None] = lambda: None
+
+    def head_is_late(self) -> None:
+        self.late += 1
+        self.on_late()
+
+
+class Socketlike:
+    """A WebSocket."""
+
+
+@pytest.fixture
+def counted() -> PoolServerState:
+    """A state whose connections are counted on a page."""
+    server_state = PoolServerState()
+    server_state.tally = memoryview(array("Q", bytes(512)))
+    server_state.connections.http = (Kept,)
+    return server_state
+
+
+def test_connections_and_websockets_are_counted(counted: PoolServerState) -> None:
+    tally = counted.tally
+    assert tally is not None
+    first, second, websocket = Kept(), Kept(), Socketlike()
+    for each in (first, second, websocket):
+        counted.connections.add(each)
+    assert [tally[slot] for slot in (CONNECTIONS, OPEN_CONNECTIONS, WEBSOCKETS, OPEN_WEBSOCKETS)] == [
+        2,
+        3,
+        1,
+        1,
+    ]
+    assert (counted.open_connections, counted.open_websockets) == (3, 1)
+    counted.connections.discard(first)
+    counted.connections.discard(first)
+    counted.connections.remove(websocket)
+    assert [tally[slot] for slot in (CONNECTIONS, OPEN_CONNECTIONS, WEBSOCKETS, OPEN_WEBSOCKETS)] == [
+        2,
+        1,
+        1,
+        0,
+    ]
+
+
+def test_uncounted_connections_have_no_websockets() -> None:
+    server_state = PoolServerState()
+    server_state.connections.add(Socketlike())
+    assert (server_state.open_connections, server_state.open_websockets) == (1, 0)
+
+
+def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place() -> None:
+    server_state = PoolServerState()
+    seen: list[int] = []
+    server_state.limit_connections(3, lambda: seen.append(len(server_state.connections)))
+    assert server_state.room() == 3
+    server_state.connections.add("a")
+    server_state.expect("b", 1.0)
+    assert (seen, server_state.room(), server_state.open_connections) == ([], 1, 2)
+    server_state.connections.add("c")
+    assert (seen, server_state.room()) == ([1], 0)
+    server_state.connections.discard("c")
+    server_state.expect("d", 1.0)
+    assert seen == [1, 1]
+
+
+def test_each_end_is_reported_to_what_waits_for_room() -> None:
+    server_state = PoolServerState()
+    ends: list[int] = []
+    server_state.watch_room(lambda: ends.append(len(server_state.connections)))
+    for name in ("a", "b"):
+        server_state.connections.add(name)
+    server_state.connections.discard("a")
+    server_state.connections.discard("a")
+    assert ends == [1]
+    server_state.watch_room(None)
+    server_state.connections.discard("b")
+    assert ends == [1]
+
+
+def test_connections_and_watched_requests_are_activity() -> None:
+    server_state = PoolServerState()
+    seen: list[str] = []
+    server_state.on_activity = lambda: seen.append("active")
+    server_state.tasks.add("unwatched")  # type: ignore[arg-type]
+    server_state.tasks.clear()
+    assert seen == []
+    server_state.connections.add("a")
+    assert len(seen) == 1
+    server_state.connections.discard("a")
+    assert len(seen) == 1
+    server_state.watch_tasks()
+    server_state.tasks.add("first")  # type: ignore[arg-type]
+    server_state.tasks.add("second")  # type: ignore[arg-type]
+    assert len(seen) == 3
+    server_state.tasks.discard("first")  # type: ignore[arg-type]
+    assert len(seen) == 3
+    server_state.tasks.discard("second")  # type: ignore[arg-type]
+    assert len(seen) == 4
+
+
+def test_handshake_passes_its_time_limit_on_once() -> None:
+    server_state = PoolServerState()
+    assert not server_state.expects
+    assert server_state.handshake_is_over("a") is None
+    assert not server_state.changed.is_set()
+    server_state.expect("a", 7.5)
+    assert server_state.expects
+    assert server_state.handshake_is_over("a") == 7.5
+    assert server_state.changed.is_set()
+    assert server_state.handshake_is_over("a") is None
+    assert not server_state.expects
+
+
+def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
+    server_state = PoolServerState()
+    ends: list[str] = []
+    server_state.watch_room(lambda: ends.append("end"))
+    server_state.expect("a", 1.0)
+    server_state.handshake_failed("a")
+    assert ends == ["end"]
+    server_state.handshake_failed("a")
+    assert ends == ["end"]
+
+
+@pytest.fixture
+def heads(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> Heads:
+    """Time limits of 10 seconds on a clock that moves with the loop."""
+    monkeypatch.setattr(time, "monotonic", loop.time)
+    monkeypatch.setattr(connection_state, "unread_bytes", lambda transport: transport in UNREAD)
+    UNREAD.clear()
+    return Heads(10.0)
+
+
+UNREAD: set[Any] = set()
+
+
+def after(loop: VirtualLoop, seconds: float, act: Callable[[], None] = lambda: None) -> None:
+    """Let that time pass, and then act on the loop."""
+
+    async def wait() -> None:
+        await asyncio.sleep(seconds)
+        act()
+
+    loop.run_until_complete(wait())
+
+
+def test_late_head_is_ended_after_its_time(loop: VirtualLoop, heads: Heads) -> None:
+    late, early = Kept(), Kept()
+    for each in (late, early):
+        each.on_late = lambda each=each: heads.end(each)  # type: ignore[misc]
+    after(loop, 0, lambda: heads.wait(late))
+    after(loop, 4, lambda: heads.wait(early, loop.time() + 1))
+    assert len(heads) == 2
+    after(loop, 1.6)
+    assert (early.late, late.late) == (1, 0)
+    after(loop, 4)
+    assert late.late == 0
+    after(loop, 1)
+    assert (early.late, late.late, len(heads)) == (1, 1, 0)
+
+
+def test_complete_head_is_not_late(loop: VirtualLoop, heads: Heads) -> None:
+    connection = Kept()
+    after(loop, 0, lambda: heads.wait(connection))
+    after(loop, 9, lambda: heads.end(connection))
+    after(loop, 60)
+    assert (connection.late, len(heads)) == (0, 0)
+
+
+def test_time_of_a_pipelined_head_begins_with_the_end_of_the_response_before(
+    loop: VirtualLoop, heads: Heads
+) -> None:
+    connection = Kept(idle=False)
+    connection.on_late = lambda: heads.end(connection)
+    after(loop, 0, lambda: heads.wait(connection))
+    after(loop, 11)
+    connection.idle = True
+    after(loop, 8.5)
+    assert connection.late == 0
+    after(loop, 1)
+    assert connection.late == 1
+
+
+def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, heads: Heads) -> None:
+    connection = Kept()
+    after(loop, 0, lambda: heads.wait(connection))
+    connection.transport = None
+    after(loop, 11)
+    assert (connection.late, len(heads)) == (0, 0)
+
+
+def test_head_that_waits_for_a_slow_loop_gets_one_second_once(loop: VirtualLoop, heads: Heads) -> None:
+    connection = Kept()
+    connection.on_late = lambda: heads.end(connection)
+    UNREAD.add(connection)
+    after(loop, 0, lambda: heads.wait(connection))
+    after(loop, 10.9)
+    assert connection.late == 0
+    after(loop, 0.7)
+    assert connection.late == 1
