@@ -264,7 +264,7 @@ def field_text(item: object, field: str) -> str:
     """A field of an item for scripts: lists are joined by commas, unknown values are empty."""
     if field == "uptime" and is_server(item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
-    if field in FIGURES:
+    if field in FIGURES and is_server(item):
         return _usage(item, field)
     value = getattr(item, field, None)
     if value is None:
