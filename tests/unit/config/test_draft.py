@@ -505,3 +505,24 @@ def test_changes_to_toml_files_are_shown_together_with_those_to_others(tmp_path:
     assert (
         draft.by_hand()[-1].message == 'write this behind the server:\n[[server]]\nname = "new"\nbind = ":9"'
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "added"),
+    [
+        ("", '[[server]]\nname = "n"\n'),
+        ("# pool", '# pool\n\n[[server]]\nname = "n"\n'),
+        ('[[server]]\nname = "a"', '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n'),
+        ('[[server]]\nname = "a"\n\n', '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n\n'),
+        (
+            '[[server]]\nname = "a"\n[pool]\nname = "p"\n',
+            '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n\n[pool]\nname = "p"\n',
+        ),
+    ],
+)
+def test_added_server_is_set_apart_by_empty_lines(tmp_path: Path, text: str, added: str) -> None:
+    file = written(tmp_path, "pool.toml", text)
+    draft = drafted(file)
+    draft.add({"name": "n"})
+    draft.write()
+    assert file.read_text() == added

@@ -258,7 +258,17 @@ def test_address_that_cannot_be_is_a_finding_with_its_fix(table: dict[str, Any],
 
 @pytest.mark.parametrize(
     "expose",
-    ["http://a", "http://a:1", "https://a:65535", "a:1", "http://[::1]:80", "unix:/a", "http://a:auto"],
+    [
+        "http://a",
+        "http://a:1",
+        "https://a:65535",
+        "a:1",
+        "http://[::1]:80",
+        "unix:/a",
+        "http://a:auto",
+        "http+unix://%2Fa",
+        "fd:3",
+    ],
 )
 def test_address_for_clients_may_be_any_of_these(expose: str) -> None:
     findings: list[Finding] = []

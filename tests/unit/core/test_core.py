@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from poolctl.core.decision_input import Overrides, Phase
+from typing import Any
+
+from poolctl import ServerConfig
+from poolctl.core.decision_input import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.errors import PoolStartError
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
@@ -271,5 +274,34 @@ def test_serving_worker_is_not_ended_for_a_successor_that_cannot_start() -> None
         pool.runner.unplaceable.clear()
         assert await pool.restart() == []
         assert set(pool.runner.running) == {"web.3.0"}
+
+    run(scenario())
+
+
+def job(**keys: Any) -> ServerConfig:
+    """A job that runs to its end."""
+    return ServerConfig(**{"name": "job", "command": ["true"], "job": True} | keys)
+
+
+def test_job_whose_schedule_is_taken_out_runs_once_and_one_that_gets_a_schedule_waits() -> None:
+    async def scenario() -> None:
+        stage = OrderedCore(job(every="0 3 * * *"))
+        entry = stage.core.entries["job"]
+        await stage.start()
+        assert (entry.desired.state, entry.observed.workers) == (Desired.SCHEDULED, {})
+        stage.core.change(entry, job(), live=False)
+        await turns()
+        assert (entry.completed, entry.desired.state) == (True, Desired.COMPLETED)
+
+    run(scenario())
+
+
+def test_change_of_a_schedule_of_a_stopped_job_starts_nothing() -> None:
+    async def scenario() -> None:
+        stage = OrderedCore(job(every="0 3 * * *"))
+        entry = stage.core.entries["job"]
+        stage.core.change(entry, job(), live=False)
+        await turns()
+        assert (entry.wanted, entry.observed.workers) == (False, {})
 
     run(scenario())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from poolctl.config import ServerConfig
 from poolctl.core.server_changes import BATCH, Workqueue
 from poolctl.core.server_entry import Entry
@@ -57,3 +59,27 @@ def test_server_queued_during_a_batch_may_be_part_of_it() -> None:
         if entry is first:
             queue.add(second)
     assert seen == [first, second]
+
+
+def test_changes_of_one_turn_are_decided_on_together() -> None:
+    async def scenario() -> None:
+        settled: list[list[str]] = []
+        changes = Workqueue()
+        changes.feed(lambda: settled.append(names(changes.take_changed())))
+        first, second = entries(2)
+        changes.touch(first)
+        changes.touch(second)
+        changes.touch(first)
+        assert settled == []
+        await asyncio.sleep(0)
+        assert settled == [["s0", "s1"]]
+        changes.touch(second)
+        await asyncio.sleep(0)
+        assert settled == [["s0", "s1"], ["s1"]]
+        changes.note(first)
+        await asyncio.sleep(0)
+        assert len(settled) == 2
+        assert names(changes.take_changed()) == ["s0"]
+        assert changes.take_changed() == []
+
+    asyncio.run(scenario())

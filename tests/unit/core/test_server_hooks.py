@@ -162,3 +162,13 @@ def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_
     assert stage.web.observed.failure.message == "hooks.before_start exited with status 3"
     stage.order(stage.core.stop, stage.web)
     assert (stage.web.state, stage.under_way()) == ("stopped", [])
+
+
+def test_hook_that_cannot_be_run_fails_the_start_with_the_reason(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook", well=False)
+    assert stage.web.state == "failed"
+    assert stage.web.observed.failure is not None
+    assert stage.web.observed.failure.message == "hooks.before_start cannot be run: no process can be made"

@@ -125,3 +125,10 @@ def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) ->
         logs.close()
 
     asyncio.run(main())
+
+
+def test_line_begins_with_its_time_in_utc_and_its_level(tmp_path: Path) -> None:
+    record = logging.LogRecord("poolctl", logging.WARNING, "", 1, "%s is gone", ("web",), None)
+    record.created = 1_700_000_000.25
+    handler = InternalLog(str(tmp_path / "own.log"), ManualClock(), stamped=True)
+    assert handler.format(record) == "2023-11-14T22:13:20.250000Z WARNING: web is gone"

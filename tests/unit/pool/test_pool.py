@@ -339,3 +339,11 @@ def test_a_server_costs_the_pool_at_most_150_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert (after - before) / len(pool) <= 150
+
+
+def test_health_of_a_server_that_should_not_run_is_unknown(pool: Pool) -> None:
+    assert pool.health_info_simple() == {"a": "unknown", "b": "unknown", "c": "unknown"}
+    found = pool.health_info_without_detail()["a"]
+    assert (found["status"], found["uptime_seconds"], found["latency_seconds"]) == ("unknown", 0.0, None)
+    assert "detail" not in found
+    assert "detail" in pool.health_info()["a"]

@@ -129,3 +129,8 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (breaker.failures, breaker.rate, breaker.minimum_requests, breaker.probes) == (5, 0.5, 20, 1)
     assert (breaker.window_seconds, breaker.open_seconds, breaker.max_open) == (10, 10, 0.5)
     assert (Limit().queue_seconds, Redirect(to="https").status, Target().weight) == (5, 308, 1)
+
+
+def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for() -> None:
+    assert StreamRoute(alias="a", bind="b").accept_proxy is False
+    assert StreamRoute(alias="a", bind="b", accept_proxy=True) != StreamRoute(alias="a", bind="b")
