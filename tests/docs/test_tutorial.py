@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.docs.pages import PAGES, blocks, some
+from tests.real_pool import RealPool
+
+# Of the programs that the tests use only poolctl: a reader's python3 has none of their packages.
+AS_A_READER = "export PATH=$PWD/bin:/usr/bin:/bin\n"
 
 # What a step shows, besides what every step shows: exit status 0.
 SHOWS = {
@@ -27,11 +33,14 @@ SHOWS = {
 
 
 @pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
-def test_each_step_shows_what_the_tutorial_says(reader: Any) -> None:
+def test_each_step_shows_what_the_tutorial_says(reader: Any, real_pool: RealPool) -> None:
+    (real_pool.directory / ".venv").symlink_to(sys.prefix)
+    (real_pool.directory / "bin").mkdir()
+    (real_pool.directory / "bin" / "poolctl").symlink_to(Path(sys.executable).with_name("poolctl"))
     (page,) = (path for path in PAGES if path.stem == "tutorial")
     sections = list(dict.fromkeys(each.section for each in blocks(page)))
     assert sections == ["An environment", *SHOWS]
     for section, expected in SHOWS.items():
-        output = reader("\n".join(some("tutorial", section, "sh")))
+        output = reader(AS_A_READER + "\n".join(some("tutorial", section, "sh")))
         for each in expected:
             assert each in output, f"{section}: {each!r} is not in\n{output}"
