@@ -53,8 +53,10 @@ class Signals:
 
 
 class Shutdown:
-    """The pool's end. `over`: nothing is left to wait for. `alone`: the keeper stops the pool without a supervisor.
-    `last`: the supervisor has stopped the pool and is about to exit; it is not started again, however it exits.
+    """The shutdown of the pool.
+
+    `over`: nothing is left to wait for. `alone`: the keeper stops the pool without a supervisor. `last`: the supervisor
+    has stopped the pool and is about to exit; it is not started again, however it exits.
 
     All times are in seconds on one monotonic clock.
     """

@@ -363,7 +363,7 @@ class _StartOrder:
 
 
 def _as_users(handle: Handle, problem: ServerError) -> ServerError:
-    """The problem with the user's server names, and without hints to use commands."""
+    """The problem in the words of a program's author: the pool's own server names, and no hint to run a command."""
     message = problem.message
     if handle.host is not None:
         message = handle.host.in_users_names(message)

@@ -163,7 +163,7 @@ class OtherCounts:
         self._words[slot + COUNT] = 0
 
     def remove(self) -> None:
-        """Remove the file, all of whose counts were taken."""
+        """Remove the file, because all of its counts were taken."""
         _unlink(self.path)
         self.close()
 

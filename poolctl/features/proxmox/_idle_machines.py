@@ -53,7 +53,7 @@ class IdleMachines:
         self._watch()
 
     def close(self) -> None:
-        """Stop none any more."""
+        """Stop no machine from now on."""
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None

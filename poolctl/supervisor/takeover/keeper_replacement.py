@@ -35,10 +35,9 @@ _PING = {"op": "ping", "id": 0}
 
 
 class KeeperWatch:
-    """Watches on the running loop, and records what happens among the pool's events.
+    """Pings the keeper from the running loop; if it does not answer, continues it (SIGCONT), then kills it.
 
-    The link counts the keeper's messages. The keeper pings, too, and is not pinged if it has done so since the last
-    check.
+    Both are events of the pool. A keeper that has sent a message since the last check is not pinged.
     """
 
     def __init__(

@@ -230,11 +230,11 @@ def peer(request: Request) -> Table:
             found["command"] = file.read().rstrip("\n")
     except OSError:
         pass
-    return found | _in_the_name_of(request.body.get("by"))
+    return found | _on_behalf_of(request.body.get("by"))
 
 
-def _in_the_name_of(by: object) -> Table:
-    """The person behind a client, as that says: a web page names its browser's address."""
+def _on_behalf_of(by: object) -> Table:
+    """What a client says about the person behind it: the command, or the address of a browser."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}

@@ -159,9 +159,9 @@ class Edge:
         return closed
 
     async def connect(self, endpoint: Endpoint) -> BackendConnection:
-        """A new connection to a backend; idle connections are closed if descriptors are short.
+        """Open a connection to a backend; idle connections are closed if descriptors are short.
 
-        Raises OSError, and NoBackend if there is no descriptor for it, for which the backend is not to blame.
+        Raises OSError if the backend cannot be reached, and NoBackend if this process has no descriptor left.
         """
         for _ in range(_CONNECT_ATTEMPTS):
             try:

@@ -445,7 +445,7 @@ class GatewayManager(SidecarManager):
         self._zygote = zygote
 
     def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
-        """Have a zygote wait for the end of the gateway that serves, a moment from now: nothing needs it yet."""
+        """Fork a successor a moment from now, which waits until the serving gateway ends."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)

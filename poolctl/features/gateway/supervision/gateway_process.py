@@ -231,7 +231,7 @@ class GatewayZygote(SidecarProcess):
 
     @property
     def is_of_keeper(self) -> bool:
-        """Whether the keeper is its parent, and so would be the parent of its forks."""
+        """Whether it is a child of the keeper; then its forks become children of the keeper, too."""
         return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:
