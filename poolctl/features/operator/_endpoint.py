@@ -187,11 +187,10 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
     def follow(self, table: OperatorTable | None) -> None:
         """Serve as `[operator]` says from now on, or nowhere."""
         self._table = table
-        if table is None or table.bind is None:
+        if table is None:
             self.serve_at(None)
-            return
-        address = parse(table.bind)
-        self.serve_at(address.key, int(table.mode, 8) if address.kind == "unix" else None)
+        else:
+            self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> OperatorEndpoint:
         """See HeldAddress."""

@@ -255,9 +255,8 @@ class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
         self._table = table
         if table is None:
             self.serve_at(None)
-            return
-        address = parse(table.bind)
-        self.serve_at(address.key, int(table.mode, 8) if address.kind == "unix" else None)
+        else:
+            self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> RegistrationEndpoint:
         """See HeldAddress."""

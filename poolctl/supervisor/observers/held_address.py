@@ -116,9 +116,11 @@ class HeldAddress(Generic[Endpoint]):
         """Return when serving has been tried."""
         await self._tried.wait()
 
-    def serve_at(self, bind: str | None, mode: int | None = None) -> None:
-        """Serve this canonical address from now on, with this mode of a Unix socket; None: serve nothing."""
-        self._wanted, self._mode = bind, mode
+    def serve_at(self, bind: str | None, mode: str = "") -> None:
+        """Serve this address from now on, a Unix socket with this octal mode; None: serve nothing."""
+        address = None if bind is None else parse(bind)
+        self._wanted = None if address is None else address.key
+        self._mode = int(mode, 8) if address is not None and address.kind == "unix" and mode else None
         self._changed.set()
         if self._work is None:
             self._work = asyncio.ensure_future(self._serve())

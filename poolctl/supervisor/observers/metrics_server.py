@@ -10,7 +10,6 @@ import json
 import socket
 from ipaddress import ip_address
 
-from poolctl.address import parse
 from poolctl.config import Tables
 from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
@@ -38,7 +37,7 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
         """Serve as `[metrics]` says from now on, or nowhere."""
         table = tables.metrics
         self._path = "" if table is None else table.path
-        self.serve_at(None if table is None else parse(table.bind).key)
+        self.serve_at(None if table is None else table.bind)
 
     def make_server(self) -> MetricsServer:
         """See HeldAddress."""
