@@ -158,6 +158,17 @@ def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
     assert breaker.is_closed
 
 
+def test_answer_of_the_last_backend_does_not_open_its_breaker_for_earlier_failures_to_connect() -> None:
+    breaker = Breaker(BreakerRule(failures=0, rate=0.5, minimum_requests=4), is_dispensable=lambda: False)
+    request(breaker, 0.0, good=True)
+    request(breaker, 0.0, good=False)
+    request(breaker, 0.0, good=False)
+    breaker.failed(0.0, breaker.enter(), answered=True)
+    assert breaker.is_closed, "two of four requests did not reach it, but the last one did"
+    request(breaker, 0.0, good=False)
+    assert breaker.state is BreakerState.OPEN
+
+
 class BreakerMachine(RuleBasedStateMachine):
     """Random histories: requests that end in any order, at any time, or never."""
 

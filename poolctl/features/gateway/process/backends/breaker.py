@@ -115,7 +115,8 @@ class Breaker:
         self._seen[-1] += 1
         self._failed[-1] += 1
         self._unreached[-1] += not answered
-        if why := self._too_many(self._unreached_in_a_row, sum(self._unreached)):
+        # A backend that has answered can be reached.
+        if not answered and (why := self._too_many(self._unreached_in_a_row, sum(self._unreached))):
             self._open(now, why)
         elif (why := self._too_many(self._consecutive, sum(self._failed))) and self._is_dispensable():
             self._open(now, why, by_answers=True)
