@@ -31,7 +31,7 @@ help:
 	@echo "make test          the tests: about four minutes on two cores"
 	@echo "make test-all      every test but those of make heavy, with coverage"
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
-	@echo "make properties    the property tests with all of their examples; elsewhere they have a quarter"
+	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
