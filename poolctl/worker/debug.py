@@ -8,7 +8,6 @@ connections over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -17,17 +16,10 @@ from typing import NoReturn
 
 import uvicorn
 
+from .foreground import close, receive
 from .load_app import LoadFailed, exit_status, explain, load_app, set_app_environment
 from .preload import preload
-from .process_setup import (
-    SPEC_FD,
-    SetupFailed,
-    Spec,
-    apply_spec,
-    needs_exec,
-    read_spec_after_exec,
-    start_interpreter_again,
-)
+from .process_setup import Spec
 from .serving.pool_server import PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import drainable
 
@@ -36,31 +28,14 @@ _INTERRUPTED = 130
 
 
 def run() -> NoReturn:
-    """Serve as specified until Ctrl-C or SIGTERM. The first argument is the number of descriptors after the spec."""
-    count, *applied = sys.argv[1:]
-    spec = read_spec_after_exec(1 + int(count))
-    preload()  # the server's user may not be allowed to read those modules
-    if not applied:
-        _apply_spec(spec, count)
-    first = SPEC_FD + 1
-    listeners = [socket.socket(fileno=fd) for fd in range(first, first + spec["listeners"])]
-    first += spec["listeners"]
+    """Serve as specified until Ctrl-C or SIGTERM."""
+    spec, listeners, tls_fds, _ = receive("worker", "debug")
+    preload()
     try:
-        status = _live(spec, listeners, list(range(first, first + spec["tls_files"])))
+        status = _live(spec, listeners, tls_fds)
     finally:
-        for listener in listeners:
-            _remove(listener)
+        close(listeners)
     sys.exit(status)
-
-
-def _apply_spec(spec: Spec, count: str) -> None:
-    """Apply the server's rights, directory and environment; execute the interpreter again if they require it."""
-    try:
-        apply_spec(spec)
-    except SetupFailed as failure:
-        sys.exit(str(failure))
-    if needs_exec(spec):
-        start_interpreter_again(spec, 1 + int(count), "debug", count, "applied")
 
 
 def _stop_here() -> None:
@@ -104,11 +79,3 @@ async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.sock
     # SIGINT is left to asyncio's runner, which cancels this, even while a debugger waits for a line.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     await server.run(listeners, lambda: None)
-
-
-def _remove(listener: socket.socket) -> None:
-    path = listener.getsockname() if listener.family == socket.AF_UNIX else ""
-    listener.close()
-    if path:
-        with contextlib.suppress(OSError):
-            os.unlink(path)

@@ -85,14 +85,14 @@ def needs_exec(spec: Spec) -> bool:
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
-def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> NoReturn:
-    """Execute a new interpreter as `worker ARGUMENTS`.
+def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
+    """Execute a new interpreter that runs this part of poolctl.
 
     It inherits `descriptors` descriptors, from SPEC_FD on.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
-    argv = command(spec["python"], "worker", *arguments)
+    argv = command(spec["python"], part, *arguments)
     os.execve(argv[0], argv, dict(os.environ))
 
 

@@ -370,7 +370,7 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
     else:
         apply_spec(spec)
         if needs_exec(spec):
-            start_interpreter_again(spec, 2 + len(rest), "serve", str(len(rest)))
+            start_interpreter_again(spec, 2 + len(rest), "worker", "serve", str(len(rest)))
     return _run(spec)
 
 

@@ -93,7 +93,7 @@ def _set_up(fds: list[int]) -> int:
     place([spec_fd, requests], output)
     apply_spec(spec)
     if needs_exec(spec):
-        start_interpreter_again(spec, 2, "app")
+        start_interpreter_again(spec, 2, "worker", "app")
     return _run(spec)
 
 

@@ -60,7 +60,7 @@ WITHIN = {
     "worker": {
         "tally": 0, "peer_counts": 0, "fork_safety": 0, "process_setup": 0,
         "load_app": 1, "stack_dump": 1,
-        "control_socket": 2, "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
+        "control_socket": 2, "serving": 2, "preload": 3, "foreground": 4, "worker_process": 4, "debug": 5, "zygote": 5,
     },
 }  # fmt: skip
 TOP = 8

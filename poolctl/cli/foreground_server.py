@@ -1,0 +1,167 @@
+"""A server that this command's own process becomes, without a supervisor: `run --debug NAME` and `serve NAME`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from poolctl import bootstrap
+from poolctl.cli.command import ENDED
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.offline import choose, load, servers_of
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
+from poolctl.control.answers import Result, item
+from poolctl.control.client import Client
+from poolctl.control.pool_paths import state_dir
+from poolctl.errors import ControlError, PoolValidateError, ServerError
+from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.listeners.listen_errors import ListenError, explained
+from poolctl.listeners.open_listener import inherited_descriptors, open_listener
+from poolctl.platform import sealed_file
+from poolctl.runners import withheld_variables
+from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
+from poolctl.states import in_words
+from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
+
+if TYPE_CHECKING:
+    from poolctl.listeners.port_ledger import PortLedger
+
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+
+
+def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
+    """The one server that the request selects, which does not run in the pool; `command` is for the messages.
+
+    Raises UsageError if it selects several, PoolValidateError if this machine cannot run it, Failure, and
+    ControlError (8) if it runs.
+    """
+    config = load(pool)
+    withheld_variables.withhold(config.pool_variables, only=True)
+    servers = servers_of(config, pool)
+    names = [each.name for each in choose([item(each) for each in servers], request)]
+    if len(names) != 1:
+        raise UsageError(
+            f"{command.split()[-1]} runs one server, and {len(names)} are selected", hint=f"{command} NAME"
+        )
+    problems = config.outside(names=names)
+    if problems:
+        raise PoolValidateError("the server cannot run", problems)
+    if any(each.address.auto for each in servers):
+        from poolctl.listeners.port_ledger import PortLedger
+
+        path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
+        ledger = PortLedger(path, *config.settings.port_range, key=pool.key)
+        taken = {each.address.port or 0 for each in servers}
+        servers = [_with_port(each, ledger, taken) for each in servers]
+    (server,) = [each for each in with_addresses(servers) if each.name == names[0]]
+    _refuse_running(pool, server)
+    return server
+
+
+def _with_port(server: ServerConfig, ledger: PortLedger, taken: set[int]) -> ServerConfig:
+    if not server.address.auto:
+        return server
+    port = ledger.port(server.name, server.address, avoid=taken)
+    taken.add(port)
+    return server.at(server.address.with_port(port))
+
+
+def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
+    try:
+        found = Client(pool.socket).ask(Result, "list", {"selector": {"targets": [server.name]}})
+    except ControlError:
+        return
+    for each in found.items:
+        if each.state not in ENDED:
+            raise ControlError(
+                f"{server.name} is {in_words(each.state)} in this pool",
+                exit_code=CONFLICT,
+                hint=f"poolctl stop {server.name}",
+            )
+
+
+@dataclass(frozen=True)
+class ForegroundServer:
+    """A server with what its process is given: the specification, its listeners, and the contents of its TLS files."""
+
+    config: ServerConfig
+    spec: Spec
+    listeners: list[socket.socket]
+    tls: list[bytes]
+
+    @classmethod
+    def prepare(cls, server: ServerConfig) -> ForegroundServer:
+        """Open the server's listeners, and read its TLS files. Raises Failure."""
+        try:
+            listeners = _listeners(server)
+            contents = tls_contents(server)
+            spec = worker_spec(
+                server,
+                interpreter=interpreter(server.python, server.base_dir, os.environ),
+                listeners=len(listeners),
+                tls_files=len(contents),
+                open_files=resource.getrlimit(resource.RLIMIT_NOFILE),
+            )
+        except ServerError as problem:
+            raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
+        spec["index"] = 0
+        return cls(server, spec, listeners, contents)
+
+    def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
+        """Turn this process into the server's command, or into `part` of poolctl in the application's interpreter.
+
+        That part gets the descriptors of the specification, the listeners, the TLS files and `more`, in this order
+        from SPEC_FD on, and the number of those after the specification as its last argument. Raises Failure.
+        """
+        for name in withheld_variables.present():
+            del os.environ[name]
+        try:
+            if self.config.command:
+                self._become_command()
+            sockets = [*self.listeners, *more]
+            files = [sealed_file("poolctl", content) for content in self.tls]
+            numbers = [each.fileno() for each in sockets]
+            count = len(self.listeners)
+            self._become_part(part, role, [*numbers[:count], *files, *numbers[count:]])
+        except (SetupFailed, OSError) as error:
+            raise Failure(Outcome.failed(FAILED, f"{self.config.name}: {error}")) from None
+
+    def _become_command(self) -> NoReturn:
+        self.spec["argv"] = argument_vector(self.config)
+        for listener in self.listeners:
+            listener.setblocking(True)  # as expected by programs (sd_listen_fds(3))
+        _move_descriptors([listener.fileno() for listener in self.listeners], _FIRST_INHERITED_FD)
+        become_program(self.spec, len(self.listeners))
+
+    def _become_part(self, part: str, role: Iterable[str], fds: list[int]) -> NoReturn:
+        python = self.spec["python"]
+        _move_descriptors([spec_file(self.spec), *fds], SPEC_FD)
+        argv = bootstrap.command(python, part, *role, str(len(fds)))
+        entered_as = enter_as(python, self.spec["user"], os.environ)
+        if entered_as is not None:
+            argv = bootstrap.as_user(*entered_as, argv)
+        os.execve(argv[0], argv, dict(os.environ))
+
+
+def _listeners(server: ServerConfig) -> list[socket.socket]:
+    if not server.listens or server.binds_itself:
+        return []
+    try:
+        return open_listener(server.address, inherited=inherited_descriptors(os.environ))
+    except ListenError as error:
+        raise explained([error])[0] from error
+
+
+def _move_descriptors(fds: Iterable[int], first: int) -> None:
+    """Move the descriptors to `first` and the following numbers, and make them inheritable."""
+    given = list(fds)
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
+    for number, fd in enumerate(lifted, first):
+        os.dup2(fd, number)
