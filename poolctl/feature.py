@@ -27,6 +27,7 @@ FEATURES = (
     "dashboard",
     "doctor",
     "top",
+    "serve",
 )
 
 

@@ -284,7 +284,6 @@ OTHER_COMMANDS = {
     "reread": "reload",
     "update": "reload",
     "check": "validate",
-    "serve": "run",
 }
 # Their options: our option that the command must have ("" for none), and how to use it.
 OTHER_OPTIONS = {

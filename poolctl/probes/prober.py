@@ -52,6 +52,14 @@ class Prober(Protocol):
         ...
 
 
+class Connector(Protocol):
+    """Creates connections for probes."""
+
+    async def connect(self) -> socket.socket:
+        """A new connection. Raises OSError."""
+        ...
+
+
 class WorkerConnector(NamedTuple):
     """Creates connections to one worker, for `http` or `echo`; with `plain` without TLS."""
 
@@ -71,7 +79,7 @@ class RequestProber:
     def __init__(
         self,
         request: ProbeRequest,
-        connector: WorkerConnector,
+        connector: Connector,
         *,
         tls: bool,
     ) -> None:
@@ -310,7 +318,7 @@ def make_prober(
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
         tls = speaks_tls(server) and not _requires_certificates(server)
-        request = HttpProbeRequest(probe, server)
+        request = HttpProbeRequest(probe, expose=server.expose, reusable=not server.command)
         return RequestProber(request, connector._replace(kind="http", plain=not tls), tls=tls)
     if server.command:
         return AcceptProber(connector)
@@ -329,11 +337,14 @@ _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
 
 class HttpProbeRequest:
-    """An HTTP request, and the judgement of its response."""
+    """An HTTP request, and the judgement of its response.
+
+    `expose` is the server's public address, for Host; unless `reusable`, the connection is closed after the response.
+    """
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
 
-    def __init__(self, probe: Probe, server: ServerConfig) -> None:
+    def __init__(self, probe: Probe, *, expose: str, reusable: bool = True) -> None:
         assert probe.http is not None
         self._label = f"{probe.method} {probe.http}"
         self._head_only = probe.method == "HEAD"
@@ -342,7 +353,7 @@ class HttpProbeRequest:
         self._plain = probe.body is not None and is_plain(probe.body)
         self._slow_until = 0.0
         self.payload = request_head(
-            probe.method, quote(probe.http, safe=_UNQUOTED), _fields(probe, server).items()
+            probe.method, quote(probe.http, safe=_UNQUOTED), _fields(probe, expose, reusable=reusable).items()
         )
 
     def new_reply(self) -> ResponseReader:
@@ -418,11 +429,11 @@ def speaks_tls(server: ServerConfig) -> bool:
     return bool(server.tls)
 
 
-def _fields(probe: Probe, server: ServerConfig) -> dict[str, str]:
+def _fields(probe: Probe, expose: str, *, reusable: bool) -> dict[str, str]:
     # The host that clients use, for applications that check it.
-    host = urlsplit(server.expose).netloc.rpartition("@")[2] or "localhost"
+    host = urlsplit(expose).netloc.rpartition("@")[2] or "localhost"
     fields = {"Host": host, "User-Agent": "poolctl", "Accept": "*/*"}
-    if server.command:
+    if not reusable:
         # A program that serves one client at a time must not wait for the next probe.
         fields["Connection"] = "close"
     known = {name.lower(): name for name in fields}

@@ -18,7 +18,6 @@ import uvicorn
 
 from .foreground import close, receive
 from .load_app import LoadFailed, exit_status, explain, load_app, set_app_environment
-from .preload import preload
 from .process_setup import Spec
 from .serving.pool_server import PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import drainable
@@ -30,7 +29,6 @@ _INTERRUPTED = 130
 def run() -> NoReturn:
     """Serve as specified until Ctrl-C or SIGTERM."""
     spec, listeners, tls_fds, _ = receive("worker", "debug")
-    preload()
     try:
         status = _live(spec, listeners, tls_fds)
     finally:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .preload import end_imports, preload
 from .process_setup import (
     SPEC_FD,
     SetupFailed,
@@ -31,8 +32,11 @@ class Given(NamedTuple):
     more: list[socket.socket]
 
 
-def receive(part: str, *role: str) -> Given:
+def receive(part: str, *role: str, light: bool = False) -> Given:
     """Read the specification, and apply it to this process: its limits, user, environment and directory.
+
+    Workers' modules are imported before, unless `light` leaves that to the application; a server's user always gets
+    them, because it may not be allowed to read them later.
 
     The first argument of the process is the number of descriptors after the specification. `part` and `role` run this
     process again where its environment requires another interpreter. Exits with the reason where this machine cannot
@@ -40,10 +44,10 @@ def receive(part: str, *role: str) -> Given:
     """
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))
-    if spec["user"] is not None:
-        from .preload import preload
-
-        preload()  # the server's user may not be allowed to read those modules
+    if light and spec["user"] is None:
+        end_imports()
+    else:
+        preload()
     if not applied:
         try:
             apply_spec(spec)
@@ -64,8 +68,10 @@ def receive(part: str, *role: str) -> Given:
 
 
 def close(listeners: Iterable[socket.socket]) -> None:
-    """Close the listeners, and remove the paths of Unix sockets."""
+    """Close the listeners, and remove the paths of Unix sockets. May be called more than once."""
     for listener in listeners:
+        if listener.fileno() < 0:
+            continue
         path = listener.getsockname() if listener.family == socket.AF_UNIX else ""
         listener.close()
         if path:

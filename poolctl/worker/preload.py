@@ -96,6 +96,11 @@ def preload() -> None:
         except ImportError:
             # Optional libraries may be missing; a missing uvicorn is reported where it is needed.
             continue
+    end_imports()
+
+
+def end_imports() -> None:
+    """Set up uvicorn's logging and the output, and enable garbage collection, once a process has imported its part."""
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
     # The output becomes a pipe in the worker, where lines would wait for a full buffer.
     for stream in (sys.stdout, sys.stderr):

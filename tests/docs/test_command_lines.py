@@ -23,7 +23,7 @@ _INLINE = re.compile(r"`(poolctl [^`]+)`")
 _SHELL = {"&&", "||", "|", ";", ">"}
 
 # What cannot be executed here, and why.
-ENDLESS = {"run", "top", "reload --watch", "logs -f"}
+ENDLESS = {"run", "serve", "top", "reload --watch", "logs -f"}
 WITH_GATEWAY = {"export haproxy", "logs --gateway", "backends", "rollout", "register", "unregister", "routes"}
 CHANGES_MORE = {"upgrade", "completion", "add", "remove", "notify", "init", "dashboard", "stop"}
 OF_OTHER_TOOLS = {"import"}  # their files are not here

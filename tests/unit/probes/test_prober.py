@@ -307,7 +307,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
         name="web", bind="127.0.0.1:1", app="a:b", expose="https://shop.example:8443/x", health="/ü"
     )
     assert server.health.readiness is not None
-    request = HttpProbeRequest(server.health.readiness, server).payload
+    request = HttpProbeRequest(server.health.readiness, expose=server.expose).payload
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 

@@ -1,0 +1,110 @@
+"""The process of `poolctl serve`: it loads the application, serves it until SIGTERM, and drains as a worker does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+from poolctl.worker.foreground import Given, close, receive
+from poolctl.worker.load_app import LoadFailed, exit_status, explain, load_app, set_app_environment
+from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_config
+from poolctl.worker.serving.uvicorn_parts import configure, set_log_level
+
+from ._health import HealthAddress
+
+_FAILED = 1
+
+
+class ServeProcess:
+    """One server, served by this process."""
+
+    def __init__(self, given: Given) -> None:
+        self._spec = given.spec
+        self._listeners = given.listeners
+        self._tls_fds = given.tls_fds
+        self._health = HealthAddress(given.more, given.spec["probes"], given.spec["expose"])
+        self._server: PoolServer | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._terminated = False
+
+    def run(self) -> int:
+        """Serve until a signal; returns the exit status. The last line of the output is the reason for a failure."""
+        # The kernel ignores signals to the first process of a container as long as it has no handlers.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+        try:
+            self._health.begin()
+            config = self._configure()
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serve(config))
+        except asyncio.CancelledError:
+            return 0  # a signal during the start
+        except SystemExit as leaving:
+            return exit_status(leaving.code)
+        except LoadFailed as error:
+            print(explain(error), file=sys.stderr, end="")
+            return self._failed(str(error))
+        except StartupFailed as error:
+            return self._failed(str(error))
+        finally:
+            close(self._listeners)
+        return 0
+
+    def _configure(self) -> uvicorn.Config:
+        set_app_environment(self._spec)
+        settings = set_log_level(self._spec["uvicorn"] | {"access_log": False})
+        config = configure(load_app(self._spec), settings)
+        return load_config(config, self._spec["requests"], self._spec["tls"], self._tls_fds)
+
+    async def _serve(self, config: uvicorn.Config) -> None:
+        spec = self._spec
+        self._serving = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        server = self._server = PoolServer(
+            config,
+            state=spec["state"],
+            drain_seconds=spec["drain_seconds"],
+            stop_seconds=spec["stop_seconds"],
+            failed=(spec["requests"] or {}).get("failed"),
+            **spec["limits"],
+        )
+        # Nobody else accepts: what is not accepted any more is to be refused.
+        server.on_left = lambda: close(self._listeners)
+        await server.run(self._listeners, lambda: self._health.serves(server))
+
+    def _terminate(self) -> None:
+        """Serve on for the delay, then drain; a second signal stops at once."""
+        if self._terminated or self._server is None or not self._server.started:
+            self._stop()
+            return
+        self._terminated = True
+        self._health.leave()
+        asyncio.get_running_loop().call_later(self._spec["stop_delay_seconds"], self._server.drain)
+
+    def _stop(self) -> None:
+        self._health.leave()
+        if self._server is not None and self._server.started:
+            self._server.stop()
+        elif self._serving is not None:
+            self._serving.cancel()
+
+    def _failed(self, reason: str) -> int:
+        print(f"poolctl: {self._spec['server']}: {reason}", file=sys.stderr, flush=True)
+        return _FAILED
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave the import of the application: nothing was served yet."""
+    sys.exit(0)
+
+
+def main() -> None:
+    """Serve as the command line has specified."""
+    sys.exit(ServeProcess(receive("features.serve", light=True)).run())

@@ -1,0 +1,155 @@
+"""Answers `/health` from a thread of its own: neither an import nor a blocked event loop keeps it from answering."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Future
+
+from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage
+from poolctl.json_form import Table
+from poolctl.units import format_duration
+from poolctl.worker.serving.pool_server import PoolServer
+
+_LIMITS = ServerLimits(head_bytes=8 * 1024, body_bytes=8 * 1024, keep_alive_seconds=60.0, connections=32)
+_BACKLOG = 64
+_TIMEOUT_SECONDS = 2.0  # as probes without a timeout of their own
+READY, ALIVE = "/health", "/health/live"
+
+
+class HealthAddress:
+    """Serves `/health`, which is 200 while the application takes requests, and `/health/live`, while it is alive.
+
+    Otherwise the answer is 503, with the reason as its text. `probes` are the server's probes that make a request, by
+    their kind.
+    """
+
+    def __init__(self, listeners: Sequence[socket.socket], probes: Mapping[str, Table], expose: str) -> None:
+        self._listeners = listeners
+        self._probes = probes
+        self._expose = expose
+        self._application: Application | None = None
+        self._leaving = False
+        self._started = "startup" not in probes
+
+    def begin(self) -> None:
+        """Answer from now on, in a thread that ends with the process."""
+        if self._listeners:
+            threading.Thread(target=lambda: asyncio.run(self._serve()), name="health", daemon=True).start()
+
+    def serves(self, server: PoolServer) -> None:
+        """Note that the application has started. Called within its event loop."""
+        self._application = Application(server, asyncio.get_running_loop())
+
+    def leave(self) -> None:
+        """Answer 503 to `/health` from now on."""
+        self._leaving = True
+
+    async def _serve(self) -> None:
+        server = HttpServer(self, _LIMITS, what="probes")
+        for listener in self._listeners:
+            server.listen(listener, _BACKLOG)
+        await asyncio.get_running_loop().create_future()
+
+    def admit(self, sock: socket.socket) -> None:
+        """See HttpHandler."""
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """See HttpHandler."""
+        return error.status, "text/plain", f"{error}\n".encode()
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        """See HttpHandler."""
+        status, text = await self._answer(request.head.method, request.head.target)
+        allowed = [("allow", "GET, HEAD")] if status == 405 else []
+        await response.send(status, [("content-type", "text/plain"), *allowed], f"{text}\n".encode())
+
+    async def _answer(self, method: bytes, target: bytes) -> tuple[int, str]:
+        path = target.partition(b"?")[0].decode("latin-1")
+        if path not in (READY, ALIVE):
+            return 404, f"there are {READY} and {ALIVE}"
+        if method not in (b"GET", b"HEAD"):
+            return 405, "only GET and HEAD are answered"
+        problem = await (self._not_ready() if path == READY else self._not_alive())
+        return (503, problem) if problem else (200, "ok")
+
+    async def _not_ready(self) -> str:
+        """Why no requests should be sent to the application, or ""."""
+        if self._leaving:
+            return "the server is stopping"
+        if self._application is None:
+            return "the application is starting"
+        if not self._started:
+            problem = await self._probed("startup", self._application)
+            self._started = not problem
+            if problem:
+                return problem
+        return await self._probed("readiness", self._application)
+
+    async def _not_alive(self) -> str:
+        """Why the process should be replaced, or "". A start and a stop are limited elsewhere."""
+        if self._leaving or self._application is None or not self._started:
+            return ""
+        return await self._probed("liveness", self._application)
+
+    async def _probed(self, kind: str, application: Application) -> str:
+        """The problem that one probe finds, or "". Without a probe of this kind the event loop has to answer."""
+        values = self._probes.get(kind)
+        if values is None:
+            return await in_time(application.beat(), _TIMEOUT_SECONDS)
+        # Imported only where it is needed: it takes 1.5 MB.
+        from poolctl.config import Probe
+        from poolctl.probes.prober import HttpProbeRequest, RequestProber
+
+        probe = Probe.unchecked(values)
+        prober = RequestProber(HttpProbeRequest(probe, expose=self._expose), application, tls=False)
+        result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        prober.start(lambda problem: None if result.done() else result.set_result(problem))
+        try:
+            return await in_time(result, probe.timeout)
+        finally:
+            prober.close()
+
+
+async def in_time(problem: Awaitable[str], seconds: float) -> str:
+    """The problem, or that it took too long to find out."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await problem
+    except TimeoutError:
+        return f"no answer within {format_duration(seconds)}"
+
+
+class Application:
+    """A started application, probed from another thread than that of its event loop."""
+
+    def __init__(self, server: PoolServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+
+    async def beat(self) -> str:
+        """Return "" when the event loop has had a turn; the problem if it has ended."""
+        turn: Future[str] = Future()
+        try:
+            self._loop.call_soon_threadsafe(turn.set_result, "")
+        except RuntimeError as error:
+            return str(error)
+        return await asyncio.shield(asyncio.wrap_future(turn))
+
+    async def connect(self) -> socket.socket:
+        """See Connector. Not by its listeners: they may be full, or want certificates."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        try:
+            self._loop.call_soon_threadsafe(
+                self._server.answer_probe, {"kind": "http", "plain": True}, theirs
+            )
+        except RuntimeError as error:
+            ours.close()
+            theirs.close()
+            raise OSError(str(error)) from None
+        return ours

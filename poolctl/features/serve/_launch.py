@@ -1,0 +1,75 @@
+"""Prepares the process of `poolctl serve`: its listeners, its specification, and the probes that it answers."""
+
+from __future__ import annotations
+
+import socket
+from typing import NoReturn
+
+from poolctl.address import AddressError, parse
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.foreground_server import ForegroundServer, only_server
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.pool_ref import find_pool
+from poolctl.config import Probe, ServerConfig
+from poolctl.exit_codes import FAILED
+from poolctl.json_form import Table
+from poolctl.listeners.listen_errors import ListenError, explained
+from poolctl.listeners.open_listener import open_listener
+
+_OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
+
+
+def become_server(request: CommandRequest) -> NoReturn:
+    """Become the selected server. Raises UsageError, Failure with the reason, and what `only_server` raises."""
+    server = only_server(request, find_pool(request), "poolctl serve")
+    delay_seconds = request.seconds("stop_delay") or 0.0
+    if server.command:
+        for key, option in _OF_APPS.items():
+            if request.get(key):
+                hint = "leave it out; probe the command's own address, and delay its SIGTERM in the container"
+                raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
+    if request.get("listen_on"):
+        server = _moved(server, str(request.get("listen_on")))
+    foreground = ForegroundServer.prepare(server)
+    health = _open(str(request.get("health_address") or ""))
+    foreground.spec.update(
+        expose=server.expose,
+        stop_delay_seconds=delay_seconds,
+        probes={} if server.command else _http_probes(server),
+    )
+    foreground.become("features.serve", more=health)
+
+
+def _moved(server: ServerConfig, address: str) -> ServerConfig:
+    if not server.listens or server.binds_itself:
+        raise UsageError(f"--listen: {server.name} opens no listener that poolctl could move")
+    try:
+        return server.at(parse(address))
+    except AddressError as error:
+        raise UsageError(f"--listen: {error}") from None
+
+
+def _open(address: str) -> list[socket.socket]:
+    if not address:
+        return []
+    try:
+        return open_listener(parse(address))
+    except AddressError as error:
+        raise UsageError(f"--health: {error}") from None
+    except ListenError as error:
+        problem = explained([error])[0]
+        raise Failure(Outcome.failed(FAILED, f"--health: {problem.message}", problem.hint)) from None
+
+
+def _http_probes(server: ServerConfig) -> Table:
+    """The server's probes that make a request, by their kind, as plain values."""
+    probes = {kind: getattr(server.health, kind) for kind in ("startup", "readiness", "liveness")}
+    return {
+        kind: {name: _plain(value) for name, value in vars(probe).items()}
+        for kind, probe in probes.items()
+        if isinstance(probe, Probe) and probe.http is not None
+    }
+
+
+def _plain(value: object) -> object:
+    return dict(value) if isinstance(value, dict) else value

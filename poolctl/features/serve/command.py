@@ -1,0 +1,50 @@
+"""`poolctl serve NAME`: runs one server as one process, without a pool: the main process of a container."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import LIFECYCLE, Command, Option, targets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from poolctl.cli.command_line import CommandRequest
+
+COMMAND = Command(
+    "Run one server as one process, for a container: no supervisor, no restarts.",
+    targets("NAME", "The server; not needed if the file has only one."),
+    Option(
+        "listen_on",
+        "--listen",
+        metavar="ADDRESS",
+        help="Listen on this address instead of the server's bind.",
+    ),
+    Option(
+        "health_address",
+        "--health",
+        metavar="ADDRESS",
+        help="Answer /health and /health/live on this address, such as 0.0.0.0:9000.",
+    ),
+    Option(
+        "stop_delay",
+        "--stop-delay",
+        metavar="DURATION",
+        help="After SIGTERM, serve on for this time before draining; /health answers 503.",
+    ),
+    section=LIFECYCLE,
+    examples=(
+        "poolctl serve web                 until SIGTERM or Ctrl-C",
+        "poolctl serve web --listen 0.0.0.0:8000 --health 0.0.0.0:9000",
+    ),
+    notes=(
+        "There is one worker. What runs the container restarts it: workers, scale,",
+        "restart and limits.memory do not apply. A server with a command becomes it.",
+    ),
+)
+
+
+def perform(request: CommandRequest) -> NoReturn:
+    """Become the selected server. Raises Failure with the reason, and what other commands raise for a wrong request."""
+    from ._launch import become_server
+
+    become_server(request)
