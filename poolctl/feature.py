@@ -28,6 +28,7 @@ FEATURES = (
     "doctor",
     "top",
     "serve",
+    "kubernetes",
 )
 
 

@@ -1,0 +1,81 @@
+"""Which keys of a server have an equal in Kubernetes: each is in exactly one of three lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from poolctl.config import Finding, ServerConfig
+
+# Compiled into an object, or given to `poolctl serve` in the pod.
+MAPPED = frozenset((
+    "name", "bind", "expose", "app", "app_dir", "factory", "handler_key", "command", "socket", "job", "overlap", "env",
+    "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout", "drain_timeout",
+    "health", "limits", "log", "depends_on",
+))  # fmt: skip
+# Left out: the server runs without it.
+LEFT_OUT: Mapping[str, str] = {
+    "python": "the image's interpreter is used",
+    "preload": "each pod imports the application itself",
+    "tags": "they select nothing on a cluster",
+    "labels": "they are not labels of Kubernetes",
+    "mandatory": "the other servers go on without it",
+    "restart": "Kubernetes restarts a worker always, with its own delays",
+    "recovery": "Kubernetes restarts a worker whose liveness probe fails",
+    "watch": "code changes with the image",
+}
+# Refused, because traffic or safety depends on it: the values, the reason and the fix.
+REFUSED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
+    "user": (bool, "a pod has the user of its image", "leave it out, and give the image a USER"),
+    "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
+    "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
+    "every": (bool, "jobs at certain times are not exported", "write a CronJob that runs it"),
+    "notify": (bool, "Kubernetes does not know sd_notify", "give the server a health probe instead"),
+    "stop_signal": (
+        lambda name: name not in (None, "SIGTERM"),
+        "Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
+        "leave it out, and set STOPSIGNAL in the image",
+    ),
+}
+_LONGEST_NAME = 63  # RFC 1035, which the name of a Service has to be
+_variable = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+_label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def is_label(name: str) -> bool:
+    """Whether a Service can have this name."""
+    return len(name) <= _LONGEST_NAME and _label.fullmatch(name) is not None
+
+
+def left_out(server: ServerConfig) -> Iterator[Finding]:
+    """The given keys of the server without an equal, without which it runs."""
+    in_files = {key.partition(".")[0] for key in server.origin or ()}
+    for key, reason in LEFT_OUT.items():
+        if key in in_files and getattr(server, key):
+            yield Finding((key,), reason)
+
+
+def refused(server: ServerConfig) -> Iterator[Finding]:
+    """What the server needs and a pod does not have."""
+    for key, (is_used, reason, fix) in REFUSED.items():
+        if is_used(getattr(server, key)):
+            yield Finding((key,), reason, fix)
+    if not is_label(server.name):
+        fix = "use lower-case letters, digits and hyphens, 63 at most, a letter first"
+        yield Finding(("name",), f"no Service can be named {server.name!r}", fix)
+    for name in server.env:
+        if not _variable.fullmatch(name):
+            fix = "use letters, digits, underscores, hyphens and dots, no digit first"
+            yield Finding(("env", name), "no Secret can hold a variable of this name", fix)
+    address = server.address
+    if address.kind in ("unix", "fd"):
+        yield Finding(("bind",), "a pod is reached by a port", 'write bind = ":8000"')
+    elif address.auto:
+        yield Finding(("bind",), "its port is chosen when it starts", 'give it a port: bind = ":8000"')
+    if server.scale.min == 0:
+        yield Finding(("scale", "min"), "nothing wakes a server on a cluster", "write min = 1")
+    triggers = getattr(server.scale, "triggers", None)  # of the feature for scaling, if it is there
+    for name in () if triggers is None else sorted(triggers.targets.keys() - {"cpu"}):
+        fix = "use triggers.cpu, or a fixed number of workers"
+        yield Finding(("scale", "triggers", name), "the cluster measures processor time alone", fix)

@@ -1,0 +1,312 @@
+"""The objects of Kubernetes for one server of a pool: plain values, in the order in which they are applied.
+
+Deployment, Job and Service have lasting names. ConfigMap and Secret are immutable and have the digest of their content
+in their names, so that a change of a server is a rolling update of its Deployment alone, which `kubectl rollout undo`
+takes back.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+from poolctl.address import parse
+from poolctl.config import Probe, ServerConfig, with_addresses
+from poolctl.config.values.plain import EMPTY
+from poolctl.json_form import Table
+from poolctl.runners.worker_spec import environment
+
+from .table import Kubernetes
+
+CONFIG_DIRECTORY, CONFIG_FILE = "/etc/poolctl", "pool.json"
+_HEALTH_PORT = 9000
+_LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
+_STARTUP_SECONDS = 1
+_GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
+_LABEL = "poolctl.dev"
+_DIGEST_BYTES = 5
+_NO_RIGHTS = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+# Keys of the server that `poolctl serve` needs in the pod.
+_CARRIED = (
+    "name", "expose", "app", "factory", "handler_key", "command", "socket", "umask", "http", "health", "job",
+    "start_timeout", "stop_timeout", "drain_timeout",
+)  # fmt: skip
+
+
+class KubernetesPool(NamedTuple):
+    """The pool of a server: its name, its table, and the function that returns applications by `handler_key`."""
+
+    name: str
+    settings: Kubernetes
+    handlers: str = ""
+
+
+# What an init container runs: a Service accepts connections once a pod of it is ready.
+_WAIT = """\
+import socket, sys, time
+for place in sys.argv[1:]:
+    host, _, port = place.rpartition(":")
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+"""
+
+
+def moved_to_pods(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
+    """The servers at the names of their Services, with references to each other replaced by these addresses."""
+    return with_addresses(
+        each.at(parse(f"{each.name}:{each.address.port}")) if each.listens else each for each in servers
+    )
+
+
+def objects_of(
+    server: ServerConfig, pool: KubernetesPool, places: Mapping[str, str] = EMPTY
+) -> Iterator[Table]:
+    """The objects for a server that `moved_to_pods` returned. Raises ServerError for an unreadable `env_file`.
+
+    `places` are the addresses, HOST:PORT, of the servers that it may depend on.
+    """
+    labels = {f"{_LABEL}/pool": pool.name, f"{_LABEL}/server": server.name}
+    port = server.address.port if server.listens else None
+    if port is not None:
+        server = server.but(address=parse(f"0.0.0.0:{port}"), bind=f"0.0.0.0:{port}")
+    config = {CONFIG_FILE: json.dumps(pod_configuration(server, pool), indent=1, sort_keys=True) + "\n"}
+    variables = environment(server)
+    config_name = _with_digest(f"{pool.name}-{server.name}", config)
+    secret_name = _with_digest(f"{pool.name}-{server.name}", variables)
+
+    def made(api: str, kind: str, name: str, **rest: object) -> Table:
+        namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
+        return {
+            "apiVersion": api,
+            "kind": kind,
+            "metadata": {"name": name, **namespace, "labels": labels},
+            **rest,
+        }
+
+    yield made("v1", "ConfigMap", config_name, immutable=True, data=config)
+    if variables:
+        encoded = {
+            name: base64.b64encode(_bytes(value)).decode() for name, value in sorted(variables.items())
+        }
+        yield made("v1", "Secret", secret_name, immutable=True, type="Opaque", data=encoded)
+    if port is not None:
+        ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
+        yield made("v1", "Service", server.name, spec={"selector": labels, "ports": ports})
+    pod = _pod(server, pool.settings, config_name, secret_name if variables else "", port)
+    awaited = [places[each.name] for each in server.depends_on if each.name in places]
+    if awaited:
+        pod["initContainers"] = [_waiting(awaited, pool.settings)]
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    name = f"{pool.name}-{server.name}"
+    if server.job:
+        pod["restartPolicy"] = "Never"
+        yield made("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template})
+        return
+    scaled = server.scale.is_automatic and not server.disabled
+    replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    # A program without a port may be a scheduler, which must not run twice.
+    once = not server.overlap or (port is None and server.scale.max == 1)
+    strategy = {"type": "Recreate"} if once else rolling
+    spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
+    yield made("apps/v1", "Deployment", name, spec=spec)
+    if scaled:
+        yield made("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_scaling(server, name))
+
+
+def pod_configuration(server: ServerConfig, pool: KubernetesPool) -> Table:
+    """The file of a pool with this server alone, as it is in the image."""
+    values = server.to_dict()
+    table = {key: values[key] for key in _CARRIED if key in server.given and key in values}
+    table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
+    for key in ("app_dir", "cwd"):
+        table[key] = _in_image(str(values[key]), server.base_dir, pool.settings.directory)
+    if "log" in server.given:
+        table["log"] = {"format": server.log.format}
+    if server.limits.open_files is not None:
+        table["limits"] = {"open_files": server.limits.open_files}
+    handlers = {"handlers": pool.handlers} if pool.handlers and server.handler_key else {}
+    return {"pool": {"name": pool.name, **handlers}, "server": [table]}
+
+
+def _in_image(path: str, base: str, directory: str) -> str:
+    """The path in the image that corresponds to a path on this machine."""
+    inside = posixpath.relpath(path, base or "/")
+    return path if inside.startswith("..") else posixpath.normpath(posixpath.join(directory, inside))
+
+
+def _with_digest(name: str, content: Mapping[str, str]) -> str:
+    text = json.dumps(dict(content), sort_keys=True).encode()
+    return f"{name}-{blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()}"
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode(errors="surrogateescape")
+
+
+def _pod(
+    server: ServerConfig, settings: Kubernetes, config: str, secret: str, port: int | None
+) -> dict[str, object]:
+    secrets = [*settings.secrets, *([secret] if secret else [])]
+    tolerations = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": math.ceil(settings.node_lost_after),
+        }
+        for state in ("not-ready", "unreachable")
+        if settings.node_lost_after is not None
+    ]
+    delay_seconds = 0.0 if server.job else settings.stop_delay
+    stopping_seconds = delay_seconds + server.drain_timeout + server.stop_timeout
+    container: dict[str, object] = {
+        "name": "server",
+        "image": settings.image,
+        **_execution(server, delay_seconds, port),
+        "workingDir": settings.directory,
+        **({"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}),
+        **_resources(server, settings),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": _NO_RIGHTS,
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil(stopping_seconds) + _GRACE_MARGIN_SECONDS,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        **({"tolerations": tolerations} if tolerations else {}),
+        "containers": [container],
+        "volumes": [{"name": "config", "configMap": {"name": config}}, {"name": "tmp", "emptyDir": {}}],
+    }
+
+
+def _waiting(places: list[str], settings: Kubernetes) -> Table:
+    """The init container that waits for the servers at these places."""
+    return {
+        "name": "wait",
+        "image": settings.image,
+        "command": ["python3", "-c", _WAIT, *places],
+        "securityContext": _NO_RIGHTS,
+    }
+
+
+def _execution(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
+    """The container's command, with its ports, its probes, and what delays its end."""
+    file = posixpath.join(CONFIG_DIRECTORY, CONFIG_FILE)
+    command = ["poolctl", "-c", file, "serve", server.name]
+    ports = [] if port is None else [{"name": "http", "containerPort": port, "protocol": "TCP"}]
+    if server.command:
+        delay = {"lifecycle": {"preStop": {"exec": {"command": ["sleep", f"{delay_seconds:g}"]}}}}
+        return {
+            "command": command,
+            **({"ports": ports} if ports else {}),
+            **({} if server.job else _probes_of_command(server, port)),
+            **(delay if delay_seconds and port is not None else {}),
+        }
+    health = _HEALTH_PORT if port != _HEALTH_PORT else _HEALTH_PORT + 1
+    command += ["--health", f"0.0.0.0:{health}", "--stop-delay", f"{delay_seconds:g}s"]
+    ports.append({"name": "health", "containerPort": health, "protocol": "TCP"})
+    return {"command": command, "ports": ports, **_probes_of_app(server)}
+
+
+def _probes_of_app(server: ServerConfig) -> Table:
+    """Probes by `poolctl serve`, which asks the application as the server's own probes say."""
+
+    def get(path: str) -> Table:
+        return {"httpGet": {"path": path, "port": "health"}}
+
+    health = server.health
+    return {
+        "startupProbe": get("/health") | _until_started(server, health.startup),
+        "readinessProbe": get("/health") | _repeated(health.readiness),
+        "livenessProbe": get("/health/live") | _repeated(health.liveness),
+    }
+
+
+def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
+    """Probes of the command itself. Without probes of its own the port has to accept connections."""
+    health = server.health
+    connect: Table = {} if port is None else {"tcpSocket": {"port": "http"}}
+    ready = _asked(health.readiness) or connect
+    first = _asked(health.startup) or ready
+    alive = _asked(health.liveness)
+    return {
+        **({"startupProbe": first | _until_started(server, health.startup)} if first else {}),
+        **({"readinessProbe": ready | _repeated(health.readiness)} if ready else {}),
+        **({"livenessProbe": alive | _repeated(health.liveness)} if alive else {}),
+    }
+
+
+def _asked(probe: Probe | None) -> Table:
+    if probe is None:
+        return {}
+    if probe.exec is not None:
+        return {"exec": {"command": list(probe.exec)}}
+    if probe.http is None:
+        return {"tcpSocket": {"port": "http"}}
+    headers = [{"name": name, "value": value} for name, value in probe.headers.items()]
+    return {"httpGet": {"path": probe.http, "port": "http", **({"httpHeaders": headers} if headers else {})}}
+
+
+def _until_started(server: ServerConfig, probe: Probe | None) -> Table:
+    attempts = max(1, math.ceil(server.start_timeout / _STARTUP_SECONDS))
+    return {
+        "periodSeconds": _STARTUP_SECONDS,
+        "timeoutSeconds": _timeout_seconds(probe),
+        "failureThreshold": attempts,
+    }
+
+
+def _repeated(probe: Probe | None) -> Table:
+    if probe is None:
+        return {
+            "periodSeconds": _LIVENESS_SECONDS,
+            "timeoutSeconds": _timeout_seconds(probe),
+            "failureThreshold": _LIVENESS_FAILURES,
+        }
+    return {
+        "periodSeconds": max(1, math.ceil(probe.interval)),
+        "timeoutSeconds": _timeout_seconds(probe),
+        "failureThreshold": max(1, probe.fall_count_warn + probe.fall_count_ko),
+    }
+
+
+def _timeout_seconds(probe: Probe | None) -> int:
+    """Longer than the probe's own limit, so that its answer says what went wrong."""
+    return math.ceil(2.0 if probe is None else probe.timeout) + 1
+
+
+def _resources(server: ServerConfig, settings: Kubernetes) -> Table:
+    requests = {name: value for name, value in settings.requests if value is not None}
+    limits = {} if server.limits.memory is None else {"memory": str(server.limits.memory)}
+    found = {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
+    return {"resources": found} if found else {}
+
+
+def _scaling(server: ServerConfig, name: str) -> Table:
+    cores: float = server.scale.triggers.cpu  # type: ignore[attr-defined]  # of the feature for scaling
+    target = {"type": "AverageValue", "averageValue": f"{round(cores * 1000)}m"}
+    return {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+        "minReplicas": server.scale.min,
+        "maxReplicas": server.scale.max,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+    }
