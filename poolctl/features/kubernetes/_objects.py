@@ -1,8 +1,8 @@
 """The objects of Kubernetes for one server of a pool: plain values, in the order in which they are applied.
 
-Deployment, Job and Service have lasting names. ConfigMap and Secret are immutable and have the digest of their content
-in their names, so that a change of a server is a rolling update of its Deployment alone, which `kubectl rollout undo`
-takes back.
+Deployment and Service have lasting names. ConfigMap, Secret and Job cannot be changed and have the digest of their
+content in their names, so that a change of a server is a rolling update of its Deployment alone, which `kubectl rollout
+undo` takes back.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def objects_of(
     name = f"{pool.name}-{server.name}"
     if server.job:
         pod["restartPolicy"] = "Never"
+        name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
         yield made("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template})
         return
     scaled = server.scale.is_automatic and not server.disabled
@@ -148,7 +149,7 @@ def _in_image(path: str, base: str, directory: str) -> str:
     return path if inside.startswith("..") else posixpath.normpath(posixpath.join(directory, inside))
 
 
-def _with_digest(name: str, content: Mapping[str, str]) -> str:
+def _with_digest(name: str, content: Mapping[str, object]) -> str:
     text = json.dumps(dict(content), sort_keys=True).encode()
     return f"{name}-{blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()}"
 
@@ -296,9 +297,18 @@ def _timeout_seconds(probe: Probe | None) -> int:
 
 def _resources(server: ServerConfig, settings: Kubernetes) -> Table:
     requests = {name: value for name, value in settings.requests if value is not None}
-    limits = {} if server.limits.memory is None else {"memory": str(server.limits.memory)}
+    limits = {} if server.limits.memory is None else {"memory": _quantity(server.limits.memory)}
     found = {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
     return {"resources": found} if found else {}
+
+
+def _quantity(size: int) -> str:
+    """The number of bytes as the API server writes it: in another form, each `kubectl apply` would be a change."""
+    suffixes = iter(("", "k", "M", "G", "T"))
+    suffix = next(suffixes)
+    while size and size % 1000 == 0 and (larger := next(suffixes, None)):
+        size, suffix = size // 1000, larger
+    return f"{size}{suffix}"
 
 
 def _scaling(server: ServerConfig, name: str) -> Table:

@@ -166,6 +166,15 @@ def test_changed_value_changes_this_server_alone(export: Any) -> None:
     assert names("one") == before
 
 
+def test_changed_job_is_another_one(export: Any) -> None:
+    def name(value: str) -> str:
+        objects = export(server("migrate", command=["migrate"], job=True, env={"TO": value}))
+        return str(objects.of("Job", "migrate")["metadata"]["name"])
+
+    assert name("1") == name("1")
+    assert name("1") != name("2"), "the API server refuses to change a job"
+
+
 def test_server_becomes_what_its_keys_say(export: Any) -> None:
     objects = export(
         app("fixed", 8001, workers=3),
@@ -190,7 +199,7 @@ def test_server_becomes_what_its_keys_say(export: Any) -> None:
     assert specs["shop-fixed"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert objects.pod("migrate", "Job")["restartPolicy"] == "Never"
     assert not [each for each in objects if each["kind"] == "Service" and each["metadata"]["name"] == "queue"]
-    assert objects.container("limited")["resources"] == {"limits": {"memory": "200000000"}}
+    assert objects.container("limited")["resources"] == {"limits": {"memory": "200M"}}
     assert configuration(objects, "limited")["limits"] == {"open_files": 4096}
 
 

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import kubernetes_validate
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import ServerConfig
 from poolctl.features.kubernetes._keys import refused
-from poolctl.features.kubernetes._objects import KubernetesPool, moved_to_pods, objects_of
+from poolctl.features.kubernetes._objects import KubernetesPool, _quantity, moved_to_pods, objects_of
 from poolctl.features.kubernetes.table import Kubernetes
 from tests.examples import examples
 
@@ -73,3 +74,11 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     (spec,) = (each["spec"] for each in objects if each["kind"] == "Deployment")
     assert spec["replicas"] == (0 if server.disabled else server.scale.min)
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0"), (1, "1"), (1500, "1500"), (200_000_000, "200M"), (2**30, str(2**30)), (5 * 10**15, "5000T")],
+)
+def test_memory_is_written_as_the_api_server_writes_it(size: int, text: str) -> None:
+    assert _quantity(size) == text
