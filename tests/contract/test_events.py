@@ -17,6 +17,7 @@ import pytest
 import poolctl
 from poolctl.errors import PoolParamError
 from tests.deadline import wait_until
+from tests.processes import is_alive
 from tests.real_pool import RealPool
 
 
@@ -74,8 +75,10 @@ def test_following_goes_on_over_a_killed_supervisor_and_its_successor(real_pool:
     real_pool.write_hello()
     real_pool.ok("start")
     following = Following(real_pool)
+    (replaced,) = real_pool.items()["web"]["pids"]
     real_pool.ok("restart")
     wait_until(following.seen("restart done"))
+    wait_until(lambda: not is_alive(replaced))  # else it would be taken over as well
     os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
     wait_until(following.seen("supervisor started"))
     real_pool.ok("drain", "web")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.processes import children, command_line, is_alive
 from tests.real_pool import RealPool
@@ -26,13 +27,17 @@ async def app(scope, receive, send):
 
 
 def helper(pool: RealPool, role: str) -> int:
-    """The pid of the zygote or the logger."""
-    workers = {pid for item in pool.items().values() for pid in item["pids"]}
-    (pid,) = [
-        pid
-        for pid in children(pool.info()["keeper_pid"])
-        if pid not in workers and is_alive(pid) and f" {role}" in command_line(pid)
-    ]
+    """The pid of the zygote or the logger, once it runs: one that was killed may not have its successor yet."""
+
+    def found() -> list[int]:
+        workers = {pid for item in pool.items().values() for pid in item["pids"]}
+        return [
+            pid
+            for pid in children(pool.info()["keeper_pid"])
+            if pid not in workers and is_alive(pid) and f" {role}" in command_line(pid)
+        ]
+
+    (pid,) = wait_until(found)
     return pid
 
 
