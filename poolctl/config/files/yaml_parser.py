@@ -28,6 +28,7 @@ _NUMBER_STARTS = frozenset("0123456789+-.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # One of PyYAML's: which attributes it has depends on its class.
 Event = Any
+_TOO_DEEP = f"nested more than {DEEPEST} levels deep", "a configuration needs five"
 MERGE = "<<"
 
 
@@ -67,6 +68,8 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
         hint = f"put a {sign} at its end"
     elif "quoted scalar" in context and "escape" not in problem and "hexdecimal" not in problem:
         mark, message, hint = start, "the string is not closed", "put a quote at its end"
+    elif "nesting depth" in problem:  # the parser's own limit, from PyYAML 6.0.4 on
+        message, hint = _TOO_DEEP
     elif "mapping values are not allowed" in problem:
         message, hint = (
             "a second ':' in one line",
@@ -131,7 +134,7 @@ class _Builder:
         if event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if len(self.stack) >= DEEPEST:
-            raise _refused(event, f"nested more than {DEEPEST} levels deep", "a configuration needs five")
+            raise _refused(event, *_TOO_DEEP)
         if event.anchor:
             self.anchors.pop(event.anchor, None)
         self.stack.append(Frame(values, event.anchor, self.count, path))
