@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from poolctl.cli.command import COMMON, SECTIONS, Command, Option, command_named, names
+from poolctl.cli.command_line import COMMON, SECTIONS, Command, Option, command_named, names
 from poolctl.exit_codes import NAMES
 
 WHAT = "runs web servers and workers from one file, and restarts them without dropping a request"

@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 
 import poolctl
 from poolctl import exit_codes
-from poolctl.cli.command import COMMON, SECTIONS, Command, Option, command_named, names
+from poolctl.cli.command_line import COMMON, SECTIONS, Command, Option, command_named, names
 from poolctl.config.rules.json_schema import json_schema
 from poolctl.units import format_duration, format_size
 

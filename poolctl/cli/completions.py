@@ -11,7 +11,7 @@ import os
 import re
 import sys
 
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     BACKEND_ACTIONS,
     BACKENDS,
     COMMON,
@@ -26,10 +26,10 @@ from poolctl.cli.command import (
     VERSION_OPTION,
     Command,
     Option,
+    by_spelling,
     command_named,
     names,
 )
-from poolctl.cli.command_line import by_spelling
 from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import bootstrap
-from poolctl.cli.command import ENDED
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import ENDED, CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from poolctl.cli.command import EMPTY_SERVER, OPTIONAL_FIELDS
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import EMPTY_SERVER, OPTIONAL_FIELDS, CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.control.client import (

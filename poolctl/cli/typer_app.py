@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from poolctl import __version__
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     COMMON,
     FLAG,
     HELP_OPTION,
@@ -24,11 +24,16 @@ from poolctl.cli.command import (
     SECTIONS,
     VERSION_OPTION,
     Command,
+    CommandRequest,
     Option,
+    as_help,
     command_named,
     names,
+    near_word,
+    perform,
+    split,
+    verb_of,
 )
-from poolctl.cli.command_line import CommandRequest, as_help, near_word, perform, split, verb_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.exit_codes import USAGE
 from poolctl.json_form import Table

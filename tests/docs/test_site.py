@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.cli.command import names
+from poolctl.cli.command_line import names
 from poolctl.config.rules.json_schema import json_schema
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,16 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command import CHANGES, FILES, LIST, SAVED_CHANGE, Command, Option
-from poolctl.cli.command_line import CommandRequest, saves
+from poolctl.cli.command_line import (
+    CHANGES,
+    FILES,
+    LIST,
+    SAVED_CHANGE,
+    Command,
+    CommandRequest,
+    Option,
+    saves,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask

@@ -6,8 +6,7 @@ import os
 import shlex
 import stat
 
-from poolctl.cli.command import MACHINE, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import MACHINE, Command, CommandRequest, Option, flag, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.exit_codes import FAILED, NOT_PERMITTED
 

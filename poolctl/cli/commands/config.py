@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from poolctl.cli.command import FILE_COMMANDS, FORMATS, REVEAL, SELECTION, Command, output
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    FILE_COMMANDS,
+    FORMATS,
+    REVEAL,
+    SELECTION,
+    Command,
+    CommandRequest,
+    output,
+)
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool

@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     INSPECT,
     LINES_OUTPUT,
     LIST,
     SELECTION,
     SINCE,
     Command,
+    CommandRequest,
     Option,
+    check_line_format,
     flag,
+    one_of,
 )
-from poolctl.cli.command_line import CommandRequest, check_line_format, one_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable, stdout_fd

@@ -10,8 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag, output
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import (
+    DIRECTORIES,
+    FILE_COMMANDS,
+    LIST,
+    Command,
+    CommandRequest,
+    Option,
+    flag,
+    one_of,
+    output,
+)
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import FILTERS, INSPECT, OUTPUT, Command, Option
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import FILTERS, INSPECT, OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import INSPECT, OUTPUT, Command, CommandRequest, Option, flag, one_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, latency

@@ -8,8 +8,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 
-from poolctl.cli.command import DIRECTORIES, GET_STARTED, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import DIRECTORIES, GET_STARTED, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, UPTIME, Command, Option
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    FIELDS,
+    INSPECT,
+    OUTPUT,
+    SELECTION,
+    UPTIME,
+    Command,
+    CommandRequest,
+    Option,
+)
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import FIGURES, width_of
-from poolctl.cli.status_lines import footer_of
+from poolctl.cli.render import FIGURES, footer_of, width_of
 from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     FOLLOW,
     INSPECT,
     LINES_OUTPUT,
@@ -19,10 +19,12 @@ from poolctl.cli.command import (
     SELECTION,
     SINCE,
     Command,
+    CommandRequest,
     Option,
+    check_line_format,
     flag,
+    one_of,
 )
-from poolctl.cli.command_line import CommandRequest, check_line_format, one_of
 from poolctl.cli.log_rendering import (
     NO_TIMES,
     SHORT_TIMES,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for

@@ -6,11 +6,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from poolctl.cli.command import MACHINE, OUTPUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import from_here, printable
-from poolctl.cli.status_lines import count_ready
+from poolctl.cli.render import count_ready, from_here, printable
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor

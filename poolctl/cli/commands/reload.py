@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from time import time
 
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
     CHANGES,
@@ -14,9 +14,9 @@ from poolctl.cli.command import (
     TIMEOUT,
     WATCH,
     Command,
+    CommandRequest,
     flag,
 )
-from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, NO_DEPS, SAVED_CHANGE, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    NO_DEPS,
+    SAVED_CHANGE,
+    Command,
+    CommandRequest,
+)
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import (
+from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
     LIFECYCLE,
@@ -12,12 +12,11 @@ from poolctl.cli.command import (
     SELECTION,
     TIMEOUT,
     Command,
+    CommandRequest,
 )
-from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import run_line, servers
-from poolctl.cli.status_lines import ready_line
+from poolctl.cli.render import ready_line, run_line, servers
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 TYPE_CHECKING = False

@@ -16,12 +16,23 @@ from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from poolctl.address import AddressError, parse
-from poolctl.cli.command import GET_STARTED, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import (
+    GET_STARTED,
+    NO_DEPS,
+    OUTPUT,
+    SELECTION,
+    TIMEOUT,
+    WATCH,
+    Command,
+    CommandRequest,
+    Option,
+    flag,
+    one_of,
+)
 from poolctl.cli.log_rendering import JsonLines, PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.render import coloured, explain, printable, servers
+from poolctl.cli.render import address_lines, coloured, explain, printable, servers, serves_line
 from poolctl.cli.run_signals import (
     STOP_SECONDS,
     StopSignals,
@@ -32,7 +43,6 @@ from poolctl.cli.run_signals import (
     is_first_process,
     program,
 )
-from poolctl.cli.status_lines import address_lines, serves_line
 from poolctl.cli.supervisor_requests import (
     Progress,
     SupervisorLog,

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command, flag, targets
-from poolctl.cli.command_line import CommandRequest, saves
+from poolctl.cli.command_line import (
+    CHANGES,
+    EXPLICIT_SELECTION,
+    SAVED_CHANGE,
+    Command,
+    CommandRequest,
+    flag,
+    saves,
+    targets,
+)
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.render import servers

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from poolctl.cli.command import FILE_COMMANDS, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import FILE_COMMANDS, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(

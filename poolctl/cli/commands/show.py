@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import INSPECT, OUTPUT, REVEAL, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
@@ -18,8 +17,8 @@ from poolctl.cli.render import (
     next_run,
     paint,
     printable,
+    stack_lines,
 )
-from poolctl.cli.status_lines import stack_lines
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Item

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, paint, printable

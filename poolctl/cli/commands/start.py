@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    LIFECYCLE,
+    NO_DEPS,
+    NO_WAIT,
+    OUTPUT,
+    SELECTION,
+    TIMEOUT,
+    Command,
+    CommandRequest,
+)
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import printable
-from poolctl.cli.status_lines import address_lines, ready_line, serves_line
+from poolctl.cli.render import address_lines, printable, ready_line, serves_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 _RETRYING_STATES = ("starting", "backoff")

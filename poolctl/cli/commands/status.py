@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import duration, servers, width_of
-from poolctl.cli.status_lines import AT_REST, count_ready, gateway_line, stack_lines
+from poolctl.cli.render import AT_REST, count_ready, duration, gateway_line, servers, stack_lines, width_of
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED

@@ -7,8 +7,17 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import ENDED, LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    ENDED,
+    LIFECYCLE,
+    NO_DEPS,
+    NO_WAIT,
+    OUTPUT,
+    SELECTION,
+    TIMEOUT,
+    Command,
+    CommandRequest,
+)
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import of_dependents, servers

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import EXPLICIT_SELECTION, LIFECYCLE, OUTPUT, SAVE, TIMEOUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    EXPLICIT_SELECTION,
+    LIFECYCLE,
+    OUTPUT,
+    SAVE,
+    TIMEOUT,
+    Command,
+    CommandRequest,
+)
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from poolctl import __version__
-from poolctl.cli.command import MACHINE, OUTPUT, TIMEOUT, Command, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import MACHINE, OUTPUT, TIMEOUT, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import ALLOW_EMPTY, GET_STARTED, OUTPUT, Command, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import ALLOW_EMPTY, GET_STARTED, OUTPUT, Command, CommandRequest, flag
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool

@@ -6,8 +6,7 @@ import platform
 import sys
 
 from poolctl import __version__
-from poolctl.cli.command import MACHINE, OUTPUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
-from poolctl.cli.command import GOALS, LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    GOALS,
+    LIFECYCLE,
+    OUTPUT,
+    SELECTION,
+    TIMEOUT,
+    Command,
+    CommandRequest,
+    Option,
+)
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import servers

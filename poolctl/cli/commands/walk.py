@@ -10,8 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable

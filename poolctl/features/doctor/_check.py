@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address
-from poolctl.cli.command import ENDED
+from poolctl.cli.command_line import ENDED
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound, named_addresses, own_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries

@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from poolctl.cli.command import MACHINE, OUTPUT, Command
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from poolctl.cli.command import BACKEND_ACTIONS, BACKENDS, INSPECT, LIST, OUTPUT, Command, Option
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import (
+    BACKEND_ACTIONS,
+    BACKENDS,
+    INSPECT,
+    LIST,
+    OUTPUT,
+    Command,
+    CommandRequest,
+    Option,
+    one_of,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, printable

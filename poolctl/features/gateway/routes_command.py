@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import INSPECT, LIST, OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import gateway_table, latency, printable

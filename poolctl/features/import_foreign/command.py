@@ -6,8 +6,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import FILES, GET_STARTED, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import FILES, GET_STARTED, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import servers
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.command import LIST, MACHINE, OUTPUT, Command, Option
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import LIST, MACHINE, OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, OUTPUT, Command, Option
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import CHANGES, OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable

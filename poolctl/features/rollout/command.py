@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poolctl.cli.command import LIFECYCLE, LIST, NO_WAIT, OUTPUT, SERVERS, Command, Option, flag
-from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.command_line import (
+    LIFECYCLE,
+    LIST,
+    NO_WAIT,
+    OUTPUT,
+    SERVERS,
+    Command,
+    CommandRequest,
+    Option,
+    flag,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, printable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import LIFECYCLE, Command, Option, targets
+from poolctl.cli.command_line import LIFECYCLE, Command, Option, targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

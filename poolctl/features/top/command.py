@@ -8,8 +8,7 @@ import sys
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import INSPECT, SELECTION, Command, CommandRequest, Option, flag, one_of, output
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for

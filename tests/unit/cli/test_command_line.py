@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command import GOALS, HEALTH, STATES, command_named, names
 from poolctl.cli.command_line import (
     DEFAULT_LINES,
+    GOALS,
+    HEALTH,
+    STATES,
     CommandRequest,
     as_help,
     check_line_format,
+    command_named,
     current_spellings,
+    names,
     near_word,
     one_of,
     parse,

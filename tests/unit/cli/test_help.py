@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command import Command, command_named, names
-from poolctl.cli.command_line import CommandRequest, as_help, split
+from poolctl.cli.command_line import Command, CommandRequest, as_help, command_named, names, split
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.typer_app import FIRST_COMMANDS, FIRST_STEPS, build
 

@@ -12,8 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option, command_named, names
-from poolctl.cli.command_line import CommandRequest, near_word, parse, wants_json
+from poolctl.cli.command_line import (
+    COMMON,
+    FLAG,
+    LIST,
+    Command,
+    CommandRequest,
+    Option,
+    command_named,
+    names,
+    near_word,
+    parse,
+    wants_json,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import OTHER_COMMANDS, perform_args
 from tests.examples import examples

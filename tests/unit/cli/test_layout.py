@@ -12,7 +12,7 @@ import pytest
 
 import poolctl
 from poolctl.cli import commands
-from poolctl.cli.command import SECTIONS, command_named, names
+from poolctl.cli.command_line import SECTIONS, command_named, names
 
 from .conftest import Command
 
@@ -81,7 +81,7 @@ def test_no_class_of_the_command_line_is_defined_twice() -> None:
 
 
 GREET = """
-from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, targets
+from poolctl.cli.command_line import INSPECT, OUTPUT, Command, Option, targets
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command import names
+from poolctl.cli.command_line import names
 from poolctl.cli.outcome import outcome_of
 from poolctl.cli.typer_app import perform_args
 from tests.stand_in import always, item

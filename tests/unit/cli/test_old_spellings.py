@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.cli.command import command_named, names
-from poolctl.cli.command_line import current_spellings
+from poolctl.cli.command_line import command_named, current_spellings, names
 from tests.stand_in import always
 
 from .conftest import Command, Supervised

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from poolctl.cli import supervisor_requests
-from poolctl.cli.command import EMPTY_SERVER
+from poolctl.cli.command_line import EMPTY_SERVER
 from poolctl.cli.supervisor_requests import Progress, _server
 from poolctl.control.answers import ProgressLine, ServerStep
 from tests.deadline import wait_until
