@@ -14,7 +14,7 @@ from poolctl.cli.outcome import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Literal
 
     from poolctl.cli.outcome import Outcome
     from poolctl.json_form import Table
@@ -56,7 +56,6 @@ BACKEND_ACTIONS = ("disable", "enable", "drain")
 ALIASES = {"hosts": "backends"}
 # Headings of `poolctl --help`, in order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
-GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
 
 
 class Option:
@@ -109,7 +108,7 @@ class Command:
         self,
         help: str,
         *options: Option | Sequence[Option],
-        section: str,
+        section: Literal["Get started", "Lifecycle", "Look", "Change", "Files", "Machine"],
         examples: Sequence[str] = (),
         notes: Sequence[str] = (),
         takes_command: bool = False,

@@ -13,13 +13,7 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.gateway_client import GatewayClient
 from poolctl.control.pool_processes import await_end
 from poolctl.control.pool_requests import ANSWERED, Selection, Timeout, checked, request_body, seconds_of
-from poolctl.errors import (
-    PoolMonitorError,
-    PoolParamError,
-    PoolRestartError,
-    PoolStartError,
-    PoolStopError,
-)
+from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError, PoolStopError
 from poolctl.json_form import Table, to_json
 
 if TYPE_CHECKING:

@@ -10,16 +10,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command_line import (
-    CHANGES,
-    FILES,
-    LIST,
-    SAVED_CHANGE,
-    Command,
-    CommandRequest,
-    Option,
-    saves,
-)
+from poolctl.cli.command_line import FILES, LIST, SAVED_CHANGE, Command, CommandRequest, Option, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
@@ -52,7 +43,7 @@ COMMAND = Command(
         "file", "-f", "--file", metavar="FILE", completes=FILES, help="Add the servers of this file instead."
     ),
     SAVED_CHANGE,
-    section=CHANGES,
+    section="Change",
     examples=(
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",
         "poolctl add files --bind :8084 --command 'caddy run' --save",

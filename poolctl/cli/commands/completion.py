@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 
-from poolctl.cli.command_line import MACHINE, Command, CommandRequest, Option, flag, one_of
+from poolctl.cli.command_line import Command, CommandRequest, Option, flag, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.exit_codes import FAILED, NOT_PERMITTED
 
@@ -101,7 +101,7 @@ COMMAND = Command(
     "Print, or install, the completion script of a shell.",
     Option("shell", metavar="SHELL", words=tuple(SCRIPTS), help="bash, zsh or fish; default: $SHELL."),
     flag("install", "--install", help="Write it where the shell of this user loads it."),
-    section=MACHINE,
+    section="Machine",
     examples=("poolctl completion --install", "poolctl completion zsh > _poolctl"),
 )
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from poolctl.cli.command_line import (
-    FILE_COMMANDS,
-    FORMATS,
-    REVEAL,
-    SELECTION,
-    Command,
-    CommandRequest,
-    output,
-)
+from poolctl.cli.command_line import FORMATS, REVEAL, SELECTION, Command, CommandRequest, output
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -34,7 +26,7 @@ COMMAND = Command(
     SELECTION,
     output("toml (default), table, wide, json, jsonl, name, FIELD…", "toml", *FORMATS),
     REVEAL,
-    section=FILE_COMMANDS,
+    section="Files",
     examples=("poolctl config users -o toml",),
 )
 

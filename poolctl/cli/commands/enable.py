@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import EXPLICIT_SELECTION, LIFECYCLE, SAVED_CHANGE, Command, CommandRequest
+from poolctl.cli.command_line import EXPLICIT_SELECTION, SAVED_CHANGE, Command, CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import of_dependents, servers
@@ -18,7 +18,7 @@ COMMAND = Command(
     "Enable servers and start them.",
     EXPLICIT_SELECTION,
     SAVED_CHANGE,
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=("poolctl enable --all          every disabled server",),
 )
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from poolctl.cli.command_line import (
-    INSPECT,
     LINES_OUTPUT,
     LIST,
     SELECTION,
@@ -50,7 +49,7 @@ COMMAND = Command(
         kind=LIST,
         help="Only this kind: lifecycle, health, audit, recovery, …",
     ),
-    section=INSPECT,
+    section="Look",
     examples=("poolctl events -f", "poolctl events users --since 1h --kind recovery"),
 )
 

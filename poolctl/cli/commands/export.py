@@ -10,17 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from poolctl.cli.command_line import (
-    DIRECTORIES,
-    FILE_COMMANDS,
-    LIST,
-    Command,
-    CommandRequest,
-    Option,
-    flag,
-    one_of,
-    output,
-)
+from poolctl.cli.command_line import DIRECTORIES, LIST, Command, CommandRequest, Option, flag, one_of, output
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -49,7 +39,7 @@ COMMAND = Command(
         kind=LIST,
         help="Address that systemd opens for fd:NAME.",
     ),
-    section=FILE_COMMANDS,
+    section="Files",
     fields=("name", "text"),
     examples=(
         "poolctl export systemd --directory /etc/systemd/system",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import FILTERS, INSPECT, OUTPUT, Command, CommandRequest, Option, one_of
+from poolctl.cli.command_line import FILTERS, OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
@@ -37,7 +37,7 @@ COMMAND = Command(
         words=FIELDS,
         help="Print this field of each match, one per line.",
     ),
-    section=INSPECT,
+    section="Look",
     examples=(
         "poolctl filter name users     exact match, ignoring case",
         "poolctl filter bind --regex '^127\\.' --target expose",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, Command, CommandRequest, Option, flag, one_of
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, flag, one_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, latency
@@ -30,7 +30,7 @@ COMMAND = Command(
     ),
     flag("routes", "--routes", help="The routes only."),
     OUTPUT,
-    section=INSPECT,
+    section="Look",
     fields=tuple(field_names(HealthReport)),
     examples=("poolctl health --depth simple -o json",),
     notes=(

@@ -8,7 +8,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 
-from poolctl.cli.command_line import DIRECTORIES, GET_STARTED, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import DIRECTORIES, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
@@ -123,7 +123,7 @@ COMMAND = Command(
     flag("with_app", "--app", help="Also write a tiny application."),
     flag("gateway", "--gateway", help="Write one with a gateway: two servers behind one port."),
     flag("force", "--force", help="Overwrite existing files."),
-    section=GET_STARTED,
+    section="Get started",
     examples=(
         "poolctl init --app            with a tiny application to start with",
         "poolctl init --app --gateway  with two servers behind one port",

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command_line import (
-    FIELDS,
-    INSPECT,
-    OUTPUT,
-    SELECTION,
-    UPTIME,
-    Command,
-    CommandRequest,
-    Option,
-)
+from poolctl.cli.command_line import FIELDS, OUTPUT, SELECTION, UPTIME, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import FIGURES, footer_of, width_of
@@ -30,7 +21,7 @@ COMMAND = Command(
         words=(*FIELDS, UPTIME),
         help="Print this field of each server, one per line.",
     ),
-    section=INSPECT,
+    section="Look",
     fields=(*FIELDS, UPTIME, *FIGURES),
     examples=(
         "poolctl list -o wide",

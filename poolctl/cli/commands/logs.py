@@ -13,7 +13,6 @@ from typing import NamedTuple, NoReturn
 
 from poolctl.cli.command_line import (
     FOLLOW,
-    INSPECT,
     LINES_OUTPUT,
     LIST,
     SELECTION,
@@ -25,14 +24,7 @@ from poolctl.cli.command_line import (
     flag,
     one_of,
 )
-from poolctl.cli.log_rendering import (
-    NO_TIMES,
-    SHORT_TIMES,
-    STAMPS,
-    PrefixedLines,
-    log_paths,
-    terminal_text,
-)
+from poolctl.cli.log_rendering import NO_TIMES, SHORT_TIMES, STAMPS, PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
@@ -82,7 +74,7 @@ COMMAND = Command(
     flag("raw", "--raw", help="Print lines unchanged, without the servers' names."),
     flag("gateway", "--gateway", help="The gateway's own log and access log; no servers unless selected."),
     flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
-    section=INSPECT,
+    section="Look",
     examples=(
         "poolctl logs -f               of all servers, merged",
         "poolctl logs users --since 10m",

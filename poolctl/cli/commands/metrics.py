@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, flag
+from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
@@ -14,7 +14,7 @@ COMMAND = Command(
     SELECTION,
     OUTPUT,
     flag("openmetrics", "--openmetrics", help="Use the OpenMetrics format."),
-    section=INSPECT,
+    section="Look",
 )
 
 

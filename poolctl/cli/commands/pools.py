@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import count_ready, from_here, printable
 from poolctl.control import pool_paths
@@ -17,7 +17,7 @@ from poolctl.json_form import to_json
 
 ANSWER_SECONDS = 2.0
 
-COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=MACHINE)
+COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section="Machine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from time import time
 from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
-    CHANGES,
     NO_WAIT,
     OUTPUT,
     TIMEOUT,
@@ -35,7 +34,7 @@ COMMAND = Command(
     WATCH,
     CALLER_ENV,
     ALLOW_EXPIRED,
-    section=CHANGES,
+    section="Change",
     examples=(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",
         "poolctl reload                apply them",

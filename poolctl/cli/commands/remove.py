@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import (
-    CHANGES,
-    EXPLICIT_SELECTION,
-    NO_DEPS,
-    SAVED_CHANGE,
-    Command,
-    CommandRequest,
-)
+from poolctl.cli.command_line import EXPLICIT_SELECTION, NO_DEPS, SAVED_CHANGE, Command, CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 
@@ -18,7 +11,7 @@ COMMAND = Command(
     EXPLICIT_SELECTION,
     SAVED_CHANGE,
     NO_DEPS,
-    section=CHANGES,
+    section="Change",
     examples=("poolctl remove docs --save    from the running pool and from its file",),
 )
 

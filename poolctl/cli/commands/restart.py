@@ -5,7 +5,6 @@ from __future__ import annotations
 from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
-    LIFECYCLE,
     NO_DEPS,
     NO_WAIT,
     OUTPUT,
@@ -32,7 +31,7 @@ COMMAND = Command(
     NO_DEPS,
     CALLER_ENV,
     ALLOW_EXPIRED,
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=(
         "poolctl restart --tag api     new processes are ready before old ones end",
         "poolctl restart --not users   all but this",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from poolctl.address import AddressError, parse
 from poolctl.cli.command_line import (
-    GET_STARTED,
     NO_DEPS,
     OUTPUT,
     SELECTION,
@@ -90,7 +89,7 @@ COMMAND = Command(
         metavar="DURATION",
         help="Time limit for stopping everything (default as PID 1: 8s).",
     ),
-    section=GET_STARTED,
+    section="Get started",
     takes_command=True,
     examples=(
         "poolctl run                   until Ctrl-C",

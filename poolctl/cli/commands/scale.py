@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from poolctl.cli.command_line import (
-    CHANGES,
     EXPLICIT_SELECTION,
     SAVED_CHANGE,
     Command,
@@ -24,7 +23,7 @@ COMMAND = Command(
     EXPLICIT_SELECTION[1:],
     flag("auto", "--auto", help="Let the server's triggers set the number again."),
     SAVED_CHANGE,
-    section=CHANGES,
+    section="Change",
     examples=(
         "poolctl scale users 4         until the next reload",
         "poolctl scale --tag api 4 --save",

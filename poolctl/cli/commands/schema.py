@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from poolctl.cli.command_line import FILE_COMMANDS, Command, CommandRequest
+from poolctl.cli.command_line import Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(
     "Print the JSON Schema of the configuration.",
-    section=FILE_COMMANDS,
+    section="Files",
     examples=("poolctl schema > pool.schema.json",),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, REVEAL, SELECTION, Command, CommandRequest, flag
+from poolctl.cli.command_line import OUTPUT, REVEAL, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
@@ -41,7 +41,7 @@ COMMAND = Command(
     OUTPUT,
     flag("full", "--full", help="Show values at their defaults as well."),
     REVEAL,
-    section=INSPECT,
+    section="Look",
     examples=(
         "poolctl show users            each configured value with its origin",
         "poolctl show users --full     the defaults of the others, too",

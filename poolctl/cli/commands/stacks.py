@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest
+from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, paint, printable
@@ -19,7 +19,7 @@ COMMAND = Command(
     "Show what the threads and tasks of workers do now.",
     SELECTION,
     OUTPUT,
-    section=INSPECT,
+    section="Look",
     fields=("name", "worker", "pid", "source", "problem", "place"),
     notes=("The workers go on; one whose event loop hangs answers as well.",),
     examples=("poolctl stacks users          where it hangs, the innermost call first",),

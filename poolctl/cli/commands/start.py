@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import (
-    LIFECYCLE,
-    NO_DEPS,
-    NO_WAIT,
-    OUTPUT,
-    SELECTION,
-    TIMEOUT,
-    Command,
-    CommandRequest,
-)
+from poolctl.cli.command_line import NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
@@ -27,7 +18,7 @@ COMMAND = Command(
     TIMEOUT,
     NO_WAIT,
     NO_DEPS,
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=(
         "poolctl start                 everything",
         "poolctl start users 'api-*'   these, and their dependencies",

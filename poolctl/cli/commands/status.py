@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, flag
+from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import AT_REST, count_ready, duration, gateway_line, servers, stack_lines, width_of
@@ -28,7 +28,7 @@ COMMAND = Command(
     SELECTION,
     OUTPUT,
     flag("healthcheck", "--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
-    section=INSPECT,
+    section="Look",
     notes=(
         "Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",
         "A table that cannot be served, such as [gateway] or [metrics], is a warning.",

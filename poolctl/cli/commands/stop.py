@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import (
     ENDED,
-    LIFECYCLE,
     NO_DEPS,
     NO_WAIT,
     OUTPUT,
@@ -45,7 +44,7 @@ COMMAND = Command(
     TIMEOUT,
     NO_WAIT,
     NO_DEPS,
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=(
         "poolctl stop                  everything, and the supervisor",
         "poolctl stop users            only this server and its dependents",

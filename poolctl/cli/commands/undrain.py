@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import (
-    EXPLICIT_SELECTION,
-    LIFECYCLE,
-    OUTPUT,
-    SAVE,
-    TIMEOUT,
-    Command,
-    CommandRequest,
-)
+from poolctl.cli.command_line import EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command, CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
@@ -22,7 +14,7 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     SAVE,
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=("poolctl undrain --all         every drained server",),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl import __version__
-from poolctl.cli.command_line import MACHINE, OUTPUT, TIMEOUT, Command, CommandRequest, flag
+from poolctl.cli.command_line import OUTPUT, TIMEOUT, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers
@@ -22,7 +22,7 @@ COMMAND = Command(
         old=("--force",),
         help="Replace keeper and supervisor even if they are of this build.",
     ),
-    section=MACHINE,
+    section="Machine",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import ALLOW_EMPTY, GET_STARTED, OUTPUT, Command, CommandRequest, flag
+from poolctl.cli.command_line import ALLOW_EMPTY, OUTPUT, Command, CommandRequest, flag
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -21,7 +21,7 @@ COMMAND = Command(
     OUTPUT,
     flag("import_apps", "--import", help="Also import every app."),
     ALLOW_EMPTY,
-    section=GET_STARTED,
+    section="Get started",
     examples=(
         "poolctl validate --import     import the applications too",
         "poolctl -c pool.toml -c production.toml validate",

@@ -6,12 +6,12 @@ import platform
 import sys
 
 from poolctl import __version__
-from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
 
-COMMAND = Command("Print the version.", OUTPUT, section=MACHINE)
+COMMAND = Command("Print the version.", OUTPUT, section="Machine")
 
 
 def perform(request: CommandRequest) -> Outcome:

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
-from poolctl.cli.command_line import (
-    GOALS,
-    LIFECYCLE,
-    OUTPUT,
-    SELECTION,
-    TIMEOUT,
-    Command,
-    CommandRequest,
-    Option,
-)
+from poolctl.cli.command_line import GOALS, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import servers
@@ -36,7 +27,7 @@ COMMAND = Command(
     Option(
         "goal", "--for", metavar="GOAL", words=GOALS, help="ready (default), stopped, healthy, or any state."
     ),
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=("poolctl wait users --for ready --timeout 30s", "poolctl wait --for stopped"),
 )
 

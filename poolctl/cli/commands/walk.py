@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, SELECTION, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable
@@ -31,7 +31,7 @@ COMMAND = Command(
     OUTPUT,
     Option("jobs", "-j", "--jobs", metavar="N", help="Run this many at once (default 1)."),
     flag("fail_fast", "--fail-fast", help="Start no more commands after the first failure."),
-    section=INSPECT,
+    section="Look",
     takes_command=True,
     notes=(
         "In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from poolctl.cli.command_line import INSPECT, OUTPUT, Command, CommandRequest
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
 
 from ._answers import DashboardResult
 
-COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section=INSPECT)
+COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section="Look")
 
 
 def perform(request: CommandRequest) -> Outcome:

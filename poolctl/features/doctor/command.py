@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from poolctl.cli.command_line import MACHINE, OUTPUT, Command, CommandRequest
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
@@ -20,7 +20,7 @@ _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
 
-COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section=MACHINE)
+COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section="Machine")
 
 
 def perform(request: CommandRequest) -> Outcome:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from poolctl.cli.command_line import (
     BACKEND_ACTIONS,
     BACKENDS,
-    INSPECT,
     LIST,
     OUTPUT,
     Command,
@@ -45,7 +44,7 @@ COMMAND = Command(
         help='How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s".',
     ),
     OUTPUT,
-    section=INSPECT,
+    section="Look",
     fields=("backend", *field_names(HostReport)),
     examples=(
         "poolctl backends disable users --for 30s",

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import INSPECT, LIST, OUTPUT, Command, CommandRequest, Option, one_of
+from poolctl.cli.command_line import LIST, OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import gateway_table, latency, printable
@@ -59,7 +59,7 @@ COMMAND = Command(
         help="A header of the request to explain; repeatable. Host replaces the URL's host.",
     ),
     OUTPUT,
-    section=INSPECT,
+    section="Look",
     fields=(*field_names(RouteReport), "matched"),
     examples=(
         "poolctl routes explain https://users.example.com/v1/users",

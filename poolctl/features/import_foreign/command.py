@@ -6,7 +6,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import FILES, GET_STARTED, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import FILES, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import servers
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -32,7 +32,7 @@ COMMAND = Command(
         help="Write this file instead of printing it.",
     ),
     flag("force", "--force", help="Overwrite an existing file."),
-    section=GET_STARTED,
+    section="Get started",
     takes_command=True,
     examples=(
         "poolctl import Procfile -o pool.toml",

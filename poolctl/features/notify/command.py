@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.command_line import LIST, MACHINE, OUTPUT, Command, CommandRequest, Option
+from poolctl.cli.command_line import LIST, OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
@@ -17,7 +17,7 @@ COMMAND = Command(
     "Send a test notification.",
     Option("words", metavar="test [NAME…]", kind=LIST, help="Names of the receivers; default: all."),
     OUTPUT,
-    section=MACHINE,
+    section="Machine",
 )
 
 

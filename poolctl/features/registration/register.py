@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import CHANGES, OUTPUT, Command, CommandRequest, Option
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
@@ -32,7 +32,7 @@ COMMAND = Command(
         help="Check its health with GET PATH; take it out of rotation while failing.",
     ),
     OUTPUT,
-    section=CHANGES,
+    section="Change",
     fields=tuple(field_names(RegistrationReport)),
     examples=(
         "poolctl register users --to http://10.0.0.7:9000 --ttl 30s",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import CHANGES, OUTPUT, Command, CommandRequest, Option
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
@@ -17,7 +17,7 @@ COMMAND = Command(
     Option("service", metavar="NAME", required=True, help="The name under which it is registered."),
     Option("to", "--to", metavar="URL", help="Its URL. Default: every service of this name."),
     OUTPUT,
-    section=CHANGES,
+    section="Change",
     fields=tuple(field_names(RegistrationReport)),
     examples=("poolctl unregister users --to http://10.0.0.7:9000",),
 )

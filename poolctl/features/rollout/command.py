@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poolctl.cli.command_line import (
-    LIFECYCLE,
-    LIST,
-    NO_WAIT,
-    OUTPUT,
-    SERVERS,
-    Command,
-    CommandRequest,
-    Option,
-    flag,
-)
+from poolctl.cli.command_line import LIST, NO_WAIT, OUTPUT, SERVERS, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, printable
@@ -62,7 +52,7 @@ COMMAND = Command(
     ),
     NO_WAIT,
     OUTPUT,
-    section=LIFECYCLE,
+    section="Lifecycle",
     fields=tuple(field_names(RolloutReport)),
     examples=(
         "poolctl rollout web --canary 10% --promote-after 5m",

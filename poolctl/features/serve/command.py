@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import LIFECYCLE, Command, Option, targets
+from poolctl.cli.command_line import Command, Option, targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ COMMAND = Command(
         metavar="DURATION",
         help="After SIGTERM, serve on for this time before draining; /health answers 503.",
     ),
-    section=LIFECYCLE,
+    section="Lifecycle",
     examples=(
         "poolctl serve web                 until SIGTERM or Ctrl-C",
         "poolctl serve web --listen 0.0.0.0:8000 --health 0.0.0.0:9000",

@@ -8,7 +8,7 @@ import sys
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import INSPECT, SELECTION, Command, CommandRequest, Option, flag, one_of, output
+from poolctl.cli.command_line import SELECTION, Command, CommandRequest, Option, flag, one_of, output
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
@@ -39,7 +39,7 @@ COMMAND = Command(
         help=f"{', '.join(SORTS)}; of routes {', '.join(ROUTE_SORTS)}.",
     ),
     flag("routes", "--routes", help="Start with the gateway's routes instead of the servers (Tab switches)."),
-    section=INSPECT,
+    section="Look",
     examples=("poolctl top --sort memory", "poolctl top --routes --sort errors"),
 )
 

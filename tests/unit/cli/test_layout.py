@@ -81,7 +81,7 @@ def test_no_class_of_the_command_line_is_defined_twice() -> None:
 
 
 GREET = """
-from poolctl.cli.command_line import INSPECT, OUTPUT, Command, Option, targets
+from poolctl.cli.command_line import OUTPUT, Command, Option, targets
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(
@@ -89,7 +89,7 @@ COMMAND = Command(
     targets(),
     OUTPUT,
     Option("words", "--with", metavar="WORDS", words=("hello", "welcome"), help="The words."),
-    section=INSPECT,
+    section="Look",
     examples=("poolctl greet users",),
 )
 
