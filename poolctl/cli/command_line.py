@@ -1,6 +1,6 @@
 """The command line: the declarations of commands and options, and the request that a line of words makes.
 
-Every module of `poolctl.cli.commands`, and each feature's command module, declares one `COMMAND`. The fast lane, the
+Every module of `poolctl.cli.commands`, and each feature's command module, declares a `COMMAND`. The fast lane, the
 Typer application, the help and the shell completions are all generated from it, so a new command needs only one new
 file. The fast lane parses plain spellings here. Everything else (help, option clusters, values that look like options)
 is left to Typer, which also reports mistakes. Standard library only, without `typing` and `dataclasses`, because every
@@ -54,6 +54,8 @@ FILES, DIRECTORIES = "files", "directories"
 BACKEND_ACTIONS = ("disable", "enable", "drain")
 # Aliases of commands, hidden from help and completion.
 ALIASES = {"hosts": "backends"}
+# Commands that differ in little, all in `poolctl.cli.live_change`; every other one has a file of its own.
+_LIVE_CHANGES = ("disable", "drain", "enable", "remove", "scale", "undrain")
 # Headings of `poolctl --help`, in order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 
@@ -229,7 +231,8 @@ def names() -> list[str]:
     from poolctl.feature import features
 
     of_features = [name for feature in features() for name in feature.commands]
-    return sorted([*of_features, *(module.name for module in iter_modules(commands.__path__))])
+    own = [module.name for module in iter_modules(commands.__path__)]
+    return sorted([*of_features, *own, *_LIVE_CHANGES])
 
 
 def command_named(verb: str) -> Command | None:
@@ -243,9 +246,10 @@ def module_of(verb: str) -> Any:
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
-    name = f"poolctl.cli.commands.{verb}"
+    name = f"poolctl.cli.{'live_change' if verb in _LIVE_CHANGES else f'commands.{verb}'}"
     try:
-        return __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
+        module = __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
+        return module.COMMANDS[verb] if verb in _LIVE_CHANGES else module
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise

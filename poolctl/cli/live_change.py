@@ -1,4 +1,4 @@
-"""Changes the selected servers of the running pool, and with --save also the files.
+"""Changes of the running pool, which --save also writes: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
 
 The change of the files is checked first, and written after the live change.
 """
@@ -7,12 +7,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
-from poolctl.cli.command_line import CommandRequest, saves
+from poolctl.cli.command_line import (
+    EXPLICIT_SELECTION,
+    NO_DEPS,
+    OUTPUT,
+    SAVE,
+    SAVED_CHANGE,
+    TIMEOUT,
+    Command,
+    CommandRequest,
+    flag,
+    saves,
+    targets,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import from_here
+from poolctl.cli.render import from_here, of_dependents, servers
 from poolctl.cli.supervisor_requests import ask, selected
+from poolctl.config import MOST_WORKERS
 from poolctl.control.answers import About, ErrorEntry, Item, Result, item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
@@ -31,7 +45,7 @@ from poolctl.selection.selector import selection_needed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from poolctl.config import Configuration, Problem
 
@@ -40,6 +54,9 @@ MADE = (DONE, FAILED, TIMED_OUT)
 
 # Maximum number of concurrent edits by other commands.
 ATTEMPTS = 20
+
+# Maximum number of servers named in a suggested command.
+_MOST_NAMES = 10
 
 
 def change(
@@ -295,3 +312,164 @@ def _supervisor_facts(pool: PoolRef) -> About | None:
 def _fail(outcome: Outcome, exit_code: int, message: str, hint: str) -> None:
     outcome.errors.append(error(exit_code, message, hint))
     outcome.exit_code = exit_code
+
+
+def _enabled_lines(result: Result) -> Iterator[str]:
+    before, dependents = set(result.unchanged or ()), set(result.dependents or ())
+    if enabled := [each for each in result.items if each.name not in before | dependents]:
+        ready = f", {sum(each.ready for each in enabled)} ready"
+        if all(each.state == "stopped" for each in enabled):
+            ready = ""  # the pool has no supervisor
+        yield f"{servers(len(enabled))} enabled{ready}{of_dependents(result, 'started')}"
+    known = [each for each in result.items if each.name in before]
+    resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
+    if others := len(known) - len(resting):
+        yield f"{servers(others)} enabled already"
+    if len(resting) == 1:
+        (one,) = resting
+        yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
+    elif resting:
+        names = " ".join(each.name for each in resting) if len(resting) <= _MOST_NAMES else "NAME..."
+        yield f"{servers(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"
+
+
+def _scale(request: CommandRequest) -> Outcome:
+    """Set the number of workers of the selected servers, or let their triggers set it again."""
+    save = saves(request)
+    if request.get("auto"):
+        if save:
+            hint = "leave out --save: a reload returns to the triggers, too"
+            raise UsageError("scale: --auto changes no file", hint=hint)
+        return change(
+            request, lambda result: f"{servers(len(result.items))} scaled by triggers", options={"auto": True}
+        )
+    *words, last = request.get("targets") or [""]
+    workers = _number(last)
+
+    def scaled_line(result: Result) -> str:
+        scaled = sum(each.workers == workers for each in result.items)
+        return f"{servers(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
+
+    return change(
+        CommandRequest("scale", {**request.values, "targets": words}),
+        scaled_line,
+        lambda files, names: files.scale(names, workers),
+        options={"workers": workers},
+    )
+
+
+def _number(word: str) -> int:
+    """The last word as a number of workers. UsageError for anything else."""
+    if not word:
+        raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
+    if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
+        hint = "the last word is the number: poolctl scale web 4"
+        if word == "0":
+            hint = "use poolctl stop to stop all workers"
+        raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
+    return int(word)
+
+
+def _count(done: Sequence[bool], words: str) -> str:
+    """A line such as `2 of 3 servers disabled`, from what is true of each."""
+    return f"{servers(sum(done), len(done))} {words}"
+
+
+# Each stands for the module of a command.
+COMMANDS = {
+    "drain": SimpleNamespace(
+        COMMAND=Command(
+            "Take servers out of rotation; they keep answering.",
+            EXPLICIT_SELECTION,
+            OUTPUT,
+            TIMEOUT,
+            SAVE,
+            section="Lifecycle",
+            examples=("poolctl drain users           then: poolctl undrain users",),
+        ),
+        perform=lambda request: change(
+            request,
+            lambda result: _count([each.state == "draining" for each in result.items], "out of rotation"),
+        ),
+    ),
+    "undrain": SimpleNamespace(
+        COMMAND=Command(
+            "Put drained servers back into rotation.",
+            EXPLICIT_SELECTION,
+            OUTPUT,
+            TIMEOUT,
+            SAVE,
+            section="Lifecycle",
+            examples=("poolctl undrain --all         every drained server",),
+        ),
+        perform=lambda request: change(
+            request, lambda result: _count([each.ready for each in result.items], "in rotation")
+        ),
+    ),
+    "enable": SimpleNamespace(
+        COMMAND=Command(
+            "Enable servers and start them.",
+            EXPLICIT_SELECTION,
+            SAVED_CHANGE,
+            section="Lifecycle",
+            examples=("poolctl enable --all          every disabled server",),
+        ),
+        perform=lambda request: change(
+            request,
+            lambda result: "\n".join(_enabled_lines(result)),
+            lambda files, names: files.disable(names, False),
+            works_offline=True,
+        ),
+    ),
+    "disable": SimpleNamespace(
+        COMMAND=Command(
+            "Stop servers, and keep them stopped until enabled.",
+            EXPLICIT_SELECTION,
+            SAVED_CHANGE,
+            section="Lifecycle",
+            examples=("poolctl disable users --save  also after the next start",),
+        ),
+        perform=lambda request: change(
+            request,
+            lambda result: (
+                _count([each.state == "disabled" for each in result.items], "disabled")
+                + of_dependents(result, "stopped")
+            ),
+            lambda files, names: files.disable(names, True),
+            works_offline=True,
+        ),
+    ),
+    "scale": SimpleNamespace(
+        COMMAND=Command(
+            "Change the number of workers: scale web 4.",
+            targets("TARGET... N", "Names or addresses, then the number."),
+            EXPLICIT_SELECTION[1:],
+            flag("auto", "--auto", help="Let the server's triggers set the number again."),
+            SAVED_CHANGE,
+            section="Change",
+            examples=(
+                "poolctl scale users 4         until the next reload",
+                "poolctl scale --tag api 4 --save",
+                "poolctl scale users --auto    as scale.triggers say",
+            ),
+        ),
+        perform=_scale,
+    ),
+    "remove": SimpleNamespace(
+        COMMAND=Command(
+            "Stop servers, and take them out of the pool.",
+            EXPLICIT_SELECTION,
+            SAVED_CHANGE,
+            NO_DEPS,
+            section="Change",
+            examples=("poolctl remove docs --save    from the running pool and from its file",),
+        ),
+        perform=lambda request: change(
+            request,
+            lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
+            lambda files, names: files.remove(names),
+            works_offline=True,
+            removes=True,
+        ),
+    ),
+}
