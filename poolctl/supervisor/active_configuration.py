@@ -40,8 +40,7 @@ from poolctl.runners.process_link import Link
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .configuration_reader import ConfigurationReader, ReaderFailed
-from .takeover.state_store import SavedState, StateStore
-from .takeover.stored_configuration import StoredConfiguration
+from .takeover.state_store import SavedState, StateStore, StoredConfiguration
 
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 

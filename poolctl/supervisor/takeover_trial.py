@@ -39,8 +39,7 @@ from poolctl.platform import become_subreaper
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
-from .takeover.configuration_json import decoded
-from .takeover.stored_configuration import NotUnderstood
+from .takeover.state_store import NotUnderstood, decoded
 from .verbs.upgrade import TakeoverCheck
 
 LIMIT_SECONDS = 60

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.config import load
 from poolctl.config.files.file_marks import Mark
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
+from poolctl.supervisor.takeover.state_store import decoded, encoded
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 FILE = "/srv/shop/pool.toml"

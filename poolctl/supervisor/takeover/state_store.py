@@ -1,26 +1,41 @@
 """State that a supervisor saves in the keeper's store for its successor: configuration, desired state, totals, figures.
 
 The desired state is written into a file as well, for a pool whose keeper is killed at the same time.
+
+The configuration is JSON with a version. A table has the keys that were given, under their names in files, and the
+values that files cannot give: a version with other keys or other defaults understands it as if it had read the files.
+Supervisors of protocols 1 and 2 pickled it, its classes by their modules: for a successor of another version the keys
+that were given, each table with its class; for one of their own version, every value. A class is found by its name
+alone where its module has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pkgutil import resolve_name
+from typing import Any, TypeVar
 
+from poolctl.address import Address
 from poolctl.clock import Clock
+from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
+from poolctl.config.files.file_marks import Mark
+from poolctl.config.model.pool_tables import model_of_table, table_names
+from poolctl.config.model.section import sections_of, validated
+from poolctl.config.values.plain import FrozenDict, Interpolated
+from poolctl.config.values.problems import Path, Tree
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
-
-from .configuration_json import decoded, encoded
-from .stored_configuration import NotUnderstood, StoredConfiguration
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -31,6 +46,10 @@ _TIMES_ITS_COST = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
 Source = tuple[Mapping[str, object], str]
+# Raised when the meaning or the unit of a key changes: new keys, and other defaults, need no other version.
+VERSION = 1
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 @dataclass
@@ -226,3 +245,217 @@ class SaveTimer:
         # A call that saved nothing does not predict the cost of the next call.
         due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, LATEST_SECONDS)
+
+
+class NotUnderstood(Exception):
+    """The configuration has parts that this version does not have."""
+
+
+@dataclass
+class StoredConfiguration:
+    """The configuration in force, even if its files have changed; `servers` includes servers that were added live."""
+
+    name: str
+    servers: list[ServerConfig]
+    # The configuration that older workers were started with, by the ids of the workers.
+    placed: dict[str, ServerConfig] = field(default_factory=dict)
+    # The names of servers of the files that were removed live.
+    missing: list[str] = field(default_factory=list)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    port_range: tuple[int, int] = (0, 0)
+    # The environments given by `reload --env` and `restart --env`: the pool's, and by server.
+    environment: Mapping[str, str] | None = None
+    environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    # The tables other than [[server]].
+    tables: Tables = field(default_factory=Tables)
+    # The files as they were read.
+    marks: Marks | None = None
+
+
+def encoded(configuration: StoredConfiguration) -> bytes:
+    """The configuration for `decoded` of this version or a later one."""
+    defaults = configuration.surroundings.defaults
+    marks = configuration.marks
+    document = {
+        "version": VERSION,
+        "name": configuration.name,
+        "port_range": configuration.port_range,
+        "servers": configuration.servers,
+        "placed": configuration.placed,
+        "missing": configuration.missing,
+        "defaults": {
+            "values": defaults,
+            # Texts that may stand for numbers and truth values, because they come from the environment.
+            "from_environment": list(_paths_from_environment(defaults)),
+            "base_dir": configuration.surroundings.base_dir,
+            "handlers": configuration.surroundings.handlers,
+        },
+        "tables": configuration.tables.by_name(),
+        "environment": configuration.environment,
+        "environments": configuration.environments,
+        "files": None if marks is None else {path: mark._asdict() for path, mark in marks.items()},
+    }
+    return json.dumps(document, default=_written).encode()
+
+
+def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
+    """The configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
+    try:
+        # Pickled values are read like the JSON that their supervisor would have left.
+        document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
+        return _configuration(document, _Reader(validate))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise NotUnderstood(f"it cannot be read: {error!r}") from error
+
+
+def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
+    if document["version"] != VERSION:
+        raise NotUnderstood(f"version {document['version']} of its form is not known")
+    defaults, marks = document["defaults"], document["files"]
+    from_environment = {tuple(path) for path in defaults["from_environment"]}
+    return StoredConfiguration(
+        document["name"],
+        [reader.server(each) for each in document["servers"]],
+        {name: reader.server(each) for name, each in document["placed"].items()},
+        document["missing"],
+        Surroundings(
+            _defaults(defaults["values"], from_environment), defaults["base_dir"], defaults["handlers"]
+        ),
+        tuple(document["port_range"]),
+        document["environment"],
+        document["environments"],
+        Tables(**{name: reader.table_of_files(name, each) for name, each in document["tables"].items()}),
+        None if marks is None else {path: _mark(each) for path, each in marks.items()},
+    )
+
+
+def _written(section: Tree) -> Table:
+    """A table: the keys that were given, and the values that files cannot give."""
+    if not isinstance(section, Section):
+        raise TypeError(f"{type(section).__name__} has no form in JSON")
+    values, given = section.__getstate__()
+    hidden = {name: key.default for name, key in section.keys_of.items() if key.hidden}
+    found = {
+        name: value
+        for name, value in values.items()
+        if (value != hidden[name] if name in hidden else name in given)
+    }
+    if isinstance(address := found.get("address"), Address):
+        names = ("kind", "host", "port", "path", "name", "dual")
+        found["address"] = {name: getattr(address, name) for name in names}
+    return found
+
+
+class _Reader:
+    """Makes tables of their JSON; if it is to `validate`, the values of another version are checked."""
+
+    def __init__(self, validate: bool) -> None:
+        self._validate = validate
+
+    def server(self, document: Table) -> ServerConfig:
+        address = dict(document["address"])
+        return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
+
+    def table_of_files(self, name: str, document: Tree) -> Tree:
+        """A table, or a list of tables, of this name in files."""
+        model = model_of_table(name)
+        if model is None:
+            raise NotUnderstood(f"there is no [{name}] any more")
+        return self._value(model, document)
+
+    def _table(self, kind: type[Kind], document: Table) -> Kind:
+        sections = sections_of(kind)
+        values = {name: self._value(sections.get(name), value) for name, value in document.items()}
+        for name in values.keys() - kind.keys_of.keys():
+            raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
+        made = kind.unchecked(values)
+        for name in kind.keys_of.keys() - vars(made).keys():
+            raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
+        findings: list[Finding] = []
+        if self._validate and validated(kind, values, findings, forget=True) is None:
+            found = (
+                f"{'.'.join(map(str, each.path))!r} in {kind.__name__}: {each.message}" for each in findings
+            )
+            raise NotUnderstood("; ".join(found))
+        return made
+
+    def _value(self, kind: type[Section] | None, value: Tree) -> Tree:
+        if isinstance(value, list):
+            return tuple(self._value(kind, each) for each in value)
+        if isinstance(value, dict):
+            return FrozenDict(value) if kind is None else self._table(kind, value)
+        return value
+
+
+def _mark(document: Table) -> Mark:
+    stamp = document["stamp"]
+    return Mark(stamp and tuple(stamp), document["digest"])
+
+
+def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
+    if type(tree) is Interpolated:
+        yield path
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _paths_from_environment(value, (*path, key))
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _paths_from_environment(value, (*path, index))
+
+
+def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
+    """The defaults, as tables of files have them: lists as tuples."""
+    if isinstance(tree, dict):
+        return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return tuple(_defaults(value, from_environment, (*path, index)) for index, value in enumerate(tree))
+    return Interpolated(tree) if path in from_environment else tree
+
+
+def unpickled(content: bytes) -> StoredConfiguration:
+    """The configuration as it was pickled, its values possibly those of another version. Raises NotUnderstood."""
+    try:
+        found: Any = _Unpickler(io.BytesIO(content)).load()
+    except Exception as error:
+        raise NotUnderstood(f"it cannot be read: {error!r}") from error
+    if isinstance(found, tuple):
+        _, found = found  # the version that wrote it
+    if isinstance(found, bytes):
+        return unpickled(found)
+    if not isinstance(found, StoredConfiguration):
+        raise NotUnderstood(f"it is a {type(found).__name__}")
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (resolve_name.__module__, resolve_name.__name__):
+            return lambda path: self.find_class(*path.split(":"))
+        if name == "_made":
+            return _made
+        try:
+            return super().find_class(module, name)
+        except (AttributeError, ModuleNotFoundError):
+            if name not in _classes():
+                raise
+            return _classes()[name]
+
+
+def _made(kind: Any, types: object, values: dict[str, Any]) -> object:
+    """The value of the keys that were given, or of the fields."""
+    return kind.from_values(values, set(values)) if issubclass(kind, Section) else kind(**values)
+
+
+@cache
+def _classes() -> Mapping[str, type]:
+    """The classes of a configuration by their names."""
+    tables: list[type[Section] | None] = [ServerConfig, *map(model_of_table, table_names())]
+    sections = (each for table in tables if table is not None for each in _with_sections(table))
+    plain = (Address, FrozenDict, Interpolated, Mark, StoredConfiguration, Surroundings, Tables)
+    return {each.__name__: each for each in (*plain, *sections)}
+
+
+def _with_sections(kind: type[Section]) -> Iterator[type[Section]]:
+    yield kind
+    for each in sections_of(kind).values():
+        yield from _with_sections(each)

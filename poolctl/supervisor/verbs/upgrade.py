@@ -20,7 +20,7 @@ from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 
 from ..configuration_reader import ReaderFailed
-from ..takeover.configuration_json import encoded
+from ..takeover.state_store import encoded
 from .reload import Reload
 from .server_documents import items
 from .verb import Call, Verb, VerbContext

@@ -11,8 +11,7 @@ import pytest
 
 from poolctl.config import Tables, load, pool_variables
 from poolctl.features.dashboard.table import Dashboard
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
 

@@ -26,8 +26,7 @@ from poolctl.routing.route import (
     Target,
     proxy_reason,
 )
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.unit.core.ordered_core import run, web

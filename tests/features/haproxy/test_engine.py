@@ -16,8 +16,7 @@ from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.haproxy import engine
 from poolctl.features.haproxy.engine import KEYS_OF_ROUTES, POLICIES, haproxy_problems
 from poolctl.routing import route
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import load_text
 from tests.configuration import server
 from tests.features.gateway.test_route_figures import SHOP, Stage, stage_of, stages

@@ -13,8 +13,7 @@ from poolctl.config import EventsTable, Tables, json_schema, pool_variables
 from poolctl.config.rules.tables import made
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from poolctl.units import format_duration
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web

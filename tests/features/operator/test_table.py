@@ -9,8 +9,7 @@ import pytest
 from poolctl.config import Tables, pool_variables
 from poolctl.features.operator.pool_operator import settings_of
 from poolctl.features.operator.table import OperatorTable
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import SERVER, load_text, told
 
 GATEWAY = '[gateway]\nbind = ":8081"\n'

@@ -12,8 +12,7 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import Tables, json_schema, pool_variables
 from poolctl.features.proxmox.table import ProxmoxTable, is_token
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import SERVER, load_text, told
 
 ROUTE = '[[route]]\nto = "http://web:80"\n'

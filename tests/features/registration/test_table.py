@@ -8,8 +8,7 @@ import pytest
 
 from poolctl.config import pool_variables
 from poolctl.features.registration.table import RegistrationTable
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.certificates import certificate
 from tests.config_files import load_text
 

@@ -9,8 +9,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Section
 from poolctl.features.scaling.keys import Cooldown, Scale, Triggers
-from poolctl.supervisor.takeover.configuration_json import decoded, encoded
-from poolctl.supervisor.takeover.stored_configuration import StoredConfiguration
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import SERVER, load_text, told
 
 WRONG = [

@@ -192,7 +192,7 @@ def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_th
     assert by(installed, pool, "start").code == 0
     supervisor = pool.info()["supervisor_pid"]
     install_new(installed)
-    form = installed / "poolctl/supervisor/takeover/configuration_json.py"
+    form = installed / "poolctl/supervisor/takeover/state_store.py"
     form.write_text(form.read_text().replace("VERSION = 1\n", "VERSION = 2\n"))
     original = (pool.directory / "pool.toml").read_text()
     file = pool.write("pool.toml", original + 'tags = ["new"]\n')
