@@ -18,8 +18,8 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.server_figures import GiveSamples
 
 from .active_configuration import PoolEnvironment
+from .statistics import Totals
 from .takeover.state_store import StateStore
-from .totals import Totals
 from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
 

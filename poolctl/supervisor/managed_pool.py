@@ -33,8 +33,7 @@ from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 
 from . import feature_parts, health
-from .active_configuration import ActiveConfiguration, PoolEnvironment
-from .configuration_reader import ConfigurationReader
+from .active_configuration import ActiveConfiguration, ConfigurationReader, PoolEnvironment
 from .health import watch_health
 from .observers import observers
 from .observers.event_recorder import LostOutput

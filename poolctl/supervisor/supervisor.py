@@ -19,7 +19,7 @@ from poolctl.platform import release_freed_memory
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
-from .configuration_reader import ConfigurationReader
+from .active_configuration import ConfigurationReader
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
 from .takeover.keeper_replacement import KeeperEndWatch, replace_keeper

@@ -39,8 +39,8 @@ WITHIN = {
         "reading": 6, "loader": 7, "edit": 8,
     },
     "supervisor": {
-        "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2,
-        "active_configuration": 3, "totals": 3, "verbs": 4, "feature_parts": 5, "observers": 6,
+        "sidecar": 1, "health": 2, "takeover": 2,
+        "active_configuration": 3, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {
         "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,

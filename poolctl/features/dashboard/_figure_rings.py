@@ -18,7 +18,7 @@ from poolctl.core.core import Core
 from poolctl.monitor.server_figures import GiveSamples, ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.observers.statistics import error_rate, latency_seconds, request_rate
+from poolctl.supervisor.statistics import error_rate, latency_seconds, request_rate
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call, selected
 from poolctl.worker.tally import Counts

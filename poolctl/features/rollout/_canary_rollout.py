@@ -15,7 +15,7 @@ from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Counters
-from poolctl.supervisor.observers.statistics import errors, latency_seconds
+from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 

@@ -10,7 +10,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.monitor.server_figures import BOUNDS_SECONDS
 from poolctl.platform import cpu_seconds
 from poolctl.runners.runner_protocol import Capabilities
-from poolctl.supervisor.observers.statistics import quantile
+from poolctl.supervisor.statistics import quantile
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 

@@ -14,7 +14,7 @@ from poolctl.core.server_changes import NO_CAUSE
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.verbs.start_checks import TooManyOpenFiles, ensure_open_files
+from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, ensure_open_files
 from poolctl.units import format_duration
 
 from ._autoscale import Autoscale, Decision

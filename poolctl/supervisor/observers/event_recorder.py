@@ -12,7 +12,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
-from ..totals import Totals
+from ..statistics import Totals
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _AT_REST = (State.STOPPED, State.COMPLETED, State.DISABLED, State.SLEEPING)

@@ -20,12 +20,11 @@ from poolctl.monitor.journal import Journal
 
 from ..active_configuration import PoolEnvironment
 from ..feature_parts import FeatureParts
+from ..statistics import Statistics, Totals
 from ..takeover.state_store import StateStore
-from ..totals import Totals
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
 from .event_recorder import EventRecorder
-from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .metrics_server import MetricsAddress

@@ -16,8 +16,7 @@ from poolctl.json_form import Table, from_json
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, RouteHealth, health_in_depth, server_health
 from poolctl.selection.selector import SelectorError
 
-from ..verbs.server_documents import complaint_of
-from ..verbs.verb import Call
+from ..verbs.verb import Call, complaint_of
 
 ROUTE, SERVER = "route", "server"
 

@@ -14,8 +14,8 @@ from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
 
 from ..feature_parts import FeatureParts
+from ..statistics import Statistics
 from ..verbs.verb import selected
-from .statistics import Statistics
 
 
 class PoolMetrics:

@@ -29,9 +29,8 @@ from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.json_form import to_json
 from poolctl.selection.selector import Selector, select
 
-from ..configuration_reader import ReaderFailed
-from .server_documents import items
-from .verb import Call, VerbContext
+from ..active_configuration import ReaderFailed
+from .verb import Call, VerbContext, items
 
 if TYPE_CHECKING:
     from .reload import Difference, Reload

@@ -22,8 +22,7 @@ from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
 
-from .server_documents import details, items, unwell
-from .verb import Call, Verb, VerbContext, reporter, selected
+from .verb import Call, Verb, VerbContext, details, items, reporter, selected, unwell
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 _EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"

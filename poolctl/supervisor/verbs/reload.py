@@ -18,9 +18,8 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TI
 from poolctl.runners import withheld_variables
 
 from ..active_configuration import ResolvedConfig
-from .server_documents import as_kind, items
-from .start_checks import ensure_open_files_for_all, expired
-from .verb import Call, Operation, VerbContext
+from .changing_verbs import ensure_open_files_for_all, expired
+from .verb import Call, Operation, VerbContext, as_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"

@@ -19,11 +19,10 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 
-from ..configuration_reader import ReaderFailed
+from ..active_configuration import ReaderFailed
 from ..takeover.state_store import encoded
 from .reload import Reload
-from .server_documents import items
-from .verb import Call, Verb, VerbContext
+from .verb import Call, Verb, VerbContext, items
 
 # The trials have their own time limits; this limit is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0

@@ -22,11 +22,10 @@ from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
 
-from ..active_configuration import ActiveConfiguration
-from ..configuration_reader import ReaderFailed
+from ..active_configuration import ActiveConfiguration, ReaderFailed
 from . import changing_verbs, reading_verbs
+from .changing_verbs import TooManyOpenFiles
 from .drift import ConfigurationDrift
-from .start_checks import TooManyOpenFiles
 from .verb import Call, Daemon, Finish, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""

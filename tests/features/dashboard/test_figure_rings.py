@@ -23,8 +23,8 @@ from poolctl.features.dashboard._figure_rings import (
 )
 from poolctl.monitor.server_figures import ServerSnapshot
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.observers import statistics as statistics_module
-from poolctl.supervisor.observers.statistics import History
+from poolctl.supervisor import statistics as statistics_module
+from poolctl.supervisor.statistics import History
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns

@@ -19,8 +19,7 @@ from poolctl.core.decision_trace import Trace
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
-from poolctl.supervisor.configuration_reader import ConfigurationReader
+from poolctl.supervisor.active_configuration import ActiveConfiguration, ConfigurationReader, ResolvedConfig
 from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call

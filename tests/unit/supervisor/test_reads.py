@@ -13,10 +13,9 @@ import pytest
 from poolctl.core.server_entry import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.runner_protocol import Exit
-from poolctl.supervisor.observers.statistics import Statistics
+from poolctl.supervisor.statistics import Statistics, Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
-from poolctl.supervisor.totals import Totals
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web

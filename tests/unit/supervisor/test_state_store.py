@@ -23,6 +23,7 @@ from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import sealed_file
 from poolctl.runners.process_link import Link
+from poolctl.supervisor.statistics import Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import (
     LATEST_SECONDS,
@@ -34,7 +35,6 @@ from poolctl.supervisor.takeover.state_store import (
     decoded,
     encoded,
 )
-from poolctl.supervisor.totals import Totals
 from poolctl.worker import tally
 
 from .desk import Desk

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.monitor.server_figures import ServerSnapshot, Usage
-from poolctl.supervisor.observers.statistics import (
+from poolctl.supervisor.statistics import (
     Statistics,
     error_rate,
     errors,

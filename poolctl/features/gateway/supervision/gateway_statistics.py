@@ -14,8 +14,7 @@ from poolctl.core.core import Core
 from poolctl.json_form import Table
 from poolctl.monitor.server_figures import Usage
 from poolctl.runners.process_link import LinkLost
-from poolctl.supervisor.observers.statistics import errors, latency_seconds
-from poolctl.supervisor.totals import Totals
+from poolctl.supervisor.statistics import Totals, errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 

@@ -28,7 +28,7 @@ from poolctl.routing.route_health import RouteHealth
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor.totals import Totals
+from poolctl.supervisor.statistics import Totals
 from poolctl.supervisor.verbs.verb import Call
 
 from ..table import GatewayConfig

@@ -14,8 +14,7 @@ from poolctl.keeper import pool_files
 from poolctl.monitor.exposition import Family
 from poolctl.routing.route_health import RouteHealth
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.verbs.server_documents import as_kind
-from poolctl.supervisor.verbs.verb import Call, Verb
+from poolctl.supervisor.verbs.verb import Call, Verb, as_kind
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway_adoption import GatewaySearch

@@ -21,7 +21,7 @@ from poolctl.config import Reading, Surroundings
 from poolctl.config.__main__ import message, reader_command
 from poolctl.errors import PoolValidateError
 from poolctl.keeper.spawn import spawn
-from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
+from poolctl.supervisor.active_configuration import ConfigurationReader, ReaderFailed
 from tests.deadline import wait_until
 from tests.processes import children, command_line, is_alive
 
