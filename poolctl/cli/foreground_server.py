@@ -24,7 +24,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.listen_errors import ListenError, explained
 from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
-from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import in_words
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
@@ -42,7 +42,7 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
     ControlError (8) if it runs.
     """
     config = load(pool)
-    withheld_variables.withhold(config.pool_variables, only=True)
+    withhold_variables(config.pool_variables, only=True)
     servers = servers_of(config, pool)
     names = [each.name for each in choose([item(each) for each in servers], request)]
     if len(names) != 1:
@@ -119,7 +119,7 @@ class ForegroundServer:
         That part gets the descriptors of the specification, the listeners, the TLS files and `more`, in this order
         from SPEC_FD on, and the number of those after the specification as its last argument. Raises Failure.
         """
-        for name in withheld_variables.present():
+        for name in withheld_variables():
             del os.environ[name]
         try:
             if self.config.command:

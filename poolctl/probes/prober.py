@@ -17,7 +17,7 @@ from poolctl.http.message_head import request_head
 from poolctl.http.message_reader import ResponseReader
 from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import environment_for_programs
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.worker_spec import environment, user_ids
 from poolctl.selection.matcher_client import TOO_SLOW, matcher
@@ -253,7 +253,7 @@ class ProgramProber:
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,
-            env={**withheld_variables.environment(), **environment(server), **self._values},
+            env={**environment_for_programs(), **environment(server), **self._values},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

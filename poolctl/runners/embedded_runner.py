@@ -18,10 +18,8 @@ from poolctl.keeper import wire
 from poolctl.keeper.spawn import in_background
 from poolctl.worker.tally import Counts
 
-from . import withheld_variables
-from .keeper_link import KeeperLink
 from .local.local_runner import LocalRunner
-from .process_link import Receiver, give_up
+from .process_link import KeeperLink, Receiver, give_up, withhold_variables
 from .runner_protocol import Capabilities, Endpoints, Placement
 from .worker_spec import hook_id
 
@@ -84,7 +82,7 @@ class ProcessRunner(LocalRunner):
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
-            withheld_variables.withhold([server.tls.password_env])
+            withhold_variables([server.tls.password_env])
         self._opened.add(server.key)
         self._cancel_idle_end()
         try:

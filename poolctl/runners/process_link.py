@@ -1,6 +1,8 @@
-"""Links from the supervisor to keeper, zygotes, logger and workers, and the ownership of descriptors sent over them.
+"""Links from the supervisor to the pool's other processes: keeper, zygotes, logger, workers, gateway.
 
-A descriptor is closed once, by its owner, however many users it has.
+A link carries messages and descriptors. A descriptor is closed once, by its owner, however many users it has. Messages
+from a process that runs an application's code are limited in size, rate and values. Processes of the pool's own are
+pinged, and killed if they hang.
 """
 
 from __future__ import annotations
@@ -8,16 +10,111 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
+import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from poolctl.keeper import wire
+from poolctl.clock import RateLimit, Watchdog
+from poolctl.config import values_of
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.reap import signal_process
+from poolctl.platform import process_start, waits_for_events
 
-from . import untrusted_messages, withheld_variables
+logger = logging.getLogger("poolctl.supervisor")
+
+_names: set[str] = set()
+
+
+def withhold_variables(names: Iterable[str], *, only: bool = False) -> None:
+    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
+    if only:
+        _names.clear()
+    _names.update(names)
+
+
+def withheld_variables() -> list[str]:
+    """The names of the withheld variables that are set, sorted."""
+    # Not `os.environ.keys() & _names`, which reads every variable: each new worker asks for this.
+    return sorted(name for name in _names if name in os.environ)
+
+
+def withheld_values() -> list[str]:
+    """The values of the withheld variables (see values_of)."""
+    return values_of(_names, os.environ)
+
+
+def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A copy of `base`, by default of this process's environment, without the withheld variables."""
+    return {
+        name: value for name, value in (os.environ if base is None else base).items() if name not in _names
+    }
+
+
+# Valid messages are a few words; the longest carries the error of an import.
+MOST_BYTES = 16 * 1024
+MOST_UNREAD = 512
+_MOST_CHARACTERS = 4000
+BURST = 100
+_PER_SECOND = 10.0
+
+
+class Malformed(Exception):
+    """A message is invalid; the text continues the phrase "it sent"."""
+
+
+def text_of(message: Message, key: str) -> str:
+    """The text under the key, "" if missing, shortened and without characters that control a terminal."""
+    value = message.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _malformed_value(message, key)
+    return printable(value)
+
+
+def printable(value: str) -> str:
+    """The beginning of a text, with only printable characters and line breaks."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for each in value[:_MOST_CHARACTERS]
+    )
+
+
+def flag_of(message: Message, key: str) -> bool:
+    """The boolean under the key, False if missing."""
+    value = message.get(key, False)
+    if not isinstance(value, bool):
+        raise _malformed_value(message, key)
+    return value
+
+
+def number_of(message: Message, key: str, least: int, most: int) -> int:
+    """The integer under the key, which must lie between these limits."""
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _malformed_value(message, key)
+    return value
+
+
+def _malformed_value(message: Message, key: str) -> Malformed:
+    return Malformed(f"a message with an invalid {key!r}: {printable(repr(message.get(key)))[:80]}")
+
+
+def message_allowance() -> RateLimit:
+    """The rate limit for unrequested messages: bursts are allowed, but few messages over time."""
+    return RateLimit(BURST, _PER_SECOND)
+
+
+def reply_number(message: Message) -> int | None:
+    """The number of the call to which the message claims to reply, or None."""
+    number = message.get("id")
+    return number if type(number) is int else None
+
 
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
@@ -121,7 +218,7 @@ class Link:
         self._receiver = receiver or Receiver()
         self._trusted = trusted
         self._loop = asyncio.get_running_loop()
-        self._allowance = untrusted_messages.allowance()
+        self._allowance = message_allowance()
         # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
@@ -192,7 +289,7 @@ class Link:
             if limit := self._limits.pop(number, None):
                 limit.cancel()
         if reply.get("error") is not None:
-            raise Refused(untrusted_messages.printable(str(reply["error"])))
+            raise Refused(printable(str(reply["error"])))
         return reply, received
 
     def read_rest(self) -> None:
@@ -225,8 +322,8 @@ class Link:
             self._end(f"the other end has not answered for {seconds:g} s")
 
     def _queue_message(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
-        if not self._trusted and len(self._outbox) >= untrusted_messages.MOST_UNREAD:
-            self.cut_off(f"left {untrusted_messages.MOST_UNREAD} messages unread")
+        if not self._trusted and len(self._outbox) >= MOST_UNREAD:
+            self.cut_off(f"left {MOST_UNREAD} messages unread")
             return
         self._outbox.append((message, owners_of(fds)))
 
@@ -281,10 +378,10 @@ class Link:
     def _receive(self) -> Reply | None:
         if self._trusted:
             return wire.receive(self.sock)
-        return wire.receive(self.sock, most_bytes=untrusted_messages.MOST_BYTES, most_descriptors=0)
+        return wire.receive(self.sock, most_bytes=MOST_BYTES, most_descriptors=0)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
-        number = untrusted_messages.reply_number(message)
+        number = reply_number(message)
         future = self._calls.get(number) if number is not None else None
         if future is None:
             self._deliver_message(message, fds)
@@ -296,9 +393,9 @@ class Link:
     def _deliver_message(self, message: Message, fds: list[int]) -> None:
         try:
             if not self._trusted and not self._allowance.take(1, self._loop.time()):
-                raise untrusted_messages.Malformed(f"more than {untrusted_messages.BURST} messages at once")
+                raise Malformed(f"more than {BURST} messages at once")
             self._receiver.received(message, fds)
-        except untrusted_messages.Malformed as error:
+        except Malformed as error:
             self.cut_off(f"sent {error}")
 
     def _end(self, reason: str = "the other end is gone") -> None:
@@ -334,7 +431,7 @@ async def spawn(
     `theirs` is closed here. `without` are the variables removed from its environment, by default the withheld ones.
     Raises LinkLost.
     """
-    left_out = withheld_variables.present() if without is None else without
+    left_out = withheld_variables() if without is None else without
     order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
     with theirs:
         reply, _ = await keeper.call(order, [theirs])
@@ -345,3 +442,164 @@ def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+class KeeperLink(Link):
+    """A Link that records the entries put into the keeper, so that a new keeper can be given all of them.
+
+    A descriptor given as its owner (a socket) is recorded as that object, without being duplicated, and is omitted once
+    it is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
+    """
+
+    def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
+        self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
+        self.whole = False  # `entries` is complete
+        self._dropped: set[str] | None = None  # while `complete` is running
+        super().__init__(sock, receiver)
+
+    def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
+        """See Link."""
+        self._record(message, fds)
+        super().send(message, fds)
+
+    def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
+        """Record a keeper entry whose descriptors belong to these objects."""
+        self._forget(name)
+        self.entries[name] = (meta, list(owners))
+
+    async def complete(self) -> None:
+        """Fetch the entries that an earlier supervisor put into the keeper, so that the keeper can be replaced."""
+        after = ""
+        self._dropped = set()
+        while True:
+            reply, _ = await self.call({"op": "list", "after": after})
+            for name, _ in reply["entries"]:
+                after = name
+                if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
+                    await self._fetch(name)
+            if not reply["entries"]:
+                self._dropped = None
+                self.whole = True
+                return
+
+    def reconnect(self, sock: socket.socket, receiver: Receiver) -> None:
+        """Replace a dead keeper with the keeper at `sock`, and give it the recorded entries."""
+        self._receiver = Receiver()
+        self._end()
+        super().__init__(sock, receiver)
+        for name, (meta, owners) in self.entries.items():
+            present = [owner for owner in owners if owner.fileno() >= 0]
+            super().send({"op": "put", "name": name, "meta": meta}, present)
+
+    def held(self) -> dict[str, tuple[object, list[int]]]:
+        """The recorded entries with their open descriptors."""
+        return {
+            name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
+            for name, (meta, owners) in self.entries.items()
+        }
+
+    def close(self) -> None:
+        """Close the link and drop the records."""
+        super().close()
+        for name in list(self.entries):
+            self._forget(name)
+
+    async def _fetch(self, name: str) -> None:
+        reply, fds = await self.call({"op": "get", "name": name})
+        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
+
+    def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
+        operation, name = message["op"], message.get("name", "")
+        if operation == "put" and not name.startswith(fd_store.OF_THE_VERSION):
+            self.share(name, message.get("meta"), owners_of(fds))
+        elif operation == "note" and name in self.entries:
+            self.entries[name] = (message.get("meta"), self.entries[name][1])
+        elif operation == "drop":
+            if self._dropped is not None:
+                self._dropped.add(name)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        close_duplicates(self.entries.pop(name, (None, []))[1])
+
+
+PING: wire.Message = {"t": "ping"}
+
+
+def identity(pid: int) -> wire.Message:
+    """The pid and start time of a process, in a form that a later supervisor can use to watch it."""
+    return {"pid": pid, "start": process_start(pid)}
+
+
+class ProcessWatchdog:
+    """Pings a process over `link`, on the running loop, until `close`.
+
+    Any message passed to `received` counts as an answer. A process that waits for events is not pinged. `known` is its
+    `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process that does
+    not send it (another version) is not killed. `name` is its name in the log; `watchdog` decides how often it is
+    pinged, and how long an answer may take.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        known: wire.Message,
+        name: str,
+        found: Callable[[wire.Message], None] = lambda known: None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self._link = link
+        self._known = known
+        self._name = name
+        self._found = found
+        self._loop = asyncio.get_running_loop()
+        self._watchdog = watchdog or Watchdog(self._loop.time())
+        self._timer: asyncio.TimerHandle | None = None
+        link.send(PING)
+        self._set_timer()
+
+    def received(self, message: wire.Message) -> None:
+        """Note that the process has sent a message."""
+        if message.get("t") == "pong" and "pid" not in self._known:
+            self._known = identity(int(message["pid"]))
+            self._found(self._known)
+        self._watchdog.received(self._loop.time())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._set_timer()
+
+    def close(self) -> None:
+        """Stop pinging the process."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_at(self._watchdog.due, self._check)
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        if self._watchdog.is_silent(now):
+            self._timer = None
+            if "pid" in self._known:
+                logger.error("%s (pid %d) does not answer: killing it", self._name, self._known["pid"])
+                kill(self._known)
+            return
+        if self._watchdog.should_ping(now):
+            if waits_for_events(self._known.get("pid", 0)):
+                # It hangs nowhere, so that it is not woken up for an answer.
+                self._watchdog.received(now)
+            else:
+                self._link.send(PING)
+        self._set_timer()
+
+
+def kill(known: wire.Message, number: int = signal.SIGKILL) -> None:
+    """Send the signal to the process with this identity, but not to another process that has reused its pid."""
+    pid, start = known.get("pid"), known.get("start")
+    if pid is not None and start is not None:
+        signal_process(pid, start, number)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from poolctl.keeper.spawn import Companion
     from poolctl.keeper.wire import Message
 
-    from .keeper_link import KeeperLink
+    from .process_link import KeeperLink
     from .runner_protocol import Runner
 
     class Orphan(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from .untrusted_messages import printable
+from .process_link import printable
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from poolctl import __version__
 from poolctl.keeper import pool_files, rendezvous, wire
 
-from .process_link import Link, Receiver
-from .process_watchdog import PING
+from .process_link import PING, Link, Receiver
 
 LINK_FD = 3
 # The directory may be gone, or its file system full.

@@ -14,7 +14,7 @@ from poolctl.json_form import Table
 from poolctl.platform import sealed_file
 from poolctl.worker.control_socket import spec_digest
 
-from . import withheld_variables
+from .process_link import environment_for_programs, withheld_variables
 from .runner_protocol import app_state
 
 # Set by `run --no-access-log`: servers log no requests, even if their configuration says so.
@@ -112,9 +112,9 @@ def app_spec(
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "env": environment(server),
-        "env_base": withheld_variables.environment(env_base) if env_base is not None else None,
+        "env_base": environment_for_programs(env_base) if env_base is not None else None,
         # Changes with the environment of the process that it is forked from.
-        "without": withheld_variables.present(),
+        "without": withheld_variables(),
         "cwd": server.cwd,
         **({} if server.umask is None else {"umask": int(server.umask, 8)}),
         "user": user_ids(server),
@@ -144,7 +144,7 @@ def _context_state(server: ServerConfig) -> Table:
 def environment(server: ServerConfig) -> dict[str, str]:
     """The environment variables that the server adds to the pool's own."""
     # A file of variables may contain the pool's own variables.
-    env = withheld_variables.environment(server.environment()) | dict(server.env)
+    env = environment_for_programs(server.environment()) | dict(server.env)
     address = server.address
     if server.command:
         values = _address_values(server)

@@ -46,8 +46,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import process_cpu_ns, replace_file
-from poolctl.runners import withheld_variables
-from poolctl.runners.process_link import Link
+from poolctl.runners.process_link import Link, withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration
@@ -505,7 +504,7 @@ class ActiveConfiguration:
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
-        withheld_variables.withhold({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
+        withhold_variables({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
 
     @property
     def runtime_directory(self) -> str:
@@ -549,7 +548,7 @@ class ActiveConfiguration:
         if found := [*reference_findings(vars(server), named)]:
             refuse(server.name, found, server.name, server.bind)
         (server,) = self._own_sockets.applied(with_addresses([server], there))
-        withheld_variables.withhold(pool_variables([server], Tables()))
+        withhold_variables(pool_variables([server], Tables()))
         return server
 
     def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:

@@ -25,7 +25,7 @@ from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.runner_registry import RunnerSite, make_runner, serves_on
 from poolctl.selection.matcher_client import close_matcher

@@ -18,8 +18,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.process_link import Link, LinkLost, Receiver, spawn
-from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
+from poolctl.runners.process_link import Link, LinkLost, ProcessWatchdog, Receiver, identity, kill, spawn
 from poolctl.units import format_duration
 
 UP_SECONDS = 30.0

@@ -16,8 +16,7 @@ from poolctl import bootstrap
 from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
 from poolctl.platform import release_freed_memory
-from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.process_link import LinkLost, Receiver
+from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
 
 from .active_configuration import ConfigurationReader
 from .managed_pool import ManagedPool

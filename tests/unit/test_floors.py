@@ -43,15 +43,12 @@ WITHIN = {
         "active_configuration": 3, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {
-        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,
-        "keeper_link": 2, "process_watchdog": 2, "routing_protocol": 2, "runner_protocol": 3, "worker_spec": 4,
-        "supervised_process": 4, "runner_registry": 5, "local": 6,
+        "process_link": 0, "listener_opener": 0, "stack_report": 1, "runner_protocol": 2, "worker_spec": 3,
+        "supervised_process": 3, "runner_registry": 4, "local": 5,
     },
     "runners.local": {
-        "passed_pairs": 0, "fork_verification": 1, "server_sockets": 1, "output_pipes": 1,
-        "tallies": 1, "program_readiness": 1, "certificates_in_use": 1,
-        "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "worker_stacks": 3,
-        "takeover": 4,
+        "server_sockets": 0, "output_pipes": 0, "zygotes": 1, "local_worker": 2, "forking": 3, "activation": 3,
+        "takeover": 3,
     },
     "features.gateway.process": {
         "settings": 0, "endpoint": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,

@@ -25,7 +25,7 @@ from poolctl.http.message_head import BadMessage, ResponseHead
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import environment_for_programs
 
 from ._problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
 
@@ -149,7 +149,7 @@ class Sender:
         named = {self._notify.token_env, self._notify.url_env}
         secrets = {name: value for name, value in self._facts.environment.items() if name in named}
         env = (
-            withheld_variables.environment(self._facts.environment)
+            environment_for_programs(self._facts.environment)
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )

@@ -14,10 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from poolctl.runners.runner_registry import RunnerSite
-
+    from ..runner_registry import RunnerSite
     from .local_runner import LocalRunner
-    from .orphans import LocalOrphan
+    from .takeover import LocalOrphan
 
 
 def make(site: RunnerSite) -> LocalRunner:
@@ -62,7 +61,7 @@ def orphans_exist(directory: str) -> bool:
 
 def find_orphans(directory: str) -> list[LocalOrphan]:
     """See runner_registry."""
-    from .orphans import find
+    from .takeover import find
 
     found, pipes = find(directory)
     pipes.close()

@@ -1,29 +1,345 @@
-"""The runner's side of one worker: the process, its control socket, its readiness, the orders to it, and its exit."""
+"""The runner's side of workers: process, control socket, readiness, orders, counts, heartbeats, stacks, and exit.
+
+A program that is not an ASGI application reports readiness through NOTIFY_SOCKET (sd_notify(3)), or is ready when it
+accepts a connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import functools
 import logging
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 from poolctl.config import ServerConfig, masked_text
-from poolctl.keeper import pool_files
-from poolctl.platform import process_cpu_ns, process_start, waits_for_events
+from poolctl.json_form import from_json
+from poolctl.keeper import fd_store, pool_files
+from poolctl.listeners.sock_diag import accepted
+from poolctl.platform import (
+    CREDENTIALS_BYTES,
+    ask_for_credentials,
+    kernel_threads,
+    process_cpu_ns,
+    process_start,
+    sender_credentials,
+    status_of,
+    waits_for_events,
+)
 from poolctl.worker.control_socket import BEAT
+from poolctl.worker.stack_dump import ASK, ASK_AGAIN
+from poolctl.worker.tally import (
+    BEAT_ASKED_NS,
+    BEAT_AT_NS,
+    BEAT_CPU_NS,
+    COUNTED,
+    Counts,
+    clear_stacks,
+    completed,
+    new_page,
+    read_page,
+    read_slot,
+    read_stacks,
+    why_impossible,
+    writes_stacks,
+)
 
-from .. import untrusted_messages
-from ..process_link import HasDescriptor, Link, Message, Receiver
-from ..routing_protocol import PublishedRoutes
-from ..runner_protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
+from ..listener_opener import in_daemon_thread
+from ..process_link import (
+    HasDescriptor,
+    Link,
+    Message,
+    Receiver,
+    flag_of,
+    message_allowance,
+    printable,
+    text_of,
+)
+from ..runner_protocol import AdoptedWorker, Exit, Placement, PublishedRoutes, RunnerEvents, WorkerFailed
 from ..worker_spec import sealed_files, tls_settings
-from .fork_verification import Children, Process
-from .program_readiness import NotifySocket, connect, first_connection
-from .tallies import Tally
+from .zygotes import Children, Process
+
+if TYPE_CHECKING:
+    from ..stack_report import KernelThread, WorkerStacks
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_SLOT_BYTES = 8
+
+
+class Tally:
+    """The page on which one worker counts its requests. This object owns its descriptor.
+
+    The application can write the page too. Once it shows impossible counts it is no longer trusted, and the counts stay
+    as last read, as if the worker had ended. `since` is when the page was empty, by the system's monotonic clock; for a
+    page of an earlier supervisor it is the machine's start.
+    """
+
+    def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+        self.fd = fd
+        self.refused = ""  # why it is not believed
+        self._legible = False  # its layout is known to be ours
+        self._now = now
+        self._believed: Counts = [0] * COUNTED
+        self._at = since
+
+    @classmethod
+    def new(cls) -> Tally:
+        """A new page, with all counts zero."""
+        return cls(new_page(), time.monotonic())
+
+    def fileno(self) -> int:
+        """The page's descriptor; -1 once it is closed."""
+        return self.fd
+
+    def counts(self) -> Counts | None:
+        """The worker's counts so far; None if the page has another layout, or is closed."""
+        counts = read_page(self.fd) if self.fd >= 0 else None
+        if counts is None:
+            return None
+        if not self.refused:
+            counted = counts[:COUNTED]
+            if counted != self._believed:
+                now = self._now()
+                self.refused = why_impossible(counted, self._believed, now - self._at)
+                if not self.refused:
+                    self._believed, self._at = counted, now
+        return [*completed(self._believed), *counts[COUNTED:]] if self.refused else counts
+
+    def ask(self, asked_ns: int) -> None:
+        """Record the time at which the worker is asked for a heartbeat."""
+        if self.fd >= 0:
+            os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
+
+    def beaten_ns(self) -> int:
+        """The time of the worker's last heartbeat; 0 for a worker without heartbeats."""
+        if not self._legible:
+            self._legible = self.counts() is not None
+            if not self._legible:
+                return 0
+        return self._slot(BEAT_AT_NS)
+
+    def beat_cpu_ns(self) -> int:
+        """The processor time that the worker had used at its last heartbeat; 0 if unknown."""
+        return self._slot(BEAT_CPU_NS) if self._legible else 0
+
+    def _slot(self, slot: int) -> int:
+        # That one only: it is read every few seconds for every worker.
+        return read_slot(self.fd, slot)
+
+    @property
+    def has_stacks(self) -> bool:
+        """Whether the worker can write its stacks to the page when it is signalled."""
+        return self.fd >= 0 and writes_stacks(self.fd)
+
+    def clear_stacks(self) -> None:
+        """Clear the stacks on the page, so that the worker can write new ones."""
+        if self.fd >= 0:
+            clear_stacks(self.fd)
+
+    def stacks(self) -> bytes:
+        """The stacks that the worker has written; empty if it has written none."""
+        return read_stacks(self.fd) if self.fd >= 0 else b""
+
+    def close(self) -> None:
+        """Close the page."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._legible = False
+
+
+class Counting(Protocol):
+    """A worker that may have a page of counts."""
+
+    tally: Tally | None
+
+
+class Tallies:
+    """The counts of `workers`, by id, and of workers that have exited (see Counters).
+
+    The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
+    is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
+    """
+
+    def __init__(
+        self, keeper: Link, workers: Mapping[str, Counting], on_refused: Callable[[str, str, str], None]
+    ) -> None:
+        self._keeper = keeper
+        self._workers = workers
+        self._on_refused = on_refused
+        self.add_up: Callable[[str, str, Counts], None] | None = None
+        self._open: set[str] = set()
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """See Counters. None for a command, and for a worker that has exited."""
+        worker = self._workers.get(placement.id)
+        tally = worker.tally if worker is not None else None
+        if tally is None:
+            return None
+        believed = not tally.refused
+        counts = tally.counts()
+        if believed and tally.refused:
+            self._on_refused(placement.server, placement.id, tally.refused)
+        return counts
+
+    def ended(self, server: str, name: str, tally: Tally) -> None:
+        """Add up the final counts of a worker that has exited."""
+        believed = not tally.refused
+        counts = tally.counts()
+        if believed and tally.refused:
+            self._on_refused(server, name, tally.refused)
+        if counts is not None and self.add_up is not None:
+            left = completed(counts)
+            if any(left):
+                self._keeper.send(
+                    {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
+                )
+                self._open.add(name)
+                self.add_up(name, server, left)
+        tally.close()
+
+    def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
+        """Adopt the page of a worker that exited before this process started."""
+        tally = Tally(fds[0])
+        counts = tally.counts()
+        tally.close()
+        self._open.add(name)
+        if counts is not None and self.add_up is not None:
+            self.add_up(name, meta["server"], completed(counts))
+        return []
+
+    def settled(self) -> None:
+        """Release the pages of exited workers whose counts have been saved."""
+        for name in self._open:
+            self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
+        self._open.clear()
+
+    @property
+    def unsettled(self) -> list[str]:
+        """The names of the workers whose counts were reported, but not saved yet."""
+        return sorted(self._open)
+
+
+# Nothing announces that another program has called bind(): it has to be tried.
+_FIRST_PAUSE_SECONDS = 0.01
+_LAST_PAUSE_SECONDS = 0.2
+# A program that sends too many notifications waits that long, without delaying others.
+_PAUSE_SECONDS = 0.5
+_MOST_BYTES = 4096
+
+
+async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+    """Return when the program is ready: it has accepted a connection, or listens on its own."""
+    target = listeners[0] if listeners else None
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            with await connect(server, target) as probe:
+                if target is not None:
+                    await accepted(probe, target)
+                return
+        except OSError:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
+
+
+async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
+    """A connection to the program, through the listener that it was given or at its address. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    address = server.address.nearby
+    if target is not None:
+        family, where = target.family, target.getsockname()
+    elif address.kind == "unix":
+        family, where = socket.AF_UNIX, address.path
+    else:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.setblocking(False)
+    try:
+        await loop.sock_connect(probe, where)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+class NotifySocket:
+    """The notification socket of one program. Only messages from its user `uid` and from root count.
+
+    The keeper holds it too, so that a later supervisor receives messages sent meanwhile.
+    """
+
+    def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
+        sock.setblocking(False)
+        ask_for_credentials(sock)
+        self.path = path
+        self._sock = sock
+        self._uids = {0, uid}
+        self._on_ready: Callable[[], None] = lambda: None
+        self._allowance = message_allowance()
+        self._pause: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def open(cls, uid: int) -> NotifySocket:
+        """Create a socket in a directory that every user may enter, so that the program's user can reach it."""
+        import tempfile  # with eight other modules, which most pools do not need
+
+        directory = tempfile.mkdtemp(prefix="poolctl-notify-")
+        os.chmod(directory, 0o711)
+        path = os.path.join(directory, "socket")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock.bind(path)
+        os.chmod(path, 0o777)
+        return cls(sock, path, uid)
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` when READY=1 is received."""
+        self._on_ready = on_ready
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        space = socket.CMSG_SPACE(CREDENTIALS_BYTES)
+        with contextlib.suppress(BlockingIOError):
+            while self._allowance.take(1, loop.time()):
+                # No buffer for descriptors is given, so the kernel drops them.
+                data, ancillary, _, _ = self._sock.recvmsg(_MOST_BYTES, space, socket.MSG_DONTWAIT)
+                sender = sender_credentials(ancillary)
+                if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():
+                    self._on_ready()
+            loop.remove_reader(self._sock.fileno())
+            self._pause = loop.call_later(_PAUSE_SECONDS, self._listen)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._sock.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+            os.rmdir(os.path.dirname(self.path))
+
 
 # For a worker that had exited with 0 before it was adopted, perhaps on the last supervisor's order.
 _UNSEEN = Exit(message="ended between two supervisors")
@@ -32,8 +348,6 @@ _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
 # Time that a program without a port has to run before it counts as started.
 _STARTED_AFTER_SECONDS = 1.0
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class WorkerRoutes:
@@ -135,10 +449,10 @@ class LocalWorker(Receiver):
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
         """See Receiver."""
-        event = untrusted_messages.text(message, "event")
+        event = text_of(message, "event")
         if event == "ready":
-            self.leaving = untrusted_messages.flag(message, "leaving")
-            self.resting = untrusted_messages.text(message, "resting")
+            self.leaving = flag_of(message, "leaving")
+            self.resting = text_of(message, "resting")
             if self.leaving:
                 _settle(self.left)
             _settle(self.reported)
@@ -164,12 +478,12 @@ class LocalWorker(Receiver):
         elif event == "stacks":
             self.wrote_stacks.set()
         elif event == "tls":
-            error = untrusted_messages.text(message, "error") if self._renewing else ""
+            error = text_of(message, "error") if self._renewing else ""
             self._renewing = False
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
-            self.reason = masked_text(untrusted_messages.text(message, "message"))
+            self.reason = masked_text(text_of(message, "message"))
 
     def lost(self) -> None:
         """Handle a closed control socket: the worker has exited, or can no longer be controlled."""
@@ -513,3 +827,115 @@ class IdleCheck:
         ):
             self._idle_at_ns = used_ns
         return self._idle_at_ns is not None
+
+
+# Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
+_FIRST, _SECOND = 0.6, 0.25
+_MOST_THREADS = 50
+_AT_ONCE = 8  # threads that read /proc: a read may block
+
+
+class StackReader:
+    """Reads the stacks of the `workers`, which are given by id (see Stacks)."""
+
+    def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
+        self._children = children
+        self._workers = workers
+        self._asked: dict[str, asyncio.Task[WorkerStacks]] = {}
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
+        """See Stacks. Requests at the same time get the same answer."""
+        from ..stack_report import WorkerStacks  # no start needs it; recovery imports it soon afterwards
+
+        found = self._workers.get(worker)
+        if found is None or found.exited.done():
+            name = worker.rsplit(".", 2)[0]
+            return WorkerStacks(name=name, worker=worker, pid=None, problem="it has exited")
+        asked = self._asked.get(worker)
+        if asked is None:
+            asked = self._asked[worker] = asyncio.ensure_future(self._request_stacks(found, seconds))
+            asked.add_done_callback(lambda _: self._asked.pop(worker))
+        return await asyncio.shield(asked)
+
+    async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
+        from ..stack_report import FAULTHANDLER, PYTHON, WorkerStacks, parse, place_of
+
+        problem, source, written = _reason_not_to_ask(worker), "", b""
+        if not problem:
+            until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
+            if await self._signal(worker, ASK, until - _SECOND * seconds):
+                source = PYTHON
+            elif _handles_signal(worker, ASK_AGAIN):
+                source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
+            written = worker.tally.stacks() if worker.tally is not None else b""
+            problem = _explain_missing_stacks(worker, source if written else "")
+        threads, tasks = parse(written, source, worker.server)
+        return WorkerStacks(
+            name=worker.placement.server,
+            worker=worker.placement.id,
+            pid=worker.placement.pid,
+            source=source if threads else "",
+            problem=problem,
+            place=place_of(threads),
+            threads=tuple(threads),
+            tasks=tuple(tasks),
+            kernel=()
+            if source == PYTHON
+            else await self._kernel_threads(worker, (1 - _FIRST - _SECOND) * seconds),
+        )
+
+    async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
+        """Signal the worker to write its stacks. Returns whether it reported them in time."""
+        assert worker.tally is not None
+        worker.tally.clear_stacks()
+        worker.wrote_stacks.clear()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._children.signal(worker.process, worker.exited, number)
+                await worker.wrote_stacks.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _kernel_threads(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
+        from ..stack_report import KernelThread
+
+        pid = worker.placement.pid
+        assert pid is not None
+        try:
+            async with asyncio.timeout(seconds), self._reading:
+                found = await in_daemon_thread(functools.partial(kernel_threads, pid, _MOST_THREADS))
+        except TimeoutError:
+            return ()
+        return tuple(from_json(KernelThread, {**each, "name": printable(each["name"])}) for each in found)
+
+
+def _reason_not_to_ask(worker: LocalWorker) -> str:
+    """The reason why the worker cannot be asked; "" if it can."""
+    if worker.server.command:
+        return "a program has no Python stacks here; its threads, as the kernel sees them:"
+    if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
+        return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
+    if worker.tally is None or not worker.tally.has_stacks:
+        return "it cannot be asked: it has just been forked"
+    return ""
+
+
+def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
+    """The reason why the answer is missing or incomplete; "" for a complete one."""
+    if source == "python":
+        return ""
+    if worker.exited.done():
+        return "it has exited"
+    if source:
+        return "its tasks are unknown: its main thread is inside a C function, or its application handles SIGURG itself"
+    return (
+        "it does not answer: it cannot run now, or its application has replaced the handlers of the signals"
+    )
+
+
+def _handles_signal(worker: LocalWorker, number: int) -> bool:
+    """Whether the process handles the signal, which would otherwise end it."""
+    caught = status_of(worker.placement.pid or 0).get(b"SigCgt", b"0")
+    return bool(int(caught, 16) >> (number - 1) & 1)

@@ -18,8 +18,7 @@ from poolctl.logs.internal_log import OwnLogs
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
-from ..process_link import Descriptor, Link, LinkLost, Receiver, spawn
-from ..process_watchdog import ProcessWatchdog
+from ..process_link import Descriptor, Link, LinkLost, ProcessWatchdog, Receiver, spawn
 from ..runner_protocol import RunnerEvents
 
 _AGAIN_SECONDS = 0.2

@@ -1,29 +1,37 @@
-"""Adopts, after a supervisor's exit, the previous runner's workers and descriptors from the keeper's store."""
+"""Takes over the workers of an earlier supervisor.
+
+After its exit they are adopted, with the descriptors, from the keeper's store. Workers that still serve after keeper
+and supervisor have both died are orphans: they are found, stopped, or put into the store of a new keeper. A worker that
+belongs to no configured server, or to a server with another address, is stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
-from poolctl.keeper import fd_store, wire
+from poolctl.keeper import fd_store, pool_files, rendezvous, wire
+from poolctl.keeper.reap import await_exit, signal_process
+from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
+from poolctl.worker.tally import is_page
 
-from ..keeper_link import KeeperLink
-from ..process_link import HasDescriptor, Link
+from ..process_link import Descriptor, HasDescriptor, KeeperLink, Link, Malformed, flag_of, number_of, text_of
 from ..runner_protocol import Placement, RunnerEvents
-from ..worker_spec import find_user_id, hook_config
-from .fork_verification import Children
-from .local_worker import LocalWorker
-from .program_readiness import NotifySocket
-from .tallies import Tally
+from ..worker_spec import find_user_id, hook_config, user_ids, worker_digest
+from .local_worker import LocalWorker, NotifySocket, Tally
+from .output_pipes import Output
+from .zygotes import Children
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -147,3 +155,369 @@ class WorkerAdoption:
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{name}"})
         for fd in fds:
             wire.close(fd)
+
+
+_ANSWER_SECONDS = 2.0
+_SILENCE = "nothing that can be read"
+_LISTENER_FD = 3  # of a program (sd_listen_fds(3))
+
+
+@dataclass
+class LocalOrphan:
+    """A worker without keeper and supervisor.
+
+    `sock` leads to it; programs and workers that are too busy have no socket and no descriptors. `said` is its own
+    statement, checked: server, key, generation, index, ready_at, output, protocol … It may be forged, so callers check
+    that `uid` is the server's user. If its message was rejected, `fault` is the reason, and `said` contains only an
+    empty server name.
+    """
+
+    pid: int
+    uid: int
+    start: int
+    said: wire.Message
+    sock: socket.socket | None = None
+    listeners: list[int] = field(default_factory=list)
+    pair: list[int] = field(default_factory=list)
+    tally: list[int] = field(default_factory=list)
+    fault: str = ""
+
+    def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
+        """Send the worker an order; True if it will read it."""
+        if self.sock is None:
+            return False
+        try:
+            wire.send(self.sock, message, fds)
+        except OSError:
+            return False
+        return True
+
+    def ask_to_end(self) -> None:
+        """See registry.Orphan."""
+        if not self.order({"order": "stop"}):
+            self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
+
+    def await_end(self, timeout_seconds: float) -> bool:
+        """See registry.Orphan."""
+        return await_exit(self.pid, self.start, timeout_seconds)
+
+    def kill(self) -> None:
+        """See registry.Orphan."""
+        self._signal(signal.SIGKILL, group=True)
+
+    def _signal(self, number: int, *, group: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            signal_process(self.pid, self.start, number, group=group)
+
+    def close(self) -> None:
+        """See registry.Orphan."""
+        if self.sock is not None:
+            wire.close(self.sock.detach())
+        for fds in (self.listeners, self.pair, self.tally):
+            while fds:
+                close_promptly(fds.pop())
+
+
+@dataclass
+class Pipes:
+    """The output pipes of a logger that outlived its pool, by key, with the messages that registered them."""
+
+    streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
+    loggers: list[socket.socket] = field(default_factory=list)
+
+    def take(self) -> None:
+        """Order the logger to stop reading, because another logger will read the pipes."""
+        for sock in self.loggers:
+            with contextlib.suppress(OSError):
+                wire.send(sock, {"t": "taken"}, wait=True)
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for sock in self.loggers:
+            sock.close()
+        for _, fd in self.streams.values():
+            os.close(fd)
+
+
+def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
+    """The orphans of this directory's pool, and the pipes of their output. Blocks.
+
+    Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
+    """
+    answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
+    found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
+    pipes = _find_output_pipes(directory)
+    return found + _orphans_without_socket(pipes, {orphan.pid for orphan in found}), pipes
+
+
+def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
+    """The worker at the other end of the socket; None if it has ended or cannot belong to this pool."""
+    message, fds = answer or ({}, [])
+    # The credentials of the process that began to listen.
+    pid, uid, _ = peer_credentials(sock)
+    start, users = process_start(pid), process_users(pid)
+    # Root starts servers as other users; whether it is the server's is checked once the server is known.
+    possible = start is not None and users == {uid} and os.geteuid() in (0, uid)
+    if start is not None and possible:
+        try:
+            if answer is None:
+                raise Malformed(_SILENCE)
+            said = _checked_statement(message, pid)
+            return LocalOrphan(pid, uid, start, said, sock, *_split_descriptors(fds, said.pop("listeners")))
+        except Malformed as error:
+            fault = f"sent {error}"
+    for fd in fds:
+        close_promptly(fd)
+    if start is None or not possible:
+        wire.close(sock.detach())
+        return None
+    return LocalOrphan(pid, uid, start, {"server": ""}, sock, fault=fault)
+
+
+def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
+    if message.get("event") != "orphan" or message.get("pid") != pid:
+        raise Malformed("a message that is not its status")
+    ready_at, protocol = message.get("ready_at"), text_of(message, "protocol")
+    if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
+        raise Malformed("an invalid time")
+    if protocol.partition(" ")[0] not in ("plain", "tls"):
+        raise Malformed("an unknown protocol")
+    return {
+        **{key: text_of(message, key) for key in ("server", "key", "output")},
+        "generation": number_of(message, "generation", 1, 1_000_000_000),
+        "index": number_of(message, "index", 0, 1_000_000_000),
+        "listeners": number_of(message, "listeners", 0, 1_000_000_000),
+        "likeness": number_of(message, "likeness", 0, 1 << 32),
+        "leaving": flag_of(message, "leaving"),
+        "deaf": flag_of(message, "deaf"),
+        "follows_routes": message.get("follows_routes") is True,
+        "ready_at": ready_at,
+        "protocol": protocol,
+    }
+
+
+def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
+    """The listeners, the adoption pair and the page of counts among the descriptors. Raises Malformed."""
+    listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
+    if (
+        (len(listeners), len(pair), len(tally)) != (count, 2, 1)
+        or not all(_is_socket(fd, socket.SOCK_STREAM, listens=True) for fd in listeners)
+        or not all(_is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
+        or not is_page(tally[0])
+    ):
+        raise Malformed("descriptors that a worker does not have")
+    return listeners, pair, tally
+
+
+def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
+    """Whether the descriptor is a socket of this type and, if `listens`, one that listens."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
+            accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return sock.family in families and sock.type == kind and bool(accepts) == listens
+    except OSError:
+        return False
+
+
+def _find_output_pipes(directory: str) -> Pipes:
+    pipes = Pipes()
+    for sock, answer in rendezvous.ask(directory, pool_files.LOGGER, _ANSWER_SECONDS):
+        pipes.loggers.append(sock)
+        sock.settimeout(_ANSWER_SECONDS)
+        while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
+            pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
+            answer = rendezvous.receive(sock)
+    return pipes
+
+
+def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
+    found = []
+    for key, (message, _) in pipes.streams.items():
+        pid, start = int(message["pid"]), message.get("start")
+        users = process_users(pid) or set()
+        if start is not None and pid not in known and process_start(pid) == start and len(users) == 1:
+            ready_at = start / os.sysconf("SC_CLK_TCK")
+            said = {
+                "server": message["name"], "command": message.get("command"), "output": key,
+                "ready_at": None if message.get("hook") else ready_at, "leaving": False,
+                "generation": message["generation"], "index": message["index"],
+                "stop_signal": message.get("stop_signal"), "hook": message.get("hook"),
+            }  # fmt: skip
+            found.append(LocalOrphan(pid, users.pop(), start, said))
+    return found
+
+
+async def take_in(
+    keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
+) -> dict[str, bool]:
+    """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
+
+    Returns, by the name of each server with orphans, whether they differ from its configuration. `late`: the output
+    pipes are taken only if there is a worker, because otherwise no successor adopts them.
+    """
+    if not any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
+        return {}
+    found, pipes = await asyncio.to_thread(find, directory)
+    intake = _Intake(directory, keeper, output, servers, pipes)
+    try:
+        for orphan in found:
+            await intake.take(orphan)
+        if intake.found or not late:
+            for key, (message, fd) in pipes.streams.items():
+                intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
+            # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
+            await keeper.call({"op": "list", "after": "\U0010ffff"})
+            pipes.take()
+    finally:
+        for orphan in found:
+            orphan.close()
+        pipes.close()
+    return intake.found
+
+
+@dataclass
+class _Intake:
+    """Puts orphans into the keeper's store, and each listener and adoption pair only once."""
+
+    directory: str
+    keeper: Link
+    output: Output
+    servers: Mapping[str, ServerConfig]
+    pipes: Pipes
+    found: dict[str, bool] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)  # the entries in the store
+    outputs: set[str] = field(default_factory=set)
+
+    async def take(self, orphan: LocalOrphan) -> None:
+        if orphan.fault:
+            self._take_faulty(orphan)
+            return
+        if orphan.said.get("hook"):
+            # Its time limit has died with the pool; the start that it belongs to runs it again.
+            logger.warning("pid %d runs a hook of a pool that has died: it is killed", orphan.pid)
+            orphan.kill()
+            return
+        server = self.servers.get(str(orphan.said.get("server")))
+        if server is None or not _may_belong_to(orphan, server):
+            logger.warning("pid %d belongs to no server of the configuration: it is stopped", orphan.pid)
+            orphan.ask_to_end()
+            return
+        if orphan.sock is None and not orphan.said["command"]:
+            logger.warning("%s: pid %d still serves, but is busy: it is asked again", server.name, orphan.pid)
+            return
+        if await (self._take_program if orphan.sock is None else self._take_worker)(orphan, server):
+            outdated = self.found.get(server.name, False)
+            said, digest = orphan.said.get("likeness"), worker_digest(server)
+            # As it is configured, where that cannot be known.
+            self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
+
+    def _take_faulty(self, orphan: LocalOrphan) -> None:
+        """Kill a process of one of the servers' users that does not identify itself as a worker.
+
+        A process that does not answer may be busy, and is asked again.
+        """
+        ours = orphan.uid in {find_user_id(server) for server in self.servers.values()}
+        killed = ours and _SILENCE not in orphan.fault
+        logger.warning(
+            "pid %d (uid %d), which still serves without its pool, %s%s",
+            orphan.pid, orphan.uid, orphan.fault, ": it is killed" if killed else "",
+        )  # fmt: skip
+        if killed:
+            orphan.kill()
+
+    async def _take_worker(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
+        said = orphan.said
+        name = f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}"
+        control, theirs = wire.pair()
+        with control, theirs, contextlib.ExitStack() as closing:
+            fds, place = [theirs.fileno()], None
+            if user_ids(server) is not None:
+                bound, place = rendezvous.bind(self.directory, pool_files.WORKER)
+                fds.append(closing.enter_context(bound).fileno())
+            if said["deaf"] or not self._is_its_pipe(said["output"], server):
+                said["output"] = self.output.new_key(server)
+                read, write = os.pipe()
+                closing.callback(os.close, write)
+                os.set_blocking(read, False)
+                order = self.output.order(said["output"], server, orphan.pid)
+                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
+                fds.append(write)
+            if name in self.done or not orphan.order({"order": "adopt"}, fds):
+                orphan.order({"order": "drain"})
+                if place is not None:
+                    pool_files.forget(place)
+                return False
+            self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners)
+            meta = {"server": server.name, "protocol": said["protocol"]}
+            self.put(f"{fd_store.ADOPTION}{server.key}", meta, orphan.pair)
+            await self._put_worker(name, orphan, [control.fileno(), *orphan.tally], place)
+        return True
+
+    def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
+        """Whether the logger has this pipe for the server, and no other worker writes to it."""
+        known = self.pipes.streams.get(output)
+        if known is None or known[0].get("name") != server.name or output in self.outputs:
+            return False
+        self.outputs.add(output)
+        return True
+
+    async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
+        said = orphan.said
+        said["protocol"] = None
+        if server.job:
+            # A job is ready once it has ended with success, not while it runs.
+            said["ready_at"] = None
+        elif server.listens and not server.binds_itself:
+            try:
+                with contextlib.closing(Descriptor(copy_descriptor(orphan.pid, _LISTENER_FD))) as listener:
+                    fd = listener.fileno()
+                    if not _is_socket(fd, socket.SOCK_STREAM, listens=True) or not _listens_at_address_of(
+                        fd, server
+                    ):
+                        raise OSError(errno.EINVAL, "it is another socket now")
+                    self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
+            except OSError as error:
+                logger.warning(
+                    "%s: pid %d still serves, but its socket cannot be taken over (%s); stop it by hand",
+                    server.name, orphan.pid, error.strerror,
+                )  # fmt: skip
+                return False
+        await self._put_worker(
+            f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}", orphan, []
+        )
+        return True
+
+    async def _put_worker(
+        self, name: str, orphan: LocalOrphan, fds: list[int], place: str | None = None
+    ) -> None:
+        kept = ("server", "generation", "index", "ready_at", "output", "protocol", "follows_routes")
+        meta = {key: orphan.said.get(key) for key in kept}
+        meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
+        self.put(name, meta, fds)
+        await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
+
+    def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
+        """Put the entry into the keeper's store, unless it is there."""
+        if name not in self.done:
+            self.done.add(name)
+            self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)
+
+
+def _may_belong_to(orphan: LocalOrphan, server: ServerConfig) -> bool:
+    """Whether this process may belong to the server: its user and its address must match."""
+    return (
+        orphan.uid == find_user_id(server)
+        and orphan.said.get("key", server.key) == server.key
+        and all(_listens_at_address_of(fd, server) for fd in orphan.listeners)
+    )
+
+
+def _listens_at_address_of(fd: int, server: ServerConfig) -> bool:
+    """Whether the listener has the server's address. A socket passed by systemd may have any address."""
+    address = server.address
+    with socket.socket(fileno=os.dup(fd)) as listener:
+        name = listener.getsockname()
+    if address.kind == "unix":
+        return bool(name == address.path)
+    return address.kind != "tcp" or (isinstance(name, tuple) and name[1] == address.port)

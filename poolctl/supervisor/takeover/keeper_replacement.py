@@ -26,8 +26,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import continue_periodically, continue_when_parent_ends
-from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.process_watchdog import identity, kill
+from poolctl.runners.process_link import KeeperLink, identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -15,7 +15,7 @@ from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.server_files import digests
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import withheld_variables
 
 from ..active_configuration import ResolvedConfig
 from .changing_verbs import ensure_open_files_for_all, expired
@@ -145,12 +145,12 @@ class Reload:
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _Application
     ) -> list[str]:
         """Put the files in force; the variables that are withheld from servers from now on."""
-        known = withheld_variables.present()
+        known = withheld_variables()
         self._configuration.accept(resolved, environment)
         if environment:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
-        return [name for name in withheld_variables.present() if name not in known]
+        return [name for name in withheld_variables() if name not in known]
 
     def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
         """Expired certificates that would replace valid ones."""

@@ -25,7 +25,7 @@ from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
-from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import withheld_values
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.selection.matcher_client import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
@@ -309,7 +309,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         preload_problem=entry.observed.preload_problem,
         certificate_expires=_iso(entry.observed.certificate_ends),
         failure=ErrorEntry.of(entry.observed.failure) if entry.observed.failure else None,
-        config=table if reveal else masked(table, hidden=withheld_variables.values()),
+        config=table if reveal else masked(table, hidden=withheld_values()),
         origin=origin,
         stacks=None if (stacks := core.stacks.last(entry)) is None else to_json(stacks),
         log_files=False if core.runner.capabilities.log_files is None else None,

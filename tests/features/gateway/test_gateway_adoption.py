@@ -24,7 +24,7 @@ from poolctl.runners import runner_registry
 from poolctl.runners.process_link import Link
 from poolctl.runners.runner_registry import find_orphans, serves_on
 from tests.features.gateway.test_gateway_server import Stage, orphans, run
-from tests.unit.runners.test_keeper_link import Peer
+from tests.unit.runners.test_process_link import StoringPeer
 
 # Listens as an orphan does, and never answers.
 SILENT = """
@@ -130,7 +130,7 @@ def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_re
         before, orphan = Stage(tmp_path), Stage(tmp_path)
         for stage in (before, orphan):
             await stage.start()
-        peer = Peer()
+        peer = StoringPeer()
         link = before.process.link.sock.dup()
         peer.kept.send({"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {}}, [link])
         # A supervisor that is killed before it has given the keeper the link to the new process.

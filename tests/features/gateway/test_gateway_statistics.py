@@ -16,7 +16,7 @@ from poolctl.features.gateway.supervision.gateway_statistics import GatewayStati
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.routing.route import Route, Target
-from poolctl.runners.process_watchdog import identity
+from poolctl.runners.process_link import identity
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
 

@@ -16,7 +16,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling._server_load import ServerLoad
 from poolctl.features.scaling._triggers import TRIGGERS, Cpu, Part, Sample
 from poolctl.features.scaling.keys import Triggers
-from poolctl.runners.local.tallies import Tallies, Tally
+from poolctl.runners.local.local_worker import Tallies, Tally
 from poolctl.runners.runner_protocol import Capabilities, Placement
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import web

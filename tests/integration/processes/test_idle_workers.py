@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.platform import process_cpu_ns
-from poolctl.runners.local.local_worker import IdleCheck
-from poolctl.runners.local.tallies import Tally
+from poolctl.runners.local.local_worker import IdleCheck, Tally
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
-from collections.abc import Coroutine
+import socket
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
+from poolctl.platform import process_start
 from poolctl.runners.local import local_worker as module
-from poolctl.runners.local.fork_verification import Children, Process
-from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.local.local_worker import (
+    LocalWorker,
+    NotifySocket,
+    StackReader,
+    Tallies,
+    Tally,
+    first_connection,
+)
+from poolctl.runners.local.zygotes import Children, Process
+from poolctl.runners.process_link import Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
-from poolctl.runners.untrusted_messages import Malformed
+from poolctl.runners.stack_report import WorkerStacks
+from poolctl.runners.worker_spec import argument_vector, environment
+from poolctl.worker import tally
+from poolctl.worker.stack_dump import ASK, ASK_AGAIN, StackDump
+from poolctl.worker.tally import STACK_BYTES, promise_stacks, read_stacks
+from tests.deadline import wait_until
+from tests.examples import examples
 from tests.virtual_loop import VirtualLoop
 
 
@@ -237,3 +264,590 @@ def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
         assert found.exited.result().ok is not unseen
 
     asyncio.run(scenario())
+
+
+PLACEMENT = Placement.of("web", 1, 0, where="pid 7", pid=7)
+
+
+class Pool:
+    """The tallies of one worker, at a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        fd = tally.new_page()
+        self.page = tally.map_page(fd)
+        self.tally = Tally(fd, self.now, lambda: self.now)
+        self.refused: list[tuple[str, str, str]] = []
+        self.ended: list[tally.Counts] = []
+        keeper: Any = SimpleNamespace(send=lambda message, fds=(): None)
+        worker: Any = SimpleNamespace(tally=self.tally)
+        self.tallies = Tallies(keeper, {PLACEMENT.id: worker}, lambda *why: self.refused.append(why))
+        self.tallies.add_up = lambda name, server, counts: self.ended.append(counts)
+
+    def counts(self) -> tally.Counts:
+        counts = self.tallies.counts(PLACEMENT)
+        assert counts is not None
+        return counts
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    made = Pool()
+    yield made
+    made.tally.close()
+
+
+@pytest.mark.parametrize("slot", range(1, tally.COUNTED))
+def test_number_that_no_worker_can_have_counted_is_refused_and_reported_once(pool: Pool, slot: int) -> None:
+    pool.page[tally.STARTED] = pool.page[tally.BUCKETS] = 5
+    before = pool.counts()
+    pool.now += 2
+    pool.page[slot] = 1 << 63
+    for _ in range(3):
+        assert pool.counts()[: tally.COUNTED] == before[: tally.COUNTED]
+    assert [(server, worker) for server, worker, _ in pool.refused] == [("web", PLACEMENT.id)]
+    assert f"slot {slot} went from {before[slot]} to" in pool.refused[0][2]
+
+
+def test_worker_as_fast_as_one_can_be_is_believed_and_a_faster_one_is_not(pool: Pool) -> None:
+    for seconds in (0.0, 0.25, 2.0, 3600.0):
+        pool.now += seconds
+        pool.page[tally.STARTED] += int(seconds * tally.MOST_PER_SECOND)
+        assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
+    # A step back: the response to a probe is counted and then subtracted.
+    pool.page[tally.STARTED] -= 1
+    assert pool.counts()[tally.STARTED] == pool.page[tally.STARTED]
+    assert not pool.refused
+    pool.now += 1
+    pool.page[tally.STARTED] += 3 * tally.MOST_PER_SECOND
+    assert pool.counts()[tally.STARTED] < pool.page[tally.STARTED]
+    assert pool.refused
+
+
+def test_counts_of_a_refused_worker_that_ends_are_those_before(pool: Pool) -> None:
+    pool.page[tally.STARTED], pool.page[tally.BUCKETS] = 5, 3
+    pool.page[tally.OPEN_CONNECTIONS] = 2
+    pool.counts()
+    pool.page[tally.STARTED] = 1 << 40
+    pool.tallies.ended("web", "web:1.0:7", pool.tally)
+    (left,) = pool.ended
+    assert (left[tally.STARTED], left[tally.DISCONNECTED], left[tally.OPEN_CONNECTIONS]) == (5, 2, 0)
+    assert pool.refused[0][:2] == ("web", "web:1.0:7")
+
+
+def test_page_of_an_earlier_supervisor_is_judged_by_the_time_since_the_machine_started() -> None:
+    fd = tally.new_page()
+    page = tally.map_page(fd)
+    page[tally.STARTED] = 50 * tally.MOST_PER_SECOND
+    believed, refused = Tally(fd, now=lambda: 60.0), Tally(fd, now=lambda: 40.0)
+    assert (believed.counts() or [])[tally.STARTED] == page[tally.STARTED]
+    assert (refused.counts() or [])[tally.STARTED] == 0
+    believed.close()
+
+
+def test_requests_of_routes_are_no_more_than_all_requests(pool: Pool) -> None:
+    pool.page[tally.route_slot(pool.page, "users")] = 1 << 63
+    pool.page[tally.STARTED], pool.page[tally.WEBSOCKETS] = 3, 4
+    pool.page[tally.ROUTES + 50] = (1 << 64) - 1  # the mark of no route
+    pool.page[tally.ROUTES + 51] = 1
+    assert tally.passed(pool.counts()) == {tally.route_mark("users"): 7}
+    assert tally.passed(tally.completed(pool.counts())) == {tally.route_mark("users"): 7}
+
+
+def writes_over_time() -> st.SearchStrategy[list[tuple[float, list[tuple[int, int]]]]]:
+    """Numbers that an application writes into its page, after a pause in seconds each time."""
+    number = st.one_of(
+        st.integers(0, 100), st.integers(0, (1 << 64) - 1), st.sampled_from([1 << 62, 1 << 63])
+    )
+    writes = st.lists(st.tuples(st.integers(1, tally.SIZE_BYTES // 8 - 1), number), min_size=1, max_size=20)
+    return st.lists(st.tuples(st.floats(0, 1e6), writes), min_size=2, max_size=5)
+
+
+def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple[float, tally.Counts]]:
+    """The time and the counts of a server whose worker has written this, and has ended after each step."""
+    pool, total = Pool(), [0] * tally.COUNTED
+    try:
+        for seconds, changes in steps:
+            pool.now += seconds
+            for slot, value in changes:
+                pool.page[slot] = value
+            counts = pool.counts()
+            array("q", counts)
+            seen = list(total)
+            tally.add(seen, counts)
+            yield pool.now, seen
+            tally.add(total, tally.completed(counts))
+            array("q", total)
+            assert pool.tally.beaten_ns() <= tally.MOST
+    finally:
+        pool.tally.close()
+
+
+def test_every_reading_of_a_page_with_random_numbers_fits_an_array() -> None:
+    @examples(200)
+    @given(writes_over_time())
+    def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
+        for _, counts in readings(steps):
+            array("q", counts)
+
+    check()
+
+
+def test_sum_of_any_number_of_pages_fits_too() -> None:
+    total, most = [0] * tally.COUNTED, [tally.MOST] * tally.COUNTED
+    for _ in range(3):
+        tally.add(total, most)
+    array("q", total)
+    assert total[tally.STARTED] == tally.MOST
+
+
+def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
+    return ServerConfig(name="web", bind=bind, command=list(command), **keys)
+
+
+@pytest.mark.parametrize(
+    ("bind", "word", "filled"),
+    [
+        ("127.0.0.1:8123", "{host}:{port}", "127.0.0.1:8123"), ("[::1]:8123", "{host}", "::1"),
+        ("127.0.0.1:8123", "{bind}/{name}", "127.0.0.1:8123/web"), ("127.0.0.1:8123", "--fd={fd}", "--fd=3"),
+        ("127.0.0.1:8123", "{unknown}", "{unknown}"), ("127.0.0.1:8123", "{{port}}", "{8123}"),
+        ("unix:/tmp/a.sock", "[{fd}]", "[3]"),
+    ],
+)  # fmt: skip
+def test_placeholders_are_filled_in_and_other_braces_stay(bind: str, word: str, filled: str) -> None:
+    assert argument_vector(server("prog", word, bind=bind)) == ["prog", filled]
+
+
+def test_placeholders_of_the_address_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
+    (tmp_path / "its.env").write_text("FROM_FILE={port}\n")
+    env = {"URL": "http://{host}:{port}", "AT": "{bind}", "FORMAT": "{name} {message}"}
+    found = environment(server("prog", env=env, env_file=str(tmp_path / "its.env")))
+    assert found == {
+        "FROM_FILE": "{port}", "URL": "http://127.0.0.1:8123", "AT": "127.0.0.1:8123", "FORMAT": "{name} {message}",
+        "HOST": "127.0.0.1", "PORT": "8123",
+    }  # fmt: skip
+    app = ServerConfig(name="web", bind=":1", app="m:app", env={"AT": "{port}"}, env_file=[])
+    assert environment(app) == {"AT": "{port}"}
+
+
+@pytest.fixture
+def short_path() -> Any:
+    with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as listener:
+            listener.bind(("127.0.0.1", 0) if kind == "tcp" else str(short_path / "a.sock"))
+            listener.listen()
+            where = listener.getsockname()
+            bind = f"127.0.0.1:{where[1]}" if kind == "tcp" else f"unix:{where}"
+            waiting = asyncio.ensure_future(first_connection(server("prog", bind=bind), [listener]))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            accepted, _ = listener.accept()
+            with accepted, contextlib.ExitStack() as others:
+                # The program is busy with the first one, and its queue is never empty.
+                for _ in range(3):
+                    others.enter_context(socket.socket(listener.family)).connect(where)
+                await asyncio.wait_for(waiting, 60)
+                assert accepted.recv(1) == b"", "it is not kept waiting by ours"
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
+            listener.bind(str(short_path / "a.sock"))
+            listener.listen(0)
+            listener.settimeout(60)
+            others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
+            there = server("prog", bind=f"unix:{listener.getsockname()}")
+            waiting = asyncio.ensure_future(first_connection(there, [listener]))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            for _ in range(2):
+                others.enter_context((await asyncio.to_thread(listener.accept))[0])
+            await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: Any) -> None:
+    async def scenario() -> None:
+        port = free_port()
+        there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
+        waiting = asyncio.ensure_future(first_connection(there, []))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        with socket.create_server(("127.0.0.1", port)):
+            await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_ready_is_a_line_among_others_and_the_socket_goes_away() -> None:
+    async def scenario() -> str:
+        notify = NotifySocket.open(os.geteuid())
+        told: list[bool] = []
+        notify.start(lambda: told.append(True))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
+            program.sendto(b"STATUS=READY=1 soon\nMAINPID=7", notify.path)
+            await asyncio.sleep(0.02)
+            assert not told
+            program.sendto(b"STATUS=up\nREADY=1\n", notify.path)
+            while not told:
+                await asyncio.sleep(0)
+        notify.close()
+        notify.close()
+        return notify.path
+
+    path = asyncio.run(asyncio.wait_for(scenario(), 5))
+    assert not os.path.exists(os.path.dirname(path))
+
+
+NOBODY, SOMEBODY = 65534, 54321
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def in_a_child(uid: int, act: Callable[[], None]) -> int:
+    """The pid of a child that does it as that user, and ends."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            act()
+        finally:
+            os._exit(0)
+    return pid
+
+
+async def ended(pid: int) -> None:
+    await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+def say(path: str, message: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(message, path)
+
+
+@root_only
+def test_ready_is_accepted_only_from_the_programs_user_and_root() -> None:
+    async def scenario() -> None:
+        heard: list[int] = []
+        notify = NotifySocket.open(NOBODY)
+        notify.start(lambda: heard.append(1))
+        for uid, count in ((SOMEBODY, 0), (NOBODY, 1), (0, 2)):
+            await ended(in_a_child(uid, lambda: say(notify.path, b"STATUS=up\nREADY=1")))
+            await asyncio.sleep(0.01)
+            assert len(heard) == count, uid
+        notify.close()
+
+    asyncio.run(scenario())
+
+
+def test_few_messages_are_read_from_a_program_that_floods() -> None:
+    async def scenario() -> None:
+        heard: list[int] = []
+        notify = NotifySocket.open(os.geteuid())
+
+        def flood() -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect(notify.path)
+                while True:
+                    sock.send(b"READY=1")
+
+        pid = in_a_child(os.geteuid(), flood)
+        try:
+            notify.start(lambda: heard.append(1))
+            await asyncio.sleep(0.35)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            await ended(pid)
+        assert 0 < len(heard) <= 110
+        notify.close()
+
+    asyncio.run(scenario())
+
+
+# Longer than an answer takes, however busy the machine is.
+SECONDS = 60.0
+APP = """
+import asyncio, itertools, os, signal, socket, sys, threading, time
+
+PAGE, CONTROL, PLACE = 3, 4, 100
+control = socket.socket(fileno=CONTROL)
+secret = "hunter2"
+
+def begin():
+    from poolctl.worker.stack_dump import StackDump
+    dump = StackDump()
+    dump.prepare(PLACE)
+    dump.begin(PAGE, lambda: control.send(b'{"event":"stacks"}'))
+    control.send(b'{"event":"imported"}')
+    return dump
+
+def sleep(): begin(); time.sleep(1000)
+
+def spin():
+    begin()
+    while True: pass
+
+def lock():
+    begin()
+    held = threading.Lock()
+    held.acquire(); held.acquire()
+
+def hold_the_interpreter():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})  # no bytecode runs any more, from here on
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    begin()
+    sum(itertools.repeat(0, 10**15))
+
+async def wait_for_event(): await asyncio.Event().wait()
+
+async def numbers():
+    await wait_for_event()
+    yield 1
+
+async def read_numbers():
+    async for _ in numbers(): pass
+
+async def wait_for_task(task): await task
+
+async def deadlocked():
+    task = asyncio.create_task(wait_for_event(), name="A")
+    others = [asyncio.create_task(wait_for_event()) for _ in range(20)]
+    others += [asyncio.create_task(wait_for_task(task), name="B"), asyncio.create_task(read_numbers(), name="C")]
+    thread = threading.Thread(target=time.sleep, args=(1000,), name="sleeper", daemon=True)
+    thread.start()
+    await asyncio.sleep(0.01)
+    begin()
+    await asyncio.wait(others)
+
+def deadlock(): asyncio.run(deadlocked())
+
+globals()[sys.argv[1]]()
+"""
+
+
+class Parent(Children):
+    """Signals as the keeper does, without one."""
+
+    def __init__(self, page: int) -> None:
+        self.page = page
+
+    async def signal(
+        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    ) -> None:
+        os.kill(process.pid, number)
+
+
+class WithoutPatience(Parent):
+    """Signals, and lets the time be over when faulthandler has written, or if nothing is to be expected."""
+
+    async def signal(
+        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    ) -> None:
+        os.kill(process.pid, number)
+        if number == ASK_AGAIN:
+            wait_until(lambda: b"in <module>" in read_stacks(self.page))
+        raise TimeoutError
+
+
+def launched(directory: Path, function: str, page: int, control: int) -> subprocess.Popen[bytes]:
+    """A process that is in this function of APP, or will be soon."""
+    (directory / "app.py").write_text(APP)
+    return subprocess.Popen(
+        [sys.executable, "-c", _LAUNCH, str(page), str(control), str(directory), function],
+        pass_fds=(page, control),
+    )
+
+
+def local_worker(process: subprocess.Popen[bytes], tally: Tally, app_dir: str = "/") -> LocalWorker:
+    """The process as a worker, which has not reported anything."""
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="app:app", app_dir=app_dir)
+    placement = Placement.of("web", 1, 0, pid=process.pid)
+    worker = LocalWorker(cast(Children, None), cast(RunnerEvents, None), placement, server, "")
+    worker.tally, worker.start = tally, process_start(process.pid)
+    return worker
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, function: str, children: type[Parent] = Parent
+) -> AsyncIterator[tuple[LocalWorker, StackReader]]:
+    """A worker that is in this function of APP, and the reader of its stacks."""
+    tally = Tally.new()
+    ours, theirs = wire.pair()
+    with theirs:
+        process = launched(directory, function, tally.fd, theirs.fileno())
+    try:
+        worker = local_worker(process, tally, str(directory))
+        worker.control_by(ours)
+        await asyncio.wait_for(worker.imported, SECONDS)
+        yield worker, StackReader(children(tally.fd), {worker.placement.id: worker})
+        worker.ended(Exit())
+    finally:
+        process.kill()
+        process.wait()
+        tally.close()
+
+
+_LAUNCH = """
+import os, runpy, sys
+page, control, directory, function = sys.argv[1:]
+os.dup2(int(page), 103); os.dup2(int(control), 104)
+os.dup2(103, 3); os.dup2(104, 4)
+os.closerange(5, 105)
+sys.argv[1:] = [function]
+runpy.run_path(directory + "/app.py", run_name="app")
+"""
+
+
+def stacks_of(directory: Path, function: str, children: type[Parent] = Parent) -> WorkerStacks:
+    async def scenario() -> WorkerStacks:
+        async with running(directory, function, children) as (worker, reader):
+            return await reader.stacks(worker.placement.id, SECONDS)
+
+    return asyncio.run(scenario())
+
+
+def functions(stack: Any) -> list[str]:
+    return [frame.function for frame in stack.frames]
+
+
+@pytest.mark.parametrize("function", ["spin", "lock"])
+def test_stack_of_a_hung_main_thread_names_the_function(tmp_path: Path, function: str) -> None:
+    _assert_hangs_in(function, stacks_of(tmp_path, function))
+
+
+def _assert_hangs_in(function: str, found: WorkerStacks) -> None:
+    assert (found.source, found.problem, found.kernel) == ("python", "", ())
+    (main,) = found.threads
+    assert (main.main, main.name) == (True, "MainThread")
+    assert function in functions(main)[:2], "at the latest when it begins"
+    assert found.place.startswith(f"{functions(main)[0]} (app.py:")
+    assert "hunter2" not in str(found)
+
+
+def test_worker_goes_on_and_is_asked_again_unless_it_is_stopped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, "sleep") as (worker, reader):
+            one, two = await asyncio.gather(*(reader.stacks(worker.placement.id, SECONDS) for _ in range(2)))
+            assert one is two, "requests at the same time share an answer"
+            again = await reader.stacks(worker.placement.id, SECONDS)
+            assert again is not one
+            _assert_hangs_in("sleep", again)
+            _stop(worker.process.pid)
+            found = await reader.stacks(worker.placement.id, SECONDS)
+            assert "is stopped" in found.problem
+            assert found.source == ""
+            assert [each.state for each in found.kernel] == ["T"]
+
+    asyncio.run(scenario())
+
+
+def _stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+
+
+def test_stack_of_a_c_function_that_holds_the_interpreter_is_faulthandlers(tmp_path: Path) -> None:
+    found = stacks_of(tmp_path, "hold_the_interpreter", WithoutPatience)
+    assert found.source == "faulthandler"
+    assert "inside a C function" in found.problem
+    assert [each.main for each in found.threads] == [True, False]
+    assert "hold_the_interpreter" in functions(found.threads[0])
+    assert found.tasks == ()
+    assert found.kernel[0].tid == found.pid
+
+
+def test_tasks_of_a_deadlock_show_what_each_waits_for(tmp_path: Path) -> None:
+    found = stacks_of(tmp_path, "deadlock")
+    assert {each.name for each in found.threads} == {"MainThread", "sleeper"}
+    by_name = {name: task for task in found.tasks for name in task.names}
+    crowd = found.tasks[0]
+    assert (crowd.count, len(crowd.names), crowd.waits) == (21, 5, "waits for a Future")
+    assert functions(crowd) == ["Event.wait", "wait_for_event"]
+    assert [each.library for each in crowd.frames] == [True, False]
+    assert by_name["B"].waits == "waits for task A"
+    assert functions(by_name["B"]) == ["wait_for_task"]
+    assert functions(by_name["C"]) == ["Event.wait", "wait_for_event", "numbers", "read_numbers"]
+    shown = "\n".join(found.lines())
+    assert "21 tasks A, " in shown
+    assert "thread sleeper:" in shown
+
+
+def test_process_without_the_handlers_is_not_killed() -> None:
+    process = subprocess.Popen(["sleep", "1000"])
+    tally = Tally.new()
+
+    async def scenario() -> None:
+        worker = local_worker(process, tally)
+        reader = StackReader(WithoutPatience(tally.fd), {worker.placement.id: worker})
+        found = await reader.stacks(worker.placement.id, SECONDS)
+        assert "has just been forked" in found.problem
+        promise_stacks(tally.fd)
+        found = await reader.stacks(worker.placement.id, SECONDS)
+        assert "does not answer" in found.problem
+        assert (found.source, found.threads) == ("", ())
+
+    try:
+        asyncio.run(scenario())
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        tally.close()
+
+
+def test_worker_that_has_exited_has_no_stacks() -> None:
+    async def scenario() -> None:
+        reader = StackReader(cast(Children, None), {})
+        found = await reader.stacks("web.1.0", SECONDS)
+        assert (found.problem, found.name, found.worker) == ("it has exited", "web", "web.1.0")
+
+    asyncio.run(scenario())
+
+
+def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_has_set_its_own() -> None:
+    tally, ends = Tally.new(), os.pipe()
+    before = signal.getsignal(ASK)
+    assert not tally.has_stacks
+    try:
+        for handler in (None, signal.SIG_IGN):
+            dump = StackDump()
+            dump.prepare(os.dup(ends[0]))
+            dump.begin(tally.fd, lambda: None)
+            if handler is not None:
+                signal.signal(ASK, handler)
+            dump.end()
+            assert signal.getsignal(ASK) is (handler or signal.SIG_DFL)
+            assert tally.has_stacks
+    finally:
+        signal.signal(ASK, before)
+        tally.close()
+        for fd in ends:
+            os.close(fd)
+
+
+def test_page_file_bounds_what_is_written_and_is_cleared_for_the_next_stacks() -> None:
+    tally = Tally.new()
+    try:
+        tally.clear_stacks()
+        assert os.write(tally.fd, b"x" * (2 * STACK_BYTES)) == STACK_BYTES
+        with pytest.raises(PermissionError):
+            os.write(tally.fd, b"x")
+        assert len(tally.stacks()) == STACK_BYTES
+        tally.clear_stacks()
+        assert tally.stacks() == b""
+        os.write(tally.fd, b"next")
+        assert tally.stacks() == b"next"
+        assert tally.counts() is not None
+    finally:
+        tally.close()

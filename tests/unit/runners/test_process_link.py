@@ -5,17 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 
+from poolctl.clock import Watchdog
 from poolctl.keeper import wire
-from poolctl.runners.process_link import Link, LinkLost, Receiver, Refused
-from poolctl.runners.untrusted_messages import Malformed
+from poolctl.keeper.keeper import Keeper
+from poolctl.platform import waits_for_events
+from poolctl.runners.process_link import (
+    PING,
+    KeeperLink,
+    Link,
+    LinkLost,
+    Malformed,
+    ProcessWatchdog,
+    Receiver,
+    Refused,
+    identity,
+    kill,
+)
+from tests.deadline import wait_until
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -335,3 +352,261 @@ def test_message_that_may_get_lost_is_sent_at_once_or_not_at_all() -> None:
         assert not peer.link.offer(b"{}")
 
     run(scenario())
+
+
+class StoringPeer:
+    """A keeper's store, asked in this very process."""
+
+    def __init__(self) -> None:
+        ours, self.sock = wire.pair()
+        self.sock.setblocking(False)
+        self.keeper = Keeper("/nowhere", [], (0, 0))
+        self.store = self.keeper.store
+        asyncio.get_running_loop().add_reader(self.sock, self._serve)
+        self.kept = KeeperLink(ours)
+
+    def _serve(self) -> None:
+        received = wire.receive(self.sock)
+        if received is not None:
+            reply, fds = self.keeper.answer(*received)
+            wire.send(self.sock, reply, fds)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.sock)
+        self.sock.close()
+        self.kept.close()
+        for name in list(self.kept.entries):
+            self.kept.send({"op": "drop", "name": name})
+        self.store.clear()
+
+
+def run_bare(work: Coroutine[Any, Any, None]) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    asyncio.run(work)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def same(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def test_entries_put_noted_and_dropped_are_recorded() -> None:
+    async def work() -> None:
+        peer = StoringPeer()
+        read, write = os.pipe()
+        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+        peer.kept.send({"op": "note", "name": "output:a", "meta": {"n": 2}})
+        peer.kept.send({"op": "note", "name": "nobody", "meta": 3})
+        ((name, (meta, (held,))),) = peer.kept.entries.items()
+        assert (name, meta) == ("output:a", {"n": 2})
+        assert held.fileno() != read
+        assert same(held.fileno(), read)
+        peer.kept.send({"op": "put", "name": "output:a"}, [write])
+        (again,) = peer.kept.entries["output:a"][1]
+        assert same(again.fileno(), write)
+        peer.kept.send({"op": "drop", "name": "output:a"})
+        assert peer.kept.entries == {}
+        await peer.kept.call({"op": "list"})
+        assert peer.store.page("") == []
+        os.close(write)
+        os.close(read)
+        peer.keeper.reaper.watcher.close()
+        peer.close()
+
+    run_bare(work())
+
+
+def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none() -> None:
+    async def work() -> None:
+        peer, other = StoringPeer(), StoringPeer()
+        read, write = os.pipe()
+        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+        asyncio.get_running_loop().remove_reader(peer.sock)
+        peer.sock.close()
+        with pytest.raises(LinkLost):
+            await peer.kept.call({"op": "list"})
+        peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
+        other.kept.close()
+        lost: list[bool] = []
+        receiver = Receiver()
+        receiver.lost = lambda: lost.append(True)  # type: ignore[method-assign]
+        asyncio.get_running_loop().remove_reader(other.sock)
+        other.sock.close()
+        ours, other.sock = wire.pair()
+        asyncio.get_running_loop().add_reader(other.sock, other._serve)
+        peer.kept.reconnect(ours, receiver)
+        reply, _ = await peer.kept.call({"op": "list"})
+        assert reply["entries"] == [["output:a", {"n": 1}], ["output:b", {"n": 2}]]
+        _, (fd,) = await peer.kept.call({"op": "get", "name": "output:b"})
+        assert same(fd, write)
+        for each in (fd, read, write):
+            os.close(each)
+        for each in (peer, other):
+            each.keeper.reaper.watcher.close()
+            each.store.clear()
+        asyncio.get_running_loop().remove_reader(other.sock)
+        other.sock.close()
+        while not lost:
+            await asyncio.sleep(0)
+        peer.kept.close()
+
+    run_bare(work())
+
+
+def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
+    async def work() -> None:
+        peer = StoringPeer()
+        read, write = os.pipe()
+        for name in ("listener:a", "zygote /usr/bin/python", "appzygote a", "lifeline"):
+            peer.store.put(name, {"of": name}, [os.dup(read)])
+        _, fds = await peer.kept.call({"op": "get", "name": "listener:a"})
+        for fd in fds:
+            os.close(fd)
+        await peer.kept.complete()
+        assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
+        assert all(same(fds[0], read) for _, fds in peer.kept.held().values())
+        os.close(read)
+        os.close(write)
+        peer.keeper.reaper.watcher.close()
+        peer.close()
+
+    run_bare(work())
+
+
+def test_entries_are_recorded_on_a_lost_link_too() -> None:
+    async def work() -> None:
+        peer = StoringPeer()
+        peer.kept.close()
+        peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
+        assert peer.kept.entries == {"wanted": (1, [])}
+        peer.keeper.reaper.watcher.close()
+        peer.close()
+
+    run_bare(work())
+
+
+def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> None:
+    async def work() -> None:
+        peer = StoringPeer()
+        ours, theirs = wire.pair()
+        before = len(os.listdir("/proc/self/fd"))
+        peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert peer.kept.held() == {"worker:a": (1, [ours.fileno()])}
+        ours.close()
+        theirs.close()
+        assert peer.kept.held() == {"worker:a": (1, [])}
+        await peer.kept.call({"op": "list"})
+        peer.keeper.reaper.watcher.close()
+        peer.close()
+
+    run_bare(work())
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as found:
+        yield found
+        found.kill()
+
+
+async def asked(
+    known: dict[str, Any],
+    *,
+    answers: int,
+    most: int = 1000,
+    pid: int = 0,
+    until_end_of: subprocess.Popen[bytes] | None = None,
+    silence_seconds: float = 0.1,
+) -> int:
+    """How often a process that answers so many times was asked, until that process ended or it was asked `most` times.
+
+    Half a second is enough for a process that is not to be asked again.
+
+    `pid` is what it says to be its own.
+    """
+    named = [identity(pid)] if pid else []
+    ours, theirs = wire.pair()
+    theirs.setblocking(False)
+    count = 0
+
+    def hear() -> None:
+        nonlocal count
+        received = wire.receive(theirs)
+        assert received == (PING, [])
+        count += 1
+        if count <= answers:
+            wire.send(theirs, {"t": "pong", "pid": pid})
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(theirs.fileno(), hear)
+
+    class Answers(Receiver):
+        def received(self, message: wire.Message, fds: list[int]) -> None:
+            watched.received(message)
+
+    link = Link(ours, Answers())
+    found: list[dict[str, Any]] = []
+    watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, silence_seconds))
+    deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
+    while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
+        await asyncio.sleep(0.01)
+    watched.close()
+    loop.remove_reader(theirs.fileno())
+    link.close()
+    theirs.close()
+    assert found == named
+    return count
+
+
+def test_process_that_stops_answering_is_killed(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked(identity(process.pid), answers=3, until_end_of=process)) == 4
+    assert process.wait(60) == -9
+
+
+def test_process_that_answers_is_pinged_again(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked(identity(process.pid), answers=10, most=10, silence_seconds=20)) == 10
+    assert process.poll() is None
+
+
+def test_process_that_another_supervisor_started_sends_its_pid(process: subprocess.Popen[bytes]) -> None:
+    assert asyncio.run(asked({}, answers=2, pid=process.pid, until_end_of=process)) == 3
+    assert process.wait(60) == -9
+
+
+def test_process_that_does_not_know_pings_is_left_alone() -> None:
+    assert asyncio.run(asked({}, answers=0)) == 1
+
+
+def test_process_that_has_reused_the_pid_is_left_alone(process: subprocess.Popen[bytes]) -> None:
+    known = identity(process.pid)
+    kill({**known, "start": known["start"] - 1})
+    kill({"pid": process.pid})
+    assert process.poll() is None
+    kill(known)
+    assert process.wait(60) == -9
+    kill(known)
+
+
+def test_pause_of_the_watching_process_does_not_count_as_silence(process: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> int:
+        # More than a busy machine lets an answer wait, less than the pause.
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 2.5)
+        return await asked(identity(process.pid), answers=10, most=10, silence_seconds=2)
+
+    assert asyncio.run(scenario()) == 10
+    assert process.poll() is None
+
+
+def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
+    argv = [sys.executable, "-c", "import select; select.epoll().poll()"]
+    with subprocess.Popen(argv) as process:
+        try:
+            wait_until(lambda: waits_for_events(process.pid), what="it waits")
+            assert asyncio.run(asked(identity(process.pid), answers=1)) == 1
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_until(lambda: not waits_for_events(process.pid), what="it is stopped")
+            assert asyncio.run(asked(identity(process.pid), answers=1, until_end_of=process)) == 2
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL

@@ -13,9 +13,9 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.runners.local.fork_verification import Children
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import PeerPages
+from poolctl.runners.local.zygotes import Children
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
 
 

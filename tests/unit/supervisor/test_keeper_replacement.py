@@ -19,8 +19,7 @@ import pytest
 from poolctl.clock import Clock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.process_watchdog import identity
+from poolctl.runners.process_link import KeeperLink, identity
 from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until

@@ -18,7 +18,7 @@ import uvloop
 from poolctl.feature import features
 from poolctl.keeper import wire
 from poolctl.platform import name_process, raise_descriptor_limit
-from poolctl.runners.process_watchdog import PING
+from poolctl.runners.process_link import PING
 from poolctl.runners.supervised_process import LINK_FD
 
 from .gateway_server import GatewayServer

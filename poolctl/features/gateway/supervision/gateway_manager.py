@@ -22,7 +22,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.routing.host_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
-from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
+from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.sidecar import SidecarManager

@@ -13,9 +13,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import wire
 from poolctl.platform import process_parent, read_file
 from poolctl.routing.route import StreamRoute
-from poolctl.runners import withheld_variables
-from poolctl.runners.process_link import HasDescriptor, LinkLost
-from poolctl.runners.process_watchdog import identity
+from poolctl.runners.process_link import HasDescriptor, LinkLost, identity, withheld_variables
 from poolctl.supervisor.sidecar import UP_SECONDS, SidecarProcess
 
 from ..process.endpoint import MachineState, ProbeState, ServerFacts
@@ -227,7 +225,7 @@ class GatewayZygote(SidecarProcess):
     @staticmethod
     def mark_for(mark: str) -> str:
         """The mark of a zygote for gateways with this mark, and without the variables that are withheld now."""
-        return " ".join([mark, *withheld_variables.present()])
+        return " ".join([mark, *withheld_variables()])
 
     @property
     def is_of_keeper(self) -> bool:

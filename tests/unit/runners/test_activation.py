@@ -6,20 +6,35 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
+import ssl
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from poolctl.acceptor import __main__ as helper
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
-from poolctl.runners.local.activation import activator as module
-from poolctl.runners.local.activation import held_connections
-from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetch, Fetched
-from poolctl.runners.local.activation.activator import Activator, SleepingListener
+from poolctl.keeper.spawn import spawn
+from poolctl.runners.local import activation as module
+from poolctl.runners.local.activation import (
+    ACCEPT,
+    LONGEST_LINE_BYTES,
+    AcceptHelper,
+    Activator,
+    Fetch,
+    Fetched,
+    FirstBytes,
+    SleepingListener,
+    classify_first_bytes,
+)
+from poolctl.runners.process_link import HasDescriptor, Link
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -278,8 +293,8 @@ def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
 
 
 def _hold_at_most(monkeypatch: Any, count: int) -> None:
-    monkeypatch.setattr(held_connections, "MOST", count)
-    monkeypatch.setattr(held_connections, "LEAST", count)
+    monkeypatch.setattr(module, "MOST", count)
+    monkeypatch.setattr(module, "LEAST", count)
 
 
 def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:
@@ -506,3 +521,163 @@ def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it(size: int) 
         assert (house.woken, house.routed) == (1, [routed])
 
     run(scenario)
+
+
+REQUESTS = [
+    b"GET / HTTP/1.1\r\n",
+    b"POST /a?b=%20 HTTP/1.0\r\nHost: x\r\n",
+    b"\r\n\r\nOPTIONS * HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\n",
+    b"PRI * HTTP/2.0\r\n",
+    b"GET http://example.org/ HTTP/1.1\r\n",
+    b"M-SEARCH * HTTP/1.1\r\n",
+]
+
+
+@pytest.mark.parametrize("head", REQUESTS)
+def test_a_complete_request_line_is_a_request_and_every_beginning_of_it_a_beginning(head: bytes) -> None:
+    assert classify_first_bytes(head, tls=False) is FirstBytes.REQUEST
+    line = head[: head.index(b"\n", len(head) - len(head.lstrip()))]
+    assert {classify_first_bytes(line[:length], tls=False) for length in range(1, len(line) + 1)} == {
+        FirstBytes.BEGINNING
+    }
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x16\x03\x01", b"\x00", b"(", b"hello\r\n", b"GET /\r\n", b"GET  / HTTP/1.1\n"]
+)
+def test_bytes_that_begin_no_request_are_no_request(head: bytes) -> None:
+    assert classify_first_bytes(head, tls=False) is FirstBytes.NO_REQUEST
+
+
+def test_a_line_without_an_end_is_left_to_the_application() -> None:
+    assert classify_first_bytes(b"GET /" + b"a" * LONGEST_LINE_BYTES, tls=False) is FirstBytes.REQUEST
+    assert classify_first_bytes(b"\r\n" * LONGEST_LINE_BYTES, tls=False) is FirstBytes.NO_REQUEST
+
+
+def test_a_client_hello_is_the_request_of_a_server_with_tls() -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="x")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = outgoing.read()
+    assert classify_first_bytes(hello, tls=True) is FirstBytes.REQUEST
+    assert [classify_first_bytes(hello[:length], tls=True) for length in range(1, 6)] == [
+        FirstBytes.BEGINNING
+    ] * 5
+    assert classify_first_bytes(b"GET / HTTP/1.1\r\n", tls=True) is FirstBytes.NO_REQUEST
+    assert classify_first_bytes(hello, tls=False) is FirstBytes.NO_REQUEST
+
+
+@given(st.binary(min_size=1, max_size=64), st.binary(max_size=16), st.booleans())
+def test_a_verdict_other_than_to_wait_is_not_changed_by_what_follows(
+    head: bytes, more: bytes, tls: bool
+) -> None:
+    first = classify_first_bytes(head, tls=tls)
+    if first is not FirstBytes.BEGINNING:
+        assert classify_first_bytes(head + more, tls=tls) is first
+
+
+class Keeper:
+    """Starts and signals as the keeper would; it keeps nothing."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    async def call(self, message: Any, fds: Sequence[HasDescriptor]) -> tuple[Any, list[int]]:
+        output = message["output"]
+        numbers = [fd.fileno() for fd in fds]
+        self.pids.append(spawn(message["argv"], None, numbers, output, session=message["session"]))
+        return {"pid": self.pids[-1]}, []
+
+    def send(self, message: Any, fds: Sequence[HasDescriptor] = ()) -> None:
+        if message["op"] == "signal":
+            os.kill(message["pid"], message["signal"])
+
+
+class Request:
+    """A request for connections, and what came of it."""
+
+    kind, key = ACCEPT, "key"
+
+    def __init__(self, got: list[socket.socket], done: asyncio.Future[Fetched]) -> None:
+        self._got = got
+        self._done = done
+
+    def arrived(self, sock: Connection) -> None:
+        self._got.append(sock)
+
+    def ended(self, found: Fetched) -> None:
+        self._done.set_result(found)
+
+
+class Stage:
+    """A helper, a listener that its application has made blocking, and what came of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.keeper = Keeper()
+        self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), lambda key, connection: None)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.got: list[socket.socket] = []
+
+    async def fetch(self, count: int = 1) -> Fetched:
+        clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
+        done: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
+        self.acceptor.fetch(Request(self.got, done), self.listener, 8)
+        found = await done
+        for client in clients:
+            client.close()
+        return found
+
+    async def close(self) -> None:
+        self.acceptor.close()
+        self.listener.close()
+        for sock in self.got:
+            sock.close()
+        for pid in self.keeper.pids:
+            await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        stage = Stage(directory)
+        async with asyncio.timeout(60):
+            await work(stage)
+            await stage.close()
+
+    asyncio.run(watched())
+
+
+def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert await stage.fetch(3) == Fetched(empty=True)
+        assert len(stage.got) == 3
+        assert await stage.fetch(10) == Fetched()
+        assert len(stage.got) == 11
+        assert len(stage.keeper.pids) == 1
+
+    run_helper(tmp_path, scenario)
+
+
+def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monkeypatch: Any) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.fetch()
+        monkeypatch.setattr(module, "_SILENT_SECONDS", 0.1)
+        os.kill(stage.keeper.pids[0], signal.SIGSTOP)
+        assert await stage.fetch() == Fetched(failed=True)
+        assert (await stage.fetch()).empty
+        assert len(stage.keeper.pids) == 2
+
+    run_helper(tmp_path, scenario)
+
+
+def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.fetch()
+        os.kill(stage.keeper.pids[0], signal.SIGSTOP)
+        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGALRM)
+        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
+        assert await stage.fetch() == Fetched(failed=True, blocked=True)
+        assert (await stage.fetch()).empty
+
+    run_helper(tmp_path, scenario)

@@ -19,9 +19,9 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import process_start
-from poolctl.runners.local import orphans
-from poolctl.runners.local.orphans import LocalOrphan, Pipes, _Intake
-from poolctl.runners.untrusted_messages import Malformed
+from poolctl.runners.local import takeover
+from poolctl.runners.local.takeover import LocalOrphan, Pipes, _Intake
+from poolctl.runners.process_link import Malformed
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until
@@ -133,13 +133,13 @@ def test_worker_that_claims_anothers_output_leaves_it_to_its_owner() -> None:
 
 
 def test_a_valid_statement_is_kept_as_it_is() -> None:
-    assert orphans._checked_statement({**STATEMENT, "another": 1}, 7) == CHECKED
+    assert takeover._checked_statement({**STATEMENT, "another": 1}, 7) == CHECKED
     least = {
         **STATEMENT, "generation": 1, "index": 0, "listeners": 0, "likeness": 0, "ready_at": None,
         "protocol": "plain",
     }  # fmt: skip
-    assert orphans._checked_statement(least, 7) == {key: least[key] for key in CHECKED}
-    assert orphans._checked_statement({**STATEMENT, "ready_at": 0.0, "follows_routes": 1}, 7) == {
+    assert takeover._checked_statement(least, 7) == {key: least[key] for key in CHECKED}
+    assert takeover._checked_statement({**STATEMENT, "ready_at": 0.0, "follows_routes": 1}, 7) == {
         **CHECKED, "ready_at": 0.0, "follows_routes": False,
     }  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_a_valid_statement_is_kept_as_it_is() -> None:
 )
 def test_a_statement_with_an_invalid_value_is_refused_by_its_name(change: dict[str, Any], fault: str) -> None:
     with pytest.raises(Malformed) as refused:
-        orphans._checked_statement(STATEMENT | change, 7)
+        takeover._checked_statement(STATEMENT | change, 7)
     assert fault in str(refused.value)
 
 
@@ -185,8 +185,8 @@ def test_descriptors_are_listeners_then_the_pair_then_the_page(
         named.listen()
         pair = [ours.fileno(), theirs.fileno()]
         listeners = [listener.fileno(), named.fileno()]
-        assert orphans._split_descriptors([*listeners, *pair, page], 2) == (listeners, pair, [page])
-        assert orphans._split_descriptors([*pair, page], 0) == ([], pair, [page])
+        assert takeover._split_descriptors([*listeners, *pair, page], 2) == (listeners, pair, [page])
+        assert takeover._split_descriptors([*pair, page], 0) == ([], pair, [page])
         for fds, count in (
             ([*listeners, *pair, page], 1),
             ([*listeners, *pair, page], 3),
@@ -199,23 +199,23 @@ def test_descriptors_are_listeners_then_the_pair_then_the_page(
             ([page, *pair, page], 1),
         ):
             with pytest.raises(Malformed, match="descriptors that a worker does not have"):
-                orphans._split_descriptors(fds, count)
+                takeover._split_descriptors(fds, count)
     os.close(page)
 
 
 def test_address_of_a_listener_is_compared_by_port_or_path(listener: socket.socket, tmp_path: Path) -> None:
     server = server_at(listener)
-    assert orphans._listens_at_address_of(listener.fileno(), server)
+    assert takeover._listens_at_address_of(listener.fileno(), server)
     other = server_at(listener, bind="127.0.0.1:1")
-    assert not orphans._listens_at_address_of(listener.fileno(), other)
+    assert not takeover._listens_at_address_of(listener.fileno(), other)
     path = str(tmp_path / "sock")
     with socket.socket(socket.AF_UNIX) as named:
         named.bind(path)
         named.listen()
-        assert orphans._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}"))
-        assert not orphans._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}2"))
-        assert not orphans._listens_at_address_of(named.fileno(), server)
-    assert orphans._listens_at_address_of(listener.fileno(), server_at(listener, bind="fd:web"))
+        assert takeover._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}"))
+        assert not takeover._listens_at_address_of(named.fileno(), server_at(listener, bind=f"unix:{path}2"))
+        assert not takeover._listens_at_address_of(named.fileno(), server)
+    assert takeover._listens_at_address_of(listener.fileno(), server_at(listener, bind="fd:web"))
 
 
 def test_process_belongs_to_the_server_with_its_user_key_and_address(
@@ -223,16 +223,16 @@ def test_process_belongs_to_the_server_with_its_user_key_and_address(
 ) -> None:
     server, other = server_at(listener), server_at(listener, bind="127.0.0.1:1")
     orphan = orphan_of(process)
-    assert orphans._may_belong_to(orphan, server)
+    assert takeover._may_belong_to(orphan, server)
     orphan.said["key"] = other.key
-    assert orphans._may_belong_to(orphan, other)
-    assert not orphans._may_belong_to(orphan, server)
+    assert takeover._may_belong_to(orphan, other)
+    assert not takeover._may_belong_to(orphan, server)
     orphan.listeners = [listener.fileno()]
-    assert not orphans._may_belong_to(orphan, other)
+    assert not takeover._may_belong_to(orphan, other)
     orphan.said["key"] = server.key
-    assert orphans._may_belong_to(orphan, server)
+    assert takeover._may_belong_to(orphan, server)
     orphan.uid += 1
-    assert not orphans._may_belong_to(orphan, server)
+    assert not takeover._may_belong_to(orphan, server)
 
 
 def test_orphan_without_a_socket_is_signalled_and_one_with_a_socket_is_asked(
@@ -288,17 +288,17 @@ def test_program_is_known_by_the_loggers_message_and_its_start(process: subproce
         "pid": process.pid, "start": start, "name": "web", "command": True, "generation": 2, "index": 1,
         "stop_signal": 2,
     }  # fmt: skip
-    (found,) = orphans._orphans_without_socket(Pipes({"web.1": (message, -1)}), set())
+    (found,) = takeover._orphans_without_socket(Pipes({"web.1": (message, -1)}), set())
     assert (found.pid, found.uid, found.start, found.sock) == (process.pid, os.geteuid(), start, None)
     assert found.said == {
         "server": "web", "command": True, "output": "web.1", "ready_at": start / os.sysconf("SC_CLK_TCK"),
         "leaving": False, "generation": 2, "index": 1, "stop_signal": 2, "hook": None,
     }  # fmt: skip
     hook = Pipes({"web.1": ({**message, "hook": "before_start"}, -1)})
-    assert orphans._orphans_without_socket(hook, set())[0].said["ready_at"] is None
-    assert orphans._orphans_without_socket(Pipes({"web.1": (message, -1)}), {process.pid}) == []
+    assert takeover._orphans_without_socket(hook, set())[0].said["ready_at"] is None
+    assert takeover._orphans_without_socket(Pipes({"web.1": (message, -1)}), {process.pid}) == []
     for another in ({**message, "start": start + 1}, {**message, "start": None}):
-        assert orphans._orphans_without_socket(Pipes({"web.1": (another, -1)}), set()) == []
+        assert takeover._orphans_without_socket(Pipes({"web.1": (another, -1)}), set()) == []
 
 
 def test_a_hook_and_a_process_of_no_server_are_ended(listener: socket.socket) -> None:
@@ -329,7 +329,7 @@ def test_faulty_process_of_a_servers_user_is_killed_and_a_silent_one_or_a_strang
 ) -> None:
     intake, _ = intake_of(server_at(listener))
     orphan = orphan_of(process)
-    orphan.fault = f"sent {orphans._SILENCE}"
+    orphan.fault = f"sent {takeover._SILENCE}"
     asyncio.run(intake.take(orphan))
     assert process.poll() is None
     orphan.fault, orphan.uid = "sent an invalid time", os.geteuid() + 1
@@ -459,7 +459,7 @@ def test_program_keeps_its_listener_if_it_still_has_it(listener: socket.socket) 
 
 def test_pool_without_orphans_asks_the_keeper_nothing(tmp_path: Path) -> None:
     unused: Any = None
-    assert asyncio.run(orphans.take_in(unused, unused, str(tmp_path), {})) == {}
+    assert asyncio.run(takeover.take_in(unused, unused, str(tmp_path), {})) == {}
 
 
 def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
 
     logger = asyncio.create_task(asyncio.to_thread(log))
     try:
-        assert await orphans.take_in(keeper, output, directory, {}, late=late) == {}
+        assert await takeover.take_in(keeper, output, directory, {}, late=late) == {}
         return await logger
     finally:
         os.close(read)

@@ -10,16 +10,14 @@ from typing import Any, cast
 
 from poolctl import ServerConfig
 from poolctl.keeper import connection_handover, wire
-from poolctl.runners.local.activation.sleeping_servers import SleepingServers
+from poolctl.runners.local.activation import SleepingServers
+from poolctl.runners.local.local_runner import RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
-from poolctl.runners.local.passed_pairs import PassedPairs
-from poolctl.runners.local.routed_servers import RoutedServers
-from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
+from poolctl.runners.local.server_sockets import AdoptionPairs, PassedPairs, Sockets
 from poolctl.runners.process_link import Descriptor
-from poolctl.runners.routing_protocol import PublishedRoutes
-from poolctl.runners.runner_protocol import Exit
-from tests.unit.runners.test_keeper_link import Peer
+from poolctl.runners.runner_protocol import Exit, PublishedRoutes
 from tests.unit.runners.test_local_worker import worker
+from tests.unit.runners.test_process_link import StoringPeer
 
 
 def config(**keys: Any) -> ServerConfig:
@@ -65,7 +63,7 @@ class Stage:
     """The pairs of a runner whose servers are all open, without listeners."""
 
     def __init__(self) -> None:
-        self.peer = Peer()
+        self.peer = StoringPeer()
         self.passed = PassedPairs()
         self.pairs = AdoptionPairs(self.peer.kept, self.passed)
         self.workers = CountedWorkers()

@@ -1,0 +1,933 @@
+"""Activates sleeping servers: their listeners are watched without a process until the first request.
+
+Each connection is accepted and inspected without reading (MSG_PEEK): a connection that is opened and closed, or that
+sends no request, wakes no server. The first request wakes it; every connection held at that time, and all that its last
+worker left, goes to its next worker through the adoption pair. New connections wait in the backlog.
+
+Connections from sockets that an application shares come through the accept helper (poolctl.acceptor): an application
+can make accept(2) on such a listener block forever, and put anything into such a pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import resource
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from signal import SIGKILL
+from typing import NamedTuple, Protocol
+
+from poolctl.bootstrap import command
+from poolctl.config import ServerConfig
+from poolctl.http.message_head import response_head
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.connection_handover import Connection, from_message
+from poolctl.platform import close_promptly
+
+from ..process_link import HasDescriptor, Link, LinkLost, Receiver, spawn
+from .local_worker import LocalWorker
+from .server_sockets import AdoptionPairs, PassedPairs, Sockets
+
+# Longer than the helper's own limit: it can be stopped, or get no processor.
+_SILENT_SECONDS = 1.0
+_START_SECONDS = 10.0
+
+ACCEPT, TAKE = "accept", "take"
+
+
+class Fetched(NamedTuple):
+    """The result of a request to the accept helper.
+
+    `failed`: the socket's state is unknown. `blocked`: it is unknown because a call on the socket blocks.
+    """
+
+    empty: bool = False
+    junk: bool = False  # it contained something that is not a connection
+    full: bool = False  # no descriptor was left
+    failed: bool = False
+    blocked: bool = False
+
+
+class Fetch(Protocol):
+    """A request for connections of the server `key`, from its listener (ACCEPT) or from its pair (TAKE)."""
+
+    kind: str
+    key: str
+
+    def arrived(self, sock: Connection) -> None:
+        """Receive one of the requested connections."""
+        ...
+
+    def ended(self, found: Fetched) -> None:
+        """Receive the result, once, after all connections have arrived."""
+        ...
+
+
+class AcceptHelper(Receiver):
+    """Takes connections through one helper process, which all servers share.
+
+    The keeper starts the process when it is first needed; it then keeps running. `returned` gets the connections that
+    an earlier supervisor had requested, with the keys of their servers. Belongs to the running loop; no method blocks.
+    """
+
+    def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
+        self._keeper = keeper
+        self._returned = returned
+        self._output = os.path.join(directory, "helpers.log")
+        self._numbers = itertools.count(time.monotonic_ns())  # none of an earlier supervisor's
+        self._requests: dict[int, Fetch] = {}
+        self._link: Link | None = None
+        self._up = False
+        self._pid: int | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def warm(self) -> None:
+        """Start the helper process before it is needed."""
+        if self._link is None:
+            ours, theirs = wire.pair()
+            self._up, self._pid = False, None
+            self._link = Link(ours, self)
+            self._starting = asyncio.ensure_future(self._start(self._link, theirs))
+
+    def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
+        """Adopt the previous supervisor's helper, with the messages from it that have not been read."""
+        self._pid, self._up = int(meta["pid"]), True
+        self._link = Link(wire.over(fd), self)
+        return [self._link.sock]
+
+    def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
+        """Take connections out of a listener or a pair."""
+        self.warm()
+        assert self._link is not None
+        number = next(self._numbers)
+        self._requests[number] = fetch
+        self._link.send({"op": fetch.kind, "n": number, "key": fetch.key, "most": most}, [sock])
+        if self._timer is None:
+            self._set_timer()
+
+    def close(self) -> None:
+        """Stop the helper process. Pending requests get no result."""
+        self._requests.clear()
+        if self._link is not None:
+            self._link.close()
+            self._forget()
+
+    async def _start(self, link: Link, theirs: socket.socket) -> None:
+        argv = command(sys.executable, "acceptor", isolated=True)
+        try:
+            pid = await spawn(self._keeper, argv, self._output, theirs)
+        except LinkLost:
+            return  # its exit also closes the link
+        if link is self._link:
+            self._pid = pid
+            self._keeper.send({"op": "put", "name": fd_store.ACCEPTOR, "meta": {"pid": pid}}, [link.sock])
+        else:
+            self._kill(pid)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
+        request = self._requests.get(message.get("n", 0))
+        self._set_timer()
+        if message["t"] == "up":
+            self._up = True
+        elif message["t"] == "conn":
+            try:
+                sock = from_message(message, fds)
+            except wire.WireError:
+                return  # its client has gone
+            if request is None:
+                self._returned(message["key"], sock)
+            else:
+                request.arrived(sock)
+        elif message["t"] == "done" and request is not None:
+            del self._requests[message["n"]]
+            self._set_timer()
+            request.ended(Fetched(message["empty"], message["junk"], message["full"]))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._requests:
+            patience_seconds = _SILENT_SECONDS if self._up else _START_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(patience_seconds, self._on_silence)
+
+    def _on_silence(self) -> None:
+        link, pid = self._link, self._pid
+        assert link is not None
+        heard = link.heard
+        # Answers that arrived while this process did not run.
+        link.read_rest()
+        if link is self._link and self._requests and link.heard == heard:
+            link.close()
+            if pid is not None:
+                self._kill(pid)
+            self._give_up(blocked=False)
+
+    def _kill(self, pid: int) -> None:
+        self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
+
+    def lost(self) -> None:
+        """See Receiver."""
+        # Most likely by its own deadline: it was working on the first request.
+        self._give_up(blocked=self._up)
+
+    def _give_up(self, *, blocked: bool) -> None:
+        """Replace the helper process, unless it never started. Pending requests get no result."""
+        requests, self._requests = self._requests, {}
+        was_up = self._up
+        self._forget()
+        if was_up:
+            self.warm()
+        for place, request in enumerate(requests.values()):
+            request.ended(Fetched(failed=True, blocked=blocked and place == 0))
+
+    def _forget(self) -> None:
+        self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
+        self._link = None
+        self._up = False
+        self._set_timer()
+
+
+# A longer line is left to the application; httptools and h11 have limits of their own.
+LONGEST_LINE_BYTES = 8192
+ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
+
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
+_BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
+# RFC 8446 §5.1 and §4: a record of type handshake, version 3.x, whose first message is a ClientHello.
+_HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
+_HELLO_AT = 5
+_ROOM_SECONDS = 0.003
+# Independent of the limit of open files: each costs memory.
+MOST = 8192
+# Even if most descriptors are in use: a client that is slow to send its request is not closed at once.
+LEAST = 16
+_MOST_AT_ONCE = 64
+_LOOK_SECONDS = 0.1
+
+
+class FirstBytes(StrEnum):
+    """The kinds of data with which a connection can begin."""
+
+    REQUEST = "request"
+    BEGINNING = "beginning"  # it may become one: wait for more
+    NO_REQUEST = "no request"
+
+
+def refusal(*, late: bool) -> bytes:
+    """The response to bytes that are not a request or, when `late`, to an incomplete request."""
+    return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
+
+
+def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
+    """The kind of data with which a connection begins; ENOUGH_BYTES of it suffice."""
+    return _hello(head) if tls else _request_line(head)
+
+
+def _request_line(head: bytes) -> FirstBytes:
+    # Empty lines before the request line are to be ignored (RFC 9112 §2.2).
+    line, end, _ = head.lstrip(b"\r\n").partition(b"\n")
+    if end:
+        return FirstBytes.REQUEST if _REQUEST_LINE.fullmatch(line) else FirstBytes.NO_REQUEST
+    if not line:
+        return FirstBytes.BEGINNING if len(head) < LONGEST_LINE_BYTES else FirstBytes.NO_REQUEST
+    if not _BEGINNING.fullmatch(line):
+        return FirstBytes.NO_REQUEST
+    return FirstBytes.BEGINNING if len(line) < LONGEST_LINE_BYTES else FirstBytes.REQUEST
+
+
+def _hello(head: bytes) -> FirstBytes:
+    expected = ((0, _HANDSHAKE), (1, _MAJOR), (_HELLO_AT, _CLIENT_HELLO))
+    if any(head[at] != value for at, value in expected if at < len(head)):
+        return FirstBytes.NO_REQUEST
+    return FirstBytes.REQUEST if len(head) > _HELLO_AT else FirstBytes.BEGINNING
+
+
+class Handoff(Protocol):
+    """Passes held connections to the server's next worker, and stores them in the keeper until then."""
+
+    def give(self, key: str, sock: Connection) -> bool:
+        """Send the connection to the server's next worker; False if there is no room."""
+        ...
+
+    def keep(self, key: str, sock: Connection) -> str:
+        """Store the connection so that it survives this process. Returns the name of its entry, "" on failure."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Remove the kept connection."""
+        ...
+
+    def emptied(self, key: str) -> None:
+        """Note that the pair of a server without workers is empty, and that no further connection can arrive in it."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class HeldConnection:
+    """A connection that has not sent a complete request.
+
+    `unseen` means that no worker has held it.
+    """
+
+    sock: Connection
+    unseen: bool = True
+    begun: bool = False  # has sent the beginning of a request
+    name: str = ""  # under which it is kept for another process
+    until: float | None = None  # when the timer fires
+    timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
+        """A new connection, which takes ownership of `sock`."""
+        made = cls(Connection(fileno=sock.detach()))
+        made.give_time(head_seconds, asked=False)
+        return made
+
+    def give_time(self, seconds: float, *, asked: bool) -> None:
+        """Set a time limit that starts now, unless one of the same kind is set already."""
+        if self.sock.until is None or self.sock.asked is not asked:
+            self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
+
+    def set_timer(self, late: Callable[[], None]) -> None:
+        """Call `late` when the time limit expires."""
+        until = self.sock.until
+        if until is not None and until != self.until:
+            self.cancel()
+            self.until = until
+            seconds = max(0.0, until - time.monotonic())
+            self.timer = asyncio.get_running_loop().call_later(seconds, late)
+
+    def cancel(self) -> None:
+        """Remove the time limit."""
+        self.until = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class HandoffQueue:
+    """Connections that wait for room in their server's adoption pair, by the server's key."""
+
+    def __init__(self, handoff: Handoff) -> None:
+        self._handoff = handoff
+        self._waiting: dict[str, list[HeldConnection]] = {}
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the servers that have queued connections."""
+        return list(self._waiting)
+
+    def add(self, key: str, connections: Iterable[HeldConnection]) -> None:
+        """Send the connections to the server's next worker, now or as soon as there is room."""
+        waiting = self._waiting.setdefault(key, [])
+        waiting += connections
+        self._send(key)
+
+    def recall(self, key: str) -> list[HeldConnection]:
+        """Remove and return the connections that have not been sent; the caller owns them."""
+        return self._waiting.pop(key, [])
+
+    def close(self, held: HeldConnection) -> None:
+        """Close a connection, and drop it from the keeper's store."""
+        held.cancel()
+        close_promptly(held.sock.detach())
+        self._forget(held)
+
+    def _send(self, key: str) -> None:
+        waiting = self._waiting.get(key, [])
+        while waiting:
+            held = waiting[-1]
+            # If it were sent while it is still in the store, it would be served twice if this process exited here.
+            self._forget(held)
+            if not self._handoff.give(key, held.sock):
+                held.name = self._handoff.keep(key, held.sock)
+                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
+                return
+            self.close(waiting.pop())
+        self._waiting.pop(key, None)
+
+    def _forget(self, held: HeldConnection) -> None:
+        if held.name:
+            self._handoff.forget(held.name)
+            held.name = ""
+
+
+class HeldLimit:
+    """Limits the held connections, so that a quarter of this process's descriptors stays free for other work.
+
+    The keeper holds each connection as well, and has the same limit.
+    """
+
+    def __init__(self) -> None:
+        self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The arrivals of one turn of the loop must fit as well.
+        self.most_at_once = max(1, min(_MOST_AT_ONCE, self._limit // 16))
+        self._connections: set[HeldConnection] = set()
+        self._most = 0
+        self._looked_at = 0.0
+
+    def add(self, held: HeldConnection) -> None:
+        """Count one more."""
+        self._connections.add(held)
+
+    def remove(self, held: HeldConnection) -> None:
+        """Count one fewer."""
+        self._connections.discard(held)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether a connection must be closed to keep the newest."""
+        count = len(self._connections)
+        if count <= LEAST:
+            return False
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            # The descriptors of the rest of the work; counting them takes too long to do it for each connection.
+            others = len(os.listdir("/proc/self/fd")) - count
+            self._most = min(MOST, max(LEAST, self._limit - self._limit // 4 - others))
+            self._looked_at = time.monotonic()
+        return count > self._most
+
+
+_AGAIN_SECONDS = 0.1
+_CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
+
+
+@dataclass(slots=True, eq=False)
+class SleepingListener:
+    """The activator's state for one server.
+
+    Without `accepts`, any connection wakes the server, and is not accepted before. `shared` means that an application
+    may hold the listeners as well. `left` is the socket to which workers pass their idle connections. A connection that
+    was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its request's head, as in a worker,
+    which continues with the remaining time.
+    """
+
+    key: str
+    listeners: Sequence[socket.socket]
+    on_request: Callable[[], None]
+    accepts: bool = True
+    shared: bool = False
+    tls: bool = False
+    left: socket.socket | None = None
+    quiet_seconds: float = 75.0
+    head_seconds: float = 10.0
+    # In the order of arrival; and those among them that no worker has held.
+    connections: dict[HeldConnection, None] = field(default_factory=dict)
+    unseen_connections: dict[HeldConnection, None] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    fetched: set[int] = field(
+        default_factory=set
+    )  # the descriptors with a pending request to the accept helper
+    armed: bool = False
+    paused: bool = True  # its listeners are not watched now
+
+    @property
+    def sockets(self) -> dict[int, socket.socket]:
+        """The sockets on which connections arrive, by descriptor."""
+        left = [] if self.left is None else [self.left]
+        return {sock.fileno(): sock for sock in (*self.listeners, *left)}
+
+    def expendable(self, newest: HeldConnection) -> HeldConnection | None:
+        """The connection to close first when there are too many, or None if all others are in the middle of a request.
+
+        Prefers the oldest connection that has never sent anything, then connections left by a worker.
+        """
+        for group in (self.unseen_connections, self.connections):
+            for each in group:
+                if not each.begun and each is not newest:
+                    return each
+        return None
+
+    def add(self, held: HeldConnection) -> None:
+        """Hold the connection."""
+        self.connections[held] = None
+        if held.unseen:
+            self.unseen_connections[held] = None
+
+    def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
+        """Call `late` when the time limit for the connection's first byte, or for the rest of its request, expires."""
+        held.begun = begun
+        if begun:
+            held.give_time(self.head_seconds, asked=False)
+        elif held.sock.until is None:
+            held.give_time(self.quiet_seconds, asked=True)
+        held.set_timer(late)
+
+    def remove(self, held: HeldConnection) -> None:
+        """Release the connection."""
+        self.connections.pop(held, None)
+        self.unseen_connections.pop(held, None)
+
+
+class Activator:
+    """Watches the listeners of all sleeping servers with one epoll instance.
+
+    Belongs to the running loop.
+    """
+
+    def __init__(self, handoff: Handoff, accept_helper: AcceptHelper) -> None:
+        self._store = handoff
+        self._accept_helper = accept_helper
+        self._sleeping: dict[str, SleepingListener] = {}
+        self._blocking: set[str] = set()
+        self._fetches: set[_Fetch] = set()
+        self._limit = HeldLimit()
+        self._handoff = HandoffQueue(handoff)
+        self._watched: dict[int, tuple[SleepingListener, HeldConnection | None]] = {}
+        self._epoll: select.epoll | None = None
+
+    def arm(self, sleeping: SleepingListener) -> None:
+        """Watch the server for its first request.
+
+        `on_request` is called once, from the loop, after watching has stopped.
+        """
+        self.disarm(sleeping.key)
+        self._sleeping[sleeping.key] = sleeping
+        # After one blocked call there is no further call: any connection wakes that server.
+        sleeping.accepts = sleeping.accepts and sleeping.key not in self._blocking
+        if sleeping.accepts and (sleeping.shared or sleeping.left is not None):
+            self._accept_helper.warm()
+        sleeping.armed = True
+        self._watch_listeners(sleeping)
+        for held in self._handoff.recall(sleeping.key):
+            # They were not sent before the server fell asleep again.
+            self._watch_held(sleeping, held)
+
+    def armed(self, key: str) -> bool:
+        """Whether the server's listener is armed."""
+        return key in self._sleeping
+
+    def disarm(self, key: str) -> None:
+        """Stop watching. Held connections go to the server's next worker as soon as it has room."""
+        sleeping = self._sleeping.pop(key, None)
+        if sleeping is None:
+            return
+        sleeping.armed = False
+        self._unwatch_listeners(sleeping)
+        for held in sleeping.connections:
+            self._limit.remove(held)
+            self._unwatch(held.sock.fileno())
+            held.cancel()
+        self._handoff.add(key, sleeping.connections)
+
+    def hold(self, key: str, sock: socket.socket) -> bool:
+        """If the listener is armed, hold a duplicate of this connection, which another process accepted. Else False."""
+        sleeping = self._sleeping.get(key)
+        if sleeping is None:
+            return False
+        try:
+            held = HeldConnection(Connection(fileno=sock.dup().detach()), unseen=False)
+        except OSError:
+            return False
+        self._hold(sleeping, held)
+        return True
+
+    def watch_pair(self, key: str, left: socket.socket) -> None:
+        """Also take connections from the pair of an armed server, into which a gateway may put some."""
+        sleeping = self._sleeping.get(key)
+        if sleeping is not None and sleeping.left is None:
+            self._unwatch_listeners(sleeping)
+            sleeping.left = left
+            self._accept_helper.warm()
+            self._watch_listeners(sleeping)
+
+    def clear(self, key: str) -> None:
+        """Take all connections left by workers that have exited, until their pair is empty (see Handoff)."""
+        sleeping = self._sleeping.get(key)
+        if sleeping is not None and sleeping.left is not None and sleeping.accepts:
+            self._fetch(_Fetch(self, sleeping, sleeping.left, clears=True))
+
+    def dismiss(self, key: str) -> None:
+        """Close every connection that is held or being fetched for the server."""
+        for fetch in self._fetches:
+            fetch.wanted = fetch.wanted and fetch.key != key
+        if sleeping := self._sleeping.get(key):
+            for held in list(sleeping.connections):
+                self._close(sleeping, held)
+        for held in self._handoff.recall(key):
+            self._handoff.close(held)
+
+    def forget(self, key: str) -> None:
+        """Stop watching a server that is stopped, and close all of its connections."""
+        self.dismiss(key)
+        self.disarm(key)
+        self._blocking.discard(key)
+
+    def close(self) -> None:
+        """Disarm every server and close all held connections."""
+        for key in {*self._sleeping, *self._handoff.keys, *(fetch.key for fetch in self._fetches)}:
+            self.forget(key)
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+        self._watched.clear()
+
+    def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
+        """Watch the connection `held`, or a listener or pair if it is None. Raises OSError."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
+        self._watched[fd] = (sleeping, held)
+        self._epoll.register(fd, select.EPOLLIN if held is None else _CONNECTION)
+
+    def _unwatch(self, fd: int) -> None:
+        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
+        if self._watched.pop(fd, None) is not None and self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def _watch_listeners(self, sleeping: SleepingListener) -> None:
+        sleeping.paused = False
+        sleeping.timer = None
+        try:
+            for fd in sleeping.sockets.keys() - sleeping.fetched:
+                self._watch(fd, sleeping)
+        except OSError:
+            self._pause(sleeping)
+
+    def _pause(self, sleeping: SleepingListener) -> None:
+        # Most likely out of descriptors: new connections wait in the backlog, and connections left by workers in the
+        # pair.
+        self._unwatch_listeners(sleeping)
+        sleeping.timer = asyncio.get_running_loop().call_later(
+            _AGAIN_SECONDS, self._watch_listeners, sleeping
+        )
+
+    def _unwatch_listeners(self, sleeping: SleepingListener) -> None:
+        # Readable for as long as a connection waits in the backlog: an epoll that goes on watching never sleeps.
+        if sleeping.timer is not None:
+            sleeping.timer.cancel()
+            sleeping.timer = None
+        if not sleeping.paused:
+            sleeping.paused = True
+            for fd in sleeping.sockets:
+                self._unwatch(fd)
+
+    def _on_events(self) -> None:
+        for fd, events in self._epoll.poll(0) if self._epoll is not None else ():
+            if fd not in self._watched:
+                continue  # since one of the events before it
+            sleeping, held = self._watched[fd]
+            if held is not None:
+                self._classify(sleeping, held, last=bool(events & _ENDS))
+            elif not sleeping.accepts:
+                self._wake(sleeping)
+            elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
+                self._unwatch(fd)
+                sleeping.fetched.add(fd)
+                self._fetch(_Fetch(self, sleeping, sleeping.sockets[fd]))
+            else:
+                self._accept(sleeping, sleeping.sockets[fd])
+
+    def _accept(self, sleeping: SleepingListener, listener: socket.socket) -> None:
+        """Accept from a listener that no application shares."""
+        for _ in range(self._limit.most_at_once):
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:
+                self._pause(sleeping)
+                return
+            self._hold(sleeping, HeldConnection.accepted(sock, sleeping.head_seconds))
+            if not sleeping.armed:
+                return
+
+    def _fetch(self, fetch: _Fetch) -> None:
+        """Have the accept helper take connections from sockets that an application shares."""
+        self._fetches.add(fetch)
+        self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
+
+    def _arrived(self, fetch: _Fetch, sock: Connection) -> None:
+        unseen = fetch.kind == ACCEPT
+        held = HeldConnection(sock, unseen=unseen)
+        if unseen:
+            held.give_time(fetch.sleeping.head_seconds, asked=False)
+        if not fetch.wanted:
+            self._handoff.close(held)
+        elif sleeping := self._sleeping.get(fetch.key):
+            self._hold(sleeping, held)
+        else:
+            # Its server has been woken meanwhile.
+            self._handoff.add(fetch.key, [held])
+
+    def _fetched(self, fetch: _Fetch, found: Fetched) -> None:
+        self._fetches.discard(fetch)
+        sleeping, fd = fetch.sleeping, fetch.fd
+        sleeping.fetched.discard(fd)
+        if not sleeping.armed or (fetch.clears and sleeping.left is None):
+            return
+        if found.failed:
+            # The server accepts by itself.
+            if found.blocked:
+                self._blocking.add(sleeping.key)
+            self._wake(sleeping)
+        elif fetch.clears:
+            self._cleared(sleeping, found)
+        elif found.junk or found.full:
+            self._pause(sleeping)
+        elif not sleeping.paused and fd in sleeping.sockets:
+            self._watch(fd, sleeping)
+
+    def _cleared(self, sleeping: SleepingListener, found: Fetched) -> None:
+        if found.empty and sleeping.left is not None:
+            self._unwatch(sleeping.left.fileno())
+            sleeping.left = None
+            self._store.emptied(sleeping.key)
+        else:
+            pause_seconds = _AGAIN_SECONDS if found.junk or found.full else 0
+            asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key)
+
+    def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
+        held.sock.setblocking(False)
+        sleeping.add(held)
+        self._classify(sleeping, held)
+        if held in sleeping.connections and sleeping.armed:
+            try:
+                self._watch_held(sleeping, held)
+            except OSError:
+                self._close(sleeping, held)
+            else:
+                held.name = self._store.keep(sleeping.key, held.sock)
+                if self._limit.too_many:
+                    self._make_room(held)
+
+    def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
+        sleeping.add(held)
+        self._watch(held.sock.fileno(), sleeping, held)
+        self._limit.add(held)
+
+    def _make_room(self, newest: HeldConnection) -> None:
+        """Close one connection of the server that has the most.
+
+        If all of them are sending a request, wake the server instead.
+        """
+        crowded = max(self._sleeping.values(), key=lambda sleeping: len(sleeping.connections))
+        expendable = crowded.expendable(newest)
+        if expendable is None:
+            self._wake(crowded)
+        else:
+            self._close(crowded, expendable)
+
+    def _classify(
+        self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
+    ) -> None:
+        """Decide what to do with a connection.
+
+        `last`: the client has closed its side. `late`: its time limit has expired.
+        """
+        on_late = partial(self._classify, sleeping, held, last=True, late=True)
+        try:
+            unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            head = held.sock.received + unread
+        except BlockingIOError:
+            head = held.sock.received
+            if not head:
+                if last:
+                    self._close(sleeping, held)
+                else:
+                    sleeping.wait(held, on_late, begun=False)
+                return
+        except OSError:
+            head = b""
+        verdict = classify_first_bytes(head, tls=sleeping.tls) if head else FirstBytes.NO_REQUEST
+        if verdict is FirstBytes.REQUEST:
+            self._wake(sleeping)
+        elif verdict is FirstBytes.BEGINNING and not last:
+            sleeping.wait(held, on_late, begun=True)
+        else:
+            self._close(sleeping, held, b"" if sleeping.tls or not head else refusal(late=late))
+
+    def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
+        """Close a connection that wakes no server, after sending `answer` if there is one."""
+        sleeping.remove(held)
+        self._limit.remove(held)
+        self._unwatch(held.sock.fileno())
+        if answer:
+            with contextlib.suppress(OSError):
+                # Read first: closing with unread bytes would reset the connection, and the answer with it.
+                held.sock.recv(ENOUGH_BYTES, socket.MSG_DONTWAIT)
+                held.sock.send(answer, socket.MSG_DONTWAIT)
+        self._handoff.close(held)
+
+    def _wake(self, sleeping: SleepingListener) -> None:
+        self.disarm(sleeping.key)
+        sleeping.on_request()
+
+
+class _Fetch:
+    """A request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
+
+    def __init__(
+        self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
+    ) -> None:
+        self.kind = TAKE if shared is sleeping.left else ACCEPT
+        self.key = sleeping.key
+        self.sleeping = sleeping
+        self.shared = shared
+        self.fd = -1 if clears else shared.fileno()
+        self.clears = clears  # all connections left by its workers are taken
+        self.wanted = True
+        self._activator = activator
+
+    def arrived(self, sock: Connection) -> None:
+        self._activator._arrived(self, sock)
+
+    def ended(self, found: Fetched) -> None:
+        self._activator._fetched(self, found)
+
+
+class SleepingServers:
+    """The sleeping servers of a runner, watched by one activator.
+
+    Held connections are also stored in the keeper until a worker gets them.
+    """
+
+    def __init__(
+        self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, passed: PassedPairs, directory: str
+    ) -> None:
+        self._keeper = keeper
+        self._passed = passed
+        self._sockets = sockets
+        self._adoptions = adoptions
+        self._servers: dict[str, ServerConfig] = {}
+        self._numbers = itertools.count(os.getpid() << 32)  # different from a successor's
+        self._accept_helper = AcceptHelper(keeper, directory, self._return)
+        self._activator = Activator(self, self._accept_helper)
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the server's listeners, and the connections that its workers left, for the first request."""
+        self._servers[server.key] = server
+        # A program takes connections from the listener only.
+        accepts = not server.command
+        if accepts and self._passed.uses(server.key):
+            self._adoptions.open(server)
+        left = self._adoptions.left(server.key) if accepts else None
+        sleeping = SleepingListener(
+            server.key,
+            self._sockets.of(server),
+            on_request,
+            accepts=accepts,
+            shared=self._sockets.shared(server.key),
+            tls=bool(server.tls),
+            left=left,
+            quiet_seconds=server.http.keep_alive,
+            head_seconds=server.http.head_timeout,
+        )
+        self._activator.arm(sleeping)
+
+    def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
+        """Drop the sleeping server's pair once the pair is empty and the server's workers have exited.
+
+        With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
+        """
+        if not self._activator.armed(key) or self._passed.uses(key):
+            return
+        if all(worker.exited.done() for worker in workers):
+            # Once the pair is empty no further connections come through it.
+            self._activator.clear(key)
+
+    def keep_pair(self, key: str) -> None:
+        """Watch the adoption pair of a sleeping server that has been given a route."""
+        if (left := self._adoptions.left(key)) is not None:
+            self._activator.watch_pair(key, left)
+
+    def disarm(self, key: str) -> None:
+        """Stop watching. The server's next workers take all connections."""
+        self._activator.disarm(key)
+
+    def dismiss(self, key: str) -> None:
+        """Close all connections that wait for a worker of the server."""
+        self._activator.dismiss(key)
+        self._adoptions.empty(key)
+
+    def close(self, key: str) -> None:
+        """Forget the server and close the connections that are held for it."""
+        self._activator.forget(key)
+        self._servers.pop(key, None)
+
+    def close_all(self) -> None:
+        """Forget all servers."""
+        self._activator.close()
+        self._accept_helper.close()
+
+    def adopt(
+        self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
+    ) -> list[HasDescriptor]:
+        """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
+        server = servers.get(meta["key"])
+        try:
+            sock = from_message(meta, fds)
+        except wire.WireError:  # its client has gone
+            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
+            return []
+        try:
+            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
+            if server is not None:
+                self._servers[server.key] = server
+                self.give(server.key, sock)
+        finally:
+            close_promptly(sock.detach())
+        return []
+
+    def adopt_acceptor(
+        self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
+    ) -> list[HasDescriptor]:
+        """Adopt the previous supervisor's accept helper; `servers` are the servers it may have accepted for."""
+        self._servers.update(servers)
+        return self._accept_helper.adopt(meta, fd)
+
+    def _return(self, key: str, sock: Connection) -> None:
+        try:
+            if key in self._servers and not self._activator.hold(key, sock):
+                self.give(key, sock)
+        finally:
+            close_promptly(sock.detach())
+
+    def give(self, key: str, sock: Connection) -> bool:
+        """See Handoff."""
+        self._adoptions.open(self._servers[key])
+        return self._adoptions.give(key, sock)
+
+    def keep(self, key: str, sock: Connection) -> str:
+        """See Handoff."""
+        name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
+        try:
+            part, fds = sock.message()
+        except OSError:
+            return ""  # out of descriptors: held, but it does not survive this process
+        try:
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **part}}, [sock, *fds[1:]])
+        except OSError:
+            return ""
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+        return name
+
+    def forget(self, name: str) -> None:
+        """See Handoff."""
+        self._keeper.send({"op": "drop", "name": name})
+
+    def emptied(self, key: str) -> None:
+        """See Handoff."""
+        if self._passed.uses(key):
+            self.keep_pair(key)
+        else:
+            self._adoptions.drop(key)

@@ -1,0 +1,913 @@
+"""The zygotes of a pool, from which its processes are forked, and the checks of these forks.
+
+There is one zygote per interpreter, started when a worker first needs it and replaced when it dies. An app zygote has
+also imported an application, for the workers of `preload` servers. It serves all servers that are equal in the settings
+visible to an import, and belongs to one version of the code: a request for newer code gets another zygote, and the old
+zygote is used until then. Imports, in app zygotes and in workers, take turns.
+
+A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
+its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
+not be in use already. For the same reason the keeper sends the signals: only the parent of a process can be sure that a
+pid is still that process's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from poolctl.bootstrap import as_user, command
+from poolctl.clock import PING_SECONDS, aligned
+from poolctl.config import ServerConfig, enter_as, masked_text
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.wire import Message
+from poolctl.platform import is_stopped, process_parent, process_start, process_users
+from poolctl.units import format_duration
+
+from ..process_link import (
+    Link,
+    LinkLost,
+    Malformed,
+    Receiver,
+    Refused,
+    number_of,
+    spawn,
+    text_of,
+    withheld_variables,
+)
+from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
+from ..worker_spec import Spec, spec_file
+from .output_pipes import Output, last_lines
+
+logger = logging.getLogger("poolctl.supervisor")
+
+_MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
+# Until then the intermediate process, which forks for the zygote, is the parent.
+_FIRST_LOOK_SECONDS = 0.1
+_LAST_LOOK_SECONDS = 3.0
+_TRIES = 20
+_AGAIN_SECONDS = 0.005
+# Longer than it takes to detect that the keeper does not answer, and to replace it.
+_KEEPER_SECONDS = 15.0
+
+
+class Process(NamedTuple):
+    """The pid and the start time (see process_start) of a process. The start time is None if it has exited."""
+
+    pid: int
+    start: int | None
+
+
+class Forged(Exception):
+    """A zygote has named a process that it cannot have forked; the text says which ("named …")."""
+
+
+class Children:
+    """The processes of this runner that were forked by zygotes.
+
+    `keeper_pid` is the pid of their parent, 0 if unknown. `early` has the exits that were reported before the fork's
+    reply.
+    """
+
+    def __init__(self, keeper: Link, keeper_pid: int) -> None:
+        self.keeper_pid = keeper_pid
+        self.early: dict[int, Exit] = {}
+        self._keeper = keeper
+        self._known: set[int] = set()
+        self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
+        self._forks = 0  # in progress
+        self._look: asyncio.TimerHandle | None = None
+        self._killing: set[asyncio.Task[None]] = set()
+        self._sees_processes = process_start(os.getpid()) is not None
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """Record the exits of unknown processes while a fork is in progress."""
+        if not self._forks:
+            self.early.clear()  # of others, whose pids may be reused
+        self._forks += 1
+        try:
+            yield
+        finally:
+            self._forks -= 1
+
+    async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
+        """The process that the reply names. Raises Forged if it is not new or does not run as `uid` (None: any user).
+
+        Raises LinkLost if the keeper is gone.
+        """
+        try:
+            pid = number_of(reply, "pid", 2, _MOST_PID)
+        except Malformed as error:
+            raise Forged(f"answered with {error}") from None
+        if pid in self._known:
+            raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
+        start = process_start(pid) if self._sees_processes else None
+        if start is None and self._sees_processes:
+            # All earlier exits are reported before the answer to this.
+            await self._keeper.call({"op": "list", "after": "\U0010ffff"})
+            if pid not in self.early:
+                raise Forged(f"named pid {pid} as a new process, but there is no such process")
+        elif start is not None:
+            if uid is not None and process_users(pid) != {uid}:
+                raise Forged(f"named pid {pid} as a new process, but it runs as another user")
+            if not_before is not None and start < not_before:
+                raise Forged(f"named pid {pid} as a new process, but it is older than the request")
+        return Process(pid, start)
+
+    def add(self, pid: int) -> Exit | None:
+        """Register the process. Returns its exit if it has exited already."""
+        exit_ = self.early.pop(pid, None)
+        if exit_ is None:
+            self._known.add(pid)
+        return exit_
+
+    def ended(self, pid: int) -> None:
+        """Forget a process that has exited, since its pid may be reused."""
+        self._known.discard(pid)
+        for process in [each for each in self._unconfirmed if each.pid == pid]:
+            del self._unconfirmed[process]
+
+    def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
+        """Check that the process becomes a child of the keeper; if not, call `on_forged` once."""
+        if process.start is None or not self.keeper_pid:
+            return
+        loop = asyncio.get_running_loop()
+        self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
+        if self._look is None:
+            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+
+    def _confirm(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._look = None
+        for process, (until, on_forged) in list(self._unconfirmed.items()):
+            if process_parent(process.pid) == (self.keeper_pid, process.start):
+                del self._unconfirmed[process]
+            elif loop.time() >= until:
+                del self._unconfirmed[process]
+                self._known.discard(process.pid)
+                on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
+        if self._unconfirmed:
+            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+
+    def kill(self, process: Process) -> None:
+        """Have the keeper kill the process and its session, if the process is still the keeper's child."""
+        if process.start is not None:
+            self._keeper.send(_signal_message(process, signal.SIGKILL, group=True))
+
+    async def signal(
+        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    ) -> None:
+        """Have the keeper signal the process or its session, unless it has `exited`."""
+        order = _signal_message(process, number, group=group)
+        with contextlib.suppress(LinkLost, TimeoutError):
+            # Again, because the keeper becomes the parent a moment after the fork.
+            for _ in range(_TRIES):
+                async with asyncio.timeout(_KEEPER_SECONDS):
+                    reply, _ = await self._keeper.call(order)
+                if reply["sent"] or exited.done():
+                    return
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
+        """Kill the process and its session if it has not exited within that time. Does not wait."""
+
+        async def kill() -> None:
+            await asyncio.wait({exited}, timeout=seconds)
+            if not exited.done():
+                await self.signal(process, exited, signal.SIGKILL, group=True)
+
+        task = asyncio.ensure_future(kill())
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+
+
+def _signal_message(process: Process, number: int, *, group: bool) -> Message:
+    return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}
+
+
+START_SECONDS = 30.0
+# A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
+SILENT_SECONDS = 10.0
+# Time for which a check of the users that can change an interpreter's files is valid.
+_OWNER_SECONDS = 10.0
+# Time for an unused one to exit.
+END_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class Unfit(Refused):
+    """An interpreter cannot run workers; `hint` says how to fix this."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class Source(NamedTuple):
+    """Names a zygote to fork from: its interpreter, and its `user` (uid, gid), or None for the pool's user."""
+
+    interpreter: str
+    user: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the zygote's entry in the keeper's store."""
+        return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
+
+    @classmethod
+    def of(cls, key: str) -> Source:
+        """The source that has this key."""
+        found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
+        return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
+
+
+class Zygotes:
+    """Forks workers from zygotes. The zygotes' own (rare) output goes to files in `directory`."""
+
+    def __init__(self, keeper: Link, children: Children, directory: str) -> None:
+        self._keeper = keeper
+        self._children = children
+        self._output = os.path.join(directory, "helpers.log")
+        self._running: dict[str, asyncio.Task[Link]] = {}
+        self._processes: dict[Link, Process] = {}
+        self._entered_as: dict[tuple[str, tuple[int, int]], tuple[float, tuple[int, int] | None]] = {}
+        self._without: dict[
+            str, list[str]
+        ] = {}  # by interpreter: the variables left out of its zygote's environment
+
+    def adopt(self, source: Source) -> None:
+        """Adopt a zygote that the keeper holds. It may still send replies meant for a supervisor that has exited."""
+        self._zygote(source)
+
+    def source(self, interpreter: str, user: tuple[int, int] | None) -> Source:
+        """The zygote for a server with that user.
+
+        It runs as that user if others can change the files that it runs.
+        """
+        if user is None:
+            return Source(interpreter)
+        now = asyncio.get_running_loop().time()
+        looked_at, entered_as = self._entered_as.get((interpreter, user), (-_OWNER_SECONDS, None))
+        if now - looked_at >= _OWNER_SECONDS:
+            entered_as = enter_as(interpreter, user, os.environ)
+            self._entered_as[interpreter, user] = now, entered_as
+        return Source(interpreter, entered_as)
+
+    async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
+        """Fork a process that has inherited `fds` and waits for the order to begin.
+
+        Raises WorkerFailed. Raises LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
+        request with another control socket, and the next zygote serves it.
+        """
+        zygote = await self.up(source)
+        try:
+            reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
+            uid = None if source.user is None else source.user[0]
+            return await self._children.verify(reply, uid, self._processes[zygote].start)
+        except Forged as error:
+            zygote.cut_off(str(error))
+            raise self._worker_failed(source, error) from error
+        except Refused as error:
+            raise self._worker_failed(source, error) from error
+
+    async def up(self, source: Source) -> Link:
+        """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
+        try:
+            return await asyncio.shield(self._zygote(source))
+        except Unfit as error:
+            raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
+
+    async def twice(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of the attempt to fork, which is repeated once if the zygote exits meanwhile.
+
+        Raises WorkerFailed.
+        """
+        for last in (False, True):
+            try:
+                return await attempt()
+            except LinkLost as error:
+                if last:
+                    raise self._worker_failed(source, error) from error
+        raise AssertionError("unreachable")
+
+    def _worker_failed(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
+        """The error for an interpreter whose zygote does not start; the zygote's output gives the cause."""
+        hint = f"see {self._output}"
+        if source.user is not None:
+            # Another user's process does not write into the pool's files.
+            uid, gid = source.user
+            hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
+        return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
+
+    def forged(self, source: Source, deed: str) -> None:
+        """Stop using the zygote, because it has named a process that it cannot have forked."""
+        task = self._running.get(source.key)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+            task.result().cut_off(deed)
+
+    @property
+    def processes(self) -> list[Process]:
+        """All zygote processes that have not exited, including those that are still starting."""
+        return list(self._processes.values())
+
+    def close(self) -> None:
+        """End every zygote; workers keep running."""
+        for key in list(self._running):
+            self._end(key)
+
+    def _end(self, key: str) -> None:
+        task = self._running.pop(key, None)
+        if task is None:
+            return
+        self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
+        if task.done() and not task.cancelled() and task.exception() is None:
+            self._end_process(task.result())
+        else:
+            task.cancel()
+
+    def _end_process(self, link: Link) -> None:
+        """Let the process at the other end exit, and kill it if it does not, because it may be stopped by a signal."""
+        link.close()
+        process = self._processes.pop(link, None)
+        if process is not None:
+            asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
+
+    def _zygote(self, source: Source) -> asyncio.Task[Link]:
+        key = source.key
+        without = withheld_variables()
+        if self._without.get(key, without) != without:
+            self._end(key)
+        self._without[key] = without
+        task = self._running.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.ensure_future(self._start(source))
+            # Callers that await it get the exception; often there are no callers.
+            task.add_done_callback(lambda started: started.cancelled() or started.exception())
+            self._running[key] = task
+        return task
+
+    async def _start(self, source: Source) -> Link:
+        key = source.key
+        kept = await self._take_from_store(key)
+        # One from the keeper's store has most likely been up for long.
+        limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
+        sock, process = kept or await self._spawn(source)
+        zygote = _Zygote(self, source)
+        zygote.link = link = Link(sock, zygote, trusted=False)
+        self._processes[link] = process
+        if kept is not None:
+            # Another supervisor may have received its first message.
+            link.send({"op": "ping"})
+        try:
+            async with asyncio.timeout(limit_seconds):
+                await zygote.up
+        except BaseException as error:
+            self._end_process(link)
+            if isinstance(error, TimeoutError):
+                zygote.lost()  # otherwise it would be used again
+                raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
+            raise
+        return link
+
+    def lost(self, zygote: _Zygote) -> None:
+        """Forget a zygote that has exited or does not answer; the next fork starts another."""
+        key = zygote.source.key
+        if self._running.get(key) is zygote.starting:
+            del self._running[key]
+            self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
+        self._end_process(zygote.link)
+
+    async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
+        """A zygote from the keeper's store, if it has the right environment; otherwise None."""
+        reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
+        if not fds:
+            return None
+        meta = reply.get("meta") or {}
+        if meta.get("without", []) == self._without[key]:
+            return wire.over(fds[0]), _process(meta)
+        for fd in fds:
+            os.close(fd)
+        return None
+
+    async def _spawn(self, source: Source) -> tuple[socket.socket, Process]:
+        argv, output = command(source.interpreter, "worker", "zygote"), self._output
+        without = self._without[source.key]
+        if source.user is not None:
+            argv, output = as_user(*source.user, argv), os.devnull
+        ours, theirs = wire.pair()
+        pid = await spawn(self._keeper, argv, output, theirs, without)
+        meta = {"without": without, "pid": pid, "start": process_start(pid)}
+        self._keeper.send(
+            {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
+        )
+        return ours, _process(meta)
+
+
+class _Zygote(Receiver):
+    """Receives the messages of one zygote. `up` is done once the zygote can fork."""
+
+    link: Link
+
+    def __init__(self, zygotes: Zygotes, source: Source) -> None:
+        self.source = source
+        self.starting = asyncio.current_task()
+        self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._zygotes = zygotes
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        event = text_of(message, "event")
+        if event == "up" and not self.up.done():
+            self.up.set_result(None)
+        elif event == "unfit" and not self.up.done():
+            self.up.set_exception(Unfit(text_of(message, "reason"), text_of(message, "hint")))
+
+    def lost(self) -> None:
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the interpreter exited at its start"))
+        self._zygotes.lost(self)
+
+    def breached(self, deed: str) -> None:
+        logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
+
+
+def _process(meta: wire.Message) -> Process:
+    return Process(int(meta.get("pid", 0)), meta.get("start"))
+
+
+class StoppedZygotes:
+    """Kills zygotes that are found stopped (SIGSTOP) in two checks, so that no worker has to wait for them.
+
+    Checks periodically, on the running loop until `close`. They are not asked, because each would have to fork for the
+    answer. The next fork starts another zygote.
+    """
+
+    def __init__(self, children: Children, zygotes: Callable[[], Iterable[Process]]) -> None:
+        self._children = children
+        self._zygotes = zygotes
+        self._stopped: set[Process] = (
+            set()
+        )  # at the last look: a debugger, or a paused container, takes a moment
+        self._loop = asyncio.get_running_loop()
+        self._set_timer()
+
+    def close(self) -> None:
+        """Stop checking."""
+        self._timer.cancel()
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_at(aligned(self._loop.time(), PING_SECONDS), self._check_processes)
+
+    def _check_processes(self) -> None:
+        before, self._stopped = self._stopped, {each for each in self._zygotes() if is_stopped(each.pid)}
+        for process in before & self._stopped:
+            logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
+            self._children.kill(process)
+        self._set_timer()
+
+
+_EXIT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 3.0
+_LAST_LINES = 200
+
+
+class ImportFailed(WorkerFailed):
+    """The application cannot be imported. `printed` is its output, which is already in the log of `server`."""
+
+    def __init__(
+        self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
+    ) -> None:
+        super().__init__(message, hint=hint or f"poolctl logs {server}", exit=exit)
+        self.server = server
+        self.printed = printed
+
+
+class AppZygote(Receiver):
+    """A process that imports an application and forks workers from it.
+
+    `code_since` is a monotonic time in seconds: the imported code is at least as new; infinite before the import. `up`
+    gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
+    """
+
+    link: Link
+
+    def __init__(
+        self,
+        keeper: Link,
+        children: Children,
+        key: str,
+        process: Process,
+        uid: int | None,
+        server: str,
+        code_since: float = math.inf,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._keeper = keeper
+        self._children = children
+        self.key = key
+        self.code_since = code_since
+        self.process = process
+        self.uid = uid  # of its user; None for the pool's own
+        self.server = server  # its log has the import's output
+        self.begun: asyncio.Future[None] = loop.create_future()
+        self.imported: asyncio.Future[None] = loop.create_future()
+        self.up: asyncio.Future[str] = loop.create_future()
+        self.up.add_done_callback(self._is_over)
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self._reason = ""
+        self._forks = 0  # in progress
+        self._ends = False
+
+    @property
+    def name(self) -> str:
+        """The name of the zygote's entry in the keeper's store."""
+        return f"{fd_store.APP_ZYGOTE}{self.key}.{self.process.pid}"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the zygote can be asked to fork."""
+        return not self._ends and self.link.sock.fileno() >= 0
+
+    def follow(self, sock: socket.socket) -> None:
+        """Receive the zygote's messages until it exits."""
+        self.link = Link(sock, self, trusted=False)
+        if (early := self._children.add(self.process.pid)) is not None:
+            self.exited.set_result(early)
+
+    def begin(self) -> None:
+        """Order the zygote to import the application."""
+        self.code_since = min(self.code_since, time.monotonic())
+        self.link.send({"order": "go"})
+        self._has_begun()
+
+    def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        """See Receiver."""
+        event = text_of(message, "event")
+        if event == "failed":
+            self._reason = masked_text(text_of(message, "message"))
+        elif event in ("up", "unusable") and not self.up.done():
+            self.up.set_result(text_of(message, "problem"))
+
+    def lost(self) -> None:
+        """See Receiver."""
+        self._keeper.send({"op": "drop", "name": self.name})
+        self._give_up()
+        self._children.kill_after(self.process, self.exited, END_SECONDS)
+
+    def breached(self, deed: str) -> None:
+        """See Receiver."""
+        logger.warning("the process that has imported %s %s: killing it", self.server, deed)
+        self._children.kill_after(self.process, self.exited, 0.0)
+
+    def forged(self, deed: str) -> None:
+        """Stop using the zygote, because it has named a process that it cannot have forked."""
+        self.link.cut_off(deed)
+
+    async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
+        """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
+
+        Raises ImportFailed, once the output from the `pipe` is in the log file. If cancelled, it ends the process.
+        """
+        since = time.time()
+        exit_ = None
+        try:
+            await asyncio.shield(self.begun)
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(self.up)
+        except TimeoutError:
+            message = f"was not ready within {format_duration(timeout_seconds)}"
+            hint = f"poolctl logs {self.server}; start_timeout sets how long it may take"
+        except LinkLost:
+            exit_ = Exit(message="ended")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_SECONDS):
+                    exit_ = await asyncio.shield(self.exited)
+            message = exit_.before_ready(self._reason)
+            hint = ""
+        except asyncio.CancelledError:
+            self.end()
+            raise
+        self.end()
+        await output.finished(pipe, _LAST_OUTPUT_SECONDS)
+        path = output.paths.get(self.server, "")
+        printed = last_lines(path, _LAST_LINES, since) if path else []
+        raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
+
+    async def fork(self, fds: Sequence[int]) -> Process:
+        """Fork a worker that inherits `fds`. Raises WorkerFailed, or LinkLost if the zygote has exited."""
+        self._forks += 1
+        try:
+            reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
+            return await self._children.verify(reply, self.uid, self.process.start)
+        except Refused as error:
+            raise WorkerFailed(f"no worker can be forked: {error}") from error
+        except Forged as error:
+            self.forged(str(error))
+            raise WorkerFailed(
+                f"its preloaded application {error}: it is not trusted",
+                hint=f"check what {self.server} imports",
+            ) from error
+        finally:
+            self._forks -= 1
+            if self._ends:
+                self._close_after_forks()
+
+    def end(self) -> None:
+        """Let the process exit after the forks in progress; a process that is importing is killed."""
+        importing = not self.up.done()
+        seconds = END_SECONDS + (SILENT_SECONDS if self._forks else 0.0)
+        self._ends = True
+        self._close_after_forks()
+        self._give_up()
+        self._children.kill_after(self.process, self.exited, 0.0 if importing else seconds)
+
+    def _close_after_forks(self) -> None:
+        if not self._forks:
+            self.link.close()
+            # Not earlier: the keeper shuts down a socket that it drops, and our end of it is the same socket.
+            self._keeper.send({"op": "drop", "name": self.name})
+
+    def _give_up(self) -> None:
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the process has exited"))
+
+    def _is_over(self, up: asyncio.Future[str]) -> None:
+        up.exception()  # possibly no caller awaits it
+        self.imported.set_result(None)
+        self._has_begun()
+
+    def _has_begun(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)
+
+
+_ADOPTION_SECONDS = 30.0
+
+
+class Importer(Protocol):
+    """A process that waits for its turn to import. `imported` is done when it has imported, failed or exited."""
+
+    imported: asyncio.Future[None]
+
+    def begin(self) -> None:
+        """Start the import."""
+
+
+class ImportLimit:
+    """Lets a limited number of processes import at the same time; the others wait in a queue.
+
+    They are forked ahead: forking uses one processor, while the imports use the rest.
+    """
+
+    def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
+        self._free = at_once
+        self._waiting: deque[Importer] = deque()
+
+    def queue(self, importer: Importer) -> None:
+        """Call the importer's `begin` when it is its turn."""
+        self._waiting.append(importer)
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        while self._free and self._waiting:
+            importer = self._waiting.popleft()
+            # One that has exited while it waited is skipped.
+            if not importer.imported.done():
+                self._free -= 1
+                importer.imported.add_done_callback(self._import_is_over)
+            importer.begin()
+
+    def _import_is_over(self, imported: asyncio.Future[None]) -> None:
+        self._free += 1
+        self._begin_next()
+
+
+class _Making:
+    """An import in progress. If it has not begun yet, it will read newer code than any other."""
+
+    task: asyncio.Task[AppZygote | str]
+
+    def __init__(self, zygote: AppZygote | None = None) -> None:
+        self.zygote = zygote
+
+    @property
+    def code_since(self) -> float:
+        return math.inf if self.zygote is None else self.zygote.code_since
+
+
+class AppZygotes:
+    """Starts app zygotes when servers need them, and ends those that no server needs.
+
+    Each imports its application when `turns` lets it.
+    """
+
+    def __init__(
+        self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: ImportLimit
+    ) -> None:
+        self._keeper = keeper
+        self._children = children
+        self._zygotes = zygotes
+        self._output = output
+        self._turns = turns
+        self._by_pid: dict[int, AppZygote] = {}
+        self._present: dict[str, AppZygote] = {}
+        self._making: dict[str, _Making] = {}
+        self._unusable: dict[str, tuple[float, str]] = {}
+        self._key_of: dict[str, str] = {}  # by the server's address
+        self._users: defaultdict[str, set[str]] = defaultdict(set)
+
+    async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
+        """A zygote whose code is not older than `since` (monotonic seconds), or the reason why it cannot be had.
+
+        Raises WorkerFailed if the application cannot be imported.
+        """
+        key = self.need(server, spec)
+        present = self._present.get(key)
+        if present is not None and present.usable and present.code_since >= since:
+            return present
+        tried_at, problem = self._unusable.get(key, (-1.0, ""))
+        if tried_at >= since:
+            return problem
+        making = self._making.get(key)
+        if making is None or making.code_since < since:
+            making = _Making()
+            self._begin(key, making, self._make(key, server, spec, making))
+        task = making.task
+        try:
+            return await asyncio.shield(task)
+        except ImportFailed as failure:
+            if failure.server == server.name:
+                raise
+            # Another server shares the import: its own log has the output too.
+            await self._output.say(server, failure.printed)
+            hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
+            raise WorkerFailed(failure.message, hint=hint, exit=failure.exit) from None
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise WorkerFailed("was stopped before its application was imported") from None
+            raise
+
+    def need(self, server: ServerConfig, spec: Spec) -> str:
+        """Record which zygote the server needs, and return that zygote's key."""
+        import hashlib  # with OpenSSL: most servers are not preloaded
+
+        key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+        if self._key_of.get(server.key) != key:
+            self.release(server.key)
+            self._key_of[server.key] = key
+            self._users[key].add(server.key)
+        return key
+
+    def release(self, address: str) -> None:
+        """Note that the server of this address has been stopped and needs no zygote."""
+        key = self._key_of.pop(address, None)
+        if key is not None:
+            self._users[key].discard(address)
+            self._end_unneeded(key)
+
+    def exited(self, pid: int, exit_: Exit) -> bool:
+        """Handle the exit of a process. Returns whether it was an app zygote."""
+        zygote = self._by_pid.pop(pid, None)
+        if zygote is not None:
+            zygote.exited.set_result(exit_)
+        return zygote is not None
+
+    @property
+    def processes(self) -> list[Process]:
+        """The processes of all app zygotes that have not exited."""
+        return [zygote.process for zygote in self._by_pid.values()]
+
+    def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
+        """Adopt another supervisor's zygote; the caller calls `end_unneeded` afterwards."""
+        process = Process(int(meta["pid"]), meta.get("start"))
+        code_since, server = float(meta["asked_at"]), str(meta["server"])
+        zygote = self._zygote(meta["key"], process, meta.get("uid"), server, code_since)
+        self._follow(zygote, wire.over(fds[0]))
+        before = self._making.get(zygote.key)
+        if before is not None and before.code_since > zygote.code_since:
+            zygote.end()
+            return ()
+        zygote.begin()
+        # It may have reported to another supervisor that it is up.
+        zygote.link.send({"op": "ping"})
+        if before is not None:
+            before.task.cancel()
+        self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTION_SECONDS))
+        return ()
+
+    def end_unneeded(self) -> None:
+        """End the zygotes that no server needs."""
+        for key in {*self._present, *self._making}:
+            self._end_unneeded(key)
+
+    def close(self) -> None:
+        """End all app zygotes. Workers keep running."""
+        self._users.clear()
+        self._key_of.clear()
+        self.end_unneeded()
+
+    def _end_unneeded(self, key: str) -> None:
+        if self._users.get(key):
+            return
+        self._users.pop(key, None)
+        self._unusable.pop(key, None)
+        if (making := self._making.get(key)) is not None:
+            making.task.cancel()
+        if (zygote := self._present.pop(key, None)) is not None:
+            zygote.end()
+
+    # Making one.
+
+    def _begin(self, key: str, making: _Making, work: Coroutine[Any, Any, AppZygote | str]) -> None:
+        making.task = asyncio.ensure_future(work)
+        self._making[key] = making
+
+        def done(made: asyncio.Task[AppZygote | str]) -> None:
+            if self._making.get(key) is making:
+                del self._making[key]
+            # Callers that await it get the exception; there may be no callers.
+            if not made.cancelled():
+                made.exception()
+
+        making.task.add_done_callback(done)
+
+    async def _make(self, key: str, server: ServerConfig, spec: Spec, making: _Making) -> AppZygote | str:
+        making.zygote, pipe = await self._fork(key, server, spec)
+        self._turns.queue(making.zygote)
+        return await self._finish(making.zygote, server.start_timeout, pipe)
+
+    async def _fork(self, key: str, server: ServerConfig, spec: Spec) -> tuple[AppZygote, str]:
+        """Fork a process that waits for its turn to import, and return it with the key of its output pipe."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            link, theirs = wire.pair()
+            if_failed.enter_context(link)
+            ours.enter_context(theirs)
+            pipe, write = self._output.attach(server)
+            if_failed.callback(self._output.discard, pipe)
+            ours.callback(os.close, write)
+            file = spec_file({**spec, "server": server.name})
+            ours.callback(os.close, file)
+            # If the base zygote exits now, the request can be repeated.
+            fds = [file, theirs.fileno(), write]
+            source = self._zygotes.source(spec["python"], spec["user"])
+            process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
+            if_failed.pop_all()
+            self._output.follow(pipe, process.pid)
+            uid = spec["user"][0] if spec["user"] is not None else None
+            zygote = self._zygote(key, process, uid, server.name)
+            self._follow(zygote, link)
+            if source.user is not None:
+
+                def on_forged(deed: str) -> None:
+                    self._zygotes.forged(source, deed)
+                    zygote.forged(deed)
+
+                self._children.confirm(process, on_forged)
+            meta = {
+                "key": key,
+                "asked_at": time.monotonic(),
+                "pid": process.pid,
+                "start": process.start,
+                "uid": uid,
+                "server": server.name,
+            }
+            self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
+        return zygote, pipe
+
+    def _zygote(
+        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+    ) -> AppZygote:
+        return AppZygote(self._keeper, self._children, key, process, uid, server, code_since)
+
+    def _follow(self, zygote: AppZygote, sock: socket.socket) -> None:
+        zygote.follow(sock)
+        if not zygote.exited.done():
+            self._by_pid[zygote.process.pid] = zygote
+
+    async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
+        problem = await zygote.finish(timeout_seconds, self._output, pipe)
+        if problem:
+            self._unusable[zygote.key] = (zygote.code_since, problem)
+            zygote.end()
+            return problem
+        before = self._present.get(zygote.key)
+        if before is None or not before.usable:
+            newest = zygote
+        else:
+            # Two imports may end in another order than they began.
+            older, newest = sorted((before, zygote), key=lambda each: each.code_since)
+            older.end()
+        self._present[zygote.key] = newest
+        return newest
