@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig
 
-from .decision_input import NO_OVERRIDES, Overrides
+from .decide import NO_OVERRIDES, Overrides
 
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(

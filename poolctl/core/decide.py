@@ -1,31 +1,207 @@
 """Decides the next actions for one server, and what follows when its worker has ended. Pure functions.
 
 No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as new
-facts. Called again after every change until it returns no action.
+facts. `decide` is called again after every change until it returns no action. With POOLCTL_TRACE=decisions each
+decision is logged with its reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from types import MappingProxyType
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 
-from .decision_input import (
-    AFTER_STOP,
-    ASLEEP,
-    BEFORE_START,
-    IN_BACKOFF,
-    LEAVING,
-    Desired,
-    Listener,
-    Phase,
-    View,
-    WorkerView,
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class Desired(StrEnum):
+    """The desired state of a server.
+
+    `wanted`: commands want it to run, whether it does or not. `rests`: no worker of it should run now.
+    """
+
+    wanted: bool
+    rests: bool
+
+    def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
+        """The member with these properties, or the member for a value."""
+        case = str.__new__(cls, word)
+        case._value_, case.wanted, case.rests = word, wanted, rests
+        return case
+
+    # Not started yet, or stopped because it was disabled: it starts when it is enabled.
+    IDLE = "idle", False, True
+    # By a command, and stays so when it is enabled.
+    STOPPED = "stopped", False, True
+    RUN = "run", True, False
+    # Runs at scheduled times and waits for the next run; while it runs the state is RUN.
+    SCHEDULED = "scheduled", True, True
+    # Restarted after a pause; in REFUSING the pause is long enough that the listener is closed.
+    BACKOFF = "backoff", True, False
+    REFUSING = "refusing", True, False
+    # It ended by itself with 0, and is not started again.
+    COMPLETED = "completed", True, True
+    # Given up until a command starts it.
+    FAILED = "failed", True, True
+    # It leaves the pool, and is forgotten when its last worker has ended.
+    REMOVED = "removed", False, True
+
+
+IN_BACKOFF = (Desired.BACKOFF, Desired.REFUSING)
+
+_ORDERED = {
+    Desired.IDLE,
+    Desired.STOPPED,
+    Desired.RUN,
+    Desired.SCHEDULED,
+    Desired.REMOVED,
+}  # what commands may want of a server
+_ENDED = {Desired.COMPLETED, Desired.FAILED}
+FOLLOWS = MappingProxyType(
+    {
+        Desired.IDLE: _ORDERED,
+        Desired.STOPPED: _ORDERED,
+        Desired.RUN: _ORDERED | _ENDED | {Desired.BACKOFF},
+        Desired.SCHEDULED: _ORDERED,
+        Desired.BACKOFF: _ORDERED | _ENDED | {Desired.BACKOFF, Desired.REFUSING},
+        Desired.REFUSING: _ORDERED | _ENDED | {Desired.BACKOFF},
+        # Another worker of it may still fail.
+        Desired.COMPLETED: _ORDERED | _ENDED,
+        Desired.FAILED: _ORDERED | {Desired.FAILED},
+        # A server of that name is added again.
+        Desired.REMOVED: {Desired.REMOVED, Desired.IDLE},
+    }
 )
+
+
+class ImpossibleChange(Exception):
+    """The desired state cannot be changed in this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Live changes that override the configuration until a reload removes them."""
+
+    workers: int | None = None
+    disabled: bool | None = None
+    out: bool = False  # out of rotation
+
+
+NO_OVERRIDES = Overrides()
+
+
+# The commands of a server's `hooks`.
+BEFORE_START, AFTER_STOP = "before_start", "after_stop"
+
+# The effect of a window on a server.
+AWAKE, ASLEEP = "awake", "asleep"
+
+
+class Phase(StrEnum):
+    """A phase in the life of a worker."""
+
+    PLACING = "placing"  # asked for, no process yet
+    STARTING = "starting"  # a process that has not answered
+    READY = "ready"
+    DRAINING = "draining"  # accepts no new connections, finishes its requests
+    STOPPING = "stopping"  # ends within its time limit
+
+
+LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+
+
+class Listener(StrEnum):
+    """The state of the server's listening sockets."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+# Never changed after construction. Frozen, they would take three times as long to make, and each event makes several.
+
+
+@dataclass(slots=True)
+class WorkerView:
+    """The facts about one worker that decisions depend on."""
+
+    id: str
+    generation: int
+    index: int
+    phase: Phase
+    out: bool = False  # taken out of rotation
+    idle: bool = False  # ready, and without traffic for its server's `scale.idle`
+    stuck: bool = False  # its event loop does not answer
+    resting: bool = False  # ready, and it leaves accepting to others
+    ko: bool = False  # its probes fail, or it is stuck
+
+
+@dataclass(slots=True)
+class View:
+    """All facts that the decision about one server depends on."""
+
+    desired: Desired
+    generation: int  # the generation that should serve
+    count: int = 1  # how many workers
+    canary: int = 0  # a further generation until it is judged; 0 without a canary
+    canaries: int = 0  # how many workers of that
+    apart: bool = False  # these have an address of their own
+    overlap: bool = True  # may two generations run at once
+    feasible: bool = True  # workers of the generation that should serve are known to start
+    checking: bool = False  # that is being checked
+    may_start: bool = True  # its dependencies fulfil their conditions
+    may_stop: bool = True  # no dependent has to stop before it
+    may_open: bool = True  # no other server has its address
+    vacates: bool = False  # its listener must be opened again, after its workers have ended
+    abandoned: tuple[str, ...] = ()  # its former addresses that no worker accepts from any longer
+    job: bool = False  # runs to its end once
+    out: bool = False  # out of rotation: it answers, but gets no new traffic
+    sleepy: bool = False  # may be without a worker while there are no requests for it
+    called: bool = False  # a request has come since it slept
+    needed: bool = False  # a dependent of it is up
+    kept: str = ""  # AWAKE or ASLEEP, by a window
+    armed: bool = False  # its listener is watched for the first request
+    before_start_due: bool = False  # a command has started it, and that hook has not ended with 0 yet
+    after_stop_due: bool = False  # a command has stopped it, and that hook has not ended yet
+    hook: str = ""  # the hook that runs
+    hook_ends: bool = False  # it has been asked to end
+    listener: Listener = Listener.CLOSED
+    workers: tuple[WorkerView, ...] = ()
+
+    @property
+    def staying(self) -> list[WorkerView]:
+        """The workers that are not leaving."""
+        return [worker for worker in self.workers if worker.phase not in LEAVING]
+
+    @property
+    def sleeps(self) -> bool:
+        """See Entry.sleeps."""
+        wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
+        return self.sleepy and not wakes and not self.staying
+
+    @property
+    def awaits_hook(self) -> bool:
+        """See Entry.awaits_hook."""
+        return self.before_start_due or self.after_stop_due or bool(self.hook)
+
+    @property
+    def falls_asleep(self) -> bool:
+        """Whether the server may fall asleep: it is complete, and no worker had traffic for its `scale.idle`."""
+        return (
+            self.sleepy
+            and not self.needed
+            and self.kept != AWAKE
+            and not self.out
+            and {worker.index for worker in self.staying}.issuperset(range(self.count))
+            and all(worker.idle and worker.generation == self.generation for worker in self.staying)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,3 +495,107 @@ def judge(
     if not recent and was_ready:
         return Verdict(Next.RESTART)
     return Verdict(Next.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
+
+
+VARIABLE, DECISIONS = "POOLCTL_TRACE", "decisions"
+
+
+class Trace:
+    """Logs the actions for each server, and the facts that have changed since the previous decision."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, View] = {}
+
+    @classmethod
+    def configured(cls, environment: Mapping[str, str]) -> Trace | None:
+        """The trace, if the environment requests it; otherwise None."""
+        return cls() if environment.get(VARIABLE) == DECISIONS else None
+
+    def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+        """Log the decision unless it repeats the last one. `withheld`: a calm supervisor does not perform it."""
+        changed = ", ".join(_changes(self._views.get(name), view))
+        self._views[name] = view
+        if not (changed or actions):
+            return
+        if withheld:
+            outcome = "nothing: the supervisor does only what is ordered"
+        elif actions:
+            outcome = ", ".join(map(_action_text, actions))
+        else:
+            outcome = f"nothing: {why_nothing(view)}"
+        logger.info("decision: %s: %s => %s", name, changed or "nothing has changed", outcome)
+
+    def forget(self, name: str) -> None:
+        """Forget a server that has been removed."""
+        self._views.pop(name, None)
+
+
+def _changes(before: View | None, after: View) -> Iterator[str]:
+    """The facts that differ from the previous view or, at first, from a stopped server."""
+    old = before or View(after.desired, after.generation, feasible=after.feasible)
+    if before is None:
+        yield f"desired {after.desired}"
+    for each in fields(View):
+        if each.name != "workers" and getattr(old, each.name) != (now := getattr(after, each.name)):
+            yield f"{each.name} {_value_text(getattr(old, each.name))} -> {_value_text(now)}"
+    there = {worker.id: worker for worker in old.workers}
+    for worker in after.workers:
+        known = there.pop(worker.id, None)
+        if known is None:
+            yield f"{worker.id} new, {worker.phase}"
+        elif known != worker:
+            yield f"{worker.id} {' '.join(_worker_changes(known, worker))}"
+    for gone in there:
+        yield f"{gone} gone"
+
+
+def _worker_changes(before: WorkerView, after: WorkerView) -> Iterator[str]:
+    for each in fields(WorkerView):
+        old, new = getattr(before, each.name), getattr(after, each.name)
+        if old != new:
+            yield (
+                f"{old} -> {new}"
+                if each.name == "phase"
+                else f"{each.name} {_value_text(old)} -> {_value_text(new)}"
+            )
+
+
+def _value_text(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _action_text(action: Action) -> str:
+    """The action and its arguments as text, such as `spawn 2 0`."""
+    values = [str(getattr(action, each.name)) for each in fields(action)]
+    return " ".join([type(action).__name__.lower(), *values])
+
+
+def why_nothing(view: View) -> str:
+    """The reason why the server needs no action now."""
+    leaving = _ids_of_workers_in(view, *LEAVING)
+    if view.desired.rests:
+        if view.workers and not view.may_stop:
+            return "what depends on it has to stop first"
+        return f"waits for the end of {leaving}" if leaving else f"it is {view.desired}"
+    if view.desired in IN_BACKOFF:
+        return "it is in backoff"
+    if view.listener is Listener.CLOSED:
+        return "its address is in use" if not view.may_open else "what it depends on is not ready"
+    if view.listener is not Listener.OPEN:
+        return f"its listener is {view.listener}"
+    if view.vacates and leaving:
+        return f"waits for the end of {leaving}"
+    if view.sleeps:
+        return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
+    if view.checking:
+        return "waits until it is known whether a worker can start"
+    if coming := _ids_of_workers_in(view, Phase.PLACING, Phase.STARTING):
+        return f"waits for {coming} to become ready"
+    present = {worker.index for worker in view.workers if worker.generation == view.generation}
+    if not view.may_start and not present.issuperset(range(view.count)):
+        return "what it depends on is not ready"
+    return f"waits for the end of {leaving}" if leaving else "it is as desired"
+
+
+def _ids_of_workers_in(view: View, *phases: Phase) -> str:
+    return ", ".join(worker.id for worker in view.workers if worker.phase in phases)

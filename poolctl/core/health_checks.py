@@ -10,9 +10,9 @@ from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
-from .decision_input import LEAVING
-from .server_changes import Recorder, Workqueue
+from .decide import LEAVING
 from .server_entry import Entry, Worker
+from .servers import Recorder, Workqueue
 
 if TYPE_CHECKING:
     from poolctl.probes.schedule import Schedule

@@ -1,33 +1,41 @@
-"""Performs the decided actions on listeners and workers, and records their outcome in the entries."""
+"""Performs the decided actions on listeners, workers and hooks, and records their outcome in the entries."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolStopError, ServerError
-from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
+from poolctl.json_form import Table, to_json
+from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
-from .address_changes import Addresses
 from .decide import (
+    ASLEEP,
+    BEFORE_START,
+    LEAVING,
     Action,
     Arm,
     Attend,
     Check,
     Close,
+    Desired,
     Disarm,
     Drain,
     EndHook,
     FallAsleep,
+    Listener,
     Next,
     Open,
+    Phase,
     Release,
     Rotate,
     RunHook,
@@ -35,7 +43,6 @@ from .decide import (
     Stop,
     judge,
 )
-from .decision_input import ASLEEP, LEAVING, Desired, Listener, Phase
 from .failures import (
     LAST_LINES,
     LINES_READ,
@@ -50,13 +57,212 @@ from .failures import (
     restarting,
 )
 from .health_checks import HealthChecks
-from .scheduled_runs import end_run, moment_text
-from .server_changes import Recorder, Workqueue, caused_by
+from .schedules import end_run, moment_text
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
 from .server_files import certificate_ends, digests, report_expired
-from .server_hooks import ServerHooks
-from .servers import Servers
-from .stack_reports import StackReports
+from .servers import Addresses, Recorder, Servers, Workqueue, caused_by
+
+if TYPE_CHECKING:
+    from poolctl.runners.stack_report import WorkerStacks
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+# No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
+_STACKS_SECONDS = 1.0
+_ANSWER_SHARE = 0.9  # of this time, for the runner
+# Limits of an event, and of the state given to a successor: about 50 KB at most.
+_STACKS, _FRAMES = 20, 20
+_MOST_SERVERS = 100
+
+
+class StackReports:
+    """Reads the stacks of workers from the runner, if it supports that."""
+
+    def __init__(self, runner: Runner, recorder: Recorder) -> None:
+        self._runner = runner
+        self._recorder = recorder
+        self._last: dict[str, WorkerStacks] = {}  # by the server's name
+
+    @property
+    def possible(self) -> bool:
+        """Whether the runner supports stack reports."""
+        return self._runner.capabilities.stacks is not None
+
+    async def take(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
+        """The worker's stacks, or None if they are unknown. Takes at most a second, and never raises."""
+        stacks = self._runner.capabilities.stacks
+        if stacks is None or worker.placement is None:
+            return None
+        try:
+            async with asyncio.timeout(_STACKS_SECONDS):
+                found = await stacks.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
+        except TimeoutError:
+            return None
+        except Exception:
+            logger.exception("the stacks of worker %s cannot be taken", worker.id)
+            return None
+        found = found.shortened(_STACKS, _FRAMES)
+        self._last.pop(entry.name, None)
+        self._last[entry.name] = found
+        if len(self._last) > _MOST_SERVERS:
+            del self._last[next(iter(self._last))]
+        return found
+
+    async def start_timed_out(self, entry: Entry, worker: Worker, message: str) -> str:
+        """Record the stacks of a worker that is not ready in time; returns the message with the place of the hang."""
+        stacks = await self.take(entry, worker)
+        if stacks is None:
+            return message
+        if stacks.place:
+            message += f", in {stacks.place}"
+        process: Table = {} if stacks.pid is None else {"pid": stacks.pid}
+        self._recorder.record(
+            "lifecycle",
+            "start timed out",
+            server=entry.name,
+            bind=entry.config.key,
+            message=f"worker {worker.id} {message}",
+            worker=worker.id,
+            **process,
+            severity="info",
+            stacks=[to_json(stacks)],
+        )
+        return message
+
+    def last(self, entry: Entry) -> WorkerStacks | None:
+        """The last stacks that were taken of a worker of this server, or None."""
+        return self._last.get(entry.name)
+
+
+_NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
+
+
+class ServerHooks:
+    """Runs the hooks of servers, one at a time for each server.
+
+    A start waits for its hook, and fails if the hook fails; a stop only waits.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock, queue: Workqueue, recorder: Recorder) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._queue = queue
+        self._recorder = recorder
+
+    def begin(self, entry: Entry, hook: RunningHook) -> None:
+        """Run the hook. A hook that has a placement was started by another supervisor."""
+        entry.hooks.running = hook
+        self._queue.run(self._run(entry, hook))
+
+    def end(self, entry: Entry) -> None:
+        """Ask the running hook to end; kill it after the server's `stop_timeout`."""
+        assert entry.hooks.running is not None
+        entry.hooks.running.ends = True
+        if entry.hooks.running.placement is not None:
+            self._queue.run(self._stop(entry.hooks.running.placement, entry.config.stop_timeout))
+
+    def kill(self, entry: Entry) -> None:
+        """Kill the running hook at once, and run none after the stop in progress."""
+        if entry.hooks.after_stop_due:
+            entry.observed.warnings.append(
+                f"{entry.name}: was killed: hooks.after_stop was not run to its end"
+            )
+            entry.hooks.after_stop_due = False
+        if entry.hooks.running is not None:
+            entry.hooks.running.ends = True
+            if entry.hooks.running.placement is not None:
+                self._queue.run(self._stop(entry.hooks.running.placement, 0))
+
+    async def _run(self, entry: Entry, hook: RunningHook) -> None:
+        begun_at = self._clock.time()
+        exit_, hint = await self._outcome(entry, hook)
+        message = ""
+        if not (exit_.ok or hook.ends):
+            how = exit_.message if exit_.signal is None else f"was {exit_.message}"
+            message = await self._message(entry, f"hooks.{hook.name} {how}", begun_at)
+        entry.hooks.running = None
+        if hook.name == BEFORE_START:
+            self._started(entry, hook, exit_, message, hint, begun_at)
+        else:
+            entry.hooks.after_stop_due = False
+            if message:
+                self._report(entry, message)
+        self._queue.touch(entry, progressed=True)
+
+    async def _outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+        """How the hook ended, or why it was not begun, and a hint."""
+        config = entry.config
+        if hook.name == BEFORE_START:
+            limit = config.start_timeout
+        else:
+            limit = config.stop_timeout
+            if entry.desired.stop_seconds is not None:
+                limit = min(limit, entry.desired.stop_seconds)
+        hooks = self._runner.capabilities.hooks
+        if hook.placement is None:
+            if config.hooks is None or not getattr(config.hooks, hook.name):
+                return Exit.from_status(0), ""  # a reload took it out while the start or the stop waited
+            if hooks is None:
+                return Exit(message="cannot be run"), _NOT_HERE
+            try:
+                hook.placement = await hooks.begin_hook(config, hook.name)
+            except Exception as error:
+                message, hint = explained(error)
+                return Exit(message=f"cannot be run: {message}"), hint
+        exit_ = await self._end_of(hook, hook.placement, limit)
+        hint = f"poolctl logs {entry.name}"
+        if exit_.status is None and exit_.signal is None:
+            which = "start_timeout" if hook.name == BEFORE_START else "stop_timeout"
+            hint += f"; {which} says how long it may take"
+        return exit_, hint
+
+    async def _end_of(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
+        """The exit of the hook; without status and signal if it exceeded its time limit."""
+        ending = asyncio.ensure_future(self._runner.watch(placement))
+        if hook.ends:
+            # That was decided before it had a process.
+            await self._stop(placement, 0)
+        await asyncio.wait({ending}, timeout=limit_seconds)
+        if ending.done():
+            return ending.result()
+        await self._stop(placement, 0)
+        await ending
+        return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
+
+    async def _stop(self, placement: Placement, seconds: float) -> None:
+        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
+        with contextlib.suppress(TimeoutError):
+            await self._runner.stop(placement, seconds)
+
+    async def _message(self, entry: Entry, message: str, since: float) -> str:
+        """The message with the reason that the hook printed."""
+        lines = await last_lines(self._runner, entry.name, LINES_READ, since)
+        reason = cause_of(lines, entry.config).text
+        return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
+
+    def _started(
+        self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
+    ) -> None:
+        if hook.ends:
+            return  # it is run again if the server has been started meanwhile
+        if not message:
+            entry.hooks.before_start_due = False
+        elif entry.wanted:
+            # The lines that it printed belong to the report of the failure.
+            entry.observed.failed_since = begun_at
+            entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
+            note_failure(entry, failure_of(entry, message, hint))
+            entry.become(Desired.FAILED)
+
+    def _report(self, entry: Entry, message: str) -> None:
+        entry.observed.warnings.append(f"{entry.name}: {message}")
+        logger.warning("%s: %s", entry.name, message)
+        cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
+        self._recorder.record(
+            "lifecycle", "hook failed", server=entry.name, bind=entry.config.key, message=message, cause=cause
+        )
+
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
@@ -66,8 +272,6 @@ _OWN_SOCKET = (
     "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
     'or write socket = "program" to let it open its own'
 )
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class Executor:

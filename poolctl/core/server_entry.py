@@ -11,10 +11,10 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Placement
-from poolctl.states import State, Status
+from poolctl.states import PASSING, State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
-from .decision_input import (
+from .decide import (
     ASLEEP,
     AWAKE,
     FOLLOWS,
@@ -28,7 +28,7 @@ from .decision_input import (
     Phase,
     View,
     WorkerView,
-)  # fmt: skip
+)
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
@@ -692,3 +692,80 @@ def restore(entry: Entry, record: Table) -> None:
     entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
     entry.desired.state = Desired(record.get("desired", Desired.IDLE))
     entry.desired.overrides = Overrides(**record.get("overrides", {}))
+
+
+@dataclass(slots=True)
+class Availability:
+    """The times that a server has been up and down; time while the server is off is not counted.
+
+    Updated by `note` at each change, with a monotonic time in seconds.
+    """
+
+    state: str = "stopped"
+    health: str = Status.UNKNOWN
+    uptime: float = 0.0  # it answered, possibly with a warning
+    downtime: float = 0.0
+    risetime: float = 0.0  # part of both: it was coming up
+    falltime: float = 0.0  # part of both: it was going down
+    rise: int = 0  # how often it started to answer
+    fall: int = 0  # how often it stopped answering without being turned off
+    _level: str = Status.UNKNOWN  # the last level other than warn
+    _since: float = 0.0
+
+    def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
+        """Record a new state or health, or both, at this time."""
+        self.settle(now)
+        was_up, was_off = self.is_up, self.status == Status.UNKNOWN
+        self.state = self.state if state is None else state
+        self.health = self.health if health is None else health
+        status = self.status
+        if status != Status.WARN:
+            self._level = status
+        self.rise += self.is_up and not was_up
+        self.fall += was_up and not self.is_up and status != Status.UNKNOWN and not was_off
+
+    def settle(self, now: float) -> None:
+        """Add the time since the last update."""
+        passed, self._since = max(0.0, now - self._since), now
+        status = self.status
+        if status == Status.UNKNOWN:
+            return
+        if self.is_up:
+            self.uptime += passed
+        else:
+            self.downtime += passed
+        if status == Status.WARN and self._level == Status.OK:
+            self.falltime += passed
+        elif status == Status.WARN:
+            self.risetime += passed
+
+    @property
+    def status(self) -> str:
+        """The status that follows from state and probes: `ok`, `warn`, `ko`, or `unknown` while the server is off."""
+        if self.state in ("stopped", "completed", "disabled"):
+            return Status.UNKNOWN
+        if self.state in PASSING:
+            return Status.WARN
+        if self.state == "failed":
+            return Status.KO
+        return self.health if self.health in (Status.WARN, Status.KO) else Status.OK
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the server answers requests."""
+        return self.state in ("running", "sleeping") and self.health != Status.KO
+
+    @property
+    def sli(self) -> float | None:
+        """The share of the time that the server was up, from 0 to 1; None before any time was counted."""
+        total = self.uptime + self.downtime
+        return self.uptime / total if total else None
+
+    def to_dict(self) -> dict[str, object]:
+        """The values as a document from which `restored` creates an equal object."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def restored(cls, kept: Table) -> Availability:
+        """An object that continues with the values from `to_dict`, on the same monotonic clock."""
+        return cls(**{each.name: kept[each.name] for each in fields(cls) if each.name in kept})

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
-from .server_changes import Recorder
 from .server_entry import Entry, Worker
+from .servers import Recorder
 
 logger = logging.getLogger("poolctl.supervisor")
 

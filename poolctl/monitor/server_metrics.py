@@ -7,11 +7,10 @@ from typing import NamedTuple, TypeVar
 
 from poolctl import __version__
 from poolctl.config import masked_text
-from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
-from poolctl.core.decision_input import LEAVING
-from poolctl.core.server_entry import Worker
+from poolctl.core.decide import LEAVING
+from poolctl.core.server_entry import Availability, Worker
 from poolctl.platform import cpu_seconds
-from poolctl.states import State
+from poolctl.states import State, Status
 from poolctl.worker import tally
 
 from .exposition import Family
@@ -138,7 +137,7 @@ def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     latency = family_of("poolctl_monitor_latency_seconds", "gauge", text)
     wakes = family_of("poolctl_server_wakes", "counter", "How often a request has woken the server.")
     for each in servers:
-        for value in (OK, WARN, KO, UNKNOWN):
+        for value in (Status.OK, Status.WARN, Status.KO, Status.UNKNOWN):
             status.add(int(each.availability.status == value), **each.labels, status=value)
         latency.add(each.latency_seconds, **each.labels)
         wakes.add(each.wakes, **each.labels)

@@ -13,12 +13,9 @@ from typing import Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
-from poolctl.core.availability import Availability
-from poolctl.core.await_servers import until
-from poolctl.core.core import Core
-from poolctl.core.decision_input import LEAVING, Listener
-from poolctl.core.decision_trace import Trace
-from poolctl.core.server_entry import Entry
+from poolctl.core.core import Core, until
+from poolctl.core.decide import LEAVING, Listener, Trace
+from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import ServerError
 from poolctl.monitor.server_figures import Usage
 from poolctl.runners.runner_protocol import Placement, Runner

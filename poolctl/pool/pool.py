@@ -12,9 +12,8 @@ from datetime import timedelta
 from types import TracebackType
 
 from poolctl.config import Configuration, ServerConfig
-from poolctl.core.availability import Availability
-from poolctl.core.decision_input import Desired
-from poolctl.core.server_entry import DesiredState, Entry, ObservedState
+from poolctl.core.decide import Desired
+from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
     PoolAddError,
     PoolError,

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from poolctl.address import parse
-from poolctl.core.availability import Availability
+from poolctl.core.server_entry import Availability
 from poolctl.errors import ServerError
 from poolctl.states import PASSING, State, Status
 

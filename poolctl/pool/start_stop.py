@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from poolctl.config import Dependency, ServerConfig
-from poolctl.core.await_servers import Goal
+from poolctl.core.core import Goal
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,

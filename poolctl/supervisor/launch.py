@@ -223,7 +223,7 @@ def forget_desired_state(pool_directory: str, names: Collection[str] | None = No
     if names is None:
         _unless_it_runs(pool_directory, pool_files.remove_desired)
         return
-    from poolctl.core.decision_input import Desired
+    from poolctl.core.decide import Desired
 
     for name, wanted in left.get("servers", {}).items():
         if name in names:

@@ -20,9 +20,9 @@ from poolctl.control.control_server import ControlServer, DescriptorReserve, Han
 from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
-from poolctl.core.decision_trace import Trace
-from poolctl.core.server_changes import caused_by
+from poolctl.core.decide import Trace
 from poolctl.core.server_entry import Entry
+from poolctl.core.servers import caused_by
 from poolctl.exit_codes import FAILED
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.process_link import KeeperLink

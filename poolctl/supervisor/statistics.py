@@ -21,9 +21,8 @@ from poolctl.control.statistics_answers import (
     StatsResult,
     WorkerStats,
 )
-from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
@@ -37,6 +36,7 @@ from poolctl.monitor.server_figures import (
     loop_lag_seconds,
     snapshot,
 )
+from poolctl.states import Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -165,7 +165,7 @@ class Totals:
 
     def _heard(self, event: JournalEvent) -> None:
         known = self._availability.get(event.server) if event.kind == "health" else None
-        if known is not None and event.state in (OK, WARN, KO):
+        if known is not None and event.state in (Status.OK, Status.WARN, Status.KO):
             known.note(self._core.clock.monotonic(), health=event.state)
             self._note(event.server)
 

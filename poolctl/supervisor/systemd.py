@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from poolctl.control import sd_notify
 from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Desired
+from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.states import in_words
 

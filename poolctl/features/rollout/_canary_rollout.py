@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decision_input import LEAVING, Phase
-from poolctl.core.server_changes import caused_by
+from poolctl.core.decide import LEAVING, Phase
 from poolctl.core.server_entry import Canary, Entry, Worker
+from poolctl.core.servers import caused_by
 from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import memory_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.monitor.server_figures import BOUNDS_SECONDS
 from poolctl.platform import cpu_seconds

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Sequence
 
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Desired
-from poolctl.core.server_changes import NO_CAUSE
+from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Entry
+from poolctl.core.servers import NO_CAUSE
 from poolctl.json_form import Table
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, ensure_open_files

@@ -14,7 +14,7 @@ from typing import Any
 
 from poolctl.clock import aligned
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Heartbeats

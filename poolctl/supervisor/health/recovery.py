@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Phase
-from poolctl.core.server_changes import caused_by
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within

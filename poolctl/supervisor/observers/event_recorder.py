@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from poolctl.control.answers import About
 from poolctl.core.core import Core
-from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
+from poolctl.core.decide import ASLEEP, LEAVING, Phase
+from poolctl.core.schedules import window_text
 from poolctl.core.server_entry import Cause, Entry, Worker
-from poolctl.core.sleep_windows import window_text
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from poolctl.control.observer_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Desired
-from poolctl.core.scheduled_runs import failed_run
+from poolctl.core.decide import Desired
+from poolctl.core.schedules import failed_run
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Worker
 from poolctl.runners.runner_protocol import Adopted, AdoptedWorker
 from poolctl.states import Status

@@ -22,7 +22,7 @@ from poolctl.control.answers import (
     failure,
     item,
 )
-from poolctl.core.decision_input import NO_OVERRIDES
+from poolctl.core.decide import NO_OVERRIDES
 from poolctl.core.server_files import digest_of
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED

@@ -9,9 +9,9 @@ from functools import partial
 from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
 from poolctl.control.show_answers import ShowResult, StacksResult
-from poolctl.core.await_servers import Goal, not_arrived, until
-from poolctl.core.decision_input import Desired
-from poolctl.core.scheduled_runs import failed_run
+from poolctl.core.core import Goal, not_arrived, until
+from poolctl.core.decide import Desired
+from poolctl.core.schedules import failed_run
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.server_files import day, passed_over
 from poolctl.errors import PoolMonitorError, ServerError

@@ -10,9 +10,9 @@ from poolctl.config import Marks, ServerConfig, Table
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.configuration_diff import Kind, Running, listed, plan
 from poolctl.core.core import Core
-from poolctl.core.server_changes import CURRENT_CAUSE
 from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.server_files import digests
+from poolctl.core.servers import CURRENT_CAUSE
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners.process_link import withheld_variables

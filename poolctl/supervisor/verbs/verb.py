@@ -17,9 +17,8 @@ from poolctl.config import masked
 from poolctl.control.answers import About, ErrorEntry, Item, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, WorkerDetails
-from poolctl.core.await_servers import Goal
-from poolctl.core.core import Core
-from poolctl.core.decision_input import Phase
+from poolctl.core.core import Core, Goal
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT

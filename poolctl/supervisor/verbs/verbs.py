@@ -15,7 +15,7 @@ from poolctl.control.answers import ErrorEntry, Item, PingResult, Result
 from poolctl.control.control_server import Progress, Request
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core
-from poolctl.core.server_changes import caused_by
+from poolctl.core.servers import caused_by
 from poolctl.exit_codes import CONFLICT, FAILED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.gateway.supervision.server_facts import facts_of
 from poolctl.features.rollout._canary_rollout import CanaryRollout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling._server_load import ServerLoad
 from poolctl.features.scaling._triggers import TRIGGERS, Cpu, Part, Sample

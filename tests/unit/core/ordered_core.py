@@ -9,9 +9,8 @@ from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
-from poolctl.core.await_servers import Goal
-from poolctl.core.core import Core
-from poolctl.core.decision_trace import Trace
+from poolctl.core.core import Core, Goal
+from poolctl.core.decide import Trace
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
 from tests.unit.runners.scripted_runner import SlowRunner

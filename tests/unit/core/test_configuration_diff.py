@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import Change, Kind, Running, differences, is_live, plan
-from poolctl.core.decision_input import Overrides
+from poolctl.core.decide import Overrides
 from tests.examples import examples
 
 

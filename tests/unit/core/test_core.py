@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.decision_input import Desired, Overrides, Phase
+from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.errors import PoolStartError
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web

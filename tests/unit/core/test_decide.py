@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,21 +17,28 @@ from poolctl.core.decide import (
     Attend,
     Check,
     Close,
+    Desired,
     Drain,
     EndHook,
+    Listener,
     Next,
     Open,
+    Phase,
     RunHook,
     Spawn,
     Stop,
+    Trace,
     Verdict,
+    View,
+    WorkerView,
     decide,
     judge,
+    why_nothing,
 )
-from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
 from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
+from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 
 def worker(generation: int = 1, index: int = 0, phase: Phase = Phase.READY) -> WorkerView:
@@ -248,3 +258,77 @@ def test_delays_stay_within_what_is_configured(
     found = judge(policy, BAD, was_ready=was_ready, restarts=restarts, now=now, jitter=jitter)
     assert found.next is Next.RESTART
     assert 0 <= found.delay_seconds <= 30 * (1 + share)
+
+
+# The log of decisions: what has changed, what is done about it, or why nothing is.
+
+
+RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"
+
+
+def test_only_the_environment_turns_it_on() -> None:
+    assert Trace.configured({}) is None
+    assert Trace.configured({"POOLCTL_TRACE": "everything"}) is None
+    assert Trace.configured({"POOLCTL_TRACE": "decisions"}) is not None
+
+
+def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("api"), trace=Trace())
+        await pool.start()
+        await turns()
+        caplog.clear()
+        await pool.restart()
+        await turns()
+
+    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
+        run(scenario())
+    section = RECOVERY.read_text().partition("## Trace decisions")[2]
+    assert caplog.messages == section.split("```")[1].strip().splitlines()
+
+
+def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        await OrderedCore(web()).start()
+
+    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
+        run(scenario())
+    assert caplog.messages == []
+
+
+def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    view, trace = View(Desired.RUN, 1, listener=Listener.OPENING), Trace()
+    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
+        trace.decision("web", view, [], withheld=False)
+        trace.decision("web", view, [], withheld=False)
+        trace.decision("web", replace(view, may_stop=False), [], withheld=True)
+    assert caplog.messages == [
+        "decision: web: desired run, listener closed -> opening => nothing: its listener is opening",
+        "decision: web: may_stop yes -> no => nothing: the supervisor does only what is ordered",
+    ]
+
+
+STARTING = (WorkerView("web.1.0", 1, 0, Phase.STARTING),)
+STOPPING = (WorkerView("web.1.0", 1, 0, Phase.STOPPING),)
+OPEN = {"listener": Listener.OPEN}
+REASONS: list[tuple[View, str]] = [
+    (View(Desired.STOPPED, 1), "it is stopped"),
+    (View(Desired.STOPPED, 1, workers=STOPPING), "waits for the end of web.1.0"),
+    (View(Desired.STOPPED, 1, workers=STARTING, may_stop=False), "what depends on it has to stop first"),
+    (View(Desired.BACKOFF, 1), "it is in backoff"),
+    (View(Desired.RUN, 1, may_open=False), "its address is in use"),
+    (View(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
+    (View(Desired.RUN, 1, listener=Listener.CLOSING), "its listener is closing"),
+    (View(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
+    (View(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
+    (View(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
+    (
+        View(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
+        "waits until it is known whether a worker can start",
+    ),
+]
+
+
+@pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
+def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> None:
+    assert why_nothing(view) == reason

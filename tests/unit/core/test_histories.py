@@ -17,8 +17,7 @@ from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.core import core
 from poolctl.core.core import Core
-from poolctl.core.decide import Action, decide
-from poolctl.core.decision_input import ASLEEP, AWAKE, LEAVING, Listener, Overrides, Phase, View
+from poolctl.core.decide import ASLEEP, AWAKE, LEAVING, Action, Listener, Overrides, Phase, View, decide
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State

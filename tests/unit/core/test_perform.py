@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.clock import ManualClock
+from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import Status
-from tests.unit.core.ordered_core import OrderedCore, run, turns, web
-from tests.unit.core.stepped_runner import SteppedLoop
+from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
+from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
@@ -356,3 +363,165 @@ def test_replacement_that_fails_leaves_the_configuration_of_the_worker_that_serv
         assert entry.observed.failure.message == "exited with status 3 before it was ready"
 
     run(scenario())
+
+
+# Hooks of a start or a stop that other changes overtake.
+
+
+BOTH = {"before_start": ["before"], "after_stop": ["after"]}
+
+
+class Stage:
+    """A database, and a server with hooks that depends on it; each operation of the runner waits for the test."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.loop = SteppedLoop(self.clock)
+        self.runner = SteppedRunner()
+        db = ServerConfig(name="db", bind="127.0.0.1:8001", app="a:b")
+        web = ServerConfig(
+            name="web", bind="127.0.0.1:8002", app="a:b", hooks=BOTH, depends_on=["db"], restart="no"
+        )
+        self.core = Core([db, web], self.runner, self.clock, RecordedEvents())
+
+    def order(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
+        async def ordered() -> None:
+            work(*args, **options)
+
+        self.loop.run_until_complete(ordered())
+        self.loop.settle()
+
+    def finish(self, *kinds: str, well: bool = True) -> None:
+        """Let operations of these kinds end, one after another."""
+        for kind in kinds:
+            (step,) = [each for each in self.runner.steps if each.kind == kind]
+            self.order(step.future.set_result, well)
+
+    @property
+    def db(self) -> Entry:
+        return self.core.entries["db"]
+
+    @property
+    def web(self) -> Entry:
+        return self.core.entries["web"]
+
+    def under_way(self) -> list[tuple[str, str]]:
+        return [(step.kind, step.what) for step in self.runner.steps]
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.loop.close()
+
+
+def started(stage: Stage) -> None:
+    """Both run."""
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook", "run", "open", "place", "ready")
+    assert stage.web.ready
+
+
+def test_hook_that_a_reload_takes_out_while_it_waits_is_not_run(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.web)
+    assert stage.under_way() == [], "its dependency does not run"
+    stage.order(stage.core.change, stage.web, stage.web.config.but(hooks=None), live=True)
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.finish("open", "place", "ready")
+    assert stage.web.ready
+
+
+def test_start_during_a_stop_runs_both_hooks_before_the_next_worker(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web)
+    stage.order(stage.core.start, stage.web)
+    stage.finish("stop")
+    assert stage.under_way() == [("hook", "web.after_stop")]
+    stage.finish("hook", "run")
+    assert stage.under_way() == [("hook", "web.before_start")]
+    stage.finish("hook", "run", "place", "ready")
+    assert stage.web.ready
+
+
+def test_start_before_a_stop_has_begun_runs_no_hook(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.change, stage.db, stage.db.config.replace(hooks=BOTH), live=True)
+    stage.order(stage.core.stop, stage.web)
+    stage.order(stage.core.stop, stage.db)
+    assert stage.under_way() == [("stop", "web.1.0")], "it waits for its dependent"
+    stage.order(stage.core.start, stage.db)
+    stage.finish("stop", "close", "hook", "run")
+    assert (stage.under_way(), stage.db.ready) == ([], True)
+
+
+def test_dependency_is_stopped_after_the_hook_of_its_dependent(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web)
+    stage.order(stage.core.stop, stage.db)
+    stage.finish("stop", "close")
+    assert stage.under_way() == [("hook", "web.after_stop")]
+    assert stage.web.state == "stopping"
+    stage.finish("hook", "run")
+    assert stage.under_way() == [("stop", "db.1.0")]
+
+
+def test_kill_does_not_wait_for_hooks_and_says_so(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web, kill=True)
+    stage.finish("close")
+    assert stage.web.at_rest
+    assert stage.web.observed.warnings == ["web: was killed: hooks.after_stop was not run to its end"]
+
+
+def test_kill_ends_the_hook_that_runs(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web)
+    stage.finish("stop", "close", "hook")
+    stage.order(stage.core.stop, stage.web, kill=True)
+    assert stage.web.at_rest
+    assert stage.runner.running.keys() == {"db.1.0"}
+
+
+def test_limit_of_a_stop_is_that_of_its_hook_too(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web, limit_seconds=2.0)
+    stage.finish("stop", "close", "hook")
+    stage.clock.advance(1.9)
+    stage.loop.settle()
+    assert not stage.web.at_rest
+    stage.clock.advance(0.2)
+    stage.loop.settle()
+    assert stage.web.at_rest
+    assert stage.web.observed.warnings == ["web: hooks.after_stop had not ended after 2s, and was killed"]
+
+
+def test_stop_of_a_server_that_has_failed_runs_the_hook_unless_the_other_one_is_why(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.runner.end, "web.1.0", Exit.from_status(1))
+    stage.finish("close")
+    assert stage.web.state == "failed"
+    stage.order(stage.core.stop, stage.web)
+    stage.finish("hook", "run")
+    assert stage.web.state == "stopped"
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook")
+    stage.finish("run", well=False)
+    assert stage.web.state == "failed"
+    assert stage.web.observed.failure is not None
+    assert stage.web.observed.failure.message == "hooks.before_start exited with status 3"
+    stage.order(stage.core.stop, stage.web)
+    assert (stage.web.state, stage.under_way()) == ("stopped", [])
+
+
+def test_hook_that_cannot_be_run_fails_the_start_with_the_reason(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook", well=False)
+    assert stage.web.state == "failed"
+    assert stage.web.observed.failure is not None
+    assert stage.web.observed.failure.message == "hooks.before_start cannot be run: no process can be made"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decision_input import Desired
+from poolctl.core.decide import Desired
 from poolctl.core.server_entry import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web

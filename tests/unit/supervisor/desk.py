@@ -15,7 +15,7 @@ from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.control.answers import About, ErrorEntry, Result
 from poolctl.core.core import Core
-from poolctl.core.decision_trace import Trace
+from poolctl.core.decide import Trace
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector

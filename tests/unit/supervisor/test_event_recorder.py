@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.control.answers import About
 from poolctl.control.control_server import Request
-from poolctl.core.server_changes import caused_by
+from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit

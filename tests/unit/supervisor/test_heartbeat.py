@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat

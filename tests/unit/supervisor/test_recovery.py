@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.clock import Clock
-from poolctl.core import stack_reports
+from poolctl.core import perform
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Capabilities, Exit
@@ -375,7 +375,7 @@ def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(stack_reports, "SECONDS", 0.001)
+        monkeypatch.setattr(perform, "_STACKS_SECONDS", 0.001)
         it, runner = await asked()
         await it.make_unhealthy("web.1.0")
         while not it.reports:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Phase
+from poolctl.core.decide import Phase
+from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
-from poolctl.core.sleep_windows import asleep_until
 from poolctl.states import State
 from poolctl.worker import tally
 

@@ -1,4 +1,4 @@
-"""Jobs with `every`: when they run, when they do not, and how they look before, meanwhile and afterwards."""
+"""Windows in which a server is kept awake or asleep: what happens at their ends, and in between."""
 
 from __future__ import annotations
 
@@ -14,13 +14,192 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.core.core import Core
-from poolctl.core.decision_input import Desired
-from poolctl.core.scheduled_runs import reason_to_skip
+from poolctl.core.decide import Desired, Overrides
+from poolctl.core.schedules import asleep_until, reason_to_skip, window_text
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.runners.scripted_runner import NEVER, ScriptedRunner
+
+# A Monday.
+FIRST_MOMENT = datetime(2026, 11, 23, 7, 30, tzinfo=UTC).timestamp()
+HOUR = 3600.0
+
+
+class WindowStage:
+    """A core whose time the test moves."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(time_seconds=FIRST_MOMENT)
+        self.loop = SteppedLoop(self.clock)
+        self.runner = ScriptedRunner()
+
+    def begin(self, *servers: ServerConfig) -> None:
+        self.core = Core(servers, self.runner, self.clock, RecordedEvents())
+        for entry in self.core.entries.values():
+            self.do(self.core.start, entry)
+
+    def do(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
+        async def ordered() -> None:
+            work(*args, **options)
+
+        self.loop.run_until_complete(ordered())
+        self.loop.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.loop.settle()
+
+    def entry(self, name: str = "web") -> Entry:
+        return self.core.entries[name]
+
+    def state(self, name: str = "web") -> tuple[str, str, bool]:
+        """Its state, what keeps it so, and whether its listener is open."""
+        entry = self.entry(name)
+        return entry.state, entry.kept, str(entry.listener.state) == "open"
+
+    def ring(self, name: str = "web") -> None:
+        """A request comes."""
+        self.do(self.runner.ring, name)
+
+    def quiet(self, name: str = "web") -> None:
+        """Its workers have had no traffic for long enough."""
+        for worker in list(self.entry(name).observed.workers):
+            self.do(self.core.idle, self.entry(name), worker, True)
+
+
+@pytest.fixture
+def windows() -> Iterator[WindowStage]:
+    made = WindowStage()
+    yield made
+    made.loop.run_until_complete(made.loop.shutdown_asyncgens())
+    made.loop.close()
+
+
+def sleepy(name: str = "web", *, awake: str = "", asleep: str = "", **keys: Any) -> ServerConfig:
+    windows = {key: [text] for key, text in (("awake", awake), ("asleep", asleep)) if text}
+    scale = {"min": 0, "idle": "5m", "timezone": "UTC", **windows}
+    bind = f"127.0.0.1:{9000 + len(name)}"
+    return ServerConfig(name=name, bind=bind, app="any:app", scale=scale, **keys)
+
+
+def test_server_is_woken_when_a_window_begins_and_sleeps_when_idle_after_its_end(
+    windows: WindowStage,
+) -> None:
+    windows.begin(sleepy(awake="* 8-17 * * mon-fri"))
+    assert windows.state() == ("sleeping", "", True)
+    windows.pass_time(0.5 * HOUR - 1)
+    assert windows.state() == ("sleeping", "", True)
+    windows.pass_time(1)
+    assert windows.state() == ("running", "awake", True)
+    assert window_text(windows.entry(), windows.clock.time()) == "kept awake until 18:00 (UTC)"
+    windows.quiet()
+    assert windows.state() == ("running", "awake", True)
+    windows.pass_time(10 * HOUR)
+    assert windows.state() == ("sleeping", "", True)
+
+
+def test_server_that_was_started_within_a_window_does_not_sleep_first(windows: WindowStage) -> None:
+    windows.begin(sleepy(awake="* 7 * * *"))
+    assert windows.state() == ("running", "awake", True)
+    assert not any(line.startswith("arm") for line in windows.runner.log)
+
+
+def test_server_is_put_to_sleep_when_a_window_begins_and_refuses_until_its_end(windows: WindowStage) -> None:
+    windows.begin(sleepy(asleep="* 8-9 * * *"))
+    windows.ring()
+    assert windows.state() == ("running", "", True)
+    windows.pass_time(0.5 * HOUR)
+    assert windows.state() == ("sleeping", "asleep", False)
+    assert windows.entry().asleep
+    assert windows.runner.armed == {}
+    windows.do(windows.core.wake, windows.entry())
+    windows.do(windows.core.restart, windows.entry())
+    assert windows.state() == ("sleeping", "asleep", False)
+    windows.pass_time(2 * HOUR)
+    assert windows.state() == ("sleeping", "", True)
+    windows.ring()
+    assert windows.state() == ("running", "", True)
+
+
+def test_no_timer_is_set_but_the_one_for_the_next_change(windows: WindowStage) -> None:
+    windows.begin(sleepy("a", awake="* 8 * * *"), sleepy("bb", asleep="* 12 * * *"), sleepy("ccc"))
+    due = [timer.when() for timer in windows.loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    assert due == [0.5 * HOUR]
+
+
+def test_machine_whose_time_is_set_is_believed_at_the_next_decision(windows: WindowStage) -> None:
+    windows.begin(sleepy(awake="* 8 * * *"))
+    windows.clock._time_seconds += HOUR
+    windows.do(windows.core.touch, windows.entry())
+    assert windows.state() == ("running", "awake", True)
+    windows.clock._time_seconds -= HOUR
+    windows.do(windows.core.touch, windows.entry())
+    assert windows.entry().kept == ""
+
+
+def test_machine_whose_time_is_set_is_believed_within_an_hour(windows: WindowStage) -> None:
+    windows.begin(sleepy(awake="* 20 * * *"), sleepy("other", awake="* 22 * * *"))
+    windows.clock._time_seconds += 13 * HOUR
+    windows.pass_time(HOUR)
+    assert windows.state() == ("sleeping", "", True)
+    assert windows.entry().observed.window.until == FIRST_MOMENT + 36.5 * HOUR
+    windows.clock._time_seconds -= 2 * HOUR
+    windows.pass_time(HOUR)
+    assert (windows.state(), windows.state("other")) == (("running", "awake", True), ("sleeping", "", True))
+
+
+def test_dependent_that_is_up_keeps_a_server_from_being_put_to_sleep(windows: WindowStage) -> None:
+    plain = ServerConfig(name="api", bind="127.0.0.1:9100", app="any:app", depends_on=["db"])
+    windows.begin(sleepy("db", asleep="* 8-9 * * *"), plain)
+    windows.pass_time(0.5 * HOUR)
+    assert windows.state("db") == ("running", "", True)
+    windows.do(windows.core.stop, windows.entry("api"))
+    assert windows.state("db") == ("sleeping", "asleep", False)
+    windows.do(windows.core.start, windows.entry("api"))
+    assert (windows.state("db"), windows.state("api")) == (("running", "", True), ("running", "", True))
+
+
+def test_dependency_is_woken_with_the_server_that_a_window_wakes(windows: WindowStage) -> None:
+    windows.begin(sleepy("db"), sleepy("web", awake="* 8 * * *", depends_on=["db"]))
+    assert windows.state("db")[0] == "sleeping"
+    windows.pass_time(0.5 * HOUR)
+    assert [windows.state(name)[0] for name in ("db", "web")] == ["running", "running"]
+
+
+def test_number_of_workers_that_was_ordered_overrides_windows(windows: WindowStage) -> None:
+    windows.begin(sleepy(asleep="* * * * *"))
+    assert windows.state() == ("sleeping", "asleep", False)
+    windows.do(windows.core.override, windows.entry(), Overrides(workers=1))
+    assert windows.state() == ("running", "", True)
+    windows.do(windows.core.override, windows.entry())
+    assert windows.state() == ("sleeping", "asleep", False)
+
+
+def test_reload_changes_windows_at_once(windows: WindowStage) -> None:
+    windows.begin(sleepy(awake="* * * * *"))
+    assert windows.state() == ("running", "awake", True)
+    windows.do(windows.core.change, windows.entry(), sleepy(asleep="* * * * *"), live=True)
+    assert windows.state() == ("sleeping", "asleep", False)
+    windows.do(windows.core.change, windows.entry(), sleepy(), live=True)
+    assert windows.state() == ("sleeping", "", True)
+    windows.do(windows.core.stop, windows.entry())
+    windows.do(windows.core.change, windows.entry(), sleepy(awake="* * * * *"), live=True)
+    assert windows.state()[0] == "stopped"
+
+
+def test_server_is_reported_asleep_until_its_window_ends_and_0_for_ever(windows: WindowStage) -> None:
+    windows.begin(sleepy("night", asleep="* 7 * * *"), sleepy("never", asleep="* * * * *"), sleepy("web"))
+    assert asleep_until(windows.entry("night")) == FIRST_MOMENT + 0.5 * HOUR
+    assert asleep_until(windows.entry("never")) == 0.0
+    assert asleep_until(windows.entry("web")) is None
+    windows.do(windows.core.stop, windows.entry("night"))
+    assert asleep_until(windows.entry("night")) is None
+
+
+# Jobs with `every`: when they run, when they do not, and how they look before, meanwhile and afterwards.
+
 
 BEGIN = datetime(2026, 11, 23, 2, 0, tzinfo=UTC).timestamp()
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0

@@ -1,27 +1,106 @@
-"""Runs jobs at certain times (`every`): when the next run is due, whether it begins, and how the last run ended.
+"""What servers do at certain times: windows that keep them awake or asleep, and the runs of jobs (`every`).
 
-Due times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
+Times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from poolctl.clock import Clock
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit
-from poolctl.time_windows import next_time
+from poolctl.time_windows import NO_PERIOD, Period, next_time, period_at, time_zone, until_text
 
-from .decision_input import Desired
-from .server_changes import Recorder, Workqueue, caused_by
+from .decide import ASLEEP, AWAKE, Desired
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
-from .servers import Servers
+from .servers import Recorder, Servers, Workqueue, caused_by
+
+
+class _Timer:
+    """One timer for the earliest of several wall-clock times.
+
+    It also fires once every `longest_seconds`: the loop's clock does not know that the machine was suspended, or that
+    its time was set.
+    """
+
+    def __init__(self, clock: Clock, longest_seconds: float, fire: Callable[[], None]) -> None:
+        self._clock = clock
+        self._longest_seconds = longest_seconds
+        self._fire = fire
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, when: float | None) -> None:
+        if when is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + min(max(0.0, when - self._clock.time()), self._longest_seconds)
+        if self._handle is None or due < self._handle.when():
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle = loop.call_at(due, self._due)
+
+    def _due(self) -> None:
+        self._handle = None
+        self._fire()
+
+
+class SleepWindows:
+    """The windows of all servers; an entry is queued when one of its windows begins or ends."""
+
+    def __init__(self, clock: Clock, queue: Workqueue) -> None:
+        self._clock = clock
+        self._queue = queue
+        self._entries: dict[str, Entry] = {}
+        self._timer = _Timer(clock, 3600.0, self._window_changed)
+        self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
+
+    def review(self, entry: Entry) -> None:
+        """Update the entry's window to the current time; called before each decision about it."""
+        scale = entry.config.scale
+        if not (scale.awake or scale.asleep) or entry.removed:
+            if self._entries.pop(entry.name, None) is not None:
+                entry.observed.window = NO_PERIOD
+            return
+        self._entries[entry.name] = entry
+        entry.observed.window = self._period(entry)
+        self._timer.set(entry.observed.window.until)
+
+    def _period(self, entry: Entry) -> Period:
+        scale = entry.config.scale
+        return self._period_of(scale.awake, scale.asleep, scale.timezone, int(self._clock.time() // 60))
+
+    def _window_changed(self) -> None:
+        for entry in list(self._entries.values()):
+            if self._period(entry) != entry.observed.window:
+                self._queue.touch(entry)
+            else:
+                self._timer.set(entry.observed.window.until)
+
+
+def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minute: int) -> Period:
+    return period_at(((ASLEEP, asleep), (AWAKE, awake)), minute * 60.0, time_zone(timezone))
+
+
+def asleep_until(entry: Entry) -> float | None:
+    """The time until which a window keeps the server asleep, in seconds since 1970 (0: forever); None if none does."""
+    return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
+
+
+def window_text(entry: Entry, now: float) -> str:
+    """The effect of the server's window as text, such as `kept awake until 18:00`; "" without an effect."""
+    if not entry.kept:
+        return ""
+    zone = entry.config.scale.timezone
+    text = f"kept {entry.kept} {until_text(entry.observed.window.until, now, time_zone(zone))}".rstrip()
+    return f"{text} ({zone})" if zone and entry.observed.window.until is not None else text
+
 
 # A run may begin within its minute.
 MINUTE_SECONDS = 60.0
-# The loop's clock does not know that the machine was suspended, or that its time was set.
-_LONGEST_WAIT_SECONDS = 30.0
 # The machine's time was set back, for good: times that have been are due again. After a smaller correction they are
 # not, so that no run is repeated (cron(8) has the same limit).
 _SET_BACK_SECONDS = 3 * 3600.0
@@ -88,7 +167,7 @@ class ScheduledRuns:
         self._recorder = recorder
         self._calm = calm
         self._entries: dict[str, Entry] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = _Timer(clock, 30.0, self._look)
         self._latest = 0.0  # the latest wall-clock time that was seen
 
     def review(self, entry: Entry) -> None:
@@ -97,7 +176,7 @@ class ScheduledRuns:
             self._entries[entry.name] = entry
             if entry.schedule.next_run is None:
                 self._plan(entry)
-            self._set_timer(entry)
+            self._timer.set(entry.schedule.next_run)
         elif self._entries.pop(entry.name, None) is not None:
             entry.schedule.next_run = None
 
@@ -127,19 +206,8 @@ class ScheduledRuns:
         entry.schedule.next_run = next_time(entry.config.every, self._clock.time())
         self._queue.note(entry)
 
-    def _set_timer(self, entry: Entry) -> None:
-        if entry.schedule.next_run is None:
-            return
-        loop = asyncio.get_running_loop()
-        due = loop.time() + min(max(0.0, entry.schedule.next_run - self._clock.time()), _LONGEST_WAIT_SECONDS)
-        if self._timer is None or due < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self._look)
-
     def _look(self) -> None:
         """Start the runs that are due."""
-        self._timer = None
         now = self._clock.time()
         is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
         for entry in list(self._entries.values()):
@@ -152,7 +220,7 @@ class ScheduledRuns:
                     self._begin_or_skip(entry, due, now)
             elif is_set_back:
                 self._plan(entry)
-            self._set_timer(entry)
+            self._timer.set(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
         reason = reason_to_skip(entry, due, now, self._blocker(entry))
