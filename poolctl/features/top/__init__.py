@@ -1,4 +1,4 @@
-"""`poolctl top`: `_live_view` runs it, boards hold its state, `_frames` and `_table` draw, `_terminal` does I/O."""
+"""`poolctl top`: `_live_view` runs it, `_boards` holds its state, `_frames` draws, `_terminal` does I/O."""
 
 from poolctl.feature import Feature
 

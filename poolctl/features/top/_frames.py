@@ -1,4 +1,7 @@
-"""Frames: the lines shown on the screen, or printed without a terminal."""
+"""Frames: the lines shown on the screen, or printed without a terminal.
+
+The table's columns are selected by width; their cells hold figures and sparklines.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,291 @@ import io
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from poolctl.cli.render import coloured, duration, printable, servers
+from poolctl.control.gateway_status import GatewayStatus
+from poolctl.control.statistics_answers import Measured
+from poolctl.routing.route_health import ERROR, NAPPING, STARTING, UNHEALTHY
+from poolctl.routing.route_report import PASS, PROXY, STREAM
 
-from ._board import Board
-from ._route_rows import ROUTE_COLUMNS, RouteBoard
-from ._server_rows import ServerBoard
-from ._table import (
-    COLUMNS,
-    FAINT,
-    STATES,
-    format_count,
-    format_percent,
-    format_seconds,
-    format_size,
-    sparkline,
-    table_lines,
+from ._boards import Board, RouteBoard, RouteRow, ServerBoard
+
+_UNKNOWN = "-"
+BARS = "▁▂▃▄▅▆▇"  # without the full block, so that bars of adjacent rows stay separate
+# A slowly changing value (memory) is scaled to show changes, but not noise.
+_LEAST_SPAN = 0.2
+LONGEST_CHART = 30
+_SHORTEST_NAME, _LONGEST_NAME = 8, 32
+STATES = {
+    "running": ("●", "green"),
+    "starting": ("◐", "yellow"),
+    "stopping": ("◑", "yellow"),
+    "draining": ("◒", "yellow"),
+    "backoff": ("↻", "yellow"),
+    "failed": ("✗", "bold red"),
+    "sleeping": ("◌", "cyan"),
+    "completed": ("✓", "green"),
+    "stopped": ("○", "bright_black"),
+    "disabled": ("⊘", "bright_black"),
+}
+HEALTH = {"ok": "green", "warn": "yellow", "ko": "bold red"}
+FAINT = "bright_black"
+
+
+def format_count(number: float | None) -> str:
+    """A number without a unit: "0", "4.2", "847", "12.3k", "1.2M"."""
+    if number is None:
+        return _UNKNOWN
+    for suffix in ("", "k", "M"):
+        if number < 999.5:
+            return _digits(number) + suffix
+        number /= 1000
+    return _digits(number) + "G"
+
+
+def format_seconds(number: float | None) -> str:
+    """A short time: "850µs", "4.2ms", "320ms", "1.2s", "95s"."""
+    if number is None:
+        return _UNKNOWN
+    if number < 0.0009995:
+        return f"{number * 1e6:.0f}µs" if number > 0 else "0"
+    if number < 0.9995:
+        return f"{_digits(number * 1000)}ms"
+    return f"{_digits(number)}s"
+
+
+def format_size(number: float | None) -> str:
+    """An amount of memory: "640K", "23.4M", "1.2G"."""
+    if number is None:
+        return _UNKNOWN
+    number /= 1024
+    for suffix in ("K", "M"):
+        if number < 999.5:
+            return _digits(number) + suffix
+        number /= 1024
+    return _digits(number) + "G"
+
+
+def format_percent(number: float | None) -> str:
+    """A share: "0.4%", "12%"."""
+    return _UNKNOWN if number is None else f"{_digits(number, 2)}%"
+
+
+def _digits(number: float, most: int = 3) -> str:
+    if number == int(number) or number >= 99.95 or (most < 3 and number >= 9.95):
+        return f"{number:.0f}"
+    return f"{number:.1f}" if number >= 0.995 or most < 3 else f"{number:.2f}"
+
+
+def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
+    """The newest values, right-aligned, one per column; a space for an unknown value.
+
+    With `from_zero` the lowest bar is 0; otherwise bars are centred.
+    """
+    shown = list(values)[-width:] if width > 0 else []
+    known = [value for value in shown if value is not None]
+    top = max(known, default=0.0)
+    least = 0.0 if from_zero else min(known, default=0.0)
+    span = top if from_zero else max(top - least, top * _LEAST_SPAN)
+    base = (top + least - span) / 2
+    bars = "".join(" " if value is None else _bar(value - base, span) for value in shown)
+    return bars.rjust(width)
+
+
+def _bar(value: float, span: float) -> str:
+    if span <= 0 or value <= 0:
+        return BARS[0]
+    return BARS[min(len(BARS) - 1, int(value / span * (len(BARS) - 1) + 0.5))]
+
+
+Styled = tuple[str, str]  # a text, and its style
+
+
+class Column(NamedTuple):
+    """Columns with lower `priority` are placed first. A chart fills free space; its heading shows its time span."""
+
+    title: str
+    sort: str
+    width: int
+    priority: int
+    cell: Callable[[Any, int], Styled]  # of a row, with this width
+    right: bool = False
+    chart: bool = False
+
+
+def _figure(
+    title: str,
+    sort: str,
+    width: int,
+    priority: int,
+    value: Callable[[Any], float | None],
+    form: Callable[[float | None], str] = format_count,
+    style: str = "",
+) -> Column:
+    def cell(row: Any, width: int) -> Styled:
+        number = value(row)
+        return form(number), style if number else FAINT
+
+    return Column(title, sort, width, priority, cell, right=True)
+
+
+def _chart(title: str, priority: int, series: str, style: str, *, from_zero: bool = True) -> Column:
+    def cell(row: Measured, width: int) -> Styled:
+        values = getattr(row.stats.history, series)
+        return sparkline(values, width, from_zero=from_zero), style if any(values) else FAINT
+
+    return Column(title, "", 8, priority, cell, chart=True)
+
+
+def _faint(title: str, sort: str, width: int, priority: int, text: Callable[[Any], str]) -> Column:
+    return Column(title, sort, width, priority, lambda row, width: (printable(text(row)), FAINT))
+
+
+def _state(row: Measured, width: int) -> Styled:
+    sign, style = STATES.get(row.state, ("?", ""))
+    return f"{sign} {row.state}", "yellow" if row.state == "running" and not row.ready else style
+
+
+def _workers(row: Measured, width: int) -> Styled:
+    there = len(row.pids)
+    if there == row.workers:
+        return str(there), ""
+    return f"{there}/{row.workers}", "yellow" if there else FAINT
+
+
+def _of_processes(row: Measured, used: float | None) -> float | None:
+    return used if used or row.pids else None
+
+
+SERVER_COLUMNS = (
+    Column(
+        "NAME", "name", 0, 0, lambda row, _: (printable(row.name), "bold" if row.state == "failed" else "")
+    ),
+    Column("STATE", "state", 10, 0, _state),
+    Column(
+        "HEALTH", "health", 6, 1,
+        lambda row, _: (row.health, HEALTH.get(row.health, ""))
+        if row.health not in ("", "unknown") else (_UNKNOWN, FAINT),
+    ),
+    _faint("ADDRESS", "file", 21, 10, lambda row: row.address or row.bind),
+    Column("WORK", "", 4, 9, _workers, right=True),
+    _figure("REQ/S", "requests", 6, 1, lambda row: row.stats.requests_per_second, style="green"),
+    _chart("REQ", 2, "requests_per_second", "green"),
+    _figure("ERR/S", "errors", 6, 5, lambda row: row.stats.errors_per_second, style="bold red"),
+    _figure("P99", "latency", 6, 1, lambda row: row.stats.latency_p99_seconds, format_seconds, "yellow"),
+    _chart("P99", 7, "latency_p99_seconds", "yellow"),
+    _figure(
+        "MEM", "memory", 5, 1, lambda row: _of_processes(row, row.stats.memory_bytes), format_size, "blue"
+    ),
+    _chart("MEM", 8, "memory_bytes", "blue", from_zero=False),
+    _figure("CPU", "cpu", 5, 4, lambda row: _of_processes(row, row.stats.cpu_percent), format_percent),
+    _figure("BUSY", "", 4, 11, lambda row: row.stats.in_flight),
+    _figure("CONN", "", 5, 12, lambda row: row.stats.connections),
+    _figure("UP", "uptime", 6, 3, lambda row: row.uptime_seconds, lambda seconds: duration(seconds or None)),
+    _figure("RST", "restarts", 3, 6, lambda row: row.restarts, str),
+)  # fmt: skip
+
+_ROUTE_STATES = {"healthy": "green", STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
+_WAYS = {PASS: "green", PROXY: "yellow", STREAM: "cyan"}
+
+
+def _alias(row: RouteRow, width: int) -> Styled:
+    style = _ROUTE_STATES.get(row.report.state, "")
+    return printable(row.report.alias), "" if row.report.state == "healthy" else style
+
+
+ROUTE_COLUMNS = (
+    Column("ROUTE", "name", 0, 0, _alias),
+    _faint("HOST/PATH", "file", 22, 3, lambda row: row.report.host + row.report.path),
+    _faint("TO", "", 22, 5, lambda row: ", ".join(row.report.to)),
+    Column("STATE", "", 9, 6, lambda row, _: (row.report.state, _ROUTE_STATES.get(row.report.state, FAINT))),
+    Column("WAY", "", 8, 0, lambda row, _: (row.report.way, _WAYS.get(row.report.way, FAINT))),
+    _figure("REQ/S", "requests", 6, 1, lambda row: row.requests_per_second, style="green"),
+    _figure("PASSED", "", 6, 2, lambda row: row.report.passed),
+    _figure("PROXIED", "", 7, 2, lambda row: row.report.proxied),
+    _figure("WAITING", "waiting", 8, 4, lambda row: row.report.waiting, style="yellow"),
+    _figure("ERR/S", "errors", 6, 4, lambda row: row.errors_per_second, style="bold red"),
+    _figure("ERR", "errors", 5, 1, lambda row: row.report.errors, style="bold red"),
+    _figure("P50", "", 6, 7, lambda row: row.report.p50_seconds, format_seconds, "yellow"),
+    _figure("P99", "latency", 6, 1, lambda row: row.report.p99_seconds, format_seconds, "yellow"),
 )
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.control.gateway_status import GatewayStatus
-    from poolctl.control.statistics_answers import Measured
+
+def place(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
+    """The columns for a screen of this width; the first has names, of at most `names` cells."""
+    longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
+    name = min(longest, max(_SHORTEST_NAME, width // 4))
+    widths = {column: column.width for column in all_columns}
+    taken: set[Column] = set()
+    left = width - name
+    for column in sorted(all_columns, key=lambda each: each.priority):
+        needed = column.width + 1 if column.width else 0
+        if needed <= left:
+            taken.add(column)
+            left -= needed
+    more = min(left, longest - name)
+    widths[all_columns[0]] = name + more
+    left -= more
+    charts = [column for column in all_columns if column in taken and column.chart]
+    for column in charts:
+        widths[column] += min(left // len(charts), LONGEST_CHART - column.width)
+    return [(column, widths[column]) for column in all_columns if column in taken]
+
+
+def table_lines(
+    board: Board[Any],
+    width: int,
+    all_columns: Sequence[Column],
+    *,
+    is_printed: bool = False,
+) -> list[Text]:
+    """The header, and the rows on the screen with the selected one highlighted, or all rows if it is printed."""
+    rows = board.shown if is_printed else board.visible
+    longest = max((cell_len(row.name) for row in board.rows), default=0)
+    columns = place(width, longest, all_columns)
+    selected = None if is_printed else board.selected
+    return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
+
+
+def _head(columns: Iterable[tuple[Column, int]], board: Board[Any]) -> Text:
+    cells = []
+    for column, width in columns:
+        title = column.title
+        if column.chart and board.sample_seconds:
+            title += f" {width * board.sample_seconds:.0f}s"
+        is_sorted = (
+            bool(column.sort) and column.sort == board.sort and column.sort not in ("file", "problems")
+        )
+        if is_sorted:
+            title += "▾" if board.falling else "▴"
+        cells.append(_cell(title, "bold cyan" if is_sorted else "bold bright_black", column, width))
+    return Text(" ", no_wrap=True, end="", overflow="crop").join(cells)
+
+
+def _line(columns: Iterable[tuple[Column, int]], row: object, selected: bool, screen: int) -> Text:
+    cells = [_cell(*column.cell(row, width), column, width) for column, width in columns]
+    if not selected:
+        return Text(" ", no_wrap=True, end="", overflow="crop").join(cells)
+    # Coloured cells would interrupt the highlight of the selected row.
+    line = Text(" ".join(cell.plain for cell in cells), "reverse", no_wrap=True, end="", overflow="crop")
+    line.pad_right(screen - line.cell_len)
+    return line
+
+
+def _cell(text: str, style: str, column: Column, width: int) -> Text:
+    """The text in exactly `width` cells; a longer text is cut and ends with "…"."""
+    cell = Text(text, style)
+    cell.truncate(width, overflow="ellipsis")
+    cell.align("right" if column.right else "left", width)
+    return cell
+
 
 _NARROW = 100
 
@@ -74,23 +334,23 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     chart = 24 if width >= 140 else 12 if wide else 8
     all_stats = [row.stats for row in rows]
     line = Text(" ", no_wrap=True, end="")
-    _figure(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
+    _add(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
     rates = _summed([stats.history.requests_per_second for stats in all_stats])
     line.append(" " + sparkline(rates, chart), "green")
     slowest = max((stats.latency_p99_seconds or 0.0 for stats in all_stats), default=0.0)
-    _figure(line, "p99", format_seconds(slowest or None))
-    _figure(line, "mem", format_size(_sum(stats.memory_bytes for stats in all_stats)))
+    _add(line, "p99", format_seconds(slowest or None))
+    _add(line, "mem", format_size(_sum(stats.memory_bytes for stats in all_stats)))
     if wide:
         memory = _summed([stats.history.memory_bytes for stats in all_stats])
         line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
-    _figure(line, "cpu", format_percent(_sum(stats.cpu_percent for stats in all_stats)))
-    _figure(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
+    _add(line, "cpu", format_percent(_sum(stats.cpu_percent for stats in all_stats)))
+    _add(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
     if wide:
-        _figure(line, "conn", format_count(_sum(stats.connections for stats in all_stats)))
+        _add(line, "conn", format_count(_sum(stats.connections for stats in all_stats)))
     rate = _sum(stats.errors_per_second for stats in all_stats)
-    _figure(line, "err/s", format_count(rate), "bold red" if rate else "bold")
+    _add(line, "err/s", format_count(rate), "bold red" if rate else "bold")
     total = line.copy()
-    _figure(total, "errors", format_count(_sum(stats.errors_total for stats in all_stats)))
+    _add(total, "errors", format_count(_sum(stats.errors_total for stats in all_stats)))
     return total if total.cell_len <= width else line
 
 
@@ -121,13 +381,13 @@ def _gateway(gateway: GatewayStatus, width: int) -> Text:
         for title, value in figures.items():
             if title not in _DISPENSABLE[:omitted]:
                 failing = title == "err/s" and stats.errors_per_second
-                _figure(line, title, value, "bold red" if failing else "bold")
+                _add(line, title, value, "bold red" if failing else "bold")
         if line.cell_len <= width or omitted == len(_DISPENSABLE):
             return line
         omitted += 1
 
 
-def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
+def _add(line: Text, title: str, value: str, style: str = "bold") -> None:
     line.append(f"{'  ' if len(line) > 1 else ''}{title} ", FAINT)
     line.append(value, style)
 
@@ -188,7 +448,7 @@ def table_frame(
     if height >= _LOW or board.filter or typing:
         head.append(_filter_line(board, typing))
     board.resize(height - len(head) - 2)
-    table = table_lines(board, width, COLUMNS if routes is None else ROUTE_COLUMNS)
+    table = table_lines(board, width, SERVER_COLUMNS if routes is None else ROUTE_COLUMNS)
     lines = [*head, *table]
     if not board.is_known:
         lines.append(Text(" loading …", FAINT))
@@ -197,15 +457,6 @@ def table_frame(
         _ROUTE_HINTS if routes is not None else _HINTS if gateway is None else (("Tab", "routes"), *_HINTS)
     )
     return [*lines, _last_line(board, hints, notice, typing, width)]
-
-
-def help_frame(size: tuple[int, int], start: int) -> list[Text]:
-    """The explanation of the keys."""
-    width, height = size
-    lines = help_lines()[start : start + height - 2]
-    lines += [Text()] * (height - 2 - len(lines))
-    title = Text.assemble((" Keys ", "bold reverse"))
-    return [title, *lines, hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
 def _filter_line(board: Board[Any], typing: bool) -> Text:
@@ -280,15 +531,18 @@ _KEYS = (
 _WIDTH = 21
 
 
-def help_lines() -> list[Text]:
-    """The page."""
+def help_frame(size: tuple[int, int], start: int) -> list[Text]:
+    """The explanation of the keys."""
+    width, height = size
     lines = []
-    for keys, meaning in _KEYS:
+    for keys, meaning in _KEYS[start : start + height - 2]:
         if keys and not meaning:
             lines.append(Text(f" {keys}", "bold cyan"))
         else:
             lines.append(Text.assemble("  ", (keys.ljust(_WIDTH), "bold"), meaning))
-    return lines
+    lines += [Text()] * (height - 2 - len(lines))
+    title = Text.assemble((" Keys ", "bold reverse"))
+    return [title, *lines, hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
 _TEXT_WIDTH = 120
@@ -308,11 +562,8 @@ def frame_text(
         color_system="auto" if colours else None,
         highlight=False,
     )
-    table = (
-        table_lines(board, width, cursor=False, all_rows=True)
-        if routes is None
-        else table_lines(routes, width, ROUTE_COLUMNS, cursor=False, all_rows=True)
-    )
+    rows, columns = (board, SERVER_COLUMNS) if routes is None else (routes, ROUTE_COLUMNS)
+    table = table_lines(rows, width, columns, is_printed=True)
     console.print(
         *head_lines(board, gateway, pool, width), *table, sep="\n", no_wrap=True, crop=True, overflow="crop"
     )

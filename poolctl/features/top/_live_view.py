@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-import select
 import signal
+from collections.abc import Coroutine
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.text import Text
 
+from poolctl.cli.log_rendering import log_paths
 from poolctl.control.answers import Item, Result
-from poolctl.control.client import NoSupervisor
+from poolctl.control.client import SILENCE_SECONDS, NoSupervisor, ask_async
 from poolctl.control.gateway_answers import RoutesResult
+from poolctl.control.show_answers import ShowResult
 from poolctl.control.statistics_answers import StatsResult
 from poolctl.errors import ControlError
 
-from ._board import Board
+from ._boards import Board, PoolView, RouteBoard
 from ._frames import Notice, help_frame, table_frame
 from ._log_pane import LogPane, log_frame
-from ._pool_requests import BackgroundRequests, PoolView
-from ._route_rows import RouteBoard
-from ._terminal import Keys, Screen, TerminalSignals
+from ._terminal import Keys, Screen
+
+Answer = TypeVar("Answer")
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0
+_LASTING_SECONDS = 60.0
+# The supervisor enforces the limits of an action.
+_ACTION_SECONDS = 3600.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class Action(NamedTuple):
@@ -72,47 +80,51 @@ class LiveView:
     def __init__(self, view: PoolView, frames: int | None) -> None:
         self._view = view
         self._frames = frames
+        self._loop = asyncio.get_running_loop()
         self._keys = Keys()
-        self._asking = BackgroundRequests()
+        self._escape: asyncio.TimerHandle | None = None
         self._pane: LogPane | None = None
         self._help: int | None = None
         self._typing = False
         self._paused = False
         self._question: Action | None = None
         self._notice: Notice | None = None
-        self._notice_until = 0.0
+        self._notice_end: asyncio.TimerHandle | None = None
         self._trouble = ""
-        self._ask_at = monotonic() + view.interval_seconds
-        self._waiting = False
+        self._news = asyncio.Event()  # there is something to draw
+        self._due = asyncio.Event()  # the next update need not wait for its time
+        self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
+        self._ended_by = 0
 
     @property
     def _board(self) -> Board[Any]:
         """The rows on the screen."""
         return self._view.servers if self._view.routes is None else self._view.routes
 
-    def run(self, screen: Screen, signals: TerminalSignals) -> None:
-        """Show the view until the user leaves it. Raises KeyboardInterrupt, and the exceptions of `signals`."""
-        while not self._over:
-            screen.draw(self._frame(screen))
-            self._wait(screen, signals)
-            came = signals.take()
-            if signal.SIGWINCH in came:
-                screen.resize()
-            if signal.SIGTSTP in came:
-                screen.give_back()
-                signals.stop_here()
-                screen.take()
-            now = monotonic()
-            if self._notice is not None and self._question is None and now >= self._notice_until:
-                self._notice = None
-            if now >= self._ask_at and not self._waiting and not self._paused:
-                self._waiting = True
-                self._asking.ask(self._view.source.read, self._updated)
-                self._ask_for_routes()
+    async def run(self) -> int:
+        """Show the view until the user leaves it; returns the number of the signal that ended it, else 0."""
+        for number in _ENDING:
+            self._loop.add_signal_handler(number, self._end, number)
+        with Screen() as screen:
+            self._screen = screen
+            self._loop.add_signal_handler(signal.SIGWINCH, self._resize)
+            self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
+            self._loop.add_reader(screen.fileno(), self._read_keys)
+            self._begin(self._update())
+            while not self._over:
+                if self._pane is not None:
+                    self._pane.read()
+                screen.draw(self._frame())
+                if screen.unsent:
+                    self._loop.add_writer(screen.output, self._flush)
+                await self._news.wait()
+                self._news.clear()
+        self._close_pane()
+        return self._ended_by
 
-    def _frame(self, screen: Screen) -> list[Text]:
-        size = screen.width, screen.height
+    def _frame(self) -> list[Text]:
+        size = self._screen.width, self._screen.height
         if self._help is not None:
             return help_frame(size, self._help)
         if self._pane is not None:
@@ -123,106 +135,157 @@ class LiveView:
             gateway=self._view.gateway, routes=self._view.routes,
         )  # fmt: skip
 
-    def _wait(self, screen: Screen, signals: TerminalSignals) -> None:
-        """Wait for an event or the next deadline."""
-        sources = [screen.fileno(), self._asking.fileno(), signals.fileno()]
-        if self._pane is not None and self._pane.fileno() >= 0:
-            sources.append(self._pane.fileno())
-        ready, _, _ = select.select(sources, screen.writers(), [], self._timeout())
-        screen.flush()
-        if screen.fileno() in ready:
-            data = screen.read()
-            self._over = not data
-            for key in self._keys.feed(data):
-                self._press(key, screen)
-        elif self._keys.pending:
-            for key in self._keys.flush():
-                self._press(key, screen)
-        if self._asking.fileno() in ready:
-            self._asking.deliver()
-        if self._pane is not None:
-            self._pane.read()
+    # The terminal and signals.
 
-    def _timeout(self) -> float | None:
+    def _end(self, number: int = 0) -> None:
+        self._over, self._ended_by = True, number
+        self._news.set()
+
+    def _resize(self) -> None:
+        self._screen.resize()
+        self._news.set()
+
+    def _suspend(self) -> None:
+        """Stop as Ctrl-Z does; goes on when the shell continues this process."""
+        self._screen.give_back()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
+        self._screen.take()
+        self._news.set()
+
+    def _flush(self) -> None:
+        self._screen.flush()
+        if not self._screen.unsent:
+            self._loop.remove_writer(self._screen.output)
+            self._news.set()
+
+    def _read_keys(self) -> None:
+        data = self._screen.read()
+        if not data:
+            self._end()
+        if self._escape is not None:
+            self._escape.cancel()
+            self._escape = None
+        self._press_all(self._keys.feed(data))
         if self._keys.pending:
-            return _ESCAPE_SECONDS
-        now = monotonic()
-        times = [] if self._waiting or self._paused else [self._ask_at]
-        if self._notice is not None and self._question is None:
-            times.append(self._notice_until)
-        return max(0.0, min(times) - now) if times else None
+            self._escape = self._loop.call_later(_ESCAPE_SECONDS, lambda: self._press_all(self._keys.flush()))
 
-    def _updated(self, result: StatsResult | ControlError) -> None:
-        self._waiting = False
-        self._ask_at = monotonic() + self._view.interval_seconds
-        if isinstance(result, NoSupervisor):
+    def _press_all(self, keys: list[str]) -> None:
+        for key in keys:
+            self._press(key)
+        self._news.set()
+
+    # Requests to the supervisor.
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(
+        self, kind: type[Answer], verb: str, body: dict[str, Any], seconds: float = SILENCE_SECONDS
+    ) -> Answer:
+        """The supervisor's answer. Raises ControlError."""
+        try:
+            return await ask_async(kind, self._view.ref.socket, verb, body, timeout_seconds=seconds)
+        except TimeoutError:
+            raise ControlError("the supervisor does not answer") from None
+
+    async def _update(self) -> None:
+        """Ask for the newest figures at each interval, and after an action."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._view.interval_seconds):
+                    await self._due.wait()
+            self._due.clear()
+            if not self._paused:
+                await asyncio.gather(self._update_servers(), self._update_routes())
+            self._news.set()
+
+    async def _update_servers(self) -> None:
+        try:
+            self._view.take(await self._ask(StatsResult, "stats", self._view.request))
+        except NoSupervisor:
             self._trouble = "no supervisor is running: these are its last figures; poolctl start"
-        elif isinstance(result, ControlError):
-            self._trouble = result.message
+        except ControlError as error:
+            self._trouble = error.message
         else:
             self._trouble = ""
-            self._view.take(result)
             if self._frames is not None:
                 self._frames -= 1
                 self._over = self._frames <= 0
 
-    def _ask_for_routes(self) -> None:
+    async def _update_routes(self) -> None:
         if (board := self._view.routes) is not None:
+            # The servers' own request reports why there is no answer.
+            with contextlib.suppress(ControlError):
+                board.receive((await self._ask(RoutesResult, "routes", {})).items, monotonic())
+            self._news.set()
 
-            def received(result: RoutesResult | ControlError) -> None:
-                # The servers' own request reports why there is no answer.
-                if isinstance(result, RoutesResult):
-                    board.receive(result.items, monotonic())
-
-            self._asking.ask(self._view.source.routes, received)
-
-    def _act(self, action: Action) -> None:
-        self._say(f"{action.doing} {action.name} …", "yellow", lasting=True)
-        client = self._view.source.client
-        self._asking.ask(
-            lambda: client.ask(Result, action.verb, action.body()),
-            lambda result: self._acted(action, result),
-        )
-
-    def _acted(self, action: Action, result: Result | ControlError) -> None:
-        if isinstance(result, ControlError):
-            self._say(f"{action.name}: {result.message}", "bold red")
+    async def _act(self, action: Action) -> None:
+        self._say(f"{action.doing} {action.name} …", "yellow", _LASTING_SECONDS)
+        try:
+            result = await self._ask(Result, action.verb, action.body(), _ACTION_SECONDS)
+        except ControlError as error:
+            self._say(f"{action.name}: {error.message}", "bold red")
             return
         if result.errors:
             message = (result.errors[0].message or "failed").splitlines()[0]
-            self._say(f"{action.name}: {message}", "bold red", lasting=True)
+            self._say(f"{action.name}: {message}", "bold red", _LASTING_SECONDS)
         else:
             self._say(f"{action.name} {action.done}", "green")
-        self._ask_at = monotonic()
+        self._due.set()
 
-    def _say(self, text: str, style: str = "", *, lasting: bool = False) -> None:
-        self._notice = Notice(text, style)
-        self._notice_until = monotonic() + (60.0 if lasting else _NOTICE_SECONDS)
+    async def _open_log(self, name: str) -> None:
+        try:
+            found = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
+            if self._pane is None:
+                self._pane = LogPane(name, log_paths(found.items, self._view.ref)[name])
+                if self._pane.fileno() >= 0:
+                    self._loop.add_reader(self._pane.fileno(), self._news.set)
+        except (ControlError, OSError) as error:
+            self._say(f"{name}: {error}", "bold red")
+        self._news.set()
 
-    def _press(self, key: str, screen: Screen) -> None:
+    def _close_pane(self) -> None:
+        if self._pane is not None:
+            if self._pane.fileno() >= 0:
+                self._loop.remove_reader(self._pane.fileno())
+            self._pane.close()
+            self._pane = None
+
+    def _say(self, text: str, style: str = "", seconds: float = _NOTICE_SECONDS) -> None:
+        self._show(Notice(text, style))
+        self._notice_end = self._loop.call_later(seconds, self._show, None)
+
+    def _show(self, notice: Notice | None) -> None:
+        """Show this notice until another one replaces it, or none."""
+        if self._notice_end is not None:
+            self._notice_end.cancel()
+        self._notice = notice
+        self._news.set()
+
+    # Keys.
+
+    def _press(self, key: str) -> None:
         if key == "redraw":
-            screen.resize()
+            self._screen.resize()
         elif self._question is not None:
-            self._answer(key)
+            action, self._question = self._question, None
+            self._show(None)
+            if key in ("y", "Y"):
+                self._begin(self._act(action))
         elif self._help is not None:
-            self._press_help(key)
+            steps = {"up": -1, "down": 1, "k": -1, "j": 1, "page down": 10, "page up": -10}
+            self._help = max(0, self._help + steps[key]) if key in steps else None
         elif self._pane is not None:
-            if not self._pane.press(key, screen.height - 3):
-                self._pane.close()
-                self._pane = None
+            if not self._pane.press(key, self._screen.height - 3):
+                self._close_pane()
         elif self._typing:
             self._press_filter(key)
         else:
             self._press_table(key)
-
-    def _answer(self, key: str) -> None:
-        action, self._question, self._notice = self._question, None, None
-        if action is not None and key in ("y", "Y"):
-            self._act(action)
-
-    def _press_help(self, key: str) -> None:
-        steps = {"up": -1, "down": 1, "k": -1, "j": 1, "page down": 10, "page up": -10}
-        self._help = max(0, (self._help or 0) + steps[key]) if key in steps else None
 
     def _press_filter(self, key: str) -> None:
         board = self._board
@@ -237,52 +300,45 @@ class LiveView:
             board.narrow(board.filter + key)
 
     def _press_table(self, key: str) -> None:
-        board = self._board
+        board, view = self._board, self._view
         if self._move(key) or self._move({"j": "down", "k": "up", "g": "home", "G": "end"}.get(key, "")):
             return
         if key == "q":
             self._over = True
         elif key == "/":
-            self._typing, self._notice = True, None
+            self._typing = True
+            self._show(None)
         elif key == "escape":
             board.narrow("")
-            self._notice = None
+            self._show(None)
         elif key in ("?", "h"):
             self._help = 0
         elif key in ("<", ">", "left", "right"):
             board.sort_next(1 if key in (">", "right") else -1)
             self._say(f"sorted by {board.sort}")
-        elif len(key) == 1 and key in board.keys:
-            board.sort_by(board.orders[board.keys.index(key)])
+        elif sort := next((name for name, order in board.orders.items() if order.key == key), ""):
+            board.sort_by(sort)
             self._say(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
-        elif key == "tab":
-            self._switch()
-        elif self._view.routes is None and self._view.servers.selected is not None:
-            self._press_row(key, self._view.servers.selected)
-
-    def _switch(self) -> None:
-        """Switch between servers and routes."""
-        view = self._view
-        if view.routes is None and view.gateway is None:
+            self._due.set()
+        elif key == "tab" and view.routes is None and view.gateway is None:
             self._say("the pool has no gateway")
-            return
-        view.routes = RouteBoard() if view.routes is None else None
-        self._ask_for_routes()
+        elif key == "tab":
+            view.routes = RouteBoard() if view.routes is None else None
+            self._begin(self._update_routes())
+        elif view.routes is None and view.servers.selected is not None:
+            self._press_row(key, view.servers.selected)
 
     def _press_row(self, key: str, row: Item) -> None:
         if key in ("enter", "l"):
-            try:
-                self._pane = LogPane(row.name, self._view.source.log_path(row.name))
-            except (ControlError, OSError) as error:
-                self._say(f"{row.name}: {error}", "bold red")
+            self._begin(self._open_log(row.name))
         elif (action := action_of(key, row)) is not None:
             if action.question:
                 self._question = action
-                self._notice = Notice(f"{action.question}  y: yes, any other key: no", "bold yellow")
+                self._show(Notice(f"{action.question}  y: yes, any other key: no", "bold yellow"))
             else:
-                self._act(action)
+                self._begin(self._act(action))
 
     def _move(self, key: str) -> bool:
         """Move the selection if the key does so; returns whether it does."""
@@ -295,9 +351,3 @@ class LiveView:
         else:
             return False
         return True
-
-    def close(self) -> None:
-        """Close everything the view has open."""
-        if self._pane is not None:
-            self._pane.close()
-        os.close(self._asking.fileno())

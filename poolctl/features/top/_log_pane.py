@@ -16,8 +16,7 @@ from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_level import canonical_level, level_place, without_control
 from poolctl.logs.log_line import LogLine, clock_time, parse_record
 
-from ._frames import hinted
-from ._table import FAINT
+from ._frames import FAINT, hinted
 
 _KEPT_LINES = 2000
 _STYLES = {

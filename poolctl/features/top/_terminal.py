@@ -1,4 +1,4 @@
-"""The terminal while the view runs: modes, incremental drawing, key presses, and signals."""
+"""The terminal while the view runs: modes, incremental drawing, and key presses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import codecs
 import os
 import re
 import select
-import signal
 import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -29,14 +27,15 @@ _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾�
 class Screen:
     """`with Screen() as screen`: keys arrive at once and without echo; on exit the terminal is always restored.
 
-    A terminal that accepts no output (Ctrl-S, a hung connection) delays frames, but neither keys nor the exit.
+    A terminal that accepts no output (Ctrl-S, a hung connection) delays frames, but neither keys nor the exit: `unsent`
+    is the rest of a frame, to be flushed once the descriptor `output` is writable.
     """
 
     def __init__(self) -> None:
-        self._in, self._out = sys.stdin.fileno(), _non_blocking(sys.stdout.fileno())
+        self._in, self.output = sys.stdin.fileno(), _non_blocking(sys.stdout.fileno())
         self._before: list[object] | None = None
         self._drawn: list[str] = []
-        self._unsent = b""
+        self.unsent = b""
         self.width, self.height = self._measure()
         self._plain = "utf" not in (sys.stdout.encoding or "").lower()
         self._console = Console(
@@ -67,15 +66,15 @@ class Screen:
         before, self._before = self._before, None
         try:
             # Linux resumes output with tcflow(3) only if tcflow(3), not Ctrl-S, has stopped it.
-            termios.tcflow(self._out, termios.TCOOFF)
-            termios.tcflow(self._out, termios.TCOON)
+            termios.tcflow(self.output, termios.TCOOFF)
+            termios.tcflow(self.output, termios.TCOON)
             self._write(_LEAVE)
             deadline = time.monotonic() + _LEAVE_SECONDS
             while (
-                self._unsent and select.select([], [self._out], [], max(0.0, deadline - time.monotonic()))[1]
+                self.unsent and select.select([], [self.output], [], max(0.0, deadline - time.monotonic()))[1]
             ):
                 self.flush()
-            self._unsent = b""
+            self.unsent = b""
             termios.tcsetattr(self._in, termios.TCSANOW, before)  # type: ignore[arg-type]
         except (OSError, termios.error):
             pass
@@ -87,7 +86,7 @@ class Screen:
 
     def draw(self, lines: Sequence[Text]) -> None:
         """Show these lines unless the previous frame is still being sent; only changed lines are sent."""
-        if self._unsent:
+        if self.unsent:
             return
         texts = self._rendered(list(lines[: self.height]))
         texts += [""] * (self.height - len(texts))
@@ -101,15 +100,11 @@ class Screen:
             self._write(_BEGIN_FRAME + everything + "".join(changed) + _END_FRAME)
         self._drawn = texts
 
-    def writers(self) -> list[int]:
-        """The descriptor to wait for while the rest of a frame is unsent; else empty."""
-        return [self._out] if self._unsent else []
-
     def flush(self) -> None:
         """Send more of the unsent output."""
         try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(self._out, self._unsent) :]
+            while self.unsent:
+                self.unsent = self.unsent[os.write(self.output, self.unsent) :]
         except BlockingIOError:
             pass
 
@@ -135,13 +130,13 @@ class Screen:
 
     def _measure(self) -> tuple[int, int]:
         try:
-            size = os.get_terminal_size(self._out)
+            size = os.get_terminal_size(self.output)
         except OSError:
             return 80, 24
         return max(size.columns, 20), max(size.lines, 5)
 
     def _write(self, text: str) -> None:
-        self._unsent += text.encode(sys.stdout.encoding or "utf-8", "replace")
+        self.unsent += text.encode(sys.stdout.encoding or "utf-8", "replace")
         self.flush()
 
 
@@ -151,66 +146,6 @@ def _non_blocking(fd: int) -> int:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return fd
-
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-
-
-class SignalReceived(Exception):
-    """Signal `number` ends the view."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-class TerminalSignals:
-    """`with TerminalSignals() as signals`: signals are only recorded, and make `fileno` readable."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._wakeup = -1
-
-    def __enter__(self) -> TerminalSignals:
-        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (*_ENDING, signal.SIGWINCH, signal.SIGTSTP):
-            self._before[number] = signal.signal(number, _keep_in_pipe)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._read)
-        os.close(self._write)
-
-    def fileno(self) -> int:
-        """The descriptor that is readable after a signal."""
-        return self._read
-
-    def take(self) -> set[int]:
-        """The signals since the last call. Raises KeyboardInterrupt for Ctrl-C, else SignalReceived."""
-        try:
-            came = set(os.read(self._read, 4096))
-        except BlockingIOError:
-            return set()
-        for number in _ENDING:
-            if number in came:
-                raise KeyboardInterrupt if number == signal.SIGINT else SignalReceived(number)
-        return came
-
-    def stop_here(self) -> None:
-        """Stop with the default effect of Ctrl-Z; returns when the shell continues this process."""
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, _keep_in_pipe)
-
-
-def _keep_in_pipe(number: int, frame: object) -> None:
-    """Does nothing: the number is already in the pipe (signal.set_wakeup_fd)."""
 
 
 _SEQUENCES = {

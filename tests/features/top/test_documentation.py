@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from poolctl.features.top._frames import _ALWAYS, _HINTS
-from poolctl.features.top._table import format_seconds
+from poolctl.features.top._frames import _ALWAYS, _HINTS, format_seconds
 
 TEXT = (Path(__file__).parents[3] / "docs" / "logs.md").read_text()
 

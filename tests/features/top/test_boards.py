@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.statistics_answers import Measured
-from poolctl.features.top._server_rows import SORTS, ServerBoard
+from poolctl.features.top._boards import SERVER_ORDERS, ServerBoard
 from poolctl.json_form import from_json
 from tests.stand_in import item as document
 
@@ -111,7 +111,7 @@ def test_the_selection_is_always_on_the_screen() -> None:
             st.tuples(st.just("move"), st.integers(-30, 30)),
             st.tuples(st.just("resize"), st.integers(-3, 30)),
             st.tuples(st.just("narrow"), st.sampled_from(["", "1", "2", "x"])),
-            st.tuples(st.just("sort_by"), st.sampled_from(list(SORTS))),
+            st.tuples(st.just("sort_by"), st.sampled_from(list(SERVER_ORDERS))),
             st.tuples(st.just("sort_next"), st.sampled_from([1, -1])),
             st.tuples(st.just("update"), st.integers(0, 40)),
         )
@@ -126,7 +126,7 @@ def test_no_sequence_of_keys_loses_the_selection(steps: list[tuple[str, Any]]) -
         assert len(board.visible) == min(board.height, len(board.shown))
 
 
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", SERVER_ORDERS)
 def test_every_order_has_every_server(sort: str) -> None:
     items = [item("a"), measured("b", cpu_percent=1), item("c", uptime_seconds=None, health=None)]
     assert sorted(names(board_of(*items, sort=sort))) == ["a", "b", "c"]
