@@ -69,8 +69,13 @@ def main() -> None:
     try:
         with link.makefile("rb") as requests:
             while len(size := requests.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
-                name, *arguments = pickle.loads(requests.read(int.from_bytes(size, "big")))
-                content = pickle.dumps(getattr(reader, name)(*arguments))
+                request = requests.read(int.from_bytes(size, "big"))
+                try:
+                    name, *arguments = pickle.loads(request)
+                except (ImportError, AttributeError):
+                    content = b""  # a supervisor of another version names modules of its own
+                else:
+                    content = pickle.dumps(getattr(reader, name)(*arguments))
                 # This process may have read files of two versions.
                 version = bootstrap.installed_version()
                 # Neither version can use values made by a mixture of both.

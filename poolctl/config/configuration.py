@@ -1,21 +1,22 @@
-"""The content of configuration files: the servers of a pool, and the problems of invalid servers."""
+"""The content of configuration files: the servers of a pool, and the problems of invalid servers.
+
+A `Reading` of it passes from the process that reads the files to the supervisor.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
-from poolctl.config.files.read_file import variables_of
-from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables
-from poolctl.config.model.section import refuse
+from poolctl.config.files.read_file import Marks, variables_of
+from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables, rules_of
+from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import TLSConfig
-from poolctl.config.rules.conflicts import shared_users
-from poolctl.config.rules.server_references import with_addresses
-from poolctl.config.rules.table_rules import rules_of
-from poolctl.config.values.key_rules import misspelt_placeholders
-from poolctl.config.values.limits import OPEN_FILES_OF_POOL
+from poolctl.config.rules.conflicts import shared_users, with_addresses
+from poolctl.config.values.normalise import misspelt_placeholders
+from poolctl.config.values.plain import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
@@ -48,12 +49,7 @@ class ServerConfig(ServerKeys):
         if checks.problems:
             refuse(self.name, [finding for _, finding in checks.problems], self.name, self.bind)
 
-    def environment(self) -> dict[str, str]:
-        """The variables that the server adds to the pool's: from its env_file, then its env. Blocks on the disk.
-
-        Raises ServerError for a file that cannot be read.
-        """
-        return variables_of(self)
+    environment = variables_of
 
 
 class Configuration(Sequence[ServerConfig]):
@@ -273,3 +269,31 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
         total += count * (_DESCRIPTORS_OF_PROGRAM if server.command else _DESCRIPTORS_OF_WORKER)
         total += _DESCRIPTORS_OF_PAIR * bool(count and not server.command) + server.health.probed
     return total + _DESCRIPTORS_OF_WORKER * min(workers, REPLACED_AT_ONCE)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The defaults for every server: [defaults], as read, and the handlers of [pool]."""
+
+    defaults: dict[str, Tree] = field(default_factory=dict)
+    base_dir: str = ""
+    handlers: str | None = None
+
+
+@dataclass
+class Reading:
+    """The content of a pool's files: servers and tables, or `problems` as in JSON documents.
+
+    `name` and `port_range` come from [pool]; with several files, `files` names each server's file.
+    """
+
+    marks: Marks
+    problems: list[dict[str, Tree]] = field(default_factory=list)
+    name: str | None = None
+    servers: list[ServerConfig] = field(default_factory=list)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    port_range: tuple[int, int] = (0, 0)
+    tables: Tables = field(default_factory=Tables)
+    files: Mapping[str, str] = field(default_factory=dict)
+    # Problems of env files, with which a pool does not begin; a running one goes on.
+    unreadable: list[dict[str, Tree]] = field(default_factory=list)

@@ -9,28 +9,23 @@ from functools import cache
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
-from poolctl.config.configuration import Configuration, ServerConfig, unserved
-from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
-from poolctl.config.files.document import read_documents
+from poolctl.config.configuration import Configuration, ServerConfig, Surroundings, unserved
+from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
-from poolctl.config.model.pool_tables import PoolSettings, Tables, table_names
-from poolctl.config.model.section import Section, refuse, validated
+from poolctl.config.model.pool_tables import PoolSettings, Tables, Unfinished, made, rules_of, table_names
+from poolctl.config.model.section import OF_SLEEP, Section, refuse, validated
 from poolctl.config.model.server_keys import Scale
-from poolctl.config.model.server_sections import OF_SLEEP
-from poolctl.config.reading import Surroundings
 from poolctl.config.rules.conflicts import (
+    Named,
     conflicts,
     dependency_findings,
+    reference_findings,
     table_conflicts,
     unknown_dependencies,
 )
-from poolctl.config.rules.server_references import Named, reference_findings
-from poolctl.config.rules.table_rules import Unfinished, rules_of
-from poolctl.config.rules.tables import made
 from poolctl.config.values.normalise import OPENING, derive, interpolate, merged, normalise
 from poolctl.config.values.plain import placeholders
-from poolctl.config.values.problems import Finding, Problem, Tree
-from poolctl.config.values.suggestions import reset_suggestions
+from poolctl.config.values.problems import Finding, Problem, Tree, reset_suggestions
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

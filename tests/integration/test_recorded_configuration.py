@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import load
-from poolctl.config.files.file_marks import Mark
+from poolctl.config.files.read_file import Mark
 from poolctl.supervisor.takeover.state_store import decoded, encoded
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"

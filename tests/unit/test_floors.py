@@ -36,7 +36,7 @@ FLOORS = {
 WITHIN = {
     "config": {
         "values": 0, "model": 1, "rules": 2, "files": 3, "checks": 4, "configuration": 5,
-        "reading": 6, "loader": 7, "edit": 8,
+        "loader": 6, "edit": 7,
     },
     "supervisor": {
         "sidecar": 1, "health": 2, "takeover": 2,
@@ -69,7 +69,7 @@ STANDARD_LIBRARY_ONLY = [
     "json_form", "child_process", "feature", "selection", "http", "routing", "gateway.routes", "gateway.operator",
 ]  # fmt: skip
 LIGHT = [
-    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.pool_paths", "control.client",
+    *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.read_file", "control.pool_paths", "control.client",
     "cli.main", "cli.command_line", "cli.render",
 ]  # fmt: skip
 HEAVY = {

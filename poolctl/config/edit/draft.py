@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 from poolctl.config.configuration import Configuration
 from poolctl.config.edit.toml_writer import json_text, key_text, table_text, value_text
-from poolctl.config.files.assemble import Assembly, ServerTable
-from poolctl.config.files.document import Document, read_documents
+from poolctl.config.files.assemble import Assembly, Document, ServerTable, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load

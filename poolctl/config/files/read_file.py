@@ -1,30 +1,104 @@
-"""Reads configuration files: bounded in size, regular files only, as UTF-8. Each failure is a problem with its fix.
+"""Finds the files of a pool, reads them, and notices later whether they have changed.
 
-Files of environment variables are read here, too: `NAME=value` lines, as shells, compose and systemd write them.
+Reading is bounded in size, from regular files only, and as UTF-8; each failure is a problem with its fix. Files of
+environment variables are read here, too: `NAME=value` lines, as shells, compose and systemd write them. Files of other
+tools, which `poolctl import` reads, are recognised.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+try:  # hashlib would load OpenSSL as well
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
 
+if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerKeys
-    from poolctl.config.values.problems import Problem
+    from poolctl.config.values.problems import Problem, Tree
+
+FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
+PYPROJECT = "pyproject.toml"
+PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
+SECTION = ("tool", "poolctl")  # of a pyproject.toml
+
+_SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"
+
+
+class ConfigNotFound(Exception):
+    """No configuration file; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}; {hint}")
+        self.message = message
+        self.hint = hint
+
+
+def find_config(
+    paths: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> list[str]:
+    """Absolute paths of the configuration files, symbolic links unresolved, in the order they override.
+
+    `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
+    need not exist, so that a running pool is found even if its file is gone. Raises ConfigNotFound.
+    """
+    cwd = os.getcwd() if cwd is None else cwd
+    env = os.environ if env is None else env
+    named = [os.fspath(path) for path in paths] or [path for path in [env.get("POOLCTL_CONFIG", "")] if path]
+    if named:
+        if "" in named:
+            raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
+        return [os.path.normpath(os.path.join(cwd, path)) for path in named]
+    for path in candidate_files(cwd):
+        if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_section(path)):
+            return [path]
+    hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
+    if near := _near_miss(cwd):
+        wanted = f"pool{os.path.splitext(near)[1].lower()}"
+        hint = f"there is {near}: `poolctl -c {near} …`, or rename it to {wanted}"
+    raise ConfigNotFound(f"no configuration file in {cwd}", hint)
+
+
+def _near_miss(cwd: str) -> str:
+    """The file with the most similar name, such as poolctl.toml or Pool.yaml, or ""."""
+    endings = tuple(name.removeprefix("pool") for name in FILE_NAMES)
+    try:
+        names = [name for name in sorted(os.listdir(cwd)) if name.lower().startswith("pool")]
+    except OSError:
+        return ""
+    return min((name for name in names if name.lower().endswith(endings)), key=len, default="")
+
+
+def candidate_files(cwd: str | None = None) -> list[str]:
+    """The absolute paths that are tried in a directory, in order of precedence."""
+    cwd = os.getcwd() if cwd is None else cwd
+    return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
+
+
+def has_section(path: str) -> bool:
+    """Whether a pyproject.toml seems to hold [tool.poolctl]; a look at the text, not a parse."""
+    try:
+        return re.search(_SECTION, read_regular(path, PYPROJECT_LIMIT_BYTES)) is not None
+    except OSError:
+        return False
+
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 _NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
 _OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-# A variable that is named by a key that ends in _env; compiled when it is used.
+# A variable that is named by a key that ends in _env.
 _NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
 
@@ -102,7 +176,7 @@ def kind_of(path: str) -> str:
     """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
     kind = SUFFIXES.get(_suffix(path))
     if kind is None:
-        from poolctl.config.files.foreign_files import foreign_format, import_hint
+        from poolctl.config.files.read_file import foreign_format, import_hint
 
         if foreign := foreign_format(path):
             raise _problem(path, f"this is {foreign}, not a pool's file", import_hint(path))
@@ -144,11 +218,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
         for name in names:
             if name == path or _suffix(name) in SUFFIXES:
                 with contextlib.suppress(OSError, ValueError):
-                    content = read_regular(name)
-                    if b"_env" in content:
-                        import re  # takes as long to load as all of `launch`; most files name none
-
-                        found.update(match.decode() for match in re.findall(_NAMED, content))
+                    found.update(match.decode() for match in re.findall(_NAMED, read_regular(name)))
     return found
 
 
@@ -180,8 +250,6 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may span several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
-    import re
-
     from poolctl.config.values.problems import Problem
 
     try:
@@ -214,7 +282,10 @@ def default_env_file(base_dir: str) -> tuple[str, ...]:
 
 
 def variables_of(server: ServerKeys) -> dict[str, str]:
-    """The variables of a server's env_file and env. Raises ServerError for a file that cannot be read."""
+    """The variables that a server adds to the pool's: from its env_file, then its env. Blocks on the disk.
+
+    Raises ServerError for a file that cannot be read.
+    """
     found: dict[str, str] = {}
     for path in server.env_file:
         try:
@@ -223,3 +294,127 @@ def variables_of(server: ServerKeys) -> dict[str, str]:
             hint = "fix the file, or remove it from env_file; [] is none"
             raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
     return found | server.env
+
+
+# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
+_TICK_NS = 50_000_000
+# Inode, time of change, time of modification, size; None for a missing file.
+Stamp = tuple[int, int, int, int] | None
+
+
+class Mark(NamedTuple):
+    """The state of a file when it was read. Without a stamp, changes are detected only by content."""
+
+    stamp: Stamp
+    digest: str
+
+
+Marks = dict[str, Mark]
+
+
+def stamp_of(path: str) -> Stamp:
+    """The stamp of a file from stat(2), which follows links."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+
+
+def marks_of(paths: Iterable[str]) -> Marks:
+    """The marks of these configuration files, and of the files in these directories. Blocks on the disk."""
+    return {path: _mark(path) for path in _expanded(paths)}
+
+
+def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
+    """The files that differ from their marks, are new, or gone. Blocks on the disk.
+
+    The content is read only if the stamp differs; if the content is the same, the mark gets the new stamp.
+    """
+    here = _expanded(paths)
+    changed = [path for path in marks if path not in here]
+    for path in here:
+        before = marks.get(path)
+        if before is not None and before.stamp is not None and before.stamp == stamp_of(path):
+            continue
+        now = _mark(path)
+        if before is None or before.digest != now.digest:
+            changed.append(path)
+        else:
+            marks[path] = now
+    return changed
+
+
+def _expanded(paths: Iterable[str]) -> dict[str, None]:
+    found: dict[str, None] = {}
+    for path in paths:
+        try:
+            found.update(dict.fromkeys(files_of(path)))
+        except ServerError:
+            found[path] = None  # an empty directory: reported when it is read
+    return found
+
+
+def _mark(path: str) -> Mark:
+    stamp = stamp_of(path)  # before the content, so that a change in between is found
+    if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
+        stamp = None
+    try:
+        content = read_regular(path)
+    except (OSError, ValueError) as error:
+        return Mark(stamp, f"unreadable: {type(error).__name__}")
+    if os.path.basename(path) == "pyproject.toml":
+        content = _section_of(content)
+    return Mark(stamp, blake2b(content, digest_size=12).hexdigest())
+
+
+def _section_of(content: bytes) -> bytes:
+    """The pool's part of a pyproject.toml, because the rest of it changes with every dependency."""
+    import tomllib
+
+    try:
+        return repr(section_of(tomllib.loads(content.decode()))).encode()
+    except ValueError:
+        return content
+
+
+def section_of(data: Tree) -> Tree:
+    """The value of [tool.poolctl] in a pyproject.toml; None without it."""
+    for part in SECTION:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+PROCFILE = "a Procfile"
+SUPERVISORD = "a file of supervisord"
+UNIT = "a systemd unit"
+COMPOSE = "a file of docker compose"
+ECOSYSTEM = "an ecosystem file of pm2"
+JAVASCRIPT = "JavaScript"
+_NAMES = {
+    PROCFILE: r"procfile(\..*)?|.*\.procfile",
+    SUPERVISORD: r".*\.(conf|ini)",
+    UNIT: r".*\.service",
+    JAVASCRIPT: r".*\.(js|cjs|mjs|ts)",
+}
+
+
+def foreign_format(path: str, data: Tree = None) -> str:
+    """The format of another tool's file, by its name, or by its content as YAML or JSON; "" for others."""
+    if isinstance(data, dict):
+        if "server" in data or "pool" in data:
+            return ""
+        if isinstance(data.get("services"), dict):
+            return COMPOSE
+        return ECOSYSTEM if isinstance(data.get("apps"), list) else ""
+    name = os.path.basename(path).lower()
+    return next((each for each, pattern in _NAMES.items() if re.fullmatch(pattern, name)), "")
+
+
+def import_hint(path: str) -> str:
+    """The hint how to convert the file to one for poolctl."""
+    import shlex
+
+    from poolctl.config.values.problems import shorter
+
+    return f"`poolctl import {shlex.quote(shorter(path))} -o pool.toml` makes one of it"

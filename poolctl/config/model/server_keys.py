@@ -1,5 +1,6 @@
 """The keys of one server, validated and immutable."""
 
+# ruff: noqa: F403, F405 (the types of keys)
 from __future__ import annotations
 
 import os
@@ -7,9 +8,8 @@ import signal
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from poolctl.address import Address
-from poolctl.config.model import server_sections
-from poolctl.config.model.section import Section, extended, field, hidden, refuse, required, validated
-from poolctl.config.model.server_sections import (
+from poolctl.config.model import section
+from poolctl.config.model.section import (
     Dependency,
     Health,
     Hooks,
@@ -18,33 +18,25 @@ from poolctl.config.model.server_sections import (
     Log,
     Recovery,
     Restart,
+    Section,
     TLSConfig,
     Watch,
+    extended,
+    field,
+    hidden,
+    refuse,
+    required,
+    validated,
 )
 from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.secrets import masked_arguments
 
 if TYPE_CHECKING:
-    from poolctl.config.model.server_sections import Scale as Scale
-    from poolctl.config.values.value_types import (
-        TRUTH_OR_TLS,
-        Argument,
-        Duration,
-        Environment,
-        FilePath,
-        KnownAddress,
-        Labels,
-        Name,
-        Positive,
-        Schedule,
-        Text,
-        Truth,
-        Umask,
-        Words,
-    )
+    from poolctl.config.model.section import Scale as Scale
+    from poolctl.config.values.value_types import *
 else:
-    Scale = extended(server_sections.Scale)
+    Scale = extended(section.Scale)
 
 
 class ServerKeys(Section):

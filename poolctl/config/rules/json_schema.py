@@ -7,12 +7,10 @@ from collections.abc import Callable, Collection
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema, to_jsonable_python
 
-from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed, table_names
+from poolctl.config.model.pool_tables import MODELS, PoolSettings, is_listed, rules_of, table_names
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.table_rules import rules_of
-from poolctl.config.values.limits import MOST_WORKERS
-from poolctl.config.values.plain import INTERNAL
+from poolctl.config.values.plain import INTERNAL, MOST_WORKERS
 from poolctl.config.values.problems import Tree
 from poolctl.feature import features
 from poolctl.units import format_duration, format_size

@@ -1,4 +1,4 @@
-"""Parts of the types of keys that need no pydantic: texts from the environment, frozen tables, parts of addresses."""
+"""Parts of the types of keys that need no pydantic: limits, texts from the environment, frozen tables, addresses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 
 from poolctl.address import Address
-from poolctl.config.values.limits import LONGEST_SOCKET_PATH_BYTES
 from poolctl.config.values.problems import Tree
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
@@ -104,7 +103,7 @@ def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
     """Whether a program gets the address, in its command or its environment, and not the socket."""
     if not isinstance(command, (list, tuple)):
         return False
-    return socket == "program" or any(map(placeholders, (*command, *values_of(env))))
+    return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
 
 
 def placeholders(text: Tree) -> list[str]:
@@ -112,7 +111,7 @@ def placeholders(text: Tree) -> list[str]:
     return [mark for mark in PLACEHOLDERS if mark in text] if isinstance(text, str) else []
 
 
-def values_of(env: Tree) -> Iterable[Tree]:
+def values_in(env: Tree) -> Iterable[Tree]:
     """The values of a table; empty for a value that is not a table."""
     return env.values() if isinstance(env, dict) else ()
 
@@ -137,3 +136,19 @@ def address_parts(expose: str, address: Address) -> dict[str, str]:
     if address.kind == "tcp":
         parts |= {"host": address.nearby.host, "port": str(address.port)}
     return parts
+
+
+# Limits are defined here so that their users need not import pydantic.
+MOST_WORKERS = 10_000
+LONGEST_SOCKET_PATH_BYTES = 107
+# Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
+OPEN_FILES_RESERVE = 16
+# The open files of an idle pool: its helpers, journal, log and clients.
+OPEN_FILES_OF_POOL = 48 + OPEN_FILES_RESERVE
+RAISE_OPEN_FILES = (
+    "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
+    "nofile in /etc/security/limits.conf"
+)
+# Needed only by the gateway's process.
+GATEWAY_LIBRARIES = ("httptools", "uvloop")
+INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"

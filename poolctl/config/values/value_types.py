@@ -1,9 +1,11 @@
-"""The types of keys: durations, sizes, numbers, words."""
+"""The types of keys: durations, sizes, numbers, words; and errors of pydantic as findings, with a fix."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,13 +15,15 @@ from pydantic import (
     InstanceOf,
     Strict,
     StringConstraints,
+    ValidationError,
     WithJsonSchema,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.config.values.limits import MOST_WORKERS
+from poolctl.config.values.normalise import app_findings
 from poolctl.config.values.plain import (
+    MOST_WORKERS,
     NAME_PATTERN,
     BadValue,
     FrozenDict,
@@ -27,7 +31,7 @@ from poolctl.config.values.plain import (
     refuse_long_path,
     truth_from_environment,
 )
-from poolctl.config.values.problems import Tree, shown
+from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable, shown, unknown_key
 from poolctl.time_windows import BadWindow, parse_window, time_zone
 from poolctl.units import (
     DURATION_ALLOWED,
@@ -279,3 +283,153 @@ class TruthOr:
 
 TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')
 KnownAddress = InstanceOf[Address]
+
+
+MODE_ALLOWED = 'a mode of files, such as "0660"'
+PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
+
+
+def _port_range(value: object) -> tuple[int, int]:
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else value
+    ports = (
+        re.fullmatch(r"\s*(\d{1,20})\s*-\s*(\d{1,20})\s*", text, re.ASCII) if isinstance(text, str) else None
+    )
+    if ports is None:
+        raise BadValue(f"{str(value)[:60]!r} is not a range of ports", PORT_RANGE_ALLOWED)
+    if not 1 <= int(ports[1]) <= int(ports[2]) <= 65535:
+        raise BadValue(f"{ports[0][:60]!r} is not within 1-65535, the smaller first", PORT_RANGE_ALLOWED)
+    return int(ports[1]), int(ports[2])
+
+
+def _handlers(value: Tree) -> Tree:
+    if isinstance(value, str) and app_findings(value):
+        raise BadValue(f"{value[:60]!r} is not module:function", '"module:function"')
+    return value
+
+
+MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
+PortRange = Annotated[
+    tuple[int, int],
+    BeforeValidator(_port_range),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d{1,5}\s*-\s*\d{1,5}\s*$"}),
+]
+Handlers = Annotated[str, BeforeValidator(_handlers)]
+
+
+def _mode(value: Tree) -> Tree:
+    text = f"{value:o}" if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", text):
+        raise BadValue(f"{shown(value)} is not allowed here", MODE_ALLOWED)
+    return f"0{text[-3:]}"
+
+
+FileMode = Annotated[
+    str, BeforeValidator(_mode), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})
+]
+
+# A list of tables becomes a tuple.
+AS_TUPLE = Strict(False)
+
+
+# Keyed by pydantic's names of errors, up to the first underscore; for names with several meanings, the whole name.
+EXPECTED = {
+    "string": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "dict": "a table",
+    "mapping": "a table",
+    "model": "a table",
+    "too": "a value that is not empty",
+    "string_too_short": "a value that is not empty",
+}
+FIX_BY_TYPE = {
+    "a string": 'put it in quotes: "…"',
+    "a list": 'put it in brackets: ["…"]',
+    "true or false": "write true or false, without quotes",
+}
+BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+}
+PATTERNS = {
+    NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
+    WORD_PATTERN: "a word without blanks and commas",
+    PATH_PATTERN: 'a path such as "/ready"',
+    METHOD_PATTERN: 'a method such as "GET"',
+    HEADER_PATTERN: 'the name of a header, such as "X-Beta"',
+    HOST_HEADER_PATTERN: 'a host such as "example.com"',
+    COOKIE_PATTERN: 'the name of a cookie, such as "backend"',
+    UMASK_PATTERN: 'octal digits: "0022"',
+    STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
+}
+# Tables with a short form.
+SHORT_FORMS = {
+    "restart": '"no", "on-failure", "always", or a table',
+    "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
+    "health": 'a path such as "/ready", or a table',
+    "redirect": '"https", a URL, or a table such as { to = "https://example.com", status = 301 }',
+    "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
+    "limit": "a table such as { concurrency = 100 }",
+    "backend_limit": "a table such as { concurrency = 100 }",
+    "breaker": "a table such as { failures = 5 }",
+    "headers": 'a table such as { "X-Beta" = "1" }',
+    "add_headers": 'a table such as { "X-Beta" = "1" }',
+    "set_headers": 'a table such as { "X-Beta" = "1" }',
+    "response_headers": 'a table such as { "Strict-Transport-Security" = "max-age=31536000" }',
+}
+PROBES = ("startup", "readiness", "liveness")
+
+
+def findings_of(
+    error: ValidationError, keys_at: Callable[[Path], tuple[str, ...]], table: str
+) -> list[Finding]:
+    """Every error as a finding, in the order of the file's keys.
+
+    `keys_at` knows the keys of the table at a path; `table` is its name, "" for a server's.
+    """
+    return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
+
+
+def _finding(details: Any, keys_at: Callable[[Path], tuple[str, ...]], table: str) -> Finding:
+    kind: str = details["type"]
+    path: Path = tuple(details["loc"])
+    context = details.get("ctx", {})
+    value = details.get("input")
+    if kind == "extra_forbidden":
+        return unknown_key(path, keys_at(path[:-1]), table)
+    if kind == "missing":
+        return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
+    if kind == "value_error":
+        cause = context["error"]
+        allowed = getattr(cause, "allowed", "")
+        hint = f"allowed is {allowed}" if allowed and allowed not in str(cause) else ""
+        return Finding(path, str(cause), hint, shown(value), allowed)
+    found, allowed = shown(value), _allowed(kind, context)
+    if allowed == "a table":
+        allowed = SHORT_FORMS.get(str(path[-1]) if path else "", allowed)
+    message, hint = f"{found} is not allowed here", f"allowed is {allowed}"
+    if not allowed:
+        message, hint = f"{found}: {details['msg'][:1].lower()}{details['msg'][1:]}", ""
+    if kind == "literal_error" and isinstance(value, str):
+        near = nearest(value, tuple(re.findall(r"'([^']*)'", context["expected"])))
+        hint = f'did you mean "{near}"? {hint}' if near else hint
+    if allowed == "a table" and path[-2:-1] == ("health",) and path[-1] in PROBES and isinstance(value, str):
+        hint = f'write {path[-1]} = {{ http = "{printable(value)}" }}'
+    if allowed in FIX_BY_TYPE and isinstance(value, (str, int, float)):
+        hint = f"expected {allowed}: {FIX_BY_TYPE[allowed]}"
+    return Finding(path, message, hint, found, allowed)
+
+
+def _allowed(kind: str, context: dict[str, Any]) -> str:
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", '"')
+    if kind in BOUNDS:
+        key, words = BOUNDS[kind]
+        return f"{words} {context[key]}"
+    if kind == "string_pattern_mismatch":
+        return PATTERNS.get(context["pattern"], f"what matches {context['pattern']}")
+    return EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0], "")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from poolctl.address import Address, parse
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.section import Table, field
-from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.model.section import Table, TLSConfig, field
 from poolctl.config.values.problems import Finding, Problem
 
 if TYPE_CHECKING:

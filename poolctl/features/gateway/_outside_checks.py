@@ -9,8 +9,8 @@ from datetime import datetime
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.section import TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import TLSConfig
 from poolctl.config.values.problems import Finding, Path, Problem
 from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable

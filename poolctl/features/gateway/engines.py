@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.values.limits import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config.values.plain import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.values.problems import Finding
 from poolctl.feature import features
 

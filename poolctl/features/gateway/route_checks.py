@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.address import Address, parse
-from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.pool_tables import NONE, Located, Tables, Unfinished
+from poolctl.config.model.section import Probe
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Probe
 from poolctl.config.rules.conflicts import users_of
-from poolctl.config.rules.table_rules import NONE, Located, Unfinished
-from poolctl.config.values.problems import Finding, Path, printable
-from poolctl.config.values.suggestions import nearest
+from poolctl.config.values.problems import Finding, Path, nearest, printable
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY
 from poolctl.routing.separation import NO_ROUTE, separated

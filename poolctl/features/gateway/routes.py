@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.section import validated
+from poolctl.config.model.section import Probe, validated
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Probe
 from poolctl.config.rules.conflicts import users_of
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import Interpolated

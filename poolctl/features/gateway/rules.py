@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from poolctl.address import parse
-from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.pool_tables import BoundAddress, Located, TableRules, Tables, Unfinished
+from poolctl.config.model.section import Probe
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Probe
-from poolctl.config.rules.table_rules import BoundAddress, Located, TableRules, Unfinished
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.routing.route import AnyRoute
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import AddressError, canonical
-from poolctl.config.model.section import Section, Table, field, hidden, required
-from poolctl.config.model.server_sections import Probe, TLSConfig
+from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, hidden, required
 from poolctl.config.values.normalise import STEPS
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree

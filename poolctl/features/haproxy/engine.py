@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.rules.table_rules import Located
 from poolctl.config.values.problems import Finding
 from poolctl.features.gateway.engines import Engine
 from poolctl.features.gateway.route_checks import on_route

@@ -15,7 +15,7 @@ from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.config import Configuration, Finding, ServerConfig, masked, referenced_variables, values_of
-from poolctl.config.rules.table_rules import Located
+from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table

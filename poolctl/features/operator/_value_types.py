@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from poolctl.address import AddressError, parse
 from poolctl.config.values.plain import PORTS, BadValue, refuse_long_path
-from poolctl.config.values.table_types import FileMode
+from poolctl.config.values.value_types import FileMode
 
 __all__ = ["Endpoint", "FileMode", "OperatorUrl"]
 

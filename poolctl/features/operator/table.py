@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
-from poolctl.config.model.section import Table, field
-from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.model.section import Table, TLSConfig, field
 from poolctl.config.values.normalise import STEPS
 from poolctl.config.values.plain import PORTS
 from poolctl.config.values.problems import Finding, Problem, Tree

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.section import Table, field, required, validated
-from poolctl.config.model.server_sections import Probe
+from poolctl.config.model.section import Probe, Table, field, required, validated
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree

@@ -8,15 +8,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import Address, parse
-from poolctl.config.model.section import Section, Table, field, required
-from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.model.section import Section, Table, TLSConfig, field, required
 from poolctl.config.values.problems import Finding, Tree, printable
 
 if TYPE_CHECKING:
-    from poolctl.config.values.table_types import AS_TUPLE, FileMode
-    from poolctl.config.values.value_types import Bind, Name, Proxies, Text, Words
+    from poolctl.config.values.value_types import AS_TUPLE, Bind, FileMode, Name, Proxies, Text, Words
 
-KINDS = "poolctl.config.values.table_types"
+KINDS = "poolctl.config.values.value_types"
 # Shorter tokens can be guessed despite the limits on attempts.
 _SHORTEST_TOKEN = 16
 

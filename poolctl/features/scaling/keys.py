@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from poolctl.config.model import server_sections
+from poolctl.config.model import section
 from poolctl.config.model.section import Section, field
 from poolctl.config.values.problems import Finding, Tree
 
@@ -42,7 +42,7 @@ class Cooldown(Section):
     down: Duration = field(60.0, "How long every trigger must stay below its target before a decrease.")
 
 
-class Scale(server_sections.Scale):
+class Scale(section.Scale):
     """The number of workers."""
 
     triggers: Triggers = field(NO_TRIGGERS, "Targets that change the number of workers between min and max.")

@@ -10,7 +10,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import EventsTable, Tables, json_schema, pool_variables
-from poolctl.config.rules.tables import made
+from poolctl.config.model.pool_tables import made
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded

@@ -242,7 +242,7 @@ def test_new_version_keeps_what_is_in_force_when_the_file_is_not_valid_or_gone(
 def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_files_or_refused(
     pool: RealPool, newer: Path
 ) -> None:
-    sections = newer / "poolctl/config/model/server_sections.py"
+    sections = newer / "poolctl/config/model/section.py"
     sections.write_text(sections.read_text().replace("keep_alive: Duration", "keep_alive: AtLeastOne"))
     pool.write_hello("users", extra="http = { keep_alive = 3 }")
     pool.ok("start")

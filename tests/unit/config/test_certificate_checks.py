@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from poolctl.config.checks.certificate_checks import BEGIN, END, certificate_validity, check_certificates
-from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.model.section import TLSConfig
 from tests.certificates import certificate
 
 NOW = datetime.datetime.now(datetime.UTC)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import changed_files, marks_of, stamp_of
-from poolctl.config.files.file_marks import Mark
+from poolctl.config.files.read_file import Mark
 from poolctl.control.control_server import Request
 from poolctl.json_form import to_json
 from poolctl.keeper.fd_store import Store

@@ -15,7 +15,7 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.config import ServerConfig, Surroundings, added_server, load, marks_of
-from poolctl.config.model.server_sections import Log
+from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.keeper import fd_store, pool_files
