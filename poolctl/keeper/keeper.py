@@ -1,24 +1,464 @@
-"""The keeper's loop: signals, the lifeline, the client and its requests. It takes no decisions about servers."""
+"""The keeper: holds descriptors, starts and reaps programs. It knows nothing about servers and makes no decisions.
+
+    keeper DIRECTORY PLAN [BEGUN]
+    keeper DIRECTORY LINK_FD
+
+In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and sends the new
+one all reports that the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector;
+`control`, the descriptor of its listener; `lifeline`, -1 or a pipe whose end of file requests the end of the pool;
+`inherited`, the names of systemd's sockets; `begun`, the names of the children whose pids are in BEGUN (see
+spawn.in_background), including the supervisor; `without`, the variables removed from the environment of the others.
+The descriptors of systemd's sockets and of the links to the children follow the last one named. Alternatively PLAN
+has `supervisor`, `donor`, the descriptor of a link to a supervisor that has lost its keeper and sends everything to
+the new one, and `donor_process`, the pid and start time of that supervisor. In the second form the client is the
+program that holds the other end of LINK_FD, and everything ends with it.
+
+The pool ends by the supervisor or without one, and always within a limit. The keeper becomes another version of itself
+by execve(2), which keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable
+descriptor; the rest of its state goes into a file in memory for the next program.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
 import select
 import signal
 import socket
+import sys
 import time
+from collections import deque
 
 from ..clock import Watchdog
-from . import fd_store, wire
-from .fd_store import Store, fill
-from .keeper_clients import Channel, Donor, SupervisorProcess
-from .keeper_exit import LAST_OUTPUT_SECONDS, Shutdown, Signals, execute_next, restore
-from .reap import Reaper, kill_children
-from .spawn import spawn
+from ..platform import become_subreaper, name_process, process_start, raise_descriptor_limit, read_file
+from . import fd_store, pool_files, wire
+from .reap import KILLED_SECONDS, Reaper, is_child, kill_children, signal_process
+from .spawn import log_failure, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 2
+
+_PAGE = 200
+_PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2
+
+
+class Store:
+    """Named entries, each with a few descriptors and a small JSON value that describes them."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[Any, list[int]]] = {}
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether it holds sockets or workers, not only inherited descriptors and the supervisor's state."""
+        return any(":" in name for name in self._entries)
+
+    def put(self, name: str, meta: object, fds: list[int]) -> None:
+        """Keep `fds` (owned by the store from now on) under `name`; replaces and closes an earlier entry."""
+        self.drop(name)
+        self._entries[name] = (meta, fds)
+
+    def note(self, name: str, meta: object) -> None:
+        """Replace the value of an entry, if it exists."""
+        if name in self._entries:
+            self._entries[name] = (meta, self._entries[name][1])
+
+    def get(self, name: str) -> tuple[Any, list[int]] | None:
+        """The value and the descriptors of `name`; they stay the store's."""
+        return self._entries.get(name)
+
+    def drop(self, name: str) -> None:
+        """Close and remove the entry `name`, if it exists."""
+        _, fds = self._entries.pop(name, (None, []))
+        for fd in fds:
+            wire.close(fd)
+
+    def values(self, prefix: str) -> list[Any]:
+        """The values of the entries whose names start with `prefix`."""
+        return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
+
+    def rows(self) -> list[tuple[str, object, list[int]]]:
+        """Every name with its value and its descriptors, which stay the store's."""
+        return [(name, value, fds) for name, (value, fds) in self._entries.items()]
+
+    def clear(self, *prefixes: str) -> None:
+        """Close and remove the entries whose names start with one of `prefixes`; without an argument all of them."""
+        for name in list(self._entries):
+            if name.startswith(prefixes or ("",)):
+                self.drop(name)
+
+    def page(self, after: str) -> list[list[object]]:
+        """`[name, value]` rows after the name `after`, in name order: as many as fit into a message, at most 200."""
+        names = sorted(name for name in self._entries if name > after)[:_PAGE]
+        rows = [[name, self._entries[name][0]] for name in names]
+        sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
+        return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
+
+
+def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
+    """Put the descriptors of the plan into the store. Returns the pid and link of a running supervisor, or None.
+
+    The supervisor starts any helper that could not be started here when it needs it.
+    """
+    control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
+    first = max(control, lifeline) + 1
+    _keep(store, fd_store.CONTROL, None, [control])
+    if lifeline >= 0:
+        _keep(store, fd_store.LIFELINE, None, [lifeline])
+    if names:
+        _keep(store, fd_store.INHERITED, names, list(range(first, first + len(names))))
+    supervisor = None
+    links = itertools.count(first + len(names))
+    for name, pid, link in zip(plan["begun"], plan["pids"], links, strict=False):
+        if not pid:
+            os.close(link)
+        elif name == fd_store.SUPERVISOR:
+            supervisor = pid, link
+        else:
+            # A zygote's workers inherit its environment: the supervisor decides whether it is the right one.
+            meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
+            _keep(store, name, meta if name.startswith(fd_store.ZYGOTE) else None, [link])
+    return supervisor
+
+
+def _keep(store: Store, name: str, meta: object, fds: list[int]) -> None:
+    for fd in fds:
+        # Otherwise every started program would inherit it.
+        os.set_inheritable(fd, False)
+    store.put(name, meta, fds)
+
+
+class Channel:
+    """One client's connection. No method blocks, since a stopped or hung client must not delay reaping."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._waiting: deque[tuple[wire.Message, list[int]]] = deque()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether messages are queued."""
+        return bool(self._waiting)
+
+    def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+        """Send a message in order, now or when the client has room. The caller keeps the descriptors."""
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(os.dup(fd))
+        except OSError as error:
+            _close(copies)
+            message, copies = {"id": message.get("id"), "error": str(error)}, []
+        self._waiting.append((message, copies))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send queued messages as far as the client has room.
+
+        After the client's exit the queue is dropped: its successor gets new reports.
+        """
+        while self._waiting:
+            message, fds = self._waiting[0]
+            try:
+                wire.send(self.sock, message, fds)
+            except BlockingIOError:
+                return
+            except wire.WireError as error:
+                _close(fds)
+                self._waiting[0] = ({"id": message.get("id"), "error": str(error)}, [])
+                continue
+            except OSError:
+                self._forget()
+                return
+            self._waiting.popleft()
+            _close(fds)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.sock.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        for _, fds in self._waiting:
+            _close(fds)
+        self._waiting.clear()
+
+
+class Donor(Channel):
+    """The link to a supervisor that fills this new keeper and is not its child; `process` is its pid and start time.
+
+    If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are on one monotonic clock.
+    """
+
+    def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
+        super().__init__(sock)
+        self._pid, self._start = int(process["pid"]), int(process["start"] or 0)
+        self._watch_from(now)
+
+    def _watch_from(self, now: float) -> None:
+        self._watchdog = Watchdog(now)
+        # It already runs, so the long timeout for the first message of a starting process does not apply.
+        self._watchdog.received(now)
+
+    @property
+    def due(self) -> float:
+        """The time of the next `check`."""
+        return self._watchdog.due
+
+    def received(self, now: float) -> None:
+        """Note that the donor has sent a message."""
+        self._watchdog.received(now)
+
+    def check(self, now: float, *, early: bool = False) -> None:
+        """Send a ping if one is due or `early` is set, or a signal if the last ping was not answered in time."""
+        if self._watchdog.is_silent(now):
+            signal_process(self._pid, self._start, signal.SIGKILL)
+            self._watch_from(now)
+        elif self._watchdog.is_late:
+            # It may have been stopped.
+            signal_process(self._pid, self._start, signal.SIGCONT)
+        elif self._watchdog.should_ping(now, early=early):
+            self.send({"event": "ping"})
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+_BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_SECONDS = 60.0
+_FAILURES_UNTIL_GIVEN_UP = 4
+_CALM_FROM = 5
+
+
+class SupervisorProcess:
+    """Starts the supervisor, and restarts it with backoff when it exits, a limited number of times.
+
+    All times are in seconds on one monotonic clock.
+    """
+
+    def __init__(self, command: list[str], directory: str, now: float) -> None:
+        self.command = command
+        self.pid = 0
+        self.due: float | None = now if command else None
+        self._log = os.path.join(directory, "supervisor.log")
+        self._failures = 0
+        self._deaths: list[float] = []
+        self._started = 0.0
+        self._adopted = False
+
+    def start(self, now: float) -> socket.socket | None:
+        """Start the program; returns our end of its link, or None if that fails (it is then due again later)."""
+        self._started, self._adopted = now, False
+        ours, theirs = wire.pair()
+        with theirs:
+            try:
+                os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
+                command = [*self.command, fd_store.CALM] if self.calm else self.command
+                self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
+            except OSError as error:
+                ours.close()
+                log_failure(self._log, self.command, error)
+                self.died(now)
+                return None
+        self.due = None
+        return ours
+
+    def begun(self, pid: int, now: float) -> None:
+        """Note that the supervisor is already running as this child."""
+        self.pid, self._started, self.due, self._adopted = pid, now, None, False
+
+    def adopted(self) -> None:
+        """Note that the supervisor has begun to manage the pool."""
+        self._adopted = True
+
+    def died(self, now: float) -> None:
+        """Plan the restart of a supervisor that has exited: at once the first time, then after growing delays.
+
+        If it managed the pool before, it was killed or hit a rare crash: restart at once, until `calm` applies.
+        """
+        self.pid = 0
+        self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
+        self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
+        pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
+        self.due = now if self._adopted and not self.calm else now + pause
+        self._adopted = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether the supervisor has crashed often within a minute, and should take no automatic actions."""
+        return len(self._deaths) >= _CALM_FROM
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the supervisor has failed too often in a row; a keeper without sockets and workers then exits."""
+        return self._failures >= _FAILURES_UNTIL_GIVEN_UP
+
+
+# Each of these requests the end of the pool.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+STOP_SECONDS = 30.0
+# The time a supervisor has to confirm that it stops the pool; after that the keeper stops, then kills the workers.
+ANSWER_SECONDS = 5.0
+ALONE_SECONDS = 3.0
+LAST_OUTPUT_SECONDS = 1.0
+
+
+class Signals:
+    """The signals of this process: children that have exited, and requests to end the pool.
+
+    Its descriptor is readable when one was received: handlers do no work.
+    """
+
+    def __init__(self) -> None:
+        self._wake, self._waker = socket.socketpair()
+        for end in (self._wake, self._waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, *ENDING):
+            signal.signal(number, lambda *_: None)
+        # They were blocked during execve.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def fileno(self) -> int:
+        """Readable when `taken` has something to report."""
+        return self._wake.fileno()
+
+    def taken(self) -> bool:
+        """Read the received signals; returns whether one of them requests the end."""
+        return any(number in ENDING for number in self._wake.recv(4096))
+
+
+class Shutdown:
+    """The shutdown of the pool.
+
+    `over`: nothing is left to wait for. `alone`: the keeper stops the pool without a supervisor. `last`: the supervisor
+    has stopped the pool and is about to exit; it is not started again, however it exits.
+
+    All times are in seconds on one monotonic clock.
+    """
+
+    def __init__(self, store: Store, reaper: Reaper, directory: str) -> None:
+        self.over = False
+        self.alone = False
+        self.last = False
+        self.due: float | None = None
+        self._begun_at = 0.0
+        self._store = store
+        self._reaper = reaper
+        self._directory = directory
+
+    @property
+    def begun(self) -> bool:
+        """Whether the shutdown has been requested."""
+        return self.due is not None
+
+    def begin(self, now: float) -> None:
+        """Request the shutdown; the supervisor must confirm it."""
+        if self.due is None:
+            self._begun_at = now
+            self.due = now + ANSWER_SECONDS
+
+    def answered(self, seconds: float = 0.0) -> None:
+        """Note that the supervisor has confirmed, and may take this long because of its servers' own limits.
+
+        The time runs from the request: a second confirmation by a successor does not extend it.
+        """
+        if self.begun and not self.alone:
+            self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
+
+    def check(self, now: float, supervisor: int) -> bool:
+        """Take the action that is due. Returns whether the time limit has passed."""
+        if self.alone and not any(map(self._is_there, self._workers())):
+            return True
+        if self.due is None or now < self.due:
+            return False
+        if self.alone or not self._workers():
+            return True
+        self.alone = True
+        self.due = now + ALONE_SECONDS
+        if supervisor:
+            self._reaper.signal(supervisor, signal.SIGKILL, group=False)
+        # The gateway would keep running without keeper and supervisor.
+        for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
+            for meta in self._store.values(kind):
+                number = meta.get("stop_signal", signal.SIGTERM)
+                self._reaper.signal(int(meta["pid"]), number, group=False, start=meta.get("start"))
+        return False
+
+    def finish(self) -> None:
+        """Kill the watched processes, and close every descriptor: the readers of pipes and sockets get end of file."""
+        if self.begun and not self.last:
+            # The shutdown was requested although no supervisor has confirmed it.
+            pool_files.remove_desired(self._directory)
+        self._reaper.watcher.kill_all(KILLED_SECONDS)
+        self._store.clear()
+
+    def leave(self) -> None:
+        """Remove all files except logs from the pool's directory, because no process of the pool is left."""
+        pool_files.remove_traces(self._directory)
+
+    def _workers(self) -> list[int]:
+        return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
+
+    def _is_there(self, pid: int) -> bool:
+        return is_child(pid) or pid in self._reaper.watcher.starts
+
+
+def execute_next(
+    argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
+) -> None:
+    """Execute the next version of the keeper: `argv` without its last argument; `supervisor` is its supervisor.
+
+    Returns only if it cannot be executed; the state is then unchanged.
+    """
+    # The next supervisor creates new ones.
+    store.clear(*fd_store.OF_THE_VERSION)
+    state = {
+        "entries": (rows := store.rows()),
+        "unheard": reaper.unacknowledged,
+        "sequence": reaper.sequence,
+        "watched": reaper.watcher.starts,
+        "open_files": open_files,
+    }
+    file = os.memfd_create("poolctl-keeper", 0)
+    os.write(file, json.dumps(state).encode())
+    kept = [fd for _, _, fds in rows for fd in fds]
+    # Signals that arrive in between are pending for the next program.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        os.execv(argv[0], [*argv, json.dumps({"supervisor": supervisor, "restored": file})])
+    except OSError:
+        for fd in kept:
+            os.set_inheritable(fd, False)
+        os.close(file)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
+    """Restore the previous program's state; returns the limits of open files for workers."""
+    state: wire.Message = json.loads(read_file(file))
+    os.close(file)
+    for name, meta, fds in state["entries"]:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        store.put(name, meta, fds)
+    reaper.resume(
+        state["unheard"], state["sequence"], {int(pid): start for pid, start in state["watched"].items()}
+    )
+    soft, hard = state["open_files"]
+    return soft, hard
 
 
 class Keeper:
@@ -331,3 +771,40 @@ class Keeper:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _detach_from_log() -> None:
+    """Write to the log only if the keeper itself cannot run; otherwise the log belongs to the supervisor."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def main() -> None:
+    """Run the keeper described by the arguments until the pool has ended."""
+    directory, argument, *begun = sys.argv[1:]
+    name_process("poolctl-keeper")
+    if begun:
+        _detach_from_log()
+    become_subreaper()
+    open_files = raise_descriptor_limit()
+    try:
+        if argument.startswith("{"):
+            plan: wire.Message = {"open_files": open_files, "pids": []}
+            for each in (argument, *begun):
+                plan |= json.loads(each)
+            keeper = Keeper(directory, plan["supervisor"], tuple(plan["open_files"]))
+            if "restored" in plan:
+                keeper.resume(plan["restored"])
+            else:
+                keeper.begin(plan)
+        else:
+            keeper = Keeper(directory, [], open_files)
+            keeper.attach(wire.over(int(argument)))
+        keeper.run()
+    except BaseException:
+        import traceback  # rarely needed
+
+        with open(os.path.join(directory, "supervisor.log"), "a") as log:
+            traceback.print_exc(file=log)
+        raise

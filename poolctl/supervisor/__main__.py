@@ -10,7 +10,7 @@ from poolctl.child_process import ChildProcess
 from poolctl.config import leave_out_plugins
 from poolctl.config.__main__ import READS, reader_command
 from poolctl.control.protocol import CHECK, TRY
-from poolctl.keeper.keeper_clients import CALM
+from poolctl.keeper.fd_store import CALM
 from poolctl.platform import make_room_for_descriptors, name_process
 
 _GARBAGE = (20_000, 20, 20)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import connection_handover, wire
-from poolctl.keeper.fd_store import Store
+from poolctl.keeper.keeper import Store
 
 Pair = tuple[socket.socket, socket.socket]
 

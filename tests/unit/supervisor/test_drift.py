@@ -14,7 +14,7 @@ from poolctl.config import changed_files, marks_of, stamp_of
 from poolctl.config.files.read_file import Mark
 from poolctl.control.control_server import Request
 from poolctl.json_form import to_json
-from poolctl.keeper.fd_store import Store
+from poolctl.keeper.keeper import Store
 from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import drift

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.server_entry import record_of
-from poolctl.keeper.fd_store import Store
+from poolctl.keeper.keeper import Store
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.statistics import Statistics, Totals
 from poolctl.supervisor.takeover import state_store

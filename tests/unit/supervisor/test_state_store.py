@@ -19,8 +19,7 @@ from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.keeper import fd_store, pool_files
-from poolctl.keeper.fd_store import Store
-from poolctl.keeper.keeper import Keeper
+from poolctl.keeper.keeper import Keeper, Store
 from poolctl.platform import sealed_file
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.statistics import Totals

@@ -1,0 +1,356 @@
+"""The keeper's store, its clients, and its end, each without a keeper's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.strategies import integers, sampled_from
+
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS
+from poolctl.keeper import pool_files, wire
+from poolctl.keeper.fd_store import CALM
+from poolctl.keeper.keeper import (
+    ALONE_SECONDS,
+    ANSWER_SECONDS,
+    ENDING,
+    STOP_SECONDS,
+    Donor,
+    Shutdown,
+    Store,
+    SupervisorProcess,
+    restore,
+)
+from poolctl.keeper.reap import Reaper
+from poolctl.platform import process_start
+from tests.deadline import wait_until
+from tests.examples import examples
+from tests.processes import stat
+
+NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+class Stored(RuleBasedStateMachine):
+    """The store against a plain dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store()
+        self.model: dict[str, tuple[int, list[int]]] = {}
+        self.number = 0
+
+    @rule(name=NAMES, count=integers(0, 3))
+    def put(self, name: str, count: int) -> None:
+        self.number += 1
+        fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+        replaced = self.model.get(name, (0, []))[1]
+        self.store.put(name, self.number, fds)
+        self.model[name] = (self.number, fds)
+        assert not any(is_open(fd) for fd in replaced if fd not in fds)
+
+    @rule(name=NAMES)
+    def drop(self, name: str) -> None:
+        self.store.drop(name)
+        _, fds = self.model.pop(name, (0, []))
+        assert not any(is_open(fd) for fd in fds)
+
+    @rule(name=NAMES)
+    def note(self, name: str) -> None:
+        self.number += 1
+        self.store.note(name, self.number)
+        if name in self.model:
+            self.model[name] = (self.number, self.model[name][1])
+
+    @rule(name=NAMES)
+    def get(self, name: str) -> None:
+        assert self.store.get(name) == self.model.get(name)
+
+    @invariant()
+    def everything_kept_is_open(self) -> None:
+        assert [name for name, _ in self.store.page("")] == sorted(self.model)
+        assert self.store.holds_work == any(":" in name for name in self.model)
+        assert all(is_open(fd) for _, fds in self.model.values() for fd in fds)
+
+    def teardown(self) -> None:
+        for name in list(self.model):
+            self.store.drop(name)
+
+
+StoredTest = Stored.TestCase
+StoredTest.settings = examples(30, stateful_step_count=20)
+
+
+def test_pages_cover_every_entry_once_and_in_order() -> None:
+    store = Store()
+    names = [f"listener:{number:04}" for number in range(450)]
+    for number, name in enumerate(reversed(names)):
+        store.put(name, number, [])
+    seen: list[str] = []
+    after = ""
+    while page := store.page(after):
+        seen += [name for name, _ in page]
+        after = page[-1][0]
+        assert len(page) <= 200
+    assert seen == names
+
+
+@pytest.fixture
+def stopped() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stat(process.pid).state == "T")
+        yield process
+        process.kill()
+
+
+def watch(donor: Donor, until: float) -> None:
+    """Look whenever it is due, as a keeper does that runs all the time."""
+    while donor.due <= until:
+        donor.check(donor.due)
+
+
+def test_silent_donor_is_continued_and_then_killed(
+    stopped: subprocess.Popen[bytes],
+) -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        donor.check(0.0, early=True)
+        assert wire.receive(theirs) == ({"event": "ping"}, [])
+        watch(donor, SILENT_SECONDS / 10)
+        assert stat(stopped.pid).state == "T"
+        watch(donor, SILENT_SECONDS - 0.1)
+        wait_until(lambda: stat(stopped.pid).state != "T")
+        assert stopped.poll() is None
+        watch(donor, SILENT_SECONDS)
+        assert stopped.wait(60) == -signal.SIGKILL
+
+
+def test_donor_that_answers_is_pinged_again_and_gets_no_signal(stopped: subprocess.Popen[bytes]) -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        for asked in range(10):
+            watch(donor, PING_SECONDS * (asked + 1))
+            assert wire.receive(theirs) == ({"event": "ping"}, [])
+            donor.received(PING_SECONDS * (asked + 1))
+        assert stat(stopped.pid).state == "T"
+
+
+def test_pause_of_the_keeper_does_not_count_as_silence_of_the_donor(stopped: subprocess.Popen[bytes]) -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        donor = Donor(ours, {"pid": stopped.pid, "start": process_start(stopped.pid)}, 0.0)
+        donor.check(0.0, early=True)
+        donor.check(1000.0)
+        assert stat(stopped.pid).state == "T"
+
+
+@pytest.mark.parametrize("start", [None, 1])
+def test_process_that_is_not_known_to_be_the_donor_gets_no_signal(
+    stopped: subprocess.Popen[bytes], start: int | None
+) -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        donor = Donor(ours, {"pid": stopped.pid, "start": start}, 0.0)
+        watch(donor, 3 * SILENT_SECONDS)
+        donor.check(3 * SILENT_SECONDS)
+        assert stat(stopped.pid).state == "T"
+
+
+def test_restart_pauses_grow_to_half_a_minute_and_start_over_after_a_steady_run(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    pauses = []
+    for _ in range(9):
+        process.died(0.0)
+        assert process.due is not None
+        pauses.append(process.due)
+    assert pauses == [0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 30.0]
+    process.died(100.0)
+    assert process.due == 100.0
+
+
+def test_supervisor_that_managed_the_pool_is_replaced_at_once_until_it_is_to_be_calm(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    pauses = []
+    for _ in range(6):
+        process.begun(1, 0.0)
+        process.adopted()
+        process.died(0.0)
+        pauses.append(process.due)
+    assert pauses == [0.0, 0.0, 0.0, 0.0, 2.0, 5.0]
+
+
+def test_supervisor_that_exits_before_it_manages_the_pool_is_not_replaced_at_once(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    process.adopted()
+    process.died(0.0)
+    process.begun(1, 0.0)
+    process.died(0.0)
+    assert process.due == 0.1
+
+
+def test_fifth_crash_within_a_minute_makes_the_next_supervisor_calm(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    for now in (0.0, 10.0, 20.0, 30.0):
+        process.died(now)
+    assert not process.calm
+    process.died(61.0)  # the first of them is forgotten by now
+    assert not process.calm
+    process.died(62.0)
+    assert process.calm
+    process.died(300.0)
+    assert not process.calm
+
+
+def test_calm_supervisor_is_started_with_the_calm_flag(tmp_path: Path) -> None:
+    show = f"import sys; open({str(tmp_path / 'said')!r}, 'w').write(' '.join(sys.argv[1:]))"
+    process = SupervisorProcess([sys.executable, "-c", show, "file"], str(tmp_path), 0.0)
+    for now in range(5):
+        process.died(float(now))
+    link = process.start(5.0)
+    assert link is not None
+    link.close()
+    os.waitpid(process.pid, 0)
+    assert (tmp_path / "said").read_text() == f"file {CALM}"
+
+
+NOBODY = 2**22 + 1  # no pid is as high
+
+
+def shutdown(directory: Path) -> Shutdown:
+    store = Store()
+    store.put("worker:web.1.0", {"pid": NOBODY}, [])
+    return Shutdown(store, Reaper(), str(directory))
+
+
+def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
+    end = shutdown(tmp_path)
+    assert not end.check(1e9, 0)
+    end.begin(100.0)
+    assert not end.check(100.0 + ANSWER_SECONDS - 1, 0)
+    assert not end.alone
+    assert not end.check(100.0 + ANSWER_SECONDS, 0)
+    assert end.alone
+    assert end.due == 100.0 + ANSWER_SECONDS + ALONE_SECONDS
+    assert end.check(100.0 + ANSWER_SECONDS, 0), "nobody is there"
+
+
+def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
+    for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
+        end = shutdown(tmp_path)
+        end.begin(100.0)
+        end.answered(said)
+        assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)
+        assert not end.alone
+        end.answered(said)  # a successor of the first, which has died at it
+        end.check(100.0 + ANSWER_SECONDS + limit, 0)
+        assert end.alone
+
+
+def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as worker, subprocess.Popen(["sleep", "60"]) as supervisor:
+        try:
+            store = Store()
+            started = process_start(worker.pid)
+            store.put(
+                "worker:web.1.0", {"pid": worker.pid, "start": started, "stop_signal": signal.SIGQUIT}, []
+            )
+            end = Shutdown(store, Reaper(), str(tmp_path))
+            end.begin(100.0)
+            assert not end.check(100.0 + ANSWER_SECONDS, supervisor.pid)
+            assert worker.wait(60) == -signal.SIGQUIT
+            assert supervisor.wait(60) == -signal.SIGKILL
+        finally:
+            worker.kill()
+            supervisor.kill()
+
+
+def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path) -> None:
+    end = Shutdown(Store(), Reaper(), str(tmp_path))
+    end.begin(100.0)
+    end.begin(200.0)
+    assert end.due == 100.0 + ANSWER_SECONDS
+    assert end.check(100.0 + ANSWER_SECONDS, 0)
+    assert not end.alone
+
+
+def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: Path) -> None:
+    end = shutdown(tmp_path)
+    end.answered(90.0)
+    assert not end.begun
+    assert end.due is None
+    end.alone = True
+    end.begin(100.0)
+    end.answered(90.0)
+    assert end.due == 100.0 + ANSWER_SECONDS, "too late"
+
+
+@pytest.mark.parametrize(
+    ("begun", "last", "kept"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+def test_desired_state_is_removed_with_a_pool_that_was_ended(
+    tmp_path: Path, begun: bool, last: bool, kept: bool
+) -> None:
+    end = shutdown(tmp_path)
+    (tmp_path / pool_files.DESIRED).write_text("{}")
+    if begun:
+        end.begin(100.0)
+    end.last = last
+    end.finish()
+    assert (tmp_path / pool_files.DESIRED).exists() is kept
+
+
+SIGNALS = """
+import os, select, signal, sys
+from poolctl.keeper.keeper import Signals
+signals = Signals()
+seen = []
+for number in (signal.SIGCHLD, *map(int, sys.argv[1:])):
+    os.kill(os.getpid(), number)
+    assert select.select([signals.fileno()], [], [], 30)[0]
+    seen.append(signals.taken())
+print(seen)
+"""
+
+
+def test_signals_that_end_the_pool_are_told_from_the_exit_of_a_child() -> None:
+    numbers = [str(int(number)) for number in ENDING]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, *numbers], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[False, True, True, True]", done.stderr
+
+
+def test_next_program_has_the_state_of_the_one_before() -> None:
+    store, reaper = Store(), Reaper()
+    read, write = os.pipe()
+    os.set_inheritable(read, True)
+    file = os.memfd_create("state")
+    entries = f'[["listener:web", {{"key": "tcp"}}, [{read}]]]'
+    os.write(
+        file,
+        f'{{"entries": {entries}, "unheard": [], "sequence": 7, "watched": {{}}, "open_files": [64, 4096]}}'.encode(),
+    )
+    try:
+        assert restore(file, store, reaper) == (64, 4096)
+        assert store.rows() == [("listener:web", {"key": "tcp"}, [read])]
+        assert not os.get_inheritable(read)
+        assert reaper.sequence == 7
+    finally:
+        store.clear()
+        os.close(write)
