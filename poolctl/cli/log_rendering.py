@@ -12,7 +12,7 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import pool_paths
 from poolctl.json_form import Table
-from poolctl.logs.log_level import canonical_level, level_place
+from poolctl.logs.line_filter import canonical_level, level_place
 from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
 
 TYPE_CHECKING = False

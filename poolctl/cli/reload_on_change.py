@@ -28,7 +28,7 @@ from poolctl.control.show_answers import Details, ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
-from poolctl.logs.follow import DirectoryWatch
+from poolctl.logs.log_tail import DirectoryWatch
 
 # Editors, checkouts and deployments write many files: one change ends after this time without writes.
 QUIET_SECONDS = 0.15

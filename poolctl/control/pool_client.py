@@ -129,8 +129,8 @@ class PoolClient(GatewayClient):
 
         With `follow` new lines as well, without an end. Raises PoolParamError at the start for unknown servers.
         """
-        from poolctl.logs.follow import follow as follow_logs
         from poolctl.logs.log_line import stamp
+        from poolctl.logs.log_tail import follow as follow_logs
         from poolctl.logs.log_tail import merged_tail
 
         state = pool_paths.state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))

@@ -1,4 +1,7 @@
-"""Opens the listening sockets of an address: resolved, bound, or inherited from systemd."""
+"""Opens the listening sockets of an address: resolved, bound, or inherited from systemd.
+
+On close only our own socket file is removed.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import unix_listener
-from .listen_errors import ListenError, explain_port, unresolved
+from poolctl.safe_open import is_trusted, open_directory
+
+from .listen_errors import ListenError, explain, explain_port, taken, unresolved
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -25,6 +30,11 @@ _EVERYWHERE = ("0.0.0.0", "::")
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
+# sun_path holds 108 bytes with its final NUL (unix(7)).
+MAX_PATH_BYTES = 107
+_READ_AND_WRITE = 0o666
+
+Identity = tuple[int, int]
 
 
 def open_listener(
@@ -39,7 +49,7 @@ def open_listener(
     if address.kind == "tcp":
         sockets = _open_ports(address, socket.SOCK_STREAM)
     elif address.kind == "unix":
-        sockets = [unix_listener.listen(address, BACKLOG, mode)]
+        sockets = [_listen_on_path(address, mode)]
     elif address.kind == "fd":
         sockets = take_inherited(address, inherited or {})
     else:
@@ -66,6 +76,160 @@ def open_datagram_sockets(address: Address) -> list[socket.socket]:
     return sockets
 
 
+def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
+    """A listener on the path. A stale file is removed, a live one never. Raises ListenError."""
+    path = address.path
+    with _directory(address) as directory:
+        _check_path(address, directory)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # The file gets the socket's own mode (less the umask). A later chmod of the path could follow a link
+            # that another user has put there meanwhile.
+            os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
+            sock.bind(path)
+            if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
+                raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
+            if mode is not None:
+                _set_mode(os.path.basename(path), directory, mode)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise _explain_path(address, error) from error
+    return sock
+
+
+@contextlib.contextmanager
+def _directory(address: Address) -> Iterator[int]:
+    """A descriptor of the directory of the path, reached without following another user's link. Raises ListenError."""
+    try:
+        fd = open_directory(os.path.dirname(address.path))
+    except OSError as error:
+        raise _explain_path(address, error) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_there(name: str, directory: int) -> bool:
+    """Whether the socket was created in this directory, and not at the target of another user's link."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    ours = is_trusted(os.fstat(directory)) or status.st_uid == os.geteuid()
+    return stat.S_ISSOCK(status.st_mode) and ours
+
+
+def _set_mode(name: str, directory: int, mode: int) -> None:
+    """Set the socket's mode regardless of the umask, without following links."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
+def identity_of(key: str) -> Identity | None:
+    """A value that distinguishes the socket file of a canonical address from a later one with the same path.
+
+    None for an address that is not a path, and if there is no such file.
+    """
+    if not key.startswith("unix:"):
+        return None
+    try:
+        status = os.lstat(key.removeprefix("unix:"))
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def remove_socket_file(path: str, only: Identity | None) -> bool:
+    """Remove the socket file if its identity is still `only`; returns whether it was removed."""
+    if only is None:
+        return False
+    name = os.path.basename(path)
+    try:
+        # Checked and removed in the same directory, even if the path is redirected meanwhile.
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) != only or not stat.S_ISSOCK(status.st_mode):
+            return False
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+    return True
+
+
+def is_live(path: str) -> bool:
+    """Whether a process listens on the socket at `path`; it is stale only if a connection is refused."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # with a full backlog, connect gives EAGAIN instead of blocking
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
+def _check_path(address: Address, directory: int) -> None:
+    path = address.path
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise ListenError(
+            f"the path of the Unix socket is {size} bytes long, and {MAX_PATH_BYTES} is the most: {path}",
+            bind=address.key,
+            hint="put it into a directory with a shorter path, such as /run",
+        )
+    name = os.path.basename(path)
+    try:
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
+        )
+    if is_live(path):
+        raise taken(address, path)
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(address, f"the stale socket {path} cannot be removed", error) from error
+
+
+def _explain_path(address: Address, error: OSError) -> ListenError:
+    directory = os.path.dirname(address.path)
+    if error.errno == errno.ELOOP:
+        return ListenError(
+            f"refusing to make a socket in {directory}: {error.strerror}",
+            bind=address.key,
+            hint="choose a directory that no other user can replace",
+        )
+    if error.errno == errno.ENOENT:
+        return ListenError(
+            f"the directory {directory} does not exist",
+            bind=address.key,
+            hint=f"make it: mkdir -p {directory}",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = os.strerror(error.errno)
+        return ListenError(
+            f"no socket can be made in {directory}: {reason}",
+            bind=address.key,
+            hint=f"make {directory} writable for this user, or choose another directory",
+        )
+    return explain(address, f"the Unix socket {address.path} cannot be opened", error)
+
+
 def refuse(sockets: Iterable[socket.socket]) -> None:
     """Refuse connections even if other processes hold the same listeners, unlike closing a duplicate."""
     for sock in sockets:
@@ -73,13 +237,13 @@ def refuse(sockets: Iterable[socket.socket]) -> None:
             sock.shutdown(socket.SHUT_RD)
 
 
-def close_listener(sockets: Iterable[socket.socket], identity: unix_listener.Identity | None = None) -> None:
-    """Close the sockets; remove a Unix socket's file if it still has this `identity` (see unix_listener.identity)."""
+def close_listener(sockets: Iterable[socket.socket], identity: Identity | None = None) -> None:
+    """Close the sockets; remove a Unix socket's file if it still has this `identity` (see identity_of)."""
     for sock in sockets:
         path = "" if identity is None or sock.family != socket.AF_UNIX else sock.getsockname()
         sock.close()
         if path:
-            unix_listener.remove(path, identity)
+            remove_socket_file(path, identity)
 
 
 def describe(sock: socket.socket) -> str:

@@ -11,8 +11,8 @@ import sys
 from poolctl.clock import Clock, RateLimit
 from poolctl.keeper.spawn import rotate_if_large
 
-from .follow import DirectoryWatch
 from .log_line import stamp
+from .log_tail import DirectoryWatch
 
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096

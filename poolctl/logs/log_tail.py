@@ -1,18 +1,27 @@
-"""The last lines of log files, across their rotated predecessors."""
+"""The last lines of log files across their rotated predecessors, and the lines that follow them, merged by time.
+
+New lines are read whole and across rotations; inotify(7) reports changes in directories.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
 
+from poolctl.platform import await_readable
 from poolctl.safe_open import UnsafePath, open_file
 
 from .log_line import LogLine, parse_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from .line_filter import LineFilter
 
 _BLOCK_BYTES = 64 * 1024
@@ -164,3 +173,318 @@ def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
 
 def _joined(pieces: list[bytes]) -> bytes:
     return b"".join(reversed(pieces))
+
+
+_CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
+REMOVALS = 0x200 | 0x400 | 0x800  # IN_DELETE, DELETE_SELF, MOVE_SELF
+_EVENT = struct.Struct("iIII")
+_EVENTS_BYTES = 64 * 1024
+
+
+class DirectoryWatch:
+    """Reports which files in some directories were written, moved, removed or changed in their permissions.
+
+    Raises OSError without inotify.
+    """
+
+    __slots__ = ("_directories", "_libc", "fd")
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._directories: dict[int, str] = {}
+        self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, directory: str, changes: int = _CHANGES) -> bool:
+        """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""
+        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), changes))
+        is_new = number not in self._directories
+        self._directories[number] = directory
+        return is_new
+
+    def changed(self) -> set[str] | None:
+        """The paths changed since the last call; None if there were too many. Does not block."""
+        found: set[str] = set()
+        try:
+            events = os.read(self.fd, _EVENTS_BYTES)
+        except BlockingIOError:
+            return found
+        at = 0
+        while at < len(events):
+            number, _, _, length = _EVENT.unpack_from(events, at)
+            if number not in self._directories:
+                return None
+            name = events[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
+            found.add(os.path.join(self._directories[number], os.fsdecode(name)))
+            at += _EVENT.size + length
+        return found
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self.fd)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+_READ_BYTES = 256 * 1024
+# Maximum bytes per read: a file that other users can write may grow by any amount.
+_MOST_BYTES = 64 * 1024 * 1024
+
+Finished = tuple[int, int, int]
+_POLL_SECONDS = 0.1
+# Longer than the time until a line is stored, and than a reader's pass over the files.
+SETTLE_SECONDS = 0.03
+
+
+class TailedFile:
+    """One log file that is read as it grows, even if it is rotated, emptied, or does not exist yet."""
+
+    __slots__ = ("_fd", "_inode", "_offset", "_older", "_partial", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+        self._inode = 0
+        self._offset = 0
+        self._partial = b""
+        self._older: set[Finished] = set()
+
+    def begin(self, log: OpenLog) -> None:
+        """Continue at the end of `log`; its incomplete last line counts as read."""
+        self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
+        if log.parts:
+            fd, self._offset = log.parts[0]
+            self._fd = os.dup(fd)
+            self._inode = os.fstat(fd).st_ino
+
+    def read(self) -> list[bytes]:
+        """The complete lines added since the last call, without line breaks."""
+        found = self._rest()
+        while newer := self._newer():
+            for fd in newer:
+                found += self._rest()
+                if self._partial:
+                    found.append(self._partial)
+                if self._fd >= 0:
+                    self._older.add(_finished(os.fstat(self._fd)))
+                self.close()
+                self._fd, self._offset, self._partial = fd, 0, b""
+                self._inode = os.fstat(fd).st_ino
+            found += self._rest()
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _rest(self) -> list[bytes]:
+        if self._fd < 0:
+            return []
+        size = os.fstat(self._fd).st_size
+        if size < self._offset:  # emptied by another program
+            self._offset, self._partial = 0, b""
+        found = []
+        if size - self._offset > _MOST_BYTES:
+            skipped = size - _MOST_BYTES - self._offset
+            found.append(self._partial + b"... (%d bytes are left out here)" % skipped)
+            self._offset, self._partial = self._offset + skipped, b""
+        while data := os.pread(self._fd, _READ_BYTES, self._offset):
+            self._offset += len(data)
+            *whole, self._partial = (self._partial + data).split(b"\n")
+            found += whole
+            if len(self._partial) > LONGEST_LINE_BYTES:
+                found.append(self._partial)
+                self._partial = b""
+        return found
+
+    def _newer(self) -> list[int]:
+        """The descriptors of the files started after this one, oldest first."""
+        try:
+            if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
+                return []
+        except OSError:
+            return []
+        log = OpenLog(self.path)
+        newer = 0
+        for fd, _ in log.parts:
+            status = os.fstat(fd)
+            if (self._fd >= 0 and status.st_ino == self._inode) or _finished(status) in self._older:
+                break
+            newer += 1
+        for fd, _ in log.parts[newer:]:
+            os.close(fd)
+        return [fd for fd, _ in reversed(log.parts[:newer])]
+
+
+def _finished(status: os.stat_result) -> Finished:
+    """The identity of a file that is no longer written to; inode numbers alone are soon reused."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class Follower:
+    """The new lines of several logs (paths by server name); each batch is in the order of time.
+
+    `first` holds the last `lines` existing lines of each log, not older than `since`; both contain only `wanted`
+    lines. Without inotify the files are polled ten times a second.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        *,
+        lines: int | None = 0,
+        since: str = "",
+        wanted: LineFilter | None = None,
+    ) -> None:
+        self._wanted = wanted
+        self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
+        self._last_times: dict[str, str] = {}
+        self._missing: set[str] = set()
+        self._watch = _new_watch()
+        self.first: list[LogLine] = []
+        for name, path in paths.items():
+            self._add(name, os.path.abspath(path), lines, since)
+        self.first = in_order(iter(self.first))
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there may be new lines; -1 without inotify."""
+        return self._watch.fd if self._watch else -1
+
+    def wait(self, timeout_seconds: float | None = None, *, reader: int = -1) -> bool:
+        """Whether there may be new lines; returns after `timeout_seconds` at the latest.
+
+        Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
+        """
+        if self._watch is not None and not self._missing:
+            return await_readable(self._watch.fd, timeout_seconds, reader)
+        seconds = _POLL_SECONDS if timeout_seconds is None else min(_POLL_SECONDS, timeout_seconds)
+        await_readable(-1, seconds, reader)
+        return True
+
+    def read(self) -> list[LogLine]:
+        """The new lines. Does not block."""
+        polled = self._watch is None or bool(self._missing)
+        for directory in list(self._missing):
+            self._watch_directory(directory)
+        changed = None if self._watch is None else self._watch.changed()
+        found: list[LogLine] = []
+        for path, logs in self._logs.items():
+            if polled or changed is None or path in changed:
+                for name, log in logs:
+                    found += self._lines(name, log)
+        return in_order(iter(found))
+
+    def close(self) -> None:
+        """Close every file."""
+        if self._watch is not None:
+            self._watch.close()
+        for logs in self._logs.values():
+            for _, log in logs:
+                log.close()
+
+    def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
+        # Watched before reading, so that no line is missed in between.
+        self._watch_directory(os.path.dirname(path))
+        growing = TailedFile(path)
+        log = OpenLog(path)
+        try:
+            last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
+            self.first += last
+            whole = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
+            self._last_times[name] = carry_times(whole)
+            growing.begin(log)
+        finally:
+            log.close()
+        self._logs.setdefault(path, []).append((name, growing))
+
+    def _watch_directory(self, directory: str) -> None:
+        if self._watch is None:
+            return
+        try:
+            self._watch.add(directory)
+        except OSError:
+            self._missing.add(directory)
+        else:
+            self._missing.discard(directory)
+
+    def _lines(self, name: str, log: TailedFile) -> list[LogLine]:
+        lines = [parse_line(raw, name) for raw in log.read()]
+        self._last_times[name] = carry_times(lines, self._last_times[name])
+        return lines if self._wanted is None else self._wanted.forwards(lines)
+
+
+def follow(
+    paths: Mapping[str, str],
+    *,
+    lines: int | None = 0,
+    since: str = "",
+    wanted: LineFilter | None = None,
+    until: Callable[[], bool] | None = None,
+    reader: int = -1,
+) -> Iterator[LogLine]:
+    """The last `lines` lines of each log, then every new line, if `wanted`; blocks in between.
+
+    Ends when `until` returns true (it is called ten times a second) and all lines so far have been returned;
+    without it, never. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
+    """
+    follower = Follower(paths, lines=lines, since=since, wanted=wanted)
+    merge = Merge()
+    try:
+        # While the last lines of one file were read, an earlier line may have been added to another.
+        yield from follower.first if len(paths) < 2 else merge.take(follower.first)
+        over = False
+        while not over:
+            over = until is not None and until()
+            fresh = follower.read()
+            yield from fresh if len(paths) < 2 else merge.take(fresh)
+            if merge.holds:
+                time.sleep(SETTLE_SECONDS)
+            elif not over:
+                follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
+        yield from merge.rest()
+    finally:
+        follower.close()
+
+
+def _new_watch() -> DirectoryWatch | None:
+    try:
+        return DirectoryWatch()
+    except OSError:
+        return None
+
+
+class Merge:
+    """Delays each batch until the next: while one file was read, an earlier line may have been added to another."""
+
+    def __init__(self) -> None:
+        self._held: list[LogLine] = []
+
+    @property
+    def holds(self) -> bool:
+        """Whether lines are held back: call `take` again SETTLE_SECONDS later."""
+        return bool(self._held)
+
+    def take(self, lines: list[LogLine]) -> list[LogLine]:
+        """The lines, in order, that no line read later can precede; `lines` were just read."""
+        newest = max((line.time for line in self._held), default="")
+        merged = in_order(iter([*self._held, *lines]))
+        due = sum(line.time <= newest for line in merged) if self._held else 0
+        self._held = merged[due:]
+        return merged[:due]
+
+    def rest(self) -> list[LogLine]:
+        """The lines held back."""
+        held, self._held = self._held, []
+        return held

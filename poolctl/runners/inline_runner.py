@@ -17,13 +17,14 @@ from typing import Any
 from poolctl.config import ServerConfig, default_env_file, default_interpreter
 from poolctl.errors import ServerError
 from poolctl.listeners.open_listener import (
+    Identity,
     accepted_from,
     close_listener,
     describe,
+    identity_of,
     inherited_descriptors,
     refuse,
 )
-from poolctl.listeners.unix_listener import Identity, identity_of
 from poolctl.worker.serving.shared_listener import stop_reading
 
 from .inline_worker import InlineWorker

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from poolctl import __version__
 from poolctl.control.pool_paths import SOCKET_NAME, make_private
 from poolctl.keeper import pool_files
-from poolctl.logs.follow import REMOVALS, DirectoryWatch
+from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.platform import replace_file
 
 _CHECK_SECONDS = 1.0

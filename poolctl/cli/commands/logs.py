@@ -34,8 +34,7 @@ from poolctl.control.client import NoSupervisor
 from poolctl.control.show_answers import Described, Details, ShowResult
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
-from poolctl.logs.line_filter import LineFilter
-from poolctl.logs.log_level import LEVELS, canonical_level
+from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 
@@ -225,7 +224,7 @@ def _follow(
     since: str,
     wanted: LineFilter | None,
 ) -> Outcome:
-    from poolctl.logs.follow import follow
+    from poolctl.logs.log_tail import follow
 
     try:
         for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):

@@ -59,8 +59,8 @@ from poolctl.control.pool_processes import await_end, read_exit
 from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
-from poolctl.logs.follow import follow
 from poolctl.logs.log_line import LogLine, stamp
+from poolctl.logs.log_tail import follow
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
 if TYPE_CHECKING:

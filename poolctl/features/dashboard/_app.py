@@ -25,9 +25,9 @@ from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.show_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
-from poolctl.logs.follow import Follower
-from poolctl.logs.log_level import canonical_level, stated_level
+from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
+from poolctl.logs.log_tail import Follower
 
 from ._access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
 from ._answers import HistoryResult, RolloutResult

@@ -24,8 +24,7 @@ from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.json_form import Table
-from poolctl.listeners.open_listener import close_listener, refuse
-from poolctl.listeners.unix_listener import identity_of
+from poolctl.listeners.open_listener import close_listener, identity_of, refuse
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from poolctl.cli.log_rendering import record_lines
 from poolctl.cli.render import printable
-from poolctl.logs.follow import Follower
-from poolctl.logs.line_filter import LineFilter
-from poolctl.logs.log_level import canonical_level, level_place, without_control
+from poolctl.logs.line_filter import LineFilter, canonical_level, level_place, without_control
 from poolctl.logs.log_line import LogLine, clock_time, parse_record
+from poolctl.logs.log_tail import Follower
 
 from ._frames import FAINT, hinted
 

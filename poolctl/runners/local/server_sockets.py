@@ -20,9 +20,8 @@ from typing import Any, Protocol
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
-from poolctl.listeners.open_listener import Inherited, close_listener, describe, refuse
+from poolctl.listeners.open_listener import Inherited, close_listener, describe, identity_of, refuse
 from poolctl.listeners.sock_diag import accept_queue
-from poolctl.listeners.unix_listener import identity_of
 from poolctl.platform import close_promptly
 from poolctl.worker.peer_counts import new_page
 

@@ -15,8 +15,7 @@ from poolctl.address import parse
 from poolctl.config import TLSConfig
 from poolctl.errors import ServerError
 from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
-from poolctl.listeners.open_listener import BACKLOG
-from poolctl.listeners.unix_listener import Identity, identity_of, remove
+from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remove_socket_file
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
@@ -190,7 +189,7 @@ class HeldAddress(Generic[Endpoint]):
             self._server = self._certificate = None
         if self._open is not None:
             if self._identity is not None:
-                remove(_bind_of(self._open).removeprefix("unix:"), self._identity)
+                remove_socket_file(_bind_of(self._open).removeprefix("unix:"), self._identity)
             for sock in self._listeners:
                 sock.close()
             self._open, self._listeners = None, []

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners import unix_listener
 from poolctl.listeners.listen_errors import Holder, Place, explain, explain_port, explained, naming, taken
 from poolctl.listeners.open_listener import (
     BACKLOG,
@@ -24,9 +23,12 @@ from poolctl.listeners.open_listener import (
     accepted_from,
     close_listener,
     describe,
+    identity_of,
     inherited_descriptors,
+    is_live,
     open_datagram_sockets,
     open_listener,
+    remove_socket_file,
     take_inherited,
     targets,
 )
@@ -271,13 +273,13 @@ class TestUnixSockets:
     def test_are_removed_at_the_end_when_the_file_is_still_theirs(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         sockets = open_listener(parse(f"unix:{path}"))
-        close_listener(sockets, unix_listener.identity(str(path)))
+        close_listener(sockets, identity_of(f"unix:{path}"))
         assert not path.exists()
 
     def test_of_another_process_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
         sockets = open_listener(parse(f"unix:{path}"))
-        mine = unix_listener.identity(str(path))
+        mine = identity_of(f"unix:{path}")
         path.rename(tmp_path / "elsewhere.sock")
         with opened(f"unix:{path}"):
             close_listener(sockets, mine)
@@ -289,7 +291,7 @@ class TestUnixSockets:
             pass
         assert path.exists()
         with opened(f"unix:{path}"):
-            assert unix_listener.is_live(str(path))
+            assert is_live(str(path))
 
     def test_that_are_live_are_an_error_that_names_the_process(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
@@ -307,7 +309,7 @@ class TestUnixSockets:
             listener.bind(path)
             listener.listen(0)
             client.connect(path)
-            assert unix_listener.is_live(path)
+            assert is_live(path)
 
     def test_with_a_path_that_is_too_long_are_refused_before_the_kernel_does(self, tmp_path: Path) -> None:
         path = tmp_path / ("x" * 108)
@@ -355,9 +357,9 @@ class TestUnixSockets:
 
     def test_have_no_identity_when_there_is_no_socket(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        assert unix_listener.identity(str(tmp_path / "none")) is None
-        assert unix_listener.identity(str(tmp_path / "file")) is None
-        assert not unix_listener.remove(str(tmp_path / "file"), None)
+        assert identity_of(f"unix:{tmp_path}/none") is None
+        assert identity_of(f"unix:{tmp_path}/file") is None
+        assert not remove_socket_file(str(tmp_path / "file"), None)
 
     def test_without_a_path_are_described_as_unnamed(self) -> None:
         with socket.socket(socket.AF_UNIX) as sock:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.follow import Follower
-from poolctl.logs.line_filter import LineFilter
-from poolctl.logs.log_level import stated_level
+from poolctl.logs.line_filter import LineFilter, stated_level
 from poolctl.logs.log_line import LogLine, stamp
-from poolctl.logs.log_tail import tail
+from poolctl.logs.log_tail import Follower, tail
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.logs import follow as follow_module
-from poolctl.logs import log_tail as read_module
-from poolctl.logs.follow import DirectoryWatch, Follower, Merge, follow
+from poolctl.logs import log_tail
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
-from poolctl.logs.log_tail import merged_tail, tail
+from poolctl.logs.log_tail import DirectoryWatch, Follower, Merge, follow, merged_tail, tail
 
 
 def at(second: int, *texts: str) -> bytes:
@@ -54,7 +52,7 @@ class TestTail:
 
     def test_tail_is_the_same_when_the_files_are_rotated_meanwhile(self, path: Path) -> None:
         path.write_bytes(at(1, "one"))
-        log = read_module.OpenLog(str(path))
+        log = log_tail.OpenLog(str(path))
         path.rename(f"{path}.1")
         path.write_bytes(at(2, "two"))
         assert texts(log.tail(None)) == ["one"]
@@ -78,12 +76,12 @@ class TestTail:
         text = "\n".join(lines) + ("\n" if ended and lines else "")
         path.write_bytes(text.encode())
         expected = text.removesuffix("\n").split("\n")[-count:] if text else []
-        before = read_module._BLOCK_BYTES
-        read_module._BLOCK_BYTES = block
+        before = log_tail._BLOCK_BYTES
+        log_tail._BLOCK_BYTES = block
         try:
             found = texts(tail(str(path), count))
         finally:
-            read_module._BLOCK_BYTES = before
+            log_tail._BLOCK_BYTES = before
         assert found == expected
 
     def test_tail_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
@@ -99,7 +97,7 @@ def followed(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Follower]]:
     if request.param == "polling":
-        monkeypatch.setattr(follow_module, "_new_watch", lambda: None)
+        monkeypatch.setattr(log_tail, "_new_watch", lambda: None)
     followers: list[Follower] = []
 
     def make(*paths: Path, lines: int | None = 0) -> Follower:
@@ -223,7 +221,7 @@ def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.Mo
     def unavailable() -> DirectoryWatch:
         raise OSError("no inotify here")
 
-    monkeypatch.setattr(follow_module, "DirectoryWatch", unavailable)
+    monkeypatch.setattr(log_tail, "DirectoryWatch", unavailable)
     follower = Follower({"web": str(path)})
     assert follower.fileno() == -1
     assert follower.wait(0.01)
@@ -327,7 +325,7 @@ class TestHostileFiles:
             file.truncate(10**12)
         found = tail(str(path), 5)
         assert len(found) == 1
-        assert len(found[0].text) <= 2 * read_module.LONGEST_LINE_BYTES
+        assert len(found[0].text) <= 2 * log_tail.LONGEST_LINE_BYTES
 
     def test_file_that_grows_by_more_than_was_written_is_followed_at_its_end(self, path: Path) -> None:
         path.write_bytes(at(1, "before"))
@@ -342,14 +340,14 @@ class TestHostileFiles:
             follower.close()
         assert "bytes are left out here)" in found[0]
         assert found[-1] == "after"
-        assert max(map(len, found)) <= 2 * read_module.LONGEST_LINE_BYTES
+        assert max(map(len, found)) <= 2 * log_tail.LONGEST_LINE_BYTES
 
     def test_any_number_of_old_files_costs_no_more_than_so_many_descriptors(self, path: Path) -> None:
         path.write_bytes(at(9, "newest"))
-        for number in range(1, read_module.MOST_FILES + 50):
+        for number in range(1, log_tail.MOST_FILES + 50):
             path.with_name(f"web.log.{number}").touch()
-        log = read_module.OpenLog(str(path))
-        assert len(log.parts) <= read_module.MOST_FILES
+        log = log_tail.OpenLog(str(path))
+        assert len(log.parts) <= log_tail.MOST_FILES
         log.close()
         file = LogFile(str(path), max_size_bytes=1, keep=1)
         assert file.append(at(10, "next")) > 0

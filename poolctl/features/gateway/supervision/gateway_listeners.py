@@ -11,8 +11,7 @@ from poolctl.address import overlaps, parse
 from poolctl.errors import ServerError
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper import fd_store
-from poolctl.listeners.open_listener import close_listener, refuse
-from poolctl.listeners.unix_listener import Identity, identity_of
+from poolctl.listeners.open_listener import Identity, close_listener, identity_of, refuse
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost
 
