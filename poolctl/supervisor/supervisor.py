@@ -1,38 +1,89 @@
-"""The supervisor's process: its link to the keeper, the pool that it manages, and its end."""
+"""The supervisor's process: its link to the keeper, the pool that it manages, its runtime files, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
 import logging
 import os
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from poolctl import bootstrap
-from poolctl.control.pool_paths import make_private, state_dir
-from poolctl.keeper import fd_store, wire
-from poolctl.platform import release_freed_memory
+from poolctl import __version__, bootstrap
+from poolctl.clock import Clock
+from poolctl.config import ServerConfig, Tables, longest_stop_seconds
+from poolctl.control.answers import About, PingResult, ProgressLine, Result
+from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
+from poolctl.control.observer_answers import HealthResult, MetricsResult
+from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
+from poolctl.control.pool_processes import PoolExit, write_exit
+from poolctl.control.protocol import PROTOCOL
+from poolctl.core.core import Core
+from poolctl.core.decide import Phase, Trace
+from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.servers import caused_by
+from poolctl.exit_codes import FAILED
+from poolctl.keeper import fd_store, pool_files, wire
+from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
+from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import NAME as JOURNAL
+from poolctl.monitor.journal import Journal
+from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
+from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Exit, Placement
+from poolctl.runners.runner_registry import RunnerSite, make_runner, serves_on
+from poolctl.selection.matcher_client import close_matcher
+from poolctl.selection.selector import Selector
+from poolctl.states import Status
+from poolctl.units import format_duration
 
-from .active_configuration import ConfigurationReader
-from .managed_pool import ManagedPool
-from .runtime_files import RuntimeFiles
-from .takeover.keeper_replacement import KeeperEndWatch, replace_keeper
+from . import feature_parts
+from .active_configuration import ActiveConfiguration, ConfigurationReader, PoolEnvironment
+from .feature_parts import FeatureParts
+from .launch import listen
+from .observers.event_recorder import EventRecorder, LostOutput
+from .statistics import Statistics, Totals
+from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
+from .takeover.state_store import SaveTimer, StateStore
+from .verbs import verbs
+from .verbs.verb import Call
+from .verbs.verbs import AUDITED, Verbs
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from poolctl.child_process import ChildProcess
 
+    from .observers.metrics_server import MetricsAddress, PoolHealth, PoolMetrics
+    from .systemd import Service
+
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
 # By this time memory that a start of many servers needs briefly has been freed.
-_AFTER_START_SECONDS = 10.0
+_FREED_SECONDS = 10.0
+# Imported some time after the start: no health check is due at once, and the metrics may not be served.
+_LATE_MODULES = ("poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server")
+_IDLE_SECONDS = 60.0
+_SPARE_SECONDS = 5.0
+_LAST_ANSWER_SECONDS = 0.02
+# A calm supervisor takes no action by itself for this long; after that another supervisor may try.
+_CALM_SECONDS = 300.0
+_AFTER_START_SECONDS = 1.0
+_BETWEEN_IMPORTS_SECONDS = 0.02
+_SIGNALLED = 128
+_LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+_CHECK_SECONDS = 1.0
+# For what inotify(7) does not report: a directory above was renamed.
+_SELDOM_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -87,7 +138,7 @@ class Supervisor(Receiver):
         with contextlib.suppress(LinkLost):
             await keeper.complete()
             keeper.send({"op": "adopted"})
-        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, release_freed_memory)
+        asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._pool.over.wait()
         if self._pool.replacement is not None:
             await self._replace(*self._pool.replacement)
@@ -175,3 +226,679 @@ class Supervisor(Receiver):
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()
         os._exit(0 if self._keeper.whole else 1)
+
+
+def late_modules() -> list[str]:
+    """The modules that a start does not need, and that are imported after it."""
+    return [*_LATE_MODULES, *verbs.modules(), *feature_parts.modules()]
+
+
+async def import_slowly(names: Iterable[str]) -> None:
+    """Import these modules one at a time, with pauses: all at once would block the loop for 15 ms."""
+    for name in names:
+        await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
+        try:
+            import_module(name)
+        except Exception:
+            # Its package is being replaced: that must not stop the others.
+            logger.exception("%s cannot be imported", name)
+
+
+class ManagedPool:
+    """The daemon: a core over a runner, with verbs, health checks and observers around it.
+
+    `over` is set when its process should end: because nothing is left to do, or so that the processes that the commands
+    of `replacement` (a keeper's and a supervisor's) start take over.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        files: Sequence[str],
+        state_directory: str,
+        keeper: KeeperLink,
+        hello: wire.Message,
+        runtime_files: RuntimeFiles,
+        reader: ConfigurationReader,
+        *,
+        calm: bool,
+    ) -> None:
+        self.directory = directory
+        self.files = list(files)
+        self.over = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._orders: set[asyncio.Task[object]] = set()  # of clients that left before the pool had begun
+        self.replacement: tuple[list[str], list[str]] | None = None
+        self._keeper = keeper
+        self._keeper_pid = int(hello["pid"])
+        self._runtime_files = runtime_files
+        self._calm = calm
+        self._ending = self._terminated = self._mandatory_failed = False
+        logs = os.path.join(state_directory, "logs")
+        os.makedirs(logs, mode=0o700, exist_ok=True)
+        soft, hard = hello["open_files"]
+        environments: dict[str, Mapping[str, str]] = {}
+        site = RunnerSite(
+            keeper=keeper,
+            keeper_pid=self._keeper_pid,
+            open_files=(soft, hard),
+            directory=directory,
+            logs_directory=logs,
+            environments=environments,
+        )
+        self.runner = make_runner(os.environ, site)
+        self.runner.events = self
+        self._clock = Clock()
+        self._store = StateStore(keeper, directory)
+        self._save_timer = SaveTimer(self._save)
+        self._configuration = ActiveConfiguration(files, state_directory, self._store, environments, reader)
+        self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
+        self.events = Events(self._clock)
+        self._parts = FeatureParts(self._environment, self.events)
+        self._metrics: MetricsAddress | None = None
+        self._is_recording = False
+        self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
+        self._service: Service | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the pool, by which it is found from any directory."""
+        return self._configuration.name
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a stop of everything may take by the servers' own limits."""
+        servers = (each.config for each in self.core.entries.values())
+        return longest_stop_seconds(servers, self._configuration.tables.stop_seconds) + _SPARE_SECONDS
+
+    async def begin(self, listener: socket.socket) -> None:
+        """Load the configuration and answer requests from now on; an invalid one is the answer to the first.
+
+        The first supervisor of a pool accepts requests while it reads the files: a ping shows that it does.
+        """
+        self._control = ControlServer(self._handle, DescriptorReserve())
+        servers = await self._configuration.taken_over()
+        is_first = servers is None
+        if servers is None:
+            self._control.listen(listener)
+            servers = await self._configuration.first_servers()
+        await self._make_core(servers)
+        await self._adopt(servers)
+        recovering = any(entry.observed.recovering for entry in self.core.entries.values())
+        if recovering and not self._calm:
+            self._watch_health()
+        self.core.listeners.add(self._changed)
+        for entry in self.core.entries.values():
+            # Adopted workers may differ from the record, and the core may already have reported that.
+            self._changed(entry)
+        await self._prepare_answers()
+        if not is_first:
+            self._control.listen(listener)
+        self._begun.set()
+        asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
+        self._restoring = asyncio.ensure_future(self._restore_runtime_files())
+        self._importing = asyncio.ensure_future(self._import_rest(is_watching=recovering))
+        if self._calm:
+            self._serve_commands_only()
+            return
+        self.core.listeners.add(self._end_if_mandatory_failed)
+        if not self._configuration.problems:
+            self._adopting_late = asyncio.ensure_future(self._adopt_late())
+
+    async def _make_core(self, servers: list[ServerConfig]) -> None:
+        self._configuration.follow(self._set_journal)
+        trace = Trace.configured(os.environ)
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
+        self._lost = LostOutput(self.core, self.events)
+        self._totals = Totals(self.core, self.events, self._store)
+        await self._totals.resume()
+        self._statistics = Statistics(self.core, self._totals)
+        self._parts.begin(self.core, self._statistics.give_samples, self._totals, self._store)
+
+    async def _adopt(self, servers: list[ServerConfig]) -> None:
+        # With problems no worker is started: workers of a killed pool wait until the files are valid again.
+        searched = None if self._configuration.problems else {each.name: each for each in servers}
+        if searched is not None:
+            await self._parts.take_in()
+        adopted = await adopt(self.core, self._store, self._configuration.placed, searched)
+        if adopted:
+            logger.info("adopted %d workers", adopted)
+        if not self._configuration.problems:
+            # First, so that features receive the first events, too.
+            self._configuration.follow(self._parts.follow, every_reload=True)
+            self._is_recording = True
+            EventRecorder(self.core, self.events, self._totals).begin(adopted, self.identity())
+        for name, (before, port) in self._configuration.moved_ports.items():
+            message = f"another program uses port {before}: {port} was chosen"
+            self.events.record(
+                "config", "port changed",
+                server=name, before=before, after=port, message=message, severity="warning",
+            )  # fmt: skip
+
+    async def _import_rest(self, *, is_watching: bool) -> None:
+        """Import modules that no start needs now, because the package's files may be replaced later."""
+        await asyncio.sleep(_AFTER_START_SECONDS)
+        await self._verbs.build.digest()
+        await import_slowly(late_modules())
+        # No health check was due yet.
+        if not (self._calm or is_watching):
+            self._watch_health()
+        self._verbs.complete()
+        self.core.withdraw_lost_canaries()
+
+    def _watch_health(self) -> None:
+        from .health import watch_health
+
+        watch_health(self.core, self.events)
+
+    def _set_journal(self, tables: Tables) -> None:
+        path = os.path.join(self._environment.state_directory, JOURNAL)
+        self.events.keep_in(Journal.configured(tables.events, path))
+
+    async def _prepare_answers(self) -> None:
+        self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
+        self._verbs.add("stats", self._statistics.stats)
+        self._verbs.add("monitor", self._statistics.monitor)
+        self._verbs.add("metrics", self._metrics_verb)
+        self._verbs.add("health", self._health_verb)
+        self._parts.add_to(self._verbs)
+        self._configuration.follow(self._serve_metrics)
+        if self._metrics is not None:
+            await self._metrics.attempted()
+        self._perform: Handler = self._verbs.handle
+        if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
+            from .systemd import Service
+
+            self._service = Service(os.environ, self.core)
+            self._perform = self._service.around(self._verbs.handle)
+
+    def _serve_metrics(self, tables: Tables) -> None:
+        if self._metrics is None and tables.metrics is not None:
+            from .observers.metrics_server import MetricsAddress
+
+            keeper, events = self._keeper, self.events
+            self._metrics = MetricsAddress(keeper, events, self._pool_metrics(), self._pool_health())
+        if self._metrics is not None:
+            self._metrics.follow(tables)
+
+    async def _metrics_verb(self, call: Call) -> MetricsResult:
+        """The metrics as text, in the OpenMetrics format on request."""
+        text = await self._pool_metrics().text(bool(call.options.get("openmetrics")), call.selector)
+        return MetricsResult(text=text)
+
+    async def _health_verb(self, call: Call) -> HealthResult:
+        return await self._pool_health().verb(call)
+
+    def _pool_metrics(self) -> PoolMetrics:
+        from .observers.metrics_server import PoolMetrics
+
+        return PoolMetrics(self.core, self._statistics, self.identity(), self._parts)
+
+    def _pool_health(self) -> PoolHealth:
+        from .observers.metrics_server import PoolHealth
+
+        return PoolHealth(self.core, self._parts.route_healths)
+
+    def _serve_commands_only(self) -> None:
+        logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
+        how_long = format_duration(_CALM_SECONDS)
+        what = f"the supervisor has died too often: for {how_long} it serves commands only"
+        self.events.record("pool", "calm", message=what, severity="error")
+        asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
+
+    async def _handle(self, request: Request, progress: Progress) -> object:
+        if not self._begun.is_set():
+            if request.verb == "ping":
+                return PingResult(**vars(self.identity()), reading=True)
+            await self._wait_to_begin(request)
+        if self._configuration.problems:
+            ended = Result(ended=True, keeper_pid=self.shut_down())
+            if request.verb == "stop":
+                return ended
+            problems = tuple(self._configuration.problems)
+            return replace(ended, errors=problems, exit_code=self._configuration.exit_code)
+        if self._ending:
+            # A request between the last answer and the end: without an answer its client asks the next supervisor.
+            raise ConnectionAbortedError
+        with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
+            answer = await self._perform(request, progress)
+        self._runtime_files.rename(self.name)
+        # A successor knows everything that a client has received. Nothing is written where nothing has changed.
+        self._store.note_changed(*self.core.take_changed())
+        self._save_timer.save_now()
+        return answer
+
+    async def _wait_to_begin(self, request: Request) -> None:
+        """Return when the pool has begun. A stop of everything ends the reading of its files."""
+        if _stops_everything(request) and not serves_on(os.environ, self.directory):
+            self.stop_reading()
+        try:
+            await self._begun.wait()
+        except asyncio.CancelledError:
+            # Its client has left: an order is carried out nevertheless, as it is later.
+            if request.verb in AUDITED:
+                order = asyncio.ensure_future(self._handle(request, lambda line: None))
+                self._orders.add(order)
+                order.add_done_callback(self._orders.discard)
+            raise
+
+    def stop_reading(self) -> None:
+        """Begin without servers, and end at the next request, if the files are still being read."""
+        self._configuration.stop_reading()
+
+    async def _restore_runtime_files(self) -> None:
+        async for listener in self._runtime_files.restored():
+            if listener is not None:
+                self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
+                self._control.listen(listener)
+            self._store.rewrite_file()
+            self._save_timer.save_now()
+
+    async def _adopt_late(self) -> None:
+        if await take_in_late(self.core):
+            self._give_way()
+
+    def _give_way(self) -> None:
+        """End as if killed: the keeper starts a successor, which adopts everything."""
+        self.save()
+        logging.shutdown()
+        os._exit(0)
+
+    def _changed(self, entry: Entry) -> None:
+        self._configuration.note_socket(entry)
+        self._store.note_changed(entry)
+        self._save_timer.note_change()
+
+    def _save(self) -> None:
+        """Save the state for a successor."""
+        self._store.save(self.core.entries, self._configuration.to_save(self.core))
+        self._totals.save()
+
+    async def end(self) -> None:
+        """Close everything; the answers under way are finished."""
+        self._restoring.cancel()
+        self._importing.cancel()
+        self._verbs.end()
+        await self._control.close()
+        await self._parts.stop_serving()
+        if self._metrics is not None:
+            await self._metrics.close()
+        await self.runner.aclose()
+        if self._is_recording:
+            self.events.record("pool", "supervisor ended", pid=os.getpid())
+        self.events.flush()
+        await self._parts.aclose()
+        self.events.close()
+        close_matcher()
+
+    def terminate(self) -> None:
+        """Stop every server in order, then end: the keeper was asked to terminate."""
+        if not self._terminated:
+            self._terminated = True
+            if self._service is not None:
+                self._service.stop()
+            self._stopping = asyncio.ensure_future(self._stop_all())
+
+    def save(self) -> None:
+        """Save everything for a successor, events and features included."""
+        # The core may not have reported its latest changes yet.
+        self._store.note_changed(*self.core.entries.values())
+        self._save_timer.save_now()
+        self.events.flush()
+        self._parts.flush()
+
+    def exit_reported(self, report: wire.Message) -> None:
+        """The keeper reaped a child."""
+        if (takeover := self.runner.capabilities.takeover) is not None:
+            takeover.exit_reported(report)
+
+    def _end_if_mandatory_failed(self, entry: Entry) -> None:
+        """Stop every server and end, with the failed server's status for `poolctl run`."""
+        ends_pool = entry.failed and entry.config.mandatory and not entry.removed
+        if self._mandatory_failed or not ends_pool:
+            return
+        self._mandatory_failed = True
+        why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
+        reason = f"{entry.name} has failed, and it is mandatory{why}"
+        logger.error("the pool ends: %s", reason)
+        status = _failed_status(entry.observed.last_exit)
+        write_exit(self.directory, PoolExit(status=status, reason=reason, keeper_pid=self._keeper_pid))
+        self.core.reason = f"was stopped: {reason}"
+        self.terminate()
+
+    async def _stop_all(self) -> None:
+        if not self._configuration.problems:
+            cause = self.core.reason.removeprefix("was stopped: ") or "asked to terminate"
+            # Without a reason of its own the change was requested.
+            severity = "error" if self.core.reason else "info"
+            self.events.record("pool", "stopping", cause=cause, severity=severity)
+            with caused_by(cause):
+                await self._verbs.perform("stop", Call(Selector(), {}, lambda line: None))
+        self.shut_down()
+
+    def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
+        """See Daemon."""
+        self._ending = True
+        self.replacement = keeper, supervisor
+        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
+
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """See Daemon."""
+        self._store.note_changed(*self.core.take_changed())
+        self._save_timer.save_now()
+        result = await self._parts.conclude(verb, call, result)
+        if verb == "start":
+            result = replace(result, warnings=(*result.warnings, *self._metrics_problems))
+        return result
+
+    @property
+    def _metrics_problems(self) -> list[str]:
+        metrics = self._metrics
+        return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
+
+    def shut_down(self) -> int:
+        """See Daemon."""
+        if not self._ending:
+            self._ending = True
+            if self._service is not None:
+                self._service.stop()
+            # A successor would find nothing to do, and would not be found.
+            self._keeper.send({"op": "last"})
+            if not self._configuration.problems:
+                # With problems no worker was started: the state of an earlier pool waits until its files are valid
+                # again.
+                self._store.delete_file()
+            self._runtime_files.withdraw()
+            # The answer that says so has to get out first.
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
+        return self._keeper_pid
+
+    def _end_if_unused(self) -> None:
+        if self.core.servers.unused and not (self._verbs.used or self._parts.serve_alone):
+            self.shut_down()
+
+    def expired(self, placement: Placement) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.renew(entry, placement.generation)
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.idle(entry, placement.id, idle)
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """See RunnerEvents."""
+        self._lost.report(name, count, path, reason)
+
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """See RunnerEvents."""
+        message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
+        if entry := self.core.entries.get(server):
+            self.events.record(
+                "health", "figures refused",
+                server=server, bind=entry.config.key, worker=worker, message=message, severity="warning",
+            )  # fmt: skip
+
+    def identity(self) -> About:
+        """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
+        lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
+        not_served = (*self._parts.problems, *self._metrics_problems, *lost_events)
+        return About(
+            name=self.name,
+            files=tuple(self.files),
+            version=__version__,
+            protocol=PROTOCOL,
+            python=sys.version.split()[0],
+            supervisor_pid=os.getpid(),
+            keeper_pid=self._keeper_pid,
+            calm=self._calm or None,
+            keeper_problem=self._watch.problem or None,
+            not_served=not_served or None,
+        )
+
+
+def _failed_status(exit_: Exit | None) -> int:
+    """The exit status that a shell reports for such an end; never 0, because it is a failure."""
+    if exit_ is None:
+        return FAILED
+    if exit_.signal is not None:
+        return _SIGNALLED + exit_.signal
+    return exit_.status or FAILED
+
+
+def _stops_everything(request: Request) -> bool:
+    selector = request.body.get("selector") or {}
+    return request.verb == "stop" and isinstance(selector, dict) and not any(selector.values())
+
+
+async def adopt(
+    core: Core,
+    store: StateStore,
+    placed: Mapping[str, ServerConfig],
+    searched: Mapping[str, ServerConfig] | None,
+) -> int:
+    """Give the core the recorded desired state and the running workers; returns the number of adopted workers.
+
+    A server that runs without a record is wanted. Workers of the servers `searched` that have lost keeper and
+    supervisor are searched for; workers whose configuration has changed are replaced.
+    """
+    takeover = core.runner.capabilities.takeover
+    taken_in = await takeover.take_in(searched) if takeover is not None and searched is not None else {}
+    recorded = await store.restore(core.entries)
+    servers = {name: entry.config for name, entry in core.entries.items()}
+    adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
+    running = {each.placement.server for each in adopted.workers if not each.leaving}
+    unknown = (running | set(taken_in)) - recorded
+    for name in unknown:
+        core.expect_running(core.entries[name])
+    for each in adopted.workers:
+        entry = core.entries[each.placement.server]
+        core.adopt_worker(entry, _worker(each), recorded=entry.name not in unknown)
+    for name, (hook, placement) in adopted.hooks.items():
+        core.adopt_hook(core.entries[name], hook, placement)
+    _listeners(core, adopted.endpoints)
+    for name, outdated in taken_in.items():
+        if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
+            logger.info("%s is configured differently now: it is replaced", name)
+            core.restart(core.entries[name])
+    return len(adopted.workers)
+
+
+async def take_in_late(core: Core) -> bool:
+    """Look again for workers that could not be found at once: they were importing their application, or were busy.
+
+    Returns True when the keeper holds some that a successor of this supervisor should adopt. One whose server serves
+    again without it is stopped.
+    """
+    takeover = core.runner.capabilities.takeover
+    if takeover is None:
+        return False
+    for pause in _LATE_PAUSES_SECONDS:
+        await asyncio.sleep(pause)
+        waiting = {
+            name: entry.config
+            for name, entry in core.entries.items()
+            if not entry.observed.workers and not core.endpoints(entry.config)
+        }
+        names = await takeover.take_in(waiting, late=True)
+        for name in names:
+            # It may have failed because they had its address.
+            core.expect_running(core.entries[name])
+        if names:
+            logger.info("found late: %s", ", ".join(sorted(names)))
+            return True
+    return False
+
+
+def _worker(found: AdoptedWorker) -> Worker:
+    """The worker in the state that it reports."""
+    placement = found.placement
+    phase = Phase.READY if found.ready_at is not None else Phase.STARTING
+    if found.resting == "new" and found.server.health.gated:
+        phase = Phase.STARTING
+    if found.leaving:
+        phase = Phase.DRAINING
+    return Worker(
+        placement.id,
+        placement.generation,
+        placement.index,
+        found.server,
+        phase,
+        placement,
+        found.ready_at,
+        idle=found.idle,
+        resting=bool(found.resting),
+        # The previous supervisor took it out of rotation because its probes failed.
+        health=Status.KO if found.resting == "told" else Status.UNKNOWN,
+    )
+
+
+def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
+    for entry in core.entries.values():
+        for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
+            # A server without a listener of ours counts as open once it has a worker.
+            without = (not config.listens or config.binds_itself) and entry.observed.workers
+            if without or endpoints.get(config.key):
+                core.adopt_listener(entry, config, endpoints.get(config.key, ()))
+        core.resume(entry)
+
+
+class RuntimeFiles:
+    """Written into the pool's runtime directory, until they are withdrawn."""
+
+    def __init__(self, directory: str, files: Sequence[str]) -> None:
+        self._directory = directory
+        self._files = list(files)
+        self._started = time.time()
+        self._keeper_pid = 0
+        self._name = ""
+        self._failure = ""
+        self._complete = True
+        self.withdrawn = False
+
+    def publish(self, name: str, keeper_pid: int) -> None:
+        """Make the pool known by this name, and no longer by its previous name; a failure is logged."""
+        if self.withdrawn:
+            return
+        before = self._complete
+        try:
+            self._write(name, keeper_pid)
+        except OSError as error:
+            self._complete = False
+            if before:
+                logger.warning("cannot write the pool's runtime files: %s", error)
+
+    def _write(self, name: str, keeper_pid: int) -> None:
+        if self._name not in ("", name):
+            self._unlink_name()
+        self._name, self._keeper_pid = name, keeper_pid
+        info = {
+            "name": name,
+            "files": self._files,
+            "keeper_pid": keeper_pid,
+            "supervisor_pid": os.getpid(),
+            "started": self._started,
+            "version": __version__,
+        }
+        replace_file(os.path.join(self._directory, "info.json"), json.dumps(info).encode())
+        self._complete = True
+        self._link_name()
+
+    def rename(self, name: str) -> None:
+        """Make the pool known by another name."""
+        if self._name and name != self._name:
+            self.publish(name, self._keeper_pid)
+
+    async def restored(self) -> AsyncIterator[socket.socket | None]:
+        """Watch the files until they are withdrawn; yields each time that they had vanished and are back.
+
+        The value is another control socket to listen on, None if the old socket is still there.
+        """
+        while True:
+            await self._removal()
+            # Continue after a removal, because there may be further ones.
+            await asyncio.sleep(_CHECK_SECONDS)
+            if self.withdrawn:
+                return
+            if self._are_there():
+                if not self._complete:
+                    self._republish()
+                continue
+            try:
+                make_private(self._directory)
+                listener = self._missing_listener()
+                self._republish()
+            except OSError as error:
+                if str(error) != self._failure:
+                    self._failure = str(error)
+                    logger.error(
+                        "the pool's runtime directory has vanished and cannot be restored: %s", error
+                    )
+                continue
+            yield listener
+            self._failure = ""
+            if self._complete:
+                logger.warning("%s had vanished, at least in part, and was restored", self._directory)
+
+    async def _removal(self) -> None:
+        """Return when files may have vanished; at once where that is not reported, or where some are missing."""
+        loop, removed = asyncio.get_running_loop(), asyncio.Event()
+        with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
+            watch.add(self._directory, REMOVALS)
+            loop.add_reader(watch.fd, removed.set)
+            try:
+                if self._complete and self._are_there():
+                    async with asyncio.timeout(_SELDOM_SECONDS):
+                        await removed.wait()
+            finally:
+                loop.remove_reader(watch.fd)
+
+    def _are_there(self) -> bool:
+        return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
+
+    def _republish(self) -> None:
+        if self._name:
+            self.publish(self._name, self._keeper_pid)
+
+    def _missing_listener(self) -> socket.socket | None:
+        lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Another process that holds it is starting a pool here: then there is a socket at the next check.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path = f"{self._directory}/{SOCKET_NAME}"
+            return None if os.path.lexists(path) else listen(path)
+        finally:
+            os.close(lock)
+
+    def withdraw(self) -> None:
+        """Remove the files; only once, because later files may belong to another supervisor."""
+        if self.withdrawn:
+            return
+        self.withdrawn = True
+        for name in (SOCKET_NAME, "info.json"):
+            try:
+                os.unlink(os.path.join(self._directory, name))
+            except OSError:
+                continue
+        self._unlink_name()
+        pool_files.sweep(self._directory)
+
+    def _link_name(self) -> None:
+        key = os.path.basename(self._directory)
+        link = self._link()
+        try:
+            if os.path.islink(link) and not os.path.exists(os.path.join(link, SOCKET_NAME)):
+                os.unlink(link)
+            os.symlink(key, link)
+        except OSError as error:
+            if not os.path.islink(link) or os.readlink(link) != key:
+                logger.warning("the name %r is not available: %s", self._name, error)
+
+    def _unlink_name(self) -> None:
+        link = self._link()
+        if os.path.islink(link) and os.readlink(link) == os.path.basename(self._directory):
+            os.unlink(link)
+
+    def _link(self) -> str:
+        return os.path.join(os.path.dirname(self._directory), f"@{self._name}")

@@ -39,7 +39,7 @@ WITHIN = {
         "loader": 6, "edit": 7,
     },
     "supervisor": {
-        "sidecar": 1, "health": 2, "takeover": 2,
+        "launch": 1, "sidecar": 1, "health": 2, "takeover": 2,
         "active_configuration": 3, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {

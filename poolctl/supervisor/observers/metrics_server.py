@@ -7,21 +7,172 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from poolctl.config import Tables
+from poolctl.control.answers import About
+from poolctl.control.observer_answers import HealthReport, HealthResult
+from poolctl.core.core import Core
+from poolctl.core.decide import Desired
+from poolctl.core.schedules import failed_run
+from poolctl.core.server_entry import Entry
+from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
+from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
-from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
+from poolctl.monitor.exposition import OPENMETRICS, TEXT, Family, render, wants_openmetrics
+from poolctl.monitor.server_metrics import PARTS, ObservedServer, family_of, of_pool
+from poolctl.platform import cpu_seconds, memory_bytes
+from poolctl.routing.route_health import (
+    DEPTHS,
+    FULL,
+    SIMPLE,
+    SUMMARY,
+    RouteHealth,
+    health_in_depth,
+    server_health,
+)
 from poolctl.runners.process_link import Link
+from poolctl.selection.selector import Selector, SelectorError
 
+from ..feature_parts import FeatureParts
+from ..statistics import Statistics
+from ..verbs.verb import Call, complaint_of, selected
 from .held_address import HeldAddress, HttpEndpoint
-from .pool_health import HealthOfPool, PoolHealth
-from .pool_metrics import PoolMetrics
+
+ROUTE, SERVER = "route", "server"
+
+# The health of each route, by its name.
+RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
+
+
+class PoolMetrics:
+    """The metrics of one core; `identity` names its daemon."""
+
+    def __init__(self, core: Core, statistics: Statistics, identity: About, parts: FeatureParts) -> None:
+        self._parts = parts
+        self._core = core
+        self._statistics = statistics
+        self._identity = identity
+
+    async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
+        """The pool, its servers and its features as they are now, or the selected servers."""
+        entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
+        totals = self._statistics.totals
+        servers = [
+            ObservedServer(
+                name=seen.entry.name,
+                state=seen.entry.state,
+                snapshot=seen,
+                availability=totals.availability(seen.entry),
+                latency_seconds=self._core.health.latency_seconds(seen.entry),
+                wakes=totals.wakes(seen.entry),
+            )
+            for seen in await self._statistics.look(entries)
+        ]
+        families: list[Family] = []
+        for part in (self._pool, *PARTS):
+            families += part(servers)
+            await asyncio.sleep(0)
+        if selector is None or selector.selects_all:
+            families += await self._parts.metrics()
+        # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
+        return await asyncio.to_thread(render, families, openmetrics=openmetrics)
+
+    def _pool(self, servers: Sequence[ObservedServer]) -> Iterable[Family]:
+        memory = family_of(
+            "poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes."
+        )
+        spent = family_of(
+            "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
+        )
+        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid, **self._parts.pids}
+        for process, pid in pids.items():
+            memory.add(memory_bytes(pid), process=process)
+            spent.add(cpu_seconds(pid), process=process)
+        return *of_pool(self._identity.name, self._identity.python, servers), memory, spent
+
+
+class HealthOfPool(NamedTuple):
+    """The health of all routes, by alias, and of all servers, by name.
+
+    `serves` says whether each route, and each server that should run, does what it is there for.
+    """
+
+    routes: dict[str, RouteHealth]
+    servers: dict[str, RouteHealth]
+    serves: bool
+
+    @property
+    def named(self) -> dict[str, tuple[str, RouteHealth]]:
+        """Kind and health of each route and server, by unique names: a route often has the name of its server."""
+        found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
+        for name, health in self.servers.items():
+            found[f"{name} (server)" if name in found else name] = SERVER, health
+        return found
+
+    def in_depth(self, depth: str) -> Table:
+        """The health in the form of `health_info` or one of its two short forms."""
+        return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
+
+
+class PoolHealth:
+    """Answers the verb, and clients over HTTP."""
+
+    def __init__(self, core: Core, route_healths: RouteHealths) -> None:
+        self._core = core
+        self._route_healths = route_healths
+
+    async def health(self, *, routes_only: bool = False) -> HealthOfPool:
+        """The health of each route and each server."""
+        routes = await self._route_healths()
+        entries = [] if routes_only else [*self._core.entries.values()]
+        serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
+        return HealthOfPool(
+            dict(routes), {each.name: _own_health(self._core, each) for each in entries}, serves
+        )
+
+    async def verb(self, call: Call) -> HealthResult:
+        """The health in the depth that is asked for; exit code 3 if something does not serve that should."""
+        depth = call.options.get("depth") or FULL
+        if depth not in DEPTHS:
+            raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
+        found = await self.health(routes_only=bool(call.options.get("routes")))
+        rows = (
+            {"name": name, "kind": found.named[name][0], **({"status": each} if depth == SIMPLE else each)}
+            for name, each in found.in_depth(depth).items()
+        )
+        return HealthResult(
+            items=tuple(from_json(HealthReport, row) for row in rows),
+            exit_code=0 if found.serves else NOT_AS_DESIRED,
+        )
+
+
+def health_of(core: Core, entry: Entry) -> RouteHealth:
+    """The health of a server, as reported for a route that leads to it."""
+    return server_health(
+        entry.state,
+        entry.health.value,
+        ready=entry.ready,
+        uptime_seconds=round(entry.uptime_seconds(core.clock.monotonic()), 3),
+        latency_seconds=core.health.latency_seconds(entry),
+        why=complaint_of(core, entry),
+    )
+
+
+def _own_health(core: Core, entry: Entry) -> RouteHealth:
+    """The health of the server itself; unknown for a server that should not run."""
+    if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
+        return RouteHealth(detail=entry.state)
+    health = health_of(core, entry)
+    return replace(health, detail=failed) if (failed := failed_run(entry)) else health
 
 
 class MetricsAddress(HeldAddress["MetricsServer"]):

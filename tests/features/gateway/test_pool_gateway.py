@@ -11,10 +11,7 @@ import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
 routes = {"poolctl.routing.match", "poolctl.features.gateway.table"}
 assert not routes & set(sys.modules)
-from poolctl.supervisor import feature_parts, health
-from poolctl.supervisor.observers import observers
-from poolctl.supervisor.verbs import verbs
-for name in (*health.MODULES, *observers.MODULES, *verbs.modules(), *feature_parts.modules()):
+for name in poolctl.supervisor.supervisor.late_modules():
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 # Files of the package may be replaced from now on.

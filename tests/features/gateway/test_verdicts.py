@@ -18,7 +18,7 @@ from poolctl.monitor.exposition import render
 from poolctl.routing.route import BreakerRule, Route, Target
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.observers.pool_health import PoolHealth
+from poolctl.supervisor.observers.metrics_server import PoolHealth
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.test_route_figures import Stage
 from tests.unit.core.ordered_core import run

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.client import Client
-from poolctl.supervisor import feature_parts, managed_pool
-from poolctl.supervisor.verbs import verbs
+from poolctl.supervisor.supervisor import late_modules
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -38,10 +37,7 @@ if "supervisor" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, count)
     gc.enable = lambda: None
 """
-LATE_MODULES = {name for part in managed_pool._PARTS for name in part.MODULES} | {
-    *verbs.modules(),
-    *feature_parts.modules(),
-}
+LATE_MODULES = {*late_modules()}
 # Of a worker that ended a moment ago, and what is under way.
 LEEWAY = 8
 

@@ -363,13 +363,7 @@ import sys
 
 import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
-from poolctl.supervisor import feature_parts, health
-from poolctl.supervisor.observers import observers
-from poolctl.supervisor.verbs import verbs
-for part in (health, observers):
-    for name in part.MODULES:
-        __import__(name)
-for name in (*verbs.modules(), *feature_parts.modules()):
+for name in poolctl.supervisor.supervisor.late_modules():
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 """

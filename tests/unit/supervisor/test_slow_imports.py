@@ -6,10 +6,8 @@ import asyncio
 import subprocess
 import sys
 
-from poolctl.supervisor import feature_parts, health, managed_pool
-from poolctl.supervisor.managed_pool import import_slowly
-from poolctl.supervisor.observers import observers
-from poolctl.supervisor.verbs import verbs
+from poolctl.supervisor import supervisor
+from poolctl.supervisor.supervisor import import_slowly, late_modules
 
 
 def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missing_is_passed_over() -> None:
@@ -19,7 +17,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
         turns = 0
         async with asyncio.timeout(60):
             while not work.done():
-                await asyncio.sleep(managed_pool._BETWEEN_IMPORTS_SECONDS / 4)
+                await asyncio.sleep(supervisor._BETWEEN_IMPORTS_SECONDS / 4)
                 turns += 1
         assert turns >= len(names)
         await work
@@ -29,8 +27,8 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
     changing = [f"poolctl.supervisor.verbs.{name}" for name in ("reload", "upgrade")]
-    assert set(changing) <= set(verbs.modules())
-    names = [*health.MODULES, *observers.MODULES, *feature_parts.modules(), *changing]
+    assert set(changing) <= set(late_modules())
+    names = [each for each in late_modules() if ".verbs." not in each or each in changing]
     look = f"""
 import sys
 import poolctl.supervisor.__main__
@@ -50,8 +48,8 @@ for name in names:
     __import__(name)
 there = set(sys.modules)
 from poolctl.supervisor.verbs import reload, upgrade
-from poolctl.supervisor.health import recovery, heartbeat
-from poolctl.supervisor.observers import pool_metrics, metrics_server
+from poolctl.supervisor import health
+from poolctl.supervisor.observers import metrics_server
 late = set(sys.modules) - there
 assert not late, late
 """

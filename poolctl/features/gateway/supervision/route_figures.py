@@ -12,7 +12,7 @@ from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRout
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_key, route_report
 from poolctl.routing.route_table import RouteTable
-from poolctl.supervisor.observers.pool_health import health_of
+from poolctl.supervisor.observers.metrics_server import health_of
 from poolctl.supervisor.statistics import Totals, errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts

@@ -1,29 +1,40 @@
 """Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report.
 
 A worker has grown if it uses more memory than `limits.memory`; only workers of servers with a limit are measured.
+
+A worker is hung if its event loop does not run although its port still accepts. One timer asks all of them in turn. A
+worker answers by writing the time into the page of memory that it shares with us; no message comes back. A worker that
+has not answered is not asked again, so that no requests pile up. A worker that has not run since its answer is not
+asked either; all of these are checked together, in one wake-up per interval.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
+from heapq import heappop, heappush
 from random import Random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from poolctl.clock import Clock
+from poolctl.clock import Clock, aligned
 from poolctl.core.core import Core
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.platform import memory_bytes
+from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status
-from poolctl.units import format_size
+from poolctl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from poolctl.config import Recovery
 
 LAST_LINES = 10
 _MOST_STACKS = 3  # of workers that are recovered together
@@ -34,6 +45,38 @@ INTERVAL_SECONDS = 30.0
 # A worker near its limit is measured more often.
 NEAR_SECONDS = 5.0
 _NEAR = 0.75
+# Workers due within this are asked together: each wake-up costs more than a question.
+TOGETHER_SECONDS = 0.5
+# A timer that fires later than this shows that this process, or the machine, was paused.
+_PAUSED_SECONDS = 1.0
+_NS = 1_000_000_000
+
+
+def watch_health(core: Core, events: Events) -> None:
+    """Watch the core's workers, and continue the recoveries that the previous supervisor had begun."""
+    recovery = WorkerRecovery(core, events)
+    recovery.resume(core.entries.values())
+    checks = [MemoryLimit(core.clock, recovery).look]
+    if (heartbeats := core.runner.capabilities.heartbeats) is not None:
+        checks.append(Heartbeat(heartbeats, core, events, recovery).look)
+    core.listeners |= set(checks)
+    for entry in core.entries.values():
+        for look in checks:
+            look(entry)
+
+
+class Step(StrEnum):
+    """The action to take now."""
+
+    NOTHING = "nothing"
+    TELL = "notify"
+    RESTART = "restart"  # stop the unhealthy workers and start replacements
+    REPLACE = "replace"  # start a new generation, and stop the old one once the new one is ready
+    DISABLE = "disable"
+    WAIT = "wait"
+    GIVE_UP = "give up"  # until recoveries leave the window
+
+
 _DONE = {
     Step.RESTART: "restarted",
     Step.REPLACE: "replaced",
@@ -41,6 +84,80 @@ _DONE = {
     Step.TELL: "told",
     Step.GIVE_UP: "left as it is",
 }
+
+
+class Situation(NamedTuple):
+    """One server with unhealthy workers.
+
+    `histories` holds, for each of them, the times when it or its predecessor was recovered, oldest first, in
+    seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
+    """
+
+    strategy: str
+    histories: Sequence[Sequence[float]]
+    ready: int  # ready workers, including unhealthy ones
+    size: int  # the number of workers it should have
+    overlaps: bool = True  # whether two generations may run at once
+    under_way: bool = False  # whether a recovery is still running
+    now: float = 0.0
+    jitter: float = 0.0
+
+
+class Decision(NamedTuple):
+    """The step, the indexes of the workers it is for, and the seconds to the next decision (0: at the next change)."""
+
+    step: Step
+    chosen: Sequence[int] = ()
+    again_seconds: float = 0.0
+
+
+def decide(policy: Recovery, situation: Situation) -> Decision:
+    """Decide the next step for the unhealthy workers.
+
+    The last ready worker of several is never stopped: if its replacements are unhealthy too, it may still serve
+    some requests.
+    """
+    everyone = range(len(situation.histories))
+    if not everyone or situation.strategy == "none":
+        return Decision(Step.NOTHING)
+    if situation.strategy in ("notify", "disable"):
+        return Decision(Step(situation.strategy), everyone)
+    if situation.under_way:
+        return Decision(Step.WAIT)
+    pauses = [_pause(policy, situation, history) for history in situation.histories]
+    willing = [place for place in everyone if pauses[place] == 0]
+    again = min((pause for pause in pauses if pause), default=0.0)
+    if not willing:
+        spent = all(_is_spent(policy, situation, history) for history in situation.histories)
+        return Decision(Step.GIVE_UP if spent else Step.WAIT, everyone if spent else (), _finite(again))
+    if situation.strategy == "replace" and situation.overlaps:
+        return Decision(Step.REPLACE, willing, _finite(again))
+    chosen = willing if situation.size == 1 else willing[: max(0, situation.ready - 1)]
+    return Decision(Step.RESTART if chosen else Step.WAIT, chosen, _finite(again))
+
+
+def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
+    """The times within the window."""
+    return [moment for moment in times if now - moment < window_seconds]
+
+
+def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) -> bool:
+    return len(within(history, policy.window, situation.now)) >= policy.limit
+
+
+def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
+    """The seconds until the worker may be recovered; infinite if its limit never allows it."""
+    recent = within(history, policy.window, situation.now)
+    if len(recent) >= policy.limit:
+        return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf
+    if not recent:
+        return 0.0
+    delay = policy.backoff.delay_seconds(len(recent), situation.jitter)
+    return max(0.0, recent[-1] + delay - situation.now)
+
+
+def _finite(seconds: float) -> float:
+    return seconds if seconds < math.inf else 0.0
 
 
 class WorkerProblem(NamedTuple):
@@ -400,3 +517,150 @@ def _cancel(case: Case) -> None:
 def _counts(entry: Entry, worker: Worker) -> bool:
     there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
     return there and entry.config.limits.memory is not None and worker.placement is not None
+
+
+class HeartbeatState:
+    """One worker that is asked."""
+
+    __slots__ = ("asked_at", "entry", "is_idle", "worker")
+
+    def __init__(self, entry: Entry, worker: Worker) -> None:
+        self.entry = entry
+        self.worker = worker
+        self.asked_at: float | None = None  # monotonic; None: nothing is unanswered
+        self.is_idle = False  # it was, when it was last checked
+
+
+class Heartbeat:
+    """Asks the ready workers of every server that `look` has seen, and reports stuck ones to `recovery`."""
+
+    def __init__(
+        self,
+        beats: Heartbeats,
+        core: Core,
+        events: Events,
+        recovery: WorkerRecovery,
+        chance: Random | None = None,
+    ) -> None:
+        self._beats = beats
+        self._core = core
+        self._events = events
+        self._clock = core.clock
+        self._recovery = recovery
+        self._chance = chance or Random()
+        self._states: dict[str, HeartbeatState] = {}  # by worker id
+        self._due: list[tuple[float, int, HeartbeatState]] = []
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._awake_since = 0.0
+
+    def look(self, entry: Entry) -> None:
+        """Ask from now on those workers of the server that are ready."""
+        interval = entry.config.recovery.heartbeat
+        if not interval or not entry.observed.workers or entry.config.command:
+            return
+        for worker in entry.observed.workers.values():
+            if worker.phase is Phase.READY and worker.placement is not None:
+                known = self._states.get(worker.id)
+                if known is None or known.worker is not worker:
+                    state = self._states[worker.id] = HeartbeatState(entry, worker)
+                    # Spread, so that a thousand that became ready together are not always asked together.
+                    self._schedule(state, self._clock.monotonic() + interval * self._chance.random())
+
+    def _schedule(self, state: HeartbeatState, when: float) -> None:
+        self._number += 1
+        heappush(self._due, (when, self._number, state))
+        if self._timer is None or when < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
+            self._timer_at = self._due[0][0]
+            delay = max(0.0, self._timer_at - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
+
+    def tick(self) -> None:
+        """Ask all workers that are due."""
+        now = self._clock.monotonic()
+        if now - self._timer_at > _PAUSED_SECONDS:
+            # Workers asked before the pause had no more time than this process.
+            self._awake_since = now
+        again = []
+        while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
+            state = heappop(self._due)[2]
+            when = self._ask(state, now)
+            if when is not None:
+                again.append((state, when))
+        # One timer for all of them, set once.
+        for state, when in again:
+            self._number += 1
+            heappush(self._due, (when, self._number, state))
+        self._set_timer()
+
+    def _ask(self, state: HeartbeatState, now: float) -> float | None:
+        """Ask one worker, or check its answer; returns when to do so again, None for never."""
+        entry, worker = state.entry, state.worker
+        policy = entry.config.recovery
+        placement = worker.placement
+        there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
+        if not there or not policy.heartbeat or placement is None:
+            if self._states.get(worker.id) is state:
+                del self._states[worker.id]
+            if worker.stuck and not (there and policy.heartbeat):
+                self._core.mark_stuck(entry, worker, False)
+            return None
+        if state.asked_at is not None and self._beats.beaten_ns(placement) >= int(state.asked_at * _NS):
+            state.asked_at = None
+            if worker.stuck:
+                self._report_back(entry, worker)
+        interval = policy.heartbeat
+        if state.asked_at is None:
+            if self._beats.idle_since_answer(placement):
+                state.is_idle = True
+                return aligned(now, interval)
+            if state.is_idle:
+                # No longer at the moment of the idle ones: a thousand that have work again are not asked together.
+                interval *= self._chance.random()
+            state.is_idle = False
+            # A worker that has just been forked does not answer heartbeats yet, so it is not stuck.
+            if not (self._beats.beaten_ns(placement) and self._beats.beat(placement, int(now * _NS))):
+                return now + interval
+            state.asked_at = now
+        due = max(state.asked_at, self._awake_since) + policy.stuck_after
+        if now >= due and not worker.stuck:
+            self._report_lost(entry, worker, policy.stuck_after)
+        return now + interval if worker.stuck else min(now + interval, due)
+
+    def _report_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
+        self._core.mark_stuck(entry, worker, True)
+        seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
+        self._record(entry, worker, "heartbeat lost", seen, severity="error")
+        # Before the recovery: a worker that is being stopped no longer counts for its server's health.
+        self._core.health.look(entry)
+        self._recovery.notice(entry, worker, HEARTBEAT, seen)
+
+    def _report_back(self, entry: Entry, worker: Worker) -> None:
+        self._core.mark_stuck(entry, worker, False)
+        self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
+
+    def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:
+        self._events.record(
+            "health",
+            event,
+            server=entry.name,
+            bind=entry.config.key,
+            message=message,
+            worker=worker.id,
+            pid=worker.placement.pid if worker.placement is not None else None,
+            **detail,
+        )
+        self._core.touch(entry)
+
+
+def _called(worker: Worker) -> str:
+    pid = worker.placement.pid if worker.placement is not None else None
+    return worker.id if pid is None else f"{worker.id} (pid {pid})"

@@ -13,8 +13,7 @@ from poolctl.http.http_client import exchange
 from poolctl.json_form import to_json
 from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.observers.metrics_server import MetricsServer, _is_local
-from poolctl.supervisor.observers.pool_health import PoolHealth
+from poolctl.supervisor.observers.metrics_server import MetricsServer, PoolHealth, _is_local
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
