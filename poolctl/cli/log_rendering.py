@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from poolctl.control.show_answers import Described, Details
+    from poolctl.control.server_answers import Described, Details
 
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")

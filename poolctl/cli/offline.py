@@ -26,7 +26,7 @@ from poolctl.selection.selector import select
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
-    from poolctl.control.show_answers import Described
+    from poolctl.control.server_answers import Described
     from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.runner_registry import Orphan
 
@@ -100,7 +100,7 @@ def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
 
 def described(server: ServerConfig) -> Described:
     """A server with its effective configuration and the origin of each value."""
-    from poolctl.control.show_answers import Described
+    from poolctl.control.server_answers import Described
 
     return Described(**vars(item(server)), config=server.to_dict(), origin=server.origin)
 

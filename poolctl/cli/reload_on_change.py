@@ -24,7 +24,7 @@ from poolctl.cli.render import from_here, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
-from poolctl.control.show_answers import Details, ShowResult
+from poolctl.control.server_answers import Details, ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table

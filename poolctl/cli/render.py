@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import ErrorEntry, Item, Result
-    from poolctl.control.statistics_answers import Measured
+    from poolctl.control.server_answers import Measured
     from poolctl.json_form import Table
 
 

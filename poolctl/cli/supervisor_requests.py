@@ -109,7 +109,7 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
 def await_pool_end(result: Result) -> None:
     """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
-        from poolctl.control.pool_processes import await_end
+        from poolctl.control.client import await_end
 
         await_end(result.keeper_pid or 0)
 
@@ -197,7 +197,7 @@ class SupervisorLog:
 
         `failure` is NoSupervisor if the supervisor exited before the request, and SupervisorEnded if after it.
         """
-        from poolctl.control.pool_processes import last_words
+        from poolctl.control.client import last_words
 
         if not (why := last_words(self._path, self._end)):
             return failure
@@ -250,7 +250,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
     result: Result
     try:
         if measured:
-            from poolctl.control.statistics_answers import StatsResult
+            from poolctl.control.server_answers import StatsResult
 
             result = ask_for(StatsResult, request, pool, "stats", {"files": True})
         else:

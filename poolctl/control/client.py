@@ -1,7 +1,8 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `ask_async` and `messages_async` are for an event loop. Standard library only: the command line's fast
-lane is made of this.
+`Client` blocks; `ask_async` and `messages_async` are for an event loop. Below them, the processes of a pool from outside,
+their exit, its reason, and why the supervisor does not answer. Standard library only: the command line's fast lane is
+made of this.
 """
 
 from __future__ import annotations
@@ -15,14 +16,25 @@ from time import monotonic
 from poolctl import __version__
 from poolctl.control import pool_paths
 from poolctl.control.protocol import OLDEST_PROTOCOL, PROTOCOL
-from poolctl.errors import ControlError
-from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
+from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+from poolctl.exit_codes import (
+    CONFLICT,
+    DONE,
+    FAILED,
+    INVALID_CONFIGURATION,
+    NO_SUPERVISOR,
+    NOT_AS_DESIRED,
+    NOT_PERMITTED,
+    NOTHING_MATCHED,
+    TIMED_OUT,
+    USAGE,
+)
 from poolctl.http.message_head import BadMessage, request_head
 from poolctl.http.message_reader import ResponseReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
@@ -42,6 +54,14 @@ _HANDOVER_SECONDS = 30.0
 # keeper is killed meanwhile.
 _REPEATED = ("reload", "rollout")
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
+_STATUS = "status.json"
+# Far more than a pool needs to exit after it has stopped its servers, even on a busy machine.
+END_SECONDS = 30.0
+_STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
+_DEAD = ("", "Z", "X")
+_LOG_BYTES = 4096
+_FATAL = "Fatal Python error: "  # from an interpreter that cannot run; followed by at most this many lines of details
+_DETAILS = 12
 
 
 class NoSupervisor(ControlError):
@@ -186,9 +206,7 @@ class Client:
             pass  # a timeout is one too
         finally:
             connection.close()
-        from poolctl.control.pool_processes import silent
-
-        raise silent(self.socket_path, limit)
+        raise _silent(self.socket_path, limit)
 
     def upgrade(self, *, force: bool = False) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
@@ -200,7 +218,6 @@ class Client:
         from dataclasses import replace
 
         from poolctl.control.answers import Result, UpgradeResult
-        from poolctl.control.pool_processes import await_end
 
         before = self.ping()
         if before.protocol < OLDEST_PROTOCOL:
@@ -448,6 +465,28 @@ def value_of(kind: type[Answer], document: object) -> Answer:
     raise not_understood()
 
 
+def checked(verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (DONE,)) -> Table:
+    """The result if its exit code is accepted; else raises the error, which is a `failure` if servers failed."""
+    code = result.get("exit_code", DONE)
+    if code in accepted:
+        return result
+    from poolctl.control.answers import ErrorEntry
+    from poolctl.json_form import from_json
+
+    children = [from_json(ErrorEntry, each).to_error() for each in result.get("errors", ())]
+    if code == TIMED_OUT:
+        for child in children:
+            child.__cause__ = TimeoutError(child.message)
+    message = f"{verb} failed" if len(children) != 1 else str(children[0])
+    if code in (USAGE, NOTHING_MATCHED):
+        raise PoolParamError(message, children)
+    if code == INVALID_CONFIGURATION:
+        raise PoolValidateError(message, children)
+    if code not in (FAILED, NOT_AS_DESIRED, TIMED_OUT):
+        raise ControlError(message, exit_code=code, hint=children[0].hint if children else "")
+    raise failure(message, children or [ServerError(message)])
+
+
 def not_understood() -> ControlError:
     """The error for an answer that is not in the form of a supervisor's answers."""
     return ControlError(
@@ -455,3 +494,97 @@ def not_understood() -> ControlError:
         exit_code=CONFLICT,
         hint="poolctl version --verbose shows both versions",
     )
+
+
+def await_end(pid: int, limit_seconds: float = END_SECONDS) -> bool:
+    """Whether the process exits within the limit; True for one that does not exist, and for pid 0."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:  # pid 0; a kernel or a sandbox without pidfd_open(2)
+        return not os.path.exists(f"/proc/{pid}")
+    import select  # not for the many commands that wait for no process
+
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return bool(poll.poll(limit_seconds * 1000))
+    finally:
+        os.close(process)
+
+
+def _silent(socket_path: str, seconds: float) -> ControlError:
+    """The error for a supervisor that has not answered for this number of seconds."""
+    directory = os.path.dirname(socket_path)
+    info = pool_paths.read_info(directory)
+    supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)
+    message = f"the supervisor has not answered for {seconds:g} s"
+    hint = f"the servers keep serving; check the process that listens on {socket_path}"
+    if supervisor and _state(supervisor) in _STOPPED:
+        message = f"{message}: its process (pid {supervisor}) is stopped"
+        hint = f"kill -CONT {supervisor}"
+    elif supervisor and _state(supervisor) in _DEAD:
+        message = f"{message}: it has ended"
+        if _state(keeper) in _STOPPED:
+            message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
+            hint = f"kill -CONT {keeper}"
+        elif _state(keeper) not in _DEAD:
+            why = last_words(f"{directory}/supervisor.log")
+            message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
+            hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
+    return ControlError(message, exit_code=CONFLICT, hint=hint)
+
+
+def _state(pid: int) -> str:
+    """The process's state letter; empty when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def last_words(log: str, start: int = 0) -> str:
+    """The reason why a program has ended, from its log after this position; "" if it has written nothing.
+
+    If an interpreter could not run, its fatal error with the exception; else the last line.
+    """
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            # A log that is shorter than before was emptied because it had become too large.
+            file.seek(max(0 if start > size else start, size - _LOG_BYTES))
+            lines = [
+                line.strip() for line in file.read().decode(errors="replace").split("\n") if line.strip()
+            ]
+    except OSError:
+        return ""
+    end = lines[-_DETAILS:]
+    fatal = max((at for at, line in enumerate(end) if line.startswith(_FATAL)), default=-1)
+    if fatal < 0:
+        return lines[-1] if lines else ""
+    reasons = [line for line in end[fatal + 1 :] if line.partition(":")[0].endswith("Error")]
+    return ": ".join([end[fatal], *reasons[:1]])
+
+
+def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> None:
+    """Record why a pool ends without a command, for its `poolctl run`: exit status, and the process that exits last."""
+    try:
+        with open(f"{directory}/{_STATUS}", "w", encoding="utf-8") as file:
+            file.write(json.dumps({"status": status, "reason": reason, "keeper_pid": keeper_pid}))
+    except OSError:
+        pass  # the log has it
+
+
+def read_exit(directory: str) -> Table:
+    """The record of a pool that ended without a command; empty when a command ended it, or it still runs."""
+    return pool_paths.read_table(f"{directory}/{_STATUS}")
+
+
+def clear_exit(directory: str) -> None:
+    """Remove the record that an earlier pool left, before a new pool starts."""
+    try:
+        os.unlink(f"{directory}/{_STATUS}")
+    except OSError:
+        pass

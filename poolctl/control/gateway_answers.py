@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from poolctl.control.answers import Result
-from poolctl.control.show_answers import RouteToServer
+from poolctl.control.server_answers import RouteToServer
 from poolctl.json_form import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route

@@ -22,11 +22,11 @@ from poolctl.control.client import (
     Client,
     LineSplitter,
     SupervisorEnded,
+    checked,
     not_understood,
     read_messages,
     refused,
 )
-from poolctl.control.pool_requests import checked
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import ResponseReader

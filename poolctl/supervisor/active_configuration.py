@@ -37,8 +37,8 @@ from poolctl.config import (
 )
 from poolctl.config.__main__ import MOST_KEPT, message, reader_command
 from poolctl.control.answers import ErrorEntry, Result, failure
+from poolctl.control.client import last_words
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
-from poolctl.control.pool_processes import last_words
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolValidateError, ServerError

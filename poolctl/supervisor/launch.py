@@ -18,7 +18,7 @@ from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
 from poolctl.config.__main__ import READS
 from poolctl.control import pool_paths
-from poolctl.control.pool_processes import clear_exit
+from poolctl.control.client import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire

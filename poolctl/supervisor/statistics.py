@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from poolctl.control.statistics_answers import (
+from poolctl.control.server_answers import (
     Measured,
     Monitored,
     MonitorResult,

@@ -21,11 +21,11 @@ from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, Tables, longest_stop_seconds
 from poolctl.control.answers import About, PingResult, ProgressLine, Result
+from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
-from poolctl.control.observer_answers import HealthResult, MetricsResult
 from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
-from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.control.protocol import PROTOCOL
+from poolctl.control.server_answers import HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Phase, Trace
 from poolctl.core.server_entry import Entry, Worker
@@ -562,7 +562,7 @@ class ManagedPool:
         reason = f"{entry.name} has failed, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
         status = _failed_status(entry.observed.last_exit)
-        write_exit(self.directory, PoolExit(status=status, reason=reason, keeper_pid=self._keeper_pid))
+        write_exit(self.directory, status=status, reason=reason, keeper_pid=self._keeper_pid)
         self.core.reason = f"was stopped: {reason}"
         self.terminate()
 

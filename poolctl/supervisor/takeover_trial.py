@@ -26,8 +26,7 @@ import poolctl
 from poolctl.config import Configuration, ServerConfig, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
-from poolctl.control.client import Client, options_of_this_version
-from poolctl.control.pool_processes import await_end, last_words
+from poolctl.control.client import Client, await_end, last_words, options_of_this_version
 from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features

@@ -16,7 +16,7 @@ from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.control.show_answers import Described
+    from poolctl.control.server_answers import Described
 
 # Fields that are not part of the configuration.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")

@@ -9,7 +9,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, latency
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.observer_answers import HealthReport, HealthResult
+from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.json_form import field_names
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
 

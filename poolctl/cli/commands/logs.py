@@ -31,7 +31,7 @@ from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.supervisor_requests import ask, ask_for
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
-from poolctl.control.show_answers import Described, Details, ShowResult
+from poolctl.control.server_answers import Described, Details, ShowResult
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level

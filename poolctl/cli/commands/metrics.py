@@ -6,8 +6,7 @@ from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest,
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.observer_answers import MetricsResult
-from poolctl.control.statistics_answers import StatsResult
+from poolctl.control.server_answers import MetricsResult, StatsResult
 
 COMMAND = Command(
     "Print the pool's metrics for Prometheus.",

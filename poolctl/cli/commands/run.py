@@ -53,10 +53,9 @@ from poolctl.cli.supervisor_requests import (
 from poolctl.config import address_parts
 from poolctl.control import pool_paths, sd_notify
 from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, await_end, read_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
-from poolctl.control.pool_processes import await_end, read_exit
-from poolctl.control.show_answers import ShowResult
+from poolctl.control.server_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.log_line import LogLine, stamp
@@ -345,14 +344,14 @@ class RunSession:
     def status_of_pool(self, code: int) -> int:
         """The exit status of the pool itself, if a mandatory server has failed."""
         left = read_exit(self.pool.directory)
-        if left is None:
+        if not left:
             return code
-        await_end(left.keeper_pid)
-        self.say(f"the pool has ended: {left.reason}")
-        return left.status
+        await_end(left["keeper_pid"])
+        self.say(f"the pool has ended: {left['reason']}")
+        return int(left["status"])
 
     def _ended_by_itself(self) -> bool:
-        return read_exit(self.pool.directory) is not None
+        return bool(read_exit(self.pool.directory))
 
     def _conclude(self, code: int) -> None:
         """Collect explanations for the failure of the command or its servers while the pool still exists."""

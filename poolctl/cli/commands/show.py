@@ -23,7 +23,7 @@ from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor
-from poolctl.control.show_answers import Described, Details, RouteToServer, ShowResult
+from poolctl.control.server_answers import Described, Details, RouteToServer, ShowResult
 from poolctl.json_form import Table
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.show_answers import StacksResult
+from poolctl.control.server_answers import StacksResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list
     late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
         return []
-    from poolctl.control.show_answers import ShowResult
+    from poolctl.control.server_answers import ShowResult
 
     details = ask_for(ShowResult, request, pool, "show").items
     return [

@@ -22,7 +22,7 @@ from poolctl.cli.log_rendering import record_lines
 from poolctl.clock import Clock
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
-from poolctl.control.show_answers import ShowResult
+from poolctl.control.server_answers import ShowResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import canonical_level, stated_level

@@ -18,8 +18,7 @@ from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.answers import Item, PingResult
 from poolctl.control.client import ask_async, messages_async
-from poolctl.control.show_answers import ShowResult
-from poolctl.control.statistics_answers import Measured, StatsResult
+from poolctl.control.server_answers import Measured, ShowResult, StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, field_names, to_json
 from poolctl.logs.log_line import stamp

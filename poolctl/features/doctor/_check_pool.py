@@ -16,7 +16,7 @@ from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
-from poolctl.control.gateway_status import GatewayStatus
+from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.feature import features
 from poolctl.json_form import Table, from_json
 

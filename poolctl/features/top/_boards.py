@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from poolctl.control.client import Client
-from poolctl.control.gateway_status import GatewayStatus
-from poolctl.control.statistics_answers import Measured, StatsResult
+from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.control.server_answers import Measured, StatsResult
 from poolctl.json_form import from_json
 from poolctl.routing.route_health import ERROR, STARTING, UNHEALTHY
 from poolctl.routing.route_report import STREAM, RouteReport

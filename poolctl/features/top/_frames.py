@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.text import Text
 
 from poolctl.cli.render import coloured, duration, printable, servers
-from poolctl.control.gateway_status import GatewayStatus
-from poolctl.control.statistics_answers import Measured
+from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.control.server_answers import Measured
 from poolctl.routing.route_health import ERROR, NAPPING, STARTING, UNHEALTHY
 from poolctl.routing.route_report import PASS, PROXY, STREAM
 

@@ -16,8 +16,7 @@ from poolctl.cli.log_rendering import log_paths
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import SILENCE_SECONDS, NoSupervisor, ask_async
 from poolctl.control.gateway_answers import RoutesResult
-from poolctl.control.show_answers import ShowResult
-from poolctl.control.statistics_answers import StatsResult
+from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
 
 from ._boards import Board, PoolView, RouteBoard

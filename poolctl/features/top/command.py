@@ -12,7 +12,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import RoutesResult
-from poolctl.control.statistics_answers import StatsResult
+from poolctl.control.server_answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
 from ._boards import ROUTE_ORDERS, SERVER_ORDERS, PoolView, RouteBoard, ServerBoard

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from poolctl.config import Tables
 from poolctl.control.answers import About
-from poolctl.control.observer_answers import HealthReport, HealthResult
+from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run

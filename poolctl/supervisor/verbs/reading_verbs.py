@@ -8,7 +8,7 @@ from functools import partial
 
 from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
-from poolctl.control.show_answers import ShowResult, StacksResult
+from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.core import Goal, not_arrived, until
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run

@@ -16,7 +16,7 @@ from poolctl.bootstrap import installed_build, is_installed_since
 from poolctl.config import masked
 from poolctl.control.answers import About, ErrorEntry, Item, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
-from poolctl.control.show_answers import Details, LiveChanges, ProbeResult, WorkerDetails
+from poolctl.control.server_answers import Details, LiveChanges, ProbeResult, WorkerDetails
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl import connect
 from poolctl.cli.command_line import parse
-from poolctl.control.gateway_client import GatewayClient
+from poolctl.control.pool_client import PoolClient
 from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.registration._endpoint import read_options
 from poolctl.features.registration._service_routes import registration_of
@@ -60,7 +60,7 @@ def test_python_is_that_of_a_client() -> None:
     compile(elsewhere, "registration.md", "exec")
     assert connect.__annotations__["return"] == "PoolClient"
     assert "poolctl.connect(" in code
-    assert hasattr(GatewayClient, "register")
+    assert hasattr(PoolClient, "register")
 
 
 @pytest.mark.parametrize("state", ["STARTING", "SERVING", "FAILING", "SILENT"])

@@ -6,6 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from poolctl.control.server_answers import (
+    Details,
+    HealthReport,
+    LiveChanges,
+    Measured,
+    Monitored,
+    Observed,
+    ProbeResult,
+    ShowResult,
+    StacksResult,
+    Stats,
+    StatsHistory,
+    StatsResult,
+    WorkerDetails,
+    WorkerStats,
+)
 
 from poolctl.control.answers import (
     ErrorEntry,
@@ -16,27 +32,7 @@ from poolctl.control.answers import (
     StatusResult,
     Summary,
 )
-from poolctl.control.gateway_status import GatewayStats, GatewayStatus
-from poolctl.control.observer_answers import (
-    HealthReport,
-)
-from poolctl.control.show_answers import (
-    Details,
-    LiveChanges,
-    ProbeResult,
-    ShowResult,
-    StacksResult,
-    WorkerDetails,
-)
-from poolctl.control.statistics_answers import (
-    Measured,
-    Monitored,
-    Observed,
-    Stats,
-    StatsHistory,
-    StatsResult,
-    WorkerStats,
-)
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport

@@ -139,7 +139,7 @@ def test_the_fast_lane_needs_the_standard_library_only(verb: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("verb", "expected"),
     [("list", []), ("start", []), ("stop", []), ("restart", []), ("wait", []), ("validate", []),
-     ("status", []), ("show", ["show_answers"]), ("reload", [])],
+     ("status", []), ("show", ["server_answers"]), ("reload", [])],
 )  # fmt: skip
 def test_a_command_imports_only_the_answers_that_it_reads(verb: str, expected: list[str]) -> None:
     script = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.pool_processes import await_end
+from poolctl.control.client import await_end
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from poolctl.control.gateway_status import GatewayStats, GatewayStatus
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.json_form import Table
 from poolctl.monitor.server_figures import Usage

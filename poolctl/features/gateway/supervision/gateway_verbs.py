@@ -16,7 +16,7 @@ from poolctl.control.gateway_answers import (
     excluded_from,
     routes_to_servers,
 )
-from poolctl.control.show_answers import ShowResult
+from poolctl.control.server_answers import ShowResult
 from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError
 from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED

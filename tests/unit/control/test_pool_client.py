@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.gateway_client import GatewayClient
+from poolctl.control.pool_client import PoolClient
 from poolctl.errors import PoolParamError
 from tests.deadline import wait_until
 
 
-class Pool(GatewayClient):
+class Pool(PoolClient):
     """Keeps the requests; `away` fails them."""
 
     def __init__(self) -> None:
