@@ -1,8 +1,8 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `ask_async` and `messages_async` are for an event loop. Below them, the processes of a pool from outside,
-their exit, its reason, and why the supervisor does not answer. Standard library only: the command line's fast lane is
-made of this.
+`Client` blocks; `ask_async` and `messages_async` are for an event loop. Below them, the processes of a pool as seen
+from outside: their exit, its reason, and why the supervisor does not answer. Standard library only: the command line's
+fast lane is made of this.
 """
 
 from __future__ import annotations

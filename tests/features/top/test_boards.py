@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poolctl.control.server_answers import Measured
 
+from poolctl.control.server_answers import Measured
 from poolctl.features.top._boards import SERVER_ORDERS, ServerBoard
 from poolctl.json_form import from_json
 from tests.stand_in import item as document

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poolctl.control.server_answers import Measured
 from rich.text import Text
 
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.control.server_answers import Measured
 from poolctl.features.top._boards import RouteBoard, ServerBoard
 from poolctl.features.top._frames import (
     BARS,

@@ -6,6 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from poolctl.control.answers import (
+    ErrorEntry,
+    Item,
+    PlannedChange,
+    ReloadResult,
+    Result,
+    StatusResult,
+    Summary,
+)
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
     Details,
     HealthReport,
@@ -22,17 +33,6 @@ from poolctl.control.server_answers import (
     WorkerDetails,
     WorkerStats,
 )
-
-from poolctl.control.answers import (
-    ErrorEntry,
-    Item,
-    PlannedChange,
-    ReloadResult,
-    Result,
-    StatusResult,
-    Summary,
-)
-from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport

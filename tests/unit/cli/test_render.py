@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poolctl.control.server_answers import Measured
 
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import gateway_line
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.control.server_answers import Measured
 from poolctl.json_form import from_json, to_json
 from tests.stand_in import always, item, server
 

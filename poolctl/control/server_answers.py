@@ -1,0 +1,236 @@
+"""Answers of a supervisor about its servers: details, stacks, statistics, health and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poolctl.control.answers import ErrorEntry, Item, Result
+from poolctl.json_form import Table
+from poolctl.runners.stack_report import WorkerStacks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The last result of a worker's probe."""
+
+    kind: str
+    status: str
+    message: str
+    latency_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDetails:
+    """One worker, as `show` reports it."""
+
+    id: str
+    pid: int | None
+    where: str
+    phase: str
+    health: str
+    resting: bool
+    probes: tuple[ProbeResult, ...]
+    # Seconds since the epoch; left out for a worker of an earlier supervisor.
+    placed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveChanges:
+    """The live changes that override the configuration."""
+
+    workers: int | None = None
+    disabled: bool | None = None
+    drained: bool | None = None
+    added: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteToServer:
+    """A route of the gateway that leads to the server: `protocol` is http, or for a stream tcp or udp.
+
+    For a stream, `host` is the gateway's own address.
+    """
+
+    alias: str
+    protocol: str
+    host: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described(Item):
+    """A server with its effective configuration, and where each value comes from.
+
+    `routes` are left out where the pool has no gateway.
+    """
+
+    config: Table
+    origin: dict[str, str] | None
+    routes: tuple[RouteToServer, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details(Item):
+    """A running server, as `show` reports it."""
+
+    overrides: LiveChanges
+    endpoints: tuple[str, ...]
+    generation: int
+    worker_list: tuple[WorkerDetails, ...]
+    complaint: str
+    preload_problem: str
+    certificate_expires: str | None
+    failure: ErrorEntry | None
+    config: Table
+    origin: dict[str, str] | None
+    # False if the output is not in files on this machine, else left out.
+    log_files: bool | None = None
+    routes: tuple[RouteToServer, ...] | None = None
+    # A WorkerStacks: the stacks of the last worker that hung or was not ready in time.
+    stacks: Table | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowResult(Result):
+    """The answer of `show`."""
+
+    items: tuple[Details, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StacksResult(Result):
+    """The answer of `stacks`: one item for each worker of the selected servers."""
+
+    items: tuple[WorkerStacks, ...] = ()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsHistory:
+    """Samples at each interval, oldest first; None where the figure is unknown (see Stats)."""
+
+    interval_seconds: float
+    requests_per_second: tuple[float | None, ...]
+    latency_p99_seconds: tuple[float | None, ...]
+    memory_bytes: tuple[int | None, ...]
+    errors_per_second: tuple[float | None, ...] | None = None  # on request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStats:
+    """The figures of one worker; the figures that workers count are left out if it counts none (see Stats)."""
+
+    id: str
+    pid: int | None
+    phase: str
+    memory_bytes: int | None
+    cpu_percent: float | None
+    loop_lag_seconds: float | None
+    requests_total: int | None = None
+    errors_total: int | None = None
+    in_flight: int | None = None
+    connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """The figures of a server over all its workers, None if unknown; `counted` is False for programs."""
+
+    requests_total: int | None
+    requests_per_second: float | None
+    responses_total: dict[str, int] | None
+    errors_total: int | None
+    disconnects_total: int | None
+    in_flight: int | None
+    connections: int | None
+    connections_total: int | None
+    websockets: int | None
+    latency_p50_seconds: float | None
+    latency_p99_seconds: float | None
+    memory_bytes: int | None
+    cpu_percent: float | None
+    loop_lag_seconds: float | None
+    wakes_total: int
+    restarts_total: int
+    counted: bool
+    history: StatsHistory
+    workers: tuple[WorkerStats, ...]
+    errors_per_second: float | None = None  # on request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Item):
+    """A server with its figures."""
+
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsResult(Result):
+    """The answer of `stats`."""
+
+    items: tuple[Measured, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The status and availability of a server, as Pool.monitor reports them."""
+
+    status: str
+    latency_seconds: float | None
+    uptime_seconds: float
+    downtime_seconds: float
+    rise_seconds: float
+    fall_seconds: float
+    rises: int
+    falls: int
+    sli: float | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitored(Item):
+    """A server with its snapshot."""
+
+    monitor: Observed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorResult(Result):
+    """The answer of `monitor`."""
+
+    items: tuple[Monitored, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsResult(Result):
+    """The answer of `metrics`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out.
+
+    `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route is called so. A latency
+    that was not measured is null in JSON.
+    """
+
+    name: str
+    kind: str
+    status: str
+    uptime_seconds: float | None = None
+    latency_seconds: float | None = None
+    detail: str | None = None
+
+    def finish_json(self, table: Table) -> None:
+        """See to_json."""
+        if self.uptime_seconds is not None:
+            table.setdefault("latency_seconds", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthResult(Result):
+    """The answer of `health`."""
+
+    items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
