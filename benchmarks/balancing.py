@@ -7,7 +7,9 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 
-from poolctl.features.gateway.process.backends import Backends, HostManager, Lease, RequestOutcome
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.route_backends import Lease, RequestOutcome
 from poolctl.routing.route import POLICIES, Limit, Route, Target
 
 from .report import Row

@@ -51,7 +51,7 @@ WITHIN = {
         "takeover": 3,
     },
     "features.gateway.process": {
-        "settings": 0, "endpoint": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,
+        "settings": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,
         "backends": 1,
     },
     "worker": {

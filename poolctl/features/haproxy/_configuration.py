@@ -12,9 +12,8 @@ from math import ceil
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from poolctl.features.gateway.process.backends import sticky_value
-from poolctl.features.gateway.process.endpoint import Endpoint
-from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.features.gateway.process.backends.route_backends import sticky_value
+from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
 from poolctl.routing.match import (
     DEFAULT,
     DOMAIN,

@@ -14,12 +14,11 @@ import socket
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-from poolctl.features.gateway.process.backends import Backends, HostManager
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.counts import Counts, Traffic
-from poolctl.features.gateway.process.endpoint import ServerFacts
-from poolctl.features.gateway.process.gateway_orders import OrderedGateway
-from poolctl.features.gateway.process.host_orders import HostOrders
-from poolctl.features.gateway.process.settings import ListenerSettings
+from poolctl.features.gateway.process.gateway_orders import HostOrders, OrderedGateway
+from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import wire
 from poolctl.platform import read_file

@@ -7,9 +7,8 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from poolctl.features.gateway.process.backends import Backends
-from poolctl.features.gateway.process.endpoint import Endpoint, ServerFacts
-from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.json_form import Table
 from poolctl.routing.route import Route, StreamRoute
 

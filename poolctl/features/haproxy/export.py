@@ -17,7 +17,7 @@ from poolctl.config import (
     read_regular,
 )
 from poolctl.exit_codes import FAILED
-from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.supervision.gateway_plan import settings_of
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener

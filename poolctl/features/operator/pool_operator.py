@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from poolctl.config import Tables
-from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
-from poolctl.features.gateway.supervision.gateway_part import GatewayPart
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import Row, families_of

@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from poolctl.features.gateway.supervision.target_sources import Activity
+from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.platform import replace_file
 
 from ._machine_starter import MachineStarter

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.process.endpoint import MachineState
+from poolctl.features.gateway.process.settings import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport

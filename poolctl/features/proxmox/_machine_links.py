@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.routing.route import Route, StreamRoute
 
 from ._api import Guest, Node

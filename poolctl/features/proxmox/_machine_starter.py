@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from poolctl.features.gateway.process.endpoint import MachineState
+from poolctl.features.gateway.process.settings import MachineState
 from poolctl.monitor.event_queue import Events
 from poolctl.units import format_duration
 

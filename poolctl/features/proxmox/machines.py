@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from poolctl.config import Tables
-from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
-from poolctl.features.gateway.supervision.gateway_part import GatewayPart
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.supervisor.feature_parts import PartSite
 
 from ._inventory import ProxmoxInventory

@@ -22,11 +22,9 @@ from poolctl.config import Finding, Tables
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
-from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
-from poolctl.features.gateway.supervision.gateway_part import GatewayPart
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
+from poolctl.features.gateway.supervision.outside_targets import UrlProbes, WithServices
 from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
-from poolctl.features.gateway.supervision.target_sources import WithServices
-from poolctl.features.gateway.supervision.url_probes import UrlProbes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files

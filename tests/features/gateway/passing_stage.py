@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.features.gateway.process.acceptor import Acceptor, GivenBack
-from poolctl.features.gateway.process.endpoint import ServerFacts
 from poolctl.features.gateway.process.passing import Passing
-from poolctl.features.gateway.process.settings import ListenerSettings
-from poolctl.features.gateway.process.tls.listener_certificates import ListenerCertificates
+from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
+from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.routing.route import Route, Target

@@ -12,7 +12,8 @@ from typing import Any
 
 import uvloop
 
-from poolctl.features.gateway.process.backends import Backends, HostManager
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.edge import Edge
 from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from poolctl.features.gateway.process.backends import Backends, HostManager
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, StreamShare
-from poolctl.features.gateway.process.endpoint import ServerFacts
 from poolctl.features.gateway.process.passing import Passing
-from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.features.gateway.process.settings import GatewaySettings, ServerFacts
 from poolctl.features.gateway.process.streams.tcp import TcpStream
 from poolctl.features.gateway.process.streams.udp import UdpStream
 from poolctl.routing.networks import is_within

@@ -9,17 +9,17 @@ from random import Random
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.features.gateway.process.backends import (
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.route_backends import (
     Backend,
-    Backends,
-    HostManager,
     Lease,
     NoBackend,
     RequestOutcome,
     RouteBackends,
 )
 from poolctl.features.gateway.process.counts import Counts
-from poolctl.features.gateway.process.endpoint import ProbeState, ServerFacts
+from poolctl.features.gateway.process.settings import ProbeState, ServerFacts
 from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
 

@@ -8,11 +8,15 @@ from random import Random
 
 import pytest
 
-from poolctl.features.gateway.process.backends import RequestOutcome, RouteBackends
-from poolctl.features.gateway.process.backends.backend import Backend, CanaryBackend
-from poolctl.features.gateway.process.backends.canary_turns import CanaryTurns
+from poolctl.features.gateway.process.backends.route_backends import (
+    Backend,
+    CanaryBackend,
+    CanaryTurns,
+    RequestOutcome,
+    RouteBackends,
+)
 from poolctl.features.gateway.process.counts import Traffic
-from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.routing.route import POLICIES, BreakerRule, Limit, Route, Target
 from tests.features.gateway import passing_stage, proxy_stage
 from tests.features.gateway.proxy_stage import ok

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from poolctl.features.gateway.process.tls.client_hello import (
+from poolctl.features.gateway.process.tls import (
     MOST_BYTES,
     ClientHello,
     NoClientHello,

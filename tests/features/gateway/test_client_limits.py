@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.process.backends.client_limits import ClientLimits
+from poolctl.features.gateway.process.backends.limiter import ClientLimits
 from poolctl.routing.route import Limit
 
 LIMIT = Limit(concurrency=1)

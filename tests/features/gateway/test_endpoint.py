@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import Endpoint
+from poolctl.features.gateway.process.settings import Endpoint
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
-from poolctl.features.gateway.process.proxy.leaving import leave
+from poolctl.features.gateway.process.proxy.client_connection import leave
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.certificates import certificate

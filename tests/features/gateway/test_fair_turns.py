@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from poolctl.features.gateway.process.proxy import backend_connection, client_connection, request_body
+from poolctl.features.gateway.process.proxy import backend_connection, client_connection
 from poolctl.features.gateway.process.proxy.client_connection import MOST_REQUESTS_AT_ONCE
 from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, ok, play
@@ -25,7 +25,7 @@ BODY = TINY * CHUNKS + LAST
 @pytest.fixture
 def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """All chunks come within one second."""
-    for module in (request_body, backend_connection):
+    for module in (client_connection, backend_connection):
         monkeypatch.setattr(module, "ChunkedBody", partial(ChunkedBody, clock=lambda: 0.0))
 
 

@@ -8,8 +8,12 @@ from typing import Any
 
 from poolctl.config import Tables
 from poolctl.features.gateway.process.settings import TCP, ListenerSettings
-from poolctl.features.gateway.supervision.gateway_listeners import GatewayListeners
-from poolctl.features.gateway.supervision.gateway_plan import Certificate, GatewayPlan, plan_of
+from poolctl.features.gateway.supervision.gateway_plan import (
+    Certificate,
+    GatewayListeners,
+    GatewayPlan,
+    plan_of,
+)
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.routing.route import StreamRoute, Target
 from tests.ports import claim_port

@@ -16,10 +16,14 @@ import pytest
 
 from poolctl import __version__
 from poolctl.features.gateway.process import gateway_server
-from poolctl.features.gateway.process.backends import Lease, RequestOutcome
-from poolctl.features.gateway.process.endpoint import MachineState, ServerFacts
+from poolctl.features.gateway.process.backends.route_backends import Lease, RequestOutcome
 from poolctl.features.gateway.process.gateway_server import GatewayServer
-from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process.settings import (
+    GatewaySettings,
+    ListenerSettings,
+    MachineState,
+    ServerFacts,
+)
 from poolctl.features.gateway.supervision.gateway_adoption import OrphanedGateway, find
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.keeper import connection_handover, pool_files, wire

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.supervision.gateway_verbs import host_order
+from poolctl.features.gateway.supervision.pool_gateway import host_order
 from poolctl.json_form import Table
 from poolctl.selection.selector import SelectorError
 

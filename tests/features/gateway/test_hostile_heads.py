@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.features.gateway.process.proxy.forwarded_head import Forwarding
-from poolctl.features.gateway.process.proxy.proxied_request import read_request
+from poolctl.features.gateway.process.proxy.request_head import Forwarding, read_request
 from poolctl.features.gateway.process.proxy.response_head import read_response
 from poolctl.http.message_head import MOST_FIELDS, MOST_OPTIONS, BadMessage, canonical_head
 from poolctl.routing.decision import passed_match

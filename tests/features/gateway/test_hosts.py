@@ -7,7 +7,7 @@ import json
 import pytest
 
 from poolctl.clock import ManualClock
-from poolctl.features.gateway.process.backends import HostManager, UnknownHost, find_host
+from poolctl.features.gateway.process.backends.hosts import HostManager, UnknownHost, find_host
 from poolctl.routing.host_report import HostState
 
 ACTIVE, DISABLED, DRAINING = HostState.ACTIVE, HostState.DISABLED, HostState.DRAINING

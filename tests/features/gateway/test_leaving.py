@@ -7,10 +7,9 @@ import socket
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import ServerFacts
 from poolctl.features.gateway.process.proxy import client_connection
-from poolctl.features.gateway.process.proxy.client_connection import ClientConnection
-from poolctl.features.gateway.process.proxy.leaving import MOST_PASSABLE
+from poolctl.features.gateway.process.proxy.client_connection import MOST_PASSABLE, ClientConnection
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import Connection
 from tests.features.gateway.passing_stage import Pair, Stage, app_route, play, until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.features.gateway.process.tls.listener_certificates import ListenerCertificates
+from poolctl.features.gateway.process.tls import ListenerCertificates
 from tests.certificates import certificate
 
 BIND = ":443"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process import machines
-from poolctl.features.gateway.process.endpoint import MachineState
+from poolctl.features.gateway.process.settings import MachineState
 from poolctl.json_form import to_json
 from poolctl.routing.route import Route, Target
 from tests.features.gateway import proxy_stage

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from poolctl.features.gateway.process import acceptor, waiting_connections
-from poolctl.features.gateway.process.endpoint import ServerFacts
 from poolctl.features.gateway.process.passing import Passing
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
 from tests.certificates import certificate

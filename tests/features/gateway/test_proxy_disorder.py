@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from poolctl.features.gateway.process.proxy.timer_wheel import SLOT_SECONDS, Timer, TimerWheel
+from poolctl.features.gateway.process.proxy.backend_connection import SLOT_SECONDS, Timer, TimerWheel
 from poolctl.routing.route import BreakerRule, Limit
 from poolctl.worker import tally
 from tests.features.gateway.proxy_stage import Backend, Script, Stage, Wire, play, route

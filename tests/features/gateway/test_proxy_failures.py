@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poolctl.features.gateway.process.proxy import client_connection, exchange
+from poolctl.features.gateway.process.proxy import client_connection
 from poolctl.features.gateway.process.proxy.serving import serve
 from poolctl.routing.route import Limit, Route, Target
 from poolctl.worker import tally
@@ -73,7 +73,7 @@ def test_each_backend_of_a_repeated_request_is_charged_for_its_own_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(exchange, "monotonic", lambda: now)
+    monkeypatch.setattr(client_connection, "monotonic", lambda: now)
 
     def taking(seconds: float, response: bytes) -> Script:
         async def script(backend: Backend, wire: Wire) -> None:

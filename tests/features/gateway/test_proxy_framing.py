@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.features.gateway.process.proxy.client_connection import MOST_FRAMES_AT_ONCE, FrameBoundary
 from poolctl.features.gateway.process.proxy.response_head import read_response
-from poolctl.features.gateway.process.proxy.websocket_frames import MOST_FRAMES_AT_ONCE, FrameBoundary
 from poolctl.http.message_head import UNTIL_CLOSE, BadMessage
 from tests.examples import examples
 from tests.http_corpus import RESPONSES, ResponseCase

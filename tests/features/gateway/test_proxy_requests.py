@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.proxy.forwarded_head import Forwarding
-from poolctl.features.gateway.process.proxy.proxied_request import read_request
+from poolctl.features.gateway.process.proxy.request_head import Forwarding, read_request
 from poolctl.http.message_head import BadMessage, RequestHead
 from poolctl.routing.route import Route
 from tests.examples import examples

@@ -10,8 +10,7 @@ import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection, connection_pool
 from poolctl.features.gateway.process.proxy.serving import drain
-from poolctl.features.gateway.process.tls.listener_certificates import ListenerCertificates
-from poolctl.features.gateway.process.tls.tls_reading import BUFFER_BYTES
+from poolctl.features.gateway.process.tls import BUFFER_BYTES, ListenerCertificates
 from tests.certificates import certificate
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, ok, play, route
 

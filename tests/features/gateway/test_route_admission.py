@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
 from poolctl.routing.table_file import write_table
 from poolctl.routing.worker_routes import routes_for_workers

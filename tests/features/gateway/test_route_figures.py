@@ -14,11 +14,13 @@ import pytest
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
-from poolctl.features.gateway.process.backends import READY, SLEEPING, STARTING, Backends, HostManager
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.route_backends import READY, SLEEPING, STARTING
 from poolctl.features.gateway.process.counts import Counts
-from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
-from poolctl.features.gateway.supervision.route_figures import RouteFigures
+from poolctl.features.gateway.supervision.gateway_statistics import RouteFigures
 from poolctl.routing.registration_report import SERVING, SILENT, RegistrationReport
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth

@@ -10,11 +10,10 @@ from typing import Any, cast
 import pytest
 
 from poolctl.core.server_entry import Entry
-from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
-from poolctl.features.gateway.supervision.server_facts import canary_name
-from poolctl.features.gateway.supervision.server_reports import ServerReports
+from poolctl.features.gateway.supervision.gateway_reports import ServerReports, canary_name
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.supervisor.desk import Desk
 

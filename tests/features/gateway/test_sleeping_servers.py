@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import ServerFacts
-from poolctl.features.gateway.process.proxy.proxied_request import read_request
-from poolctl.features.gateway.process.proxy.sleeping_answers import takes_waiting_page
+from poolctl.features.gateway.process.proxy.own_answers import takes_waiting_page
+from poolctl.features.gateway.process.proxy.request_head import read_request
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.routing.decision import passed_host
 from poolctl.routing.route import Route
 from tests.features.gateway import passing_stage

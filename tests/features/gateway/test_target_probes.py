@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from poolctl.config import Tables, load
-from poolctl.features.gateway.process.endpoint import ProbeState
-from poolctl.features.gateway.supervision.target_probes import TargetProbes
+from poolctl.features.gateway.process.settings import ProbeState
+from poolctl.features.gateway.supervision.outside_targets import TargetProbes
 from tests.ports import claim_port
 
 FAST = "interval = 0.05, jitter = 0, fall_count_warn = 1, fall_count_ko = 1"

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import ServerFacts
-from poolctl.features.gateway.process.streams import flow
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.streams import tcp as tcp_module
 from poolctl.keeper import connection_handover
 from poolctl.routing.host_report import BreakerState
@@ -168,7 +167,7 @@ def test_client_that_reads_nothing_stops_the_backend_and_costs_one_buffer(run: R
                     before = sent
                     await asyncio.sleep(0.05)
                 held = tracemalloc.take_snapshot().filter_traces(
-                    [tracemalloc.Filter(True, flow.__file__), tracemalloc.Filter(True, tcp_module.__file__)]
+                    [tracemalloc.Filter(True, tcp_module.__file__)]
                 )
                 tracemalloc.stop()
                 assert 0 < stream.snapshot()["bytes_out"] < sent

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.features.gateway.process.backends import Backend, Lease, RequestOutcome, RouteBackends
-from poolctl.features.gateway.process.endpoint import ServerFacts
+from poolctl.features.gateway.process.backends.route_backends import (
+    Backend,
+    Lease,
+    RequestOutcome,
+    RouteBackends,
+)
+from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.monitor.exposition import render

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from poolctl.features.gateway.process.backends import (
-    Backends,
-    HostManager,
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.route_backends import (
     Lease,
     NoBackend,
     RequestOutcome,

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import Endpoint
-from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
 from poolctl.features.haproxy._configuration import (
     HaproxyCertificate,
     HaproxyConfiguration,

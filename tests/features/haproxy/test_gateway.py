@@ -18,8 +18,7 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.features.gateway.process.endpoint import ServerFacts
-from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.table import GatewayConfig

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.process.endpoint import Endpoint
-from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
 from poolctl.features.haproxy._configuration import HaproxyListener, configuration_of
 from poolctl.features.haproxy._setup import HaproxySetup, changes
 from poolctl.routing.route import Route, Target

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.process.endpoint import MachineState
-from poolctl.features.gateway.supervision.target_sources import Activity
+from poolctl.features.gateway.process.settings import MachineState
+from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox import _idle_machines, _machine_starter
 from poolctl.features.proxmox._inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.process.endpoint import MachineState
+from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox._inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
-from poolctl.features.gateway.supervision.server_facts import facts_of
+from poolctl.features.gateway.supervision.gateway_reports import facts_of
 from poolctl.features.rollout._canary_rollout import CanaryRollout
 from poolctl.features.rollout.rollouts import Rollouts
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement

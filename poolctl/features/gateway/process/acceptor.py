@@ -22,16 +22,16 @@ from poolctl.routing.decision import admits, passed_host, passed_match
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import Match
 
-from .backends import SLEEPING, NoBackend
+from .backends.route_backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.client_connection import Peer
+from .proxy.own_answers import report_arrival, spares_server
 from .proxy.serving import serve, serve_tls
-from .proxy.sleeping_answers import report_arrival, spares_server
 from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
 from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
 from .settings import ListenerSettings
-from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
+from .tls import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .waiting_connections import WaitingConnection
 
 _AT_ONCE = 16

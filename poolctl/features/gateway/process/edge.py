@@ -16,16 +16,17 @@ from poolctl.json_form import Table, from_json
 from poolctl.routing.networks import is_within
 from poolctl.routing.route_table import RouteTable, write_table
 
-from .backends import Backend, Backends, HostManager, NoBackend
+from .backends.backends import Backends
+from .backends.hosts import HostManager
+from .backends.route_backends import Backend, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
-from .endpoint import Endpoint, MachineState
 from .passing import Passing
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
-from .settings import GatewaySettings
-from .tls.listener_certificates import ListenerCertificates
+from .settings import Endpoint, GatewaySettings, MachineState
+from .tls import ListenerCertificates
 
 if TYPE_CHECKING:
     from poolctl.routing.route import Route

@@ -19,13 +19,11 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
 from .acceptor import Acceptor, GivenBack
-from .backends import Backends
+from .backends.backends import Backends
 from .edge import Edge
-from .endpoint import ServerFacts
-from .gateway_orders import OrderedGateway
-from .host_orders import HostOrders
+from .gateway_orders import HostOrders, OrderedGateway
 from .proxy.serving import drain
-from .settings import UDP, ListenerSettings
+from .settings import UDP, ListenerSettings, ServerFacts
 from .streams.tcp import TcpStream
 from .streams.udp import UdpStream
 

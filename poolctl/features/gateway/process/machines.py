@@ -11,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from .backends import (
+from .backends.backends import Backends
+from .backends.route_backends import (
     DOWN_RETRY_SECONDS,
     READY,
     SLEEPING,
     STARTING,
     Backend,
-    Backends,
     BackendVerdict,
     NoBackend,
 )
-from .endpoint import Endpoint, MachineState
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
+from .settings import Endpoint, MachineState
 
 _RANKS = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
 # Pauses between attempts to connect to a service that its machine has just started.

@@ -21,7 +21,7 @@ from poolctl.routing.route_table import RouteTable
 
 from .counts import TLS, Counts
 from .descriptor_limit import is_exhausted
-from .proxy.refusal import refusal
+from .proxy.response_head import whole_response
 from .waiting_connections import WaitingConnections
 
 # The pair itself holds some 270 more.
@@ -164,7 +164,7 @@ class Passing:
     ) -> None:
         """Answer a request that no backend gets, and close its connection. `route`: the alias, if one is known."""
         self._counts.refused(str(status), route)
-        self.waiting.refuse(sock, refusal(status, retry_after_seconds=retry_after_seconds))
+        self.waiting.refuse(sock, whole_response(status, retry_after_seconds=retry_after_seconds))
 
     def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
         """Refuse a handshake."""

@@ -26,7 +26,7 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
 from ..routes import routes_of
-from .target_sources import ServiceSource, WithServices
+from .outside_targets import ServiceSource, WithServices
 
 _SECRET_BYTES = 32
 _KEY_CHARACTERS = 32

@@ -1,8 +1,4 @@
-"""The gateway of a pool: its listeners, its process, the route table, and facts on the routed servers.
-
-The keeper holds the listeners, the link to the process and the pair through which workers give connections back, so
-that all of them outlive this supervisor, and the process.
-"""
+"""The gateway of a pool: its listeners, its process, the route table, and facts on the routed servers."""
 
 from __future__ import annotations
 
@@ -10,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
 from poolctl.core.core import Core
@@ -25,6 +22,7 @@ from poolctl.runners.process_link import LinkLost
 from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
 
 from ..engines import Engine, engine_problem, other_engine
@@ -32,14 +30,14 @@ from ..process.settings import ListenerSettings
 from ..table import GatewayConfig
 from .computed_routes import ComputedRoutes
 from .gateway_adoption import GatewaySearch
-from .gateway_listeners import GatewayListeners
-from .gateway_plan import GatewayPlan, plan_of
+from .gateway_plan import GatewayListeners, GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, GatewayZygote
-from .gateway_reports import GatewayReports
-from .server_facts import server_of
-from .server_reports import ServerReports
-from .target_probes import TargetProbes
-from .target_sources import Activity, MachineSource
+from .gateway_reports import GatewayReports, ServerReports, server_of
+from .outside_targets import Activity, MachineSource, TargetProbes
+
+if TYPE_CHECKING:
+    from poolctl.json_form import Table
+    from poolctl.monitor.exposition import Family
 
 _SERVES_SECONDS = 10.0
 # Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.
@@ -598,3 +596,19 @@ class GatewayManager(SidecarManager):
                 end.close()
             self._own = None
             self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_PAIR})
+
+
+class GatewayPart(FeaturePart):
+    """A feature's part that is connected with the gateway once the pool has one."""
+
+    def connect(self, gateway: GatewayManager) -> None:
+        """There is a gateway from now on; its first route table is not computed yet."""
+
+    @property
+    def not_served(self) -> Iterable[str]:
+        """The tables that cannot be served now, each with the reason; reported with the gateway's problems."""
+        return ()
+
+    def gateway_metrics(self, reports: Table) -> Iterable[Family]:
+        """Its metrics, shown with the gateway's; `reports` of parts in the gateway's process, by their packages."""
+        return ()

@@ -27,8 +27,7 @@ from poolctl.worker import tally
 
 from ..process.counts import ERRORS
 from .computed_routes import RouteSet
-from .gateway_manager import GatewayManager
-from .gateway_part import GatewayPart
+from .gateway_manager import GatewayManager, GatewayPart
 
 # Maximum of routes, of streams and of hosts, so that a scrape and the scraper's storage stay small.
 MOST_LABELLED = 1000

@@ -16,8 +16,7 @@ from poolctl.routing.route import StreamRoute
 from poolctl.runners.process_link import HasDescriptor, LinkLost, identity, withheld_variables
 from poolctl.supervisor.sidecar import UP_SECONDS, SidecarProcess
 
-from ..process.endpoint import MachineState, ProbeState, ServerFacts
-from ..process.settings import GatewaySettings, ListenerSettings
+from ..process.settings import GatewaySettings, ListenerSettings, MachineState, ProbeState, ServerFacts
 
 # A gateway that hangs must not hold up the stop of a server.
 _WITHDRAW_SECONDS = 1.0

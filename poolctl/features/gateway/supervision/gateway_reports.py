@@ -1,20 +1,155 @@
-"""Reports and requests of the gateway's process."""
+"""Reports about routed servers to the gateway's process, and the reports and requests of that process."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 
+from poolctl.config import ServerConfig
 from poolctl.core.core import Core
+from poolctl.core.decide import Phase
+from poolctl.core.schedules import asleep_until
+from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
+from poolctl.states import State
+from poolctl.worker import tally
 
+from ..process.settings import ServerFacts
+from .computed_routes import ComputedRoutes
 from .gateway_process import GatewayProcess
-from .server_facts import connections_of
+
+_SUFFIX = " (canary)"  # a blank is in no name of a server
+
+
+def canary_name(server: str) -> str:
+    """The name of the pair of the server's canary."""
+    return server + _SUFFIX
+
+
+def server_of(name: str) -> str:
+    """The server that has this pair, or whose canary has it."""
+    return name.removesuffix(_SUFFIX)
+
+
+def pair_facts(entry: Entry) -> ServerFacts | None:
+    """The pair of the server's canary and its address; None without them."""
+    config = entry.config_apart
+    if config is None:
+        return None
+    return ServerFacts(name=canary_name(entry.name), bind=config.key, tls=bool(config.tls))
+
+
+def _share_of_canary(entry: Entry) -> float:
+    """The share of requests that the server's canary gets; 0 if it cannot serve now."""
+    canary = entry.desired.canary
+    if canary is None or canary.failure:
+        return 0.0
+    workers = (each for each in entry.observed.workers.values() if each.generation == canary.generation)
+    return canary.share if any(each.phase is Phase.READY and not each.ko for each in workers) else 0.0
+
+
+def facts_of(core: Core, entry: Entry) -> ServerFacts:
+    """Whether and where the server can be reached at this moment."""
+    config, state = entry.config, entry.state
+    endpoints = core.endpoints(config)
+    if entry.listener.armed is not None:
+        # Also while its last worker is still draining: a connection wakes it.
+        state = State.SLEEPING.value
+    elif state == State.STARTING.value and not endpoints:
+        # Its address is not open yet: a connection would be refused.
+        state = State.STOPPED.value
+    share = _share_of_canary(entry)
+    canary = pair_facts(entry) if share else None
+    return ServerFacts(
+        name=entry.name,
+        bind=endpoints[0] if endpoints else config.key,
+        tls=bool(config.tls),
+        state=state,
+        ready=entry.ready and not entry.out,
+        health=str(entry.health),
+        asleep_until=asleep_until(entry),
+        canary="" if canary is None else canary.name,
+        canary_bind="" if canary is None else canary.bind,
+        canary_share=share,
+    )
+
+
+def connections_of(core: Core, entry: Entry) -> int:
+    """The number of connections that the server's workers have, by their own count."""
+    counters = core.runner.capabilities.counters
+    if counters is None:
+        return 0
+    placements = [each.placement for each in entry.observed.workers.values()]
+    pages = [counters.counts(each) for each in placements if each is not None]
+    return sum(page[tally.OPEN_CONNECTIONS] for page in pages if page is not None)
+
+
+class ServerReports:
+    """Reports the servers that have a route. `pairs` are the give ends of their pairs, owned by the runner, by name."""
+
+    def __init__(self, core: Core, routes: ComputedRoutes) -> None:
+        self.pairs: dict[str, socket.socket] = {}
+        self._core = core
+        self._routes = routes
+        self._canaries: dict[str, ServerConfig] = {}  # the canaries found by the last check, by server
+
+    def look(self, entry: Entry) -> bool:
+        """Whether the server's canary has changed or ended since the last check."""
+        config = entry.config_apart
+        if config is self._canaries.get(entry.name):
+            return False
+        self._canaries.pop(entry.name, None)
+        if config is not None:
+            self._canaries[entry.name] = config
+        return True
+
+    @property
+    def configs(self) -> list[ServerConfig]:
+        """The configurations of all servers and canaries, these with the names of their pairs."""
+        names, found = self._routes.routes.servers, []
+        for name, entry in self._core.entries.items():
+            if name in names:
+                found.append(entry.config)
+                if (canary := entry.config_apart) is not None:
+                    found.append(canary.but(name=canary_name(name)))
+        return found
+
+    def send(self, process: GatewayProcess, name: str) -> None:
+        """Send changes of the server, or of the server whose canary has this name, if it has a route."""
+        server = server_of(name)
+        entry = self._core.entries.get(server)
+        if entry is None or server not in self._routes.routes.servers:
+            process.forget(server)
+            process.forget(canary_name(server))
+            return
+        canary = pair_facts(entry)
+        if canary is not None:
+            process.serve(canary, self.pairs.get(canary.name))
+        facts = facts_of(self._core, entry)
+        if self._core.runner.capabilities.routing is not None and not entry.config.command:
+            facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
+        process.serve(facts, self.pairs.get(server))
+        if canary is None:
+            process.forget(canary_name(server))
+
+    def send_all(self, process: GatewayProcess) -> None:
+        """Send the changes of every server."""
+        for server in self._routes.routes.servers:
+            if server in self._core.entries:
+                self.send(process, server)
+
+    def forget_others(self, process: GatewayProcess) -> None:
+        """Let the process forget the servers that no longer have a route."""
+        for name in process.servers:
+            if server_of(name) not in self._routes.routes.servers:
+                process.forget(name)
 
 
 class GatewayReports:

@@ -13,10 +13,18 @@ from poolctl.routing.route_health import RouteHealth, route_health
 from poolctl.routing.route_report import route_key, stream_key
 
 from ..counts import Counts
-from ..endpoint import ProbeState, ServerFacts
-from .backend import READY, Backend, BackendVerdict, Member, RouteInForce
+from ..settings import ProbeState, ServerFacts
 from .hosts import HostManager
-from .route_backends import AnyRoute, RouteBackends, limits
+from .route_backends import (
+    READY,
+    AnyRoute,
+    Backend,
+    BackendVerdict,
+    Member,
+    RouteBackends,
+    RouteInForce,
+    limits,
+)
 
 
 class Backends:

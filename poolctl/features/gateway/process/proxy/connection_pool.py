@@ -9,10 +9,9 @@ from collections.abc import Coroutine
 from itertools import islice
 from typing import Any, Protocol
 
-from ..endpoint import Endpoint
-from ..tls.tls_reading import BUFFER_BYTES, TlsReader
-from .backend_connection import BackendConnection
-from .timer_wheel import TimerWheel
+from ..settings import Endpoint
+from ..tls import BUFFER_BYTES, TlsReader
+from .backend_connection import BackendConnection, TimerWheel
 
 # Maximum for one endpoint. Further connections are closed as soon as they are idle.
 MOST_IDLE = 128

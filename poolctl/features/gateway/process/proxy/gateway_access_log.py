@@ -16,7 +16,7 @@ from poolctl.http.message_head import RequestHead
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
 
-from .refusal import phrase_of
+from .response_head import phrase_of
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 # The same values as the defaults of a server's log.

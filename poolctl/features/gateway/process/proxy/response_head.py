@@ -1,24 +1,19 @@
-"""Heads of responses as a proxy passes them on: without the fields that are about the backend's connection.
-
-Nearly all servers send heads that go on byte by byte, without the lines that keep the connection alive; others are
-written again.
-"""
+"""Heads of responses as a proxy passes them on, and responses of the gateway itself."""
 
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
+from math import ceil
 
 from poolctl.http.chunked_body import Buffer
-from poolctl.http.message_head import (
-    CHUNKED,
-    HOP_BY_HOP,
-    UNTIL_CLOSE,
-    ResponseHead,
-    without_fields,
-)
+from poolctl.http.message_head import CHUNKED, HOP_BY_HOP, UNTIL_CLOSE, ResponseHead, without_fields
 
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
+PLAIN_TEXT = "text/plain; charset=utf-8"
+# RFC 9110's phrases where older interpreters' http.HTTPStatus has obsolete phrases.
+_PHRASES = {413: "Content Too Large"}
 
 
 class Response(ResponseHead):
@@ -101,3 +96,36 @@ def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> 
         data, response.end = plain + data[end:], len(plain)
     response.received, response._lines, response._first = data, b"", None
     return response
+
+
+def whole_response(
+    status: int,
+    *,
+    retry_after_seconds: float = 0,
+    head_only: bool = False,
+    keep_alive: bool = False,
+    fields: bytes = b"",
+    kind: str = PLAIN_TEXT,
+    body: bytes = b"",
+) -> bytes:
+    """A whole response of HTTP/1.1, by default with its status as text; without `keep_alive` it is the last one.
+
+    `fields` are the lines of further fields, each with its end.
+    """
+    phrase = phrase_of(status)
+    body = body or f"{status} {phrase}\n".encode()
+    lines = [f"HTTP/1.1 {status} {phrase}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+    if retry_after_seconds:
+        lines.append(f"Retry-After: {max(1, ceil(retry_after_seconds))}")
+    if not keep_alive:
+        lines.append("Connection: close")
+    head = "\r\n".join([*lines, ""]).encode() + fields + b"\r\n"
+    return head if head_only else head + body
+
+
+def phrase_of(status: int) -> str:
+    """The reason phrase of a status, "" for an unknown one."""
+    try:
+        return _PHRASES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        return ""

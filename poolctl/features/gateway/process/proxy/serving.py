@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import struct
 
+from poolctl.http.chunked_body import Buffer
 from poolctl.keeper.connection_handover import Connection
 from poolctl.platform import close_promptly
 
 from ..counts import TLS
 from ..edge import Edge
-from ..tls.tls_reading import TlsReader
+from ..tls import TlsReader
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection, Peer
-from .shared_transport import SharedTransport
 
 HANDSHAKE_SECONDS = 10.0
 # A little longer than the time that a WebSocket has after its close frame.
 CLOSING_SECONDS = CLOSE_FRAME_SECONDS + 0.5
+_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_READ_BYTES = 64 * 1024
+# The protocol is asked to pause above the first number of unsent bytes, and to go on at the second.
+_HIGH_BYTES, _LOW_BYTES = 64 * 1024, 16 * 1024
+_RESET = struct.pack("ii", 1, 0)
 
 
 def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer | None = None) -> None:
@@ -89,3 +96,158 @@ def _protocol(edge: Edge, received: bytes, reported: Peer | None, *, secure: boo
     if not secure:
         return ClientConnection(edge, "http", received, reported)
     return TlsReader(ClientConnection(edge, "https", reported=reported), edge.pool.tls_buffer)
+
+
+class SharedTransport(asyncio.Transport):
+    """Serves the protocol over the connection, and owns it. No call blocks, even if the connection's flags allow that.
+
+    Raises OSError if the connection has ended already; the caller keeps it then.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: Connection, protocol: asyncio.Protocol
+    ) -> None:
+        super().__init__({"socket": connection, "peername": connection.getpeername()})
+        self._loop = loop
+        self._connection = connection
+        self._fd = connection.fileno()
+        self._protocol = protocol
+        self._unsent = bytearray()
+        self._reading = False
+        self._wanted = True  # reading, by the protocol
+        self._ended = False  # the client closed its side
+        self._paused = False  # the protocol, which waits for unsent bytes
+        self._eof = self._closing = self._over = False
+        protocol.connection_made(self)
+        if self._wanted:
+            self.resume_reading()
+
+    # Reading.
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def pause_reading(self) -> None:
+        self._wanted = False
+        self._stop_reading()
+
+    def resume_reading(self) -> None:
+        self._wanted = True
+        if not (self._reading or self._ended or self._closing):
+            self._reading = True
+            self._loop.add_reader(self._fd, self._read)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _read(self) -> None:
+        try:
+            data = self._connection.recv(_READ_BYTES, _FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if data:
+            self._protocol.data_received(data)
+            return
+        self._ended = True
+        self._stop_reading()
+        if not self._protocol.eof_received():
+            self.close()
+
+    # Writing.
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unsent)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> None:  # type: ignore[override]  # no bytearray: it could be changed later
+        if self._over or self._eof:
+            return
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._connection.send(data, _FLAGS)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            self._loop.add_writer(self._fd, self._flush)
+        self._unsent += memoryview(data)[sent:]
+        if len(self._unsent) > _HIGH_BYTES and not self._paused:
+            self._paused = True
+            self._protocol.pause_writing()
+
+    def write_eof(self) -> None:
+        self._eof = True
+        if not self._unsent:
+            self._shut()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._connection.send(memoryview(self._unsent)[:_HIGH_BYTES], _FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
+            if self._closing:
+                self._lose(None)
+                return
+            if self._eof:
+                self._shut()
+        if self._paused and len(self._unsent) <= _LOW_BYTES:
+            self._paused = False
+            self._protocol.resume_writing()
+
+    def _shut(self) -> None:
+        try:
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._lose(error)
+
+    # The end.
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._stop_reading()
+            if not self._unsent:
+                self._lose(None)
+
+    def abort(self) -> None:
+        self._lose(None)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._over:
+            return
+        self._over = self._closing = True
+        self._stop_reading()
+        self._loop.remove_writer(self._fd)
+        self._unsent.clear()
+        self._loop.call_soon(self._end, error)
+
+    def _end(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
+        try:
+            resets = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET)) == _RESET
+        except OSError:
+            resets = False
+        if resets:  # which does not wait
+            os.close(self._connection.detach())
+        else:
+            close_promptly(self._connection.detach())

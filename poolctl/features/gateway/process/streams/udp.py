@@ -9,11 +9,10 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..backends import Lease, RequestOutcome
+from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT
-from .backend_addresses import BackendAddresses
-from .idle_order import IdleOrder
 from .socket_events import SocketEvents
+from .stream import BackendAddresses, IdleOrder
 
 if TYPE_CHECKING:
     from poolctl.json_form import Table

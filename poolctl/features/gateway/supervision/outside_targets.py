@@ -1,4 +1,4 @@
-"""Probes of services at URLs: HTTP requests, a bounded number of them at once and a second."""
+"""Targets outside the pool: the features that know them, and their probes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import asyncio
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from poolctl.clock import RateLimit
-from poolctl.config import Probe
+from poolctl.config import Probe, ServerConfig, Tables, probed_targets
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
 from poolctl.probes.hysteresis import Hysteresis
 from poolctl.probes.prober import statuses
 from poolctl.probes.schedule import Schedule
-from poolctl.routing.registration_report import STARTING
+from poolctl.routing.registration_report import FAILING, SERVING, STARTING, RegistrationReport
+from poolctl.routing.route import AnyRoute, Route, StreamRoute
+from poolctl.routing.route_health import RouteHealth
+from poolctl.routing.route_report import MachineReport
+from poolctl.states import Status
 from poolctl.units import format_duration
 
-from ..process.endpoint import Endpoint
+from ..process.settings import Endpoint, MachineState, ProbeState
 
 # With more services than that, each is probed less often than it asks for.
 _AT_ONCE, _PER_SECOND = 32, 100
@@ -29,6 +33,86 @@ _PAUSE_SECONDS = 0.02
 # A service that has just started is probed more often than later on.
 _FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
+
+
+class Activity(NamedTuple):
+    """Requests that a target has had from the gateway, and how many are in progress, or wait, now."""
+
+    requests: int = 0
+    in_progress: int = 0
+
+
+class MachineSource(Protocol):
+    """Knows the machines behind URLs, and starts them."""
+
+    @property
+    def states(self) -> Mapping[str, MachineState]:
+        """The states of the machines that requests may start, by the URLs that lead to them."""
+        ...
+
+    def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
+        """Take note of the routes that are now in force."""
+        ...
+
+    def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
+        """The machines behind the route, for people and documents."""
+        ...
+
+    def ask(self, url: str) -> None:
+        """A request needs the machine behind this URL: start it if it is stopped."""
+        ...
+
+
+# The routes of these servers and tables with the services; called in a thread.
+WithServices = Callable[[Sequence[AnyRoute], Sequence[ServerConfig], Tables], Sequence[AnyRoute]]
+
+
+class RoutedService(Protocol):
+    """A service with the URL of a target, and its state."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def alias(self) -> str:
+        """The alias of the service's route."""
+        ...
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the service gets requests."""
+        ...
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether its state is the result of a probe."""
+        ...
+
+    @property
+    def health(self) -> RouteHealth: ...
+
+    @property
+    def problem(self) -> str:
+        """Why the service gets no requests."""
+        ...
+
+
+class ServiceSource(Protocol):
+    """Gives routes targets while the pool runs; after a change it has the routes computed again."""
+
+    async def present(self) -> WithServices:
+        """Return a function that adds the present services to routes."""
+        ...
+
+    def __iter__(self) -> Iterator[RoutedService]: ...
+
+    def of(self, alias: str) -> Sequence[RoutedService]:
+        """The services of a route."""
+        ...
+
+    def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
+        """The services of a route, for people and documents."""
+        ...
 
 
 class ProbeOfService(Protocol):
@@ -195,3 +279,95 @@ async def _connect(where: str | tuple[str, int]) -> None:
 @cache
 def _context() -> ssl.SSLContext:
     return ssl.create_default_context()
+
+
+class ProbeSettings(NamedTuple):
+    """The URL of a target, and its probe."""
+
+    to: str
+    probe: Probe
+
+
+class ProbedTarget:
+    """A target and the results of its probes. It gets requests until it is known to fail."""
+
+    __slots__ = ("hysteresis", "latency_seconds", "settings", "state", "why")
+
+    def __init__(self, settings: ProbeSettings) -> None:
+        self.settings = settings
+        self.hysteresis = Hysteresis(settings.probe)
+        self.state = STARTING
+        self.why = ""
+        self.latency_seconds: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProbedTarget {self.settings.to}: {self.state}>"
+
+    def record(self, problem: str, latency_seconds: float) -> None:
+        """Take the result of a probe: a problem, or ""."""
+        status = self.hysteresis.record(not problem)
+        self.latency_seconds = None if problem else latency_seconds
+        self.why = problem
+        if status is Status.KO:
+            self.state = FAILING
+        elif not problem or self.state == FAILING:
+            self.state = SERVING
+
+    @property
+    def report(self) -> ProbeState:
+        """The state of the target for the gateway's process."""
+        return ProbeState(
+            host=self.settings.to,
+            why=self.why if self.state == FAILING else "",
+            answered=self.state == SERVING,
+        )
+
+
+class TargetProbes:
+    """Probes the URLs that are targets in the file; calls `changed` when one starts to fail, or answers again."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._targets: dict[str, ProbedTarget] = {}
+        self._probes: UrlProbes[ProbedTarget] | None = None
+
+    def __iter__(self) -> Iterator[ProbedTarget]:
+        return iter(self._targets.values())
+
+    def follow(self, tables: Tables) -> None:
+        """Probe as these tables say from now on. Results of a target whose probe stays the same are kept."""
+        wanted = probed_targets(tables)
+        if not (wanted or self._targets):
+            return
+        if self._probes is None:
+            self._probes = UrlProbes(self._probed)
+        for url, target in [*self._targets.items()]:
+            if wanted.get(url) != target.settings.probe:
+                self._probes.forget(target)
+                del self._targets[url]
+        for url, probe in wanted.items():
+            if url not in self._targets:
+                self._targets[url] = ProbedTarget(ProbeSettings(url, probe))
+                self._probes.watch(self._targets[url])
+        self._changed()
+
+    @property
+    def reports(self) -> dict[str, ProbeState]:
+        """The last result of each target, by its URL."""
+        return {url: each.report for url, each in self._targets.items()}
+
+    def latency_seconds(self, url: str) -> float | None:
+        """How long the last answer took; None where nothing was measured."""
+        target = self._targets.get(url)
+        return None if target is None else target.latency_seconds
+
+    def close(self) -> None:
+        """Stop probing."""
+        if self._probes is not None:
+            self._probes.close()
+
+    def _probed(self, target: ProbedTarget, problem: str, latency_seconds: float) -> None:
+        before = target.report
+        target.record(problem, latency_seconds)
+        if target.report != before:
+            self._changed()

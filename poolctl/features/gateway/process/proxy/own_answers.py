@@ -1,16 +1,19 @@
-"""Responses of the gateway itself for a server that sleeps or starts: to probes, for icons, and a page for browsers."""
+"""Responses that the gateway gives instead of a backend: of a route, and for a server that sleeps or starts."""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from poolctl.http.message_head import RequestHead
+from poolctl.routing.match import EXACT, host_pattern, normal_host
+from poolctl.routing.networks import is_within
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import Route
 
-from ..backends import SLEEPING, Backend
+from ..backends.route_backends import SLEEPING, Backend
 from ..edge import Edge
-from .response_head import Response, read_response
+from .response_head import PLAIN_TEXT, Response, read_response, whole_response
 
 RELOAD_SECONDS = 1
 _HTML = re.compile(rb"(?:^|,)[\t ]*+text/html[\t ]*+(?:[;,]|$)", re.IGNORECASE)
@@ -33,12 +36,40 @@ _PAGE = f"""\
 </main>
 </html>
 """.encode()
+# Of what is true only until the server is ready. Browsers ask for an icon again if this is not stored.
+_NOT_STORED = b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
 _PAGE_FIELDS = (
-    f"Retry-After: {RELOAD_SECONDS}\r\n"
-    "Content-Security-Policy: default-src 'none'; img-src data:; style-src 'unsafe-inline'\r\n"
+    _NOT_STORED
+    + (
+        f"Retry-After: {RELOAD_SECONDS}\r\n"
+        "Content-Security-Policy: default-src 'none'; img-src data:; style-src 'unsafe-inline'\r\n"
+    ).encode()
 )
-# Browsers ask for an icon again if this is not stored.
-_NOT_FOUND = "404 Not Found", b"404 Not Found\n"
+
+
+def answer_of_route(route: Route, request: RequestHead, client: str) -> Response | None:
+    """The response to this client's request; None if a backend gives it."""
+    if route.allow and not is_within(client, route.allow):
+        return _response(403, request)
+    if route.redirect is None:
+        return None
+    location = _location(route, request)
+    if not location:
+        return _response(400, request)
+    return _response(route.redirect.status, request, b"Location: %b\r\n" % location)
+
+
+def _location(route: Route, request: RequestHead) -> bytes:
+    """The location that the client is redirected to; b"" if neither the request nor the route names a host."""
+    assert route.redirect is not None
+    to, target = route.redirect.to, b"/" if request.target == b"*" else request.target
+    if not route.only_plain:
+        parts = urlsplit(to)
+        return to.encode() if parts.path or parts.query else to.encode() + target
+    host = normal_host(request.host.decode("latin-1"))
+    if not host and host_pattern(route.host).tier == EXACT:
+        host = route.host
+    return f"https://{host}".encode() + target if host else b""
 
 
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
@@ -60,13 +91,14 @@ def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead)
     """
     sleeps = backend.rank == SLEEPING
     if sleeps and spares_server(route, request.method, request.path):
-        status, body = ("200 OK", b"sleeping\n") if _is_probe(route, request.path) else _NOT_FOUND
-        return _response(status, "text/plain; charset=utf-8", body, head_only=request.method == b"HEAD")
+        if _is_probe(route, request.path):
+            return _response(200, request, _NOT_STORED, body=b"sleeping\n")
+        return _response(404, request, _NOT_STORED)
     if sleeps:
         edge.wake(backend.key)
     if not takes_waiting_page(route, request):
         return None
-    return _response("503 Service Unavailable", "text/html; charset=utf-8", _PAGE, _PAGE_FIELDS)
+    return _response(503, request, _PAGE_FIELDS, kind="text/html; charset=utf-8", body=_PAGE)
 
 
 def takes_waiting_page(route: Route, request: RequestHead) -> bool:
@@ -85,11 +117,11 @@ def _is_probe(route: Route, path: bytes) -> bool:
     return bool(route.probe_responses) and normal_path(path.decode("latin-1")) in route.probe_responses
 
 
-def _response(status: str, kind: str, body: bytes, lines: str = "", *, head_only: bool = False) -> Response:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{lines}\r\n"
-    ).encode()
-    found = read_response(head if head_only else head + body, head_only=head_only)
-    assert found is not None
-    return found
+def _response(
+    status: int, request: RequestHead, fields: bytes = b"", *, kind: str = PLAIN_TEXT, body: bytes = b""
+) -> Response:
+    head_only = request.method == b"HEAD"
+    whole = whole_response(status, head_only=head_only, keep_alive=True, fields=fields, kind=kind, body=body)
+    made = read_response(whole, head_only=head_only)
+    assert made is not None
+    return made

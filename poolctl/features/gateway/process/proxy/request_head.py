@@ -1,0 +1,341 @@
+"""Heads of requests: read in a form that all parsers read alike, routed, and written again for the backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import httptools
+
+from poolctl.http.client_report import CLIENT_FIELD, ClientReport
+from poolctl.http.message_head import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
+from poolctl.routing.context import RouteContext, context_headers
+from poolctl.routing.decision import admits
+from poolctl.routing.match import normal_host
+from poolctl.routing.networks import is_within
+from poolctl.routing.normal_path import ReadPath, read_path
+from poolctl.routing.route import Header, Route
+
+from ..backends.route_backends import Backend, RouteBackends
+from ..counts import Traffic
+from ..edge import Edge
+from ..settings import Endpoint
+from ..tls import ServerContext
+
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
+_HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
+# Fields about one connection (RFC 9110 §7.6.1), and those about the client.
+_REMOVED = re.compile(
+    rb"\r\n(?=[CFHKPTUXcfhkptux])(?:(?i:http2-settings|"
+    + HOP_BY_HOP
+    + rb")|"
+    + CLIENT_FIELD
+    + rb"):[^\r\n]*+"
+)
+_EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
+_MOST_HOPS = 64  # of X-Forwarded-For that are looked at
+_token = re.compile(TOKEN).fullmatch
+_PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
+# Fields on which the next recipient's reading depends: a client cannot have them removed.
+_NO_OPTIONS = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+# CONNECT asks for a tunnel to anywhere. TRACE would return the fields that the gateway adds to the request.
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+_NONE: frozenset[str] = frozenset()
+_USUAL_HOST_HEADER = "Host"
+
+
+def read_request(data: bytes, max_head_bytes: int, scanned: int = 0) -> RequestHead | None:
+    """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage.
+
+    Up to the offset `scanned` an earlier call has found them incomplete.
+    """
+    request = RequestHead.read(data, scanned, max_head_bytes)
+    if request is None:
+        return None
+    if not request.canonical:
+        request = _put_in_order(request, data[: request.end])
+    if request.upgrade.lower() == b"h2c":  # its requests would go on unseen (RFC 9113 §3.1)
+        request.upgrade = b""
+    return request
+
+
+def _put_in_order(head: RequestHead, raw: bytes) -> RequestHead:
+    """The request in a form that all parsers read alike, if it has one."""
+    _compare(head, raw)
+    target, host, fields = head.target, head.host, head.fields
+    if head.get(b"expect").lower() not in (b"", b"100-continue"):
+        raise BadMessage("an unknown expectation", 417)
+    if not target.startswith(b"/") and head.method != b"CONNECT" and target != b"*":
+        # RFC 9112 §3.2.2: the authority of the target replaces Host.
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None:
+            raise BadMessage("the target is neither a path nor a URL")
+        host, rest = absolute.groups()
+        target = rest if rest.startswith(b"/") else b"/" + rest
+        fields = b"\r\nHost: " + host + _HOST_LINE.sub(b"", fields)
+    elif target == b"*" and head.method != b"OPTIONS":
+        raise BadMessage("the target * is for OPTIONS only")
+    # llhttp keeps a tab behind a value, h11 does not: a Host would name two hosts.
+    fields = b"\r\n".join([line.rstrip(b"\t ") for line in fields.split(b"\r\n")])
+    version = b"1.1" if head.http_1_1 else b"1.0"
+    request = RequestHead(b"%b %b HTTP/%b%b\r\n\r\n" % (head.method, target, version, fields))
+    request.end, request.canonical = head.end, False
+    return request
+
+
+def _compare(head: RequestHead, raw: bytes) -> None:
+    """Refuse what llhttp, the parser of many servers, refuses or reads in another way."""
+    reading = _Reading()
+    parser = httptools.HttpRequestParser(reading)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise BadMessage("not read alike by all parsers") from error
+    if parser.get_method() != head.method or reading.target != head.target or not reading.complete:
+        raise BadMessage("not read alike by all parsers")
+
+
+class _Reading:
+    """The input of llhttp."""
+
+    target = b""
+    complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+class Forwarding:
+    """The common properties of the requests of one client connection: the client, and the transport.
+
+    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy whose own report of the client is kept and
+    extended; the report of any other peer is replaced.
+    """
+
+    __slots__ = ("_networks", "_port", "_report", "peer", "scheme", "trusted")
+
+    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
+        self.peer = peer
+        self._port = port
+        self.scheme = scheme
+        self._networks = trusted_networks
+        self.trusted = is_within(peer, trusted_networks)
+        self._report = ClientReport(peer, scheme, trusted=self.trusted)
+
+    def client(self, request: RequestHead) -> str:
+        """The client's address: the last address on the way here that is not a trusted proxy's.
+
+        Behind more proxies than are examined it is the peer's address, because no other address can be trusted.
+        """
+        if not self.trusted:
+            return self.peer
+        hops = request.get(b"x-forwarded-for").decode("latin-1").rsplit(",", _MOST_HOPS)
+        for hop in reversed(hops[-_MOST_HOPS:]):
+            address = hop.strip()
+            if address and not is_within(address, self._networks):
+                return address
+        return self.peer
+
+    def is_secure(self, request: RequestHead) -> bool:
+        """Whether the client has sent the request by TLS, to this process or to a trusted proxy."""
+        said = request.get(b"x-forwarded-proto") if self.trusted else b""
+        return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
+
+    def sender_of(self, request: RequestHead) -> str:
+        """The client as a log names it: with its port, unless only a proxy knows that."""
+        client = self.client(request)
+        return f"{client}:{self._port}" if client == self.peer and self._port else client
+
+    def head(self, request: RequestHead, route: Route, target: bytes) -> bytes:
+        """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
+        kept, host = _without_hop_by_hop(request), request.host
+        if route.host_header or not host:
+            kept = _HOST_LINE.sub(b"", kept)
+            kept = b"\r\nHost: " + route.host_header.encode() + kept
+        if not request.http_1_1:
+            kept = _EXPECT_LINE.sub(b"", kept)
+        report = self._report.fields(host, request.values)
+        lines = b"".join([b"%b: %b\r\n" % (name.title(), value) for name, value in report])
+        if route.set_headers or route.remove_headers:
+            kept = _replaced(route).sub(b"", b"%b\r\n%b" % (kept, lines[:-2]))
+            lines = b""
+        framing = b"Transfer-Encoding: chunked\r\n" if request.body == CHUNKED else b""
+        if request.upgrade:
+            framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
+        if route.changes_headers:
+            framing += _added(route)
+        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, lines, framing)
+
+
+def _without_hop_by_hop(request: RequestHead) -> bytes:
+    kept = _REMOVED.sub(b"", request.fields)
+    named = request.options - _PLAIN_OPTIONS
+    if not named:
+        return kept
+    if not _NO_OPTIONS.isdisjoint(named) or not all(map(_token, named)):
+        raise BadMessage("an option of Connection that cannot be one")
+    return without_fields(kept, named)
+
+
+@lru_cache(maxsize=1024)
+def _added(route: Route) -> bytes:
+    """The lines of the fields that the route adds to requests."""
+    return _lines_of((*route.set_headers, *route.add_headers))
+
+
+@lru_cache(maxsize=1024)
+def _replaced(route: Route) -> re.Pattern[bytes]:
+    """Recognises the lines of the fields that a client cannot send to the route, by all names that CGI reads alike."""
+    return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
+
+
+class ResponseFields(NamedTuple):
+    """The fields that a route sets in responses: their `lines`, and an expression for the replaced fields."""
+
+    lines: bytes
+    replaced: re.Pattern[bytes]
+
+
+@lru_cache(maxsize=1024)
+def response_fields(headers: tuple[Header, ...]) -> ResponseFields:
+    """The given fields as lines."""
+    return ResponseFields(_lines_of(headers), _lines_named([header.name for header in headers]))
+
+
+def _lines_of(headers: Iterable[Header]) -> bytes:
+    return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in headers)
+
+
+def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
+    """The lines of fields with one of these names, in which - and _ are the same, each after its line break."""
+    alike = (re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-")) for name in names)
+    return re.compile(rb"\r\n(?i:" + "|".join(alike).encode() + rb"):[^\r\n]*+")
+
+
+def reported(route: Route, backend: Backend) -> bytes:
+    """The lines that name the request's route to the backend, for a route with that option."""
+    name = backend.name if backend.is_server else route.alias
+    context = RouteContext(route, name, url_of(backend.endpoint))
+    return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))
+
+
+def url_of(endpoint: Endpoint) -> str:
+    """The URL of an endpoint, always with its port."""
+    if endpoint.kind == "unix":
+        return f"unix:{endpoint.path}"
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{'https' if endpoint.tls else 'http'}://{host}:{endpoint.port}"
+
+
+class RoutedRequest(NamedTuple):
+    """`client` is the address of the client, `head` the head of the request for the backend.
+
+    `backends` and `counts` belong to the route. `servers` are the servers to which a connection with this request could
+    have been passed; empty if the proxy has to serve it.
+    """
+
+    route: Route
+    client: str
+    head: bytes
+    forwarding: Forwarding
+    backends: RouteBackends
+    counts: Traffic
+    servers: frozenset[str]
+
+
+def refused(
+    edge: Edge,
+    status: int,
+    http_version: str,
+    request: RequestHead | None,
+    forwarding: Forwarding,
+    routed: RoutedRequest | None,
+) -> None:
+    """Count a request that gets this status before it has a backend, and log it if it can be read."""
+    edge.counts.refused(str(status), routed.route.alias if routed else "")
+    if request is not None and edge.access_log is not None:
+        edge.access_log.refused(request, forwarding.sender_of(request), http_version, status)
+
+
+class _Fields(Mapping[str, str]):
+    """The fields of a request by their names in lower case, found when they are asked for."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: RequestHead) -> None:
+        self._request = request
+
+    def __getitem__(self, name: str) -> str:
+        values = self._request.values(name.encode())
+        if not values:
+            raise KeyError(name)
+        return b", ".join(values).decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        lines = self._request.fields.split(b"\r\n")
+        return iter({line.partition(b":")[0].decode().lower(): None for line in lines if line})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def route_request(
+    edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
+) -> RoutedRequest:
+    """The route of the request, which came over a connection with this certificate, or without TLS.
+
+    Raises BadMessage with the status of the response if there is no route.
+    """
+    if request.method in _REFUSED_METHODS:
+        raise BadMessage("the method is not served", 405)
+    name, host = edge.settings.header_for_host, request.host
+    own_header = name != _USUAL_HOST_HEADER
+    if own_header:
+        host = request.get(name.lower().encode()) or host
+    if certificate is not None and not certificate.admits(host):
+        raise BadMessage("a host that demands another client certificate", 421)
+    path = request.path.decode()
+    read = read_path(path) if path != "*" else ReadPath("/")
+    if read is None:
+        raise BadMessage("a path that is not read alike by all servers")
+    normal, secure = read.normal, forwarding.is_secure(request)
+    match = edge.table.find(
+        normal_host(host.decode("latin-1")), normal, request.method.decode(), _Fields(request), secure=secure
+    )
+    if match is None:
+        raise BadMessage("no route", 404)
+    route = match.route
+    target = request.target
+    if path != "*" and (normal != path or route.strip_path):
+        stripped = _without_prefix(normal, route.path) if route.strip_path else normal
+        target = stripped.encode() + target[len(path) :]
+    head = forwarding.head(request, route, target)
+    passes = (
+        match.passes
+        and request.canonical
+        and read.as_sent
+        and not own_header
+        and not secure
+        and admits(route, forwarding.peer, trusted=forwarding.trusted)
+    )
+    return RoutedRequest(
+        route,
+        forwarding.client(request),
+        head,
+        forwarding,
+        edge.backends.of(route),
+        edge.counts.route(route.alias),
+        match.servers if passes else _NONE,
+    )
+
+
+def _without_prefix(path: str, prefix: str) -> str:
+    rest = path[len(prefix.rstrip("/")) :]
+    return rest if rest.startswith("/") else "/" + rest
