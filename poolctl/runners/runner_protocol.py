@@ -188,7 +188,6 @@ class Logs(Protocol):
 
         May take time; the caller waits for LOGS_SECONDS at most.
         """
-        ...
 
 
 class Hooks(Protocol):
@@ -199,7 +198,6 @@ class Hooks(Protocol):
 
         Its output goes to the same place as the workers' output. Raises ServerError or WorkerFailed.
         """
-        ...
 
 
 class LogFiles(Protocol):
@@ -207,7 +205,6 @@ class LogFiles(Protocol):
 
     async def reopen_logs(self) -> None:
         """Reopen the log files; on return, files that were moved away get no further output."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +243,6 @@ class Takeover(Protocol):
         `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
         Called once, before anything is opened or placed.
         """
-        ...
 
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
         """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
@@ -254,11 +250,9 @@ class Takeover(Protocol):
         Returns, by the names of their servers, whether these workers differ from the configuration. With `late` this
         supervisor has already adopted, and the next supervisor will do so again.
         """
-        ...
 
     def exit_reported(self, report: Table) -> None:
         """Handle the keeper's report that a child has exited."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,19 +281,15 @@ class RunnerEvents(Protocol):
 
     def expired(self, placement: Placement) -> None:
         """The worker has served its `max_requests` and should be replaced."""
-        ...
 
     def idle(self, placement: Placement, idle: bool) -> None:
         """The worker has had no traffic for the time set by `idle_after`, or has traffic again."""
-        ...
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """`count` bytes of the server's output could not be written to `path`."""
-        ...
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
         """The worker's page shows impossible counts, so its counts no longer change. Called once per worker."""
-        ...
 
 
 class Runner(Protocol):
@@ -313,18 +303,15 @@ class Runner(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """The optional abilities; the same object on each access."""
-        ...
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """Open the server's listeners and return their addresses; if they are open already, at once.
 
         Raises ServerError that names who holds the port.
         """
-        ...
 
     async def close(self, key: str) -> None:
         """Stop accepting connections at that address; return when done. Unknown keys are ignored."""
-        ...
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """Import the application of a `preload` server ahead of `place`.
@@ -333,68 +320,57 @@ class Runner(Protocol):
         monotonic clock, in seconds), and neither is the code of workers that are placed later. Raises ServerError or
         WorkerFailed.
         """
-        ...
 
     async def check(self, server: ServerConfig) -> None:
         """Return if a worker of the server could be placed now, as far as can be checked without placing one.
 
         Raises ServerError or WorkerFailed with the obstacle.
         """
-        ...
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
-        ...
 
     async def begun(self, placement: Placement) -> None:
         """Return when the worker has begun, or has ended. A runner may delay workers while many others start."""
-        ...
 
     async def ready(self, placement: Placement) -> None:
         """Return when the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
 
         A worker that ends early may have ended, and `watch` returned, before this is called.
         """
-        ...
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """Let the worker stop accepting; return when it has stopped, or drain_timeout has passed."""
-        ...
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Let the worker stop accepting; return when its connections are closed, or drain_timeout has passed.
 
         `replaced`: another worker of the server takes over idle connections; otherwise they are closed.
         """
-        ...
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         """Take the worker out of rotation or put it back.
 
         Out of rotation, it closes each connection after its answer.
         """
-        ...
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes; open connections are kept.
 
         Raises ServerError for a file that cannot be read.
         """
-        ...
 
     def force_certificate(self, name: str, generation: int) -> None:
         """Give workers of this generation the certificate in the server's files, expired or not.
 
         Otherwise a worker gets the previous certificate if only the certificate in the file has expired.
         """
-        ...
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
         """Let the worker accept connections or, if possible, leave them to its server's other workers.
 
         A worker whose server has a startup or a readiness probe accepts nothing before this is called.
         """
-        ...
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
@@ -402,7 +378,6 @@ class Runner(Protocol):
         `kind` is "http", answered by its application, or "echo". `plain` means without TLS. Any process of a program
         may answer. Raises OSError.
         """
-        ...
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """Ask the worker to end, kill it after the timeout, and return its exit.
@@ -410,15 +385,12 @@ class Runner(Protocol):
         Raises TimeoutError if it does not end even when killed. `replaced`: another worker follows, and takes over its
         connections where it can.
         """
-        ...
 
     async def watch(self, placement: Placement) -> Exit:
         """Return the worker's exit when it has ended for any reason."""
-        ...
 
     async def aclose(self) -> None:
         """End every worker and close every listener of this runner."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,18 +414,15 @@ class Gateway(Protocol):
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
         """Put the server's connections into this pair from now on. May be called again with the same pair."""
-        ...
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
         """Return once no further connections are put into this pair, or a time limit has passed."""
-        ...
 
     async def leaving(self, server: str) -> None:
         """Return once the gateway knows that workers of the server leave, or a time limit has passed.
 
         Returns at once if other workers take over the waiting connections.
         """
-        ...
 
 
 class Routing(Protocol):
@@ -467,19 +436,15 @@ class Routing(Protocol):
         Workers that are placed or adopted later get it too, and workers with an older table are updated. The gateway
         gets the pairs that these servers have, and each that is opened later. Does not block.
         """
-        ...
 
     def set_aside(self, servers: Collection[str]) -> None:
         """Have the workers of exactly these servers, by name, give connections back before their next request.
 
         The gateway passes no connections to them. Does not block; `confirmed` waits for the workers.
         """
-        ...
 
     def take_back(self, servers: Collection[str]) -> None:
         """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
-        ...
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """Wait until all workers use the last table. Returns the servers whose workers have not confirmed in time."""
-        ...

@@ -130,7 +130,6 @@ class Stacks(Protocol):
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """The stacks of the worker with this id, which keeps running. The report says if it did not answer in time."""
-        ...
 
 
 def _frame_lines(frames: Iterable[Frame]) -> Iterator[str]:

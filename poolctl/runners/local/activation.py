@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from signal import SIGKILL
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
@@ -56,21 +56,6 @@ class Fetched(NamedTuple):
     full: bool = False  # no descriptor was left
     failed: bool = False
     blocked: bool = False
-
-
-class Fetch(Protocol):
-    """A request for connections of the server `key`, from its listener (ACCEPT) or from its pair (TAKE)."""
-
-    kind: str
-    key: str
-
-    def arrived(self, sock: Connection) -> None:
-        """Receive one of the requested connections."""
-        ...
-
-    def ended(self, found: Fetched) -> None:
-        """Receive the result, once, after all connections have arrived."""
-        ...
 
 
 class AcceptHelper(Receiver):
@@ -256,26 +241,6 @@ def _hello(head: bytes) -> FirstBytes:
     return FirstBytes.REQUEST if len(head) > _HELLO_AT else FirstBytes.BEGINNING
 
 
-class Handoff(Protocol):
-    """Passes held connections to the server's next worker, and stores them in the keeper until then."""
-
-    def give(self, key: str, sock: Connection) -> bool:
-        """Send the connection to the server's next worker; False if there is no room."""
-        ...
-
-    def keep(self, key: str, sock: Connection) -> str:
-        """Store the connection so that it survives this process. Returns the name of its entry, "" on failure."""
-        ...
-
-    def forget(self, name: str) -> None:
-        """Remove the kept connection."""
-        ...
-
-    def emptied(self, key: str) -> None:
-        """Note that the pair of a server without workers is empty, and that no further connection can arrive in it."""
-        ...
-
-
 @dataclass(slots=True, eq=False)
 class HeldConnection:
     """A connection that has not sent a complete request.
@@ -317,53 +282,6 @@ class HeldConnection:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-
-class HandoffQueue:
-    """Connections that wait for room in their server's adoption pair, by the server's key."""
-
-    def __init__(self, handoff: Handoff) -> None:
-        self._handoff = handoff
-        self._waiting: dict[str, list[HeldConnection]] = {}
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys of the servers that have queued connections."""
-        return list(self._waiting)
-
-    def add(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Send the connections to the server's next worker, now or as soon as there is room."""
-        waiting = self._waiting.setdefault(key, [])
-        waiting += connections
-        self._send(key)
-
-    def recall(self, key: str) -> list[HeldConnection]:
-        """Remove and return the connections that have not been sent; the caller owns them."""
-        return self._waiting.pop(key, [])
-
-    def close(self, held: HeldConnection) -> None:
-        """Close a connection, and drop it from the keeper's store."""
-        held.cancel()
-        close_promptly(held.sock.detach())
-        self._forget(held)
-
-    def _send(self, key: str) -> None:
-        waiting = self._waiting.get(key, [])
-        while waiting:
-            held = waiting[-1]
-            # If it were sent while it is still in the store, it would be served twice if this process exited here.
-            self._forget(held)
-            if not self._handoff.give(key, held.sock):
-                held.name = self._handoff.keep(key, held.sock)
-                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
-                return
-            self.close(waiting.pop())
-        self._waiting.pop(key, None)
-
-    def _forget(self, held: HeldConnection) -> None:
-        if held.name:
-            self._handoff.forget(held.name)
-            held.name = ""
 
 
 class HeldLimit:
@@ -426,13 +344,10 @@ class SleepingListener:
     left: socket.socket | None = None
     quiet_seconds: float = 75.0
     head_seconds: float = 10.0
-    # In the order of arrival; and those among them that no worker has held.
-    connections: dict[HeldConnection, None] = field(default_factory=dict)
-    unseen_connections: dict[HeldConnection, None] = field(default_factory=dict)
+    connections: dict[HeldConnection, None] = field(default_factory=dict)  # in the order of arrival
     timer: asyncio.TimerHandle | None = None
-    fetched: set[int] = field(
-        default_factory=set
-    )  # the descriptors with a pending request to the accept helper
+    # The descriptors with a pending request to the accept helper.
+    fetched: set[int] = field(default_factory=set)
     armed: bool = False
     paused: bool = True  # its listeners are not watched now
 
@@ -447,17 +362,13 @@ class SleepingListener:
 
         Prefers the oldest connection that has never sent anything, then connections left by a worker.
         """
-        for group in (self.unseen_connections, self.connections):
-            for each in group:
-                if not each.begun and each is not newest:
+        oldest = None
+        for each in self.connections:
+            if not each.begun and each is not newest:
+                if each.unseen:
                     return each
-        return None
-
-    def add(self, held: HeldConnection) -> None:
-        """Hold the connection."""
-        self.connections[held] = None
-        if held.unseen:
-            self.unseen_connections[held] = None
+                oldest = oldest or each
+        return oldest
 
     def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
         """Call `late` when the time limit for the connection's first byte, or for the rest of its request, expires."""
@@ -468,11 +379,6 @@ class SleepingListener:
             held.give_time(self.quiet_seconds, asked=True)
         held.set_timer(late)
 
-    def remove(self, held: HeldConnection) -> None:
-        """Release the connection."""
-        self.connections.pop(held, None)
-        self.unseen_connections.pop(held, None)
-
 
 class Activator:
     """Watches the listeners of all sleeping servers with one epoll instance.
@@ -480,14 +386,15 @@ class Activator:
     Belongs to the running loop.
     """
 
-    def __init__(self, handoff: Handoff, accept_helper: AcceptHelper) -> None:
-        self._store = handoff
+    def __init__(self, servers: SleepingServers, accept_helper: AcceptHelper) -> None:
+        self._servers = servers
         self._accept_helper = accept_helper
         self._sleeping: dict[str, SleepingListener] = {}
         self._blocking: set[str] = set()
-        self._fetches: set[_Fetch] = set()
+        self._fetches: set[Fetch] = set()
         self._limit = HeldLimit()
-        self._handoff = HandoffQueue(handoff)
+        # Connections that wait for room in their server's adoption pair, by the server's key.
+        self._leaving: dict[str, list[HeldConnection]] = {}
         self._watched: dict[int, tuple[SleepingListener, HeldConnection | None]] = {}
         self._epoll: select.epoll | None = None
 
@@ -504,7 +411,7 @@ class Activator:
             self._accept_helper.warm()
         sleeping.armed = True
         self._watch_listeners(sleeping)
-        for held in self._handoff.recall(sleeping.key):
+        for held in self._leaving.pop(sleeping.key, []):
             # They were not sent before the server fell asleep again.
             self._watch_held(sleeping, held)
 
@@ -523,7 +430,7 @@ class Activator:
             self._limit.remove(held)
             self._unwatch(held.sock.fileno())
             held.cancel()
-        self._handoff.add(key, sleeping.connections)
+        self._hand_over(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
         """If the listener is armed, hold a duplicate of this connection, which another process accepted. Else False."""
@@ -547,10 +454,10 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Take all connections left by workers that have exited, until their pair is empty (see Handoff)."""
+        """Take all connections left by workers that have exited, until their pair is empty."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
-            self._fetch(_Fetch(self, sleeping, sleeping.left, clears=True))
+            self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
 
     def dismiss(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
@@ -559,8 +466,8 @@ class Activator:
         if sleeping := self._sleeping.get(key):
             for held in list(sleeping.connections):
                 self._close(sleeping, held)
-        for held in self._handoff.recall(key):
-            self._handoff.close(held)
+        for held in self._leaving.pop(key, []):
+            self._release(held)
 
     def forget(self, key: str) -> None:
         """Stop watching a server that is stopped, and close all of its connections."""
@@ -570,7 +477,7 @@ class Activator:
 
     def close(self) -> None:
         """Disarm every server and close all held connections."""
-        for key in {*self._sleeping, *self._handoff.keys, *(fetch.key for fetch in self._fetches)}:
+        for key in {*self._sleeping, *self._leaving, *(fetch.key for fetch in self._fetches)}:
             self.forget(key)
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
@@ -631,7 +538,7 @@ class Activator:
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
                 self._unwatch(fd)
                 sleeping.fetched.add(fd)
-                self._fetch(_Fetch(self, sleeping, sleeping.sockets[fd]))
+                self._fetch(Fetch(self, sleeping, sleeping.sockets[fd]))
             else:
                 self._accept(sleeping, sleeping.sockets[fd])
 
@@ -649,25 +556,25 @@ class Activator:
             if not sleeping.armed:
                 return
 
-    def _fetch(self, fetch: _Fetch) -> None:
+    def _fetch(self, fetch: Fetch) -> None:
         """Have the accept helper take connections from sockets that an application shares."""
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
-    def _arrived(self, fetch: _Fetch, sock: Connection) -> None:
+    def _arrived(self, fetch: Fetch, sock: Connection) -> None:
         unseen = fetch.kind == ACCEPT
         held = HeldConnection(sock, unseen=unseen)
         if unseen:
             held.give_time(fetch.sleeping.head_seconds, asked=False)
         if not fetch.wanted:
-            self._handoff.close(held)
+            self._release(held)
         elif sleeping := self._sleeping.get(fetch.key):
             self._hold(sleeping, held)
         else:
             # Its server has been woken meanwhile.
-            self._handoff.add(fetch.key, [held])
+            self._hand_over(fetch.key, [held])
 
-    def _fetched(self, fetch: _Fetch, found: Fetched) -> None:
+    def _fetched(self, fetch: Fetch, found: Fetched) -> None:
         self._fetches.discard(fetch)
         sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
@@ -689,14 +596,14 @@ class Activator:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
-            self._store.emptied(sleeping.key)
+            self._servers.emptied(sleeping.key)
         else:
             pause_seconds = _AGAIN_SECONDS if found.junk or found.full else 0
             asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key)
 
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)
-        sleeping.add(held)
+        sleeping.connections[held] = None
         self._classify(sleeping, held)
         if held in sleeping.connections and sleeping.armed:
             try:
@@ -704,12 +611,12 @@ class Activator:
             except OSError:
                 self._close(sleeping, held)
             else:
-                held.name = self._store.keep(sleeping.key, held.sock)
+                held.name = self._servers.keep(sleeping.key, held.sock)
                 if self._limit.too_many:
                     self._make_room(held)
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
-        sleeping.add(held)
+        sleeping.connections[held] = None
         self._watch(held.sock.fileno(), sleeping, held)
         self._limit.add(held)
 
@@ -756,7 +663,7 @@ class Activator:
 
     def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
         """Close a connection that wakes no server, after sending `answer` if there is one."""
-        sleeping.remove(held)
+        sleeping.connections.pop(held, None)
         self._limit.remove(held)
         self._unwatch(held.sock.fileno())
         if answer:
@@ -764,14 +671,43 @@ class Activator:
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
                 held.sock.recv(ENOUGH_BYTES, socket.MSG_DONTWAIT)
                 held.sock.send(answer, socket.MSG_DONTWAIT)
-        self._handoff.close(held)
+        self._release(held)
 
     def _wake(self, sleeping: SleepingListener) -> None:
         self.disarm(sleeping.key)
         sleeping.on_request()
 
+    def _hand_over(self, key: str, connections: Iterable[HeldConnection]) -> None:
+        """Send the connections to the server's next worker, now or as soon as there is room."""
+        self._leaving.setdefault(key, []).extend(connections)
+        self._send(key)
 
-class _Fetch:
+    def _send(self, key: str) -> None:
+        leaving = self._leaving.get(key, [])
+        while leaving:
+            held = leaving[-1]
+            # If it were sent while it is still in the store, it would be served twice if this process exited here.
+            self._drop_from_store(held)
+            if not self._servers.give(key, held.sock):
+                held.name = self._servers.keep(key, held.sock)
+                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
+                return
+            self._release(leaving.pop())
+        self._leaving.pop(key, None)
+
+    def _release(self, held: HeldConnection) -> None:
+        """Close a connection here and in the keeper's store."""
+        held.cancel()
+        close_promptly(held.sock.detach())
+        self._drop_from_store(held)
+
+    def _drop_from_store(self, held: HeldConnection) -> None:
+        if held.name:
+            self._servers.forget(held.name)
+            held.name = ""
+
+
+class Fetch:
     """A request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
 
     def __init__(
@@ -871,15 +807,13 @@ class SleepingServers:
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
         """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
-        server = servers.get(meta["key"])
+        self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)
         except wire.WireError:  # its client has gone
-            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
             return []
         try:
-            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
-            if server is not None:
+            if (server := servers.get(meta["key"])) is not None:
                 self._servers[server.key] = server
                 self.give(server.key, sock)
         finally:
@@ -901,12 +835,12 @@ class SleepingServers:
             close_promptly(sock.detach())
 
     def give(self, key: str, sock: Connection) -> bool:
-        """See Handoff."""
+        """Send the connection to the server's next worker; False if there is no room."""
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
     def keep(self, key: str, sock: Connection) -> str:
-        """See Handoff."""
+        """Store the connection in the keeper. Returns the name of its entry, "" on failure."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
             part, fds = sock.message()
@@ -922,11 +856,11 @@ class SleepingServers:
         return name
 
     def forget(self, name: str) -> None:
-        """See Handoff."""
+        """Remove a connection from the keeper's store."""
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """See Handoff."""
+        """Note that the pair of a server without workers is empty: no further connection can arrive in it."""
         if self._passed.uses(key):
             self.keep_pair(key)
         else:

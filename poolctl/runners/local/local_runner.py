@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
+from poolctl.listeners.sock_diag import accept_queue
 
 from ..process_link import KeeperLink, Message
 from ..runner_protocol import (
@@ -30,7 +31,7 @@ from .activation import SleepingServers
 from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
-from .server_sockets import AdoptionPairs, PassedPairs, QueuedConnections, Sockets
+from .server_sockets import AdoptionPairs, PassedPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
 from .zygotes import AppZygotes, Children, ImportLimit, Source, StoppedZygotes, Zygotes
 
@@ -54,12 +55,9 @@ class RoutedServers:
         self._sockets = sockets
         self._sleeping = sleeping
         self._workers = workers
-        self._names: dict[str, str] = {}
         self._published = False
         self._routes: PublishedRoutes | None = None
-        self._orders: dict[tuple[str, bool], WorkerRoutes] = {}  # by server, and whether it keeps connections
         self._aside: frozenset[str] = frozenset()  # the names of their servers
-        self._unable: set[str] = set()  # the keys of servers whose workers do not look at later requests
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
@@ -67,18 +65,17 @@ class RoutedServers:
         """See Routing."""
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
-        before, self._names = self._names, {each.key: each.name for each in passed}
-        self._passed.publish(self._names, gateway, None if routes is None else routes.give_back)
+        before, names = self._passed.names, {each.key: each.name for each in passed}
+        self._passed.publish(names, gateway, None if routes is None else routes.give_back)
         open_keys = self._sockets.keys()
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
                 self._sleeping.keep_pair(server.key)
             self._offer(server.key)
-        for key in before.keys() - self._names.keys():
+        for key in before.keys() - names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
         self._published, self._routes = True, routes
-        self._orders.clear()
         for worker in self._workers.values():
             self.inform(worker)
 
@@ -91,7 +88,7 @@ class RoutedServers:
 
     def take_back(self, servers: Collection[str]) -> None:
         """See Routing."""
-        for key, name in self._names.items():
+        for key, name in self._passed.names.items():
             take = self._adoptions.left(key)
             if name in servers and take is not None:
                 self._passed.take_back(take)
@@ -105,7 +102,7 @@ class RoutedServers:
 
     def look(self, key: str) -> None:
         """Update the gateway's use of the server's pair after a worker has changed its state."""
-        if key in self._names:
+        if key in self._passed.names:
             self._offer(key)
 
     def _offer(self, key: str) -> None:
@@ -117,23 +114,17 @@ class RoutedServers:
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
-            self._unable.add(key)
             self._passed.hide(key)
-        elif ready or key not in self._unable:
-            self._unable.discard(key)
+        elif ready or not self._passed.hidden(key):
             self._passed.show(key)
             self._adoptions.announce(key)
 
     def inform(self, worker: LocalWorker) -> None:
         """Send the worker the current route table once it has begun, if its server has or had a route."""
-        if not self._published or (worker.routes is None and worker.server.key not in self._names):
+        if not self._published or (worker.routes is None and worker.server.key not in self._passed.names):
             return
         name = worker.server.name
-        key = name, name not in self._aside
-        order = self._orders.get(key)
-        if order is None:
-            order = self._orders[key] = WorkerRoutes(self._routes, name, keeps=key[1])
-        worker.route(order)
+        worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._aside))
 
 
 _LAST_OUTPUT_SECONDS = 3.0
@@ -190,7 +181,6 @@ class LocalRunner:
         self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers, self.figures_refused)
         self._stacks = StackReader(self.children, self._workers)
-        self._heartbeats = WorkerHeartbeats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # of the worker of each server that exited last
         self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
@@ -200,10 +190,10 @@ class LocalRunner:
         """See Runner."""
         return Capabilities(
             sleep=self,
-            heartbeats=self._heartbeats,
+            heartbeats=WorkerHeartbeats(self._workers),
             stacks=self,
             counters=self.tallies,
-            backlogs=QueuedConnections(self.sockets, self.adoptions),
+            backlogs=self,
             logs=self,
             hooks=self,
             log_files=self,
@@ -291,7 +281,6 @@ class LocalRunner:
         assert placement.pid is not None
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
-        self.adoptions.pages.add(worker)
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_disowned = lambda: self._disowned(worker)
         worker.on_follows_routes = lambda: self._note(worker)
@@ -463,6 +452,10 @@ class LocalRunner:
         """See Stacks."""
         return await self._stacks.stacks(worker, seconds)
 
+    def waiting(self, server: ServerConfig) -> int:
+        """See Backlogs."""
+        return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.waiting(server.key)
+
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Logs. Includes the last output of a worker that has just exited."""
         await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
@@ -472,7 +465,10 @@ class LocalRunner:
     async def aclose(self) -> None:
         """See Runner."""
         self._stopped.close()
-        await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
+        workers = list(self._workers.values())
+        await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers))
+        for worker in workers:
+            self._workers.remove(worker)
         self.sleeping.close_all()
         await self.adoptions.close_all()
         await self.sockets.close_all()

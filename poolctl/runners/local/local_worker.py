@@ -15,10 +15,9 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
 
 from poolctl.config import ServerConfig, masked_text
 from poolctl.json_form import from_json
@@ -35,6 +34,7 @@ from poolctl.platform import (
     waits_for_events,
 )
 from poolctl.worker.control_socket import BEAT
+from poolctl.worker.peer_counts import new_page as new_peer_page
 from poolctl.worker.stack_dump import ASK, ASK_AGAIN
 from poolctl.worker.tally import (
     BEAT_ASKED_NS,
@@ -54,6 +54,7 @@ from poolctl.worker.tally import (
 
 from ..listener_opener import in_daemon_thread
 from ..process_link import (
+    Descriptor,
     HasDescriptor,
     Link,
     Message,
@@ -64,11 +65,9 @@ from ..process_link import (
     text_of,
 )
 from ..runner_protocol import AdoptedWorker, Exit, Placement, PublishedRoutes, RunnerEvents, WorkerFailed
+from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, WorkerStacks, parse, place_of
 from ..worker_spec import sealed_files, tls_settings
 from .zygotes import Children, Process
-
-if TYPE_CHECKING:
-    from ..stack_report import KernelThread, WorkerStacks
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -157,78 +156,6 @@ class Tally:
             self._legible = False
 
 
-class Counting(Protocol):
-    """A worker that may have a page of counts."""
-
-    tally: Tally | None
-
-
-class Tallies:
-    """The counts of `workers`, by id, and of workers that have exited (see Counters).
-
-    The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
-    is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
-    """
-
-    def __init__(
-        self, keeper: Link, workers: Mapping[str, Counting], on_refused: Callable[[str, str, str], None]
-    ) -> None:
-        self._keeper = keeper
-        self._workers = workers
-        self._on_refused = on_refused
-        self.add_up: Callable[[str, str, Counts], None] | None = None
-        self._open: set[str] = set()
-
-    def counts(self, placement: Placement) -> Counts | None:
-        """See Counters. None for a command, and for a worker that has exited."""
-        worker = self._workers.get(placement.id)
-        tally = worker.tally if worker is not None else None
-        if tally is None:
-            return None
-        believed = not tally.refused
-        counts = tally.counts()
-        if believed and tally.refused:
-            self._on_refused(placement.server, placement.id, tally.refused)
-        return counts
-
-    def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Add up the final counts of a worker that has exited."""
-        believed = not tally.refused
-        counts = tally.counts()
-        if believed and tally.refused:
-            self._on_refused(server, name, tally.refused)
-        if counts is not None and self.add_up is not None:
-            left = completed(counts)
-            if any(left):
-                self._keeper.send(
-                    {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
-                )
-                self._open.add(name)
-                self.add_up(name, server, left)
-        tally.close()
-
-    def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Adopt the page of a worker that exited before this process started."""
-        tally = Tally(fds[0])
-        counts = tally.counts()
-        tally.close()
-        self._open.add(name)
-        if counts is not None and self.add_up is not None:
-            self.add_up(name, meta["server"], completed(counts))
-        return []
-
-    def settled(self) -> None:
-        """Release the pages of exited workers whose counts have been saved."""
-        for name in self._open:
-            self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
-        self._open.clear()
-
-    @property
-    def unsettled(self) -> list[str]:
-        """The names of the workers whose counts were reported, but not saved yet."""
-        return sorted(self._open)
-
-
 # Nothing announces that another program has called bind(): it has to be tried.
 _FIRST_PAUSE_SECONDS = 0.01
 _LAST_PAUSE_SECONDS = 0.2
@@ -292,8 +219,6 @@ class NotifySocket:
     @classmethod
     def open(cls, uid: int) -> NotifySocket:
         """Create a socket in a directory that every user may enter, so that the program's user can reach it."""
-        import tempfile  # with eight other modules, which most pools do not need
-
         directory = tempfile.mkdtemp(prefix="poolctl-notify-")
         os.chmod(directory, 0o711)
         path = os.path.join(directory, "socket")
@@ -422,11 +347,12 @@ class LocalWorker(Receiver):
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: WorkerRoutes | None = None  # its routes, or the routes it gets when it begins
         self.follows_routes = False  # it gives back the requests of other servers
-        self._page: HasDescriptor | None = None  # see PeerPages
+        self._page: HasDescriptor | None = None  # see RunnerWorkers
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
         self.hook = ""  # it is no worker, but this command of its server's hooks
         self.preloaded = False  # forked from a process that had its application already
         self._taken_over = False  # from another supervisor
+        self.idle_check = IdleCheck()
 
     @property
     def process(self) -> Process:
@@ -528,7 +454,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """See Peer."""
+        """Send the worker, once it has begun, the page of connection counts that it shares with others."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -737,31 +663,112 @@ def _settle(future: asyncio.Future[None]) -> None:
 class RunnerWorkers(dict[str, LocalWorker]):
     """All workers by id, and by the address of their server.
 
-    Changed only by `add` and `remove`.
+    Workers of one server and user share a page of connection counts (see peer_counts). They keep it; here it is kept
+    for later workers only. A supervisor that adopts workers creates a new page and sends it to all. Changed only by
+    `add` and `remove`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._by_key: dict[str, set[LocalWorker]] = {}
+        self._by_key: dict[str, dict[LocalWorker, None]] = {}
+        self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a worker that was made or adopted."""
+        """Add a worker that was made or adopted; a server's second worker gets a page, and so does its first."""
+        key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
-        self._by_key.setdefault(worker.server.key, set()).add(worker)
+        self._by_key.setdefault(key, {})[worker] = None
+        if protocol is None:
+            return
+        peers = [each for each in self._by_key[key] if each.protocol == protocol and not each.exited.done()]
+        if len(peers) < 2 and worker.server.workers < 2:
+            return
+        if key in self._pages and self._pages[key][0] != protocol:
+            self._pages.pop(key)[1].close()
+        if key not in self._pages:
+            self._pages[key] = protocol, Descriptor(new_peer_page())
+        for each in peers:
+            each.share_page(self._pages[key][1])
 
     def remove(self, worker: LocalWorker) -> None:
         """Remove a worker that has exited. A second call has no effect."""
         if self.get(worker.placement.id) is worker:
             del self[worker.placement.id]
         key = worker.server.key
-        of_server = self._by_key.get(key, set())
-        of_server.discard(worker)
+        of_server = self._by_key.get(key, {})
+        of_server.pop(worker, None)
         if not of_server:
             self._by_key.pop(key, None)
+            if key in self._pages:
+                self._pages.pop(key)[1].close()
 
     def of(self, key: str) -> Collection[LocalWorker]:
         """The workers of the server with this address."""
         return self._by_key.get(key, ())
+
+
+class Tallies:
+    """The counts of `workers`, by id, and of workers that have exited (see Counters).
+
+    The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
+    is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
+    """
+
+    def __init__(
+        self, keeper: Link, workers: Mapping[str, LocalWorker], on_refused: Callable[[str, str, str], None]
+    ) -> None:
+        self._keeper = keeper
+        self._workers = workers
+        self._on_refused = on_refused
+        self.add_up: Callable[[str, str, Counts], None] | None = None
+        self._open: set[str] = set()
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """See Counters. None for a command, and for a worker that has exited."""
+        worker = self._workers.get(placement.id)
+        if worker is None or worker.tally is None:
+            return None
+        return self._read(placement.server, placement.id, worker.tally)
+
+    def _read(self, server: str, name: str, tally: Tally) -> Counts | None:
+        believed = not tally.refused
+        counts = tally.counts()
+        if believed and tally.refused:
+            self._on_refused(server, name, tally.refused)
+        return counts
+
+    def ended(self, server: str, name: str, tally: Tally) -> None:
+        """Add up the final counts of a worker that has exited."""
+        counts = self._read(server, name, tally)
+        if counts is not None and self.add_up is not None:
+            left = completed(counts)
+            if any(left):
+                entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
+                self._keeper.send(entry, [tally.fd])
+                self._open.add(name)
+                self.add_up(name, server, left)
+        tally.close()
+
+    def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
+        """Adopt the page of a worker that exited before this process started."""
+        tally = Tally(fds[0])
+        counts = tally.counts()
+        tally.close()
+        self._open.add(name)
+        if counts is not None and self.add_up is not None:
+            self.add_up(name, meta["server"], completed(counts))
+        return []
+
+    def settled(self) -> None:
+        """Release the pages of exited workers whose counts have been saved."""
+        for name in self._open:
+            self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
+        self._open.clear()
+
+    @property
+    def unsettled(self) -> list[str]:
+        """The names of the workers whose counts were reported, but not saved yet."""
+        return sorted(self._open)
 
 
 # Processor time for going to sleep after the answer; more than that may have been other work.
@@ -773,7 +780,6 @@ class WorkerHeartbeats:
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
-        self._checks: WeakKeyDictionary[LocalWorker, IdleCheck] = WeakKeyDictionary()
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
         """See Heartbeats."""
@@ -790,9 +796,7 @@ class WorkerHeartbeats:
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None or placement.pid is None:
             return False
-        if (check := self._checks.get(worker)) is None:
-            check = self._checks[worker] = IdleCheck()
-        return check.passes(placement.pid, worker.tally)
+        return worker.idle_check.passes(placement.pid, worker.tally)
 
 
 class IdleCheck:
@@ -846,8 +850,6 @@ class StackReader:
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """See Stacks. Requests at the same time get the same answer."""
-        from ..stack_report import WorkerStacks  # no start needs it; recovery imports it soon afterwards
-
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]
@@ -859,8 +861,6 @@ class StackReader:
         return await asyncio.shield(asked)
 
     async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
-        from ..stack_report import FAULTHANDLER, PYTHON, WorkerStacks, parse, place_of
-
         problem, source, written = _reason_not_to_ask(worker), "", b""
         if not problem:
             until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
@@ -899,8 +899,6 @@ class StackReader:
         return True
 
     async def _kernel_threads(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
-        from ..stack_report import KernelThread
-
         pid = worker.placement.pid
         assert pid is not None
         try:
@@ -924,7 +922,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
 
 def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
     """The reason why the answer is missing or incomplete; "" for a complete one."""
-    if source == "python":
+    if source == PYTHON:
         return ""
     if worker.exited.done():
         return "it has exited"

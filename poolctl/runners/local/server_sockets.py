@@ -15,18 +15,16 @@ import struct
 import termios
 from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, identity_of, refuse
-from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import close_promptly
-from poolctl.worker.peer_counts import new_page
 
 from ..listener_opener import Opener
-from ..process_link import Descriptor, HasDescriptor, Link, LinkLost
+from ..process_link import Link, LinkLost
 from ..runner_protocol import Gateway
 
 # Until the first table of a supervisor that took over a gateway; longer than a gateway may take to let go of a pair.
@@ -38,7 +36,7 @@ class PassedPairs:
     """The adoption pairs that a gateway uses, by the canonical address of their server; empty without a gateway."""
 
     def __init__(self) -> None:
-        self._names: Mapping[str, str] = MappingProxyType({})
+        self.names: Mapping[str, str] = MappingProxyType({})  # of the servers that have a route, by key
         self._gateway: Gateway | None = None
         self._give_back: socket.socket | None = None
         self._published: asyncio.Event | None = None
@@ -55,8 +53,7 @@ class PassedPairs:
         self, names: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
         """Let the gateway use the pairs of these servers. `names` are the servers' names by key."""
-        self._names, self._gateway, self._give_back = names, gateway, give_back
-        self._hidden &= names.keys()
+        self.names, self._gateway, self._give_back = names, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in names}
         if self._published is not None:
             self._published.set()
@@ -64,13 +61,17 @@ class PassedPairs:
 
     def uses(self, key: str) -> bool:
         """Whether the gateway uses, or may use, this server's pair."""
-        return key in self._names or self._published is not None
+        return key in self.names or self._published is not None
 
     def opened(self, key: str, give: socket.socket) -> None:
         """Note the server's new pair, and pass it to the gateway if the server has a route."""
-        if self._gateway is not None and key in self._names and key not in self._hidden:
+        if self._gateway is not None and key in self.names and key not in self._hidden:
             self._shown[key] = give
-            self._gateway.pair_opened(self._names[key], give)
+            self._gateway.pair_opened(self.names[key], give)
+
+    def hidden(self, key: str) -> bool:
+        """Whether the server's pair is withheld from the gateway."""
+        return key in self._hidden
 
     def show(self, key: str) -> None:
         """Allow the gateway to use the server's pair, beginning with the next pair that is `opened`."""
@@ -81,14 +82,14 @@ class PassedPairs:
         self._hidden.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
-            self._background(self._gateway.withdraw(self._names[key], give))
+            self._background(self._gateway.withdraw(self.names[key], give))
 
     async def leaving(self, key: str) -> None:
         """Return once the gateway knows that workers of this server leave without being replaced."""
         if self._published is not None:
             await self._published.wait()
-        if self._gateway is not None and key in self._names:
-            await self._gateway.leaving(self._names[key])
+        if self._gateway is not None and key in self.names:
+            await self._gateway.leaving(self.names[key])
 
     async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
         """Return once the gateway has stopped using the pair and has taken back the waiting connections.
@@ -97,10 +98,10 @@ class PassedPairs:
         """
         if self._published is not None:
             await self._published.wait()
-        if self._gateway is not None and key in self._names:
+        if self._gateway is not None and key in self.names:
             if self._shown.get(key) is give:
                 del self._shown[key]
-            await self._gateway.withdraw(self._names[key], give)
+            await self._gateway.withdraw(self.names[key], give)
             if self._give_back is not None:
                 _move(take, self._give_back)
 
@@ -260,53 +261,6 @@ def protocol(server: ServerConfig) -> str:
     return spoken if server.user is None else f"{spoken} {server.user}"
 
 
-class Peer(Protocol):
-    """A worker as PeerPages sees it. `protocol` is the protocol of its adoption pair, None without a pair."""
-
-    server: ServerConfig
-    protocol: str | None
-    exited: asyncio.Future[Any]
-
-    def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker the page of connection counts that it shares with its server's other workers."""
-
-
-class PeerPages:
-    """The page of connection counts (see peer_counts) of each server with several workers, by address.
-
-    Only workers of one user share a page. Workers keep the page; here it is kept only for later workers. A supervisor
-    that adopts workers creates a new page and sends it to all.
-    """
-
-    def __init__(self) -> None:
-        self._pages: dict[str, tuple[str, Descriptor]] = {}
-        self._workers: dict[str, list[Peer]] = {}
-
-    def add(self, worker: Peer) -> None:
-        """Send the worker its server's page; if it is the server's second worker, the first gets the page as well."""
-        key, protocol = worker.server.key, worker.protocol
-        if protocol is None:
-            return
-        peers = [each for each in self._workers.get(key, ()) if not each.exited.done()]
-        peers.append(worker)
-        self._workers[key] = peers
-        if len(peers) < 2 and worker.server.workers < 2:
-            return
-        if key in self._pages and self._pages[key][0] != protocol:
-            self._pages.pop(key)[1].close()
-        if key not in self._pages:
-            self._pages[key] = protocol, Descriptor(new_page())
-        for each in peers:
-            if each.protocol == protocol:
-                each.share_page(self._pages[key][1])
-
-    def close(self, key: str) -> None:
-        """Forget the page of this address, and its workers."""
-        self._workers.pop(key, None)
-        if key in self._pages:
-            self._pages.pop(key)[1].close()
-
-
 class AdoptionPairs:
     """The adoption pairs of servers, by canonical address, held here and by the keeper."""
 
@@ -314,7 +268,6 @@ class AdoptionPairs:
         self._keeper = keeper
         self._passed = passed
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
-        self.pages = PeerPages()  # pages on which workers that share a pair see each other's connections
 
     def open(self, server: ServerConfig) -> None:
         """Create the server's pair, unless it has one with the same protocol.
@@ -397,7 +350,6 @@ class AdoptionPairs:
 
         A gateway first gets back the connections that it has put into it.
         """
-        self.pages.close(key)
         if key not in self._pairs:
             return
         _, give, take = self._pairs.pop(key)
@@ -410,26 +362,10 @@ class AdoptionPairs:
 
     def drop(self, key: str) -> None:
         """Close the empty pair of an address until one is needed again."""
-        self._forget(key)
+        for end in self._pairs.pop(key, ("",))[1:]:
+            end.close()
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
         """Close every pair."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
-
-    def _forget(self, key: str) -> None:
-        self.pages.close(key)
-        for end in self._pairs.pop(key, ("",))[1:]:
-            end.close()
-
-
-class QueuedConnections:
-    """Counts connections that wait in servers' listeners and adoption pairs. See Backlogs."""
-
-    def __init__(self, sockets: Sockets, adoptions: AdoptionPairs) -> None:
-        self._sockets = sockets
-        self._adoptions = adoptions
-
-    def waiting(self, server: ServerConfig) -> int:
-        """See Backlogs."""
-        return sum(map(accept_queue, self._sockets.of(server))) + self._adoptions.waiting(server.key)
