@@ -17,7 +17,7 @@ from poolctl.core.core import Core, until
 from poolctl.core.decide import LEAVING, Listener, Trace
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import ServerError
-from poolctl.monitor.server_figures import Usage
+from poolctl.monitor.server_metrics import Usage
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, Status
 from poolctl.worker import tally

@@ -24,8 +24,7 @@ from poolctl.errors import (
 )
 from poolctl.json_form import Table
 from poolctl.monitor.exposition import Family, render
-from poolctl.monitor.server_figures import ServerSnapshot, snapshot
-from poolctl.monitor.server_metrics import PARTS, ObservedServer, of_pool
+from poolctl.monitor.server_metrics import PARTS, ObservedServer, ServerSnapshot, of_pool, snapshot
 from poolctl.routing.route_health import (
     RouteHealth,
     health_info,

@@ -15,7 +15,7 @@ from poolctl.core.core import Core
 from poolctl.feature import Feature, LastingProcess, features
 from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.server_figures import GiveSamples
+from poolctl.monitor.server_metrics import GiveSamples
 
 from .active_configuration import PoolEnvironment
 from .statistics import Totals
@@ -153,19 +153,19 @@ class FeatureParts:
             part.follow(tables)
 
     def add_to(self, verbs: Verbs) -> None:
-        """Answer the verbs of the features, and extend the answers of the others."""
+        """Answer the verbs of the features."""
         for feature in _features():
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
-        verbs.extend(self._extend)
-        verbs.before_end(self._finish)
 
-    async def _extend(self, verb: str, call: Call, result: Result) -> Result:
+    async def extend(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of any verb, with the additions of the features."""
         for part in [*self._parts.values()]:
             result = await part.extend(verb, call, result)
         return result
 
-    async def _finish(self) -> None:
+    async def finish(self) -> None:
+        """Serve the last requests: every server has been stopped, and the pool ends."""
         for part in [*self._parts.values()]:
             await part.finish()
 

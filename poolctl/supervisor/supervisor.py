@@ -24,7 +24,7 @@ from poolctl.control.answers import About, PingResult, ProgressLine, Result
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
-from poolctl.control.protocol import PROTOCOL
+from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.control.server_answers import HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Phase, Trace
@@ -584,12 +584,19 @@ class ManagedPool:
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See Daemon."""
+        result = await self._parts.extend(verb, call, result)
+        if verb not in CHANGING_VERBS or result.ended:
+            return result
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
         result = await self._parts.conclude(verb, call, result)
         if verb == "start":
             result = replace(result, warnings=(*result.warnings, *self._metrics_problems))
         return result
+
+    async def finish(self) -> None:
+        """See Daemon."""
+        await self._parts.finish()
 
     @property
     def _metrics_problems(self) -> list[str]:

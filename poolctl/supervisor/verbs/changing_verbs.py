@@ -197,8 +197,7 @@ class Lifecycle:
     async def _finish(self, limit_seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_seconds):
-                for finish in self._context.endings:
-                    await finish()
+                await self._context.daemon.finish()
 
     # Overrides of the files until a reload, and servers added or removed live.
 

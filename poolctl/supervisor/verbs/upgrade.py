@@ -44,10 +44,10 @@ class TakeoverCheck:
 class Upgrade:
     """The next version continues with the configuration in force, even if the files have changed."""
 
-    def __init__(self, context: VerbContext, reload: Reload) -> None:
+    def __init__(self, context: VerbContext) -> None:
         self._configuration, self._core = context.configuration, context.core
         self._files = context.configuration.files
-        self._reload = reload
+        self._reload = Reload(context)
         self._daemon = context.daemon
         self._build = context.build
 
@@ -171,6 +171,5 @@ def _refused(message: str, hint: str) -> Result:
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """This verb, and reload, whose plan it asks for: one at a time."""
-    reload = Reload(context)
-    return {"reload": reload.reload, "upgrade": Upgrade(context, reload).upgrade}
+    """The verb of this file."""
+    return {"upgrade": Upgrade(context).upgrade}

@@ -44,7 +44,14 @@ class Daemon(Protocol):
         ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of a command that changes servers, once the features follow; names tables that are not served."""
+        """The result with the features' additions; of a command that changes servers, once the features follow.
+
+        It names tables that are not served.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """Have the features serve the last requests: every server has been stopped, and the pool ends."""
         ...
 
     def shut_down(self) -> int:
@@ -70,7 +77,6 @@ class Call(NamedTuple):
 
 
 Verb = Callable[[Call], Awaitable[Result]]
-Finish = Callable[[], Awaitable[None]]
 
 
 # The kernel's time of a change may be that much behind the clock.
@@ -118,7 +124,6 @@ class VerbContext:
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
     build: RunningBuild = field(default_factory=RunningBuild)
-    endings: list[Finish] = field(default_factory=list)  # further steps to finish before that
 
 
 class NothingMatched(Exception):

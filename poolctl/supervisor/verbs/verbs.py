@@ -25,8 +25,8 @@ from poolctl.selection.selector import Selector, SelectorError
 from ..active_configuration import ActiveConfiguration, ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
-from .drift import ConfigurationDrift
-from .verb import Call, Daemon, Finish, NothingMatched, Verb, VerbContext, match
+from .reload import ConfigurationDrift
+from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -57,7 +57,6 @@ class Verbs:
         self.build = self._context.build
         self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
-        self._extensions: list[Callable[[str, Call, Result], Awaitable[Result]]] = []
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
             **changing_verbs.verbs(self._context),
@@ -75,14 +74,6 @@ class Verbs:
     def add(self, name: str, verb: Verb) -> None:
         """Add another verb."""
         self._verbs[name] = verb
-
-    def extend(self, extension: Callable[[str, Call, Result], Awaitable[Result]]) -> None:
-        """Let the answers of all verbs, given with their names, go through this function too."""
-        self._extensions.append(extension)
-
-    def before_end(self, finish: Finish) -> None:
-        """Await this when every server has been stopped, before the supervisor ends."""
-        self._context.endings.append(finish)
 
     async def handle(self, request: Request, progress: Progress) -> object:
         """The answer to one request."""
@@ -135,14 +126,10 @@ class Verbs:
         if call.options.get("saves") is True:
             self._drift.expect_saved()
         result = await self._verbs[verb](call)
-        for extension in self._extensions:
-            result = await extension(verb, call, result)
         if applied is not None:
             result = replace(result, changed=applied.changed)
         else:
             result = await self._drift.report(verb, call, result)
-        if verb not in CHANGING_VERBS or result.ended:
-            return result
         return await self._daemon.conclude(verb, call, result)
 
     def end(self) -> None:

@@ -88,6 +88,9 @@ class Desk:
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         return result
 
+    async def finish(self) -> None:
+        pass
+
     def shut_down(self) -> int:
         self.over = True
         return 1

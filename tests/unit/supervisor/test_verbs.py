@@ -14,6 +14,7 @@ from poolctl.control.answers import ProgressLine, Result
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
+from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
@@ -34,16 +35,26 @@ def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
     run(scenario())
 
 
-def test_answer_of_a_verb_goes_through_all_that_extend_it_in_their_order() -> None:
+class WarningPart(FeaturePart):
+    """A part that adds a warning to the answer of `list`."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    async def extend(self, verb: str, call: Call, result: Result) -> Result:
+        assert verb == "list"
+        return replace(result, warnings=(*result.warnings, self.word))
+
+
+def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         desk = Desk(web())
-        for word in ("one", "two"):
-
-            async def warn(verb: str, call: Call, result: Result, word: str = word) -> Result:
-                assert verb == "list"
-                return replace(result, warnings=(*result.warnings, word))
-
-            desk.verbs.extend(warn)
+        environment: Any = None
+        parts = FeatureParts(environment, desk.events)
+        monkeypatch.setattr(parts, "_parts", {word: WarningPart(word) for word in ("one", "two")})
+        monkeypatch.setattr(desk, "conclude", parts.extend)
         assert (await desk.ask("list"))["warnings"] == ["one", "two"]
 
     run(scenario())

@@ -16,8 +16,7 @@ from typing import NamedTuple
 from poolctl.core.core import Core
 from poolctl.json_form import Table
 from poolctl.monitor.exposition import Family
-from poolctl.monitor.server_figures import BOUNDS_SECONDS
-from poolctl.monitor.server_metrics import Row, families_of, family_of
+from poolctl.monitor.server_metrics import BOUNDS_SECONDS, Row, families_of, family_of
 from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
