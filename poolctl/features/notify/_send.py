@@ -14,11 +14,15 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
 from poolctl.clock import Clock
+from poolctl.control.answers import Result, failure
+from poolctl.errors import PoolMonitorError
+from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 from poolctl.http.forward_proxy import proxy_for
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage, ResponseHead
@@ -73,29 +77,25 @@ class Sender:
     async def _post(self, message: Message) -> None:
         notify = self._notify
         url = notify.url or self._secret("url") or ""
-        found = post(
-            notify.type,
-            message,
-            pool=self._facts.name,
-            host=socket.gethostname(),
-            topic=notify.topic or "",
-            token=self._secret("token"),
+        path, own, table = _request(
+            notify.type, message, self._facts.name, notify.topic or "", self._secret("token")
         )
+        body = json.dumps(table, default=str).encode()
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
             raise Unsent("its url is not an http or https address", again=False)
-        if where.username is not None and "authorization" not in found.headers:
+        if where.username is not None and "authorization" not in own:
             whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
-            found.headers["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
+            own["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
         tls = await self._context() if where.scheme == "https" else None
-        target = f"{where.path.rstrip('/') if found.path else where.path}{found.path}" or "/"
+        target = f"{where.path.rstrip('/') if path else where.path}{path}" or "/"
         target += f"?{where.query}" if where.query else ""
         headers = {
             "host": where.netloc.rpartition("@")[2],
             "user-agent": f"poolctl/{__version__}",
-            "content-length": str(len(found.body)),
+            "content-length": str(len(body)),
             "connection": "close",
-            **found.headers,
+            **own,
         }
         fields = [*headers.items()]
         try:
@@ -104,9 +104,7 @@ class Sender:
             if proxy is not None and tls is None:
                 target = f"http://{headers['host']}{target}"
                 fields += proxy.fields
-            async with exchange(
-                address, "POST", target, fields, found.body, tls=tls, proxy=proxy
-            ) as response:
+            async with exchange(address, "POST", target, fields, body, tls=tls, proxy=proxy) as response:
                 _check(headers["host"], response.head)
         except BadMessage:
             raise Unsent(f"{where.hostname}: what it answers is not HTTP") from None
@@ -154,14 +152,9 @@ class Sender:
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
         argv = [_filled(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
+        body = json.dumps(document(message, self._facts.name), default=str).encode()
         # Not a pipe: a process that the command leaves running could keep it open.
         output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
-        try:
-            await self._wait_for(argv, env, message, output)
-        finally:
-            os.close(output)
-
-    async def _wait_for(self, argv: list[str], env: Mapping[str, str], message: Message, output: int) -> None:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -172,19 +165,20 @@ class Sender:
                 env=env,
                 start_new_session=True,
             )
+            try:
+                await process.communicate(body + b"\n")
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
+            if process.returncode:
+                why = last_line(output)
+                raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
         except (OSError, ValueError) as error:
             raise Unsent(f"{argv[0]}: {_reason(error)}") from None
-        try:
-            body = json.dumps(document(message, self._facts.name, socket.gethostname()), default=str).encode()
-            await process.communicate(body + b"\n")
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if process.returncode:
-            why = last_line(output)
-            raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
+            os.close(output)
 
 
 def _check(host: str, head: ResponseHead) -> None:
@@ -216,32 +210,12 @@ def _ended(returncode: int) -> str:
     return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
 
 
-class Post(NamedTuple):
-    """The request; the path is appended to the address's path."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", token: str = "") -> Post:
-    """The message in the format of this kind of receiver."""
-    bearer = {"authorization": f"Bearer {token}"} if token else {}
-    if kind == "ntfy":
-        return _json("/", bearer, _ntfy(message, topic))
-    if kind == "gotify":
-        return _json("/message", {"x-gotify-key": token}, _gotify(message))
-    if kind == "slack":
-        return _json("", bearer, _slack(message))
-    return _json("", bearer, document(message, pool, host))
-
-
-def document(message: Message, pool: str, host: str) -> Table:
+def document(message: Message, pool: str) -> Table:
     """The body for a webhook, also the standard input of a command."""
     return {
         "schema": 1,
         "pool": pool,
-        "host": host,
+        "host": socket.gethostname(),
         "status": message.status,
         "severity": message.severity,
         "title": message.title,
@@ -251,37 +225,30 @@ def document(message: Message, pool: str, host: str) -> Table:
     }
 
 
-def _json(path: str, headers: dict[str, str], body: Table) -> Post:
-    return Post(path, {"content-type": "application/json", **headers}, json.dumps(body, default=str).encode())
-
-
-def _ntfy(message: Message, topic: str) -> Table:
-    tag = "white_check_mark" if message.status == RESOLVED else _NTFY_TAGS[message.severity]
-    return {
-        "topic": topic,
-        "title": message.title,
-        "message": message.text,
-        "priority": _NTFY_PRIORITIES[message.severity],
-        "tags": [tag],
-    }
-
-
-def _gotify(message: Message) -> Table:
-    return {
-        "title": message.title,
-        "message": message.text,
-        "priority": _GOTIFY_PRIORITIES[message.severity],
-        "extras": {"client::display": {"contentType": "text/plain"}},
-    }
-
-
-def _slack(message: Message) -> Table:
-    # https://api.slack.com/reference/surfaces/formatting#escaping
-    colour = _COLOURS["info" if message.status in (RESOLVED, NEWS, TEST) else message.severity]
-    return {
-        "text": f"*{_escaped(message.title)}*",
-        "attachments": [{"color": colour, "text": _escaped(message.text), "fallback": message.title}],
-    }
+def _request(
+    kind: str, message: Message, pool: str, topic: str, token: str
+) -> tuple[str, dict[str, str], Table]:
+    """The message in the format of this kind of receiver: what the path ends with, headers, and the body."""
+    headers = {"content-type": "application/json"}
+    if token:
+        headers |= {"x-gotify-key": token} if kind == "gotify" else {"authorization": f"Bearer {token}"}
+    if kind == "ntfy":
+        tag = "white_check_mark" if message.status == RESOLVED else _NTFY_TAGS[message.severity]
+        priority = _NTFY_PRIORITIES[message.severity]
+        body = {"message": message.text, "priority": priority, "tags": [tag], "title": message.title}
+        return "/", headers, {"topic": topic, **body}
+    if kind == "gotify":
+        priority = _GOTIFY_PRIORITIES[message.severity]
+        display = {"client::display": {"contentType": "text/plain"}}
+        return "/message", headers, {
+            "title": message.title, "message": message.text, "priority": priority, "extras": display,
+        }  # fmt: skip
+    if kind == "slack":
+        # https://api.slack.com/reference/surfaces/formatting#escaping
+        colour = _COLOURS["info" if message.status in (RESOLVED, NEWS, TEST) else message.severity]
+        text = {"color": colour, "text": _escaped(message.text), "fallback": message.title}
+        return "", headers, {"text": f"*{_escaped(message.title)}*", "attachments": [text]}
+    return "", headers, document(message, pool)
 
 
 def _escaped(text: str) -> str:
@@ -300,20 +267,45 @@ class FixedFacts(NamedTuple):
         return ()
 
 
-async def send_test(receivers: Sequence[Notify], facts: PoolFacts) -> dict[str, str]:
-    """Send a test notification to these receivers; the error of each by its name, "" for success."""
-    title = f"{facts.name}: this is a test"
-    message = Message(
-        TEST, "info", title, ("If you can read this, problems will be reported here.",), Clock().time()
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverResult:
+    """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
 
-    async def attempt(notify: Notify) -> str:
+    name: str
+    ok: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyResult(Result):
+    """The answer of `notify`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
+
+    receivers: tuple[ReceiverResult, ...] | None = None
+
+
+async def send_test(receivers: Sequence[Notify], names: Sequence[str], facts: PoolFacts) -> NotifyResult:
+    """Send a test notification to the receivers with these names (default: all); the result of each."""
+    known = [each.label for each in receivers]
+    if not known or not set(names) <= {*known}:
+        unknown = next((name for name in names if name not in known), "")
+        what = f"no receiver is named {unknown!r}" if unknown else "no [[notify]] receivers are configured"
+        hint = f"receivers: {', '.join(known)}" if known else "add a [[notify]] table to the file"
+        return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
+    title = f"{facts.name}: this is a test"
+    text = "If you can read this, problems will be reported here."
+    message = Message(TEST, "info", title, (text,), Clock().time())
+
+    async def attempt(notify: Notify) -> ReceiverResult:
+        problem = ""
         try:
             await Sender(notify, facts).send(message)
-        except Unsent as problem:
-            return str(problem)
-        return ""
+        except Unsent as unsent:
+            problem = str(unsent)
+        return ReceiverResult(name=notify.label, ok=not problem, message=problem)
 
-    return dict(
-        zip([each.label for each in receivers], await asyncio.gather(*map(attempt, receivers)), strict=True)
-    )
+    chosen = [each for each in receivers if not names or each.label in names]
+    found = await asyncio.gather(*map(attempt, chosen))
+    errors = [failure(PoolMonitorError, f"{each.name}: {each.message}") for each in found if not each.ok]
+    return NotifyResult(errors=tuple(errors), exit_code=FAILED if errors else DONE, receivers=tuple(found))

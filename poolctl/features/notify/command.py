@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import LIST, OUTPUT, Command, CommandRequest, Option
-from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
-from ._answers import NotifyResult, ReceiverResult
+if TYPE_CHECKING:
+    from ._send import NotifyResult
 
 COMMAND = Command(
     "Send a test notification.",
@@ -27,6 +28,8 @@ def perform(request: CommandRequest) -> Outcome:
     if action != "test":
         problem = f"unknown action {action!r}" if action else "the action is missing"
         raise UsageError(f"notify: {problem}", hint="poolctl notify test [NAME…]")
+    from ._send import NotifyResult
+
     pool = find_pool(request)
     try:
         result = ask_for(NotifyResult, request, pool, more={"receivers": names})
@@ -44,21 +47,6 @@ def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
     from .table import Notify
 
     config = load(pool, allow_empty=True)
-    configured = config.tables.all(Notify)
-    unknown = [name for name in names if name not in [each.label for each in configured]]
-    if unknown or not configured:
-        what = f"no receiver is named {unknown[0]!r}" if unknown else "no [[notify]] receivers are configured"
-        known = ", ".join(each.label for each in configured)
-        hint = f"receivers: {known}" if known else "add a [[notify]] table to the file"
-        raise Failure(Outcome.failed(NOTHING_MATCHED, what, hint))
-    chosen = [each for each in configured if not names or each.label in names]
-    name = config.settings.name or os.path.basename(os.path.dirname(pool.files[0]))
-    found = asyncio.run(send_test(chosen, FixedFacts(name, os.environ, os.path.dirname(pool.files[0]))))
-    receivers = [
-        ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
-    ]
-    return NotifyResult(
-        errors=tuple(error(FAILED, f"{each.name}: {each.message}") for each in receivers if not each.ok),
-        exit_code=DONE if all(each.ok for each in receivers) else FAILED,
-        receivers=tuple(receivers),
-    )
+    directory = os.path.dirname(pool.files[0])
+    facts = FixedFacts(config.settings.name or os.path.basename(directory), os.environ, directory)
+    return asyncio.run(send_test(config.tables.all(Notify), names, facts))

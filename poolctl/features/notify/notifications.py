@@ -1,26 +1,203 @@
-"""The notifications of a pool's problems: what the feature does in the supervisor."""
+"""The notifications of a pool's problems: what the feature does in the supervisor.
+
+Sends messages to each configured receiver, retries, and leaves unsent messages to a successor.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from poolctl.config import Tables
-from poolctl.control.answers import failure
 from poolctl.core.server_entry import Entry
-from poolctl.errors import PoolMonitorError
-from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+from poolctl.json_form import Table
 from poolctl.monitor.journal import JournalEvent
+from poolctl.platform import replace_file
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb
 
-from ._answers import NotifyResult, ReceiverResult
-from ._notifier import Notifier
+from ._problem_tracker import PROBLEM, RESOLVED, Message, ProblemTracker
+from ._send import NotifyResult, Sender, Unsent, send_test
 from .table import Notify
 
 _FILE_NAME = "notify.json"
+INITIAL_SECONDS = 1.0
+MAX_DELAY_SECONDS = 300.0
+JITTER = 0.2
+MAX_WAITING = 100
+_LAST_SECONDS = 2.0
+
+
+class Outbox:
+    """Messages in their order; `retry_for` and times are in seconds."""
+
+    def __init__(self, retry_for: float) -> None:
+        self._retry_for = retry_for
+        self._waiting: deque[tuple[Message, float]] = deque()
+        self._attempts = 0
+        self._not_before = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: Message, now: float) -> Message | None:
+        """Queue a message; returns the oldest one, which is dropped, when too many are waiting."""
+        self._waiting.append((message, now))
+        if len(self._waiting) <= MAX_WAITING:
+            return None
+        self._attempts, self._not_before = 0, min(self._not_before, now + MAX_DELAY_SECONDS)
+        return self._waiting.popleft()[0]
+
+    def next_at(self) -> float | None:
+        """When the next attempt is due; None if no message is waiting."""
+        return self._not_before if self._waiting else None
+
+    def due(self, now: float) -> Message | None:
+        """The message to send now."""
+        return self._waiting[0][0] if self._waiting and now >= self._not_before else None
+
+    def sent(self) -> None:
+        """Remove the first message, because it was delivered."""
+        self._waiting.popleft()
+        self._attempts, self._not_before = 0, 0.0
+
+    def failed(
+        self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
+    ) -> bool:
+        """Handle a failed attempt; returns whether it is retried, after at least `after_seconds`, or dropped.
+
+        `jitter` is a random number from -1 to 1.
+        """
+        since = self._waiting[0][1]
+        delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
+        delay = max(delay * (1 + JITTER * jitter), min(after_seconds, 3600.0))
+        if not again or now + delay - since > self._retry_for:
+            self.sent()
+            return False
+        self._attempts += 1
+        self._not_before = now + delay
+        return True
+
+    def to_list(self) -> list[object]:
+        """The waiting messages, for a successor."""
+        return [
+            [[*message[:-1], [event.to_json() for event in message.events]], since]
+            for message, since in self._waiting
+        ]
+
+    def restore(self, waiting: list[Any]) -> None:
+        """Continue with the messages that a predecessor could not send."""
+        for (status, severity, title, lines, time, events), since in waiting:
+            found = tuple(map(JournalEvent.from_json, events))
+            self._waiting.append((Message(status, severity, title, tuple(lines), time, found), since))
+
+
+class DeliveryTask:
+    """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
+
+    def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
+        """`left` is the state left by a predecessor."""
+        self.notify = notify
+        self._part = part
+        self._problems = ProblemTracker(notify, part)
+        self._problems.restore(left.get("open", {}))
+        self._outbox = Outbox(notify.retry_for)
+        self._outbox.restore(left.get("waiting", []))
+        self._sender = Sender(notify, part)
+        self._clock = part.site.core.clock
+        self._news = asyncio.Event()
+        self._delayed = False
+        self._task = asyncio.ensure_future(self._run())
+
+    def take(self, event: JournalEvent) -> None:
+        """Consider an event; it is sent later, if the receiver wants it."""
+        before = self._problems.next_at()
+        self._problems.take(event, self._clock.time())
+        if self._problems.next_at() != before:
+            self._news.set()
+
+    def gather(self) -> None:
+        """Compose the due message now, because the supervisor is exiting."""
+        message = self._problems.due(self._clock.time(), at_once=True)
+        if message is not None:
+            self._put(message)
+
+    def stop(self) -> None:
+        """Stop sending."""
+        self._task.cancel()
+
+    async def close(self) -> None:
+        """Stop, after trying for two seconds to send the waiting messages."""
+        self.stop()
+        await asyncio.wait({self._task})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                while (message := self._outbox.due(self._clock.time())) is not None:
+                    await self._attempt(message)
+
+    def to_dict(self) -> Table:
+        """The state for a successor; may be empty. Problems are named "state SERVER" or "health SERVER"."""
+        found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
+        return found if any(found.values()) else {}
+
+    async def _run(self) -> None:
+        while True:
+            self._news.clear()
+            now = self._clock.time()
+            composed = self._problems.due(now)
+            if composed is not None:
+                self._put(composed)
+            message = self._outbox.due(now)
+            if message is not None:
+                await self._attempt(message)
+                continue
+            times = [at for at in (self._problems.next_at(), self._outbox.next_at()) if at is not None]
+            try:
+                async with asyncio.timeout(max(0.001, min(times) - now) if times else None):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    def _put(self, message: Message) -> None:
+        given_up = self._outbox.put(message, self._clock.time())
+        if given_up is not None:
+            self._report("given up", given_up, "too many are waiting")
+        self._part.save()
+
+    async def _attempt(self, message: Message) -> None:
+        try:
+            await self._sender.send(message)
+        except Unsent as problem:
+            again = self._outbox.failed(
+                self._clock.time(),
+                again=problem.again,
+                after_seconds=problem.after_seconds,
+                jitter=random.uniform(-1, 1),
+            )
+            if not again or not self._delayed:
+                self._report("delayed" if again else "given up", message, str(problem))
+            self._delayed = again
+        else:
+            self._outbox.sent()
+            self._delayed = False
+            self._report("sent", message)
+        self._part.save()
+
+    def _report(self, event: str, message: Message, cause: str = "") -> None:
+        severity = "info" if event == "sent" else "warning"
+        prefix = "" if message.status in (PROBLEM, RESOLVED) else f"{message.status}: "
+        text, label = f"{self.notify.label}: {prefix}{message.title}", self.notify.label
+        self._part.site.events.record(
+            "notify", event, message=text, cause=cause, receiver=label, severity=severity
+        )
 
 
 class Notifications(FeaturePart):
@@ -28,11 +205,10 @@ class Notifications(FeaturePart):
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
-        self._core = site.core
-        self._events = site.events
         self._configuration = site.environment.configuration
         self._path = os.path.join(site.environment.state_directory, _FILE_NAME)
-        self._notifier: Notifier | None = None
+        self._deliveries: dict[str, DeliveryTask] = {}
+        self._unsubscribe: Callable[[], None] | None = None  # once there have been receivers
         self._unhealthy: set[str] = set()  # servers that the previous supervisor reported as unhealthy
 
     @property
@@ -41,90 +217,112 @@ class Notifications(FeaturePart):
         return {"notify": self._test}
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
-        receivers = tables.all(Notify)
-        if self._notifier is not None:
-            self._notifier.apply(receivers)
-        elif receivers:
-            self._notifier = Notifier(self._events, self._core.clock, self, self._path)
-            self._notifier.apply(receivers)
-            self._catch_up(self._notifier)
+        """See FeaturePart. Unchanged receivers are not interrupted."""
+        wanted = {each.label: each for each in tables.all(Notify)}
+        is_first = self._unsubscribe is None
+        if is_first and not wanted:
+            return
+        left = _read(self._path) if is_first else {}
+        before, self._deliveries = self._deliveries, {}
+        for label, delivery in before.items():
+            if wanted.get(label) == delivery.notify:
+                self._deliveries[label] = delivery
+            else:
+                delivery.stop()
+                left[label] = delivery.to_dict()
+        for label, each in wanted.items():
+            if label not in self._deliveries:
+                self._deliveries[label] = DeliveryTask(each, self, left.get(label, {}))
+        self.save()
+        if is_first:
+            self._unsubscribe = self.site.events.subscribe(self._take)
+            self._catch_up()
 
     def flush(self) -> None:
         """See FeaturePart."""
-        if self._notifier is not None:
-            self._notifier.remember()
+        for delivery in self._deliveries.values():
+            delivery.gather()
 
     async def aclose(self) -> None:
-        """See FeaturePart."""
-        if self._notifier is not None:
-            await self._notifier.close()
+        """See FeaturePart. Tries for two seconds to send pending messages; the rest is left to a successor."""
+        if self._unsubscribe is None:
+            return
+        self._unsubscribe()
+        self.flush()
+        await asyncio.gather(*[delivery.close() for delivery in self._deliveries.values()])
+        self.save()
+
+    def save(self) -> None:
+        """Write the deliveries' state for a successor."""
+        found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
+        # Notifications are sent even if the disk is full.
+        with contextlib.suppress(OSError):
+            if found:
+                replace_file(self._path, json.dumps(found, default=str).encode())
+            elif os.path.exists(self._path):
+                os.unlink(self._path)
 
     # The facts of the pool that receivers need (PoolFacts).
 
     @property
     def name(self) -> str:
-        """The name of the pool."""
+        """See PoolFacts."""
         return self._configuration.name
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The variables that hold secrets."""
+        """See PoolFacts."""
         return self._configuration.environment
 
     @property
     def directory(self) -> str:
-        """Where commands run."""
+        """See PoolFacts."""
         return os.path.dirname(self._configuration.files[0])
 
     def tags(self, server: str) -> Sequence[str]:
-        """The tags of the server; empty for a removed server."""
-        entry = self._core.entries.get(server)
+        """See PoolFacts."""
+        entry = self.site.core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 
-    def _catch_up(self, notifier: Notifier) -> None:
+    def _take(self, event: JournalEvent) -> None:
+        for delivery in self._deliveries.values():
+            delivery.take(event)
+
+    def _catch_up(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
-        for kind, name in notifier.open_problems:
-            entry = self._core.entries.get(name)
+        core = self.site.core
+        open_problems = {key for each in self._deliveries.values() for key in each.to_dict().get("open", ())}
+        for kind, _, name in (key.partition(" ") for key in open_problems):
+            entry = core.entries.get(name)
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
                 self._unhealthy.add(name)
-                self._core.listeners.add(self._look)
+                core.listeners.add(self._look)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
-                self._missed("lifecycle", name, state)
+                self._take(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
     def _look(self, entry: Entry) -> None:
         if entry.name in self._unhealthy and entry.health is Status.OK:
             self._unhealthy.remove(entry.name)
-            self._missed("health", entry.name, Status.OK.value)
+            status = Status.OK.value
+            self._take(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self._core.listeners.discard(self._look)
-
-    def _missed(self, kind: str, name: str, after: str) -> None:
-        if self._notifier is not None:
-            self._notifier.take(JournalEvent("", 0, kind, after, name, after=after))
+            self.site.core.listeners.discard(self._look)
 
     async def _test(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those in `receivers`; the answer holds each result."""
         names = call.options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
-        known = self._notifier.labels if self._notifier is not None else []
-        unknown = [each for each in names if each not in known]
-        if unknown or self._notifier is None or not known:
-            what = (
-                f"no receiver is named {unknown[0]!r}"
-                if unknown
-                else "no [[notify]] receivers are configured"
-            )
-            hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
-            return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
-        found = await self._notifier.test(names)
-        errors = tuple(
-            failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
-        )
-        receivers = tuple(
-            ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
-        )
-        return NotifyResult(errors=errors, exit_code=FAILED if errors else 0, receivers=receivers)
+        return await send_test([each.notify for each in self._deliveries.values()], names, self)
+
+
+def _read(path: str) -> Table:
+    """The state left by a predecessor, by receivers."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

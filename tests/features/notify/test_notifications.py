@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from poolctl.features.notify._notifier import MAX_WAITING, Outbox
+from poolctl.features.notify.notifications import MAX_WAITING, Outbox
 from poolctl.features.notify._problem_tracker import Message
 from poolctl.monitor.journal import JournalEvent
 
