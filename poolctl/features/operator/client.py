@@ -1,15 +1,20 @@
 """Sends an operator the number of requests that have arrived for each service, without delaying any of them.
 
-To count is to add to an integer; a task of its own sends. A count is taken off once the operator has confirmed it:
-failures and restarts lose none. One whose answer was lost, or whose process was killed meanwhile, may count twice.
+To count is to add to an integer in a file that is mapped into memory, which SIGKILL does not lose; a task of its own
+sends. A count is taken off once the operator has confirmed it: failures and restarts lose none. One whose answer was
+lost, or whose process was killed meanwhile, may count twice. Standard library only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import logging
+import mmap
 import os
+import secrets
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +25,6 @@ from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
 from poolctl.json_form import Table
 from poolctl.runners.listener_opener import in_daemon_thread
-
-from ._unsent_counts import COUNT, DUE_NS, OtherCounts, UnsentCounts
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
@@ -36,7 +39,20 @@ _REPORT_SECONDS = 60.0
 _OTHERS_SECONDS = 1.0
 _PORTS = {"http": 80, "https": 443}
 
+PREFIX = "operator-counts."
+# Identifies the layout; a file with another layout is left alone.
+LAYOUT = int.from_bytes(b"poolop\x00\x01", "big")
+# A record: its count, when its service may be reported again (ns of the system's monotonic clock), the length of the
+# service's name, and the name. The first record is the header: the layout, and the number of records.
+RECORD_BYTES = 512
+_WORDS = RECORD_BYTES // 8
+COUNT, DUE_NS, _LENGTH, _NAME = 0, 1, 2, 3
+MOST_NAME_BYTES = RECORD_BYTES - 8 * _NAME
+_FIRST_RECORDS = 8
+
 Report = Callable[[str, str, str], None]
+
+logger = logging.getLogger("poolctl.gateway")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +81,13 @@ class OperatorSettings:
 class _Service:
     """The state of one service; its count is in the page at `slot`."""
 
-    __slots__ = ("busy", "failures", "name", "slot", "why")
+    __slots__ = ("failures", "name", "sending", "slot", "why")
 
     def __init__(self, name: str, slot: int) -> None:
         self.name = name
         self.slot = slot
-        self.busy = False  # a request is due or under way
+        # The timer of a request that is due, or the task of one that is under way.
+        self.sending: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self.failures = 0  # in a row
         self.why = ""  # the reason for the last failure
 
@@ -97,13 +114,10 @@ class OperatorClient:
         self._random = random or Random()
         self._page = UnsentCounts(directory)
         self._services: dict[str, _Service] = {}
-        self._failing: set[str] = set()
         self._reported = False
         self._report_again = 0.0
         self._delivered = 0
         self._places = asyncio.Semaphore(REQUESTS_AT_ONCE)
-        # The timer of a request that is due, or the task of one that is under way.
-        self._sending: dict[_Service, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._tls: tuple[object, ssl.SSLContext] | None = None
         self._stopped = False
         self._others: list[OtherCounts] = []
@@ -119,7 +133,7 @@ class OperatorClient:
         if service is None:
             service = self._add(name)
         self._page.words[service.slot] += count
-        if not service.busy:
+        if service.sending is None:
             self._schedule(service)
 
     @property
@@ -149,16 +163,17 @@ class OperatorClient:
     def stop_sending(self) -> None:
         """Only count from now on: a successor sends. A request in progress is completed."""
         self._stopped = True
-        for service, sending in [*self._sending.items()]:
-            if not isinstance(sending, asyncio.Task):
-                sending.cancel()
-                del self._sending[service]
+        for service in self._services.values():
+            if isinstance(service.sending, asyncio.TimerHandle):
+                service.sending.cancel()
+                service.sending = None
 
     def close(self) -> None:
         """End; the successor in the directory, at the latest the next process, sends the unsent counts."""
         self.stop_sending()
-        for sending in self._sending.values():
-            sending.cancel()
+        for service in self._services.values():
+            if service.sending is not None:
+                service.sending.cancel()
         if self._looking is not None:
             self._looking.cancel()
         for other in self._others:
@@ -180,7 +195,7 @@ class OperatorClient:
         now = self._loop.time()
         for service in [*self._services.values()][:2]:
             del self._services[service.name]
-            if service.busy or self._unsent(service) or self._due(service) > now:
+            if service.sending is not None or self._unsent(service) or self._due(service) > now:
                 self._services[service.name] = service  # looked at again after the others
             else:
                 self._page.release(service.slot)
@@ -204,15 +219,13 @@ class OperatorClient:
 
     def _schedule(self, service: _Service) -> None:
         """Report the service when it is due."""
-        service.busy = True
-        former = self._sending.get(service)
-        if former is not None:
-            former.cancel()
+        if service.sending is not None:
+            service.sending.cancel()
         if not self._stopped:
-            self._sending[service] = self._loop.call_at(self._due(service), self._begin, service)
+            service.sending = self._loop.call_at(self._due(service), self._begin, service)
 
     def _begin(self, service: _Service) -> None:
-        self._sending[service] = self._loop.create_task(self._send(service))
+        service.sending = self._loop.create_task(self._send(service))
 
     async def _send(self, service: _Service) -> None:
         async with self._places:
@@ -230,9 +243,8 @@ class OperatorClient:
                 self._page.words[service.slot] -= count
                 self._set_due(service, began + settings.retry_seconds)
                 self._succeeded(service, count)
-        del self._sending[service]
-        service.busy = self._unsent(service) > 0
-        if service.busy:
+        service.sending = None
+        if self._unsent(service):
             self._schedule(service)
 
     async def _post(self, settings: OperatorSettings, service: str, count: int) -> None:
@@ -292,13 +304,11 @@ class OperatorClient:
             self._report(NOT_REACHED, message, "warning")
         service.failures += 1
         service.why = why
-        self._failing.add(service.name)
 
     def _succeeded(self, service: _Service, count: int) -> None:
         self._delivered += count
         service.failures, service.why = 0, ""
-        self._failing.discard(service.name)
-        if self._reported and not self._failing:
+        if self._reported and not any(each.failures for each in self._services.values()):
             self._reported, self._report_again = False, 0.0
             self._report(REACHED, f"{self._settings.url} is informed of all requests again", "info")
 
@@ -336,7 +346,7 @@ class OperatorClient:
 
     def _postpone(self, service: _Service) -> None:
         """Reschedule the service's report, whose time has changed, unless it is in progress."""
-        if service in self._sending and not isinstance(self._sending[service], asyncio.Task):
+        if isinstance(service.sending, asyncio.TimerHandle):
             self._schedule(service)
 
 
@@ -348,3 +358,185 @@ def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("the operator's url is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH")
     return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path
+
+
+class UnsentCounts:
+    """A page of counts. `words[slot]` is the count of a service, and `words[slot + DUE_NS]` when it may be reported.
+
+    With a directory the page is a file in it, which this process has locked; otherwise it is memory of this process.
+    `words` is replaced when the page grows.
+    """
+
+    def __init__(self, directory: str = "") -> None:
+        self.words = memoryview(bytearray(RECORD_BYTES * _FIRST_RECORDS)).cast("Q")
+        self._directory = directory
+        self._path = ""
+        self._fd = -1
+        self._free: list[int] = []
+        if directory:
+            try:
+                self._create()
+            except OSError as error:
+                self._only_in_memory(error)
+        self.words[0] = LAYOUT
+
+    def __repr__(self) -> str:
+        return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"
+
+    def slot(self, service: str) -> int:
+        """Allocate a place for the counts of a new service."""
+        name = service.encode()
+        slot = self._free.pop() if self._free else self._new()
+        # A process killed here leaves a place without a count.
+        self.words[slot : slot + _NAME] = memoryview(bytes(8 * _NAME)).cast("Q")
+        self.words[slot + _LENGTH] = length = len(name) if len(name) <= MOST_NAME_BYTES else 0
+        if length:
+            # With a longer name the counts do not outlive the process.
+            place = memoryview(self.words).cast("B")
+            place[(slot + _NAME) * 8 : (slot + _NAME) * 8 + length] = name
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Let another service have the place."""
+        self.words[slot + COUNT] = 0
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """Leave the counts to the process that takes them over; without any the file is removed."""
+        if self._fd >= 0:
+            if self._path and not any(count for _, count, _ in _records(self.words)):
+                _unlink(self._path)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mapping has a descriptor of its own
+            os.close(self._fd)
+            self._fd, self._path = -1, ""
+
+    def others(self) -> list[OtherCounts]:
+        """The counts of other processes in the directory, whether they still run or have ended."""
+        if not self._path:
+            return []
+        try:
+            names = os.listdir(self._directory)
+        except OSError:
+            return []
+        paths = [os.path.join(self._directory, name) for name in names if name.startswith(PREFIX)]
+        return [other for path in paths if path != self._path and (other := _opened(path)) is not None]
+
+    def _create(self) -> None:
+        # Locked before another process can find it.
+        name = f"{os.getpid()}.{secrets.token_hex(4)}"
+        path = os.path.join(self._directory, f".{PREFIX}{name}")
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._map(RECORD_BYTES * _FIRST_RECORDS)
+        self.words[0] = LAYOUT
+        self._path = os.path.join(self._directory, PREFIX + name)
+        os.rename(path, self._path)
+
+    def _map(self, size: int) -> None:
+        # Fails on a full disk; without it a write into the memory would end the process by SIGBUS.
+        os.posix_fallocate(self._fd, 0, size)
+        self.words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
+
+    def _new(self) -> int:
+        number = self.words[1] + 1
+        if (number + 1) * _WORDS > len(self.words):
+            self._grow(2 * self.words.nbytes)
+        self.words[1] = number
+        return number * _WORDS
+
+    def _grow(self, size: int) -> None:
+        before = self.words
+        if self._fd >= 0:
+            try:
+                self._map(size)
+            except OSError as error:
+                self._only_in_memory(error)
+            else:
+                return
+        self.words = memoryview(bytearray(size)).cast("Q")
+        self.words[: len(before)] = before
+
+    def _only_in_memory(self, error: OSError) -> None:
+        """Continue without a file: unsent counts are lost if the process is killed."""
+        logger.error("unsent counts for the operator are kept in memory only: %s", error)
+        if self._fd >= 0:
+            if self._path:
+                _unlink(self._path)
+            os.close(self._fd)
+        self._fd, self._path = -1, ""
+
+
+class OtherCounts:
+    """The counts of another process, which this process may take over when the other has ended."""
+
+    def __init__(self, path: str, fd: int, words: memoryview) -> None:
+        self.path = path
+        self._fd = fd
+        self._words = words
+
+    def __repr__(self) -> str:
+        return f"<OtherCounts {self.path}>"
+
+    def due_ns(self) -> dict[str, int]:
+        """When each of its services may be reported again."""
+        return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
+
+    def is_left(self) -> bool:
+        """Whether its process has ended; if so, this process now holds the lock."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def counts(self) -> list[tuple[str, int, int]]:
+        """The services with a count, the counts, and their slots for `taken`."""
+        return [each for each in _records(self._words) if each[1]]
+
+    def taken(self, slot: int) -> None:
+        """Clear this count, which has been taken over."""
+        self._words[slot + COUNT] = 0
+
+    def remove(self) -> None:
+        """Remove the file, because all of its counts were taken."""
+        _unlink(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file without changing it."""
+        self._words.release()
+        os.close(self._fd)
+
+
+def _opened(path: str) -> OtherCounts | None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        words = memoryview(mmap.mmap(fd, os.fstat(fd).st_size)).cast("Q")
+        if words[0] == LAYOUT:
+            return OtherCounts(path, fd, words)
+    except (OSError, ValueError, IndexError, TypeError):
+        logger.warning("%s holds no counts", path)
+    os.close(fd)
+    return None
+
+
+def _records(words: memoryview) -> list[tuple[str, int, int]]:
+    """Name, count and slot of each record."""
+    content, found = words.cast("B"), []
+    last = min(words[1], len(words) // _WORDS - 1)
+    for slot in range(_WORDS, (last + 1) * _WORDS, _WORDS):
+        start, length = (slot + _NAME) * 8, min(words[slot + _LENGTH], MOST_NAME_BYTES)
+        if length:
+            name = bytes(content[start : start + length]).decode(errors="replace")
+            found.append((name, words[slot + COUNT], slot))
+    return found
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

@@ -1,21 +1,264 @@
-"""The supervisor's part: settings for the operator that is informed, and the pool as the operator of others."""
+"""The supervisor's part: settings for the operator that is informed, and the pool as the operator of others.
+
+The endpoint has the form of KubeElasti's: requests for a service are reported, and it is scaled up. Permission to
+report is checked for each request. No slow or hostile client can hold up the others.
+"""
 
 from __future__ import annotations
 
+import hmac
+import json
+import socket
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple, Protocol
 
+from poolctl.address import parse
+from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
+from poolctl.http.http_server import Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage
 from poolctl.json_form import Table, to_json
+from poolctl.keeper import fd_store
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import Row, families_of
+from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
 
-from ._endpoint import OperatorAddress
 from .client import OperatorSettings
 from .table import OperatorTable
 
 _PACKAGE = __package__ or ""
+LIMITS = ServerLimits(
+    head_bytes=16 * 1024,
+    body_bytes=16 * 1024,
+    request_seconds=10.0,
+    keep_alive_seconds=120.0,  # Go's clients keep their connections for 90 seconds
+    connections=64,
+)
+ANSWER = "Request received successfully!"
+# A service, and refused clients, have an event at most once in this time: it names how many there were.
+EVENT_SECONDS = 60.0
+_MOST_REQUESTS = 2**53
+_BEARER = b"bearer "
+
+
+class Scaling(Protocol):
+    """Scales the servers of the pool."""
+
+    def demand(self, server_name: str, count: int) -> int:
+        """Note waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
+        ...
+
+
+class Access(NamedTuple):
+    """Permissions to report requests: for clients of a Unix socket (`open_to_all`), and for others."""
+
+    open_to_all: bool = False
+    token: str = ""
+    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def refusal(self, request: Received) -> int:
+        """0 for a request of a client that may report, else 401 or 403."""
+        if self.open_to_all or request.certified or self.trusts(request.sock):
+            return 0
+        if not self.token:
+            return 403
+        given = request.head.get(b"authorization")
+        bearer = given[:7].lower() == _BEARER
+        return 0 if bearer and hmac.compare_digest(given[7:].strip(), self.token.encode()) else 401
+
+    def trusts(self, sock: socket.socket) -> bool:
+        """Whether the client's address is trusted."""
+        if not self.trusted:
+            return False
+        try:
+            address = ip_address(str(sock.getpeername()[0]).partition("%")[0])
+        except (OSError, ValueError):
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self.trusted)
+
+
+class Report(NamedTuple):
+    """A client's report of requests that have arrived for a service."""
+
+    service: str
+    requests: int
+    namespace: str
+
+
+class OperatorEndpoint(HttpEndpoint):
+    """Answers `POST endpoint`.
+
+    `endpoint`, `access`, `tls` and `namespace` may be changed at any time; with a namespace others are not served.
+    """
+
+    def __init__(self, scaling: Scaling, events: Events) -> None:
+        super().__init__(LIMITS, "reports of requests")
+        self.endpoint = ""
+        self.access = Access()
+        self.namespace: str | None = None
+        self._scaling = scaling
+        self._events = events
+        self.clock = Clock()  # of events
+        self._again: dict[str, float] = {}  # when a service has its next event
+        self._unreported: dict[str, int] = {}  # requests since its last report
+        self._refused = 0
+        self._refused_again = 0.0
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """See HttpHandler."""
+        return error.status, "application/json", _message(f"not a request: {error}")
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        """See HttpHandler."""
+        fields = [("content-type", "application/json")]
+        status, message = self._answer(request)
+        if status == 401:
+            fields.append(("www-authenticate", "Bearer"))
+        elif status == 405:
+            fields.append(("allow", "POST"))
+        await response.send(status, fields, _message(message))
+
+    def _answer(self, request: Received) -> tuple[int, str]:
+        head = request.head
+        if status := self.access.refusal(request):
+            self._report_refusal(request)
+            return status, "token missing or wrong" if status == 401 else "address not trusted"
+        if head.path.decode() != self.endpoint:
+            return 404, f"the endpoint is {self.endpoint}"
+        if head.method != b"POST":
+            return 405, "Invalid request method"
+        try:
+            report = read_report(request.body)
+        except ValueError as error:
+            return 400, f"Invalid request body: {error}"
+        if self.namespace is not None and report.namespace != self.namespace:
+            return 404, f"unknown namespace: {report.namespace[:200]!r}"
+        try:
+            workers = self._scaling.demand(report.service, report.requests)
+        except KeyError:
+            return 404, f"unknown service: {report.service[:200]!r}"
+        self._report(report, workers)
+        return 200, ANSWER
+
+    # Events: how many there are does not depend on how often clients report.
+
+    def _report(self, report: Report, workers: int) -> None:
+        name, now = report.service, self.clock.monotonic()
+        count = self._unreported.get(name, 0) + report.requests
+        if now < self._again.get(name, now):
+            self._unreported[name] = count
+            return
+        self._again[name] = now + EVENT_SECONDS
+        self._unreported.pop(name, None)
+        message = f"{count} requests wait elsewhere" if count != 1 else "1 request waits elsewhere"
+        if not workers:
+            message += "; the server is not to run, and stays as it is"
+        self._events.record(
+            "scale",
+            "requests reported",
+            server=name,
+            message=message,
+            cause="an operator's client",
+            requests=count,
+            workers=workers,
+            namespace=report.namespace[:200],
+        )
+
+    def _report_refusal(self, request: Received) -> None:
+        self._refused += 1
+        now = self.clock.monotonic()
+        if now < self._refused_again:
+            return
+        self._refused_again = now + EVENT_SECONDS
+        message = f"{self._refused} reports of requests refused, the last one from {_peer(request.sock)}"
+        self._refused = 0
+        self._events.record("audit", "operator client refused", message=message, severity="warning")
+
+
+class OperatorAddress(HeldAddress[OperatorEndpoint]):
+    """Serves the endpoint as `[operator]` says."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
+        super().__init__(environment.keeper, events, fd_store.OPERATOR, "operator")
+        self._environment = environment
+        self._recorder = events
+        self._scaling = scaling
+        self._table: OperatorTable | None = None
+
+    def follow(self, table: OperatorTable | None) -> None:
+        """Serve as `[operator]` says from now on, or nowhere."""
+        self._table = table
+        if table is None:
+            self.serve_at(None)
+        else:
+            self.serve_at(table.bind, table.mode)
+
+    def make_server(self) -> OperatorEndpoint:
+        """See HeldAddress."""
+        return OperatorEndpoint(self._scaling, self._recorder)
+
+    async def configure(self, server: OperatorEndpoint) -> None:
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
+        table, env = self._table, self._environment.configuration.environment
+        if table is None:
+            return
+        access = access_of(table, env)
+        required = not (access.token or access.trusted)
+        await self.use_certificate(server, table.tls, env, required=required)
+        server.endpoint, server.access, server.namespace = table.endpoint, access, table.namespace
+
+
+def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
+    """The clients that may use the address. Raises ServerError for a missing token."""
+    token = env.get(table.token_env, "").strip() if table.token_env else ""
+    if table.token_env and not token:
+        raise ServerError(
+            f"the environment variable {table.token_env} is not set",
+            hint=f"export {table.token_env}=… before poolctl start",
+        )
+    return Access(
+        open_to_all=parse(table.bind or "").kind == "unix",
+        token=token,
+        trusted=tuple(ip_network(each, strict=False) for each in table.trusted),
+    )
+
+
+def read_report(body: bytes) -> Report:
+    """The report in the body. As in Go's decoder, a missing count or namespace has a zero value. Raises ValueError."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    service, count, namespace = found.get("svc"), found.get("count", 1), found.get("namespace", "")
+    if not isinstance(service, str) or not service:
+        raise ValueError("svc is not the name of a service")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST_REQUESTS:
+        raise ValueError("count is not a number of requests")
+    if not isinstance(namespace, str):
+        raise ValueError("namespace is not a name")
+    return Report(service, count, namespace)
+
+
+def _message(text: str) -> bytes:
+    return json.dumps({"message": text}).encode()
+
+
+def _peer(sock: socket.socket) -> str:
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return "a client that has left"
+    return str(peer[0]) if isinstance(peer, tuple) else "a Unix socket"
 
 
 class PoolOperator(GatewayPart):

@@ -151,8 +151,10 @@ class Client:
 
     async def idle(self) -> None:
         """Return when no request is under way."""
-        sending = self.client._sending
-        await self.settle(lambda _: not any(isinstance(each, asyncio.Task) for each in sending.values()))
+        services = self.client._services
+        await self.settle(
+            lambda _: not any(isinstance(each.sending, asyncio.Task) for each in services.values())
+        )
 
     async def delivered(self, count: int) -> None:
         await self.settle(lambda state: state["delivered"] == count)

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolctl.features.operator._unsent_counts import MOST_NAME_BYTES, PREFIX, UnsentCounts
 from poolctl.features.operator.client import (
+    MOST_NAME_BYTES,
     NOT_REACHED,
+    PREFIX,
     REACHED,
     REQUESTS_AT_ONCE,
     TIMEOUT_SECONDS,
     OperatorSettings,
+    UnsentCounts,
 )
 
 from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move

@@ -1,12 +1,32 @@
-"""The metrics of a gateway that informs an operator."""
+"""The pool as an operator: what reports of requests do, who may send them, what is recorded; and its metrics."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from poolctl.features.operator import FEATURE
-from poolctl.features.operator.pool_operator import PoolOperator
+import pytest
+
+from poolctl.clock import Clock, ManualClock
+from poolctl.features.operator import FEATURE, pool_operator
+from poolctl.features.operator.client import OperatorClient, OperatorSettings
+from poolctl.features.operator.pool_operator import EVENT_SECONDS, OperatorAddress, PoolOperator
+from poolctl.features.operator.table import OperatorTable
+from poolctl.http.http_server import ServerLimits
+from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import render
+from poolctl.monitor.journal import JournalEvent
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from tests.certificates import certificate
+from tests.ports import claim_port
 
 
 def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
@@ -17,3 +37,441 @@ def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
     for line in ("requests_total 7", "unsent_requests 3", "failing_services 1"):
         assert f"poolctl_gateway_operator_{line}\n" in text
     assert [*part.gateway_metrics({})] == []
+
+
+DEADLINE = 30.0
+TOKEN = {"POOL_TOKEN": "s3cret"}
+
+
+class Servers:
+    """Scales "users" and "stopped"; `demanded` is what it was asked for."""
+
+    def __init__(self) -> None:
+        self.demanded: list[tuple[str, int]] = []
+
+    def demand(self, server_name: str, count: int) -> int:
+        workers = {"users": 2, "stopped": 0}[server_name]
+        self.demanded.append((server_name, count))
+        return workers
+
+
+class Keeper:
+    """Holds entries as a keeper does; descriptors are duplicated, as messages do."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, tuple[Any, list[int]]] = {}
+
+    async def call(self, message: dict[str, Any], fds: Any = ()) -> tuple[dict[str, Any], list[int]]:
+        if message["op"] == "drop":
+            for fd in self.entries.pop(message["name"], (None, []))[1]:
+                os.close(fd)
+            return {}, []
+        meta, held = self.entries.get(message["name"], (None, []))
+        return {"meta": meta}, [os.dup(fd) for fd in held]
+
+    def send(self, message: dict[str, Any], fds: Any = ()) -> None:
+        assert message["op"] == "put"
+        self.entries[message["name"]] = message["meta"], [os.dup(fd) for fd in fds]
+
+    def close(self) -> None:
+        for _, fds in self.entries.values():
+            for fd in fds:
+                os.close(fd)
+
+
+class Environment(NamedTuple):
+    environment: dict[str, str]
+
+
+class Pool:
+    """A pool that is an operator: its address, its servers and its events."""
+
+    def __init__(self, env: dict[str, str], keeper: Keeper) -> None:
+        self.events = Events(Clock())
+        self._heard: list[JournalEvent] = []
+        self.events.subscribe(self._heard.append)
+        self.servers = Servers()
+        self.keeper = keeper
+        environment: Any = PoolEnvironment(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
+        self.address = OperatorAddress(environment, self.events, self.servers)
+
+    async def serve(self, table: OperatorTable | None) -> None:
+        self.address._tried.clear()
+        self.address.follow(table)
+        async with asyncio.timeout(DEADLINE):
+            await self.address.attempted()
+
+    @property
+    def recorded(self) -> list[tuple[str, str, str]]:
+        self.events.flush()
+        return [(each.event, each.server, each.message) for each in self._heard]
+
+    @property
+    def endpoint(self) -> Any:
+        return self.address._server
+
+
+def play(test: Callable[[Pool], Coroutine[Any, Any, None]], env: dict[str, str] = TOKEN) -> None:
+    async def run() -> None:
+        keeper = Keeper()
+        pool = Pool(env, keeper)
+        try:
+            await test(pool)
+        finally:
+            await pool.address.close()
+            keeper.close()
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+class Answer(NamedTuple):
+    status: int
+    fields: str
+    message: str
+
+
+REPORT = {"count": 1, "svc": "users", "namespace": "default"}
+
+
+def request(
+    body: object = REPORT, *, method: str = "POST", path: str = "/informer/incoming-request", more: str = ""
+) -> bytes:
+    """As Go's client sends it."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: operator:8013\r\nUser-Agent: Go-http-client/1.1\r\n"
+        f"Content-Length: {len(data)}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n{more}\r\n"
+    )
+    return head.encode() + data
+
+
+@contextlib.asynccontextmanager
+async def connected(bind: str, **options: Any) -> AsyncIterator[Callable[..., Coroutine[Any, Any, Answer]]]:
+    """A client's connection, on which requests are asked and answered."""
+    async with asyncio.timeout(DEADLINE):
+        if bind.startswith("unix:"):
+            reader, writer = await asyncio.open_unix_connection(bind.removeprefix("unix:"))
+        else:
+            host, _, port = bind.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port), **options)
+
+        async def ask(data: bytes) -> Answer:
+            writer.write(data)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
+            body = json.loads(await reader.readexactly(length))
+            return Answer(int(head.split(" ")[1]), head, body["message"])
+
+        try:
+            yield ask
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def ask(bind: str, data: bytes, **options: Any) -> Answer:
+    async with connected(bind, **options) as asking:
+        return await asking(data)
+
+
+def trusted(*, networks: tuple[str, ...] = ("127.0.0.0/8",), **keys: Any) -> tuple[OperatorTable, str]:
+    bind = f"127.0.0.1:{claim_port()}"
+    return OperatorTable(bind=bind, trusted=networks, **keys), bind
+
+
+def test_resolver_of_kubeelasti_scales_a_server_up_over_a_kept_connection() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        await pool.serve(table)
+        async with connected(bind) as asking:
+            for _ in range(2):
+                answer = await asking(request())
+                assert (answer.status, answer.message) == (200, "Request received successfully!")
+                assert "content-type: application/json\r\n" in answer.fields.lower()
+                assert "connection: close" not in answer.fields.lower()
+        assert pool.servers.demanded == [("users", 1), ("users", 1)]
+
+    play(test)
+
+
+def test_invalid_reports_say_what_is_wrong_with_them() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        await pool.serve(table)
+        async with connected(bind) as asking:
+            for body, status, message in (
+                (b"{", 400, "it is no JSON"),
+                (b"[" * 16_000, 400, "it is no JSON"),
+                ([1], 400, "it is no JSON object"),
+                ({"count": 1}, 400, "svc is not the name"),
+                ({"svc": ""}, 400, "svc is not the name"),
+                ({"svc": "users", "count": -1}, 400, "count is not a number"),
+                ({"svc": "users", "count": True}, 400, "count is not a number"),
+                ({"svc": "users", "count": 10**30}, 400, "count is not a number"),
+                ({"svc": "users", "namespace": 1}, 400, "namespace is not a name"),
+                ({"svc": "mail", "count": 1}, 404, "unknown service: 'mail'"),
+            ):
+                answer = await asking(request(body))
+                assert (answer.status, message in answer.message) == (status, True), (body, answer)
+            assert (await asking(request(method="GET"))).status == 405
+            assert (await asking(request(path="/"))).status == 404
+        assert (await ask(bind, request(b"x" * 20_000))).status == 413
+        assert (await ask(bind, b"HELO\r\n\r\n")).status == 400
+        assert pool.servers.demanded == []
+
+    play(test)
+
+
+def test_namespace_of_the_file_is_the_only_one_that_is_served() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted(namespace="shop")
+        await pool.serve(table)
+        assert (await ask(bind, request())).status == 404
+        assert (await ask(bind, request({**REPORT, "namespace": "shop"}))).status == 200
+
+    play(test)
+
+
+def test_address_that_is_not_trusted_is_refused_before_anything_else() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted(networks=("10.0.0.0/8", "::1/128"))
+        await pool.serve(table)
+        for data in (request(), request(b"{"), request(path="/")):
+            assert (await ask(bind, data)).status == 403
+        assert pool.servers.demanded == []
+        assert [event for event, _, _ in pool.recorded] == ["operator client refused"]
+
+    play(test)
+
+
+def test_client_of_ipv4_is_trusted_on_an_address_for_both_versions() -> None:
+    async def test(pool: Pool) -> None:
+        port = claim_port()
+        await pool.serve(OperatorTable(bind=f"[::]:{port}", trusted=("127.0.0.1",)))
+        assert (await ask(f"127.0.0.1:{port}", request())).status == 200
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        ("", 401),
+        ("Authorization: Bearer wrong\r\n", 401),
+        ("Authorization: Basic s3cret\r\n", 401),
+        ("Authorization: Bearer s3cret\r\n", 200),
+        ("authorization: bearer s3cret\r\n", 200),
+    ],
+)
+def test_token_lets_a_client_in(field: str, status: int) -> None:
+    async def test(pool: Pool) -> None:
+        bind = f"127.0.0.1:{claim_port()}"
+        await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
+        answer = await ask(bind, request(more=field))
+        assert answer.status == status
+        assert ("www-authenticate: bearer" in answer.fields.lower()) == (status == 401)
+        assert "s3cret" not in str(pool.recorded)
+
+    play(test)
+
+
+def test_token_that_is_not_set_keeps_the_address_from_being_served() -> None:
+    async def test(pool: Pool) -> None:
+        bind = f"127.0.0.1:{claim_port()}"
+        await pool.serve(OperatorTable(bind=bind, token_env="POOL_TOKEN"))
+        assert "POOL_TOKEN is not set" in pool.address.problem
+        assert [event for event, _, _ in pool.recorded] == ["operator not served"]
+
+    play(test, env={})
+
+
+def client_context(tmp_path: Path, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(tmp_path / "localhost.pem"))
+    if own is not None:
+        context.load_cert_chain(*own)
+    return context
+
+
+def test_certificate_of_a_client_lets_it_in(tmp_path: Path) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        known, other = certificate(tmp_path, "client"), certificate(tmp_path, "stranger")
+        bind = f"127.0.0.1:{claim_port()}"
+        tls = {"cert": str(cert), "key": str(key), "ca": str(known[0])}
+        await pool.serve(OperatorTable(bind=bind, tls=tls))
+        assert (await ask(bind, request(), ssl=client_context(tmp_path, known))).status == 200
+        for context in (client_context(tmp_path), client_context(tmp_path, other)):
+            with pytest.raises((OSError, asyncio.IncompleteReadError)):
+                await ask(bind, request(), ssl=context)
+        # Next to a token the certificate may be left out.
+        await pool.serve(OperatorTable(bind=bind, tls=tls, token_env="POOL_TOKEN"))
+        bearer = request(more="Authorization: Bearer s3cret\r\n")
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 401
+        assert (await ask(bind, bearer, ssl=client_context(tmp_path))).status == 200
+        assert (await ask(bind, request(), ssl=client_context(tmp_path, known))).status == 200
+
+    play(test)
+
+
+def test_client_of_a_gateway_presents_its_certificate(tmp_path: Path) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        bind = f"127.0.0.1:{claim_port()}"
+        await pool.serve(OperatorTable(bind=bind, tls={"cert": str(cert), "key": str(key), "ca": str(cert)}))
+        settings = OperatorSettings(url=f"https://{bind}", ca=str(cert), cert=str(cert), key=str(key))
+        client = OperatorClient(settings)
+        client.count("users", 3)
+        async with asyncio.timeout(DEADLINE):
+            while client.unsent:
+                assert not client.snapshot()["failing"]
+                await asyncio.sleep(0.001)
+        client.close()
+        assert pool.servers.demanded == [("users", 3)]
+
+    play(test)
+
+
+@pytest.mark.parametrize("mode", ["0600", "0660", "0666"])
+def test_unix_socket_has_the_mode_whatever_the_umask(tmp_path: Path, mode: str) -> None:
+    async def test(pool: Pool) -> None:
+        path, before = tmp_path / "operator.sock", os.umask(0o077)
+        try:
+            await pool.serve(OperatorTable(bind=f"unix:{path}", mode=mode))
+        finally:
+            os.umask(before)
+        assert oct(stat.S_IMODE(path.stat().st_mode)) == f"0o{mode[1:]}"
+        assert (await ask(f"unix:{path}", request())).status == 200
+        await pool.serve(None)
+        assert not path.exists()
+
+    play(test)
+
+
+def test_successor_continues_with_the_listener_that_the_keeper_holds(tmp_path: Path) -> None:
+    async def test(pool: Pool) -> None:
+        path = tmp_path / "operator.sock"
+        table = OperatorTable(bind=f"unix:{path}")
+        await pool.serve(table)
+        inode = path.stat().st_ino
+        successor = Pool({}, pool.keeper)
+        await successor.serve(table)
+        assert path.stat().st_ino == inode
+        # The predecessor has ended: the next client is the successor's.
+        pool.endpoint.close()
+        assert (await ask(f"unix:{path}", request())).status == 200
+        assert successor.servers.demanded == [("users", 1)]
+        await successor.serve(OperatorTable(bind=f"unix:{path}", mode="0660"))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        await successor.address.close()
+
+    play(test)
+
+
+def test_taken_port_is_a_problem_until_it_is_free() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
+            await pool.serve(table)
+            assert pool.address.problem.startswith("operator cannot be served: ")
+        await pool.serve(table)
+        assert pool.address.problem == ""
+        assert (await ask(bind, request())).status == 200
+
+    play(test)
+
+
+async def slow_clients(bind: str, count: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Clients that have sent a part of a request."""
+    host, _, port = bind.rpartition(":")
+    clients = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
+    for _, writer in clients:
+        writer.write(request()[:40])
+    return clients
+
+
+def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        await pool.serve(table)
+        async with asyncio.timeout(DEADLINE):
+            ((reader, writer),) = await slow_clients(bind, 1)
+            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+            writer.close()
+
+    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.05))
+    play(test)
+
+
+def test_client_that_begins_no_handshake_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
+        await pool.serve(table)
+        async with asyncio.timeout(DEADLINE):
+            host, _, port = bind.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+
+    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.05))
+    play(test)
+
+
+def test_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
+        await pool.serve(table)
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+        former = cert.read_bytes()
+        certificate(tmp_path)
+        assert cert.read_bytes() != former
+        await pool.serve(table)
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+        key.write_text("broken")
+        await pool.serve(table)
+        assert "its certificate cannot be used" in pool.address.problem
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+
+    play(test)
+
+
+def test_slow_clients_give_way_to_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        await pool.serve(table)
+        clients = await slow_clients(bind, 3)
+        assert (await ask(bind, request())).status == 200
+        for _, writer in clients:
+            writer.close()
+
+    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=600.0, connections=2))
+    play(test)
+
+
+def test_events_are_bounded_and_their_counts_are_whole() -> None:
+    async def test(pool: Pool) -> None:
+        table, bind = trusted()
+        await pool.serve(table)
+        clock = pool.endpoint.clock = ManualClock(100.0)
+        async with connected(bind) as asking:
+            for _ in range(20):
+                await asking(request({**REPORT, "count": 5}))
+            clock.advance(EVENT_SECONDS)
+            await asking(request())
+            await asking(request({**REPORT, "svc": "stopped"}))
+        assert pool.recorded == [
+            ("requests reported", "users", "5 requests wait elsewhere"),
+            ("requests reported", "users", "96 requests wait elsewhere"),
+            (
+                "requests reported",
+                "stopped",
+                "1 request waits elsewhere; the server is not to run, and stays as it is",
+            ),
+        ]
+
+    play(test)
