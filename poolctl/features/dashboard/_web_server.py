@@ -1,10 +1,14 @@
-"""The dashboard's HTTP server: uvicorn, with limits on connections and handshakes, and with renewed certificates."""
+"""The process of a dashboard: the supervisor sends its settings and listeners.
+
+Its HTTP server is uvicorn, with limits on connections and handshakes, and with renewed certificates.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import ssl
@@ -15,7 +19,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from poolctl.json_form import Table
+from poolctl.keeper import wire
+from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import name_process
+from poolctl.runners.supervised_process import SupervisedProcess
 from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
+
+from ._app import PageSettings, make_app
 
 # The limit from the connection, or a request's first byte, to the end of the request's body.
 REQUEST_SECONDS = 10.0
@@ -24,7 +34,6 @@ RENEWAL_SECONDS = 30.0
 HANDSHAKE_SECONDS = 10.0
 # Each handshake needs a quarter of a megabyte until it ends.
 MOST_HANDSHAKES = 256
-_AT_ONCE = 100
 _PAUSE_SECONDS = 1.0
 # Streams never end by themselves.
 _LAST_SECONDS = 1
@@ -57,75 +66,53 @@ class WebServer(uvicorn.Server):
         config.ssl = context_of(tls) if tls else None
         super().__init__(config)
         self.over = over
+        self._beginning: set[asyncio.Task[None]] = set()  # connections without a protocol yet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server, which bounds neither handshakes nor connections."""
-        self.servers = [ConnectionAcceptor(sock, self) for sock in sockets or ()]  # type: ignore[misc]
+        """See uvicorn.Server, whose asyncio servers bound neither handshakes nor connections."""
+        self._accepting = [asyncio.ensure_future(self._accept(sock)) for sock in sockets or ()]
+        self.servers = []
         self.started = True
 
     async def main_loop(self) -> None:
         await self.over.wait()
+        for accepting in self._accepting:
+            accepting.cancel()
+        if self._beginning:
+            await asyncio.wait(self._beginning, timeout=_LAST_SECONDS)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Does nothing, because the owner of this server handles signals."""
         yield
 
-
-class ConnectionAcceptor:
-    """Accepts a listener's connections. asyncio's own server limits neither handshakes nor connections."""
-
-    def __init__(self, listener: socket.socket, server: WebServer) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._listener = listener
-        self._server = server
-        self._beginning: set[asyncio.Task[None]] = set()
-        self._pause: asyncio.TimerHandle | None = None
+    async def _accept(self, listener: socket.socket) -> None:
         listener.setblocking(False)
-        self._loop.add_reader(listener.fileno(), self._accept)
-
-    def close(self) -> None:
-        """Stop accepting; the listener stays open."""
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener.fileno())
-
-    async def wait_closed(self) -> None:
-        """Return when every accepted connection has a protocol, or is closed."""
-        if self._beginning:
-            await asyncio.wait(self._beginning)
-
-    def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+        loop = asyncio.get_running_loop()
+        while True:
             try:
-                connection, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                connection, _ = await loop.sock_accept(listener)
+            except ConnectionAbortedError:
+                continue
             except OSError as error:
-                self.close()
-                if error.errno in _EXHAUSTED:
-                    self._pause = self._loop.call_later(_PAUSE_SECONDS, self._again)
-                else:
+                if error.errno not in _EXHAUSTED:
                     # Another process has shut the listener down: the order to stop follows.
-                    self._server.over.set()
-                return
+                    self.over.set()
+                    return
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
             if len(self._beginning) >= MOST_HANDSHAKES:
                 connection.close()
                 continue
-            connection.setblocking(False)
-            task = self._loop.create_task(self._begin(connection))
+            task = loop.create_task(self._begin(connection))
             self._beginning.add(task)
             task.add_done_callback(self._beginning.discard)
 
-    def _again(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._accept)
-
     async def _begin(self, connection: socket.socket) -> None:
-        context = self._server.config.ssl
+        context = self.config.ssl
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: DashboardConnection(self._server.config, self._server.server_state, {}),
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: DashboardConnection(self.config, self.server_state, {}),
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS if context else None,
@@ -239,3 +226,41 @@ def _stamps(tls: Table) -> list[object]:
 def _opened(tls: Table) -> Iterator[list[int]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(open(path, "rb")).fileno() for path in _paths(tls)]
+
+
+class DashboardServer(SupervisedProcess):
+    """Serves from the order `begin` on, which comes with the listeners."""
+
+    _serving: asyncio.Future[None] | None = None
+
+    async def finish(self) -> None:
+        """See SupervisedProcess."""
+        if self._serving is not None:
+            await self._serving
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """See SupervisedProcess."""
+        if message.get("t") == "begin" and self._serving is None:
+            self._serving = asyncio.ensure_future(self._serve(message, fds))
+
+    async def _serve(self, message: Table, fds: list[int]) -> None:
+        renewal: asyncio.Future[None] | None = None
+        try:
+            settings = PageSettings(**message["settings"])
+            log = InternalLog(os.path.join(message["directory"], "dashboard.log"))
+            logging.basicConfig(handlers=[log], level=logging.WARNING)
+            server = WebServer(make_app(settings, self.over), self.over, settings.tls)
+            if settings.tls:
+                renewal = asyncio.ensure_future(keep_current(server.config.ssl, settings.tls))
+            self.link.send({"t": "up"})
+            await server.serve([socket.socket(fileno=fd) for fd in fds])
+        finally:
+            self.over.set()
+            if renewal is not None:
+                renewal.cancel()
+
+
+def main() -> None:
+    """Serve until the order to end."""
+    name_process("poolctl-dashb.")
+    asyncio.run(DashboardServer().run())
