@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from poolctl.features.notify.notifications import MAX_WAITING, Outbox
 from poolctl.features.notify._problem_tracker import Message
+from poolctl.features.notify.notifications import MAX_WAITING, Outbox
 from poolctl.monitor.journal import JournalEvent
 
 
