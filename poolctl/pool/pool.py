@@ -36,7 +36,7 @@ from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.stack_report import PYTHON, Stacks, WorkerStacks, parse, place_of
 from poolctl.selection.field_filter import Field, checked, matching, values
 from poolctl.states import State
-from poolctl.worker.stack_dump import describe
+from poolctl.worker.tally import describe
 
 from . import loop_thread
 from .hot_reload import HotReload

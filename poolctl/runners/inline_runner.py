@@ -25,7 +25,7 @@ from poolctl.listeners.open_listener import (
     inherited_descriptors,
     refuse,
 )
-from poolctl.worker.serving.shared_listener import stop_reading
+from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener

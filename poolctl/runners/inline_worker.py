@@ -15,10 +15,10 @@ import uvicorn
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
-from poolctl.worker.load_app import LoadFailed, load_app
-from poolctl.worker.serving.access_log import AccessLog
+from poolctl.worker.imports import LoadFailed, load_app
+from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.shared_listener import stop_reading
+from poolctl.worker.serving.request_records import AccessLog
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
 
 from .listener_opener import in_daemon_thread

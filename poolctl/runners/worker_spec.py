@@ -12,7 +12,7 @@ from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.platform import sealed_file
-from poolctl.worker.control_socket import spec_digest
+from poolctl.worker.process_setup import spec_digest
 
 from .process_link import environment_for_programs, withheld_variables
 from .runner_protocol import app_state

@@ -42,10 +42,10 @@ def main() -> None:
     elif role == "debug":
         try:
             _require_uvicorn()
-            from .debug import run
+            from .foreground import debug
         except ImportError as error:
             sys.exit(_why(error)[0])
-        run()
+        debug()
     else:
         from .worker_process import resume as resume_worker
 

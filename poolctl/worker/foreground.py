@@ -1,15 +1,19 @@
-"""What a process is given that serves in the foreground, without a supervisor and without a fork."""
+"""A process that serves in the foreground, without a supervisor and without a fork: what it is given, and debugging."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from .preload import end_imports, preload
+import uvicorn
+
+from .imports import LoadFailed, end_imports, exit_status, explain, load_app, preload, set_app_environment
 from .process_setup import (
     SPEC_FD,
     SetupFailed,
@@ -19,8 +23,12 @@ from .process_setup import (
     read_spec_after_exec,
     start_interpreter_again,
 )
+from .serving.pool_server import PoolServer, StartupFailed, load_config
+from .serving.uvicorn_parts import drainable
 
 _APPLIED = "applied"
+_FAILED = 1
+_INTERRUPTED = 130
 
 
 class Given(NamedTuple):
@@ -77,3 +85,60 @@ def close(listeners: Iterable[socket.socket]) -> None:
         if path:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def debug() -> NoReturn:
+    """Serve a server for debugging until Ctrl-C or SIGTERM, on the main thread.
+
+    So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that
+    starts with the interpreter sees only the application. There is no restart and no handover.
+    """
+    spec, listeners, tls_fds, _ = receive("worker", "debug")
+    try:
+        status = _live(spec, listeners, tls_fds)
+    finally:
+        close(listeners)
+    sys.exit(status)
+
+
+def _stop_here() -> None:
+    # pdb's own handler would turn Ctrl-C into a prompt inside the event loop instead of the end.
+    import pdb
+
+    pdb.Pdb(nosigint=True).set_trace(sys._getframe().f_back)
+
+
+def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int:
+    try:
+        set_app_environment(spec)
+        if "PYTHONBREAKPOINT" not in os.environ:
+            sys.breakpointhook = _stop_here
+        settings = {**spec["uvicorn"], "limit_max_requests": None}
+        config = uvicorn.Config(load_app(spec), **drainable(settings))
+        requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}
+        load_config(config, requests, spec["tls"], tls_fds)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(spec, config, listeners))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as leaving:
+        return exit_status(leaving.code)
+    except LoadFailed as error:
+        print(explain(error), file=sys.stderr, end="")
+        return _FAILED
+    except StartupFailed:
+        return _FAILED  # uvicorn has logged the reason
+    return 0
+
+
+async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.socket]) -> None:
+    server = PoolServer(
+        config,
+        state=spec["state"],
+        drain_seconds=spec["drain_seconds"],
+        stop_seconds=spec["stop_seconds"],
+        **spec["limits"],
+    )
+    # SIGINT is left to asyncio's runner, which cancels this, even while a debugger waits for a line.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    await server.run(listeners, lambda: None)

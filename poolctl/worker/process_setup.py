@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import marshal
 import os
 import pwd
@@ -14,6 +15,7 @@ import resource
 import signal
 import sys
 import traceback
+from binascii import crc32
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -25,8 +27,9 @@ FIRST_FD = 16
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
 FIRST_LISTENER_FD = FIRST_FD + 2
-# The first order, as `wire` encodes it.
-GO = b'{"order":"go"}'
+# The first order and a heartbeat, as `wire` encodes them. Compared as bytes, because parsing would touch pages that a
+# fork shares until then.
+GO, BEAT = b'{"order":"go"}', b'{"order":"beat"}'
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 # An interpreter reads these once, at its start: a fork cannot honour them.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
@@ -40,6 +43,13 @@ _POOL_VARIABLES = (
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 )
+
+# The parts of a specification that come from its server's configuration: not from the machine, or from the command that
+# started the pool.
+_KEYS = (
+    "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
+    "umask", "user", "uvicorn",
+)  # fmt: skip
 
 Spec = dict[str, Any]
 
@@ -111,7 +121,6 @@ def read_spec(fd: int) -> Spec:
 
 def wait_for_go(control: int) -> None:
     """Wait until the supervisor has recorded this worker; exit if it dies before, since the worker would be unknown."""
-    # Compared as bytes, not parsed: a fork pays for every page that it touches.
     if os.read(control, len(GO) + 1) != GO:
         os._exit(0)
 
@@ -235,3 +244,8 @@ def drop_rights(uid: int, gid: int) -> None:
     if not done:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+
+
+def spec_digest(spec: Spec) -> int:
+    """The digest of a specification; equal digests mean that the server's configuration has not changed."""
+    return crc32(json.dumps({key: spec[key] for key in _KEYS if key in spec}, sort_keys=True).encode())

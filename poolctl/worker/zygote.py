@@ -25,17 +25,18 @@ from typing import NoReturn
 from ..keeper import wire
 from ..platform import name_process
 from .fork_safety import ProcessSnapshot, ThreadOrigins
-from .load_app import (
+from .imports import (
     MOST_CHARACTERS,
     LoadFailed,
     exit_status,
     explain,
     import_app,
     module_of,
+    preload,
+    prepare_for_forks,
     set_app_environment,
     warm_up,
 )
-from .preload import preload, prepare_for_forks
 from .process_setup import (
     SPEC_FD,
     Spec,

@@ -55,9 +55,8 @@ WITHIN = {
         "backends": 1,
     },
     "worker": {
-        "tally": 0, "peer_counts": 0, "fork_safety": 0, "process_setup": 0,
-        "load_app": 1, "stack_dump": 1,
-        "control_socket": 2, "serving": 2, "preload": 3, "foreground": 4, "worker_process": 4, "debug": 5, "zygote": 5,
+        "tally": 0, "fork_safety": 0, "process_setup": 0, "serving": 1, "imports": 2, "foreground": 3,
+        "worker_process": 3, "zygote": 4,
     },
 }  # fmt: skip
 TOP = 8

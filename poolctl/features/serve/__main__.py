@@ -11,7 +11,7 @@ from typing import NoReturn
 import uvicorn
 
 from poolctl.worker.foreground import Given, close, receive
-from poolctl.worker.load_app import LoadFailed, exit_status, explain, load_app, set_app_environment
+from poolctl.worker.imports import LoadFailed, exit_status, explain, load_app, set_app_environment
 from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_config
 from poolctl.worker.serving.uvicorn_parts import configure, set_log_level
 

@@ -33,10 +33,11 @@ from poolctl.platform import (
     status_of,
     waits_for_events,
 )
-from poolctl.worker.control_socket import BEAT
-from poolctl.worker.peer_counts import new_page as new_peer_page
-from poolctl.worker.stack_dump import ASK, ASK_AGAIN
+from poolctl.worker.process_setup import BEAT
+from poolctl.worker.serving.evenness import new_page as new_peer_page
 from poolctl.worker.tally import (
+    ASK,
+    ASK_AGAIN,
     BEAT_ASKED_NS,
     BEAT_AT_NS,
     BEAT_CPU_NS,

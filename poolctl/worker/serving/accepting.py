@@ -2,12 +2,17 @@
 
 Both are open while the worker should accept and has room. A full worker refuses nothing: connections wait in the
 backlog, or in the pair, for other workers.
+
+Without TLS the event loop's own server accepts. With TLS it would begin the handshake at once, and nothing could be
+decided about a connection before: so `TlsListener` accepts, and gives each connection to the worker as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import logging
 import os
 import resource
 import select
@@ -16,22 +21,19 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import uvicorn
 
 from poolctl.keeper import connection_handover
-from poolctl.keeper.batch_size import BatchSize
-from poolctl.keeper.connection_handover import Routed
+from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly, has_left
 
-from .accepted_connections import AcceptedConnections
 from .connection_state import Drainable, PoolServerState
 from .evenness import Evenness
-from .http1_or_2 import Http1Or2
+from .http2_connection import Http1Or2
 from .routed_connections import RoutedConnection, make_routed
-from .shared_listener import ROOM_PART, Listening, SharedListener, TlsListener, close_all, stop_reading
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
@@ -47,7 +49,173 @@ _OPEN_AT_START = 64  # used where /proc is not readable
 _AT_ONCE = 16
 # For connections that have waited for the wake, and reach the pair when the worker accepts already.
 _WAKE_SECONDS = 1.0
-PAUSE_SECONDS = 0.01
+_ROOM_PART = 4
+_RETRY_SECONDS = 1.0  # as asyncio's
+_LEAST_HANDSHAKE_SECONDS = 0.1
+
+_Work = Coroutine[Any, Any, object]  # creates a transport
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class Listening(Protocol):
+    """Accepts from one listener; asyncio.Server implements it."""
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """The duplicates of the listener, on which the loop has a reader."""
+
+    def close(self) -> None:
+        """Stop accepting."""
+
+
+class SharedListener(socket.socket):
+    """A listener from which only a few connections are accepted at a time.
+
+    asyncio needs some iterations to count them, so a worker accepts only a fraction of its room at a time.
+    """
+
+    def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
+        # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
+        # the listener of every other worker; a worker that calls accept() at that moment blocks forever.
+        numbers: Any = super(socket.socket, like)
+        self._kind = numbers.family, numbers.type, numbers.proto
+        super().__init__(*self._kind, fileno=os.dup(like.fileno()))
+        self._server_state = server_state
+        self._at_once = 1
+
+    def accept(self) -> tuple[socket.socket, object]:
+        """Like socket.accept(), but sometimes raises BlockingIOError early, so that the loop can do other work."""
+        if not self._at_once:
+            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))
+            raise BlockingIOError
+        self._at_once -= 1
+        fd, address = self._accept()  # type: ignore[attr-defined]
+        return socket.socket(*self._kind, fileno=fd), address
+
+    def accept_one(self) -> Connection:
+        """Accept the next connection. Raises OSError; BlockingIOError if no connection is waiting."""
+        fd, _ = self._accept()  # type: ignore[attr-defined]
+        return Connection(*self._kind, fd)
+
+
+class TlsListener:
+    """Accepts TLS connections until it is closed, or the loop has no reader on its socket.
+
+    `begin_tls` gets each connection, of which nothing has been read, and owns it.
+    """
+
+    def __init__(self, listener: SharedListener, begin_tls: Callable[[socket.socket], None]) -> None:
+        self.sockets = (listener,)
+        self._listener = listener
+        self._begin_tls = begin_tls
+        self._retry: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def close(self) -> None:
+        """Stop accepting."""
+        stop_reading(self.sockets)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._listener.close()
+
+    def _begin(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        # One per iteration: a handshake takes far longer, and meanwhile another worker may accept the next connection.
+        try:
+            sock = self._listener.accept_one()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # usually no descriptor is free
+            logger.warning("no connection can be accepted: %s", error)
+            stop_reading(self.sockets)
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._begin)
+            return
+        self._begin_tls(sock)
+
+
+def stop_reading(listeners: Sequence[socket.socket]) -> None:
+    """Stop accepting from these listeners; accepted connections continue."""
+    loop = asyncio.get_running_loop()
+    for listener in listeners:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_reader(listener.fileno())
+
+
+async def close_all(listening: Sequence[Listening]) -> None:
+    """Stop accepting, without losing a connection that has been accepted."""
+    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
+    # first and close it some turns later, when those are attached.
+    for each in listening:
+        stop_reading(each.sockets)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for each in listening:
+        each.close()
+    await asyncio.sleep(0)
+
+
+class AcceptedConnections:
+    """Connections that have no protocol yet.
+
+    The state's `changed` is set when a connection has got its protocol, or has failed.
+    """
+
+    def __init__(self, server_state: PoolServerState) -> None:
+        self._server_state = server_state
+        self._waiting: dict[_Work, asyncio.Future[object]] = {}  # with the future that each awaits
+
+    def __len__(self) -> int:
+        """The number of connections without a protocol; the state counts connections in a TLS handshake."""
+        return len(self._waiting) - len(self._server_state.expected)
+
+    def shake_hands(
+        self, protocol: asyncio.Protocol, sock: socket.socket, context: ssl.SSLContext, due: float
+    ) -> None:
+        """Begin TLS on a connection that then gets this protocol.
+
+        The handshake and the first head must be complete at `due`, in seconds of the system's monotonic clock.
+        """
+        self._server_state.expect(protocol, due)
+        seconds = max(_LEAST_HANDSHAKE_SECONDS, due - time.monotonic())
+        self._begin(lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds)
+
+    def attach(self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket) -> None:
+        """Give the connection a protocol, without TLS."""
+        self._begin(make, sock, None)
+
+    def cancel(self) -> None:
+        """Close the connections that have no protocol yet."""
+        for waits in list(self._waiting.values()):
+            waits.cancel()
+
+    def _begin(
+        self, make: Callable[[], Any], sock: socket.socket, expected: asyncio.Protocol | None, **tls: Any
+    ) -> None:
+        work = asyncio.get_running_loop().connect_accepted_socket(make, sock, **tls)
+        # Without a task, which takes half as long again, and would begin in another iteration of the loop.
+        try:
+            self._await(work, expected)
+        except Exception:
+            close_promptly(sock.detach())
+            self._end(expected)
+
+    def _await(self, work: _Work, expected: asyncio.Protocol | None) -> None:
+        waits = self._waiting[work] = work.send(None)
+        waits.add_done_callback(functools.partial(self._continue, work, expected))
+
+    def _continue(self, work: _Work, expected: asyncio.Protocol | None, _: object) -> None:
+        del self._waiting[work]
+        try:
+            self._await(work, expected)
+        except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
+            self._end(expected)
+
+    def _end(self, expected: asyncio.Protocol | None) -> None:
+        self._server_state.handshake_failed(expected)  # no effect if it was complete
+        self._server_state.changed.set()
 
 
 class AdoptionPair(NamedTuple):
@@ -94,8 +262,6 @@ class SharedListeners:
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
-        self._batch = BatchSize(_AT_ONCE)
-        self._taken_at = 0.0
 
     async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
         """Accept from the listeners now or, if `wanted` is false, once `want` is called.
@@ -249,7 +415,7 @@ class SharedListeners:
         self._taking = True
         self.show_taking()
         if self._adoption is not None:
-            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_some)
+            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
 
     def _stop_taking(self) -> None:
         """Stop taking connections; waiting connections are left to other workers."""
@@ -265,29 +431,29 @@ class SharedListeners:
         if self._server_state.evenness is not None:
             self._server_state.evenness.accept(self._taking)
 
-    def _take_some(self) -> None:
-        """Take several connections from the pair, which costs less than one in each iteration of the loop.
-
-        After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
-        a burst.
-        """
+    def _take_one(self) -> None:
+        """Take one connection from the pair in each iteration of the loop, so that workers share a burst."""
+        assert self._adoption is not None
         evenness = self._server_state.evenness
         if evenness is not None and self._leaves_to_others(evenness):
             return
-        now, batch = time.monotonic(), self._batch
-        if now - self._taken_at >= PAUSE_SECONDS:
-            batch.restart()
-        self._taken_at = now
         # Connections without TLS that have no protocol yet are not counted as open.
-        room = self._server_state.room() - len(self.accepted)
-        most = min(batch.size, max(1, room // ROOM_PART)) if room > 0 else 0
-        if evenness is not None and evenness.under_way:
-            most = min(most, 1)
-        for taken in range(most):
-            if not self._take_one():
-                batch.took(taken)
-                return
-        batch.took(most)
+        if self._server_state.room() <= len(self.accepted):
+            return
+        try:
+            taken = connection_handover.take(self._adoption.take)
+        except connection_handover.NoRoom:
+            self._stop_taking()
+            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
+            return
+        except (BlockingIOError, InterruptedError, WireError):
+            return  # usually another worker was faster
+        except OSError:
+            taken = None
+        if taken is None:
+            self._stop_taking()
+        else:
+            self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
         """Whether to leave the next connection to a worker with fewer connections, at least for a moment."""
@@ -298,25 +464,6 @@ class SharedListeners:
             loop.remove_reader(self._adoption.take.fileno())
             self._take_timer = loop.call_later(seconds, self._take)
         return bool(seconds)
-
-    def _take_one(self) -> bool:
-        """Take the next connection; False if no connection was waiting."""
-        assert self._adoption is not None
-        try:
-            taken = connection_handover.take(self._adoption.take)
-        except connection_handover.NoRoom:
-            self._stop_taking()
-            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
-            return False
-        except (BlockingIOError, InterruptedError, WireError):
-            return False  # usually another worker was faster
-        except OSError:
-            taken = None
-        if taken is None:
-            self._stop_taking()
-            return False
-        self._adopt(taken)
-        return True
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""

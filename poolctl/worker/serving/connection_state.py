@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 from ...keeper.connection_handover import unread_bytes
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
-from .access_log import FailedRequests
 from .evenness import Evenness
-from .request_counting import Batch
+from .request_records import Batch, FailedRequests
 from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]

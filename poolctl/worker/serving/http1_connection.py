@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that can be drained, independently of the parser.
+"""HTTP/1.1 connections that can be drained, counted and limited, with each of the parsers.
 
 A class for each parser combines it with uvicorn's protocol class. Requests are counted, and their heads limited.
 
@@ -20,11 +20,13 @@ import asyncio
 import contextlib
 import re
 import socket
+import sys
 from collections.abc import Iterable
 from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any
 
+import h11
 import uvicorn
 
 from poolctl.keeper import connection_handover
@@ -33,8 +35,8 @@ from poolctl.keeper.wire import WireError
 
 from ..tally import MALFORMED, STATUS
 from .connection_state import Drainable, PoolServerState
-from .request_counting import send_counted
-from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
+from .request_records import send_counted
+from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
 
 QUIET_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.003
@@ -105,11 +107,6 @@ class Http1Connection(Drainable, Http1Protocol):
     @property
     def between_requests(self) -> bool:
         """Whether all received bytes belong to requests that have their complete response."""
-        raise NotImplementedError
-
-    @classmethod
-    def routed(cls) -> type[Http1Connection]:
-        """The class for connections that the gateway has passed on with their route."""
         raise NotImplementedError
 
     @property
@@ -459,6 +456,187 @@ class Http1Connection(Drainable, Http1Protocol):
             self.close_when_quiet(self.timeout_keep_alive)
         else:
             super().timeout_keep_alive_handler()
+
+
+class H11Connection(Http1Connection, H11Protocol):
+    """A connection that uses h11, which keeps pipelined data in its buffer."""
+
+    __slots__ = ()
+
+    server_state: PoolServerState
+
+    @property
+    def between_requests(self) -> bool:
+        """See Http1Connection."""
+        conn = self.conn
+        waiting, _ = conn.trailing_data
+        return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE
+
+    @property
+    def body_follows(self) -> bool:
+        """See Http1Connection. uvicorn does not record the end of a body that follows its response."""
+        return self.conn.their_state is h11.SEND_BODY
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self.request_begins(before)
+        if self.server_state.moves_to is not None:
+            self._move()
+
+    def on_response_complete(self) -> None:
+        self.response_ends()
+        super().on_response_complete()
+        self.may_leave()
+        if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
+            # A part of the next head arrived before this response was complete.
+            self.stop_timer()
+            self.wait_for_head(begun, len(begun))
+
+    def send_400_response(self, msg: str) -> None:
+        if len(self.conn.trailing_data[0]) > self.server_state.heads.most_bytes:
+            self.refuse(431)
+        else:
+            super().send_400_response(msg)
+
+    def last_chunk(self) -> bytes:
+        """See Http1Connection."""
+        try:
+            return self.conn.send(h11.EndOfMessage()) or b""
+        except h11.LocalProtocolError:  # the response has a length
+            return b""
+
+
+class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
+    """A connection that uses httptools, which parses all received data at once.
+
+    uvicorn sets a timer after each response, and cancels it at the next request. Here one timer runs: when it fires,
+    the connection closes if it has been quiet since its last response.
+    """
+
+    __slots__ = ("_closes_at", "_fires_at")
+
+    server_state: PoolServerState
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+    _closes_at: float
+
+    @property
+    def between_requests(self) -> bool:
+        """See Http1Connection. A scope without a method belongs to a request with incomplete headers."""
+        if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
+            return False
+        return self.cycle is None or not self.cycle.more_body
+
+    def on_headers_complete(self) -> None:
+        before = self.cycle
+        HttpToolsProtocol.on_headers_complete(self)
+        if self.cycle is not before:  # not an upgrade, for which uvicorn still needs the list
+            # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
+            self.headers = []
+            self.request_begins(before)
+
+    def on_message_complete(self) -> None:
+        HttpToolsProtocol.on_message_complete(self)
+        if self.cycle is not None and self.cycle.response_complete:
+            # The response came before the end of the body, which uvicorn then does not record.
+            self.cycle.more_body = False
+            if self.server_state.moves_to is not None:
+                self.loop.call_soon(self._move)
+
+    def last_chunk(self) -> bytes:
+        """See Http1Connection."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
+
+    def on_response_complete(self) -> None:
+        self.response_ends()
+        if self.pipeline:
+            super().on_response_complete()
+        else:  # as in uvicorn, without a new timer
+            self.server_state.total_requests += 1
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
+                self._closes_at = self.loop.time() + self.timeout_keep_alive
+                if self.timeout_keep_alive_task is None:
+                    self._set_timer()
+        self.may_leave()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Leave the timer running. uvicorn calls this whenever data arrives."""
+
+    @property
+    def closes_at(self) -> float:
+        """See Http1Connection."""
+        return self._closes_at
+
+    def close_when_quiet(self, seconds: float) -> None:
+        """See Http1Connection."""
+        self._closes_at = self.loop.time() + seconds
+        if self.timeout_keep_alive_task is None or self._closes_at < self._fires_at:
+            self.stop_timer()
+            self._set_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See Http1Connection. A request in progress sets a new timer when it is complete."""
+        self.timeout_keep_alive_task = None
+        if not self.idle or self not in self.connections:  # or a WebSocket
+            return
+        if self.loop.time() < self._closes_at:
+            self._set_timer()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _set_timer(self) -> None:
+        self._fires_at = self._closes_at
+        self.timeout_keep_alive_task = self.loop.call_at(self._closes_at, self.timeout_keep_alive_handler)
+
+
+class ZttpConnection(Http1Connection, ZttpProtocol):
+    """A connection that uses zttp. It lingers, because the parser does not report its buffered data."""
+
+    __slots__ = ()
+
+    server_state: PoolServerState
+    can_move = False
+    _ahead = 0
+
+    @property
+    def between_requests(self) -> bool:
+        """See Http1Connection. Known only before the first byte."""
+        return self.head is FIRST
+
+    def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        ahead = not self.idle and not cycle.more_body
+        super().data_received(data)
+        if ahead and cycle is self.cycle:
+            # Pipelined requests wait in the parser, which has no limit for them.
+            self._ahead += len(data)
+            if self._ahead > self.server_state.heads.most_bytes:
+                self.flow.pause_reading()
+
+    def handle_events(self, event: Any) -> None:
+        before = self.cycle
+        super().handle_events(event)
+        if self.cycle is not before:
+            self.request_begins(before)
+
+    def handle_remote_protocol_error(self) -> None:
+        # zttp has its own limits: 16 KiB and a hundred headers.
+        if "size limit" in str(sys.exception()) and self.idle:
+            self.refuse(431)
+        else:
+            super().handle_remote_protocol_error()
+
+    def on_response_complete(self) -> None:
+        self._ahead = 0
+        self.response_ends()
+        super().on_response_complete()
+        self.may_leave()
+
+    def last_chunk(self) -> bytes:
+        """See Http1Connection."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
 
 class Upgrade:

@@ -15,31 +15,29 @@ from typing import Any
 
 import uvicorn
 
-from ..peer_counts import PeerCounts
-from .accepted_connections import AcceptedConnections
-from .accepting import AdoptionPair, SharedListeners, protocol_factory
-from .access_log import CUT, FailedRequests, unwatched, watch_requests
+from .accepting import AcceptedConnections, AdoptionPair, SharedListeners, protocol_factory
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
-from .evenness import Evenness
-from .h11_connection import H11Connection
-from .http1_connection import Http1Connection
-from .request_counting import Batch
+from .evenness import Evenness, PeerCounts
+from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
+from .http2_connection import Http2Connection
+from .request_records import CUT, Batch, FailedRequests, unwatched, watch_requests
 from .uvicorn_parts import (
     CLOSE_HEADER,
     H11,
     HTTP1,
     HTTP2,
     HTTPTOOLS,
+    WEBSOCKETS,
     ZTTP,
     Message,
     Settings,
     State,
     Tls,
     UvicornParts,
+    ZttpH2Protocol,
     ssl_context,
     use_known_addresses,
 )
-from .websocket_close import close_websocket
 from .worker_routes import ANYWHERE, Routes, show_proxied_routes
 
 logger = logging.getLogger("uvicorn.error")
@@ -59,20 +57,13 @@ _CUT_HEADERS = [
     (b"content-length", b"%d" % len(_CUT_BODY)),
 ]
 
-# With the parts of uvicorn's class that each uses. All are imported before the first fork; a parser may be missing.
-_CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [(H11Connection, (HTTP1, H11))]
-with contextlib.suppress(ImportError):
-    from .httptools_connection import HttptoolsConnection
-
-    _CLASSES.append((HttptoolsConnection, (HTTP1, HTTPTOOLS)))
-with contextlib.suppress(ImportError):
-    from .zttp_connection import ZttpConnection
-
-    _CLASSES.append((ZttpConnection, (HTTP1, ZTTP)))
-with contextlib.suppress(ImportError):
-    from .http2_connection import Http2Connection
-
-    _CLASSES.append((Http2Connection, (HTTP2,)))
+# With the parts of uvicorn's class that each uses.
+_CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
+    (H11Connection, (HTTP1, H11)),
+    (HttptoolsConnection, (HTTP1, HTTPTOOLS)),
+    (ZttpConnection, (HTTP1, ZTTP)),
+    (Http2Connection, (HTTP2,)),
+]
 
 
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
@@ -94,8 +85,8 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
 
 def http2_class() -> type[asyncio.Protocol]:
     """The class for connections of HTTP/2. Raises ImportError if zttp or uvicorn's class is missing."""
-    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
-
+    if not hasattr(ZttpH2Protocol, "handle_request"):
+        raise ImportError("HTTP/2 needs zttp, and a uvicorn that supports it")
     return connection_class(ZttpH2Protocol)
 
 
@@ -534,3 +525,95 @@ def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
             host, port = listener.getsockname()[:2]
             return ANYWHERE.get(host, host), port
     return None
+
+
+REPLY_SECONDS = 2.0
+SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
+
+WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
+
+
+def close_websocket(websocket: WebSocket) -> None:
+    """Close one of uvicorn's WebSockets with 1012; shut down any other connection as uvicorn does.
+
+    For a WebSocket uvicorn's own way closes the socket right after the close frame. With unread data in the receive
+    buffer that is a reset, which loses the frame.
+    """
+    kind: Any = type(websocket)
+    closed = _closing_function(kind)
+    try:
+        if closed is None or websocket.transport.is_closing() or not closed(websocket):
+            if closed is not None:
+                websocket.send_500_response = functools.partial(_refuse_handshake, websocket)
+            websocket.shutdown()
+    except Exception:
+        # An error of one connection must not keep the others from closing, nor the application's shutdown.
+        logger.warning("aborting a connection of class %s", type(websocket).__name__, exc_info=True)
+        websocket.transport.abort()
+
+
+@functools.cache
+def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
+    """The function that closes connections of this class; None if the class lacks parts, as before uvicorn 0.53."""
+    parts = WEBSOCKETS.get(protocol.__name__)
+    return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
+
+
+def _refuse_handshake(websocket: WebSocket) -> None:
+    """Respond with 503 to a handshake that the application has not answered yet; the connection closes then."""
+    if getattr(websocket, "initial_response", None) or getattr(websocket, "response_started", False):
+        return
+    websocket.transport.write(
+        b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    )
+    if isinstance(started := getattr(websocket, "handshake_started_event", None), asyncio.Event):
+        started.set()  # for uvicorn's handler, which waits for it
+
+
+def _sansio(websocket: WebSocket) -> bool:
+    if not websocket.handshake_complete or websocket.close_sent:
+        return False
+    # Discard data that the client sends before its close frame.
+    websocket.send_receive_event_to_app = websocket.frames.clear
+    websocket.conn.send_close(SERVICE_RESTART)
+    _await_reply(websocket, b"".join(websocket.conn.data_to_send()))
+    return True
+
+
+def _wsproto(websocket: WebSocket) -> bool:
+    from wsproto.events import CloseConnection
+
+    if not websocket.handshake_complete or websocket.close_sent or websocket.response_started:
+        return False
+    # Discard data, and also pings and pongs, which cannot be answered after the close frame.
+    websocket.handle_message = websocket.handle_ping = websocket.handle_pong = lambda event: None
+    _await_reply(websocket, websocket.conn.send(CloseConnection(code=SERVICE_RESTART)))
+    return True
+
+
+def _await_reply(websocket: WebSocket, close_frame: bytes) -> None:
+    websocket.stop_keepalive()
+    websocket.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
+    websocket.transport.write(close_frame)
+    websocket.transport.resume_reading()
+    # A set timer keeps the connection open after the end of the application's task; uvicorn clears it.
+    websocket.close_timer = websocket.loop.call_later(REPLY_SECONDS, websocket.transport.close)
+
+
+def _legacy(websocket: WebSocket) -> bool:
+    if not websocket.handshake_completed_event.is_set() or not websocket.open:
+        return False
+    websocket.ws_server.closing = True  # so the application gets this code, too
+    websocket.close_timeout = REPLY_SECONDS
+    task = websocket.loop.create_task(websocket.close(SERVICE_RESTART))
+    websocket.tasks.add(task)
+    task.add_done_callback(websocket.tasks.discard)
+    return True
+
+
+# Indexed by the names of uvicorn_parts.WEBSOCKETS.
+_CLOSING_FUNCTIONS: dict[str, Callable[[WebSocket], bool]] = {
+    "WebSocketsSansIOProtocol": _sansio,
+    "WSProtocol": _wsproto,
+    "WebSocketProtocol": _legacy,
+}

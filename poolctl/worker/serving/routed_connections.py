@@ -26,8 +26,15 @@ from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import admits, passed_match
 
 from .connection_state import PoolServerState
-from .http1_connection import FIRST, QUIET_SECONDS, Http1Connection
-from .http1_or_2 import Http1Or2
+from .http1_connection import (
+    FIRST,
+    QUIET_SECONDS,
+    H11Connection,
+    Http1Connection,
+    HttptoolsConnection,
+    ZttpConnection,
+)
+from .http2_connection import Http1Or2
 from .uvicorn_parts import State
 from .worker_routes import Look, Routes, show_route
 
@@ -338,6 +345,13 @@ class RoutedConnection(Http1Connection):
             self.send_400_response(_BAD_REQUEST)
 
 
+# Made before the first fork.
+_ROUTED: dict[type, Any] = {
+    each: type(f"Routed{each.__name__}", (RoutedConnection, each), {"__slots__": ("look",)})
+    for each in (H11Connection, HttptoolsConnection, ZttpConnection)
+}
+
+
 def make_routed(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
 ) -> Any:
@@ -347,7 +361,7 @@ def make_routed(
     """
     kind: Any = config.http_protocol_class
     if config.ssl is None and issubclass(kind, Http1Connection):
-        kind = kind.routed()
+        kind = _ROUTED[kind]
     elif server_state.http2 is not None:
         kind = Http1Or2
     look = Look(routes, routed)

@@ -17,6 +17,7 @@ import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,9 @@ from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.server import ServerState
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
+    from uvicorn.protocols.http.zttp_impl import ZttpProtocol
 
     class Http1Protocol(asyncio.Protocol):
         """The common parts of uvicorn's protocol classes for HTTP/1.1."""
@@ -65,9 +69,20 @@ if TYPE_CHECKING:
 else:
     Http1Protocol = object
 
+    def _protocol(module: str, name: str) -> type:
+        """uvicorn's class, or object if its parser is not installed."""
+        try:
+            return getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
+        except ImportError:
+            return object
+
+    HttpToolsProtocol = _protocol("httptools_impl", "HttpToolsProtocol")
+    ZttpProtocol = _protocol("zttp_impl", "ZttpProtocol")
+    ZttpH2Protocol = _protocol("zttp_h2_impl", "ZttpH2Protocol")
+
 __all__ = [
-    "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol",
-    "LifespanOn", "Message", "Receive", "Scope", "Send", "ServerState", "State",
+    "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol", "HttpToolsProtocol",
+    "LifespanOn", "Message", "Receive", "Scope", "Send", "ServerState", "State", "ZttpH2Protocol", "ZttpProtocol",
     "get_client_addr", "get_path_with_query_string",
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, 
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable
 
-from .access_log import AccessLog
+from .request_records import AccessLog
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 _CONTEXT = CONTEXT_FIELD.encode()

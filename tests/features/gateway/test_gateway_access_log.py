@@ -15,7 +15,7 @@ from poolctl.features.gateway.process.proxy import gateway_access_log
 from poolctl.features.gateway.process.proxy.gateway_access_log import GatewayAccessLog
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.logs.log_line import parse_line
-from poolctl.worker.serving.access_log import LoggedRequest, as_text
+from poolctl.worker.serving.request_records import LoggedRequest, as_text
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play
 
 GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -40,8 +40,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, Worke
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import argument_vector, environment
 from poolctl.worker import tally
-from poolctl.worker.stack_dump import ASK, ASK_AGAIN, StackDump
-from poolctl.worker.tally import STACK_BYTES, promise_stacks, read_stacks
+from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDump, promise_stacks, read_stacks
 from tests.deadline import wait_until
 from tests.examples import examples
 from tests.virtual_loop import VirtualLoop
@@ -585,7 +584,7 @@ control = socket.socket(fileno=CONTROL)
 secret = "hunter2"
 
 def begin():
-    from poolctl.worker.stack_dump import StackDump
+    from poolctl.worker.tally import StackDump
     dump = StackDump()
     dump.prepare(PLACE)
     dump.begin(PAGE, lambda: control.send(b'{"event":"stacks"}'))

@@ -12,7 +12,7 @@ from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners import worker_spec as specs
 from poolctl.runners.worker_spec import worker_spec
-from poolctl.worker.control_socket import spec_digest
+from poolctl.worker.process_setup import spec_digest
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:

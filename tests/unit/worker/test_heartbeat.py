@@ -6,8 +6,9 @@ import os
 import time
 
 from poolctl.keeper import wire
-from poolctl.worker.control_socket import BEAT, answer, begin
+from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
+from poolctl.worker.worker_process import answer, begin
 from tests.serving import blank_page
 
 

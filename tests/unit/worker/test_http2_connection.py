@@ -19,8 +19,8 @@ from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.route import Route, Target
 from poolctl.routing.table_file import write_table
-from poolctl.worker.serving import http1_connection, http1_or_2
-from poolctl.worker.serving.http1_or_2 import PREFACE
+from poolctl.worker.serving import http1_connection, http2_connection
+from poolctl.worker.serving.http2_connection import PREFACE
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
@@ -30,7 +30,6 @@ zttp = pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
     pytest.skip("this uvicorn has no HTTP/2", allow_module_level=True)
 
-from poolctl.worker.serving import http2_connection  # noqa: E402
 
 BIG = 1_000_000
 HIGHEST = 2**31 - 1
@@ -43,7 +42,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (http1_connection, http1_or_2, http2_connection):
+    for module in (http1_connection, http2_connection):
         monkeypatch.setattr(module, "QUIET_SECONDS", 0.15)
 
 

@@ -23,13 +23,7 @@ from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornPa
 from tests.asgi_apps import saying
 from tests.serving import Client, Engine, served
 
-CONNECTIONS = (
-    "http1_connection",
-    "httptools_connection",
-    "h11_connection",
-    "zttp_connection",
-    "http2_connection",
-)
+CONNECTIONS = ("http1_connection", "http2_connection")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
@@ -127,7 +121,7 @@ def test_modules_that_are_imported_before_the_first_fork_exist() -> None:
         assert importlib.util.find_spec(name) is not None, name
 
 
-def test_only_the_list_and_connections_import_from_below_uvicorn() -> None:
+def test_only_the_list_imports_from_below_uvicorn() -> None:
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -135,8 +129,7 @@ def test_only_the_list_and_connections_import_from_below_uvicorn() -> None:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvicorn.")
     }
-    connections = {*CONNECTIONS, "pool_server"} - {"http1_connection"}
-    assert found == {f"worker/serving/{name}.py" for name in {*connections, "uvicorn_parts"}}
+    assert found == {"worker/serving/uvicorn_parts.py"}
 
 
 def test_names_used_of_uvicorns_objects_are_listed() -> None:
@@ -160,9 +153,9 @@ def test_names_used_of_uvicorns_objects_are_listed() -> None:
 
 
 def test_names_used_of_a_websocket_are_listed() -> None:
-    tree = ast.parse((SERVING / "websocket_close.py").read_text())
+    tree = ast.parse((SERVING / "pool_server.py").read_text())
     listed = {name for each in parts.WEBSOCKETS.values() for name in (*each.methods, *each.attributes)}
-    assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
+    assert {name for holder, name in uses(tree) if holder == "websocket"} <= listed
 
 
 def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
@@ -171,7 +164,7 @@ def test_names_that_connections_take_from_uvicorns_classes_are_listed() -> None:
     connections = [
         each for each in classes if each.name.endswith("Connection") and each.name != "RefusedConnection"
     ]
-    assert len(connections) == 8
+    assert len(connections) == 5
     own = {name for each in connections for name in defined(each)}
     listed = {
         name

@@ -14,7 +14,6 @@ from typing import Any
 
 from poolctl.http.message_head import RequestHead, canonical_head
 from poolctl.keeper import connection_handover
-from poolctl.keeper.batch_size import BatchSize
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly
@@ -57,7 +56,6 @@ class Acceptor:
         self._settings = settings
         # As numbers: members of an enumeration take longer than the system call.
         self._kind = int(listener.family), int(listener.type), int(listener.proto)
-        self._batch = BatchSize(_AT_ONCE)
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
         self._begin()
@@ -73,12 +71,9 @@ class Acceptor:
         self._edge.loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        batch = self._batch
-        for number in range(batch.size):
+        for number in range(_AT_ONCE):
             if not self._accept_one(first=number == 0):
-                batch.took(number)
                 return
-        batch.took(batch.size)
 
     def _accept_one(self, *, first: bool) -> bool:
         """Accept the next connection; False if there is none now, or no room. The first call always finds one."""

@@ -1,8 +1,11 @@
-"""An application is found as it was written, or the error says what could not be had and why."""
+"""The imports of a zygote and of an application: no garbage is collected meanwhile, and errors name their place."""
 
 from __future__ import annotations
 
+import ast
 import linecache
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,48 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 
-from poolctl.worker.load_app import LoadFailed, load_app, warm_up
+import poolctl
+from poolctl.worker import serving
+from poolctl.worker.imports import LoadFailed, load_app, warm_up
+
+
+def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> None:
+    # After the preload it would be a second copy, whose classes are others.
+    late = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(serving.__path__[0]).glob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("poolctl"))
+    ]
+    assert late == []
+
+
+def test_zygote_collects_no_garbage_while_it_imports_and_does_so_afterwards() -> None:
+    requests, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()  # so it ends as soon as it has started
+    look = """
+import gc, os, sys
+met = []
+gc.callbacks.append(lambda phase, _: met.append("starlette.responses" in sys.modules))
+os.dup2(int(sys.argv.pop(1)), 3)
+sys.path.insert(0, sys.argv.pop(1))
+gc.disable()
+import poolctl.worker.__main__
+gc.enable()
+poolctl.worker.__main__.main()
+assert all(met), met
+assert gc.isenabled()
+"""
+    root = str(Path(serving.__path__[0]).parents[2])
+    with requests:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", look, str(requests.fileno()), root, "zygote"],
+            pass_fds=[requests.fileno()], capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
 
 MODULE = """
 class App(str):
@@ -180,3 +224,71 @@ class Endless:
 @pytest.mark.parametrize("app", [plain, None, Odd(), Endless()])
 def test_warm_up_leaves_other_applications_alone(app: Any) -> None:
     warm_up(app)
+
+
+PACKAGE = Path(poolctl.__file__).parent
+# As a zygote does before its first fork; then the application's imports, without poolctl's own directory.
+FORGOTTEN = f"""
+import sys
+import poolctl.worker.zygote
+from poolctl.json_form import from_json
+from poolctl.routing.route import Route as used
+poolctl.worker.imports.prepare_for_forks()
+sys.path[:] = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+"""
+
+
+def run(code: str, directory: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FORGOTTEN + code],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_application_without_poolctl_finds_the_workers_own_classes(tmp_path: Path) -> None:
+    code = """
+before = set(sys.modules)
+from poolctl.gateway.routes import Route, try_get_route, with_route, __all__ as exported
+import poolctl.gateway.routes as routes
+assert Route is used
+assert all(hasattr(routes, name) for name in exported)
+route = Route(alias="users", to=(routes.Target(server="users"),))
+assert next(iter(routes.RouteTable(routes.write_table([route], 1)))) == route
+assert try_get_route(with_route({"type": "http"}, route)) == route
+try:
+    import poolctl.core
+except ImportError:
+    print("nothing else")
+"""
+    assert run(code, tmp_path) == "nothing else\n"
+
+
+def test_worker_reads_routes_and_imports_nothing_before_the_application_asks(tmp_path: Path) -> None:
+    code = """
+from_json(used, {"alias": "users", "to": [{"server": "users"}], "limit": {"burst": 5}})
+print([name for name in sys.modules if name.startswith("poolctl")])
+"""
+    assert run(code, tmp_path) == "[]\n"
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_poolctl_of_the_application_comes_first(tmp_path: Path, lacks: bool) -> None:
+    own = tmp_path / "poolctl"
+    (own / "gateway").mkdir(parents=True)
+    (own / "__init__.py").write_text("own = True\n")
+    (own / "gateway" / "__init__.py").write_text("")
+    if not lacks:
+        (own / "gateway" / "routes.py").write_text("own = True\n")
+    code = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+import poolctl.gateway.routes
+print(poolctl.own, hasattr(poolctl.gateway.routes, "own"), hasattr(poolctl.gateway.routes, "Registry"))
+"""
+    assert run(code, tmp_path) == f"True {not lacks} {lacks}\n"

@@ -1,4 +1,4 @@
-"""A name and a line for each request, with both parsers; servers that do not ask for it do nothing of it."""
+"""Requests are counted by latency and status, get IDs, and have lines in the log."""
 
 from __future__ import annotations
 
@@ -10,10 +10,178 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import access_log
-from poolctl.worker.serving.access_log import AccessLog, FailedRequests, unwatched, watch_requests
+from poolctl.worker import tally
+from poolctl.worker.serving import request_records
+from poolctl.worker.serving.request_records import AccessLog, Batch, FailedRequests, unwatched, watch_requests
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, PLAIN, ZTTP, App, Client, Engine, blank_page, served, until
+
+
+@pytest.fixture
+def page() -> memoryview:
+    return blank_page()
+
+
+def in_flight(page: memoryview) -> int:
+    return tally.in_flight(page.tolist())
+
+
+async def scripted(scope: Any, receive: Any, send: Any) -> None:
+    """Answers `/404` with that status; fails at `/fails` before the answer and at `/breaks` within it."""
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+        return
+    what = scope["path"].strip("/")
+    if what == "fails":
+        raise RuntimeError("on purpose")
+    status = int(what) if what.isdigit() else 200
+    length = b"9" if what in ("breaks", "waits") else b"2"
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]})
+    if what == "breaks":
+        raise RuntimeError("on purpose")
+    if what == "waits":
+        await receive()
+        await receive()
+        return
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed() -> None:
+    page = blank_page()
+    batch = Batch(page)
+    batch.started = 5
+    batch.latencies_ns += [100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000]
+    batch.write()
+    counts = page.tolist()
+    assert (tally.responses(counts), tally.in_flight(counts)) == (4, 1)
+    assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
+    assert counts[tally.COUNTED - 1] == 1
+    assert counts[tally.LATENCY_NS] == 100_000 + 2 * tally.BOUNDS_NS[0] + 1 + 60_000_000_000
+
+
+def test_responses_are_counted_by_status_and_by_latency(any_engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            for path in ("/200", "/201", "/302", "/404", "/404", "/503"):
+                assert (await client.get(path))[0] == int(path[1:])
+            await until(lambda: tally.responses(page.tolist()) == 6)
+            assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 2, 1, 2, 1]
+            assert page[tally.STARTED] == 6
+            assert 0 < page[tally.LATENCY_NS] < 5_000_000_000
+            assert in_flight(page) == 0
+            client.close()
+
+    any_engine.run(scenario())
+
+
+def test_request_is_in_flight_until_its_response_is_complete(any_engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, tally=page) as (_, app, port, _running):
+            client = await Client.connect(port)
+            await client.send("/slow")
+            await until(lambda: in_flight(page) == 1)
+            app.release.set()
+            await client.answer()
+            await until(lambda: in_flight(page) == 0)
+            client.close()
+
+    any_engine.run(scenario())
+
+
+def test_requests_that_were_sent_ahead_are_counted_one_by_one(any_engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, tally=page) as (_, app, port, _running):
+            client = await Client.connect(port)
+            for path in ("/slow", "/", "/"):
+                await client.send(path)
+            await app.under_way.wait()
+            app.release.set()
+            for _ in range(3):
+                assert (await client.answer())[0] == 200
+            await until(lambda: (page[tally.STARTED], tally.responses(page.tolist())) == (3, 3))
+            assert in_flight(page) == 0
+            client.close()
+
+    any_engine.run(scenario())
+
+
+def test_client_that_goes_away_is_distinguished_from_an_application_that_fails(
+    any_engine: Engine, page: memoryview
+) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+            leaving = await Client.connect(port)
+            await leaving.send("/waits")
+            await until(lambda: in_flight(page) == 1)
+            leaving.close()
+            await until(lambda: page[tally.DISCONNECTED] == 1)
+            broken = await Client.connect(port)
+            await broken.send("/breaks")
+            await until(lambda: page[tally.BROKEN] == 1)
+            assert (page[tally.DISCONNECTED], in_flight(page)) == (1, 0)
+            failing = await Client.connect(port)
+            await failing.send("/fails")
+            assert (await failing.answer())[0] == 500
+            await until(lambda: page[tally.STATUS + 5] == 1)
+            assert page[tally.BROKEN] == 1
+            assert in_flight(page) == 0
+
+    any_engine.run(scenario())
+
+
+def test_invalid_request_is_counted_as_such(any_engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            client.writer.write(b"this is no HTTP\r\n\r\n")
+            assert (await client.answer())[0] == 400
+            assert (page[tally.MALFORMED], page[tally.STARTED], in_flight(page)) == (1, 0, 0)
+            assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 0, 0, 1, 0]
+
+    any_engine.run(scenario())
+
+
+def test_status_that_does_not_exist_is_not_counted(any_engine: Engine, page: memoryview) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            await client.send("/700")
+            assert await client.at_end()
+            await until(lambda: page[tally.BROKEN] == 1)
+            assert sum(page[tally.STATUS : tally.COUNTED]) == 0
+
+    any_engine.run(scenario())
+
+
+def test_connections_and_websockets_are_counted_while_they_are_open(
+    any_engine: Engine, page: memoryview
+) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, tally=page) as (_, app, port, _running):
+            client = await Client.connect(port)
+            await client.get()
+            async with connect(f"ws://127.0.0.1:{port}/") as _socket:
+                await app.under_way.wait()
+                assert (page[tally.CONNECTIONS], page[tally.OPEN_CONNECTIONS]) == (2, 2)
+                assert (page[tally.WEBSOCKETS], page[tally.OPEN_WEBSOCKETS]) == (1, 1)
+                assert in_flight(page) == 0
+            client.close()
+            await until(lambda: page[tally.OPEN_CONNECTIONS] == 0)
+            assert page[tally.OPEN_WEBSOCKETS] == 0
+
+    any_engine.run(scenario())
+
+
+def test_server_without_a_page_counts_nothing_and_serves(any_engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, scripted) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            assert (await client.get("/404"))[0] == 404
+            client.close()
+
+    any_engine.run(scenario())
+
 
 MADE = re.compile(r"[0-9a-f]{32}")
 
@@ -55,7 +223,7 @@ class Told:
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that the worker prints."""
     printed: list[str] = []
-    monkeypatch.setattr(access_log, "_print", printed.append)
+    monkeypatch.setattr(request_records, "_print", printed.append)
     return printed
 
 
@@ -157,7 +325,7 @@ def any_engine(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-async def scripted(scope: Any, receive: Any, send: Any) -> None:
+async def failing(scope: Any, receive: Any, send: Any) -> None:
     """Answers `/404` with that status; fails at `/fails` before the answer."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
@@ -178,7 +346,7 @@ def test_failed_requests_have_a_line_and_others_have_none(
     any_engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def scenario() -> None:
-        async with served(any_engine, scripted, **quiet(), failed="text") as (_, _app, port, _run):
+        async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
             client = await Client.connect(port)
             for path in ("/200", "/404", "/503?why=1", "/499", "/599"):
                 assert (await client.get(path))[0] == int(path[1:4])
@@ -200,7 +368,7 @@ def test_failed_requests_have_a_line_and_others_have_none(
 
 def test_without_a_form_no_request_has_a_line(any_engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
-        async with served(any_engine, scripted, **quiet()) as (_, _app, port, _run):
+        async with served(any_engine, failing, **quiet()) as (_, _app, port, _run):
             client = await Client.connect(port)
             assert (await client.get("/503"))[0] == 503
             client.close()
@@ -225,7 +393,7 @@ def test_lines_of_one_second_are_bounded_and_the_others_counted(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 10.0
-    monkeypatch.setattr(access_log, "monotonic", lambda: now)
+    monkeypatch.setattr(request_records, "monotonic", lambda: now)
     failed = FailedRequests("text")
     for _ in range(120):
         failed.log(SCOPE, 503)

@@ -1,4 +1,4 @@
-"""A worker accepts as many connections as it has room for: others wait, and none is refused."""
+"""A worker accepts while it has room; connections in a TLS handshake count, and failed ones count no more."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 
 from poolctl.platform import has_left
-from poolctl.worker.serving import accepting, shared_listener
-from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
+from poolctl.worker.serving import accepting
+from poolctl.worker.serving.accepting import AcceptedConnections, SharedListeners, connections_by_descriptors
 from poolctl.worker.serving.connection_state import PoolServerState
 from tests.certificates import certificate
 from tests.serving import FAST, PLAIN, Client, Engine, Pair, accepted, leaving, served, turns, until
@@ -174,7 +174,7 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
 def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_there_is_one(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_listener, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.05)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl._create_unverified_context()
@@ -228,5 +228,61 @@ def test_worker_that_ends_while_its_listener_is_opened_takes_nothing_from_the_pa
             await acceptor.end()
             await opening
         assert not asyncio.get_running_loop().remove_reader(adoption.take.fileno())
+
+    asyncio.run(scenario())
+
+
+def server_context(directory: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(directory))
+    return context
+
+
+async def ended(client: socket.socket) -> None:
+    """Return when the other end is closed."""
+    client.setblocking(False)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert client.recv(4096) == b""
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+            except ConnectionResetError:
+                return
+            else:
+                return
+
+
+def test_connection_whose_handshake_raises_at_once_is_closed_and_counted_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        state = PoolServerState()
+        # Not of a stream: asyncio raises before anything is awaited.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            accepted = AcceptedConnections(state)
+            accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
+            assert ours.fileno() == -1
+            assert not state.expects
+            assert state.open_connections == 0
+            await ended(theirs)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b""])
+def test_connection_whose_handshake_fails_later_is_counted_no_more(tmp_path: Path, said: bytes) -> None:
+    async def scenario() -> None:
+        state = PoolServerState()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            accepted = AcceptedConnections(state)
+            accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
+            assert state.expects
+            theirs.send(said)
+            theirs.shutdown(socket.SHUT_WR)
+            await until(lambda: not state.expects)
+            assert state.open_connections == 0
 
     asyncio.run(scenario())
