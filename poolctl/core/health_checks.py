@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
@@ -15,7 +16,6 @@ from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
 
 if TYPE_CHECKING:
-    from poolctl.probes.schedule import Schedule
     from poolctl.probes.worker_probes import WorkerProbe, WorkerProbes
 
 
@@ -30,7 +30,6 @@ class HealthChecks:
         self._runner = runner
         self._queue = queue
         self._recorder = recorder
-        self._schedule: Schedule | None = None
         self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
         self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
 
@@ -98,13 +97,11 @@ class HealthChecks:
 
     def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
-        # Most pools have no probes, and need not import their modules.
-        from poolctl.probes.schedule import Schedule
+        # Most pools have no probes, and need not import their module.
         from poolctl.probes.worker_probes import WorkerProbes
 
-        self._schedule = self._schedule or Schedule()
-        listener = _WorkerListener(self, entry, worker)
-        probes = WorkerProbes(worker.config, worker.placement, self._runner, self._schedule, listener)
+        probed = partial(self._probed, entry, worker)
+        probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
         if (former := self.probes(entry, worker)) is not None:
             former.stop()
         self._probes.setdefault(entry.name, {})[worker.id] = probes
@@ -116,7 +113,7 @@ class HealthChecks:
         if not probes:
             self._probes.pop(entry.name, None)
 
-    def probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
+    def _probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
         """Apply a new result of a probe of the worker."""
         if worker.health is not probes.status:
             worker.health = probes.status
@@ -152,17 +149,6 @@ class HealthChecks:
             after=after.value,
             **detail,
         )
-
-
-class _WorkerListener(NamedTuple):
-    """Passes the probe results of one worker to the HealthChecks."""
-
-    checks: HealthChecks
-    entry: Entry
-    worker: Worker
-
-    def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
-        self.checks.probed(self.entry, self.worker, probes, probe)
 
 
 def _stuck_message(entry: Entry) -> str:

@@ -3,23 +3,95 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from poolctl.config import Health, Probe, ServerConfig
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from .hysteresis import Hysteresis
 from .prober import Prober, WorkerConnector, make_prober
-from .schedule import Schedule
 
+
+class Hysteresis:
+    """A status that moves one step at a time, ok – warn – ko and back, each after a number of equal results in a row.
+
+    `fall_count_warn` failures lead from ok to warn, and `fall_count_ko` further ones to ko; `rise_count_ko`
+    successes lead from ko to warn, and `rise_count_warn` further ones to ok. Unknown falls like ok, and rises like
+    warn.
+    """
+
+    __slots__ = ("_count", "_probe", "_succeeded", "status")
+
+    def __init__(self, probe: Probe, status: Status = Status.UNKNOWN) -> None:
+        self._probe = probe
+        self.status = status
+        self._succeeded: bool | None = None  # the last result
+        self._count = 0  # equal results in a row since the last step
+
+    def __repr__(self) -> str:
+        return f"<Hysteresis {self.status} {'-' if self.falling else '+'}{self._count}>"
+
+    def record(self, succeeded: bool) -> Status:
+        """The status after one more result."""
+        if succeeded is not self._succeeded:
+            self._succeeded, self._count = succeeded, 0
+        if self.status is (Status.OK if succeeded else Status.KO):
+            return self.status
+        self._count += 1
+        needed, status = self._step(succeeded)
+        if self._count >= needed:
+            self.status, self._count = status, 0
+        return self.status
+
+    def reset(self) -> None:
+        """Return to unknown."""
+        self.status, self._succeeded, self._count = Status.UNKNOWN, None, 0
+
+    @property
+    def falling(self) -> bool:
+        """Whether the last result was a failure, and the status is not ko yet."""
+        return self._succeeded is False and self.status is not Status.KO
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last result was a success, and the status is not ok yet."""
+        return self._succeeded is True and self.status is not Status.OK
+
+    @property
+    def interval_seconds(self) -> float:
+        """The time between the starts of two probes, in seconds."""
+        probe = self._probe
+        now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
+        return now or probe.interval
+
+    def _step(self, succeeded: bool) -> tuple[int, Status]:
+        """The number of results in a row that a step takes, and the status it leads to."""
+        probe = self._probe
+        if succeeded:
+            if self.status is Status.KO:
+                return probe.rise_count_ko, Status.WARN
+            return probe.rise_count_warn, Status.OK
+        if self.status is Status.WARN:
+            return probe.fall_count_ko, Status.KO
+        return probe.fall_count_warn, Status.WARN
+
+
+GRAIN_SECONDS = 0.02
 # A worker that is not ready yet is probed more often.
 _FIRST_PAUSE_SECONDS = 0.02
 _FACTOR = 1.5
 _UNKNOWN_SECONDS = 0.5
 _QUEUE_PAUSE_SECONDS = 0.2
+
+
+def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
+    """Call `run` when a probe is due, on the loop's clock and at most 20 ms late: probes share their wake-ups."""
+    moment = math.ceil(when / GRAIN_SECONDS) * GRAIN_SECONDS
+    return asyncio.get_running_loop().call_at(moment, run)
 
 
 class WorkerProbe:
@@ -29,26 +101,17 @@ class WorkerProbe:
     """
 
     __slots__ = (
-        "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
-        "message", "probe",
+        "_owner", "_prober", "_started_at", "_timer", "hysteresis", "kind", "latency_seconds", "message", "probe",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        kind: str,
-        probe: Probe,
-        prober: Prober,
-        schedule: Schedule,
-        owner: WorkerProbes,
-    ) -> None:
+    def __init__(self, kind: str, probe: Probe, prober: Prober, owner: WorkerProbes) -> None:
         self.kind = kind
         self.probe = probe
         self.hysteresis = Hysteresis(probe)
         self.message = ""
         self.latency_seconds: float | None = None
-        self.due: float | None = None
         self._prober = prober
-        self._schedule = schedule
+        self._timer: asyncio.TimerHandle | None = None
         self._owner = owner
         self._started_at: float | None = None
 
@@ -64,7 +127,7 @@ class WorkerProbe:
         """Probe at once, then less and less often; return after the required number of successes in a row."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            started_at = self._schedule.now()
+            started_at = asyncio.get_running_loop().time()
             self._record(await self._run_once(), started_at)
             if self.status is Status.OK:
                 return
@@ -104,21 +167,27 @@ class WorkerProbe:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
-        self._schedule.put(self, self._schedule.now() + random.uniform(0, longest))
+        self._run_at(asyncio.get_running_loop().time() + random.uniform(0, longest))
 
     def stop(self) -> None:
         """Stop sending probes."""
-        self._schedule.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
         self._prober.close()
 
-    def run(self, now: float) -> None:
+    def _run_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = call_at(when, self._run)
+
+    def _run(self) -> None:
         """Send the probe, which is due, or abandon the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
             return
-        self._started_at = now
-        self._schedule.put(self, now + self.probe.timeout)
+        self._started_at = asyncio.get_running_loop().time()
+        self._run_at(self._started_at + self.probe.timeout)
         self._prober.start(self._finished)
 
     def _finished(self, problem: str) -> None:
@@ -128,12 +197,12 @@ class WorkerProbe:
         self._record(problem, started_at)
         probe = self.probe
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
-        self._schedule.put(self, max(started_at + interval, self._schedule.now()))
+        self._run_at(max(started_at + interval, asyncio.get_running_loop().time()))
         self._owner.on_result(self)
 
     def _record(self, problem: str, started_at: float) -> None:
         self.message = problem
-        self.latency_seconds = self._schedule.now() - started_at
+        self.latency_seconds = asyncio.get_running_loop().time() - started_at
         self.hysteresis.record(not problem)
 
     @property
@@ -145,31 +214,21 @@ KINDS = ("readiness", "liveness")
 _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
-class ProbeListener(Protocol):
-    """Receives the results of a worker's probes."""
-
-    def probed(self, probes: WorkerProbes, probe: WorkerProbe) -> None:
-        """Handle a new result of `probe`, which is one of `probes`."""
-        ...
-
-
 class WorkerProbes:
-    """The probes of one worker. `listener` is notified of every result after `start` was called."""
+    """The probes of one worker. `on_result` is called with every result after `start` was called."""
 
     def __init__(
         self,
         server: ServerConfig,
         placement: Placement,
         runner: Runner,
-        schedule: Schedule,
-        listener: ProbeListener,
+        on_result: Callable[[WorkerProbes, WorkerProbe], None],
     ) -> None:
         self.health: Health = server.health
         self.placement = placement
         self._server = server
         self._runner = runner
-        self._schedule = schedule
-        self._listener = listener
+        self._on_result = on_result
         self.probes = [
             self._make(kind, probe)
             for kind in KINDS
@@ -242,12 +301,12 @@ class WorkerProbes:
 
     def on_result(self, probe: WorkerProbe) -> None:
         """Handle a new result of one of these probes."""
-        self._listener.probed(self, probe)
+        self._on_result(self, probe)
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
         connector = WorkerConnector(self._runner, self.placement)
         prober = make_prober(probe, self._server, connector, self._env())
-        return WorkerProbe(kind, probe, prober, self._schedule, self)
+        return WorkerProbe(kind, probe, prober, self)
 
     def _env(self) -> dict[str, str]:
         server, placement = self._server, self.placement

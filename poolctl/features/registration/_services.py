@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from poolctl.clock import Clock
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
-from poolctl.probes.hysteresis import Hysteresis
+from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.registration_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING

@@ -13,7 +13,6 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Probe
 from poolctl.probes.prober import HttpProbeRequest, Prober, WorkerConnector, make_prober, statuses
-from poolctl.probes.schedule import Schedule
 from poolctl.probes.worker_probes import WorkerProbe
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -314,9 +313,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
 def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe(
-            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), Unheard()
-        )
+        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), Unheard())
         passing = asyncio.ensure_future(probing.wait_until_ok())
         await asyncio.sleep(0.5)
         assert (passing.done(), probing.message) == (False, "its connection is waiting to be accepted")
@@ -362,7 +359,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
     async def scenario() -> None:
         prober = QueuedProber()
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe("readiness", probe, prober, Schedule(), Unheard())
+        probing = WorkerProbe("readiness", probe, prober, Unheard())
         await asyncio.wait_for(probing.wait_until_ok(), 5)
         assert prober.asked == 2
 
@@ -372,9 +369,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
 def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe(
-            "readiness", probe, prober_of_command(listener, http="/"), Schedule(), Unheard()
-        )
+        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), Unheard())
         passing = asyncio.ensure_future(probing.wait_until_ok())
         with (await asyncio.to_thread(listener.accept))[0]:
             async with asyncio.timeout(60):

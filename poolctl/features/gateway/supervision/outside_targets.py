@@ -7,7 +7,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -15,9 +15,8 @@ from poolctl.clock import RateLimit
 from poolctl.config import Probe, ServerConfig, Tables, probed_targets
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
-from poolctl.probes.hysteresis import Hysteresis
 from poolctl.probes.prober import statuses
-from poolctl.probes.schedule import Schedule
+from poolctl.probes.worker_probes import Hysteresis, call_at
 from poolctl.routing.registration_report import FAILING, SERVING, STARTING, RegistrationReport
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
@@ -142,20 +141,15 @@ S = TypeVar("S", bound=ProbedService)
 
 
 class UrlProbe(Generic[S]):
-    """The probes of one service; see Scheduled."""
+    """The probes of one service."""
 
-    __slots__ = ("_probes", "due", "pause_seconds", "probe", "service")
+    __slots__ = ("pause_seconds", "probe", "service", "timer")
 
-    def __init__(self, probes: UrlProbes[S], service: S, probe: Probe) -> None:
+    def __init__(self, service: S, probe: Probe) -> None:
         self.service = service
         self.probe = probe
-        self.due: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.pause_seconds = _FIRST_PAUSE_SECONDS
-        self._probes = probes
-
-    def run(self, now: float) -> None:
-        """See Scheduled."""
-        self._probes.begin(self)
 
 
 class UrlProbes(Generic[S]):
@@ -166,7 +160,6 @@ class UrlProbes(Generic[S]):
 
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
-        self._schedule = Schedule()
         self._watched: dict[S, UrlProbe[S]] = {}
         self._waiting: deque[UrlProbe[S]] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -180,26 +173,26 @@ class UrlProbes(Generic[S]):
             return
         self.forget(service)
         if wanted is not None:
-            probe = self._watched[service] = UrlProbe(self, service, wanted)
-            self.begin(probe)
+            probe = self._watched[service] = UrlProbe(service, wanted)
+            self._begin(probe)
 
     def forget(self, service: S) -> None:
         """Stop probing the service."""
         probe = self._watched.pop(service, None)
-        if probe is not None:
-            self._schedule.remove(probe)
+        if probe is not None and probe.timer is not None:
+            probe.timer.cancel()
 
     def close(self) -> None:
         """Stop probing."""
-        self._watched.clear()
+        for service in list(self._watched):
+            self.forget(service)
         self._waiting.clear()
-        self._schedule.close()
         if self._pause is not None:
             self._pause.cancel()
         for task in self._running:
             task.cancel()
 
-    def begin(self, probe: UrlProbe[S]) -> None:
+    def _begin(self, probe: UrlProbe[S]) -> None:
         """Begin the probe, which is due."""
         self._waiting.append(probe)
         if self._pause is None:
@@ -208,7 +201,7 @@ class UrlProbes(Generic[S]):
     def _begin_waiting(self) -> None:
         self._pause = None
         while self._waiting and len(self._running) < _AT_ONCE:
-            if not self._allowance.take(1, self._schedule.now()):
+            if not self._allowance.take(1, _now()):
                 loop = asyncio.get_running_loop()
                 self._pause = loop.call_later(_PAUSE_SECONDS, self._begin_waiting)
                 return
@@ -225,18 +218,22 @@ class UrlProbes(Generic[S]):
         service = probe.service
         if self._watched.get(service) is not probe:
             return
-        began = self._schedule.now()
+        began = _now()
         problem = await probed(service.settings.to, probe.probe)
         if self._watched.get(service) is not probe:
             return
-        self._on_probed(service, problem, self._schedule.now() - began)
+        self._on_probed(service, problem, _now() - began)
         if self._watched.get(service) is probe and service.hysteresis is not None:
             pause = service.hysteresis.interval_seconds
             if service.state == STARTING:
                 pause = min(pause, probe.pause_seconds)
                 probe.pause_seconds *= _FACTOR
             pause *= 1 - probe.probe.jitter * random.random()  # a dead service is out within `interval`
-            self._schedule.put(probe, max(began + pause, self._schedule.now()))
+            probe.timer = call_at(max(began + pause, _now()), partial(self._begin, probe))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def probed(url: str, probe: Probe) -> str:

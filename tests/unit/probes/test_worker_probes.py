@@ -1,15 +1,19 @@
-"""A status that does not flap: properties over random answers."""
+"""A status that does not flap, as properties over random answers; and probes at their times."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import Probe
-from poolctl.probes.hysteresis import Hysteresis
+from poolctl.probes.worker_probes import GRAIN_SECONDS, Hysteresis, WorkerProbe, call_at
 from poolctl.states import Status
+from tests.virtual_loop import VirtualLoop
 
 LEVELS = [Status.KO, Status.WARN, Status.OK]
 
@@ -117,3 +121,114 @@ def test_results_before_a_reset_do_not_count() -> None:
     hysteresis.reset()
     assert hysteresis.record(True) is Status.UNKNOWN
     assert repr(hysteresis) == "<Hysteresis unknown +1>"
+
+
+class CountingLoop(VirtualLoop):
+    """Counts how often it wakes up for a timer."""
+
+    wake_ups = 0
+
+    def _run_once(self) -> None:
+        before = self.time()
+        super()._run_once()  # type: ignore[misc]
+        self.wake_ups += self.time() > before
+
+
+@pytest.fixture
+def loop() -> Iterator[CountingLoop]:
+    made = CountingLoop()
+    yield made
+    made.close()
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
+def test_every_probe_runs_when_it_is_due_or_a_little_after(wishes: list[float]) -> None:
+    loop = VirtualLoop()
+    ran: dict[int, float] = {}
+
+    async def begin() -> None:
+        for place, wish in enumerate(wishes):
+            call_at(wish, lambda place=place: ran.update({place: loop.time()}))
+
+    loop.run_until_complete(begin())
+    loop.pass_time(6)
+    loop.close()
+    for place, wish in enumerate(wishes):
+        assert wish <= ran[place] + 1e-9 <= wish + 2 * GRAIN_SECONDS
+
+
+def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
+    turns = [0] * 1000
+
+    async def begin() -> None:
+        for place in range(1000):
+            run(place, place / 1000)
+
+    def run(place: int, when: float) -> None:
+        call_at(when, lambda: again(place))
+
+    def again(place: int) -> None:
+        turns[place] += 1
+        run(place, loop.time() + 1)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(4.9)
+    assert all(4 <= count <= 5 for count in turns)
+    assert loop.wake_ups <= 5 / GRAIN_SECONDS + 2
+
+
+def test_failing_callback_does_not_prevent_the_others(loop: CountingLoop) -> None:
+    ran: list[int] = []
+    reported: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+
+    async def begin() -> None:
+        call_at(1, lambda: 1 // 0)
+        call_at(1, lambda: ran.append(1))
+
+    loop.run_until_complete(begin())
+    loop.pass_time(2)
+    assert ran == [1]
+    assert len(reported) == 1
+
+
+class TimedProber:
+    """Notes when it is asked, and answers at once."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.loop, self.asked = loop, []  # type: ignore[var-annotated]
+
+    def start(self, on_result: Any) -> None:
+        self.asked.append(self.loop.time())
+        on_result("")
+
+    def cancel(self) -> None:
+        pass
+
+    def queued(self) -> bool:
+        return False
+
+    close = cancel
+
+
+class Owner:
+    def on_result(self, probe: WorkerProbe) -> None:
+        pass
+
+
+def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoop) -> None:
+    prober = TimedProber(loop)
+    probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, Owner())  # type: ignore[arg-type]
+
+    async def begin() -> None:
+        probe.start(Status.OK)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(5.5)
+    pauses = [after - before for before, after in pairwise(prober.asked)]
+    assert len(pauses) >= 4
+    assert all(1 <= pause + 1e-9 <= 1 + 2 * GRAIN_SECONDS for pause in pauses)
+    count = len(prober.asked)
+    probe.stop()
+    loop.pass_time(5)
+    assert len(prober.asked) == count
