@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from poolctl.pool.pool import Pool
     from poolctl.pool.pool_config import PoolConfig
     from poolctl.pool.pool_context import PoolContext
-    from poolctl.pool.server import Server
-    from poolctl.pool.server_monitor import Monitor
+    from poolctl.pool.server import Monitor, Server
     from poolctl.selection.field_filter import Field
     from poolctl.states import State, Status
 
@@ -76,7 +75,7 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(["State", "Status"], "states"),
     "Field": "selection.field_filter",
-    "Monitor": "pool.server_monitor",
+    "Monitor": "pool.server",
     "Pool": "pool.pool",
     "PoolConfig": "pool.pool_config",
     "PoolContext": "pool.pool_context",

@@ -30,7 +30,7 @@ from poolctl.units import parse_duration
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.control.pool_registry import PoolRegistry
-    from poolctl.pool.server_monitor import Monitor
+    from poolctl.pool.server import Monitor
     from poolctl.selection.field_filter import Field
 
 ANSWERED = (DONE, NOT_AS_DESIRED)
@@ -203,7 +203,7 @@ class PoolClient:
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
         """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is the latency of its probes."""
-        from poolctl.pool.server_monitor import Monitor
+        from poolctl.pool.server import Monitor
 
         items = self._ask("monitor", PoolMonitorError, targets, selector)["items"]
         return [Monitor.from_dict(item["name"], item["bind"], item["monitor"]) for item in items]

@@ -4,22 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import concurrent.futures
 import os
 import platform
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import (
+    Callable,
+    Coroutine,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
+from typing import Any, TypeVar
 
-from poolctl.config import Configuration, ServerConfig
+from poolctl.address import AddressError, UsedPorts, canonical, overlapping
+from poolctl.config import (
+    Configuration,
+    Place,
+    Problem,
+    ServerConfig,
+    TLSConfig,
+    conflicts,
+    no_certificate,
+    problem_of,
+    shown,
+    with_addresses,
+)
+from poolctl.core.configuration_diff import Change, Kind, Running, changed
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
+from poolctl.core.server_files import digests
 from poolctl.errors import (
     PoolAddError,
     PoolError,
     PoolMonitorError,
     PoolParamError,
+    PoolRestartError,
     PoolStartError,
+    PoolStopError,
+    PoolValidateError,
     ServerError,
 )
 from poolctl.json_form import Table
@@ -39,21 +68,91 @@ from poolctl.states import State
 from poolctl.worker.tally import describe
 
 from . import loop_thread
-from .hot_reload import HotReload
-from .live_servers import Handle, living
 from .loop_thread import LOCK
 from .pool_context import Handler, PoolContext, Shared
-from .pool_members import Members
-from .server import Server, StartAndStop
-from .server_lists import Servers, configuration_of
-from .server_monitor import Monitor
-from .start_stop import Timeout
+from .server import (
+    Handle,
+    Holds,
+    Monitor,
+    Server,
+    StartAndStop,
+    StartOrder,
+    Timeout,
+    living,
+    order_stop,
+    with_port,
+)
 
-_STACK_SECONDS = 2.0
-_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server in this process
+Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 
-class Pool(Members, StartAndStop):
+def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerError]]:
+    """The configurations of a list, and the problems of its other members. Raises TypeError for a non-list."""
+    made: list[ServerConfig] = []
+    problems: list[ServerError] = []
+    for index, server in enumerate(servers):
+        if isinstance(server, ServerConfig):
+            made.append(server)
+        elif isinstance(server, Mapping):
+            try:
+                made.append(ServerConfig(**{str(key): value for key, value in server.items()}))
+            except PoolValidateError as error:
+                problems += error.exceptions
+        else:
+            message = f"{shown(server)} is neither a ServerConfig nor a mapping"
+            hint = "write ServerConfig(name=…, bind=…)"
+            problems.append(Problem(message, place=Place(key=f"[{index}]"), hint=hint))
+    return made, problems
+
+
+def configuration_of(servers: Servers, tls: TLSConfig | None) -> Configuration:
+    """The list as a Configuration with this default TLS; a Configuration is returned unchanged.
+
+    Raises PoolParamError.
+    """
+    if isinstance(servers, Configuration):
+        return servers
+    try:
+        made, problems = configurations(servers)
+    except TypeError as error:
+        raise PoolParamError(f"{shown(servers)} is no list of servers", hint="give it a list") from error
+    found = Configuration(made)
+    found._problems, found._tls = problems, tls
+    return found
+
+
+def with_ports(
+    configuration: Configuration, in_use: Mapping[str, ServerConfig]
+) -> tuple[list[ServerConfig], list[ServerError]]:
+    """The servers of a configuration with ports in place of `auto`, and the problems of all others.
+
+    A server `in_use`, by its name, keeps its port.
+    """
+    port_range = "-".join(map(str, configuration.settings.port_range))
+    problems: list[ServerError] = [*configuration._problems]
+    servers: list[ServerConfig] = []
+    for server in configuration:
+        try:
+            if server.tls is True and configuration._tls is None:
+                raise configuration._located(server, no_certificate())
+            servers.append(with_port(_kept(server, in_use), port_range))
+        except ServerError as error:
+            problems.append(error)
+    return with_addresses(servers) if configuration.files else servers, problems
+
+
+def _kept(server: ServerConfig, in_use: Mapping[str, ServerConfig]) -> ServerConfig:
+    before = in_use.get(server.name)
+    if before is None or not server.address.auto or before.address.host != server.address.host:
+        return server
+    return server.at(before.address)
+
+
+T = TypeVar("T")
+Visit = Callable[[str, Server], object]
+
+
+class Pool(Mapping[str, Server], StartAndStop):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
 
     They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
@@ -83,7 +182,7 @@ class Pool(Members, StartAndStop):
             raise PoolParamError(
                 f"{runner!r} is no runner", hint="leave it out: the servers run in this process"
             )
-        super().__init__(Shared(context, runner))
+        self._set_up(Shared(context, runner))
         self.handler(handler)
         errors: list[ServerError] = []
         for server in servers:
@@ -97,13 +196,223 @@ class Pool(Members, StartAndStop):
         if errors:
             raise self._not_added(errors)
 
+    def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
+        self._shared = shared
+        self._is_view = seen_of is not None
+        self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
+        self._servers: dict[str, Server] = {}
+        self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
+        self._ports = UsedPorts()
+        self._departed: set[Handle] = set()
+
     def __repr__(self) -> str:
         servers = self._snapshot().values()
         running = sum(server.is_running for server in servers)
         kind = "view of " if self._is_view else ""
         return f"<Pool {kind}{len(servers)} server{'s' * (len(servers) != 1)}, {running} running>"
 
+    # A mapping. Iterations are over a snapshot, so that others may change the pool meanwhile.
+
+    def __getitem__(self, bind: str) -> Server:
+        server = self.load(bind)
+        if server is None:
+            raise KeyError(bind)
+        return server
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._snapshot())
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def __contains__(self, bind: object) -> bool:
+        return self.load(bind) is not None  # type: ignore[arg-type]
+
+    def keys(self) -> KeysView[str]:
+        """The current addresses."""
+        return self._snapshot().keys()
+
+    def values(self) -> ValuesView[Server]:
+        """The current servers."""
+        return self._snapshot().values()
+
+    def items(self) -> ItemsView[str, Server]:
+        """The current addresses and servers."""
+        return self._snapshot().items()
+
+    def load(self, bind: str) -> Server | None:
+        """The server with that address, in constant time; None for an unknown or invalid address."""
+        try:
+            return self._servers.get(bind) or self._servers.get(_key(bind))
+        except TypeError:  # not even hashable
+            return None
+
+    def has(self, bind: str) -> bool:
+        """Whether there is a server with that address."""
+        return self.load(bind) is not None
+
+    # Coming and going.
+
+    def store(self, server: Server) -> None:
+        """Add the server. A server with the same address is replaced, and ordered to stop if it runs.
+
+        Raises PoolAddError when the address overlaps with another address, PoolParamError for a value that is not a
+        Server.
+        """
+        if not isinstance(server, Server):
+            raise PoolParamError(
+                f"a pool stores servers, and this is {server!r}; store_new() takes configurations"
+            )
+        with LOCK:
+            config = server.config
+            old = self._servers.get(config.bind)
+            if old is server:
+                return
+            if old is None:
+                obstacle = overlapping(config.address, self._servers, self._ports)
+                if obstacle is not None:
+                    raise _overlapping(config, obstacle)
+                self._ports.count(config.address, 1)
+            self._servers[config.bind] = server
+            if self._is_view:
+                if not self._holds(server):
+                    self._own.add(server)
+            else:
+                server._shared = self._shared  # from its next start on
+                if old is not None:
+                    self._see_off([old])
+
+    def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
+        """Create a server from `config` and add it as `store` does.
+
+        Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
+        """
+        if isinstance(config, Mapping):
+            config = ServerConfig(**config)
+        try:
+            server = Server(config)
+        except ServerError as error:
+            raise PoolAddError(f"{config.name} cannot be added", [error]) from error
+        self.store(server)
+        return server
+
+    def delete(self, bind: str) -> None:
+        """Remove the server with that address, if there is one.
+
+        A running server is ordered to stop; `join` waits for it.
+        """
+        self.load_and_delete(bind)
+
+    def load_and_delete(self, bind: str) -> Server | None:
+        """Remove and return the server with that address; only one of several callers gets it."""
+        with LOCK:
+            server = self.load(bind)
+            if server is not None:
+                # In a view it may have another address than when it was put there.
+                del self._servers[bind if bind in self._servers else _key(bind)]
+                self._ports.count(server.config.address, -1)
+                if not self._is_view:
+                    self._see_off([server])
+            return server
+
+    def clean(self) -> None:
+        """Remove all servers, as `delete` does."""
+        with LOCK:
+            servers = list(self._servers.values())
+            self._servers.clear()
+            self._ports.reset()
+            if not self._is_view:
+                self._see_off(servers)
+
+    def _arrange(self, servers: Sequence[Server]) -> list[Server]:
+        """Replace the servers by these, in this order, and return those that are no longer included.
+
+        Their addresses must not overlap. Called under LOCK.
+        """
+        staying = set(servers)
+        gone = [server for server in self._servers.values() if server not in staying]
+        self._servers = {server.bind: server for server in servers}
+        self._ports.reset()
+        for server in servers:
+            server._shared = self._shared
+        self._see_off(gone)
+        return gone
+
+    def _see_off(self, servers: Iterable[Server]) -> None:
+        """Order removed servers that run to stop. Called under LOCK."""
+        busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
+        order_stop(busy)
+        self._departed.update(busy)
+
+    async def join(self) -> None:
+        """Wait until all servers that were ordered to stop have stopped.
+
+        Raises PoolStopError for servers that still run.
+        """
+        while futures := self._endings():
+            done, _ = await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+            for each in done:
+                each.cancelled() or each.exception()  # marked as retrieved; raised below
+            self._raise_failed(futures)
+
+    def join_sync(self) -> None:
+        """Like `join`, but blocks."""
+        loop_thread.refuse_own_thread()
+        while futures := self._endings():
+            concurrent.futures.wait(futures)
+            self._raise_failed(futures)
+
+    def _endings(self) -> set[concurrent.futures.Future[None]]:
+        context = self._shared.context
+        if context is not None and context.cancelled:
+            context.cancel()  # setting its event has ordered them to stop, whether its watcher has seen it or not
+        with LOCK:
+            self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
+            present = [handle for each in self._servers.values() if (handle := living(each)) is not None]
+            return {
+                future for handle in (*self._departed, *present) for future in (*handle.stops, *handle.ending)
+            }
+
+    @staticmethod
+    def _raise_failed(futures: Iterable[concurrent.futures.Future[None]]) -> None:
+        raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
+        errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
+        if errors:
+            raise PoolStopError(f"{len(errors)} servers did not stop", errors)
+
     # Looking.
+
+    def walk(self, fn: Visit) -> bool:
+        """Call ``fn(bind, server)`` for each server until it returns False. Returns whether all were visited.
+
+        Over a snapshot: `fn` may change the pool.
+        """
+        return all(fn(bind, server) is not False for bind, server in self._snapshot().items())
+
+    def walk_limit(self, fn: Visit, *binds: str) -> bool:
+        """Like `walk`, but only for the servers with these addresses, in that order. Unknown addresses are skipped.
+
+        No address means all.
+        """
+        if not binds:
+            return self.walk(fn)
+        with LOCK:
+            servers = [server for bind in binds if (server := self.load(bind)) is not None]
+        return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
+
+    def _holds(self, server: Server) -> bool:
+        """Whether the server is in the pool; servers stored in a view are only there."""
+        return server in self._own or self._whole._servers.get(server.bind) is server
+
+    def _snapshot(self) -> dict[str, Server]:
+        with LOCK:
+            return self._servers.copy()
+
+    def _matching(self, field: Field, pattern: str, regex: str) -> dict[str, Server]:
+        if regex:  # it may take long, so the lock is not held meanwhile
+            return matching(self._snapshot(), field, pattern, regex)
+        with LOCK:
+            return matching(self._servers, field, pattern, regex)
 
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
         """A view of the matching servers: they are the same ones, and removing one there does nothing here.
@@ -112,18 +421,18 @@ class Pool(Members, StartAndStop):
 
         `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
         pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
-        `regex` runs in the caller's thread without a time limit, and other threads' changes of the pool wait for it.
+        `regex` runs in the caller's thread without a time limit.
         """
         view = Pool.__new__(Pool)
-        Members.__init__(view, self._shared, seen_of=self._whole)
+        view._set_up(self._shared, seen_of=self._whole)
         view._own.update(self._own)
-        view._servers = self._look(lambda servers: matching(servers, field, pattern, regex))
+        view._servers = self._matching(field, pattern, regex)
         return view
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
         """The `target` field of each server whose `source` field matches as in `filter`, without a time limit."""
         target = checked(target)
-        return self._look(lambda servers: [*values(matching(servers, source, pattern, regex), target)])
+        return [*values(self._matching(source, pattern, regex), target)]
 
     # Whole pools.
 
@@ -235,8 +544,8 @@ class Pool(Members, StartAndStop):
         self._started = False
         return super()._stop(timeout)
 
-    def _chosen(self) -> tuple[Sequence[Server], Pool]:
-        return [*self._snapshot().values()], self
+    def _chosen(self) -> tuple[Sequence[Server], Holds]:
+        return [*self._snapshot().values()], self._holds
 
     @property
     def is_running(self) -> bool:
@@ -414,3 +723,162 @@ def _stacks_of_others(asked: list[tuple[Stacks, ServerConfig, Placement]]) -> li
 
 def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:
     return WorkerStacks(name=config.name, worker=placement.id, pid=placement.pid, problem=problem)
+
+
+class HotReload:
+    """One reload of a pool. New servers are started if the pool `runs`.
+
+    A server whose new configuration is invalid stays as it is; no server is removed while a problem names no server.
+    """
+
+    def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
+        """Blocks on the disk: certificates and env files may have changed."""
+        self._pool = pool
+        self._configuration = configuration
+        self._runs = runs
+        self._errors: list[ServerError] = []
+        self._to_start: list[Server] = []
+        self._live: set[Server] = set()  # of these the running workers take the change over
+        self._certificates: list[Server] = []
+        self._beside: list[Handle] = []
+        self._stops: set[concurrent.futures.Future[None]] = set()
+        tls = configuration._tls
+        self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
+
+    async def run(self) -> None:
+        """Return when each server is as configured. Raises PoolRestartError with every failure."""
+        with LOCK:
+            self._change_members()
+        try:
+            await StartOrder(
+                self._to_start, None, self._pool._holds, PoolRestartError, self._live, self._beside
+            ).run()
+        except PoolRestartError as error:
+            self._errors += error.exceptions
+        for server in self._certificates:
+            handle = living(server)
+            if handle is not None and handle.host is not None and handle.entry is not None:
+                try:
+                    await handle.host.core.renew_tls(handle.entry)
+                except ServerError as problem:
+                    self._errors.append(problem)
+        for future in self._stops:
+            try:
+                await asyncio.shield(asyncio.wrap_future(future))
+            except PoolStopError as error:
+                self._errors += error.exceptions
+        if self._errors:
+            count = len(self._errors)
+            raise PoolRestartError(f"{count} change{'s' * (count > 1)} failed", self._errors)
+
+    def _change_members(self) -> None:
+        configuration = self._configuration
+        by_name: dict[str, list[Server]] = {}
+        for server in self._pool.values():
+            by_name.setdefault(server.name, []).append(server)
+        in_use = {name: servers[0].config for name, servers in by_name.items()}
+        written, self._errors = with_ports(configuration, in_use)
+        written, kept = self._possible(written)
+        before, after = self._pool._shared.tls, configuration._tls
+        self._pool._shared.tls = after
+        members: list[Server] = []
+        for config in written:
+            there = by_name.get(config.name, [])
+            if not there:
+                members.append(Server(config))
+                if self._runs and not config.disabled:
+                    self._to_start.append(members[-1])
+                continue
+            server = next((each for each in there if each.bind == config.bind), there[0])
+            members.append(server)
+            there.remove(server)
+            running = Running(_with_tls(_in_force(server), before), files=_files(server))
+            changes = changed(running, _with_tls(config, after), self._files[config.name])
+            self._change(server, config, changes[0] if changes else None)
+        gone = self._pool._arrange([*members, *kept])
+        self._stops |= {future for each in gone if (handle := living(each)) for future in handle.stops}
+
+    def _possible(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
+        """The new configurations that fit together and with the unchanged servers; and the unchanged servers."""
+        while True:
+            names = {server.name for server in written}
+            invalid = {problem.name for problem in self._errors}
+            kept = [
+                server
+                for server in self._pool.values()
+                if server.name not in names and (server.name in invalid or "" in invalid)
+            ]
+            addresses = [(each.name, each.config.address) for each in kept]
+            addresses += [(each.name, each.address) for each in written]
+            found = {index - len(kept): finding for index, _, finding in conflicts(addresses)}
+            found = {index: finding for index, finding in found.items() if index >= 0}
+            if not found:
+                return written, kept
+            for index, finding in found.items():
+                server = written[index]
+                self._errors.append(problem_of(finding, name=server.name, bind=server.bind))
+            written = [server for index, server in enumerate(written) if index not in found]
+
+    def _change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
+        handle = living(server)
+        entry = handle.entry if handle is not None else None
+        is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
+        if change is None:
+            server._put(_in_force(server))
+            if handle is not None and is_wanted:
+                self._beside.append(handle)
+            return
+        server._put(config)
+        if config.disabled:
+            if handle is not None and is_wanted and (future := order_stop([handle])) is not None:
+                self._stops.add(future)
+        elif is_wanted:
+            self._to_start.append(server)
+            if change.kind is Kind.UPDATE or config.every is not None:
+                self._live.add(server)
+            if change.kind is Kind.UPDATE and any(key.partition(".")[0] == "tls" for key in change.keys):
+                self._certificates.append(server)
+        elif "disabled" in change.keys:
+            if self._runs:
+                self._to_start.append(server)
+        elif change.kind is Kind.RESTART and server.state is State.FAILED:
+            self._to_start.append(server)
+
+
+def _in_force(server: Server) -> ServerConfig:
+    """The configuration with which the server runs; its own if it does not run."""
+    handle = living(server)
+    if handle is None or handle.entry is None:
+        return server.config
+    return handle.observed.config or server.config
+
+
+def _files(server: Server) -> Mapping[str, str]:
+    """Digests of the files that its workers have read."""
+    handle = living(server)
+    return handle.entry.observed.files if handle is not None and handle.entry is not None else {}
+
+
+def _with_tls(config: ServerConfig, default: TLSConfig | None) -> ServerConfig:
+    return config.but(tls=default) if config.tls is True and default is not None else config
+
+
+def _key(bind: str) -> str:
+    try:
+        return canonical(bind)
+    except AddressError:
+        return ""
+
+
+def _overlapping(config: ServerConfig, obstacle: Server) -> PoolAddError:
+    problem = ServerError(
+        f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}",
+        name=config.name,
+        bind=config.bind,
+        hint="give one of them another port",
+    )
+    return PoolAddError(f"{config.name} cannot be added", [problem])
+
+
+_STACK_SECONDS = 2.0
+_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server in this process

@@ -20,9 +20,8 @@ from poolctl.config import (
 )  # fmt: skip
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
-from .pool import Pool
+from .pool import Pool, Servers, configurations, with_ports
 from .pool_context import Handler, PoolContext
-from .server_lists import Servers, configurations, with_ports
 
 if TYPE_CHECKING:
     from poolctl.runners.runner_protocol import Runner

@@ -1,30 +1,167 @@
-"""Server: one entry of the pool, with its configuration and current state."""
+"""One server of a pool: its configuration and state, its running part in a core, and its start and stop.
+
+All servers of an order are attempted in the order of their dependencies, and every failure is raised.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import socket
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from poolctl.address import Address
-from poolctl.config import ServerConfig
+from poolctl.address import Address, parse
+from poolctl.clock import Clock
+from poolctl.config import Dependency, ServerConfig
+from poolctl.core.core import Core, Goal, until
+from poolctl.core.decide import LEAVING, Listener, Trace
+from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
     PoolError,
     PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
+    PoolStopError,
     ServerError,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.states import State, Status
+from poolctl.monitor.server_metrics import Usage
+from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.states import PASSING, State, Status
+from poolctl.units import parse_duration
+from poolctl.worker import tally
 
-from . import loop_thread, start_stop
-from .live_servers import Handle, Startable, living
+from . import loop_thread
 from .loop_thread import LOCK
-from .pool_context import Shared
-from .server_monitor import Monitor, observe
-from .start_stop import Membership, Timeout, seconds
+from .pool_context import PoolContext, Shared
+
+CONNECT_SECONDS = 1.0
+
+_TIMES = ("uptime", "downtime", "rise", "fall")
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """The state of one server at one moment.
+
+    `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency`: how long
+    the last answer or connection took; None without an answer. `uptime` and `downtime` add up since the first start,
+    without the time for which it was stopped; `sli` is the part of them that the server was up, 0 to 1. `rise` and
+    `fall` add up how long it was on its way to ok and to ko, `rises` and `falls` count how often it became ready and
+    ceased to be.
+    """
+
+    name: str
+    bind: str
+    status: Status
+    latency: timedelta | None
+    uptime: timedelta
+    downtime: timedelta
+    rise: timedelta
+    fall: timedelta
+    sli: float
+    message: str
+    rises: int = 0
+    falls: int = 0
+
+    @classmethod
+    def from_dict(cls, name: str, bind: str, document: Mapping[str, Any]) -> Monitor:
+        """The snapshot in a document that a supervisor sent."""
+        seconds = {key: timedelta(seconds=document[f"{key}_seconds"]) for key in _TIMES}
+        latency = document["latency_seconds"]
+        return cls(
+            name=name,
+            bind=bind,
+            status=Status(document["status"]),
+            latency=None if latency is None else timedelta(seconds=latency),
+            **seconds,
+            sli=document["sli"] or 0.0,
+            message=document["message"],
+            rises=document["rises"],
+            falls=document["falls"],
+        )
+
+    def __repr__(self) -> str:
+        message = f" ({self.message})" if self.message else ""
+        return f"<Monitor {self.name} {self.status}, up {self.sli:.1%}{message}>"
+
+
+def observe(name: str, bind: str, state: State, handle: Handle | None) -> Monitor:
+    """A snapshot of the server; without probes it blocks for at most CONNECT_SECONDS. Raises ServerError."""
+    known = handle.availability_now() if handle is not None else Availability()
+    status, latency, problem = _status(name, bind, state, handle)
+    message = problem or (handle.observed.message if handle is not None else "")
+    return Monitor(
+        name=name,
+        bind=bind,
+        status=status,
+        latency=latency,
+        uptime=timedelta(seconds=known.uptime),
+        downtime=timedelta(seconds=known.downtime),
+        rise=timedelta(seconds=known.risetime),
+        fall=timedelta(seconds=known.falltime),
+        sli=known.sli or 0.0,
+        message=message or ("" if state is State.RUNNING else str(state)),
+        rises=known.rise,
+        falls=known.fall,
+    )
+
+
+def _status(
+    name: str, bind: str, state: State, handle: Handle | None
+) -> tuple[Status, timedelta | None, str]:
+    """The status, the latency of the answer, and the problem."""
+    if handle is None:
+        return Status.KO, None, ""
+    if state in PASSING:
+        return Status.WARN, None, ""
+    observed = handle.observed
+    if state is not State.RUNNING:
+        return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
+    if observed.probed:
+        seconds = handle.latency_seconds
+        return observed.health, None if seconds is None else timedelta(seconds=seconds), handle.complaint
+    try:
+        latency, refused = _connect(observed.endpoints)
+    except OSError as error:
+        problem = f"no connection can be made: {error.strerror}"
+        hint = "raise the limit of open files: ulimit -n"
+        raise ServerError(problem, name=name, bind=bind, hint=hint) from error
+    return (Status.KO if refused else Status.OK), latency, refused
+
+
+def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
+    """The latency of a connection to the first endpoint, or the reason why it failed.
+
+    Raises OSError without a socket.
+    """
+    if not endpoints:
+        return None, ""
+    address = parse(endpoints[0]).nearby
+    where: Any = (address.host, address.port)
+    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    if address.kind == "unix":
+        where, family = address.path, socket.AF_UNIX
+    with socket.socket(family) as sock:
+        sock.settimeout(CONNECT_SECONDS)
+        begun = time.perf_counter()
+        try:
+            sock.connect(where)
+        except TimeoutError:
+            return None, f"no connection within {CONNECT_SECONDS:g} s"
+        except OSError as error:
+            return None, str(error)
+        return timedelta(seconds=time.perf_counter() - begun), ""
+
 
 DEFAULT_PORT_RANGE = "20000-29999"
 
@@ -41,16 +178,16 @@ class StartAndStop:
 
     __slots__ = ()
 
-    def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
-        """The servers to act on, and the pool if a whole pool is started."""
+    def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
+        """The servers to act on, and whether its pool still holds a server if a whole pool is started."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
-        servers, pool = self._chosen()
-        return start_stop.start(servers, seconds(timeout), pool, kind)
+        servers, holds = self._chosen()
+        return StartOrder(servers, seconds(timeout), holds, kind).run()
 
     def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
-        return start_stop.stop(self._chosen()[0], seconds(timeout))
+        return stop(self._chosen()[0], seconds(timeout))
 
     async def start(self, *, timeout: Timeout = None) -> None:
         """Return when the server answers; for a pool, when all enabled servers answer, dependencies first.
@@ -209,7 +346,7 @@ class Server(StartAndStop):
         except ServerError as error:
             raise PoolMonitorError(f"{self.name} cannot be monitored", [error]) from error
 
-    def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
+    def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
         return [self], None
 
     def _put(self, config: ServerConfig) -> None:
@@ -239,3 +376,760 @@ def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
         bind=config.bind,
         hint='widen it: [pool] port_range = "FIRST-LAST"',
     )
+
+
+Future = concurrent.futures.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The observed state of a server at one moment. Any thread may read it."""
+
+    state: State = State.STOPPED
+    ready: bool = False
+    probed: bool = False  # the health comes from its probes
+    health: Status = Status.UNKNOWN
+    message: str = ""
+    pids: tuple[int, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    ready_since: float | None = None  # monotonic
+    config: ServerConfig | None = None  # the server's own, under which it runs
+
+
+class Handle:
+    """The running part of one server; created at its first start, with an entry in a core while not at rest.
+
+    Written on the engine's loop only, read from any thread. The engine holds it, and it holds no reference to the
+    server: if the program drops a running server and its pool, the server is stopped.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = weakref.ref(server, self._server_is_lost)
+        self._config = server.config
+        self.epoch = loop_thread.epoch
+        self.observed = Snapshot()
+        self.refusal: ServerError | None = None  # why the newest order to start it has failed
+        self.availability = Availability()
+        self.host: Host | None = None
+        self.entry: Entry | None = None
+        self.orders = 0  # under way
+        self.awaiting: set[object] = set()  # the orders that wait for it to be ready
+        self.stops: set[Future] = set()  # the orders that stop it
+        self.ending: set[Future] = set()  # what `Pool.join` awaits besides
+        self.context: PoolContext | None = None  # which ends it
+        self.furnished: list[
+            tuple[ServerConfig, ServerConfig]
+        ] = []  # the configuration of the core, and the server's own
+        # For its metrics: from its forgotten entries, and from its workers that have ended.
+        self.restarts = self.failures = self.wakes = 0
+        self.ended = [0] * tally.COUNTED
+        self.usages: dict[int, Usage] = {}  # by pid
+        self._clock = server._shared.clock
+
+    def __repr__(self) -> str:
+        return f"<Handle of {self.name} {self.observed.state}>"
+
+    @property
+    def config(self) -> ServerConfig:
+        """The configuration of the server; the last known configuration if the server is lost."""
+        server = self._server()
+        if server is not None:
+            self._config = server.config
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """The name of the server."""
+        return self.config.name
+
+    @property
+    def bind(self) -> str:
+        """The address of the server."""
+        return self.config.bind
+
+    def _server_is_lost(self, _: object) -> None:
+        # Called by the garbage collector, at any moment and in any thread: it takes no lock.
+        host, entry = self.host, self.entry
+        if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
+            host.engine.loop.call_soon_threadsafe(host.stop, self)
+            warnings.warn(
+                f"{self._config.name} was running when the last reference to it and to its pool went: it is stopped; "
+                "call stop() before that, or use `async with`",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server has something to stop."""
+        entry = self.entry
+        return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long this instance has been ready; 0 without a ready instance."""
+        since = self.observed.ready_since
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    @property
+    def complaint(self) -> str:
+        """The problem found by the server's probes, or ""."""
+        host, entry = self.host, self.entry
+        return host.core.health.complaint(entry) if host is not None and entry is not None else ""
+
+    @property
+    def latency_seconds(self) -> float | None:
+        """The latency of the last answer to a probe, or None."""
+        host, entry = self.host, self.entry
+        return host.core.health.latency_seconds(entry) if host is not None and entry is not None else None
+
+    def availability_now(self) -> Availability:
+        """The times that the server has been up and down until now."""
+        with LOCK:
+            found = replace(self.availability)
+            found.settle(self._clock.monotonic())
+        return found
+
+    def observe(self, observed: Snapshot) -> None:
+        """Record the server's current state."""
+        with LOCK:
+            self.observed = observed
+            state, health, known = observed.state.value, observed.health.value, self.availability
+            if (state, health) != (known.state, known.health):
+                known.note(self._clock.monotonic(), state=state, health=health)
+
+    def refuse(self, error: ServerError | None) -> None:
+        """Record that a start has failed, unless the server runs; None means that it is only stopped."""
+        self.refusal = error
+        if self.entry is None or self.entry.at_rest:
+            self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
+
+
+class _Silent:
+    """Drops the events of a core: a program has no journal."""
+
+    def record(self, kind: str, event: str, **detail: object) -> None:
+        """See Recorder."""
+
+
+class Host:
+    """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
+
+    def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
+        self.core = Core((), runner, clock, _Silent(), trace=Trace.configured(os.environ))
+        self.engine = on
+        self._handles: dict[str, Handle] = {}  # by their names in the core
+        self.core.listeners.add(self._changed)
+        runner.events = self
+        if runner.capabilities.counters is not None:
+            runner.capabilities.counters.add_up = self._add_up
+
+    def _add_up(self, worker: str, server: str, counts: tally.Counts) -> None:
+        if handle := self._handles.get(server):
+            tally.add(handle.ended, counts)
+
+    def expired(self, placement: Placement) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.renew(entry, placement.generation)
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """See RunnerEvents."""
+        if entry := self.core.entries.get(placement.server):
+            self.core.idle(entry, placement.id, idle)
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """Do nothing: a Python pool records no events."""
+
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """Do nothing: a Python pool records no events."""
+
+    def reserve(self, handle: Handle) -> str:
+        """Choose the server's name in the core: its own, unless another server of that name runs there."""
+        if handle.entry is not None:
+            return handle.entry.name
+        if not self._handles:
+            self.engine.hold()
+            self.engine.on_exit[self] = self._stop_all
+        name = wanted = handle.name
+        number = 1
+        while name in self._handles:
+            number += 1
+            name = f"{wanted}~{number}"
+        self._handles[name] = handle
+        handle.host = self
+        return name
+
+    def in_users_names(self, text: str) -> str:
+        """The text with the core's server names replaced by the user's names."""
+        for name, handle in self._handles.items():
+            if name != handle.name:
+                text = text.replace(name, handle.name)
+        return text
+
+    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool = False) -> bool:
+        """Create the server's entry with this configuration, or update its entry.
+
+        Returns whether the entry has changed. A running server gets the configuration if its own has changed since, or
+        for a restart: a handler may give a new application each time. With `live` its workers continue under it.
+        """
+        source = handle.config
+        if handle.entry is None:
+            handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
+            handle.furnished = [(config, source)]
+            return True
+        in_use = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
+        handle.furnished = [pair for pair in handle.furnished if any(pair[0] is each for each in in_use)]
+        runs = handle.entry.wanted and bool(handle.entry.observed.workers)
+        same = handle.entry.config == config or (runs and not replace)
+        if same and self._source(handle, handle.entry.config) is source:
+            self.relate(handle, config.depends_on)
+            return False
+        handle.furnished.append((config, source))
+        self.core.change(handle.entry, config, live=live)
+        return True
+
+    async def wait_until(
+        self, handles: Iterable[Handle], test: Callable[[Entry], bool], timeout_seconds: float | None
+    ) -> None:
+        """Wait until the test is true for each handle's entry, or the timeout has passed."""
+        entries = [handle.entry for handle in handles if handle.entry is not None]
+        await until(self.core, entries, test, timeout_seconds, lambda entry: None)
+
+    def stop(self, handle: Handle) -> None:
+        """Stop the server if it is running."""
+        if handle.host is self and handle.entry is not None:
+            self.core.stop(handle.entry)
+
+    async def _stop_all(self) -> None:
+        """Stop all servers, because the process is about to end."""
+        handles = list(self._handles.values())
+        for handle in handles:
+            if handle.entry is not None:
+                self.core.stop(handle.entry)
+        await self.wait_until(handles, lambda entry: entry.at_rest, None)
+
+    def _changed(self, entry: Entry) -> None:
+        handle = self._handles.get(entry.name)
+        if handle is not None and handle.entry is entry:
+            self.look(handle)
+
+    def relate(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
+        """Make the server depend on these servers, given by their names in the core."""
+        assert handle.entry is not None
+        before = self._source(handle, handle.entry.config)
+        self.core.relate(handle.entry, dependencies)
+        if before is not None and self._source(handle, handle.entry.config) is None:
+            handle.furnished.append((handle.entry.config, before))
+
+    def look(self, handle: Handle) -> None:
+        """Record the server's current state.
+
+        Drops its entry if the server is at rest and neither an order nor another server needs it.
+        """
+        ahead = [handle]
+        while ahead:
+            handle = ahead.pop()
+            entry = handle.entry
+            if entry is None:
+                continue
+            slept = handle.observed.state is State.SLEEPING
+            handle.observe(self._observed(handle, entry))
+            if (
+                slept
+                and handle.observed.state is not State.SLEEPING
+                and entry.observed.called
+                and entry.wanted
+            ):
+                handle.wakes += 1
+            if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
+                continue
+            # Its dependencies may have been kept running for it.
+            dependencies = [self._handles.get(each.name) for each in self.core.servers.dependencies(entry)]
+            ahead += [each for each in dependencies if each is not None]
+            self.core.forget(entry)
+            del self._handles[entry.name]
+            handle.restarts, handle.failures = entry.observed.restarts, entry.observed.failures
+            handle.entry = handle.host = None
+            if handle.context is not None:
+                handle.context.detach(handle)
+                handle.context = None
+        if not self._handles and self.engine.on_exit.pop(self, None) is not None:
+            self.engine.release()
+
+    def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
+        if entry.rests and not entry.observed.workers and handle.refusal is not None:
+            return Snapshot(State.FAILED, message=handle.refusal.message)
+        state, is_ready = State(entry.state), entry.ready
+        ready = entry.observed.ready
+        probed = any(worker.config.health.probed for worker in ready)
+        listening = entry.listener.bound if entry.listener.state is Listener.OPEN else None
+        return Snapshot(
+            state=state,
+            ready=is_ready,
+            probed=probed,
+            health=entry.health if probed else Status.OK if is_ready else Status.UNKNOWN,
+            message=_message(entry, state),
+            pids=tuple(dict.fromkeys(entry.pids)),
+            endpoints=self.core.endpoints(listening) if listening is not None else (),
+            ready_since=min(
+                (worker.ready_at for worker in ready if worker.ready_at is not None), default=None
+            ),
+            config=self._source(handle, entry.config),
+        )
+
+    def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
+        """The user's configuration from which the core's configuration was made, or None."""
+        return next((source for made, source in handle.furnished if made is config), None)
+
+
+def dependencies_among(
+    handles: Sequence[Handle], names: dict[Handle, str]
+) -> dict[Handle, tuple[Dependency, ...]]:
+    """The dependencies of each server among these, by their names in the core, without circular dependencies."""
+    by_name = {handle.name: handle for handle in handles}
+    edges: dict[Handle, list[Handle]] = {}
+    found: dict[Handle, tuple[Dependency, ...]] = {}
+    for handle in handles:
+        mine = []
+        for dependency in handle.config.depends_on:
+            other = by_name.get(dependency.name)
+            if other is not None and not _reaches(other, handle, edges):
+                edges.setdefault(handle, []).append(other)
+                renamed = names[other] != dependency.name
+                mine.append(dependency.but(name=names[other]) if renamed else dependency)
+        found[handle] = tuple(mine)
+    return found
+
+
+def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
+    seen: set[Handle] = set()
+    ahead = [start]
+    while ahead:
+        handle = ahead.pop()
+        if handle is goal:
+            return True
+        if handle not in seen:
+            seen.add(handle)
+            ahead += edges.get(handle, ())
+    return False
+
+
+def is_leaving(entry: Entry) -> bool:
+    """Whether replaced workers are still finishing their requests."""
+    return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
+
+
+def _message(entry: Entry, state: State) -> str:
+    if state is State.FAILED and entry.observed.failure is not None:
+        return entry.observed.failure.message
+    ended = state is State.BACKOFF or (entry.completed and not entry.config.job)
+    return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
+
+
+def handle_of(server: Server) -> Handle:
+    """The server's handle, created if it does not exist."""
+    with LOCK:
+        handle = living(server)
+        if handle is None:
+            handle = server._handle = Handle(server)
+        return handle
+
+
+def living(server: Server) -> Handle | None:
+    """The server's handle, or None.
+
+    There is none before the first start, and in a forked child, where nothing of the server is left.
+    """
+    handle = server._handle
+    return handle if handle is not None and handle.epoch == loop_thread.epoch else None
+
+
+# The host of each runner on the current engine. None of these may hold a runner, or it would never go: its host holds
+# it, and is held by its servers while they run.
+_hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
+_tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
+_own_runner: Runner | None = None
+
+
+def host_of(shared: Shared) -> Host:
+    """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
+    global _own_runner
+    current = loop_thread.engine()
+    runner = shared.runner
+    if runner is None:
+        if _own_runner is None:
+            from poolctl.runners.inline_runner import InlineRunner
+
+            _own_runner = InlineRunner()
+        runner = _own_runner
+    elif _tied.get(runner) is not current:
+        # It may be tied to the loop, on which its user may call it as well.
+        _tied[runner] = current
+        current.hold()
+        weakref.finalize(runner, current.release).atexit = False
+    host = _hosts.get(id(runner))
+    if host is None or host.engine is not current or host.core.runner is not runner:
+        host = _hosts[id(runner)] = Host(runner, shared.clock, current)
+    return host
+
+
+def _forget_in_child() -> None:
+    global _own_runner
+    _own_runner = None
+    _hosts.clear()
+    _tied.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+Timeout = float | timedelta | str | None
+# Whether a pool has a server: an order skips the servers that have left it, and those that are disabled.
+Holds = Callable[["Server"], bool]
+# How long the workers of an abandoned start are waited for, which are killed.
+_KILL_SECONDS = 5.0
+
+
+def seconds(timeout: Timeout) -> float | None:
+    """The timeout in seconds. Raises PoolParamError."""
+    if timeout is None:
+        return None
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise PoolParamError(f"timeout: {error}") from error
+
+
+async def stop(servers: Sequence[Server], limit: float | None) -> None:
+    """Stop the servers, each before its dependencies; return when all have ended. Raises PoolStopError."""
+    future = order_stop([handle for server in servers if (handle := living(server)) is not None], limit)
+    if future is not None:
+        # A caller that gives up waiting leaves no server half stopped.
+        await asyncio.shield(asyncio.wrap_future(future))
+
+
+def order_stop(
+    handles: Sequence[Handle], limit: float | None = None
+) -> concurrent.futures.Future[None] | None:
+    """Order a stop from any thread without blocking. Returns its future; None without handles."""
+    if not handles:
+        return None
+    with LOCK:
+        # At once on the engine's thread, so that a start that is ordered afterwards finds the servers stopping.
+        begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
+        future = loop_thread.submit(_stop(handles, limit, begun))
+        for handle in handles:
+            handle.stops.add(future)
+
+    def over(future: concurrent.futures.Future[None]) -> None:
+        for handle in handles:
+            handle.stops.discard(future)
+
+    future.add_done_callback(over)
+    return future
+
+
+def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
+    """Have the core stop the servers. Returns goals that show when they have ended."""
+    hosts: dict[Host, dict[Handle, str]] = {}
+    for handle in handles:
+        handle.refuse(None)
+        if handle.host is not None and handle.entry is not None:
+            hosts.setdefault(handle.host, {})[handle] = handle.entry.name
+    goals: list[tuple[Goal, Handle]] = []
+    for host, names in hosts.items():
+        # Servers that are stopped together end in the order of their dependencies, however they were started.
+        for handle, needed in dependencies_among(list(names), names).items():
+            host.relate(handle, needed)
+        entries = [handle.entry for handle in names if handle.entry is not None]
+        goal = Goal(host.core, PoolStopError, entries)
+        goals += [(goal, handle) for handle in names]
+        for entry in entries:
+            host.core.stop(entry, limit_seconds=limit)
+    return goals
+
+
+async def _stop(
+    handles: Sequence[Handle], limit: float | None, begun: list[tuple[Goal, Handle]] | None
+) -> None:
+    goals = _begin_stop(handles, limit) if begun is None else begun
+    await asyncio.gather(*(goal.wait(None) for goal in {goal for goal, _ in goals}))
+    errors = []
+    for goal, handle in goals:
+        entry = handle.entry
+        # A start follows the end of a stop: a server that is wanted has been stopped before.
+        if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
+            continue
+        if (problem := goal.problem(entry)) is not None:
+            errors.append(_as_users(handle, problem))
+    _raise(errors, PoolStopError, "did not stop", len(handles))
+
+
+@dataclass(slots=True)
+class _Ordered:
+    """A server whose start or restart has been ordered."""
+
+    server: Server
+    handle: Handle
+    config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
+    startable: bool
+    live: bool = False  # its workers take the configuration over
+
+    @property
+    def entry(self) -> Entry:
+        assert self.handle.entry is not None
+        return self.handle.entry
+
+
+class StartOrder:
+    """One order to start or restart servers, dependencies first, on the engine's loop.
+
+    With PoolRestartError as `kind` it is done when all have been replaced. Without `holds` a single server is started
+    without its dependencies. The workers of `live` servers apply their configuration instead of being replaced. The
+    servers in `beside` may be dependencies, and continue unchanged.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        limit: float | None,
+        holds: Holds | None = None,
+        kind: type[PoolError] = PoolStartError,
+        live: Container[Server] = (),
+        beside: Sequence[Handle] = (),
+    ) -> None:
+        self._servers = servers
+        self._limit = limit
+        self._holds = holds
+        self._kind = kind
+        self._live = live
+        self._beside = beside
+        # The names of servers that others of them depend on.
+        self._needed = {dependency.name for server in servers for dependency in server.config.depends_on}
+        self._errors: dict[Server, ServerError] = {}
+        self._stops: list[concurrent.futures.Future[None]] = []
+        self._handles: list[Handle] = []
+
+    async def run(self) -> None:
+        """Return when all servers answer. Raises an error of the requested kind with every failure."""
+        try:
+            ordered = self._prepared()
+            goals = self._begin(ordered)
+            await self._wait(ordered, goals)
+            await self._conclude(ordered, goals)
+        finally:
+            for handle in self._handles:
+                handle.orders -= 1
+            for handle in self._handles:
+                if handle.host is not None:
+                    handle.host.look(handle)
+        for future in self._stops:
+            await asyncio.shield(asyncio.wrap_future(future))
+        errors = [
+            self._errors[server]
+            for server in self._servers
+            if server in self._errors and self._is_held(server)
+        ]
+        what = "did not restart" if self._kind is PoolRestartError else "did not start"
+        _raise(errors, self._kind, what, len(self._servers))
+
+    def _is_held(self, server: Server) -> bool:
+        return self._holds is None or self._holds(server)
+
+    def _late(self, server: Server) -> ServerError:
+        problem = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
+        problem.__cause__ = TimeoutError()
+        return problem
+
+    # Asking the core.
+
+    def _prepared(self) -> list[_Ordered]:
+        """The requested servers, and the dependencies that other servers need but that were not requested."""
+        found: list[_Ordered] = []
+        for server in self._servers:
+            with LOCK:  # a server that leaves the pool from now on is stopped
+                if not self._is_held(server):
+                    continue
+                handle = handle_of(server)
+                handle.orders += 1
+                self._handles.append(handle)
+            config, startable = server.config, True
+            if self._holds is not None and config.disabled:
+                startable = False
+                if handle.observed.state is State.RUNNING and (future := order_stop([handle])) is not None:
+                    self._stops.append(future)
+                    continue
+            elif handle.entry is None and handle.observed.ready and self._kind is PoolStartError:
+                continue  # a job that is done
+            else:
+                try:
+                    config = server._shared.prepare(config)
+                except ServerError as error:
+                    self._refuse(server, handle, error)
+                    startable = False
+            live = server in self._live
+            # The next run of a job has the new configuration; the current run is not waited for.
+            startable = startable and not (live and config.every is not None)
+            found.append(_Ordered(server, handle, config, startable, live))
+        return [each for each in found if each.startable or each.live or each.server.name in self._needed]
+
+    def _refuse(self, server: Server, handle: Handle, error: ServerError) -> None:
+        if handle.observed.state is State.RUNNING:
+            error = _serves_on(error)
+        else:
+            handle.refuse(error)
+        self._errors[server] = error
+
+    def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Goal]:
+        hosts: dict[Host, list[_Ordered]] = {}
+        goals: dict[Host, Goal] = {}
+        for each in ordered:
+            hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
+        for host, group in hosts.items():
+            around = [*self._handles, *self._beside]
+            names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
+            names |= {each.handle: host.reserve(each.handle) for each in group}
+            needed = dependencies_among(list(names), names)
+            replace = self._kind is PoolRestartError
+            changed = [
+                host.admit(each.handle, self._furnished(each, names, needed), replace=replace, live=each.live)
+                for each in group
+            ]
+            entries = [each.entry for each in group if each.startable]
+            goals[host] = Goal(host.core, self._kind, entries)
+            for each, is_new in zip(group, changed, strict=True):
+                if each.startable:
+                    self._order(host, each, changed=is_new)
+        return goals
+
+    def _furnished(
+        self,
+        each: _Ordered,
+        names: dict[Handle, str],
+        needed: dict[Handle, tuple[Dependency, ...]],
+    ) -> ServerConfig:
+        """The configuration for the core, with the core's names and only the dependencies that start together."""
+        dependencies = needed[each.handle]
+        if self._holds is None:
+            dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
+        return each.config.but(name=names[each.handle], depends_on=dependencies)
+
+    def _order(self, host: Host, each: _Ordered, *, changed: bool) -> None:
+        core, entry = host.core, each.entry
+        holder = core.holder(entry)
+        if holder is not None:
+            problem = ServerError(
+                f"its address is in use by {host.in_users_names(holder.name)!r} of this process",
+                name=each.server.name,
+                bind=each.server.bind,
+                hint="stop that one first",
+            )
+            self._refuse(each.server, each.handle, problem)
+            return
+        each.handle.refusal = None
+        each.handle.awaiting.add(self)
+        core.give_state(entry, each.server._shared.values)
+        runs = entry.wanted and bool(entry.observed.workers)
+        if each.live:
+            return
+        if self._kind is PoolRestartError and runs and not changed:
+            core.restart(entry, retries=entry.sleepy)
+        elif changed or not (entry.wanted and entry.ready):
+            core.start(entry, ignore_dependencies=self._holds is None, retries=entry.sleepy, after_stop=True)
+
+    # Waiting for it.
+
+    async def _wait(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
+        try:
+            await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
+        except asyncio.CancelledError:
+            for each in ordered:
+                self._give_up(each)
+            raise
+        finally:
+            for each in ordered:
+                each.handle.awaiting.discard(self)
+
+    def _give_up(self, each: _Ordered, problem: ServerError | None = None) -> bool:
+        """Abandon the start unless another order waits for it as well; returns whether it was abandoned."""
+        handle = each.handle
+        handle.awaiting.discard(self)
+        if handle.host is None or handle.awaiting or not each.startable or each.live:
+            return False
+        waits = each.entry.desired.queued_start is not None
+        if not waits and (each.entry.failed or each.entry.settled):
+            return False
+        handle.host.core.abandon(each.entry, problem)
+        return not waits  # the stop that it waits for continues
+
+    async def _conclude(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
+        abandoned: dict[Host, list[Handle]] = {}
+        for each in ordered:
+            handle, host = each.handle, each.handle.host
+            if host is None or not each.startable or each.server in self._errors:
+                continue
+            problem = self._problem(each, goals[host])
+            if problem is None:
+                self._arrived(host, each)
+                continue
+            self._errors[each.server] = problem
+            if self._give_up(each, problem):
+                abandoned.setdefault(host, []).append(handle)
+            if each.entry.failed:
+                handle.refusal = problem
+        for host, handles in abandoned.items():
+            await host.wait_until(handles, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
+        for each in ordered:
+            if each.server in self._errors and each.handle.observed.state is State.RUNNING:
+                self._errors[each.server] = _serves_on(self._errors[each.server])
+
+    def _problem(self, each: _Ordered, goal: Goal) -> ServerError | None:
+        server, entry = each.server, each.entry
+        if entry in goal.missing:
+            return self._late(server)
+        problem = goal.problem(entry)
+        if problem is None:
+            return None
+        if goal.is_overtaken(entry):
+            return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
+        return _as_users(each.handle, problem)
+
+    def _arrived(self, host: Host, each: _Ordered) -> None:
+        handle = each.handle
+        if is_leaving(each.entry):
+            future = loop_thread.submit(host.wait_until([handle], lambda entry: not is_leaving(entry), None))
+            handle.ending.add(future)
+            future.add_done_callback(handle.ending.discard)
+        context = each.server._shared.context
+        if context is not None and not each.entry.at_rest:
+            handle.context = context
+            context.attach(handle, lambda: order_stop([handle]))
+
+
+def _as_users(handle: Handle, problem: ServerError) -> ServerError:
+    """The problem in the words of a program's author: the pool's own server names, and no hint to run a command."""
+    message = problem.message
+    if handle.host is not None:
+        message = handle.host.in_users_names(message)
+    hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
+    found = ServerError(message, name=handle.name, bind=handle.bind, hint=hint)
+    found.__cause__ = problem.__cause__
+    return found
+
+
+def _serves_on(problem: ServerError) -> ServerError:
+    suffix = "; the old instance serves on"
+    if not problem.message.endswith(suffix):
+        problem.message += suffix
+        problem.args = (problem.message,)
+    return problem
+
+
+def _raise(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
+    if errors:
+        who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
+        raise kind(f"{who} {what}", errors)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl import Pool, PoolContext, ServerConfig, State
+from poolctl import Field, Pool, PoolContext, ServerConfig, State
 from poolctl.pool import loop_thread
 from tests.deadline import wait_until
 from tests.unit.runners.scripted_runner import ScriptedRunner
@@ -107,29 +107,26 @@ def test_blocking_on_its_own_thread_is_refused() -> None:
         loop_thread.run_sync(nested())
 
 
-def test_a_look_at_a_pool_that_changes_meanwhile_is_taken_again() -> None:
-    pool = Pool([ServerConfig(name="a", bind=":1", app="m:app")])
-    looks: list[int] = []
+def test_filter_sees_the_pool_as_it_was_while_an_expression_is_matched() -> None:
+    pool = Pool(
+        [ServerConfig(name=name, bind=bind, app="m:app") for name, bind in (("a", ":1"), ("b", ":2"))]
+    )
+    names = iter(["c", "d", "e"])
 
-    def look(servers: dict[str, Any]) -> int:
-        looks.append(len(servers))
-        if len(looks) == 1:
-            pool.store_new(ServerConfig(name="b", bind=":2", app="m:app"))
-        return len(servers)
+    class Changing(str):
+        """Changes the pool whenever it is looked at."""
 
-    assert pool._look(look) == 2
-    assert looks == [1, 2]
-    looks.clear()
+        def casefold(self) -> str:
+            pool.store_new(ServerConfig(name=next(names), bind=f":{len(pool) + 1}", app="m:app"))
+            return str(self)
 
-    def iterate(servers: dict[str, Any]) -> int:
-        for _ in servers:
-            look(servers)
-            pool.store_new(ServerConfig(name="c", bind=":3", app="m:app"))
-        return len(servers)
-
-    pool.clean()
-    pool.store_new(ServerConfig(name="a", bind=":1", app="m:app"))
-    assert pool._look(iterate) >= 2
+    for server in pool.values():
+        server._name = Changing(server.name)
+    assert [server.name for server in pool.filter(Field.NAME, pattern="x", regex="^[ab]$").values()] == [
+        "a",
+        "b",
+    ]
+    assert len(pool) == 4
 
 
 def test_a_context_that_is_cancelled_while_a_server_starts_ends_it() -> None:

@@ -24,7 +24,7 @@ from poolctl import (
     State,
     Status,
 )
-from poolctl.pool.server_monitor import Monitor
+from poolctl.pool.server import Monitor
 
 
 def config(name: str, bind: str, **keys: Any) -> ServerConfig:
