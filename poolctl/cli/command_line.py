@@ -22,14 +22,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 LINE_FORMATS = FORMATS[:4]  # for commands that print lines as they arrive; both JSON forms are JSON lines
-# The fields of an Item that are always there, in the column order of `-o wide`, with the empty value of each; the class
-# would take as long to import as everything else that a command needs.
-EMPTY_SERVER = {
-    "name": "", "bind": "", "expose": "", "state": "", "ready": False, "health": "", "pids": [], "workers": 0,
-    "uptime_seconds": 0.0, "restarts": 0, "tags": [],
-}  # fmt: skip
-FIELDS = tuple(EMPTY_SERVER)
-OPTIONAL_FIELDS = ("address", "kept", "kept_until", "next_run_at", "last_run")
+# The fields of an Item that are always there; the class would take as long to import as all else that a command needs.
+FIELDS = (
+    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
+)  # fmt: skip
 UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STATES = (
     "disabled",

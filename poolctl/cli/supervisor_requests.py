@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from poolctl.cli.command_line import EMPTY_SERVER, OPTIONAL_FIELDS, CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
+    await_end,
+    last_words,
     not_understood,
     progress_line,
     value_of,
@@ -46,23 +48,13 @@ def ask(
     """The supervisor's answer; `more` is added to the options. Raises NoSupervisor, UsageError for a bad selector."""
     document = _document(request, pool, verb, more)
     try:
-        items = [_server(each) for each in document.get("items") or ()]
+        items = [JsonObject(**each) for each in document.get("items") or ()]
         errors = [JsonObject(**each) for each in document.get("errors") or ()]
     except TypeError:
         raise not_understood() from None
     result = _result({"exit_code": 0, "warnings": [], **document, "items": items, "errors": errors})
     await_pool_end(result)  # so that the next command finds no remains of this pool
     return result
-
-
-def _server(table: Mapping[str, object]) -> JsonObject:
-    """A server of an answer; a field that an earlier version leaves out is empty. Raises TypeError."""
-    found = {**EMPTY_SERVER, **table}
-    for name, empty in EMPTY_SERVER.items():
-        kind = (int, float) if name == "uptime_seconds" else type(empty)
-        if not isinstance(found[name], kind) and (name, found[name]) != ("expose", None):
-            raise TypeError(name)
-    return JsonObject(**{name: found[name] for name in (*EMPTY_SERVER, *OPTIONAL_FIELDS) if name in found})
 
 
 def _result(members: Mapping[str, object]) -> Result:
@@ -109,8 +101,6 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
 def await_pool_end(result: Result) -> None:
     """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
-        from poolctl.control.client import await_end
-
         await_end(result.keeper_pid or 0)
 
 
@@ -147,11 +137,11 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     # mistakes in the command are reported before anything is launched
     request.options()
     request.selector()
-    log = SupervisorLog(pool)
+    log_start = log_size(pool)
     try:
         result = _launch_and_ask(request, pool)
     except (NoSupervisor, SupervisorEnded) as ended:
-        failure = log.explained(ended)
+        failure = explained(ended, pool, log_start)
         if isinstance(ended, SupervisorEnded):
             _end_idle(pool)  # its successor, started by the keeper
         raise failure from None
@@ -159,7 +149,10 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
         # Nothing was done, so nothing is left behind.
         return _result({**vars(result), "ended": _end_idle(pool)})
     if is_empty(result) and not request.get("allow_empty"):
-        raise Failure(_without_servers(pool))
+        from poolctl.cli.offline import no_server
+
+        _end_idle(pool)
+        raise Failure(Outcome(errors=[no_server(pool)], exit_code=INVALID_CONFIGURATION))
     if warning := others_named_alike(pool):
         return _result({**vars(result), "warnings": [*result.warnings, warning]})
     return result
@@ -171,48 +164,32 @@ def is_empty(result: Result) -> bool:
 
 
 def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
-    for _ in range(_LAUNCHES - 1):
-        launch(pool)
+    refuse_without_linux()
+    from poolctl.supervisor.launch import launch
+
+    for _ in range(_LAUNCHES):
+        launch(pool.files, os.environ)  # its socket listens at once; it answers when started
         try:
             return ask(request, pool, "start")
-        except NoSupervisor:  # another command stopped it before this request was handled
-            continue
-    launch(pool)
-    return ask(request, pool, "start")
+        except NoSupervisor:
+            continue  # another command stopped it before this request was handled
+    raise NoSupervisor
 
 
-class SupervisorLog:
-    """The log of the supervisor about to be launched, from its current end on."""
-
-    def __init__(self, pool: PoolRef) -> None:
-        self._path = f"{pool.directory}/supervisor.log"
-        self._socket = pool.socket
-        try:
-            self._end = os.stat(self._path).st_size
-        except OSError:
-            self._end = 0
-
-    def explained(self, failure: NoSupervisor | SupervisorEnded) -> ControlError:
-        """The reason from the log why the supervisor could not start, or else the same failure.
-
-        `failure` is NoSupervisor if the supervisor exited before the request, and SupervisorEnded if after it.
-        """
-        from poolctl.control.client import last_words
-
-        if not (why := last_words(self._path, self._end)):
-            return failure
-        ended = SupervisorEnded(self._socket)
-        return ControlError(
-            f"the supervisor could not start: {why}", exit_code=ended.exit_code, hint=ended.hint
-        )
+def log_size(pool: PoolRef) -> int:
+    """Where the log of the supervisor about to be launched will begin, for explained()."""
+    try:
+        return os.stat(f"{pool.directory}/supervisor.log").st_size
+    except OSError:
+        return 0
 
 
-def _without_servers(pool: PoolRef) -> Outcome:
-    """The outcome for files without servers; the supervisor launched for them is stopped."""
-    from poolctl.cli.offline import no_server
-
-    _end_idle(pool)
-    return Outcome(errors=[no_server(pool)], exit_code=INVALID_CONFIGURATION)
+def explained(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
+    """The reason from the log, after this position, why the supervisor could not start; else the same failure."""
+    if not (why := last_words(f"{pool.directory}/supervisor.log", log_start)):
+        return failure
+    ended = SupervisorEnded(pool.socket)
+    return ControlError(f"the supervisor could not start: {why}", exit_code=ended.exit_code, hint=ended.hint)
 
 
 def _end_idle(pool: PoolRef) -> bool:
@@ -223,14 +200,6 @@ def _end_idle(pool: PoolRef) -> bool:
         return False  # stopped by another command
     await_pool_end(result)
     return bool(result.ended)
-
-
-def launch(pool: PoolRef) -> None:
-    """Launch a supervisor for this pool in the background. Its socket listens at once; it answers when started."""
-    refuse_without_linux()
-    from poolctl.supervisor.launch import launch as launch_supervisor
-
-    launch_supervisor(pool.files, os.environ)
 
 
 def refuse_without_linux() -> None:

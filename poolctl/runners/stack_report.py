@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from .process_link import printable
-
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
 
@@ -138,11 +136,14 @@ def _frame_lines(frames: Iterable[Frame]) -> Iterator[str]:
 
 def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:
     """The threads, the main thread first, and the tasks. `source` says who wrote the text."""
+    from .process_link import printable  # it needs asyncio, and the commands that only show stacks do not
+
     roots = [_OURS, *(os.path.join(each, "") for each in (server.app_dir, server.base_dir) if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _LONGEST_LINE:
             continue
+        line = printable(line)
         if header := _HEADER.fullmatch(line):
             if len(found) == 2 * _MOST_STACKS:  # of threads, and of tasks
                 break
@@ -157,7 +158,7 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
     heads.sort(key=lambda each: each not in main)
     threads = [
         ThreadStack(
-            name=printable(head["name"] or ""),
+            name=head["name"] or "",
             main=(head, frames) in main,
             frames=tuple(_without_own_frames(frames)),
         )
@@ -166,8 +167,8 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
     tasks = [
         TaskStack(
             count=int(head["count"]),
-            names=tuple(printable(head["names"]).split(", ")),
-            waits=printable(head["waits"]),
+            names=tuple(head["names"].split(", ")),
+            waits=head["waits"],
             frames=tuple(frames),
         )
         for head, frames in found
@@ -191,11 +192,11 @@ def _without_own_frames(frames: list[Frame]) -> list[Frame]:
 
 
 def _frame(found: re.Match[str], roots: Iterable[str]) -> Frame:
-    path = printable(found["file"])
+    path = found["file"]
     installed = _LIBRARIES.match(path)
     root = next((each for each in roots if path.startswith(each)), "")
     return Frame(
-        function=printable(found["function"]),
+        function=found["function"],
         file=path[installed.end() :] if installed else path.removeprefix(root),
         line=int(found["line"]) if found["line"].isdigit() else 0,
         library=installed is not None or path.startswith(("<frozen ", f"{_OURS}poolctl/")),

@@ -44,9 +44,10 @@ from poolctl.cli.run_signals import (
 )
 from poolctl.cli.supervisor_requests import (
     Progress,
-    SupervisorLog,
     await_pool_end,
+    explained,
     is_empty,
+    log_size,
     refuse_without_linux,
     start_unsignalled,
 )
@@ -133,7 +134,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     """Launch the pool, serve until something ends it, and stop it; returns the exit code."""
-    keeper_pid, lifeline, log = 0, -1, SupervisorLog(session.pool)
+    keeper_pid, lifeline, log_start = 0, -1, log_size(session.pool)
     try:
         with deferred_signals():  # nothing could wait for a half-launched pool
             from poolctl.supervisor.launch import launch
@@ -142,7 +143,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         code = _serve(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
-            failure = log.explained(failure)
+            failure = explained(failure, session.pool, log_start)
         session.outcome = outcome_of(failure) or session.outcome
         code = session.outcome.exit_code
     except KeyboardInterrupt:

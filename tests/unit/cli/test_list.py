@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import FIELDS, OPTIONAL_FIELDS
+from poolctl.cli.command_line import FIELDS
 from poolctl.control.answers import Item
 from poolctl.json_form import field_names, from_json, to_json
 from tests.stand_in import always, item
@@ -18,7 +18,7 @@ from .conftest import Command, Supervised
 
 
 def test_fields_are_those_of_the_class() -> None:
-    assert (*FIELDS, *OPTIONAL_FIELDS) == field_names(Item)
+    assert field_names(Item)[: len(FIELDS)] == FIELDS
     assert tuple(to_json(from_json(Item, {}))) == FIELDS
 
 
@@ -38,27 +38,10 @@ def test_imports_no_dataclasses(directory: Path, supervised: Supervised, verb: s
     assert done.stdout.split()[-1] == "False"
 
 
-def test_list_prints_the_fields_that_it_knows(poolctl: Command, supervised: Supervised) -> None:
-    later = {**item("users"), "kept": "awake", "of a later version": 1}
-    with supervised(always(later)):
-        assert poolctl("list", "-o", "json").json["items"] == [{**item("users"), "kept": "awake"}]
-
-
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_list_masks_a_password(poolctl: Command, supervised: Supervised, form: str) -> None:
     with supervised(always({**item("users"), "expose": "http://me:secret@host"})):
         assert "secret" not in poolctl("list", "-o", form).out
-
-
-def test_list_fills_in_what_an_earlier_version_leaves_out(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always({"name": "users", "bind": "127.0.0.1:1"})):
-        (found,) = poolctl("list", "-o", "json").json["items"]
-    assert (tuple(found), found["pids"]) == (FIELDS, [])
-
-
-def test_list_refuses_an_answer_that_is_none(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always({**item("users"), "name": 1})):
-        assert poolctl("list").code == 8
 
 
 def test_filter_by_expose_skips_programs_without_a_port(poolctl: Command, supervised: Supervised) -> None:

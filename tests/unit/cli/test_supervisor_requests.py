@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from poolctl.cli import supervisor_requests
-from poolctl.cli.command_line import EMPTY_SERVER
-from poolctl.cli.supervisor_requests import Progress, _server
+from poolctl.cli.supervisor_requests import Progress
 from poolctl.control.answers import ProgressLine, ServerStep
 from tests.deadline import wait_until
 
@@ -114,12 +113,3 @@ def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, term: str, 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", term)
     assert not Progress("start", quiet=quiet)._enabled
-
-
-def test_server_of_an_earlier_versions_answer_has_empty_fields_and_wrong_types_are_refused() -> None:
-    found = _server({"name": "web", "uptime_seconds": 5, "expose": None})
-    assert (found.name, found.uptime_seconds, found.expose) == ("web", 5, None)
-    assert {name: getattr(_server({}), name) for name in EMPTY_SERVER} == EMPTY_SERVER
-    for wrong in ({"name": None}, {"name": 5}, {"uptime_seconds": "5"}, {"expose": 5}, {"bind": None}):
-        with pytest.raises(TypeError):
-            _server(wrong)
