@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -14,7 +15,7 @@ from poolctl import bootstrap
 from poolctl.cli.command_line import ENDED, CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
 from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
@@ -164,3 +165,34 @@ def _move_descriptors(fds: Iterable[int], first: int) -> None:
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(given)) for fd in given]
     for number, fd in enumerate(lifted, first):
         os.dup2(fd, number)
+
+
+# Options about a pool, or about waiting for one.
+_NOT_WITH = {
+    "command": "a command", "watch": "--watch", "output": "-o", "log_format": "--log-format",
+    "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
+}  # fmt: skip
+
+
+def debug(request: CommandRequest) -> NoReturn:
+    """Run the selected server in this process, as its user and with its environment, until Ctrl-C.
+
+    No supervisor is involved, dependencies are not started, and there is one worker. Raises Failure with the reason.
+    """
+    for option, said in _NOT_WITH.items():
+        if request.get(option):
+            raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")
+    server = only_server(request, find_pool(request), "poolctl run --debug")
+    foreground = ForegroundServer.prepare(server)
+    # Developers want to see requests, in uvicorn's own format.
+    foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")
+    if not request.quiet:
+        print(_announcement(server), file=sys.stderr, flush=True)
+    foreground.become("worker", "debug")
+
+
+def _announcement(server: ServerConfig) -> str:
+    where = f" on {server.expose}" if server.expose else ""
+    needed = ", ".join(each.name for each in server.depends_on)
+    alone = f"; dependencies not started: {needed}" if needed else ""
+    return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{alone}"

@@ -55,9 +55,9 @@ def _run(words: list[str]) -> int:
             return 1
         _prepare_streams()
         if words[:1] == ["__complete"]:
-            from poolctl.cli.completions import complete
+            from poolctl.cli.command_line import module_of
 
-            return complete(words[1:])
+            return int(module_of("completion").complete(words[1:]))
         return _finish(_perform(words))
     except BaseException as error:
         try:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -47,23 +47,9 @@ FIRST_STEPS = (
 )
 # The commands in `poolctl --help`; `poolctl help --all` lists every command.
 FIRST_COMMANDS = {
-    *(
-        "init",
-        "run",
-        "validate",
-        "restart",
-        "start",
-        "stop",
-        "filter",
-        "list",
-        "logs",
-        "show",
-        "status",
-        "top",
-        "walk",
-    ),
-    *("reload", "scale"),
-}
+    "init", "run", "validate", "restart", "start", "stop", "filter", "list", "logs", "show", "status", "top", "walk",
+    "reload", "scale",
+}  # fmt: skip
 MORE_HELP = "poolctl help COMMAND shows a command's options and examples; help --all lists every command."
 Perform = Callable[[CommandRequest], Outcome]
 
@@ -112,7 +98,8 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
     _accept(before, {**_parameters(COMMON), **flags})
     app.callback()(before)
     application = typer.main.get_group(app)
-    application.commands = _Commands(perform)  # type: ignore[assignment]
+    assert isinstance(application, _Group)
+    application.perform = perform
     return application
 
 
@@ -133,20 +120,25 @@ _ALL_COMMANDS = "poolctl.all_commands"
 
 
 class _Group(typer.core.TyperGroup):
-    """Lists commands by section: the most important ones, or with `help --all` all of them."""
+    """Creates a command when it is named, because Typer is slow to create all of them.
 
-    def list_commands(self, ctx: object) -> list[str]:
-        return list(self.commands)
+    The help lists commands by section: the most important ones, or with `help --all` all of them.
+    """
+
+    perform: Perform
+
+    def get_command(self, ctx: object, name: str) -> Any:
+        declared = command_named(name)
+        return declared and _create_command(name, declared, self.perform)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         every = ctx.meta.get(_ALL_COMMANDS, False)
-        declared = {name: command_named(name) for name in self.commands if every or name in FIRST_COMMANDS}
+        declared = {name: command_named(name) for name in names() if every or name in FIRST_COMMANDS}
         for section in SECTIONS:
             rows = [(name, each.help) for name, each in declared.items() if each and each.section == section]
-            if not rows:
-                continue
-            with formatter.section(section):
-                formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
+            if rows:
+                with formatter.section(section):
+                    formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
         _write_options(formatter, "Global options", (*COMMON, VERSION_OPTION, HELP_OPTION))
 
 
@@ -180,28 +172,7 @@ def _write_options(formatter: Any, title: str, options: Sequence[Option]) -> Non
             formatter.write_dl(rows)
 
 
-class _Commands(Mapping[str, object]):
-    """The commands by name, each created on demand, because Typer is slow to create all of them."""
-
-    def __init__(self, perform: Perform) -> None:
-        self._perform = perform
-        self._created: dict[str, object] = {}
-
-    def __getitem__(self, name: str) -> object:
-        if name not in self._created:
-            declared = command_named(name)
-            if declared is None:
-                raise KeyError(name)
-            self._created[name] = _create_command(name, declared, self._perform)
-        return self._created[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(names())
-
-    def __len__(self) -> int:
-        return len(names())
-
-
+@functools.cache
 def _create_command(verb: str, declared: Command, perform: Perform) -> object:
     """A Typer command that passes a request with its option values to `perform`."""
     accepted = (*declared.arguments, *declared.options)

@@ -103,9 +103,9 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Run the pool until it stops. The exit code says how it ended."""
     if request.get("debug"):
-        from poolctl.cli.debug_server import perform as become
+        from poolctl.cli.foreground_server import debug
 
-        become(request)
+        debug(request)
     refuse_without_linux()
     limit_seconds = request.seconds("stop_timeout")
     if is_first_process():

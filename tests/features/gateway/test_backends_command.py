@@ -13,7 +13,7 @@ from poolctl.control.pool_client import PoolClient
 from poolctl.errors import PoolParamError
 from tests.stand_in import always
 from tests.unit.cli.conftest import Command, Supervised
-from tests.unit.cli.test_completions import offered
+from tests.unit.cli.test_completion import offered
 
 UNTIL = datetime.fromisoformat("2026-01-31T12:00:30+00:00").astimezone()
 USERS: dict[str, Any] = {
