@@ -122,32 +122,24 @@ class Client:
         commands are sent once more to the next supervisor, which completes the work of the first one.
         """
         end = None if timeout is None else monotonic() + timeout
+        request: Table = {**(body or {})}
         generation = None
-
-        def received(message: Table) -> None:
-            nonlocal generation
-            generation = message.get("generation", generation)
+        for is_last in (verb not in _REPEATED, True):
+            left = None if end is None else max(0.0, end - monotonic())
+            try:
+                for message in self.messages(verb, request, left):
+                    if "result" in message:
+                        result: Table = message["result"]
+                        return result
+                    generation = message.get("generation", generation)
+                    if on_progress is not None:
+                        on_progress(message)
+            except SupervisorEnded:
+                if is_last:
+                    raise
             if on_progress is not None:
-                on_progress(message)
-
-        try:
-            return self._call(verb, body or {}, received, timeout)
-        except SupervisorEnded:
-            if verb not in _REPEATED:
-                raise
-        received({"warning": _AGAIN.format(verb=verb)})
-        options: Table = (body or {}).get("options") or {}  # type: ignore[assignment]
-        again = {**(body or {}), "options": {**options, "again": generation}}
-        return self._call(verb, again, received, None if end is None else max(0.0, end - monotonic()))
-
-    def _call(
-        self, verb: str, body: Mapping[str, object], received: Callable[[Table], None], timeout: float | None
-    ) -> Table:
-        for message in self.messages(verb, body, timeout):
-            if "result" in message:
-                result: Table = message["result"]
-                return result
-            received(message)
+                on_progress({"warning": _AGAIN.format(verb=verb)})
+            request["options"] = {**(request.get("options") or {}), "again": generation}
         raise SupervisorEnded(self.socket_path)
 
     def ask(
@@ -247,32 +239,26 @@ class Client:
         connection.settimeout(self._silence_seconds)
         try:
             connection.connect(self.socket_path)
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        except OSError as error:
             connection.close()
-            raise NoSupervisor from None
-        except (TimeoutError, BlockingIOError):
-            connection.close()
-            raise ControlError(
-                "the supervisor accepts no commands: too many are waiting already",
-                exit_code=CONFLICT,
-                hint="the servers keep serving; try again",
-            ) from None
-        except PermissionError:
-            connection.close()
+            raise self._cannot_connect(error) from None
+        return connection
+
+    def _cannot_connect(self, error: OSError) -> ControlError:
+        if isinstance(error, (TimeoutError, BlockingIOError)):
+            message = "the supervisor accepts no commands: too many are waiting already"
+            return ControlError(message, exit_code=CONFLICT, hint="the servers keep serving; try again")
+        if isinstance(error, PermissionError):
             hint = "run poolctl as the user who started the pool"
             if os.environ.get(pool_paths.RUNTIME_VARIABLE):
                 hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
-            raise ControlError(
-                f"not permitted to use {self.socket_path}", exit_code=NOT_PERMITTED, hint=hint
-            ) from None
-        except OSError as error:
-            connection.close()
-            if error.errno is None:  # a path that is too long for a socket: nothing can listen there
-                raise NoSupervisor from None
-            raise ControlError(
-                f"cannot use {self.socket_path}: {error}", exit_code=CONFLICT, hint=""
-            ) from None
-        return connection
+            message = f"not permitted to use {self.socket_path}"
+            return ControlError(message, exit_code=NOT_PERMITTED, hint=hint)
+        # Without a number: the path is too long for a socket, so nothing can listen there.
+        absent = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
+        if isinstance(error, absent) or error.errno is None:
+            return NoSupervisor()
+        return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=CONFLICT, hint="")
 
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
         """Yield the data until the end; when none arrives for a while, check with a ping that the supervisor lives."""
@@ -285,9 +271,11 @@ class Client:
                         "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
                     )
             try:
-                watches = self._output >= 0 or self._wakeup >= 0
-                if watches and not _readable(connection, wait, self._output, self._wakeup):
-                    raise TimeoutError
+                if self._output >= 0 or self._wakeup >= 0:
+                    from poolctl.platform import await_readable
+
+                    if not await_readable(connection.fileno(), wait, self._output, self._wakeup):
+                        raise TimeoutError
                 connection.settimeout(wait)
                 chunk = connection.recv(262144)
             except TimeoutError:
@@ -311,13 +299,14 @@ async def messages_async(
     from poolctl.http.http_client import NoResponse, exchange
 
     payload, fields = _request(body or {})
-    lines = LineSplitter()
+    rest = b""
     try:
         async with exchange(socket_path, "POST", f"/v1/{verb}", fields, payload, version="1.0") as response:
             if response.status != OK:
                 raise SupervisorEnded(socket_path)
             async for piece in response.body():
-                for line in lines.feed(piece):
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
                     message = json.loads(line)
                     yield message
                     if "result" in message:
@@ -360,32 +349,6 @@ def options_of_this_version() -> Table:
     }
 
 
-def _readable(connection: socket, seconds: float, output: int, wakeup: int) -> bool:
-    from poolctl.platform import await_readable
-
-    return await_readable(connection.fileno(), seconds, output, wakeup)
-
-
-class LineSplitter:
-    """Splits received data into lines, in linear time: a line of `list` may have megabytes."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete with these bytes, without their ends."""
-        *lines, last = data.split(b"\n")
-        if lines:
-            lines[0] = b"".join([*self._pieces, lines[0]])
-            self._pieces.clear()
-        self._pieces.append(last)
-        return lines
-
-    def rest(self) -> bytes:
-        """The data after the last line end."""
-        return b"".join(self._pieces)
-
-
 def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:
     payload = json.dumps(body).encode()
     return payload, [*_FIELDS, ("Content-Length", str(len(payload)))]
@@ -406,16 +369,15 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
 
 def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
     """Yield the documents of the response as they arrive. Raises ControlError."""
-    lines = LineSplitter()
+    rest = b""
     for chunk in chunks:
         try:
             response.feed(chunk)
         except BadMessage:
             raise not_understood() from None
-        for line in lines.feed(response.take_body()):
-            if line:
-                yield _decode(line)
-    if rest := lines.rest():
+        *lines, rest = (rest + response.take_body()).split(b"\n")
+        yield from map(_decode, filter(None, lines))
+    if rest:
         yield _decode(rest)
 
 
@@ -434,8 +396,6 @@ def refused(status: int, verb: str, message: Table) -> ControlError:
 
 
 def _decode(line: bytes) -> Table:
-    if not line.strip():
-        return {}
     try:
         message = json.loads(line)
     except ValueError:

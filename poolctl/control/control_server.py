@@ -9,7 +9,6 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from poolctl.config import OPEN_FILES_RESERVE
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
@@ -66,9 +65,7 @@ class DescriptorReserve:
         self._users += 1
         self._set_limit()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._users -= 1
         self._set_limit()
 

@@ -14,13 +14,11 @@ import os
 import threading
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from poolctl.control.client import (
     OK,
     Client,
-    LineSplitter,
     SupervisorEnded,
     checked,
     not_understood,
@@ -63,9 +61,7 @@ class PoolRegistry(TableRegistry):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -151,7 +147,7 @@ class _Generations:
         self._path = client.socket_path
         self._generation: int | None = None
         self._response = ResponseReader()
-        self._lines = LineSplitter()
+        self._rest = b""
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
@@ -177,7 +173,8 @@ class _Generations:
             raise SupervisorEnded(self._path)
         try:
             self._response.feed(chunk)
-            messages = [json.loads(line) for line in self._lines.feed(self._response.take_body())]
+            *lines, self._rest = (self._rest + self._response.take_body()).split(b"\n")
+            messages = [json.loads(line) for line in lines]
         except (BadMessage, ValueError):
             raise not_understood() from None
         for message in messages:
