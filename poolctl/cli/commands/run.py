@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from queue import SimpleQueue
 from time import time
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from poolctl.address import AddressError, parse
 from poolctl.cli.command_line import (
@@ -28,7 +28,7 @@ from poolctl.cli.command_line import (
     flag,
     one_of,
 )
-from poolctl.cli.log_rendering import JsonLines, PrefixedLines, log_paths, terminal_text
+from poolctl.cli.log_rendering import NO_TIMES, STAMPS, JsonLines, PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.render import address_lines, coloured, explain, printable, servers, serves_line
@@ -178,9 +178,8 @@ def _refuse_running(client: Client) -> None:
         client.ping()
     except NoSupervisor:
         return
-    raise ControlError(
-        "a supervisor is already running for this pool", exit_code=CONFLICT, hint="stop it with poolctl stop"
-    )
+    message = "a supervisor is already running for this pool"
+    raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
 
 
 # Remaining time of the stop timeout when the remaining processes are killed.
@@ -214,7 +213,7 @@ class RunSession:
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
         self._events = PoolEvents(self.client, self._print_event)
-        self._last_lines: LastLines | None = None
+        self._last_logs: dict[str, str] = {}  # of the servers that explain a failure
         self._failed: list[str] = []  # servers that did not start
         self._ran = False
         self._begun = time()
@@ -363,7 +362,14 @@ class RunSession:
         unasked = code not in (DONE, INTERRUPTED, _TERMINATED)
         if died or self._failed or unasked:
             names = [*died, *self._failed] or [item.name for item in self.servers]
-            self._last_lines = LastLines.of(self.client, self.pool, names, since=stamp(self._begun))
+            chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
+            try:
+                items = self.client.ask(ShowResult, "show").items
+                paths = log_paths([item for item in items if item.log_files is not False], self.pool)
+            except ControlError:  # the pool has already ended
+                logs = f"{pool_paths.state_dir(os.environ, self.pool.key)}/logs"
+                paths = {name: f"{logs}/{name}.log" for name in chosen}
+            self._last_logs = {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
         """Name the servers that died while the command ran, and print the last lines of the relevant servers."""
@@ -372,8 +378,8 @@ class RunSession:
         if self._ran:
             for line in deaths_of(self._events.died, os.path.basename(self.command[0])):
                 self.say(line)
-        if self._last_lines is not None and not self.request.quiet:
-            sys.stderr.write(self._last_lines.text(os.environ, objects=self._objects))
+        if not self.request.quiet:
+            sys.stderr.write(last_lines(self._last_logs, stamp(self._begun), objects=self._objects))
 
     def stop(self, code: int) -> None:
         """Stop everything after the command has ended with `code`.
@@ -612,8 +618,6 @@ class LogPrinter:
         self._thread.join(LAST_WORDS_SECONDS)
 
     def _print(self) -> None:
-        from poolctl.cli.log_rendering import NO_TIMES, STAMPS, log_paths
-
         try:
             items = self._client.ask(ShowResult, "show").items
         except ControlError:
@@ -628,7 +632,6 @@ class LogPrinter:
             ids = asked if terminal and not self._times else None
             form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
         try:
-            # A separate stream, because the command flushes sys.stdout while this thread may be blocked.
             with stream_of_its_own(sys.stdout) as stdout:
                 for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
                     stdout.write(form.line(line))
@@ -704,43 +707,26 @@ def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
         yield printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
 
 
-class LastLines(NamedTuple):
-    """The log files of the relevant servers, and the start time."""
+def last_lines(
+    paths: Mapping[str, str], since: str, env: Mapping[str, str] = os.environ, *, objects: bool = False
+) -> str:
+    """The lines of each server's log since then, under a heading that GitHub and GitLab can fold."""
+    from poolctl.logs.log_tail import tail
 
-    paths: dict[str, str]
-    since: str
-
-    @classmethod
-    def of(cls, client: Client, pool: PoolRef, names: Iterable[str], since: str) -> LastLines:
-        """The logs of the servers with these names."""
-        chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
-        try:
-            items = client.ask(ShowResult, "show").items
-            paths = log_paths([item for item in items if item.log_files is not False], pool)
-        except ControlError:  # the pool has already ended
-            logs = f"{pool_paths.state_dir(os.environ, pool.key)}/logs"
-            paths = {name: f"{logs}/{name}.log" for name in chosen}
-        return cls({name: paths[name] for name in chosen if name in paths}, since)
-
-    def text(self, env: Mapping[str, str] = os.environ, *, objects: bool = False) -> str:
-        """The lines of each server under a heading that GitHub and GitLab can fold."""
-        from poolctl.logs.log_tail import tail
-
-        texts: list[str] = []
-        for name, path in self.paths.items():
-            lines = list(tail(path, _LINES, since=self.since, name=name))
-            if lines:
-                texts += map(JsonLines().line, lines) if objects else _group(name, lines, env)
-        return "".join(texts)
+    texts: list[str] = []
+    for name, path in paths.items():
+        if lines := list(tail(path, _LINES, since=since, name=name)):
+            texts += map(JsonLines().line, lines) if objects else _group(name, lines, env)
+    return "".join(texts)
 
 
 def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Iterator[str]:
     count = len(lines)
     head = f"last {count} lines of {name}" if count > 1 else f"last line of {name}"
     before, after = f"{head}:\n", ""
-    if _is_set(env, "GITHUB_ACTIONS"):
+    if env.get("GITHUB_ACTIONS") == "true":
         before, after = f"::group::{head}\n", "::endgroup::\n"
-    elif _is_set(env, "GITLAB_CI"):
+    elif env.get("GITLAB_CI") == "true":
         moment, section = int(time()), f"poolctl_{name}"
         before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"
@@ -748,7 +734,3 @@ def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Itera
     # The name at the beginning of each line also prevents output from being taken as GitHub workflow commands.
     yield from (f"{name} | {terminal_text(line.text, colours=False)}\n" for line in lines)
     yield after
-
-
-def _is_set(env: Mapping[str, str], name: str) -> bool:
-    return env.get(name, "").lower() not in ("", "false", "0")

@@ -16,9 +16,9 @@ import pytest
 from poolctl.cli.commands import run
 from poolctl.cli.commands.run import (
     BackgroundStream,
-    LastLines,
     command_environment,
     deaths_of,
+    last_lines,
     stream_of_its_own,
 )
 from poolctl.cli.outcome import Failure
@@ -98,7 +98,7 @@ def test_last_lines_are_folded_where_logs_can_be(
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
     (tmp_path / "empty.log").write_text("")
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
-    found = LastLines(paths, "2026-11-20T08:47:07.500000Z").text(env)
+    found = last_lines(paths, "2026-11-20T08:47:07.500000Z", env)
     assert found == f"{before}a | one\na | ::error::two\n{after}"
 
 
