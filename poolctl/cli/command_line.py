@@ -57,29 +57,33 @@ SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 
 
 class Option:
-    """An option, or an argument if it has no spellings; `key` names its value in a request.
+    """An option, spelled "-n, --lines", or an argument, spelled by its key.
 
-    `words` lists fixed values for completion, `completes` names values to query from the pool or file system; `old`
-    lists spellings of an earlier release, which are accepted with a note and shown nowhere.
+    `key` names its value in a request, by default as its first long spelling does. `words` lists fixed values for
+    completion, `completes` names values to query from the pool or file system; `old` lists spellings of an earlier
+    release, which are accepted with a note and shown nowhere.
     """
 
     def __init__(
         self,
-        key: str,
-        *spellings: str,
+        spellings: str,
+        metavar: str,
         help: str,
+        *,
+        key: str = "",
         kind: str = VALUE,
-        metavar: str = "",
         words: Sequence[str] = (),
         completes: str = "",
         required: bool = False,
         old: Sequence[str] = (),
     ) -> None:
-        self.key = key
-        self.spellings = spellings
+        given = spellings.split(", ")
+        self.key = key or next(each for each in given if each[:1] != "-" or each[:2] == "--")
+        self.key = self.key.lstrip("-").replace("-", "_")
+        self.spellings = tuple(each for each in given if each.startswith("-"))
+        self.metavar = metavar
         self.help = help
         self.kind = kind
-        self.metavar = metavar
         self.words = tuple(words)
         self.completes = completes
         self.required = required
@@ -125,91 +129,68 @@ class Command:
         self.fields = tuple(fields)  # fields for -o FIELD,FIELD
 
 
-def flag(key: str, *spellings: str, help: str, old: Sequence[str] = ()) -> Option:
+def flag(spellings: str, help: str, *, key: str = "", old: Sequence[str] = ()) -> Option:
     """An option without a value."""
-    return Option(key, *spellings, help=help, kind=FLAG, old=old)
+    return Option(spellings, "", help, key=key, kind=FLAG, old=old)
 
 
 COMMON = (
     Option(
-        "config",
-        "-c",
-        "--config",
-        metavar="FILE",
+        "-c, --config",
+        "FILE",
+        "The pool's file; repeatable, later ones override.",
         kind=LIST,
         completes=FILES,
-        help="The pool's file; repeatable, later ones override.",
     ),
-    Option(
-        "pool", "--pool", metavar="NAME", completes=POOLS, help="Name of a running pool, from any directory."
-    ),
-    flag("quiet", "-q", "--quiet", help="Print only results and errors."),
-    flag("verbose", "-v", "--verbose", help="Print more details."),
+    Option("--pool", "NAME", "Name of a running pool, from any directory.", completes=POOLS),
+    flag("-q, --quiet", "Print only results and errors."),
+    flag("-v, --verbose", "Print more details."),
 )
 
 
-HELP_OPTION = flag("help", "-h", "--help", help="Show this message and exit.")
-VERSION_OPTION = flag("version", "--version", help="Show the version and exit.")
+HELP_OPTION = flag("-h, --help", "Show this message and exit.")
+VERSION_OPTION = flag("--version", "Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
     """The option -o, with the forms offered by completion."""
-    return Option("output", "-o", "--output", metavar="FORM", words=words or FORMATS, help=help)
+    return Option("-o, --output", "FORM", help, words=words or FORMATS)
 
 
 OUTPUT = output()
 LINES_OUTPUT = output("table (default), wide, or json for JSON lines.", *LINE_FORMATS)
-TIMEOUT = Option("timeout", "--timeout", metavar="DURATION", help='Give up after this time, such as "30s".')
-NO_WAIT = flag("no_wait", "--no-wait", help="Return at once, without waiting for the result.")
-NO_DEPS = flag("no_deps", "--no-deps", help="Ignore dependencies: act on the selected servers only.")
-ALL = flag("all", "--all", help="Act on every server of the pool.")
-ALLOW_EMPTY = flag("allow_empty", "--allow-empty", help="Do not fail when nothing matches.")
-CALLER_ENV = flag("env", "--env", help="Use this command's environment instead of the supervisor's.")
+TIMEOUT = Option("--timeout", "DURATION", 'Give up after this time, such as "30s".')
+NO_WAIT = flag("--no-wait", "Return at once, without waiting for the result.")
+NO_DEPS = flag("--no-deps", "Ignore dependencies: act on the selected servers only.")
+ALL = flag("--all", "Act on every server of the pool.")
+ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
+CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag(
-    "force", "--allow-expired", old=("--force",), help="Let expired certificates replace valid ones."
+    "--allow-expired", "Let expired certificates replace valid ones.", key="force", old=("--force",)
 )
-REVEAL = flag("reveal", "--reveal", help="Show secrets instead of masking them.")
-WATCH = flag("watch", "--watch", help="Keep running; reload when the configuration or code changes.")
-SAVE = flag("save", "--save", help="Also write the change to the TOML file, keeping its comments.")
-SAVE_DRY_RUN = flag(
-    "dry_run", "--dry-run", help="Print what --save would write; exit 3 if the file would change."
-)
+REVEAL = flag("--reveal", "Show secrets instead of masking them.")
+WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
+SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
+SAVE_DRY_RUN = flag("--dry-run", "Print what --save would write; exit 3 if the file would change.")
 # For changes that last until a reload unless they are saved.
 SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
-FOLLOW = flag("follow", "-f", "--follow", help="Keep following new lines.")
-SINCE = Option(
-    "since", "--since", metavar="TIME", help='Nothing older than this: "10m", or an ISO 8601 time.'
-)  # fmt: skip
+FOLLOW = flag("-f, --follow", "Keep following new lines.")
+SINCE = Option("--since", "TIME", 'Nothing older than this: "10m", or an ISO 8601 time.')
 FILTERS = (
-    Option(
-        "name", "--name", metavar="RE", kind=LIST, help="Servers whose name matches this regular expression."
-    ),
-    Option("bind", "--bind", metavar="RE", kind=LIST, help="Servers whose address matches this expression."),
-    Option(
-        "expose",
-        "--expose",
-        metavar="RE",
-        kind=LIST,
-        help="Servers whose exposed address matches this one.",
-    ),
-    Option("tag", "--tag", metavar="TAG", kind=LIST, completes=TAGS, help="Servers with this tag."),
-    Option("state", "--state", metavar="STATE", kind=LIST, words=STATES, help="Servers in this state."),
-    Option(
-        "health",
-        "--health",
-        metavar="HEALTH",
-        kind=LIST,
-        words=HEALTH,
-        help="Servers of this health: unknown, ok, warn or ko.",
-    ),
-    flag("invert", "--not", help="Select all other servers."),
+    Option("--name", "RE", "Servers whose name matches this regular expression.", kind=LIST),
+    Option("--bind", "RE", "Servers whose address matches this expression.", kind=LIST),
+    Option("--expose", "RE", "Servers whose exposed address matches this one.", kind=LIST),
+    Option("--tag", "TAG", "Servers with this tag.", kind=LIST, completes=TAGS),
+    Option("--state", "STATE", "Servers in this state.", kind=LIST, words=STATES),
+    Option("--health", "HEALTH", "Servers of this health: unknown, ok, warn or ko.", kind=LIST, words=HEALTH),
+    flag("--not", "Select all other servers.", key="invert"),
     ALLOW_EMPTY,
 )
 
 
 def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
     """The argument that selects servers."""
-    return Option("targets", metavar=metavar, kind=LIST, completes=TARGETS, help=help)
+    return Option("targets", metavar, help, kind=LIST, completes=TARGETS)
 
 
 # Options that select servers.

@@ -444,7 +444,7 @@ COMMANDS = {
             "Change the number of workers: scale web 4.",
             targets("TARGET... N", "Names or addresses, then the number."),
             EXPLICIT_SELECTION[1:],
-            flag("auto", "--auto", help="Let the server's triggers set the number again."),
+            flag("--auto", "Let the server's triggers set the number again."),
             SAVED_CHANGE,
             section="Change",
             examples=(

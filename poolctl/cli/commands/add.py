@@ -32,16 +32,12 @@ KEYS = {"bind": "bind", "app": "app", "program": "command"}
 
 COMMAND = Command(
     "Add a server to the running pool.",
-    Option("server", metavar="NAME", help="The new server's name."),
-    Option("bind", "--bind", metavar="ADDRESS", help="The address it listens on."),
-    Option("app", "--app", metavar="MODULE:ATTRIBUTE", help="The application it serves."),
-    Option(
-        "program", "--command", metavar="WORDS", help="The program that it runs, instead of an application."
-    ),
-    Option("set", "--set", metavar="KEY=VALUE", kind=LIST, help="Another key: workers=2, env.LEVEL=debug."),
-    Option(
-        "file", "-f", "--file", metavar="FILE", completes=FILES, help="Add the servers of this file instead."
-    ),
+    Option("server", "NAME", "The new server's name."),
+    Option("--bind", "ADDRESS", "The address it listens on."),
+    Option("--app", "MODULE:ATTRIBUTE", "The application it serves."),
+    Option("--command", "WORDS", "The program that it runs, instead of an application.", key="program"),
+    Option("--set", "KEY=VALUE", "Another key: workers=2, env.LEVEL=debug.", kind=LIST),
+    Option("-f, --file", "FILE", "Add the servers of this file instead.", completes=FILES),
     SAVED_CHANGE,
     section="Change",
     examples=(

@@ -130,8 +130,8 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 COMMAND = Command(
     "Print, or install, the completion script of a shell.",
-    Option("shell", metavar="SHELL", words=tuple(SCRIPTS), help="bash, zsh or fish; default: $SHELL."),
-    flag("install", "--install", help="Write it where the shell of this user loads it."),
+    Option("shell", "SHELL", "bash, zsh or fish; default: $SHELL.", words=tuple(SCRIPTS)),
+    flag("--install", "Write it where the shell of this user loads it."),
     section="Machine",
     examples=("poolctl completion --install", "poolctl completion zsh > _poolctl"),
 )

@@ -22,23 +22,17 @@ from poolctl.feature import features
 SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
 COMMAND = Command(
     "Write the pool as files for another system.",
-    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help=f"{' or '.join(SYSTEMS)}."),
+    Option("system", "SYSTEM", f"{' or '.join(SYSTEMS)}.", words=SYSTEMS, required=True),
     Option(
-        "into",
         "--directory",
-        metavar="DIRECTORY",
+        "DIRECTORY",
+        "Write the files here instead of printing them.",
+        key="into",
         completes=DIRECTORIES,
-        help="Write the files here instead of printing them.",
     ),
     output("json, jsonl, name, or FIELD,FIELD…; default: the files' texts", "json", "jsonl", "name"),
-    flag("for_user", "--user", help="Write units for the user's own service manager."),
-    Option(
-        "listen",
-        "--listen",
-        metavar="NAME=ADDRESS",
-        kind=LIST,
-        help="Address that systemd opens for fd:NAME.",
-    ),
+    flag("--user", "Write units for the user's own service manager.", key="for_user"),
+    Option("--listen", "NAME=ADDRESS", "Address that systemd opens for fd:NAME.", kind=LIST),
     section="Files",
     fields=("name", "text"),
     examples=(

@@ -25,18 +25,12 @@ _PLACE = ("config", "pool", "quiet", "verbose")
 FIELDS = ("name", "bind", "expose")
 COMMAND = Command(
     "List servers whose name, bind or expose matches a pattern.",
-    Option("filter_field", metavar="FIELD", words=FIELDS, required=True, help="name, bind or expose."),
-    Option("pattern", metavar="PATTERN", help="The field's exact value, ignoring case."),
+    Option("filter_field", "FIELD", "name, bind or expose.", words=FIELDS, required=True),
+    Option("pattern", "PATTERN", "The field's exact value, ignoring case."),
     OUTPUT,
     FILTERS,
-    Option("regex", "--regex", metavar="RE", help="Regular expression that the field must match."),
-    Option(
-        "target",
-        "--target",
-        metavar="FIELD",
-        words=FIELDS,
-        help="Print this field of each match, one per line.",
-    ),
+    Option("--regex", "RE", "Regular expression that the field must match."),
+    Option("--target", "FIELD", "Print this field of each match, one per line.", words=FIELDS),
     section="Look",
     examples=(
         "poolctl filter name users     exact match, ignoring case",

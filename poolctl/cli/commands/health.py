@@ -22,13 +22,12 @@ COLUMNS = {
 COMMAND = Command(
     "Show the health of the servers and the gateway's routes.",
     Option(
-        "depth",
         "--depth",
-        metavar="DEPTH",
+        "DEPTH",
+        "full, summary (without addresses and errors) or simple. Default: full.",
         words=DEPTHS,
-        help="full, summary (without addresses and errors) or simple. Default: full.",
     ),
-    flag("routes", "--routes", help="The routes only."),
+    flag("--routes", "The routes only."),
     OUTPUT,
     section="Look",
     fields=tuple(field_names(HealthReport)),

@@ -115,14 +115,11 @@ _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/mai
 COMMAND = Command(
     "Write a starter pool.toml, or the file that -c names.",
     Option(
-        "directory",
-        metavar="DIRECTORY",
-        completes=DIRECTORIES,
-        help="Where to write; default: the working directory.",
+        "directory", "DIRECTORY", "Where to write; default: the working directory.", completes=DIRECTORIES
     ),
-    flag("with_app", "--app", help="Also write a tiny application."),
-    flag("gateway", "--gateway", help="Write one with a gateway: two servers behind one port."),
-    flag("force", "--force", help="Overwrite existing files."),
+    flag("--app", "Also write a tiny application.", key="with_app"),
+    flag("--gateway", "Write one with a gateway: two servers behind one port."),
+    flag("--force", "Overwrite existing files."),
     section="Get started",
     examples=(
         "poolctl init --app            with a tiny application to start with",

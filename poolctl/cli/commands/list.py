@@ -14,13 +14,7 @@ COMMAND = Command(
     "List servers.",
     SELECTION,
     OUTPUT,
-    Option(
-        "field",
-        "--field",
-        metavar="FIELD",
-        words=(*FIELDS, UPTIME),
-        help="Print this field of each server, one per line.",
-    ),
+    Option("--field", "FIELD", "Print this field of each server, one per line.", words=(*FIELDS, UPTIME)),
     section="Look",
     fields=(*FIELDS, UPTIME, *FIGURES),
     examples=(

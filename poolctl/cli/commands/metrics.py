@@ -12,7 +12,7 @@ COMMAND = Command(
     "Print the pool's metrics for Prometheus.",
     SELECTION,
     OUTPUT,
-    flag("openmetrics", "--openmetrics", help="Use the OpenMetrics format."),
+    flag("--openmetrics", "Use the OpenMetrics format."),
     section="Look",
 )
 

@@ -30,7 +30,7 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     NO_WAIT,
-    flag("dry_run", "--dry-run", help="Print the difference, change nothing; exit 3 if there is one."),
+    flag("--dry-run", "Print the difference, change nothing; exit 3 if there is one."),
     WATCH,
     CALLER_ENV,
     ALLOW_EXPIRED,

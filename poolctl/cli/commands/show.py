@@ -39,7 +39,7 @@ COMMAND = Command(
     "Show everything about servers.",
     SELECTION,
     OUTPUT,
-    flag("full", "--full", help="Show values at their defaults as well."),
+    flag("--full", "Show values at their defaults as well."),
     REVEAL,
     section="Look",
     examples=(

@@ -27,7 +27,7 @@ COMMAND = Command(
     "Show whether every enabled server is ready (exit 0) or not (3).",
     SELECTION,
     OUTPUT,
-    flag("healthcheck", "--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
+    flag("--healthcheck", "Exit with 1 instead of 3, as container health checks expect."),
     section="Look",
     notes=(
         "Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",

@@ -15,12 +15,12 @@ COMMAND = Command(
     "Upgrade a running pool to this version of poolctl.",
     OUTPUT,
     TIMEOUT,
-    flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
+    flag("--restart", "Also replace the servers' workers, as restart does."),
     flag(
-        "force",
         "--allow-same-version",
+        "Replace keeper and supervisor even if they are of this build.",
+        key="force",
         old=("--force",),
-        help="Replace keeper and supervisor even if they are of this build.",
     ),
     section="Machine",
 )

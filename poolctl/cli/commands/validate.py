@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Check the pool's files; report every problem.",
     OUTPUT,
-    flag("import_apps", "--import", help="Also import every app."),
+    flag("--import", "Also import every app.", key="import_apps"),
     ALLOW_EMPTY,
     section="Get started",
     examples=(

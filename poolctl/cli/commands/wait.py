@@ -24,9 +24,7 @@ COMMAND = Command(
     SELECTION,
     OUTPUT,
     TIMEOUT,
-    Option(
-        "goal", "--for", metavar="GOAL", words=GOALS, help="ready (default), stopped, healthy, or any state."
-    ),
+    Option("--for", "GOAL", "ready (default), stopped, healthy, or any state.", key="goal", words=GOALS),
     section="Lifecycle",
     examples=("poolctl wait users --for ready --timeout 30s", "poolctl wait --for stopped"),
 )

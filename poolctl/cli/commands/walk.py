@@ -29,8 +29,8 @@ COMMAND = Command(
     "Run a command once for each server: walk [TARGET…] -- CMD…",
     SELECTION,
     OUTPUT,
-    Option("jobs", "-j", "--jobs", metavar="N", help="Run this many at once (default 1)."),
-    flag("fail_fast", "--fail-fast", help="Start no more commands after the first failure."),
+    Option("-j, --jobs", "N", "Run this many at once (default 1)."),
+    flag("--fail-fast", "Start no more commands after the first failure."),
     section="Look",
     takes_command=True,
     notes=(

@@ -19,19 +19,12 @@ COMMAND = Command(
     "Make a pool.toml of another tool's file or command line.",
     Option(
         "source",
-        metavar="FILE",
+        "FILE",
+        "A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service.",
         completes=FILES,
-        help="A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service.",
     ),
-    Option(
-        "into",
-        "-o",
-        "--output",
-        metavar="FILE",
-        completes=FILES,
-        help="Write this file instead of printing it.",
-    ),
-    flag("force", "--force", help="Overwrite an existing file."),
+    Option("-o, --output", "FILE", "Write this file instead of printing it.", key="into", completes=FILES),
+    flag("--force", "Overwrite an existing file."),
     section="Get started",
     takes_command=True,
     examples=(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "Send a test notification.",
-    Option("words", metavar="test [NAME…]", kind=LIST, help="Names of the receivers; default: all."),
+    Option("words", "test [NAME…]", "Names of the receivers; default: all.", kind=LIST),
     OUTPUT,
     section="Machine",
 )

@@ -14,23 +14,15 @@ from ._answers import RegistrationsResult
 
 COMMAND = Command(
     "Register a service as a backend of a route.",
-    Option("service", metavar="NAME", required=True, help="The alias of the route."),
-    Option("to", "--to", metavar="URL", help="http://HOST:PORT, https://HOST:PORT or unix:PATH."),
+    Option("service", "NAME", "The alias of the route.", required=True),
+    Option("--to", "URL", "http://HOST:PORT, https://HOST:PORT or unix:PATH."),
     Option(
-        "ttl",
-        "--ttl",
-        metavar="DURATION",
-        help='How long it holds; register again as a heartbeat. Default: until "unregister".',
+        "--ttl", "DURATION", 'How long it holds; register again as a heartbeat. Default: until "unregister".'
     ),
-    Option("weight", "--weight", metavar="N", help="Its share of the traffic, from 1 to 1000. Default: 1."),
-    Option("host", "--host", metavar="HOST", help="Make a route of its own for this host."),
-    Option("path", "--path", metavar="PATH", help="Make a route of its own for paths below this one."),
-    Option(
-        "probe",
-        "--probe",
-        metavar="PATH",
-        help="Check its health with GET PATH; take it out of rotation while failing.",
-    ),
+    Option("--weight", "N", "Its share of the traffic, from 1 to 1000. Default: 1."),
+    Option("--host", "HOST", "Make a route of its own for this host."),
+    Option("--path", "PATH", "Make a route of its own for paths below this one."),
+    Option("--probe", "PATH", "Check its health with GET PATH; take it out of rotation while failing."),
     OUTPUT,
     section="Change",
     fields=tuple(field_names(RegistrationReport)),

@@ -14,8 +14,8 @@ from ._answers import RegistrationsResult
 
 COMMAND = Command(
     "Take out a service that has registered.",
-    Option("service", metavar="NAME", required=True, help="The name under which it is registered."),
-    Option("to", "--to", metavar="URL", help="Its URL. Default: every service of this name."),
+    Option("service", "NAME", "The name under which it is registered.", required=True),
+    Option("--to", "URL", "Its URL. Default: every service of this name."),
     OUTPUT,
     section="Change",
     fields=tuple(field_names(RegistrationReport)),

@@ -13,23 +13,17 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Run one server as one process, for a container: no supervisor, no restarts.",
     targets("NAME", "The server; not needed if the file has only one."),
+    Option("--listen", "ADDRESS", "Listen on this address instead of the server's bind.", key="listen_on"),
     Option(
-        "listen_on",
-        "--listen",
-        metavar="ADDRESS",
-        help="Listen on this address instead of the server's bind.",
-    ),
-    Option(
-        "health_address",
         "--health",
-        metavar="ADDRESS",
-        help="Answer /health and /health/live on this address, such as 0.0.0.0:9000.",
+        "ADDRESS",
+        "Answer /health and /health/live on this address, such as 0.0.0.0:9000.",
+        key="health_address",
     ),
     Option(
-        "stop_delay",
         "--stop-delay",
-        metavar="DURATION",
-        help="After SIGTERM, serve on for this time before draining; /health answers 503.",
+        "DURATION",
+        "After SIGTERM, serve on for this time before draining; /health answers 503.",
     ),
     section="Lifecycle",
     examples=(

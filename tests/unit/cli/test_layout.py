@@ -88,7 +88,7 @@ COMMAND = Command(
     "Greet servers.",
     targets(),
     OUTPUT,
-    Option("words", "--with", metavar="WORDS", words=("hello", "welcome"), help="The words."),
+    Option("--with", "WORDS", "The words.", key="words", words=("hello", "welcome")),
     section="Look",
     examples=("poolctl greet users",),
 )
