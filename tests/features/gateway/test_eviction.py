@@ -16,7 +16,6 @@ import pytest
 
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
-from poolctl.features.gateway.process.proxy.client_connection import leave
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.certificates import certificate
@@ -146,9 +145,8 @@ def test_client_that_leaves_the_proxy_closes_no_other() -> None:
         await stage.route(ok)
         clients = [await idle_client(stage) for _ in range(2)]
         stage.edge.descriptors.mark = 0
-        stage.edge.descriptors.opened(0)
         oldest: Any = next(iter(stage.edge.pool.idle_clients))
-        assert leave(stage.edge, oldest, oldest._transport, b"", 60.0)
+        assert oldest._leave(b"", 60.0)
         await until(lambda: stage.waiting)
         for client in clients:
             assert await ask(stage, client)
@@ -189,7 +187,7 @@ def test_idle_clients_make_room_before_the_last_descriptors_are_in_use() -> None
         await stage.route(ok)
         first, second = [await idle_client(stage) for _ in range(2)]
         stage.edge.descriptors = DescriptorLimit(2**20)
-        stage.edge.descriptors.mark = lowest_free()
+        stage.edge.descriptors.mark = lowest_free() + 2  # the client's and the gateway's
         third = await idle_client(stage)
         assert not stage.edge.evicted
         await idle_client(stage)
@@ -209,7 +207,6 @@ def test_backends_leave_descriptors_for_the_orders_of_the_supervisor() -> None:
         await until(lambda: stage.waiting)
         limit = stage.edge.descriptors
         limit.mark, limit.limit = 0, lowest_free() + 10
-        limit.opened(0)
         await stage.edge.loop.sock_sendall(client, HEAD)
         assert (await stage.read_head(client)).startswith(b"HTTP/1.1 503 ")
         assert not backend.connections
@@ -228,7 +225,6 @@ def test_descriptors_above_the_mark_are_not_given_to_clients_while_lower_ones_be
         limit.mark = lowest_free() + 20
         for number in range(100):
             held.append(os.dup(0))
-            limit.opened(held[-1])
             if limit.few():
                 os.close(held.pop(number % 10))
         assert max(held) <= limit.mark

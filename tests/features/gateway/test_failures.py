@@ -36,9 +36,6 @@ class Failures(Stage):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.clock = ManualClock()
-        self._passed_seconds = 0.0
-        self._wheel = self.edge.pool.timers
-        self._wheel.now = lambda: self.edge.now() + self._passed_seconds
         self.events: list[tuple[str, str]] = []
         self.edge.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
         self.edge.backends = Backends(
@@ -55,8 +52,9 @@ class Failures(Stage):
 
     def _keep_waiting(self) -> None:
         """Let all requests wait for longer than their timeouts."""
-        self._passed_seconds += WAIT_SECONDS
-        self._wheel._expire()
+        for client in [*self.edge.pool.clients]:
+            client._timer.deadline -= WAIT_SECONDS  # type: ignore[attr-defined]
+            client._timer._look()  # type: ignore[attr-defined]
 
     async def ask(self, request: bytes = GET) -> tuple[int, bytes, dict[str, str]]:
         """The status, the body and the fields of the response to one request on a connection of its own."""

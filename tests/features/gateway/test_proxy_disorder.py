@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
 import pytest
 
-from poolctl.features.gateway.process.proxy.backend_connection import SLOT_SECONDS, Timer, TimerWheel
+from poolctl.features.gateway.process.proxy.backend_connection import Timer
 from poolctl.routing.route import BreakerRule, Limit
 from poolctl.worker import tally
 from tests.features.gateway.proxy_stage import Backend, Script, Stage, Wire, play, route
@@ -105,7 +106,6 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
         pool.close_idle()
         while any(row["connections"] for row in stage.edge.backends.snapshot()):
             await asyncio.sleep(0)
-        assert "0 timers" in repr(pool.timers)
         traffic = stage.edge.counts.route("app")
         slots = traffic.slots
         ended = sum(slots[tally.STATUS : tally.STATUS + 6]) + slots[tally.BROKEN] + slots[tally.DISCONNECTED]
@@ -141,54 +141,57 @@ def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconne
 
 
 class _Loop:
-    """A clock, and the one call that a wheel has with it."""
+    """A clock, and the one call that timers have with it."""
 
     def __init__(self) -> None:
-        self.now, self.due, self.callback, self.calls = 100.0, None, None, 0
+        self.now, self.calls, self.handles = 100.0, 0, list[_Handle]()
 
     def time(self) -> float:
         return self.now
 
-    def call_at(self, due: float, callback: object) -> _Loop:
-        self.due, self.callback, self.calls = due, callback, self.calls + 1
-        return self
-
-    def cancel(self) -> None:
-        self.due = self.callback = None
+    def call_at(self, due: float, callback: Callable[[], None]) -> _Handle:
+        self.calls += 1
+        self.handles.append(_Handle(self, due, callback))
+        return self.handles[-1]
 
     def advance(self, seconds: float) -> None:
         until = self.now + seconds
-        while self.due is not None and self.due <= until:
-            self.now, callback, self.due = max(self.now, self.due), self.callback, None
-            callback()  # type: ignore[misc]
+        while due := [each for each in self.handles if each.due <= until]:
+            first = min(due, key=lambda each: each.due)
+            self.now = max(self.now, first.due)
+            first.cancel()
+            first.callback()
         self.now = until
+
+
+class _Handle:
+    def __init__(self, loop: _Loop, due: float, callback: Callable[[], None]) -> None:
+        self.loop, self.due, self.callback = loop, due, callback
+
+    def cancel(self) -> None:
+        self.loop.handles.remove(self)
 
 
 def test_timers_expire_at_their_deadline_and_not_before() -> None:
     loop, expired = _Loop(), []
-    wheel = TimerWheel(loop)  # type: ignore[arg-type]
-    timers = [Timer(wheel) for _ in range(5)]
+    timers = [Timer(loop) for _ in range(5)]  # type: ignore[arg-type]
     for number, seconds in enumerate((1.0, 2.0, 3.0, 4.0, 0.0)):
         timers[number].start(seconds, lambda number=number: expired.append((number, loop.now)))
-    timers[1].extend(10.0)
+    timers[1].start(10.0, lambda: expired.append((1, loop.now)))
     timers[2].start(0.5, lambda: expired.append(("earlier", loop.now)))
     timers[3].stop()
     loop.advance(1.3)
-    assert [name for name, _ in expired] == ["earlier", 0]
-    assert all(
-        0 <= at - 100.0 - due <= 2 * SLOT_SECONDS for (_, at), due in zip(expired, (0.5, 1.0), strict=True)
-    )
+    assert expired == [("earlier", 100.5), (0, 101.0)]
     loop.advance(8.5)
     assert len(expired) == 2
     loop.advance(1.0)
-    assert expired[-1][0] == 1
-    assert loop.due is None  # nothing to wake for
-    assert "0 timers" in repr(wheel)
+    assert expired[2:] == [(1, 110.0)]
+    assert not loop.handles  # nothing to wake for
 
 
 def test_deadline_that_is_moved_often_costs_the_loop_nothing() -> None:
     loop = _Loop()
-    timer = Timer(TimerWheel(loop))  # type: ignore[arg-type]
+    timer = Timer(loop)  # type: ignore[arg-type]
     for number in range(1000):
         timer.start(5.0 if number % 2 else 60.0, lambda: pytest.fail("it was moved"))
         loop.advance(0.005)
@@ -197,9 +200,8 @@ def test_deadline_that_is_moved_often_costs_the_loop_nothing() -> None:
 
 def test_closed_timer_is_forgotten() -> None:
     loop = _Loop()
-    wheel = TimerWheel(loop)  # type: ignore[arg-type]
-    timer = Timer(wheel)
+    timer = Timer(loop)  # type: ignore[arg-type]
     timer.start(1.0, lambda: pytest.fail("it was closed"))
     timer.close()
-    assert "0 timers" in repr(wheel)
+    assert not loop.handles
     loop.advance(5.0)

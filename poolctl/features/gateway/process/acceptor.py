@@ -77,9 +77,9 @@ class Acceptor:
 
     def _accept_one(self, *, first: bool) -> bool:
         """Accept the next connection; False if there is none now, or no room. The first call always finds one."""
-        edge, descriptors = self._edge, self._edge.descriptors
+        edge = self._edge
         full = is_full(edge)
-        if full or descriptors.few():
+        if full or edge.descriptors.few():
             if first and not (edge.evict_client() if full else edge.evict()):
                 self._pause()
             # Retried after the evicted connection's descriptor is closed.
@@ -92,7 +92,6 @@ class Acceptor:
             if not (is_exhausted(error) and edge.evict()):
                 self._pause()
             return False
-        descriptors.opened(fd)
         # Served before the next is accepted, so that only one connection is lost if this process is killed.
         sock = socket.socket(*self._kind, fileno=fd)
         client = address[0] if isinstance(address, tuple) else ""
@@ -180,17 +179,16 @@ class GivenBack:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             close_promptly(sock.detach())
-        elif is_new and not self._has_room(sock):
+        elif is_new and not self._has_room():
             self._refuse(sock, first)
         elif first == _TLS_HANDSHAKE:
             _begin(TlsConnection(self._edge, sock, client, ""), seconds)
         else:
             _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
-    def _has_room(self, sock: socket.socket) -> bool:
+    def _has_room(self) -> bool:
         """Whether there is room for another client, if necessary after evicting one."""
         edge = self._edge
-        edge.descriptors.opened(sock.fileno())
         if is_full(edge) and not edge.evict_client():
             return False
         return not edge.descriptors.few() or edge.evict()

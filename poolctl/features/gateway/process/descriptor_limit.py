@@ -20,8 +20,6 @@ _STREAMS_PART = 2
 _OF_STREAM = 2  # the client's and the backend's
 _SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
-# Number of openings for which the kernel is asked after a number above the mark: a lower number may be free by chance.
-_WATCHED = 1000
 # A handshake takes 54 KB (measured with 3,000), and the CPU is busy with far fewer.
 _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
@@ -29,9 +27,9 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 class DescriptorLimit:
     """The limit of this process, `limit`, and its parts.
 
-    The kernel gives a new descriptor the lowest free number, so a number from `mark` on means that only the reserve is
-    left. All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may
-    have `least_sessions` regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
+    The kernel gives a new descriptor the lowest free number: if that is `mark` or more, only the reserve is left. All
+    streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may have
+    `least_sessions` regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -42,26 +40,17 @@ class DescriptorLimit:
         self.of_sessions = max(1, self.limit // _SESSIONS_PART)
         self.least_sessions = max(1, self.limit // _LEAST_SESSIONS_PART)
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
-        self._watched = 0
 
     def __repr__(self) -> str:
         return f"<DescriptorLimit {self.limit}{', few are left' if self.few() else ''}>"
 
-    def opened(self, fd: int) -> None:
-        """Note the number of a descriptor that was just opened for a client."""
-        if fd >= self.mark:
-            self._watched = _WATCHED
-
     def few(self) -> bool:
-        """Whether only the reserve is left, judging by recently opened descriptors."""
-        if not self._watched:
-            return False
-        self._watched -= 1
+        """Whether only the reserve is left."""
         return lowest_free() >= self.mark
 
     def exhausted(self) -> bool:
-        """Whether no more descriptors are left than the supervisor's orders may need, judging in the same way."""
-        return self._watched > 0 and lowest_free() >= self.limit - _OF_ORDERS
+        """Whether no more descriptors are left than the supervisor's orders may need."""
+        return lowest_free() >= self.limit - _OF_ORDERS
 
 
 class UdpSessions(Protocol):

@@ -1,7 +1,7 @@
 """Connections for which the gateway waits: for the rest of a head, or for the client to close. They cost no CPU.
 
 All are on one edge-triggered epoll instance, so that bytes that stay unread in a socket are reported once and not in
-every iteration of the loop, and share one timer.
+every iteration of the loop.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from poolctl.platform import close_promptly
 _EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EVENTS_AT_ONCE = 256
-# Maximum delay of a deadline.
-_SLOT_SECONDS = 0.1
 _NEVER = float("inf")
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 # Silent connections for one that can be closed: something has just arrived from the others.
@@ -37,11 +35,12 @@ _MOST = 100_000
 class WaitingConnection:
     """A connection for which the gateway waits."""
 
-    __slots__ = ("silent", "slot", "sock")
+    __slots__ = ("deadline", "silent", "sock", "timer")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.slot = -1
+        self.deadline = _NEVER
+        self.timer: asyncio.TimerHandle | None = None
         self.silent = True  # nothing was received from it yet
 
     def on_readable(self, *, ended: bool) -> bool:
@@ -90,9 +89,6 @@ class WaitingConnections:
         self._epoll: select.epoll | None = None
         self._connections: dict[int, WaitingConnection] = {}  # by descriptor, in the order of arrival
         self._silent: dict[int, None] = {}
-        self._slots: dict[int, set[WaitingConnection]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = _NEVER
         self._emptied: asyncio.Future[None] | None = None  # resolved when no connection is left
 
     def __len__(self) -> int:
@@ -165,8 +161,6 @@ class WaitingConnections:
         """Close all connections."""
         for waiting in list(self._connections.values()):
             self._end(waiting)
-        if self._timer is not None:
-            self._timer.cancel()
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -191,7 +185,8 @@ class WaitingConnections:
         fd = waiting.sock.fileno()
         del self._connections[fd]
         self._silent.pop(fd, None)
-        self._slots[waiting.slot].discard(waiting)
+        if waiting.timer is not None:
+            waiting.timer.cancel()
         # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
         assert self._epoll is not None
         with contextlib.suppress(OSError):
@@ -211,32 +206,18 @@ class WaitingConnections:
     def _hurry(self, waiting: WaitingConnection) -> None:
         """Bring the deadline forward: it was for the pause between two requests, and the next one has begun."""
         deadline = self._loop.time() + waiting.most_seconds
-        if deadline < waiting.slot * _SLOT_SECONDS:
-            self._slots[waiting.slot].discard(waiting)
+        if deadline < waiting.deadline:
             self._put(waiting, deadline)
 
     def _put(self, waiting: WaitingConnection, deadline: float) -> None:
-        slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1
-        self._slots.setdefault(slot, set()).add(waiting)
-        if slot * _SLOT_SECONDS < self._due:
-            self._wake_at(slot)
+        if waiting.timer is not None:
+            waiting.timer.cancel()
+        waiting.deadline = deadline
+        waiting.timer = self._loop.call_at(deadline, self._on_time, waiting)
 
-    def _wake_at(self, slot: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = slot * _SLOT_SECONDS
-        self._timer = self._loop.call_at(self._due, self._on_time)
-
-    def _on_time(self) -> None:
-        now = self._loop.time()
-        for slot in [each for each in self._slots if each * _SLOT_SECONDS <= now]:
-            for waiting in list(self._slots[slot]):
-                self._remove(waiting)
-                waiting.on_deadline()
-            del self._slots[slot]
-        self._timer, self._due = None, _NEVER
-        if self._slots:
-            self._wake_at(min(self._slots))
+    def _on_time(self, waiting: WaitingConnection) -> None:
+        self._remove(waiting)
+        waiting.on_deadline()
 
 
 class _RefusedConnection(WaitingConnection):

@@ -6,11 +6,10 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import Collection
 from functools import partial
 from socket import SO_LINGER, SOL_SOCKET
 from time import monotonic
-from typing import Protocol, cast
+from typing import cast
 
 from poolctl.http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
 from poolctl.http.message_head import CHUNKED, BadMessage, RequestHead, chunk
@@ -31,8 +30,7 @@ from ..backends.route_backends import (
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from ..tls import ServerContext
-from .backend_connection import SLOT_SECONDS, BackendConnection, Timer, close_writing
-from .connection_pool import ProxiedClient
+from .backend_connection import BackendConnection, Timer, close_writing
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .own_answers import answer_of_route, own_answer, report_arrival
 from .request_head import (
@@ -80,6 +78,7 @@ QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
 # Larger data is not copied in order to be written together with the preceding bytes.
 LARGE_BYTES = 8 * 1024
+_LEAST_SECONDS = 0.1
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -203,49 +202,6 @@ def _payload_length(header: bytes) -> int:
     return int.from_bytes(header[2:4] if short == _LONGER else header[2:10], "big")
 
 
-class ClientSide(Protocol):
-    """The client's connection, as an exchange uses it. Each exchange ends with `finish`, `refuse` or `cut_off`.
-
-    `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data.
-    """
-
-    takes_chunks: bool
-
-    @property
-    def http_version(self) -> str:
-        """The version of HTTP that the client speaks, as logs name it: 1.0 or 1.1."""
-
-    def interim(self, response: Response) -> None:
-        """An interim response (1xx)."""
-
-    def respond(self, response: Response) -> None:
-        """The head of the response, and the first bytes of its body."""
-
-    def send_data(self, data: Buffer) -> None:
-        """Send more of the body."""
-
-    def finish(self, trailers: bytes) -> None:
-        """The response is complete."""
-
-    def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
-        """Respond with this status and these further header lines, because no backend responds."""
-
-    def cut_off(self) -> None:
-        """The response cannot be completed: the client must not take it for complete."""
-
-    def switch(self, response: Response, data: bytes) -> None:
-        """Switch protocols (101), beginning with these bytes; more follow by `send_data`.
-
-        Bytes from the client go to `send_body`, its end to `client_eof`.
-        """
-
-    def send_eof(self) -> None:
-        """The backend closed its side of the tunnel."""
-
-    def take_body(self, take: bool) -> None:
-        """Whether more of the request's body can be taken now."""
-
-
 class Exchange:
     """Forwards one request to a backend. Call `start`, then `send_body` for the rest of the request's body.
 
@@ -262,7 +218,7 @@ class Exchange:
     def __init__(
         self,
         edge: Edge,
-        side: ClientSide,
+        side: ClientConnection,
         request: RequestHead,
         routed: RoutedRequest,
         timer: Timer,
@@ -649,61 +605,12 @@ class Exchange:
         self._timer.start(seconds, self._expired)
 
 
-def leave(
-    edge: Edge, client: ProxiedClient, transport: asyncio.Transport, received: bytes, seconds: float
-) -> bool:
-    """Whether the connection now waits elsewhere for its next request, for at most `seconds`.
-
-    If so, the transport is closed. Otherwise it stays: it has TLS, something is unsent, or there is no room.
-    """
-    decide = edge.passing.decide_again
-    if decide is None or edge.draining or transport.get_extra_info("sslcontext") is not None:
-        return False
-    if transport.is_closing() or transport.get_write_buffer_size():
-        return False
-    if not received and edge.passing.waiting.is_full:
-        return False
-    try:
-        sock = _detach(transport)
-    except OSError:
-        return False
-    edge.pool.leave(client)
-    decide(sock, Routed("", received=received, decided=False), seconds)
-    return True
-
-
-def pass_on(
-    edge: Edge,
-    client: ProxiedClient,
-    transport: asyncio.Transport,
-    received: bytes,
-    servers: Collection[str],
-) -> bool:
-    """Whether the connection, with these bytes of its next request, goes to a worker of one of these servers."""
-    if not all(map(edge.passing.passes, servers)):
-        return False
-    return leave(edge, client, transport, received, edge.settings.head_seconds)
-
-
-def _detach(transport: asyncio.Transport) -> socket.socket:
-    """The transport's connection, which lives on without it. Raises OSError."""
-    used = transport.get_extra_info("socket")
-    kind = Connection if isinstance(used, Connection) else socket.socket
-    fd = os.dup(used.fileno())
-    try:
-        sock = kind(fileno=fd)
-    except OSError:
-        os.close(fd)
-        raise
-    transport.abort()  # which closes its own descriptor only
-    return sock
-
-
 class ClientConnection(asyncio.Protocol):
-    """The client side of one exchange after the other (`client_side.ClientSide`).
+    """The client side of one exchange after the other; each ends with `finish`, `refuse` or `cut_off`.
 
-    Further requests are read ahead, within a bound, and answered in their order: an exchange begins when the previous
-    exchange has ended and its response is on its way.
+    `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data. Further requests are read ahead,
+    within a bound, and answered in their order: an exchange begins when the previous exchange has ended and its
+    response is on its way.
     """
 
     __slots__ = (
@@ -715,13 +622,11 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
         self.takes_chunks = True
         self._edge, self._scheme = edge, scheme
-        self._timer = Timer(edge.pool.timers)
+        self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
         self._certificate: ServerContext | None = None
         self._forwarding: Forwarding
-        self._buffer = (
-            received  # read ahead, the beginning of a head, or chunks for the next turn of the loop
-        )
+        self._buffer = received  # read ahead, the beginning of a head, or chunks for the loop's next turn
         self._reported = reported  # the client of a trusted proxy's connection
         self._scanned = 0  # number of buffered bytes known to be an incomplete head
         self._request: RequestHead | None = None
@@ -851,10 +756,11 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: RequestHead, routed: RoutedRequest) -> None:
         # A worker would take the proxy that reports its clients for all of them.
         self._passable = self._passable + 1 if routed.servers and self._reported is None else 0
-        if self._passable > MOST_PASSABLE and pass_on(
-            self._edge, self, self._transport, self._buffer, routed.servers
+        if (
+            self._passable > MOST_PASSABLE
+            and all(map(self._edge.passing.passes, routed.servers))
+            and self._leave(self._buffer, self._edge.settings.head_seconds)
         ):
-            self._left()
             return
         body, data = None, self._buffer[request.end :]
         if request.body:
@@ -967,12 +873,14 @@ class ClientConnection(asyncio.Protocol):
         self._response_ended(read=complete and request is not None)
 
     def cut_off(self) -> None:
+        """The response cannot be completed: the client must not take it for complete."""
         self._exchange = None
         if not self.takes_chunks:  # only this shows the client that the response is incomplete
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
         self._transport.abort()
 
     def take_body(self, take: bool) -> None:
+        """Whether more of the request's body can be taken now."""
         self._body_wanted = take
         if take and self._body is not None and self._buffer:
             self._go_on_soon()
@@ -1011,15 +919,32 @@ class ClientConnection(asyncio.Protocol):
     # Leaving the proxy.
 
     def _idle(self) -> None:
-        seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, SLOT_SECONDS)
-        if self._reported is None and leave(self._edge, self, self._transport, b"", seconds):
-            self._left()
-        else:
+        seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, _LEAST_SECONDS)
+        if self._reported is not None or not self._leave(b"", seconds):
             self._timer.start(seconds, self._end)
 
-    def _left(self) -> None:
+    def _leave(self, received: bytes, seconds: float) -> bool:
+        """Whether the connection, with these bytes of its next request, is routed again like a new one.
+
+        It then waits elsewhere, for at most `seconds`. It stays if it has TLS, something is unsent, or there is no room.
+        """
+        edge, transport = self._edge, self._transport
+        decide = edge.passing.decide_again
+        if decide is None or edge.draining or transport.get_extra_info("sslcontext") is not None:
+            return False
+        if transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        if not received and edge.passing.waiting.is_full:
+            return False
+        try:
+            sock = _detach(transport)
+        except OSError:
+            return False
+        edge.pool.leave(self)
+        decide(sock, Routed("", received=received, decided=False), seconds)
         self._timer.stop()
         self._buffer, self._dropped = b"", 0
+        return True
 
     # Another protocol.
 
@@ -1039,6 +964,7 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def send_eof(self) -> None:
+        """The backend closed its side of the tunnel."""
         close_writing(self._transport)
 
     # Ends.
@@ -1084,3 +1010,17 @@ class ClientConnection(asyncio.Protocol):
             self._end()
         else:
             self._transport.abort()
+
+
+def _detach(transport: asyncio.Transport) -> socket.socket:
+    """The transport's connection, which lives on without it. Raises OSError."""
+    used = transport.get_extra_info("socket")
+    kind = Connection if isinstance(used, Connection) else socket.socket
+    fd = os.dup(used.fileno())
+    try:
+        sock = kind(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise
+    transport.abort()  # which closes its own descriptor only
+    return sock

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..settings import Endpoint
 from ..tls import BUFFER_BYTES, TlsReader
-from .backend_connection import BackendConnection, TimerWheel
+from .backend_connection import BackendConnection
 
 # Maximum for one endpoint. Further connections are closed as soon as they are idle.
 MOST_IDLE = 128
@@ -39,20 +39,17 @@ class ProxiedClient(Protocol):
 class ConnectionPool:
     """Connections to backends by endpoint; the most recently used is reused first, so that superfluous ones age.
 
-    Made on the loop that uses it. `timers` serve all connections of the proxy.
+    Made on the loop that uses it.
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.timers = TimerWheel(self.loop)
         self.clients: set[ProxiedClient] = set()
-        self.idle_clients: dict[
-            ProxiedClient, None
-        ] = {}  # between two requests, the least recently used first
+        # Those between two requests, the least recently used first.
+        self.idle_clients: dict[ProxiedClient, None] = {}
         self.arriving = 0  # connections of clients that are not among these yet
-        self.handshakes: dict[
-            asyncio.Task[None], socket.socket
-        ] = {}  # of TLS, in the order of their beginning
+        # Of TLS, in the order of their beginning.
+        self.handshakes: dict[asyncio.Task[None], socket.socket] = {}
         self._idle: dict[Endpoint, list[BackendConnection]] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,18 +73,15 @@ class ConnectionPool:
 
     async def connect(self, endpoint: Endpoint) -> BackendConnection:
         """A new connection. Raises OSError (ssl.SSLError is one)."""
-        made = BackendConnection(self.timers)
+        made = BackendConnection(self.loop)
         context = self._context(endpoint) if endpoint.tls else None
         name = endpoint.server_name or "localhost" if endpoint.tls else None
         protocol = made if context is None else TlsReader(made, self.tls_buffer)
+        tls: dict[str, Any] = {"ssl": context, "server_hostname": name}
         if endpoint.kind == "unix":
-            await self.loop.create_unix_connection(
-                lambda: protocol, endpoint.path, ssl=context, server_hostname=name
-            )
+            await self.loop.create_unix_connection(lambda: protocol, endpoint.path, **tls)
         else:
-            await self.loop.create_connection(
-                lambda: protocol, endpoint.host, endpoint.port, ssl=context, server_hostname=name
-            )
+            await self.loop.create_connection(lambda: protocol, endpoint.host, endpoint.port, **tls)
         made.endpoint = endpoint
         return made
 
@@ -132,7 +126,7 @@ class ConnectionPool:
 
     def close_idle_backend(self) -> bool:
         """Close the backend connection that is idle longest; False if no connection is idle."""
-        found = min(filter(None, self._idle.values()), key=_idle_until, default=None)
+        found = min(filter(None, self._idle.values()), key=lambda idle: idle[0].idle_until, default=None)
         if found is None:
             return False
         found.pop(0).close()
@@ -151,13 +145,12 @@ class ConnectionPool:
         self._idle.clear()
 
     def close(self) -> None:
-        """Close all connections, and let go of the timers."""
+        """Close all connections."""
         self.close_idle()
         for client in list(self.clients):
             client.end_now()
         for task in self._tasks:
             task.cancel()
-        self.timers.close()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the coroutine as a task that is kept until it is done."""
@@ -176,7 +169,3 @@ class ConnectionPool:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self._contexts[bool(endpoint.server_name)] = context
         return context
-
-
-def _idle_until(idle: list[BackendConnection]) -> float:
-    return idle[0].idle_until

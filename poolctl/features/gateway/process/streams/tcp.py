@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
@@ -34,41 +34,18 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ACCEPT_AGAIN_SECONDS = 1.0
 
 
-class Copied(Protocol):
-    """The connection whose bytes are copied."""
-
-    def moved(self) -> None:
-        """Bytes were copied."""
-
-    def broken(self, source: socket.socket) -> None:
-        """Reading from `source` failed."""
-
-    def flow_ended(self) -> bool:
-        """One direction has ended. Returns whether the other continues; otherwise both sockets are closed."""
-
-
 class Flow:
     """One direction of a connection: bytes read from `source` are written to `target` at once.
 
     Reading pauses while bytes wait for `target`, so at most one buffer is held.
     """
 
-    __slots__ = (
-        "_connection",
-        "_loop",
-        "_source",
-        "_source_fd",
-        "_target",
-        "_target_fd",
-        "_waiting",
-        "copied",
-        "ended",
-    )
+    __slots__ = ("_connection", "_loop", "_source", "_target", "_waiting", "copied", "ended")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        connection: Copied,
+        connection: _StreamedConnection,
         source: socket.socket,
         target: socket.socket,
     ) -> None:
@@ -76,21 +53,20 @@ class Flow:
         self.ended = False  # the source has ended, and the target was notified
         self._connection = connection
         self._loop = loop
-        self._source, self._source_fd = source, source.fileno()
-        self._target, self._target_fd = target, target.fileno()
+        self._source, self._target = source, target
         self._waiting: bytes | memoryview = b""
 
     def resume(self) -> None:
         """Read from the source."""
-        self._loop.add_reader(self._source_fd, self._copy)
+        self._loop.add_reader(self._source.fileno(), self._copy)
 
     def stop(self) -> None:
         """Stop reading and writing."""
         # Removing an absent reader costs as much as removing a present one.
         if self._waiting:
-            self._loop.remove_writer(self._target_fd)
+            self._loop.remove_writer(self._target.fileno())
         elif not self.ended:
-            self._loop.remove_reader(self._source_fd)
+            self._loop.remove_reader(self._source.fileno())
 
     def _copy(self) -> None:
         try:
@@ -101,7 +77,7 @@ class Flow:
             self._connection.broken(self._source)
             return
         if not size:
-            self._loop.remove_reader(self._source_fd)
+            self._loop.remove_reader(self._source.fileno())
             self._end()
             return
         try:
@@ -115,8 +91,8 @@ class Flow:
         self._connection.moved()
         if sent < size:
             self._waiting = memoryview(bytes(_VIEW[sent:size]))
-            self._loop.remove_reader(self._source_fd)
-            self._loop.add_writer(self._target_fd, self._flush)
+            self._loop.remove_reader(self._source.fileno())
+            self._loop.add_writer(self._target.fileno(), self._flush)
 
     def _flush(self) -> None:
         """Write the waiting bytes, because the target has room again."""
@@ -132,7 +108,7 @@ class Flow:
         self._waiting = self._waiting[sent:]
         if not self._waiting:
             self._waiting = b""
-            self._loop.remove_writer(self._target_fd)
+            self._loop.remove_writer(self._target.fileno())
             self.resume()
 
     def _discard(self) -> None:
@@ -243,14 +219,13 @@ class TcpStream:
                     self.edge.loop.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
-        descriptors = self.edge.descriptors
         for number in range(_AT_ONCE):
             if not self._accepting:
                 return
             if not self.edge.stream_share.may_accept(self):  # connections of other streams count, too
                 self.settle()
                 return
-            if descriptors.few():
+            if self.edge.descriptors.few():
                 if number == 0 and not self.edge.evict():
                     self.hold_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
@@ -264,7 +239,6 @@ class TcpStream:
                 if not self.edge.evict():
                     self.hold_off(error)
                 return
-            descriptors.opened(client.fileno())
             client.setblocking(False)
             self.accepted += 1
             self.edge.stream_share.connected()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT
-from .socket_events import SocketEvents
 from .stream import BackendAddresses, IdleOrder
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from ..edge import Edge
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-# After this number of answers a session is likely to get more, so the loop itself watches its socket.
-_OFTEN = 8
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
 _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
@@ -45,7 +42,6 @@ class UdpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
-        self.events = SocketEvents(edge.loop)
         self.sessions: IdleOrder[object, _Session] = IdleOrder(
             edge.loop, edge.now, route.idle_seconds, _Session.close
         )
@@ -81,7 +77,6 @@ class UdpStream:
         for session in self.sessions:
             session.close()
         self.addresses.close()
-        self.events.close()
         self.edge.stream_share.remove(self)
 
     def snapshot(self) -> Table:
@@ -267,7 +262,7 @@ class _Session:
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
         stream.edge.stream_share.began()
-        stream.events.add_reader(sock.fileno(), self._read)
+        stream.edge.loop.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
         """Whether its total time has passed; the next datagram begins a new session, perhaps with another backend."""
@@ -303,9 +298,6 @@ class _Session:
         self._answers += 1
         if self._answers == 1:
             self.lease.connected()
-        elif self._answers == _OFTEN:
-            stream.events.remove_reader(self._sock.fileno())
-            stream.edge.loop.add_reader(self._sock.fileno(), self._read)
         stream.sessions.use(self.key, self)
         try:
             self._listener.answer(self, size)
@@ -328,10 +320,7 @@ class _Session:
             return
         self._ended = True
         stream = self._listener.stream
-        if self._answers < _OFTEN:
-            stream.events.closing(self._sock.fileno())
-        else:
-            stream.edge.loop.remove_reader(self._sock.fileno())
+        stream.edge.loop.remove_reader(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
         stream.edge.stream_share.ended()
