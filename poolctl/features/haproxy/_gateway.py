@@ -17,7 +17,7 @@ from typing import Any
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.counts import Counts, Traffic
-from poolctl.features.gateway.process.gateway_orders import HostOrders, OrderedGateway
+from poolctl.features.gateway.process.gateway_orders import OrderedGateway
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import wire
@@ -47,11 +47,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._following: asyncio.Task[None] | None = None
         self._behind = self._ending = False
 
-    @property
-    def all_backends(self) -> Backends:
-        """See OrderedGateway."""
-        return self.backends
-
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess; called once HAProxy serves by the orders."""
         self._after({"t": "performed", "id": message["id"]})
@@ -62,7 +57,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         for task in list(self._work):
             task.cancel()
         if self._has_settings:
-            self.host_orders.close()
+            self.stop_expiry()
             await self.haproxy.end()
         for listener in self._listeners.values():
             _close(listener.sockets)
@@ -75,7 +70,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostManager(now), Counts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
-        self.host_orders = HostOrders(self, self.hosts, self.backends)
         self.hosts.subscribe(lambda *_: self._follow_soon())
         self.statistics = HaproxyStatistics(self.counts)
         directory = os.path.join(self.settings.directory, "haproxy")

@@ -1,11 +1,11 @@
-"""Limits: requests in flight, requests a second, and the queue."""
+"""Limits: requests in flight, and requests a second."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.backends.limiter import Limiter, WaitQueue
+from poolctl.features.gateway.process.backends.limiter import Limiter
 from poolctl.routing.route import Limit
 from tests.examples import examples
 
@@ -77,13 +77,3 @@ def test_waiting_as_long_as_it_says_is_enough(rate: int, burst: int, gaps: list[
         now += gap
         admitted(limiter, now, 7)
         assert limiter.refused_seconds(now + limiter.refused_seconds(now)) == 0
-
-
-def test_queue_is_first_come_first_served_and_bounded() -> None:
-    queue: WaitQueue[str] = WaitQueue(2)
-    assert [queue.enter(each) for each in "abc"] == [True, True, False]
-    assert queue.first() == "a"
-    assert (queue.leave("a"), queue.leave("a")) == (True, False)
-    assert [*queue] == ["b"]
-    assert queue.enter("c")
-    assert (queue.first(), len(queue)) == ("b", 2)

@@ -233,7 +233,7 @@ def test_machine_that_is_not_known_any_more_is_connected_to(drop: bool) -> None:
         if drop:
             stage.report("")
         else:
-            stage.edge.forget_machines()
+            stage.edge.machines.forget()
         assert (await wire.response())[1] == b"hello"
         assert (await (await stage.ask()).response())[1] == b"hello"
         assert stage.asked.empty()
@@ -247,7 +247,7 @@ def test_request_that_waits_has_the_machine_started_by_the_next_supervisor() -> 
         stage.report("starting")
         wire = await stage.ask()
         assert await stage.asked.get() == stage.url
-        stage.edge.forget_machines()
+        stage.edge.machines.forget()
         stage.report("stopped")
         assert await stage.asked.get() == stage.url
         stage.answer("running")

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import Any
 
 from poolctl.http.message_head import RequestHead, canonical_head
 from poolctl.keeper import connection_handover
@@ -52,10 +51,8 @@ class Acceptor:
 
     def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
         self._edge = edge
-        self._listener: Any = listener
+        self._listener = listener
         self._settings = settings
-        # As numbers: members of an enumeration take longer than the system call.
-        self._kind = int(listener.family), int(listener.type), int(listener.proto)
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
         self._begin()
@@ -85,7 +82,7 @@ class Acceptor:
             # Retried after the evicted connection's descriptor is closed.
             return False
         try:
-            fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
+            sock, address = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:
@@ -93,7 +90,6 @@ class Acceptor:
                 self._pause()
             return False
         # Served before the next is accepted, so that only one connection is lost if this process is killed.
-        sock = socket.socket(*self._kind, fileno=fd)
         client = address[0] if isinstance(address, tuple) else ""
         seconds = edge.settings.head_seconds
         if self._settings.accept_proxy and edge.is_trusted(client):

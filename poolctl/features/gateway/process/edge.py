@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from poolctl.feature import features
@@ -21,6 +21,7 @@ from .backends.hosts import HostManager
 from .backends.route_backends import Backend, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
+from .machines import Machines
 from .passing import Passing
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
@@ -31,7 +32,6 @@ from .tls import ListenerCertificates
 if TYPE_CHECKING:
     from poolctl.routing.route import Route
 
-    from .machines import Machines
 
 # Minimum time between reports of an event that an application can cause at any rate.
 _REPORT_SECONDS = 10.0
@@ -77,7 +77,6 @@ class Edge:
         self._report = report
         self._reported: dict[str, float] = {}  # from when on an event is reported again
         self.draining = False  # no new connection is accepted; answers on open ones close them
-        self._on_drain: list[Callable[[], None]] = []
         self.table = _empty_table()
         # Whether workers may have connections without TLS; if not, plain connections that come back are closed.
         self.workers_keep = True
@@ -93,7 +92,7 @@ class Edge:
         self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # idle connections that were closed for others
         self.parts: dict[str, EdgePart] = {}  # of features, by their packages
-        self.machines: Machines | None = None  # behind URLs, if some are known
+        self.machines = Machines(self)
 
     def now(self) -> float:
         """The time of the loop in seconds, used for deadlines and latencies."""
@@ -178,30 +177,21 @@ class Edge:
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
         """The time limit for connecting to the backend; 0 for none where `reach` applies its own limit."""
-        return 0.0 if self.machines is not None and backend.key in self.machines else seconds
+        return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
         """See `connect`; if necessary, the machine behind the backend's URL is started first."""
-        if self.machines is not None and backend.key in self.machines:
+        if backend.key in self.machines:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)
 
     def machine(self, state: Table) -> None:
         """Apply the supervisor's report about the machine behind a URL."""
-        if self.machines is None:
-            from .machines import Machines
-
-            self.machines = Machines(self)
         found = from_json(MachineState, state)
         if found.state:
             self.machines.put(found)
         else:
             self.machines.drop(found.host)
-
-    def forget_machines(self) -> None:
-        """Forget all machines, because another supervisor reports the machines that it knows."""
-        if self.machines is not None:
-            self.machines.forget()
 
     def is_trusted(self, peer: str) -> bool:
         """Whether the peer is a proxy whose statements about its client are trusted."""
@@ -221,22 +211,11 @@ class Edge:
         parts = {package: part.snapshot() for package, part in self.parts.items()}
         return {**found, "parts": parts} if parts else found
 
-    def on_drain(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the gateway begins to drain, or at once if it is already draining."""
-        if self.draining:
-            callback()
-        else:
-            self._on_drain.append(callback)
-
     def drain(self) -> None:
         """Begin to drain: idle connections end now, others after their response."""
         self.draining = True
         for part in self.parts.values():
             part.drain()
-        callbacks: Iterable[Callable[[], None]] = self._on_drain
-        self._on_drain = []
-        for callback in callbacks:
-            callback()
 
     def close(self) -> None:
         """End every connection."""

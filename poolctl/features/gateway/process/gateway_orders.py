@@ -25,62 +25,6 @@ from .settings import GatewaySettings, ListenerSettings, ProbeState, ServerFacts
 Order = Callable[[wire.Message, list[int]], None]
 
 
-class HostOrders:
-    """Disables, enables and drains hosts for the supervisor of this process, and reports each change to it."""
-
-    def __init__(self, process: SupervisedProcess, hosts: HostManager, backends: Backends) -> None:
-        self._process = process
-        self._hosts = hosts
-        self._backends = backends
-        self._expiry: asyncio.TimerHandle | None = None
-        self._restoring = False
-        hosts.subscribe(self._changed)
-
-    def restore(self, states: Table) -> None:
-        """Continue with the states of the hosts that an earlier process has reported."""
-        self._restoring = True  # hosts reported while restoring are not news
-        try:
-            self._hosts.restore(states)
-        finally:
-            self._restoring = False
-
-    def follow(self, message: wire.Message) -> None:
-        """Disable, enable or drain the named hosts; if one of them is unknown, none is changed."""
-        hosts, known = self._hosts, [str(row["host"]) for row in self._backends.snapshot()]
-        found, problems = [], []
-        for name in message["hosts"]:
-            try:
-                found.append(find_host(name, known))
-            except UnknownHost as unknown:
-                problems.append({"message": unknown.message, "hint": unknown.hint})
-        for host in found if not problems else ():
-            if message["op"] == "disable":
-                hosts.disable(host, message.get("for"))
-            elif message["op"] == "drain":
-                hosts.drain(host)
-            else:
-                hosts.enable(host)
-        self._process.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
-
-    def report(self) -> None:
-        """Send the states of the hosts."""
-        self._process.link.send({"t": "hosts", "states": self._hosts.to_json()})
-
-    def close(self) -> None:
-        """Enable the hosts whose time out of service is over."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-
-    def _changed(self, host: str, state: HostState, why: str) -> None:
-        if not self._restoring:
-            event = {"t": "event", "kind": f"host {state}", "data": {"host": host, "cause": why}}
-            self._process.link.send(event)
-            self.report()
-        self.close()
-        due, loop = self._hosts.due, asyncio.get_running_loop()
-        self._expiry = None if due is None else loop.call_at(due, self._hosts.expire)
-
-
 class OwnedListener(Protocol):
     """A listener with its sockets."""
 
@@ -106,12 +50,8 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         "resync", "begin", "withdraw", "host", "probed", "report", "figures", "drain",
     )  # fmt: skip
     settings: GatewaySettings  # the table [gateway] in force
-    host_orders: HostOrders  # made by `create`
-
-    @property
-    def all_backends(self) -> Backends:
-        """The backends of all routes."""
-        raise NotImplementedError
+    hosts: HostManager  # made by `create`, like the backends of all routes
+    backends: Backends
 
     def create(self) -> None:
         """Make everything that serves, by the first settings."""
@@ -137,6 +77,8 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._stale: set[tuple[str, str]] = set()  # the orders, with keys, that undo anything not sent again
         self._has_settings = self._begun = False
         self._draining: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None  # of hosts' time out of service
+        self._restoring = False
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """See SupervisedProcess."""
@@ -165,7 +107,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     def adopted(self, link: Link) -> None:
         """See SupervisedProcess."""
         super().adopted(link)
-        self.host_orders.report()
+        self._report_hosts()
 
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
         self.settings = from_json(GatewaySettings, message["settings"])
@@ -174,12 +116,13 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             log = InternalLog(os.path.join(self.settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             self.create()
+            self.hosts.subscribe(self._host_changed)
         self.configure()
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         self._stale = {("forget", name) for name in self._servers}
         self._stale |= {("unlisten", key) for key in self._listeners}
-        self.all_backends.forget_probes()
+        self.backends.forget_probes()
 
     def _forget_stale(self) -> None:
         for order, name in self._stale:
@@ -187,13 +130,50 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._stale.clear()
 
     def _hosts(self, message: wire.Message, fds: list[int]) -> None:
-        self.host_orders.restore(message["states"])
+        self._restoring = True  # hosts reported while restoring are not news
+        try:
+            self.hosts.restore(message["states"])
+        finally:
+            self._restoring = False
 
     def _probed(self, message: wire.Message, fds: list[int]) -> None:
-        self.all_backends.probed(from_json(ProbeState, message["state"]))
+        self.backends.probed(from_json(ProbeState, message["state"]))
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
-        self.host_orders.follow(message)
+        """Disable, enable or drain the named hosts; if one of them is unknown, none is changed."""
+        hosts, known = self.hosts, [str(row["host"]) for row in self.backends.snapshot()]
+        found, problems = [], []
+        for name in message["hosts"]:
+            try:
+                found.append(find_host(name, known))
+            except UnknownHost as unknown:
+                problems.append({"message": unknown.message, "hint": unknown.hint})
+        for host in found if not problems else ():
+            if message["op"] == "disable":
+                hosts.disable(host, message.get("for"))
+            elif message["op"] == "drain":
+                hosts.drain(host)
+            else:
+                hosts.enable(host)
+        self.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
+
+    def _report_hosts(self) -> None:
+        self.link.send({"t": "hosts", "states": self.hosts.to_json()})
+
+    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+        if not self._restoring:
+            event = {"t": "event", "kind": f"host {state}", "data": {"host": host, "cause": why}}
+            self.link.send(event)
+            self._report_hosts()
+        self.stop_expiry()
+        if (due := self.hosts.due) is not None:
+            self._expiry = asyncio.get_running_loop().call_at(due, self.hosts.expire)
+
+    def stop_expiry(self) -> None:
+        """Enable no host any longer whose time out of service is over."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     def _send_report(self, number: int, report: Table) -> None:
         """Answer the order with this number."""

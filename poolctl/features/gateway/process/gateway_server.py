@@ -19,9 +19,8 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
 from .acceptor import Acceptor, GivenBack
-from .backends.backends import Backends
 from .edge import Edge
-from .gateway_orders import HostOrders, OrderedGateway
+from .gateway_orders import OrderedGateway
 from .proxy.serving import drain
 from .settings import UDP, ListenerSettings, ServerFacts
 from .streams.tcp import TcpStream
@@ -119,11 +118,6 @@ class GatewayServer(OrderedGateway[OpenListener]):
         assert self._edge is not None
         return self._edge
 
-    @property
-    def all_backends(self) -> Backends:
-        """See OrderedGateway."""
-        return self.edge.backends
-
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess; called once the ordered change applies to the next request."""
         self._apply()
@@ -138,7 +132,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
             if handle is not None:
                 handle.cancel()
         if self._edge is not None:
-            self.host_orders.close()
+            self.stop_expiry()
             self._edge.close()
 
     def _take_no_more_back(self) -> None:
@@ -153,7 +147,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def create(self) -> None:
         """See OrderedGateway."""
         self._edge = Edge(self.settings, self._event)
-        self.host_orders = HostOrders(self, self._edge.hosts, self._edge.backends)
+        self.hosts, self.backends = self._edge.hosts, self._edge.backends
         self._edge.backends.on_passed = self._passed
         self._edge.wake = self._wake
 
@@ -274,7 +268,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         super()._resync(message, fds)
-        self.edge.forget_machines()
+        self.edge.machines.forget()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         self._forget_stale()

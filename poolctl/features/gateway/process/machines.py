@@ -1,7 +1,4 @@
-"""Containers and virtual machines behind URLs, which the supervisor starts on demand: requests wait for them.
-
-Imported with the first report of one.
-"""
+"""Containers and virtual machines behind URLs, which the supervisor starts on demand: requests wait for them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from .route_backends import (
     BackendVerdict,
     Member,
     RouteBackends,
-    RouteInForce,
     limits,
 )
 
@@ -59,7 +58,7 @@ class Backends:
         so from a very large table only the known routes (`aliases`) are needed.
         """
         self._servers = servers
-        affected: dict[RouteInForce, bool] = {}  # whether weights have changed
+        affected: dict[RouteBackends, bool] = {}  # whether weights have changed
         for backend in self._backends.values():
             facts = servers.get(backend.key)
             if backend.is_server and facts is not backend.facts and facts != backend.facts:
@@ -252,7 +251,7 @@ class Backends:
 
     def _report(self, backend: Backend) -> None:
         if backend.is_server:
-            backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall_now)
+            backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall())
         else:
             if self._ranks:
                 backend.rank_as(*self._ranks.get(backend.key, (READY, None)))

@@ -69,7 +69,7 @@ class HostManager:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._now = now
-        self._wall = wall
+        self.wall = wall
         self.configure(re_enable_seconds, header_for_host)
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # on the monotonic clock, for hosts that come back by themselves
@@ -104,11 +104,6 @@ class HostManager:
     def active_again(self, host: str) -> float:
         """When the host becomes active again by itself, on the monotonic clock; 0 if it is active, or never will be."""
         return self._until.get(host, 0.0)
-
-    @property
-    def wall_now(self) -> float:
-        """Seconds since 1970."""
-        return self._wall()
 
     def records(self) -> list[HostRecord]:
         """Every host whose state was ever changed, and that is still known."""
@@ -164,7 +159,7 @@ class HostManager:
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """
-        wall = self._wall()
+        wall = self.wall()
         for entry in table.get("hosts") or ():
             try:
                 record = from_json(HostRecord, entry)
@@ -181,7 +176,7 @@ class HostManager:
     def _set(
         self, host: str, state: HostState, why: str, seconds: float, *, since: float | None = None
     ) -> HostRecord:
-        wall = self._wall()
+        wall = self.wall()
         until = wall + seconds if seconds else 0.0
         record = HostRecord(
             host=host, state=state, why=why, since=wall if since is None else since, until=until

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Generic, TypeVar
 
 from poolctl.routing.route import Limit
 
@@ -74,48 +72,6 @@ class Limiter:
     def leave(self) -> None:
         """A request has ended."""
         self.in_flight -= 1
-
-
-W = TypeVar("W")
-
-
-class WaitQueue(Generic[W]):
-    """Waiting requests, first come first served, at most `size`.
-
-    `waiting` is public so that a caller can cheaply check whether it is empty.
-    """
-
-    __slots__ = ("size", "waiting")
-
-    def __init__(self, size: int = 0) -> None:
-        self.size = size
-        # Not a plain dictionary: finding its first entry passes over all that were removed before it.
-        self.waiting: OrderedDict[W, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self.waiting)
-
-    def __iter__(self) -> Iterator[W]:
-        """Iterate over a copy, so that the queue may change meanwhile."""
-        return iter([*self.waiting])
-
-    def first(self) -> W | None:
-        """The request whose turn is next; None if the queue is empty."""
-        return next(iter(self.waiting), None)
-
-    def enter(self, waiter: W) -> bool:
-        """Put the request into the queue; False if the queue is full."""
-        if len(self.waiting) >= self.size:
-            return False
-        self.waiting[waiter] = None
-        return True
-
-    def leave(self, waiter: W) -> bool:
-        """Remove the request from the queue; False if it had left already."""
-        if waiter not in self.waiting:
-            return False
-        del self.waiting[waiter]
-        return True
 
 
 class ClientLimits:

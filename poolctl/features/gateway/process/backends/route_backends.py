@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import blake2b
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import STICKY, BreakerRule, Limit, Route, StreamRoute, passable
@@ -22,7 +24,7 @@ from ..settings import Endpoint, ProbeState, ServerFacts
 from .balance import BY_LOAD, Policy, policy_of
 from .breaker import Breaker
 from .hosts import HostManager
-from .limiter import WARN_SHARE, ClientLimits, Limiter, WaitQueue
+from .limiter import WARN_SHARE, ClientLimits, Limiter
 
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
@@ -149,30 +151,6 @@ class BackendVerdict(NamedTuple):
 AVAILABLE = BackendVerdict(True)
 
 
-class RouteInForce(Protocol):
-    """A route, as its backends know it."""
-
-    alias: str
-
-    @property
-    def passes(self) -> bool: ...
-
-    @property
-    def waiting(self) -> int: ...
-
-    def admit(self) -> None:
-        """Serve waiting requests while there are places."""
-
-    def refresh(self) -> None:
-        """Act on a change of the route's backends."""
-
-    def can_spare(self, backend: Backend) -> bool:
-        """Whether its other backends can take the requests of this one."""
-
-    def keep_one(self) -> None:
-        """Let requests through to backends that answer with errors, if no other backend is left."""
-
-
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
@@ -195,10 +173,9 @@ class Backend:
         # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
         self.blocked: BackendVerdict | None = None
         self.draining = False
-        self.members: dict[RouteInForce, Member] = {}
-        self.queued: dict[
-            RouteInForce, None
-        ] = {}  # routes with requests that wait, among others for this backend
+        self.members: dict[RouteBackends, Member] = {}
+        # Routes with requests that wait, among others for this backend.
+        self.queued: dict[RouteBackends, None] = {}
         self._breakers: dict[BreakerRule, Breaker] = {}
         self._limiters: dict[Limit, Limiter] = {}
         self._facts_verdict: BackendVerdict | None = None
@@ -364,7 +341,7 @@ class Backend:
             self._limiters[limit] = found
         return found
 
-    def leave(self, route: RouteInForce) -> None:
+    def leave(self, route: RouteBackends) -> None:
         """Forget the route, which no longer leads to this backend."""
         self.members.pop(route, None)
         self.queued.pop(route, None)
@@ -512,21 +489,6 @@ class NoBackend(Exception):
         return f"<NoBackend: {self.why}, retry after {self.retry_after_seconds} s>"
 
 
-class LeasingRoute(Protocol):
-    """The part of a route that its leases use."""
-
-    def now(self) -> float: ...
-
-    def admit_queued(self, backend: Backend) -> None:
-        """Serve waiting requests of all routes that can use this backend."""
-
-    def passed(self, backend: Backend) -> None:
-        """Record that a connection was handed over to the backend's workers."""
-
-    def left(self, backend: Backend) -> None:
-        """A request to the backend has ended."""
-
-
 class Lease:
     """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
 
@@ -538,14 +500,14 @@ class Lease:
 
     def __init__(
         self,
-        route: LeasingRoute,
+        route: RouteBackends,
         member: Member,
         period: int,
         cookie: str,
         backend: Backend,
         shared: CanaryBackend | None = None,
     ) -> None:
-        self._route: LeasingRoute | None = route
+        self._route: RouteBackends | None = route
         self._member = member
         self._period = period
         self._shared = shared
@@ -610,18 +572,14 @@ class Lease:
         route.left(backend)
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """A request in the queue of a route."""
 
-    __slots__ = ("answer", "client", "cookie", "tried")
-
-    def __init__(
-        self, answer: asyncio.Future[Lease], client: str, cookie: str, tried: Collection[str]
-    ) -> None:
-        self.answer = answer
-        self.client = client
-        self.cookie = cookie
-        self.tried = tried
+    answer: asyncio.Future[Lease]
+    client: str
+    cookie: str
+    tried: Collection[str]
 
 
 class RouteBackends:
@@ -644,12 +602,10 @@ class RouteBackends:
         self.members: tuple[Member, ...] = ()
         self._limiter: Limiter | None = None
         self.clients: ClientLimits | None = None
-        self._queue: WaitQueue[_Waiter] = WaitQueue()
-        self._queue_seconds = 0.0
+        # Not a plain dictionary: finding its first entry passes over all that were removed before it.
+        self._queue: OrderedDict[_Waiter, None] = OrderedDict()
+        self._queue_size, self._queue_seconds = 0, 0.0
         self._retry: asyncio.TimerHandle | None = None
-        # The conditions that candidates are checked against while one is chosen.
-        self._at, self._rank = 0.0, READY
-        self._tried: Collection[str] = ()
 
     def __repr__(self) -> str:
         return f"<RouteBackends {self.alias}: {self.in_flight} in flight, {len(self._queue)} wait>"
@@ -666,7 +622,6 @@ class RouteBackends:
                 gone.backend.leave(self)
         self.members = tuple(members)
         self._is_passable = isinstance(route, Route) and passable(route)
-        self._only = members[0] if len(members) == 1 else None
         self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
         self._by_cookie = {each.cookie: each for each in members}
         self.by_load = route.policy in BY_LOAD
@@ -685,7 +640,7 @@ class RouteBackends:
         elif self.clients is None or self.clients.limit != of_client:
             self.clients = ClientLimits(of_client)
         queue = limit if limit is not None and limit.queue else of_backend
-        self._queue.size, self._queue_seconds = (queue.queue, queue.queue_seconds) if queue else (0, 0.0)
+        self._queue_size, self._queue_seconds = (queue.queue, queue.queue_seconds) if queue else (0, 0.0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -725,7 +680,7 @@ class RouteBackends:
 
     def close(self) -> None:
         """Close the route: waiting requests are refused, requests in flight end normally."""
-        for waiter in self._queue:
+        for waiter in [*self._queue]:
             self._refuse(waiter, NoBackend("the route was removed", DOWN_RETRY_SECONDS))
         for member in self.members:
             member.backend.leave(self)
@@ -735,7 +690,7 @@ class RouteBackends:
 
         `client` is its IP address, `cookie` its value of the route's sticky cookie.
         """
-        if self._queue.waiting:
+        if self._queue:
             return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
@@ -747,7 +702,7 @@ class RouteBackends:
         now = self.now()
         if now >= self._hosts.next_expiry:
             self._hosts.expire()
-        member = self._by_policy(client, self._takes_connections)
+        member = self._by_policy(client, lambda each: each.passing_verdict() is AVAILABLE)
         if member is not None:
             return member.backend
         return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
@@ -765,8 +720,9 @@ class RouteBackends:
                 raise found
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), client, cookie, tried)
-        if not self._queue.enter(waiter):
+        if len(self._queue) >= self._queue_size:
             raise NoBackend("the queue is full", self._queue_seconds)
+        self._queue[waiter] = None
         for member in self.members:
             member.backend.queued[self] = None
         late = NoBackend("no place became free in time", DOWN_RETRY_SECONDS)
@@ -788,12 +744,12 @@ class RouteBackends:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        while (first := self._queue.first()) is not None and self._serve(first):
+        while (first := next(iter(self._queue), None)) is not None and self._serve(first):
             pass
         if first is None or not first.tried:
             return
         # The first request waits for a backend that it has not tried; others may have more choice.
-        for waiter in self._queue:
+        for waiter in [*self._queue]:
             if waiter is not first and not self._serve(waiter) and not waiter.tried:
                 return
 
@@ -820,7 +776,7 @@ class RouteBackends:
             self._limiter.leave()
         if backend.queued:
             self.admit_queued(backend)
-        if self._queue.waiting:
+        if self._queue:
             self.admit()
 
     def _serve(self, waiter: _Waiter) -> bool:
@@ -846,15 +802,16 @@ class RouteBackends:
         if not waiter.answer.done():
             waiter.answer.set_exception(refused)
 
-    def _leave_queue(self, waiter: _Waiter) -> bool:
-        left = self._queue.leave(waiter)
-        if left and not self._queue:
+    def _leave_queue(self, waiter: _Waiter) -> None:
+        if waiter not in self._queue:
+            return
+        del self._queue[waiter]
+        if not self._queue:
             for member in self.members:
                 member.backend.queued.pop(self, None)
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
-        return left
 
     def _assign(self, client: str, cookie: str, tried: Collection[str]) -> Lease | NoBackend:
         now = self.now()
@@ -864,7 +821,7 @@ class RouteBackends:
         if limiter is not None:
             seconds = limiter.refused_seconds(now)
             if seconds:
-                may_wait, by_time = self._queue.size > 0, not limiter.is_full
+                may_wait, by_time = self._queue_size > 0, not limiter.is_full
                 return NoBackend("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
         member = self._choose(now, client, cookie, tried)
         if member is None:
@@ -907,29 +864,15 @@ class RouteBackends:
             known = self._by_cookie.get(cookie) or self._of_canary(cookie)
             if known is not None and known.key not in tried and known.verdict(now, resumed=True).ok:
                 return known
-        if self._only is not None:
-            usable = self._only.key not in tried and self._only.verdict(now) is AVAILABLE
-            return self._only if usable else None
-        self._at, self._tried = now, tried
-        return self._by_policy(client, self._is_usable)
+        return self._by_policy(client, lambda each: each.key not in tried and each.verdict(now) is AVAILABLE)
 
     def _by_policy(self, client: str, is_usable: Callable[[Member], bool]) -> Member | None:
-        found = self._policy.choose(client, is_usable)
-        if found is None:
-            for self._rank in RANKS[1:]:
-                found = found or self._policy.choose(client, is_usable)
-            self._rank = READY
-        return found
+        """The choice of the policy among the usable backends of the lowest rank that has some."""
 
-    def _takes_connections(self, member: Member) -> bool:
-        return member.backend.rank == self._rank and member.passing_verdict() is AVAILABLE
+        def choose(rank: int) -> Member | None:
+            return self._policy.choose(client, lambda each: each.backend.rank == rank and is_usable(each))
 
-    def _is_usable(self, member: Member) -> bool:
-        return (
-            member.backend.rank == self._rank
-            and member.verdict(self._at) is AVAILABLE
-            and (not self._tried or member.key not in self._tried)
-        )
+        return next(filter(None, map(choose, RANKS)), None)
 
     def _refusal(
         self, now: float, verdicts: list[tuple[str, BackendVerdict]], tried: Collection[str] = ()
@@ -939,7 +882,7 @@ class RouteBackends:
             return NoBackend(
                 "every backend was tried" if tried else "the route has no backend", DOWN_RETRY_SECONDS
             )
-        may_wait = self._queue.size > 0 and any(verdict.may_wait for _, verdict in verdicts)
+        may_wait = self._queue_size > 0 and any(verdict.may_wait for _, verdict in verdicts)
         by_time = any(verdict.by_time for _, verdict in verdicts)
         seconds = min(each.remaining_seconds(now) for _, each in verdicts if each.by_time or not by_time)
         (key, first), more = verdicts[0], len(verdicts) - 1

@@ -926,7 +926,7 @@ class ClientConnection(asyncio.Protocol):
     def _leave(self, received: bytes, seconds: float) -> bool:
         """Whether the connection, with these bytes of its next request, is routed again like a new one.
 
-        It then waits elsewhere, for at most `seconds`. It stays if it has TLS, something is unsent, or there is no room.
+        It waits for at most `seconds`. It stays here if it has TLS, something is unsent, or there is no room.
         """
         edge, transport = self._edge, self._transport
         decide = edge.passing.decide_again
