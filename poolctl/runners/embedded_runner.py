@@ -265,9 +265,8 @@ async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> w
 
 
 _runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()
-_of_parents: list[
-    object
-] = []  # kept by a forked child, because collecting them would touch the parent's loop
+# Kept by a forked child, because collecting them would touch the parent's loop.
+_of_parents: list[object] = []
 
 
 def _forget_in_child() -> None:

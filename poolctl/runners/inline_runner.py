@@ -111,8 +111,7 @@ class InlineRunner:
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             either: set[asyncio.Future[Any]] = {worker.begun, worker.exited}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
@@ -126,15 +125,11 @@ class InlineRunner:
             raise WorkerFailed(exit_.before_ready(worker.reason), exit=exit_)
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
-            worker.rotate(in_rotation)
+        """Do nothing: clients of a server in this process connect to it directly."""
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             worker.attend(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
@@ -146,20 +141,17 @@ class InlineRunner:
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             worker.renew_tls(server)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. Returns at once."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             worker.drain()
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             worker.drain()
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
@@ -224,9 +216,8 @@ class InlineRunner:
 
 
 _runners: weakref.WeakSet[InlineRunner] = weakref.WeakSet()
-_of_parents: list[
-    object
-] = []  # kept by a forked child, because collecting them would touch the parent's sockets
+# Kept by a forked child, because collecting them would touch the parent's sockets.
+_of_parents: list[object] = []
 
 
 def _forget_in_child() -> None:

@@ -95,9 +95,6 @@ class InlineWorker:
         self._uvicorn.answer_probe({"kind": kind, "plain": plain}, theirs)
         return ours
 
-    def rotate(self, in_rotation: bool) -> None:
-        """Do nothing: clients of a server in this process connect to it directly."""
-
     def renew_tls(self, server: ServerConfig) -> None:
         """Use the server's current certificate files for new handshakes. Raises ServerError."""
         context = None if self._uvicorn is None else self._uvicorn.config.ssl

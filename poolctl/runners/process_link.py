@@ -222,7 +222,6 @@ class Link:
         # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
-        self._limits: dict[int, asyncio.TimerHandle] = {}  # of the calls that do not wait for ever
         self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
@@ -279,15 +278,18 @@ class Link:
         number = next(self._numbers)
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._calls[number] = future
-        if patience_seconds is not None:
-            self._limit_silence(number, patience_seconds)
         try:
             self.send({**message, "id": number}, fds)
+            while patience_seconds is not None and not future.done():
+                heard, asked_at = self.heard, self._loop.time()
+                await asyncio.wait({future}, timeout=patience_seconds)
+                # If this wait is so late, we did not run ourselves, and the other end perhaps neither.
+                late = self._loop.time() > asked_at + patience_seconds + _PAUSED_SECONDS
+                if not future.done() and heard == self.heard and not late:
+                    self._end(f"the other end has not answered for {patience_seconds:g} s")
             reply, received = await future
         finally:
             self._calls.pop(number, None)
-            if limit := self._limits.pop(number, None):
-                limit.cancel()
         if reply.get("error") is not None:
             raise Refused(printable(str(reply["error"])))
         return reply, received
@@ -307,19 +309,6 @@ class Link:
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.breached(deed)
             self._end(f"it {deed}")
-
-    def _limit_silence(self, number: int, seconds: float) -> None:
-        self._limits[number] = self._loop.call_later(
-            seconds, self._check_silence, number, seconds, self.heard
-        )
-
-    def _check_silence(self, number: int, seconds: float, heard: int) -> None:
-        late_seconds = self._loop.time() - self._limits[number].when()
-        # A timer that is so late: we did not run ourselves, and the other end perhaps neither.
-        if heard != self.heard or late_seconds > _PAUSED_SECONDS:
-            self._limit_silence(number, seconds)
-        else:
-            self._end(f"the other end has not answered for {seconds:g} s")
 
     def _queue_message(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
         if not self._trusted and len(self._outbox) >= MOST_UNREAD:

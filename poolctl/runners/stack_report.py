@@ -110,12 +110,12 @@ class WorkerStacks:
             yield self.problem
         for thread in self.threads:
             yield f"{'main thread' if thread.main else f'thread {thread.name}'.rstrip()}:"
-            yield from _frame_lines(thread.frames)
+            yield from (f"  {frame}" for frame in thread.frames)
         for task in self.tasks:
             more = f" and {task.count - len(task.names)} more" if task.count > len(task.names) else ""
             word = "task" if task.count == 1 else f"{task.count} tasks"
             yield f"{word} {', '.join(task.names)}{more}, {task.waits}:"
-            yield from _frame_lines(task.frames)
+            yield from (f"  {frame}" for frame in task.frames)
         for each in self.kernel:
             facts = [f"state {each.state}", each.wchan and f"waits in {each.wchan}"]
             facts.append(each.syscall and f"system call {each.syscall}")
@@ -128,10 +128,6 @@ class Stacks(Protocol):
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """The stacks of the worker with this id, which keeps running. The report says if it did not answer in time."""
-
-
-def _frame_lines(frames: Iterable[Frame]) -> Iterator[str]:
-    return (f"  {frame}" for frame in frames)
 
 
 def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:

@@ -35,7 +35,11 @@ class SupervisedProcess(Receiver):
     def __init__(self, fd: int = LINK_FD) -> None:
         self.mark = __version__  # compared by the supervisor with the mark of a new process
         self._sock = wire.over(fd)
-        self._orphan: OrphanedProcess | None = None
+        # As an orphan: the socket on which it listens, with its path, and the connections.
+        self._orphan_listener: socket.socket | None = None
+        self._orphan_path = ""
+        self._orphan_connections: set[_Connection] = set()
+        self._bind_again: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Follow the supervisor's messages; return when the process should end."""
@@ -45,8 +49,7 @@ class SupervisedProcess(Receiver):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
         self.link = Link(self._sock, self)
         await self.over.wait()
-        if self._orphan is not None:
-            self._orphan.close()
+        self._end_adoption()
         await self.finish()
         self.link.close()
 
@@ -77,8 +80,18 @@ class SupervisedProcess(Receiver):
         self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
-        """Continue without keeper and supervisor, listening in the pool's directory as this kind of process."""
-        self._orphan = OrphanedProcess(self, directory, kind)
+        """Continue without keeper and supervisor, listening in the pool's directory as this kind of process.
+
+        Each connection is sent the process's messages and sockets.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._orphan_listener, self._orphan_path = rendezvous.bind(directory, kind)
+        except OSError:
+            self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.await_adoption, directory, kind)
+            return
+        self._orphan_listener.listen()
+        loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
 
     def holdings(self) -> Holdings:
         """The state and descriptors that an adopting supervisor needs and cannot recreate."""
@@ -86,86 +99,57 @@ class SupervisedProcess(Receiver):
 
     def adopted(self, link: Link) -> None:
         """Follow the messages of this link from now on."""
-        self._orphan = None
         self.link = link
 
-
-class OrphanedProcess:
-    """Listens in the pool's directory, and sends each connection the process's messages and sockets.
-
-    The first connection that sends an order becomes the link to the supervisor. Other connections only read.
-    """
-
-    def __init__(self, process: SupervisedProcess, directory: str, kind: str) -> None:
-        self.process = process
-        self._directory, self._kind = directory, kind
-        self._loop = asyncio.get_running_loop()
-        self._connections: set[_Connection] = set()
-        self._listener: socket.socket | None = None
-        self._path = ""
-        self._timer: asyncio.TimerHandle | None = None
-        self._listen()
-
-    def adopt(self, connection: _Connection) -> None:
-        """Make this connection the process's link to the supervisor."""
-        self._connections.discard(connection)
-        self.close()
-        self.process.adopted(connection.link)
+    def adopted_by(self, connection: _Connection) -> None:
+        """Make this connection the link to the supervisor."""
+        self.forget(connection)
+        self._end_adoption()
+        self.adopted(connection.link)
 
     def forget(self, connection: _Connection) -> None:
         """Forget a connection that has been closed."""
-        self._connections.discard(connection)
+        self._orphan_connections.discard(connection)
 
-    def close(self) -> None:
-        """Stop listening."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            pool_files.forget(self._path)
-        for each in self._connections:
-            each.link.close()
-        self._connections.clear()
-
-    def _listen(self) -> None:
-        self._timer = None
-        try:
-            self._listener, self._path = rendezvous.bind(self._directory, self._kind)
-        except OSError:
-            self._timer = self._loop.call_later(_BIND_AGAIN_SECONDS, self._listen)
-            return
-        self._listener.listen()
-        self._loop.add_reader(self._listener.fileno(), self._accept, self._listener)
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept_adopter(self, listener: socket.socket) -> None:
         sock = rendezvous.accept(listener, {0, os.geteuid()})
         if sock is None:
             return
         connection = _Connection(self, sock)
-        self._connections.add(connection)
-        for message, sockets in self.process.holdings():
+        self._orphan_connections.add(connection)
+        for message, sockets in self.holdings():
             connection.link.send(message, sockets)
-        connection.link.send({"t": "over", "mark": self.process.mark})
+        connection.link.send({"t": "over", "mark": self.mark})
+
+    def _end_adoption(self) -> None:
+        if self._bind_again is not None:
+            self._bind_again.cancel()
+        if self._orphan_listener is not None:
+            asyncio.get_running_loop().remove_reader(self._orphan_listener.fileno())
+            self._orphan_listener.close()
+            self._orphan_listener = None
+            pool_files.forget(self._orphan_path)
+        for each in self._orphan_connections:
+            each.link.close()
+        self._orphan_connections.clear()
 
 
 class _Connection(Receiver):
-    """A connection to an orphan."""
+    """A connection to an orphan. The first that sends an order becomes the link to the supervisor; others only read."""
 
-    def __init__(self, orphan: OrphanedProcess, sock: socket.socket) -> None:
-        self._orphan: OrphanedProcess | None = orphan
-        self._process = orphan.process
+    def __init__(self, process: SupervisedProcess, sock: socket.socket) -> None:
+        self._process = process
+        self._adopts = False
         self.link = Link(sock, self)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        orphan, self._orphan = self._orphan, None
-        if orphan is not None:
-            orphan.adopt(self)
+        if not self._adopts:
+            self._adopts = True
+            self._process.adopted_by(self)
         self._process.received(message, fds)
 
     def lost(self) -> None:
-        if self._orphan is not None:
-            self._orphan.forget(self)
-        else:
+        if self._adopts:
             self._process.lost()
+        else:
+            self._process.forget(self)

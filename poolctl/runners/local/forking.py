@@ -30,7 +30,6 @@ from ..worker_spec import (
     Spec,
     app_spec,
     argument_vector,
-    hook_config,
     hook_id,
     sealed_files,
     spec_file,
@@ -42,7 +41,7 @@ from ..worker_spec import (
 from .local_worker import LocalWorker, NotifySocket, Tally
 from .output_pipes import Output
 from .server_sockets import AdoptionPairs, protocol
-from .zygotes import AppZygote, AppZygotes, Children, Process, Source, Zygotes
+from .zygotes import AppZygote, AppZygotes, Children, Source, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -266,26 +265,25 @@ class Forker:
         self._code_since: dict[str, float] = {}
 
     async def fork(
-        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket], *, woken: bool
+        self,
+        server: ServerConfig,
+        generation: int,
+        index: int,
+        sockets: list[socket.socket],
+        *,
+        woken: bool = False,
+        hook: str = "",
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `woken`: no other worker has served since the server slept. Raises WorkerFailed, or ServerError if the machine
-        lacks something that the configuration names.
+        `woken`: no other worker has served since the server slept. With a `hook` the process runs this command of the
+        server's `hooks`, whose configuration `server` then is. Raises WorkerFailed, or ServerError if the machine lacks
+        something that the configuration names.
         """
         await self.room.enter()
         forked_from = self._source(server)
         return await self._zygotes.twice(
-            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken)
-        )
-
-    async def fork_hook(self, server: ServerConfig, hook: str) -> LocalWorker:
-        """Run a command of the server's `hooks` in a process. Raises ServerError, WorkerFailed."""
-        await self.room.enter()
-        program = hook_config(server, hook)
-        forked_from = self._source(program)
-        return await self._zygotes.twice(
-            forked_from, lambda: self._fork_once(program, 0, 0, [], forked_from, woken=False, hook=hook)
+            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)
         )
 
     async def check(self, server: ServerConfig) -> None:
@@ -315,7 +313,7 @@ class Forker:
 
     def warm(self, server: ServerConfig) -> None:
         """Start the zygote for the server's workers before one is needed."""
-        self._zygotes.adopt(self._source(server))
+        self._zygotes.start(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
         """Prevent the zygote of the server's workers from being ended, if there is one."""
@@ -345,7 +343,7 @@ class Forker:
         sockets: list[socket.socket],
         forked_from: Source,
         woken: bool,
-        hook: str = "",
+        hook: str,
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
         given = self.certificates.for_worker(server, generation)
@@ -389,10 +387,16 @@ class Forker:
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)
             )
             self._enrol(worker, inheritance)
-        if isinstance(app_zygote, AppZygote):
-            self._confirm(worker, process, app_zygote.forged)
-        elif forked_from.user is not None:
-            self._confirm(worker, process, functools.partial(self._zygotes.forged, forked_from))
+
+        def on_forged(deed: str) -> None:
+            if isinstance(app_zygote, AppZygote):
+                app_zygote.forged(deed)
+            else:
+                self._zygotes.forged(forked_from, deed)
+            worker.disown(deed)
+
+        if worker.preloaded or forked_from.user is not None:
+            self._children.confirm(process, on_forged)
         return worker
 
     def _inheritance(
@@ -434,15 +438,6 @@ class Forker:
             if_failed.callback(pool_files.forget, place)
         return _Inheritance(fds, control, tally, notify, place)
 
-    def _confirm(self, worker: LocalWorker, process: Process, forged: Callable[[str], None]) -> None:
-        """Check that a process named by an untrusted zygote is a child of the keeper."""
-
-        def on_forged(deed: str) -> None:
-            forged(deed)
-            worker.disown(deed)
-
-        self._children.confirm(process, on_forged)
-
     def _source(self, server: ServerConfig) -> Source:
         """The zygote that forks the server's processes.
 
@@ -451,7 +446,7 @@ class Forker:
         if server.command:
             # A command does not need the application's interpreter: any zygote can execute it.
             return Source(sys.executable)
-        return self._zygotes.source(_interpreter(server), user_ids(server))
+        return Source.for_user(_interpreter(server), user_ids(server))
 
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str

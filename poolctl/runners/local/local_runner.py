@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Collection, Mapping
@@ -11,10 +12,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from poolctl.clock import PING_SECONDS, aligned
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
 from poolctl.listeners.sock_diag import accept_queue
+from poolctl.platform import is_stopped
 
 from ..process_link import KeeperLink, Message
 from ..runner_protocol import (
@@ -27,13 +30,14 @@ from ..runner_protocol import (
     PublishedRoutes,
     RunnerEvents,
 )
+from ..worker_spec import hook_config
 from .activation import SleepingServers
 from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
 from .server_sockets import AdoptionPairs, PassedPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
-from .zygotes import AppZygotes, Children, ImportLimit, Source, StoppedZygotes, Zygotes
+from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
 if TYPE_CHECKING:
     from ..stack_report import WorkerStacks
@@ -127,6 +131,8 @@ class RoutedServers:
         worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._aside))
 
 
+logger = logging.getLogger("poolctl.supervisor")
+
 _LAST_OUTPUT_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
 
@@ -158,9 +164,8 @@ class LocalRunner:
         self.zygotes = Zygotes(keeper, self.children, directory)
         self.output = Output(keeper, directory, logs_directory, self, adoption_directory)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
-        self._stopped = StoppedZygotes(
-            self.children, lambda: (*self.zygotes.processes, *self.app_zygotes.processes)
-        )
+        self._stopped: set[Process] = set()  # zygotes, at the last check
+        self._check_zygotes()
         self.sockets = Sockets(keeper)
         self._passed = PassedPairs()
         self.adoptions = AdoptionPairs(keeper, self._passed)
@@ -264,13 +269,13 @@ class LocalRunner:
         if server.command or worker.preloaded:
             worker.begin()
         else:
-            self._turns.queue(worker)
+            self._turns.queue(worker.begin, worker.imported)
         return worker.placement
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         """See Hooks."""
         with self.children.forking():
-            worker = await self.forker.fork_hook(server, hook)
+            worker = await self.forker.fork(hook_config(server, hook), 0, 0, [], hook=hook)
             self._follow(worker)
         worker.begin()
         return worker.placement
@@ -345,7 +350,7 @@ class LocalRunner:
             self._passed.expect()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
-            self.zygotes.adopt(Source.of(key))
+            self.zygotes.start(Source.of(key))
         if found and not zygotes:
             # The zygotes exited with their keeper.
             self.forker.warm(found[0].server)
@@ -464,7 +469,7 @@ class LocalRunner:
 
     async def aclose(self) -> None:
         """See Runner."""
-        self._stopped.close()
+        self._next_check.cancel()
         workers = list(self._workers.values())
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers))
         for worker in workers:
@@ -486,6 +491,20 @@ class LocalRunner:
                 signal_process(pid, start, signal.SIGKILL, group=True)
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
+
+    def _check_zygotes(self) -> None:
+        """Kill zygotes that are stopped (SIGSTOP) in two checks, so that no worker has to wait for them.
+
+        They are not asked, because each would have to fork for the answer. The next fork starts another zygote.
+        """
+        # Two, because a debugger, or a paused container, takes a moment.
+        before, zygotes = self._stopped, (*self.zygotes.processes, *self.app_zygotes.processes)
+        self._stopped = {each for each in zygotes if is_stopped(each.pid)}
+        for process in before & self._stopped:
+            logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
+            self.children.kill(process)
+        loop = asyncio.get_running_loop()
+        self._next_check = loop.call_at(aligned(loop.time(), PING_SECONDS), self._check_zygotes)
 
     def exit_reported(self, report: Message) -> None:
         """See Takeover."""

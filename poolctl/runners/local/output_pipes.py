@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
@@ -26,6 +27,14 @@ _SAY_SECONDS = 1.0
 _TAKEN_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
+
+
+class _Pipe(NamedTuple):
+    """An output pipe: its read end, the message that registers it with a logger, and whether it has been read."""
+
+    read: Descriptor
+    message: wire.Message
+    finished: asyncio.Event
 
 
 class Output(Receiver):
@@ -51,10 +60,9 @@ class Output(Receiver):
         self.logs_directory = logs_directory
         self._events = events
         self.paths: dict[str, str] = {}  # by server, once it has had a worker
-        self._pipes: dict[str, tuple[Descriptor, wire.Message]] = {}
+        self._pipes: dict[str, _Pipe] = {}
         self._link: Link | None = None
         self._watched: ProcessWatchdog | None = None
-        self._finished: dict[str, asyncio.Event] = {}
         self._reopened: asyncio.Event | None = None
         self._numbers = itertools.count(1)
         self._restarting: asyncio.Task[None] | None = None
@@ -77,8 +85,8 @@ class Output(Receiver):
         self._watched = ProcessWatchdog(
             self._link, reply.get("meta") or {}, "the logger", self._store_identity
         )
-        for read, message in self._pipes.values():
-            self._link.send(message, [read])
+        for pipe in self._pipes.values():
+            self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
     async def _note(self) -> list[int]:
@@ -130,8 +138,7 @@ class Output(Receiver):
         os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        self._pipes[key] = (Descriptor(read), self.order(key, server))
-        self._finished[key] = asyncio.Event()
+        self._pipes[key] = _Pipe(Descriptor(read), self.order(key, server), asyncio.Event())
         return key, write
 
     def follow(
@@ -149,7 +156,7 @@ class Output(Receiver):
         A program that has lost its pool is found by this record alone. With a `hook` the process is that command, not a
         worker.
         """
-        read, message = self._pipes[key]
+        read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
         if hook:
             message["hook"] = hook
@@ -162,8 +169,7 @@ class Output(Receiver):
     def discard(self, key: str) -> None:
         """Close and forget the pipe of a worker that could not be created."""
         if key in self._pipes:  # not closed since
-            self._pipes.pop(key)[0].close()
-            del self._finished[key]
+            self._pipes.pop(key).read.close()
 
     async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
         """Write lines into the server's log as if one of its processes had printed them.
@@ -181,21 +187,16 @@ class Output(Receiver):
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Take ownership of a pipe that the keeper held. Must be called before `start`."""
         read = Descriptor(fds[0])
-        self._pipes[key] = (read, message)
+        self._pipes[key] = _Pipe(read, message, asyncio.Event())
         self.paths[str(message["name"])] = str(message["path"])
-        self._finished[key] = asyncio.Event()
         return [read]
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
         """Return when the worker's whole output is in its file, or the timeout has passed."""
-        event = self._finished.get(key)
-        if event is None:
-            return
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+        if key in self._pipes:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._pipes[key].finished.wait()
 
     async def reopen(self) -> None:
         """Reopen every log file; on return, files that were moved away get no further output."""
@@ -221,8 +222,8 @@ class Output(Receiver):
             self._link = None
             self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
             self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
-        for read, _ in self._pipes.values():
-            read.close()
+        for pipe in self._pipes.values():
+            pipe.read.close()
         self._pipes.clear()
         self._own_logs.close()
 
@@ -232,14 +233,15 @@ class Output(Receiver):
         if self._watched is not None:
             self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
-            self._pipes.pop(key)[0].close()
+            pipe = self._pipes.pop(key)
+            pipe.read.close()
+            pipe.finished.set()
             self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
-            self._finished.pop(key).set()
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
             self._reopened = None
         elif message.get("t") == "dropped" and key in self._pipes:
-            server, path = (str(self._pipes[key][1][each]) for each in ("name", "path"))
+            server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
             self._events.output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -24,15 +25,14 @@ import signal
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from poolctl.bootstrap import as_user, command
-from poolctl.clock import PING_SECONDS, aligned
 from poolctl.config import ServerConfig, enter_as, masked_text
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.wire import Message
-from poolctl.platform import is_stopped, process_parent, process_start, process_users
+from poolctl.platform import process_parent, process_start, process_users
 from poolctl.units import format_duration
 
 from ..process_link import (
@@ -200,8 +200,6 @@ def _signal_message(process: Process, number: int, *, group: bool) -> Message:
 START_SECONDS = 30.0
 # A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
 SILENT_SECONDS = 10.0
-# Time for which a check of the users that can change an interpreter's files is valid.
-_OWNER_SECONDS = 10.0
 # Time for an unused one to exit.
 END_SECONDS = 2.0
 
@@ -228,6 +226,11 @@ class Source(NamedTuple):
         return self.interpreter if self.user is None else "{}:{}:{}".format(*self.user, self.interpreter)
 
     @classmethod
+    def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> Source:
+        """The zygote for a server of this user. It runs as that user if others can change the files that it runs."""
+        return cls(interpreter, enter_as(interpreter, user, os.environ))
+
+    @classmethod
     def of(cls, key: str) -> Source:
         """The source that has this key."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
@@ -243,28 +246,9 @@ class Zygotes:
         self._output = os.path.join(directory, "helpers.log")
         self._running: dict[str, asyncio.Task[Link]] = {}
         self._processes: dict[Link, Process] = {}
-        self._entered_as: dict[tuple[str, tuple[int, int]], tuple[float, tuple[int, int] | None]] = {}
         self._without: dict[
             str, list[str]
-        ] = {}  # by interpreter: the variables left out of its zygote's environment
-
-    def adopt(self, source: Source) -> None:
-        """Adopt a zygote that the keeper holds. It may still send replies meant for a supervisor that has exited."""
-        self._zygote(source)
-
-    def source(self, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """The zygote for a server with that user.
-
-        It runs as that user if others can change the files that it runs.
-        """
-        if user is None:
-            return Source(interpreter)
-        now = asyncio.get_running_loop().time()
-        looked_at, entered_as = self._entered_as.get((interpreter, user), (-_OWNER_SECONDS, None))
-        if now - looked_at >= _OWNER_SECONDS:
-            entered_as = enter_as(interpreter, user, os.environ)
-            self._entered_as[interpreter, user] = now, entered_as
-        return Source(interpreter, entered_as)
+        ] = {}  # the variables missing in a zygote's environment, by interpreter
 
     async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
         """Fork a process that has inherited `fds` and waits for the order to begin.
@@ -286,7 +270,7 @@ class Zygotes:
     async def up(self, source: Source) -> Link:
         """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
-            return await asyncio.shield(self._zygote(source))
+            return await asyncio.shield(self.start(source))
         except Unfit as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
@@ -345,7 +329,11 @@ class Zygotes:
         if process is not None:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
-    def _zygote(self, source: Source) -> asyncio.Task[Link]:
+    def start(self, source: Source) -> asyncio.Task[Link]:
+        """Start the zygote, or adopt it from the keeper, unless it is running.
+
+        An adopted zygote may still send replies meant for a supervisor that has exited.
+        """
         key = source.key
         without = withheld_variables()
         if self._without.get(key, without) != without:
@@ -445,37 +433,6 @@ class _Zygote(Receiver):
 
 def _process(meta: wire.Message) -> Process:
     return Process(int(meta.get("pid", 0)), meta.get("start"))
-
-
-class StoppedZygotes:
-    """Kills zygotes that are found stopped (SIGSTOP) in two checks, so that no worker has to wait for them.
-
-    Checks periodically, on the running loop until `close`. They are not asked, because each would have to fork for the
-    answer. The next fork starts another zygote.
-    """
-
-    def __init__(self, children: Children, zygotes: Callable[[], Iterable[Process]]) -> None:
-        self._children = children
-        self._zygotes = zygotes
-        self._stopped: set[Process] = (
-            set()
-        )  # at the last look: a debugger, or a paused container, takes a moment
-        self._loop = asyncio.get_running_loop()
-        self._set_timer()
-
-    def close(self) -> None:
-        """Stop checking."""
-        self._timer.cancel()
-
-    def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(aligned(self._loop.time(), PING_SECONDS), self._check_processes)
-
-    def _check_processes(self) -> None:
-        before, self._stopped = self._stopped, {each for each in self._zygotes() if is_stopped(each.pid)}
-        for process in before & self._stopped:
-            logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
-            self._children.kill(process)
-        self._set_timer()
 
 
 _EXIT_SECONDS = 1.0
@@ -656,15 +613,6 @@ class AppZygote(Receiver):
 _ADOPTION_SECONDS = 30.0
 
 
-class Importer(Protocol):
-    """A process that waits for its turn to import. `imported` is done when it has imported, failed or exited."""
-
-    imported: asyncio.Future[None]
-
-    def begin(self) -> None:
-        """Start the import."""
-
-
 class ImportLimit:
     """Lets a limited number of processes import at the same time; the others wait in a queue.
 
@@ -673,21 +621,21 @@ class ImportLimit:
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
         self._free = at_once
-        self._waiting: deque[Importer] = deque()
+        self._waiting: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
 
-    def queue(self, importer: Importer) -> None:
-        """Call the importer's `begin` when it is its turn."""
-        self._waiting.append(importer)
+    def queue(self, begin: Callable[[], None], imported: asyncio.Future[None]) -> None:
+        """Call `begin` when it is the process's turn; `imported` is done when it has imported, failed or exited."""
+        self._waiting.append((begin, imported))
         self._begin_next()
 
     def _begin_next(self) -> None:
         while self._free and self._waiting:
-            importer = self._waiting.popleft()
+            begin, imported = self._waiting.popleft()
             # One that has exited while it waited is skipped.
-            if not importer.imported.done():
+            if not imported.done():
                 self._free -= 1
-                importer.imported.add_done_callback(self._import_is_over)
-            importer.begin()
+                imported.add_done_callback(self._import_is_over)
+            begin()
 
     def _import_is_over(self, imported: asyncio.Future[None]) -> None:
         self._free += 1
@@ -761,8 +709,6 @@ class AppZygotes:
 
     def need(self, server: ServerConfig, spec: Spec) -> str:
         """Record which zygote the server needs, and return that zygote's key."""
-        import hashlib  # with OpenSSL: most servers are not preloaded
-
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:
             self.release(server.key)
@@ -792,9 +738,14 @@ class AppZygotes:
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
         """Adopt another supervisor's zygote; the caller calls `end_unneeded` afterwards."""
         process = Process(int(meta["pid"]), meta.get("start"))
-        code_since, server = float(meta["asked_at"]), str(meta["server"])
-        zygote = self._zygote(meta["key"], process, meta.get("uid"), server, code_since)
-        self._follow(zygote, wire.over(fds[0]))
+        zygote = self._follow(
+            wire.over(fds[0]),
+            meta["key"],
+            process,
+            meta.get("uid"),
+            str(meta["server"]),
+            float(meta["asked_at"]),
+        )
         before = self._making.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
@@ -828,8 +779,6 @@ class AppZygotes:
         if (zygote := self._present.pop(key, None)) is not None:
             zygote.end()
 
-    # Making one.
-
     def _begin(self, key: str, making: _Making, work: Coroutine[Any, Any, AppZygote | str]) -> None:
         making.task = asyncio.ensure_future(work)
         self._making[key] = making
@@ -845,7 +794,7 @@ class AppZygotes:
 
     async def _make(self, key: str, server: ServerConfig, spec: Spec, making: _Making) -> AppZygote | str:
         making.zygote, pipe = await self._fork(key, server, spec)
-        self._turns.queue(making.zygote)
+        self._turns.queue(making.zygote.begin, making.zygote.imported)
         return await self._finish(making.zygote, server.start_timeout, pipe)
 
     async def _fork(self, key: str, server: ServerConfig, spec: Spec) -> tuple[AppZygote, str]:
@@ -861,13 +810,12 @@ class AppZygotes:
             ours.callback(os.close, file)
             # If the base zygote exits now, the request can be repeated.
             fds = [file, theirs.fileno(), write]
-            source = self._zygotes.source(spec["python"], spec["user"])
+            source = Source.for_user(spec["python"], spec["user"])
             process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
             self._output.follow(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
-            zygote = self._zygote(key, process, uid, server.name)
-            self._follow(zygote, link)
+            zygote = self._follow(link, key, process, uid, server.name)
             if source.user is not None:
 
                 def on_forged(deed: str) -> None:
@@ -886,15 +834,20 @@ class AppZygotes:
             self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
         return zygote, pipe
 
-    def _zygote(
-        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+    def _follow(
+        self,
+        sock: socket.socket,
+        key: str,
+        process: Process,
+        uid: int | None,
+        server: str,
+        code_since: float = math.inf,
     ) -> AppZygote:
-        return AppZygote(self._keeper, self._children, key, process, uid, server, code_since)
-
-    def _follow(self, zygote: AppZygote, sock: socket.socket) -> None:
+        zygote = AppZygote(self._keeper, self._children, key, process, uid, server, code_since)
         zygote.follow(sock)
         if not zygote.exited.done():
-            self._by_pid[zygote.process.pid] = zygote
+            self._by_pid[process.pid] = zygote
+        return zygote
 
     async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
         problem = await zygote.finish(timeout_seconds, self._output, pipe)

@@ -312,7 +312,7 @@ def test_a_worker_begins_when_another_has_its_application() -> None:
     async def run() -> None:
         turns, workers = ImportLimit(at_once=2), [worker(index) for index in range(4)]
         for each in workers:
-            turns.queue(each)
+            turns.queue(each.begin, each.imported)
         assert begun(workers) == [True, True, False, False]
         workers[1].received({"event": "imported"}, [])
         await a_moment()
@@ -328,7 +328,7 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
     async def run() -> None:
         turns, workers = ImportLimit(at_once=1), [worker(index) for index in range(4)]
         for each in workers:
-            turns.queue(each)
+            turns.queue(each.begin, each.imported)
         workers[1].ended(Exit(status=1))
         workers[0].ended(Exit(status=1))
         await a_moment()
@@ -344,15 +344,15 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         keeper = Link(at_keeper[0])
         zygote = AppZygote(keeper, Children(keeper, 0), "key", Process(1, None), None, "web")
         zygote.follow(ours)
-        turns.queue(zygote)
-        turns.queue(waiting)
+        turns.queue(zygote.begin, zygote.imported)
+        turns.queue(waiting.begin, waiting.imported)
         assert zygote.begun.done()
         assert not waiting.begun.done()
         theirs.close()
         async with asyncio.timeout(60):
             await waiting.begun
         assert isinstance(zygote.up.exception(), LinkLost)
-        turns.queue(zygote)  # one that has ended while it waited begins, to no effect
+        turns.queue(zygote.begin, zygote.imported)  # one that has ended while it waited begins, to no effect
         keeper.close()
         at_keeper[1].close()
 
