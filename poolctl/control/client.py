@@ -29,8 +29,7 @@ from poolctl.exit_codes import (
     TIMED_OUT,
     USAGE,
 )
-from poolctl.http.message_head import BadMessage, request_head
-from poolctl.http.message_reader import ResponseReader
+from poolctl.http.messages import BadMessage, ResponseReader, request_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

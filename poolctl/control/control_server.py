@@ -15,7 +15,7 @@ from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.exit_codes import FAILED
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage, RequestHead
+from poolctl.http.messages import BadMessage, RequestHead
 from poolctl.json_form import Table, to_json
 from poolctl.platform import peer_credentials
 

@@ -8,9 +8,8 @@ from typing import ClassVar
 from poolctl.control.answers import Result
 from poolctl.control.server_answers import RouteToServer
 from poolctl.json_form import Table
-from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import HostReport, RouteReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

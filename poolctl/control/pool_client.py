@@ -23,8 +23,8 @@ from poolctl.errors import (
 )
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, to_json
-from poolctl.routing.registration_report import absolute_url
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
+from poolctl.routing.route_report import absolute_url
 from poolctl.units import parse_duration
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from poolctl.control.client import (
     refused,
 )
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
-from poolctl.http.message_head import BadMessage
-from poolctl.http.message_reader import ResponseReader
+from poolctl.http.messages import BadMessage, ResponseReader
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from .message_head import HOST
+from .messages import HOST
 
 CLIENT_FIELD = (
     rb"(?i:forwarded|proxy|x[-_]real[-_]ip|x[-_](?:forwarded|poolctl)[-_][!#$%&'*+.^_`|~0-9A-Za-z-]*+)"

@@ -16,16 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .message_head import (
+from .messages import (
     CONTINUE,
     LAST_CHUNK,
     MAX_HEAD_BYTES,
     BadMessage,
     RequestHead,
+    RequestReader,
     chunk,
     response_head,
 )
-from .message_reader import RequestReader
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024

@@ -16,8 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from poolctl.config import Probe, ServerConfig, masked_text
 from poolctl.errors import ServerError
-from poolctl.http.message_head import BadMessage, request_head
-from poolctl.http.message_reader import ResponseReader
+from poolctl.http.messages import BadMessage, ResponseReader, request_head
 from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners.process_link import environment_for_programs

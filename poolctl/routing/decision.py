@@ -1,10 +1,12 @@
-"""Whether a request may go to a worker with its connection, decided by its head alone: alike in gateway and worker."""
+"""Whether a request may go to a worker with its connection, decided by head and peer: alike in gateway and worker."""
 
 from __future__ import annotations
 
-from ..http.message_head import RequestHead
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from ..http.messages import RequestHead
 from .match import normal_host
-from .networks import is_within
 from .normal_path import read_path
 from .route import Route, passable
 from .route_table import Match, RouteTable
@@ -38,3 +40,23 @@ def passed_host(host: str, table: RouteTable) -> Match | None:
     """The match of a host of which every request goes to the same servers: a TLS connection to it may be passed."""
     match = table.find(normal_host(host), "/", secure=True)
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None
+
+
+EVERY = "*"
+
+
+@lru_cache(maxsize=4096)
+def is_within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether the address is in one of the networks. "*" contains every address; the address "" is in no network."""
+    try:
+        given = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(given, IPv6Address):
+        given = given.ipv4_mapped or given
+    return EVERY in networks or any(given in network for network in map(_network, networks))
+
+
+@lru_cache(maxsize=1024)
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)

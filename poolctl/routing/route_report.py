@@ -1,10 +1,11 @@
-"""A route as `poolctl routes` shows it."""
+"""Routes, backends and registered services as `poolctl routes`, `backends` and `register` show them."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from .registration_report import RegistrationReport
 from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
 
 # How connections get to the backend: handed over, copied by the gateway as HTTP or as a stream, or not at all.
@@ -99,3 +100,80 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
     return replace(
         report, host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why
     )
+
+
+class HostState(StrEnum):
+    """The ordered state of a host. A draining host gets only requests whose sticky cookie names it."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+    DRAINING = "draining"
+
+
+class BreakerState(StrEnum):
+    """The state of a host's circuit breaker; half-open while a few requests try whether it has recovered."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
+    """One host. `since` and `until` are times (ISO 8601, UTC) or "".
+
+    `state` is the ordered HostState; `health`, one of route_health.STATUSES, says how it is; `available` whether it
+    gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first request.
+    `connections` counts the connections of a server's workers, or the gateway's own connections to any other host;
+    `in_flight` are requests that it proxies, `waiting` requests in the queues of its routes.
+    """
+
+    host: str
+    routes: tuple[str, ...] = ()
+    state: str = "active"
+    since: str = ""
+    until: str = ""
+    available: bool = True
+    health: str = "unknown"
+    why: str = ""
+    breaker: str = ""
+    connections: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    requests: int = 0
+    errors: int = 0
+
+    @property
+    def backend(self) -> str:
+        """The host, as the table heads its column."""
+        return self.host
+
+
+# Its probe has not succeeded yet; it gets requests; its probe fails; its time-to-live has passed.
+STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationReport:
+    """One service, registered as a backend of the route `name`. `state` is starting, serving, failing or silent.
+
+    `why` is the problem of the last probe, or says that it is silent. `since` is the time of the last change of state
+    (ISO 8601, UTC). `left_seconds` is the rest of its time-to-live, None without one.
+    """
+
+    name: str
+    url: str
+    state: str = SERVING
+    why: str = ""
+    since: str = ""
+    weight: int = 1
+    ttl_seconds: float = 0.0
+    left_seconds: float | None = None
+    latency_seconds: float | None = None
+    probe: str = ""
+
+
+def absolute_url(url: str) -> str:
+    """The URL; a relative path of a Unix socket is made absolute from this process's directory."""
+    scheme, _, path = url.partition(":")
+    return f"unix:{os.path.abspath(path)}" if scheme.lower() == "unix" else url

@@ -4,16 +4,20 @@ A worker reads all later bytes of the client on a connection that was passed to 
 every request that may come on it leads to servers of one user: on a listener without TLS all requests, with and without
 a route; within TLS, which is passed by its host, all requests for that host. URLs, and requests without a route, count
 as another user's as soon as the pool's servers have several users.
+
+Workers get only the fields of routes that decide whether a later request is theirs: an application may run as another
+user than the pool, and its worker maps the table. So it has no headers, variables, URLs or limits, and where servers
+run as several users only the routes to servers of the worker's own.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from .match import DEFAULT, EXACT, HostPattern, host_pattern
-from .route import Route, passable
+from .route import HTTPS, PROXY, Header, Redirect, Route, Target, passable
 
 NO_ROUTE = "requests without a route"
 CHANGING = (
@@ -180,3 +184,45 @@ def _others_within(
         # Includes patterns that do not overlap: an unnecessary end only costs the clients a new connection.
         near = [each for each in places if each.tier <= pattern.tier]
     return tuple(sorted(each.key for each in near if places.get(each, set()) - {user}))
+
+
+# The deciding fields, and the fields visible to applications (see `context`). `to` and `mode` are reduced.
+_KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
+_LEFT_OUT = [
+    (field.name, field.default)
+    for field in fields(Route)
+    if field.name not in (*_KNOWN, "headers", "mode", "to")  # of a redirect, whether it takes requests by TLS
+]
+
+
+def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
+    """The routes for the workers of these servers of one user; without `servers`, for all workers of a pool.
+
+    Each route's `mode` is proxy if its connections are not passed, and its `to` contains only servers.
+    """
+    found: list[Route] = []
+    for route in routes:
+        to = tuple(each for each in route.to if each.server and (servers is None or each.server in servers))
+        if servers is None or to:
+            found.append(_for_workers(route, to))
+    return found
+
+
+def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
+    """The route itself if it has no further fields."""
+    passes = passable(route)
+    if (
+        passes
+        and len(to) == len(route.to)
+        and all(each.weight == 1 for each in to)
+        and all(getattr(route, name) == default for name, default in _LEFT_OUT)
+    ):
+        return route
+    return Route(
+        **{name: getattr(route, name) for name in _KNOWN},
+        # Only the presence of a condition: it keeps the route from being passed.
+        headers=tuple(Header(name=each.name) for each in route.headers),
+        redirect=Redirect(to=HTTPS) if route.only_plain else None,
+        mode=route.mode if passes else PROXY,
+        to=tuple(Target(server=each.server) for each in to),
+    )

@@ -31,7 +31,7 @@ from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
 from poolctl.http.http_client import exchange
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper.reap import children, kill_children
 from poolctl.platform import become_subreaper

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from poolctl.address import Address, AddressError, parse
-from poolctl.address.address import canonical_ipv6
+from poolctl.address import Address, AddressError, canonical_ipv6, parse
 from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
 from poolctl.config.values.problems import shown
 from poolctl.routing.normal_path import normal_path

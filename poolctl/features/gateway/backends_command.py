@@ -20,7 +20,7 @@ from poolctl.cli.render import gateway_table, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
-from poolctl.routing.host_report import HostReport, HostState
+from poolctl.routing.route_report import HostReport, HostState
 
 COLUMNS = (
     "backend", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",

@@ -15,8 +15,7 @@ from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.json_form import field_names, to_json
-from poolctl.routing.registration_report import SERVING
-from poolctl.routing.route_report import PASS, PROXY, RouteReport
+from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport
 
 from .table import GatewayConfig
 

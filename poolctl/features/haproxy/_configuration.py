@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from poolctl.features.gateway.process.backends.route_backends import sticky_value
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
+from poolctl.routing.decision import EVERY
 from poolctl.routing.match import (
     DEFAULT,
     DOMAIN,
@@ -25,7 +26,6 @@ from poolctl.routing.match import (
     normal_host,
     normal_prefix,
 )
-from poolctl.routing.networks import EVERY
 from poolctl.routing.route import HTTPS, Limit, Route, StreamRoute, Target, Timeouts
 
 from .engine import POLICIES

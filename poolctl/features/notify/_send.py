@@ -23,9 +23,8 @@ from poolctl.clock import Clock
 from poolctl.control.answers import Result, failure
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
-from poolctl.http.forward_proxy import proxy_for
-from poolctl.http.http_client import exchange
-from poolctl.http.message_head import BadMessage, ResponseHead
+from poolctl.http.http_client import exchange, proxy_for
+from poolctl.http.messages import BadMessage, ResponseHead
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line

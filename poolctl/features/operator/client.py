@@ -22,7 +22,7 @@ from random import Random
 from urllib.parse import urlsplit
 
 from poolctl.http.http_client import exchange
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
 from poolctl.runners.listener_opener import in_daemon_thread
 

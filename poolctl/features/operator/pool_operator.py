@@ -19,7 +19,7 @@ from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.http.http_server import Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from poolctl import __version__
 from poolctl.http.http_client import exchange
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
 from poolctl.runners.listener_opener import in_daemon_thread
 

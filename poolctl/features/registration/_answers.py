@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poolctl.control.answers import Result
-from poolctl.routing.registration_report import RegistrationReport
+from poolctl.routing.route_report import RegistrationReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

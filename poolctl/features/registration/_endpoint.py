@@ -21,7 +21,7 @@ from poolctl.control.answers import Result
 from poolctl.errors import ServerError
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.http.http_server import Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events

@@ -11,9 +11,9 @@ from poolctl.clock import Clock
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.probes.worker_probes import Hysteresis
-from poolctl.routing.registration_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
+from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport
 from poolctl.states import Status
 from poolctl.units import format_duration
 

@@ -31,8 +31,8 @@ from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import family_of
 from poolctl.platform import read_file, replace_file, sealed_file
-from poolctl.routing.registration_report import FAILING, SILENT, STARTING, RegistrationReport
 from poolctl.routing.route import REGISTRATION
+from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.feature_parts import PartSite

@@ -8,7 +8,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
-from poolctl.routing.registration_report import RegistrationReport, absolute_url
+from poolctl.routing.route_report import RegistrationReport, absolute_url
 
 from ._answers import RegistrationsResult
 

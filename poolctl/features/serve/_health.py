@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future
 
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
 from poolctl.units import format_duration
 from poolctl.worker.serving.pool_server import PoolServer

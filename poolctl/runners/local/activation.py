@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
-from poolctl.http.message_head import response_head
+from poolctl.http.messages import response_head
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly

@@ -23,7 +23,7 @@ from poolctl.core.schedules import failed_run
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.http.http_server import Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events

@@ -20,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from poolctl.http.message_head import BadMessage, RequestHead, canonical_head
+from poolctl.http.messages import BadMessage, RequestHead, canonical_head
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import admits, passed_match

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from poolctl.http.chunked_body import ChunkedBody
 from poolctl.http.client_report import ClientReport
-from poolctl.http.message_head import CHUNKED
+from poolctl.http.messages import CHUNKED, ChunkedBody
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, extension
 from poolctl.routing.route import Route

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from poolctl.json_form import to_json
-from poolctl.routing.host_report import HostReport
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import HostReport, RouteReport
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port

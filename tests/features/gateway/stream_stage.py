@@ -18,7 +18,7 @@ from poolctl.features.gateway.process.passing import Passing
 from poolctl.features.gateway.process.settings import GatewaySettings, ServerFacts
 from poolctl.features.gateway.process.streams.tcp import TcpStream
 from poolctl.features.gateway.process.streams.udp import UdpStream
-from poolctl.routing.networks import is_within
+from poolctl.routing.decision import is_within
 from poolctl.routing.route import StreamRoute, Target
 
 SECONDS = 60.0

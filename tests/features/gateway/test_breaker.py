@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from poolctl.features.gateway.process.backends.breaker import Breaker
-from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule
+from poolctl.routing.route_report import BreakerState
 
 CONSECUTIVE = BreakerRule(failures=3, rate=0.0, open_seconds=10.0)
 RATE = BreakerRule(failures=0, rate=0.5, minimum_requests=10, window_seconds=10.0, open_seconds=10.0)

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.routing.route import Route, Target
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import lifespan
 from tests.features.gateway.passing_stage import Stage

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import httptools
 import pytest
 
-from poolctl.http.message_head import BadMessage, canonical_head
-from poolctl.http.message_reader import RequestReader
+from poolctl.http.messages import BadMessage, RequestReader, canonical_head
 from tests.asgi_apps import lifespan
 from tests.conformance_collections import COLLECTIONS, CollectedCase
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.serving import ZTTP, Client, Engine, served
-from tests.unit.http.test_message_head import assert_read_alike, read_by_h11, read_by_httptools
+from tests.unit.http.test_messages import assert_read_alike, read_by_h11, read_by_httptools
 
 from .proxy_stage import DEADLINE, Backend, Stage, Wire, play
 

@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.features.gateway.process.proxy import backend_connection, client_connection
 from poolctl.features.gateway.process.proxy.client_connection import MOST_REQUESTS_AT_ONCE
-from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
+from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, ok, play
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

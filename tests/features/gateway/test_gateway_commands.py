@@ -10,9 +10,8 @@ import pytest
 from poolctl.config import load
 from poolctl.features.gateway.routes import routes_of
 from poolctl.logs.log_line import stamp
-from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import Route
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import HostReport, RouteReport
 from tests.stand_in import always, item
 from tests.unit.cli.conftest import Command, Supervised
 from tests.unit.cli.test_answers import FIELDS

@@ -14,7 +14,7 @@ from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import MODES, GatewayConfig, RouteConfig, StreamConfig
 from poolctl.json_form import from_json
 from poolctl.routing.route import POLICIES, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.units import format_duration, format_size
 from tests.configuration import server
 from tests.examples import examples

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl.features.gateway.process.proxy.request_head import Forwarding, read_request
 from poolctl.features.gateway.process.proxy.response_head import read_response
-from poolctl.http.message_head import MOST_FIELDS, MOST_OPTIONS, BadMessage, canonical_head
+from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, BadMessage, canonical_head
 from poolctl.routing.decision import passed_match
 from poolctl.routing.normal_path import read_path
 from poolctl.routing.route import Route, Target

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.features.gateway.process.backends.hosts import HostManager, UnknownHost, find_host
-from poolctl.routing.host_report import HostState
+from poolctl.routing.route_report import HostState
 
 ACTIVE, DISABLED, DRAINING = HostState.ACTIVE, HostState.DISABLED, HostState.DRAINING
 

@@ -15,8 +15,7 @@ import pytest
 from poolctl.features.gateway.process import passing
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.routing.route import Route, Target
-from poolctl.routing.route_table import RouteTable
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import lifespan
 from tests.features.gateway.passing_stage import Stage, play, until

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl.features.gateway.process.proxy.client_connection import MOST_FRAMES_AT_ONCE, FrameBoundary
 from poolctl.features.gateway.process.proxy.response_head import read_response
-from poolctl.http.message_head import UNTIL_CLOSE, BadMessage
+from poolctl.http.messages import UNTIL_CLOSE, BadMessage
 from tests.examples import examples
 from tests.http_corpus import RESPONSES, ResponseCase
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.features.gateway.process.proxy.request_head import Forwarding, read_request
-from poolctl.http.message_head import BadMessage, RequestHead
+from poolctl.http.messages import BadMessage, RequestHead
 from poolctl.routing.route import Route
 from tests.examples import examples
 from tests.http_corpus import REQUESTS, RequestCase

@@ -14,8 +14,8 @@ import pytest
 
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
-from poolctl.routing.table_file import write_table
-from poolctl.routing.worker_routes import routes_for_workers
+from poolctl.routing.route_table import write_table
+from poolctl.routing.separation import routes_for_workers
 from poolctl.worker.serving.worker_routes import Routes
 from tests.features.gateway.passing_stage import Serve, Stage, own_engine
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Script, Wire

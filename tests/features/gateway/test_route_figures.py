@@ -21,10 +21,9 @@ from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import RouteFigures
-from poolctl.routing.registration_report import SERVING, SILENT, RegistrationReport
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import SERVING, SILENT, RegistrationReport, RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status

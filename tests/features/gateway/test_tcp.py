@@ -18,8 +18,8 @@ import pytest
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.streams import tcp as tcp_module
 from poolctl.keeper import connection_handover
-from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts
+from poolctl.routing.route_report import BreakerState
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, tcp, until
 

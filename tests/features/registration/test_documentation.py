@@ -16,7 +16,7 @@ from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.registration._endpoint import read_options
 from poolctl.features.registration._service_routes import registration_of
 from poolctl.features.registration.table import RegistrationTable
-from poolctl.routing import registration_report
+from poolctl.routing import route_report
 from tests.certificates import certificate
 from tests.config_files import load_text
 
@@ -65,4 +65,4 @@ def test_python_is_that_of_a_client() -> None:
 
 @pytest.mark.parametrize("state", ["STARTING", "SERVING", "FAILING", "SILENT"])
 def test_states_are_described(state: str) -> None:
-    assert f"| `{getattr(registration_report, state)}` |" in TEXT
+    assert f"| `{getattr(route_report, state)}` |" in TEXT

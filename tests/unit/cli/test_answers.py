@@ -34,9 +34,7 @@ from poolctl.control.server_answers import (
     WorkerStats,
 )
 from poolctl.json_form import field_names, from_json, to_json
-from poolctl.routing.host_report import HostReport
-from poolctl.routing.registration_report import RegistrationReport
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import HostReport, RegistrationReport, RouteReport
 from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from poolctl.http.http_client import NoResponse, exchange
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
-from poolctl.http.message_reader import RequestReader, ResponseReader
+from poolctl.http.messages import BadMessage, RequestReader, ResponseReader
 from tests.examples import examples
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 QUICK = ServerLimits(request_seconds=0.1, keep_alive_seconds=5.0, connections=3)

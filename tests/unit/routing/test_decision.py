@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.http.message_head import canonical_head
+from poolctl.http.messages import canonical_head
 from poolctl.routing.decision import passed_host, passed_match
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table

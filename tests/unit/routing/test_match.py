@@ -12,7 +12,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing import table_file
+from poolctl.routing import route_table
 from poolctl.routing.match import explain
 from poolctl.routing.normal_path import readings
 from poolctl.routing.route import Header, Route, Target, passable
@@ -74,7 +74,7 @@ tables = (
     .map(routes_of)
 )
 # A host with more paths is stored in another way.
-FEW_PATHS = st.sampled_from([0, table_file.FEW_PATHS])
+FEW_PATHS = st.sampled_from([0, route_table.FEW_PATHS])
 REQUESTS = list(product(HOSTS, PATHS, METHODS, HEADERS))
 requests = st.integers(0, 1000).map(lambda seed: Random(seed).sample(REQUESTS, 40))
 
@@ -131,12 +131,12 @@ def expected(
     return found[0] if all(each is found[0] for each in found) else None
 
 
-def opened(routes: list[Route], few_paths: int = table_file.FEW_PATHS) -> RouteTable:
-    before, table_file.FEW_PATHS = table_file.FEW_PATHS, few_paths
+def opened(routes: list[Route], few_paths: int = route_table.FEW_PATHS) -> RouteTable:
+    before, route_table.FEW_PATHS = route_table.FEW_PATHS, few_paths
     try:
         fd = write_table(routes, 1)
     finally:
-        table_file.FEW_PATHS = before
+        route_table.FEW_PATHS = before
     try:
         return RouteTable(fd)
     finally:

@@ -18,7 +18,7 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.route import Route, Target
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.worker.serving import http1_connection, http2_connection
 from poolctl.worker.serving.http2_connection import PREFACE
 from poolctl.worker.serving.worker_routes import Routes

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from poolctl.gateway.routes import try_get_route, try_get_table, upstream_name, upstream_url
 from poolctl.routing.context import CONTEXT_FIELD, context_line
 from poolctl.routing.route import Route, Target
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.worker.serving.worker_routes import Routes
 from tests.serving import ENGINES, ZTTP, Client, Engine, served
 

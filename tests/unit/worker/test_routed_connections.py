@@ -18,14 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
-from poolctl.http.message_head import canonical_head
+from poolctl.http.messages import canonical_head
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.decision import passed_match
 from poolctl.routing.route import Route, Target
-from poolctl.routing.route_table import RouteTable
-from poolctl.routing.table_file import write_table
+from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection, routed_connections
 from poolctl.worker.serving.routed_connections import RoutedConnection

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.gateway.routes import Route, Target, try_get_table, write_table
-from poolctl.http.message_head import CHUNKED
+from poolctl.http.messages import CHUNKED
 from poolctl.keeper import wire
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import CONTEXT_FIELD, EXTENSION

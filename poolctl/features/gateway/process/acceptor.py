@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 
-from poolctl.http.message_head import RequestHead, canonical_head
+from poolctl.http.messages import RequestHead, canonical_head
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.keeper.wire import WireError

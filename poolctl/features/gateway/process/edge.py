@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from poolctl.feature import features
 from poolctl.json_form import Table, from_json
-from poolctl.routing.networks import is_within
+from poolctl.routing.decision import is_within
 from poolctl.routing.route_table import RouteTable, write_table
 
 from .backends.backends import Backends

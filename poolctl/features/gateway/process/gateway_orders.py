@@ -14,7 +14,7 @@ from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import pool_files, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import sealed_file
-from poolctl.routing.host_report import HostState
+from poolctl.routing.route_report import HostState
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
 

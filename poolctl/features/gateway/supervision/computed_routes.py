@@ -20,8 +20,7 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
-from poolctl.routing.separation import Kept, ending, kept_connections
-from poolctl.routing.worker_routes import routes_for_workers
+from poolctl.routing.separation import Kept, ending, kept_connections, routes_for_workers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 

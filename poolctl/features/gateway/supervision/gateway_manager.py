@@ -16,7 +16,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.routing.host_report import HostReport
+from poolctl.routing.route_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers

@@ -17,10 +17,9 @@ from poolctl.core.core import Core
 from poolctl.json_form import Table
 from poolctl.monitor.exposition import Family
 from poolctl.monitor.server_metrics import BOUNDS_SECONDS, Row, families_of, family_of
-from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
-from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM
+from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, HostState
 from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
 

@@ -14,10 +14,9 @@ from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.json_form import Table, from_json
 from poolctl.monitor.server_metrics import Usage
-from poolctl.routing.host_report import HostState
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
-from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_key, route_report
+from poolctl.routing.route_report import PASS, PROXY, HostState, RouteReport, route_key, route_report
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.observers.metrics_server import health_of

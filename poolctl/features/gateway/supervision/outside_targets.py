@@ -14,13 +14,12 @@ from urllib.parse import quote
 from poolctl.clock import RateLimit
 from poolctl.config import Probe, ServerConfig, Tables, probed_targets
 from poolctl.http.http_client import exchange
-from poolctl.http.message_head import BadMessage
+from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
 from poolctl.probes.worker_probes import Hysteresis, call_at
-from poolctl.routing.registration_report import FAILING, SERVING, STARTING, RegistrationReport
 from poolctl.routing.route import AnyRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth
-from poolctl.routing.route_report import MachineReport
+from poolctl.routing.route_report import FAILING, SERVING, STARTING, MachineReport, RegistrationReport
 from poolctl.states import Status
 from poolctl.units import format_duration
 

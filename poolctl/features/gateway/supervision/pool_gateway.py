@@ -25,10 +25,10 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NO
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import pool_files
 from poolctl.monitor.exposition import Family
-from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
+from poolctl.routing.route_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError

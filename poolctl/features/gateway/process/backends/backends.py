@@ -7,10 +7,9 @@ from random import Random
 
 from poolctl.json_form import Table, to_json
 from poolctl.logs.log_line import stamp
-from poolctl.routing.host_report import BreakerState, HostReport, HostState
 from poolctl.routing.route import Route
 from poolctl.routing.route_health import RouteHealth, route_health
-from poolctl.routing.route_report import route_key, stream_key
+from poolctl.routing.route_report import BreakerState, HostReport, HostState, route_key, stream_key
 
 from ..counts import Counts
 from ..settings import ProbeState, ServerFacts

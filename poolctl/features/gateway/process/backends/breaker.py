@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule
+from poolctl.routing.route_report import BreakerState
 
 # The number of parts of the window; the oldest part is dropped as a whole.
 _PARTS = 10

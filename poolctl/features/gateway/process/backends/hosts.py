@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from poolctl.json_form import Table, from_json, to_json
-from poolctl.routing.host_report import HostState
+from poolctl.routing.route_report import HostState
 
 # Ten years: longer than any pause that is meant, and still a date.
 _MOST_SECONDS = 10 * 365 * 86_400.0

@@ -12,10 +12,10 @@ from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
 
-from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import STICKY, BreakerRule, Limit, Route, StreamRoute, passable
 from poolctl.routing.route_health import ERROR, HEALTHY, NAPPING, UNHEALTHY, UNKNOWN, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
+from poolctl.routing.route_report import BreakerState, HostState
 from poolctl.states import State, Status
 from poolctl.time_windows import until_text
 

@@ -7,8 +7,15 @@ import select
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from poolctl.http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
-from poolctl.http.message_head import CHUNKED, MOST_INTERIM, UNTIL_CLOSE, BadMessage
+from poolctl.http.messages import (
+    CHUNKED,
+    MOST_CHUNKS_AT_ONCE,
+    MOST_INTERIM,
+    UNTIL_CLOSE,
+    BadMessage,
+    Buffer,
+    ChunkedBody,
+)
 
 from ..backends.route_backends import Backend
 from ..settings import Endpoint

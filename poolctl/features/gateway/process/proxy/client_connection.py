@@ -11,8 +11,15 @@ from socket import SO_LINGER, SOL_SOCKET
 from time import monotonic
 from typing import cast
 
-from poolctl.http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
-from poolctl.http.message_head import CHUNKED, BadMessage, RequestHead, chunk
+from poolctl.http.messages import (
+    CHUNKED,
+    MOST_CHUNKS_AT_ONCE,
+    BadMessage,
+    Buffer,
+    ChunkedBody,
+    RequestHead,
+    chunk,
+)
 from poolctl.keeper.connection_handover import Connection, Routed, unread_bytes
 from poolctl.routing.context import context_line
 

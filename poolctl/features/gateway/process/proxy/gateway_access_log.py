@@ -12,7 +12,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from poolctl.http.message_head import RequestHead
+from poolctl.http.messages import RequestHead
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
 

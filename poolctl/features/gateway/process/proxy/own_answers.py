@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from poolctl.http.message_head import RequestHead
+from poolctl.http.messages import RequestHead
+from poolctl.routing.decision import is_within
 from poolctl.routing.match import EXACT, host_pattern, normal_host
-from poolctl.routing.networks import is_within
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import Route
 

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import httptools
 
 from poolctl.http.client_report import CLIENT_FIELD, ClientReport
-from poolctl.http.message_head import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
+from poolctl.http.messages import CHUNKED, HOP_BY_HOP, TOKEN, BadMessage, RequestHead, without_fields
 from poolctl.routing.context import RouteContext, context_headers
-from poolctl.routing.decision import admits
+from poolctl.routing.decision import admits, is_within
 from poolctl.routing.match import normal_host
-from poolctl.routing.networks import is_within
 from poolctl.routing.normal_path import ReadPath, read_path
 from poolctl.routing.route import Header, Route
 

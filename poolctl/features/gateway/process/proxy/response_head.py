@@ -6,8 +6,7 @@ import re
 from http import HTTPStatus
 from math import ceil
 
-from poolctl.http.chunked_body import Buffer
-from poolctl.http.message_head import CHUNKED, HOP_BY_HOP, UNTIL_CLOSE, ResponseHead, without_fields
+from poolctl.http.messages import CHUNKED, HOP_BY_HOP, UNTIL_CLOSE, Buffer, ResponseHead, without_fields
 
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))

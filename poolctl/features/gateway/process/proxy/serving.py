@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 
-from poolctl.http.chunked_body import Buffer
+from poolctl.http.messages import Buffer
 from poolctl.keeper.connection_handover import Connection
 from poolctl.platform import close_promptly
 

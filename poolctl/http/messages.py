@@ -1,18 +1,29 @@
-"""Parses and writes heads of requests and responses, and finds the framing of the body, in all processes alike.
+"""Reads HTTP/1.1 messages as their bytes arrive, however they are split, and writes them, in all processes alike.
+
+Every limit applies while the message is still arriving: a head without an end, a chunk without a size or a trailer
+section without an end is refused as soon as it exceeds its limit.
 
 The grammar follows RFC 9112 §2 to §6 strictly: a line ends with CRLF, there is no space before a colon, and a field
 that determines the end or the recipient of the message occurs at most once. Only a response may have folded lines.
+
+A recipient that reads a chunk's size in another way than the proxy would take a part of a body for the next message
+(RFC 9112 §7.1). So a line with extensions, excessive leading zeros or anything else is not passed on unchanged: its
+size is written in plain digits. Whole chunks in canonical form, by far the most frequent, are passed on without being
+copied. The work that a sender can cause is bounded in chunks, too: each costs as much as a thousand bytes.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from time import monotonic
 
 TYPE_CHECKING = False
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from typing import ClassVar, Self
+
 
 MAX_HEAD_BYTES = 64 * 1024
 # Maximum fields of a head and options of Connection. Browsers send about thirty fields and two options.
@@ -460,3 +471,388 @@ def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
             raise ValueError(f"the header {name!r} has a control character in its value")
         lines.append(line)
     return b"\r\n".join([*lines, b"", b""])
+
+
+Buffer = bytes | memoryview
+
+# Rate limit for the chunks of one body; a faster sender is disconnected. Usual programs send chunks of kilobytes.
+MOST_CHUNKS_A_SECOND = 20_000
+# Maximum chunks that a loop with other clients reads at a time.
+MOST_CHUNKS_AT_ONCE = 32
+_size_line = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n").match
+_trailer_section = re.compile(FIELD_LINES + rb"\r\n").fullmatch
+_MAX_LINE_BYTES = 4096
+_MAX_TRAILER_BYTES = 8 * 1024
+# Limit for the extensions of all chunks together; a peer could send an endless series of extensions.
+_MAX_EXTENSION_BYTES = 64 * 1024
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+_LAST = b"0\r\n"
+# Fields not allowed in a trailer section: they affect framing, routing or authentication (RFC 9110 §6.5.1).
+_NOT_IN_TRAILERS = frozenset(
+    b"transfer-encoding content-length content-encoding content-type content-range trailer host connection keep-alive"
+    b" proxy-connection upgrade te expect authorization proxy-authorization proxy-authenticate www-authenticate cookie"
+    b" set-cookie cache-control location forwarded x-forwarded-for x-forwarded-proto x-forwarded-host".split()
+)
+
+
+class ChunkedBody:
+    """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
+
+    At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
+    the bytes left by the last call. `size` is the number of bytes of data so far. `unchanged`: the last result equals
+    the given bytes. With `most_a_second` 0 the rate of chunks is not limited.
+    """
+
+    __slots__ = (
+        "_buffer", "_clock", "_counted", "_decode", "_extensions", "_in_trailers", "_left", "_most_a_second",
+        "_scanned", "_since", "done", "rest", "size", "trailers", "unchanged",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        decode: bool = False,
+        most_a_second: int = MOST_CHUNKS_A_SECOND,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._decode = decode
+        self._most_a_second = most_a_second
+        self._clock = clock
+        self._since, self._counted = -1.0, 0  # when the current second began, and the chunks since then
+        self._left = 0  # bytes left of the current chunk and its CRLF
+        self._buffer = b""  # an incomplete line, or the trailer section
+        self._scanned = 0  # bytes at the beginning of the data that an earlier call has checked
+        self._in_trailers = False
+        self._extensions = 0
+        self.done = False
+        self.rest = b""
+        self.trailers = b""
+        self.size = 0
+        self.unchanged = False
+
+    def feed(self, data: bytes, at: int = 0, most: int = 0) -> Buffer:
+        """Read the bytes from this offset on, and return the part that can be passed on. Raises BadMessage.
+
+        At most `most` chunks are read, 0 for any number; the bytes after them are in `rest`.
+        """
+        self.unchanged, self.rest = False, b""
+        self._scanned = len(self._buffer)
+        if self._buffer:
+            data, self._buffer, at = self._buffer + data[at:], b"", 0
+        elif not self._decode and not self._in_trailers:
+            self.unchanged = True  # until shown otherwise
+        if self._in_trailers:
+            return self._read_trailers(data, at)
+        return self._read_chunks(data, at, most or len(data))
+
+    def _read_chunks(self, data: bytes, at: int, most: int) -> Buffer:
+        pieces: list[Buffer] = []
+        decode = self._decode
+        begin = kept = at  # from `kept` on the bytes are passed on as they are
+        end, count = len(data), 0
+        if self._most_a_second:
+            most = min(most, self._most_a_second + 1)
+        while at < end:
+            left = self._left
+            if not left:
+                if count == most:
+                    self.rest = data[at:]
+                    break
+                line = _size_line(data, at)
+                if line is None:
+                    self._keep_line(data, at)
+                    break
+                count += 1
+                digits = line[1]
+                size = int(digits, 16)
+                if not size:
+                    self._limit_rate(count)
+                    if decode or not data.startswith(LAST_CHUNK, at):
+                        last = self._end_of_pieces(pieces, data, kept, at)
+                        return _joined([*last, self._read_trailers(data, line.end())])
+                    count, at = 0, at + len(LAST_CHUNK)
+                    self.done, self.rest = True, data[at:]
+                    break
+                if line.end(1) + 2 != line.end() or digits[:1] == b"0":
+                    self._count_extension(line.end() - line.end(1))
+                    if not decode:
+                        pieces += (data[kept:at], b"%x\r\n" % size)
+                        kept = line.end()
+                at, left = line.end(), size + 2
+                if left <= end - at:  # the whole chunk is there
+                    if data[at + size : at + left] != b"\r\n":
+                        raise BadMessage("a chunk that is longer than its size")
+                    self.size += size
+                    if decode:
+                        pieces.append(memoryview(data)[at : at + size])
+                    at += left
+                    continue
+            taken = min(left, end - at)
+            if left - taken < 2:
+                self._check_end(data, at, left, taken)
+            self._left = left - taken
+            size = min(taken, max(0, left - 2))
+            self.size += size
+            if decode and size:
+                pieces.append(memoryview(data)[at : at + size])
+            at += taken
+        if count:
+            self._limit_rate(count)
+        if decode:
+            return _joined(pieces)
+        self.unchanged = self.unchanged and kept == begin and at == end
+        if self.unchanged and not begin:
+            return data
+        return _joined(self._end_of_pieces(pieces, data, kept, at))
+
+    def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
+        if self._decode or at == kept:
+            return pieces
+        return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
+
+    def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
+        """Raise BadMessage unless the chunk ends with CRLF, as far as the `taken` of its `left` bytes show it."""
+        begin = at + max(0, left - 2)
+        if begin < at + taken:
+            expected = b"\r\n"[max(0, 2 - left) :]
+            if not expected.startswith(data[begin : at + taken]):
+                raise BadMessage("a chunk that is longer than its size")
+
+    def _keep_line(self, data: bytes, at: int) -> None:
+        """Keep the beginning of a chunk's first line. Raises BadMessage if it cannot become valid."""
+        line = data[at:]
+        if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
+            raise BadMessage("a chunk without a valid size")
+        digits = line.lstrip(_HEX_DIGITS)
+        if len(line) - len(digits) > 15 or (digits and (digits == line or digits[:1] not in b"\t ;\r")):
+            raise BadMessage("a chunk without a valid size")
+        self._buffer = line
+
+    def _is_unfit(self, data: bytes, at: int) -> bool:
+        """Whether the bytes from this offset on cannot be text. The previous call may have ended with a CR."""
+        return unfit(data, max(at, self._scanned - 1)) is not None
+
+    def _count_extension(self, size: int) -> None:
+        self._extensions += size
+        if size > _MAX_LINE_BYTES or self._extensions > _MAX_EXTENSION_BYTES:
+            raise BadMessage("too many extensions of chunks")
+
+    def _limit_rate(self, count: int) -> None:
+        """Count further chunks against the rate limit."""
+        if not self._most_a_second:
+            return
+        now = self._clock()
+        if now - self._since >= 1.0:
+            self._since, self._counted = now, 0
+        self._counted += count
+        if self._counted > self._most_a_second:
+            raise BadMessage(f"more than {self._most_a_second} chunks a second")
+
+    def _read_trailers(self, data: bytes, at: int) -> Buffer:
+        """Read the trailer section, which starts at `at`; it is passed on only when complete."""
+        self.unchanged = False
+        if data.startswith(b"\r\n", at):
+            end = at
+        else:
+            end = data.find(b"\r\n\r\n", at) + 2
+            if end < 2:
+                if len(data) - at > _MAX_TRAILER_BYTES or self._is_unfit(data, at):
+                    raise BadMessage("malformed trailers")
+                self._buffer, self._in_trailers = data[at:], True
+                return b""
+        if (
+            end - at > _MAX_TRAILER_BYTES
+            or data.count(b"\n", at, end) > MOST_FIELDS
+            or not _trailer_section(data, at, end + 2)
+        ):
+            raise BadMessage("malformed trailers")
+        self.trailers = allowed_trailers(data[at:end]) if end > at else b""
+        self.rest = data[end + 2 :]
+        self.done, self._in_trailers = True, False
+        return b"" if self._decode else _LAST + self.trailers + b"\r\n"
+
+
+def _joined(pieces: list[Buffer]) -> Buffer:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def allowed_trailers(lines: bytes) -> bytes:
+    kept = [
+        line
+        for line in lines.split(b"\r\n")[:-1]
+        if line.partition(b":")[0].lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
+    ]
+    return b"\r\n".join([*kept, b""])
+
+
+class MessageReader:
+    """Reads a message; call `feed` until it is complete.
+
+    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks a second: for callers that take it
+    as it arrives.
+    """
+
+    # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
+    # thousand readers a second for its probes, and most of them read one piece.
+    complete = False
+    rest = b""  # the bytes after the message
+    _buffer = b""  # not understood yet
+    _framed = False  # the final head was read
+    _left = 0  # bytes of the body, or UNTIL_CLOSE
+    _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
+    _pieces: list[bytes] | None = None  # of the body
+    _body_bytes = 0
+
+    def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_body_bytes: int | None = None) -> None:
+        self._max_head_bytes = max_head_bytes
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def started(self) -> bool:
+        """Whether a part of the message has been received."""
+        return bool(self._buffer) or self._framed
+
+    @property
+    def body(self) -> bytes:
+        """The part of the body that has arrived and was not taken."""
+        return b"".join(self._pieces or ())
+
+    def take_body(self) -> bytes:
+        """Take the part of the body that has arrived; b"" for none."""
+        body, self._pieces = self.body, None
+        return body
+
+    def feed(self, data: bytes) -> bool:
+        """Process received bytes; returns whether the message is complete. `rest` then holds the bytes after it.
+
+        Raises BadMessage.
+        """
+        scanned = len(self._buffer)
+        if scanned:
+            data, self._buffer = self._buffer + data, b""
+        while not self._framed:
+            head = self._read_head(data, scanned)
+            if head is None:
+                self._buffer = data
+                return False
+            data, scanned = data[head.end :], 0
+        return self._read_plain(data) if self._chunks is None else self._read_chunks(self._chunks, data)
+
+    def _read_head(self, data: bytes, scanned: int) -> MessageHead | None:
+        """The head at the beginning of these bytes, None while it is incomplete. Raises BadMessage.
+
+        Calls `_frame` if it is the final head.
+        """
+        raise NotImplementedError
+
+    def _body_too_large(self) -> bool:
+        """Whether a body that is too large completes the message. Raises BadMessage if it is an error instead."""
+        raise NotImplementedError
+
+    def _frame(self, body: int) -> None:
+        """Prepare to read a body of this length, CHUNKED or UNTIL_CLOSE."""
+        self._framed = True
+        self._left = body
+        if body == CHUNKED:
+            unlimited = self._max_body_bytes is None
+            self._chunks = ChunkedBody(decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND)
+
+    def _read_plain(self, data: bytes) -> bool:
+        left = self._left
+        if left >= 0 and len(data) > left:
+            data, self.rest = data[:left], data[left:]
+        if data and self._add(data):
+            return True
+        if left >= 0:
+            self._left = left - len(data)
+            self.complete = not self._left
+        return self.complete
+
+    def _add(self, piece: bytes) -> bool:
+        """Add a piece of the body; returns whether it exceeds the limit and so completes the message."""
+        limit = self._max_body_bytes
+        if limit is not None and self._body_bytes + len(piece) > limit:
+            self._keep(piece[: limit - self._body_bytes])
+            self.complete = self._body_too_large()
+            return self.complete
+        self._keep(piece)
+        return False
+
+    def _keep(self, piece: bytes) -> None:
+        self._body_bytes += len(piece)
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(piece)
+
+    def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
+        piece = body.feed(data)
+        if piece and self._add(bytes(piece)):
+            return True
+        self.rest, self.complete = body.rest, body.done
+        return self.complete
+
+
+class RequestReader(MessageReader):
+    """Reads one request: `head`, then `body`. The bytes in `rest` belong to the next request."""
+
+    head: RequestHead | None = None
+
+    def _read_head(self, data: bytes, scanned: int) -> RequestHead | None:
+        head = self.head = RequestHead.read(data, scanned, self._max_head_bytes)
+        if head is not None:
+            if self._max_body_bytes is not None and head.body > self._max_body_bytes:
+                self._body_too_large()
+            self._frame(head.body)
+        return head
+
+    def _body_too_large(self) -> bool:
+        raise BadMessage("the body is too large", 413)
+
+
+class ResponseReader(MessageReader):
+    """Reads the response to one request; interim responses before it are skipped (RFC 9110 §15.2).
+
+    `head_only`: it is the response to a HEAD. `status` is 0 until the head was read. If the body is too large, its
+    beginning is kept and the response counts as complete; the connection cannot be reused then.
+    """
+
+    head: ResponseHead | None = None
+    status = 0
+    _interim = 0
+    _truncated = False
+
+    def __init__(self, *, head_only: bool = False, max_body_bytes: int | None = None) -> None:
+        super().__init__(max_body_bytes=max_body_bytes)
+        self._head_only = head_only
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on the connection, once the response is complete."""
+        usable = self.complete and not self._truncated and not self.rest
+        return usable and self.head is not None and self.head.reusable
+
+    def end(self) -> bool:
+        """Whether the response is complete now that the connection has ended."""
+        self.complete = self.complete or self._left == UNTIL_CLOSE
+        return self.complete
+
+    def _read_head(self, data: bytes, scanned: int) -> ResponseHead | None:
+        head = ResponseHead.read(data, scanned, self._max_head_bytes)
+        if head is None:
+            return None
+        if head.status == 101:
+            raise BadMessage("switches protocols without being asked")
+        if head.status < 200:
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                raise BadMessage(f"more than {MOST_INTERIM} interim responses")
+            return head
+        if self._head_only:
+            head.leave_out_body()
+        self.head, self.status = head, head.status
+        self._frame(head.body)
+        return head
+
+    def _body_too_large(self) -> bool:
+        self._truncated = True
+        return True

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from poolctl.http.forward_proxy import ForwardProxy, ProxyError, proxy_for
+from poolctl.http.http_client import ForwardProxy, ProxyError, proxy_for
 
 PROXY = {"HTTPS_PROXY": "http://proxy.test:3128"}
 
