@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -89,9 +88,10 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
-    """Call `run` when a probe is due, on the loop's clock and at most 20 ms late: probes share their wake-ups."""
-    moment = math.ceil(when / GRAIN_SECONDS) * GRAIN_SECONDS
-    return asyncio.get_running_loop().call_at(moment, run)
+    """Call `run` when a probe is due, on the loop's clock and at most 10 ms early or late: probes share wake-ups."""
+    loop = asyncio.get_running_loop()
+    moment = round(when / GRAIN_SECONDS) * GRAIN_SECONDS
+    return loop.call_at(moment if moment > loop.time() else when, run)
 
 
 class WorkerProbe:
@@ -167,7 +167,7 @@ class WorkerProbe:
             longest = min(longest, _UNKNOWN_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
-        self._run_at(asyncio.get_running_loop().time() + random.uniform(0, longest))
+        self._timer = call_at(asyncio.get_running_loop().time() + random.uniform(0, longest), self._run)
 
     def stop(self) -> None:
         """Stop sending probes."""
@@ -175,19 +175,15 @@ class WorkerProbe:
             self._timer.cancel()
         self._prober.close()
 
-    def _run_at(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = call_at(when, self._run)
-
     def _run(self) -> None:
         """Send the probe, which is due, or abandon the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
             return
-        self._started_at = asyncio.get_running_loop().time()
-        self._run_at(self._started_at + self.probe.timeout)
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        self._timer = loop.call_at(self._started_at + self.probe.timeout, self._run)
         self._prober.start(self._finished)
 
     def _finished(self, problem: str) -> None:
@@ -197,7 +193,9 @@ class WorkerProbe:
         self._record(problem, started_at)
         probe = self.probe
         interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
-        self._run_at(max(started_at + interval, asyncio.get_running_loop().time()))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = call_at(max(started_at + interval, asyncio.get_running_loop().time()), self._run)
         self._owner.on_result(self)
 
     def _record(self, problem: str, started_at: float) -> None:

@@ -142,7 +142,7 @@ def loop() -> Iterator[CountingLoop]:
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30))
-def test_every_probe_runs_when_it_is_due_or_a_little_after(wishes: list[float]) -> None:
+def test_every_probe_runs_about_when_it_is_due(wishes: list[float]) -> None:
     loop = VirtualLoop()
     ran: dict[int, float] = {}
 
@@ -154,7 +154,7 @@ def test_every_probe_runs_when_it_is_due_or_a_little_after(wishes: list[float]) 
     loop.pass_time(6)
     loop.close()
     for place, wish in enumerate(wishes):
-        assert wish <= ran[place] + 1e-9 <= wish + 2 * GRAIN_SECONDS
+        assert abs(ran[place] - wish) <= GRAIN_SECONDS / 2 + 1e-9
 
 
 def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
@@ -162,7 +162,7 @@ def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
 
     async def begin() -> None:
         for place in range(1000):
-            run(place, place / 1000)
+            run(place, (place + 20) / 1000)
 
     def run(place: int, when: float) -> None:
         call_at(when, lambda: again(place))
@@ -227,7 +227,7 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
     loop.pass_time(5.5)
     pauses = [after - before for before, after in pairwise(prober.asked)]
     assert len(pauses) >= 4
-    assert all(1 <= pause + 1e-9 <= 1 + 2 * GRAIN_SECONDS for pause in pauses)
+    assert pauses == pytest.approx([1] * len(pauses), abs=GRAIN_SECONDS / 2)
     count = len(prober.asked)
     probe.stop()
     loop.pass_time(5)
