@@ -40,12 +40,7 @@ _libc: Any = None  # loaded on first use
 
 def become_subreaper() -> None:
     """Make this process the new parent of its descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    _checked(_c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def continue_when_parent_ends() -> None:
@@ -207,8 +202,6 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: 
     that signal.set_wakeup_fd() writes to; False is returned when a signal has arrived. A signal that arrives just
     before poll(2) does not interrupt it.
     """
-    import select
-
     poll = select.poll()
     for each, events in ((fd, select.POLLIN), (reader, 0), (wakeup, select.POLLIN)):
         if each >= 0:
@@ -226,29 +219,24 @@ def process_start(pid: int) -> int | None:
 
     None if there is no such process.
     """
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        # The name, in brackets, may contain any character.
-        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
-    except (OSError, IndexError):
-        return None
-    finally:
-        os.close(fd)
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else None
 
 
 def process_parent(pid: int) -> tuple[int, int] | None:
     """The parent's pid and the start time of a process (see process_start); None if there is no such process."""
-    fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _stat_fields(pid)
     return (int(fields[1]), int(fields[19])) if fields else None
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    # The name, in brackets, may contain any character.
+    return _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def process_users(pid: int) -> set[int] | None:
     """The real, effective, saved and file system uid of a process (proc(5), status); None if unknown."""
-    rows = _read_quietly(f"/proc/{pid}/status").splitlines()
-    return next(({int(uid) for uid in row.split()[1:]} for row in rows if row.startswith(b"Uid:")), None)
+    return {int(uid) for uid in status_of(pid).get(b"Uid", b"").split()} or None
 
 
 @functools.cache
@@ -268,7 +256,7 @@ def memory_bytes(pid: int) -> int | None:
 
 def cpu_seconds(pid: int) -> float | None:
     """The processor time that a process has used (proc(5), stat); None if there is no such process."""
-    fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
@@ -314,8 +302,7 @@ def waits_for_events(pid: int) -> bool:
 def is_stopped(pid: int) -> bool:
     """Whether a signal such as SIGSTOP has stopped a process or one of its children (proc(5), stat); not a debugger."""
     children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
-    stats = (_read_quietly(f"/proc/{each}/stat").rpartition(b")")[2] for each in (pid, *map(int, children)))
-    return any(fields.split()[:1] == [b"T"] for fields in stats)
+    return any(_stat_fields(each)[:1] == [b"T"] for each in (pid, *map(int, children)))
 
 
 def status_of(pid: int) -> dict[bytes, bytes]:
@@ -354,16 +341,9 @@ def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
 
 def copy_descriptor(pid: int, fd: int) -> int:
     """A duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError: EPERM if not permitted."""
-    import ctypes
-
     process = os.pidfd_open(pid)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        found = int(libc.syscall(_PIDFD_GETFD, process, fd, 0))
-        if found < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return found
+        return _checked(_c_library().syscall(_PIDFD_GETFD, process, fd, 0))
     finally:
         os.close(process)
 
@@ -434,11 +414,17 @@ def tee(source: int, target: int, length: int) -> int:
     """
     import ctypes
 
-    copied: int = _c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK)
-    if copied < 0:
+    return _checked(_c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK))
+
+
+def _checked(result: int) -> int:
+    """The result of a function of the C library. Raises OSError."""
+    if result < 0:
+        import ctypes
+
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return copied
+    return result
 
 
 def _c_library() -> Any:

@@ -112,13 +112,19 @@ Part = TypeVar("Part", bound=FeaturePart)
 
 
 class FeatureParts:
-    """The parts of all features. A feature that the configuration does not name is not imported at a start."""
+    """The parts of all features, those that build on others last.
+
+    A feature that the configuration does not name is not imported at a start.
+    """
 
     def __init__(self, environment: PoolEnvironment, events: Events) -> None:
         self._environment = environment
         self._events = events
         self._parts: dict[str, FeaturePart] = {}
         self.over = asyncio.Event()  # set when the supervisor ends
+
+    def __iter__(self) -> Iterator[FeaturePart]:
+        return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
         """Make parts for this core from now on."""
@@ -160,65 +166,31 @@ class FeatureParts:
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
         """The result of any verb, with the additions of the features."""
-        for part in [*self._parts.values()]:
+        for part in self:
             result = await part.extend(verb, call, result)
         return result
 
-    async def finish(self) -> None:
-        """Serve the last requests: every server has been stopped, and the pool ends."""
-        for part in [*self._parts.values()]:
-            await part.finish()
-
     def of(self, kind: type[Part]) -> list[Part]:
         """The parts of this kind."""
-        return [part for part in self._parts.values() if isinstance(part, kind)]
+        return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The result of a command that changes servers, once its changes are in force everywhere."""
-        for part in [*self._parts.values()]:
+        for part in self:
             result = await part.conclude(verb, call, result)
         return replace(result, without_servers=self.serve_alone or None)
 
     @property
     def serve_alone(self) -> bool:
         """Whether one of them serves clients in a pool without servers."""
-        return any(part.serves_alone for part in self._parts.values())
-
-    @property
-    def pids(self) -> dict[str, int]:
-        """The processes of the features, by their names in metrics."""
-        return {name: pid for part in self._parts.values() for name, pid in part.pids.items()}
-
-    async def metrics(self) -> list[Family]:
-        """The metrics of the features."""
-        return [family for part in [*self._parts.values()] for family in await part.metrics()]
+        return any(part.serves_alone for part in self)
 
     async def route_healths(self) -> dict[str, RouteHealth]:
         """The health of each route, by its name."""
         found: dict[str, RouteHealth] = {}
-        for part in [*self._parts.values()]:
+        for part in self:
             found |= await part.route_healths()
         return found
-
-    @property
-    def problems(self) -> list[str]:
-        """The tables that cannot be served now, each with the reason."""
-        return [problem for part in self._parts.values() for problem in part.problems]
-
-    async def stop_serving(self) -> None:
-        """Have the features stop serving clients, those that build on others first."""
-        for part in reversed([*self._parts.values()]):
-            await part.stop_serving()
-
-    def flush(self) -> None:
-        """Save everything for a successor."""
-        for part in self._parts.values():
-            part.flush()
-
-    async def aclose(self) -> None:
-        """End every part, those that build on others first."""
-        for part in reversed([*self._parts.values()]):
-            await part.aclose()
 
     def _part(self, feature: Feature) -> FeaturePart:
         part = self._parts.get(feature.package)

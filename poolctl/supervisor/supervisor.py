@@ -520,14 +520,16 @@ class ManagedPool:
         self._importing.cancel()
         self._verbs.end()
         await self._control.close()
-        await self._parts.stop_serving()
+        for part in reversed([*self._parts]):
+            await part.stop_serving()
         if self._metrics is not None:
             await self._metrics.close()
         await self.runner.aclose()
         if self._is_recording:
             self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
-        await self._parts.aclose()
+        for part in reversed([*self._parts]):
+            await part.aclose()
         self.events.close()
         close_matcher()
 
@@ -545,7 +547,8 @@ class ManagedPool:
         self._store.note_changed(*self.core.entries.values())
         self._save_timer.save_now()
         self.events.flush()
-        self._parts.flush()
+        for part in self._parts:
+            part.flush()
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
@@ -596,7 +599,8 @@ class ManagedPool:
 
     async def finish(self) -> None:
         """See Daemon."""
-        await self._parts.finish()
+        for part in self._parts:
+            await part.finish()
 
     @property
     def _metrics_problems(self) -> list[str]:
@@ -650,7 +654,8 @@ class ManagedPool:
     def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
-        not_served = (*self._parts.problems, *self._metrics_problems, *lost_events)
+        problems = [problem for part in self._parts for problem in part.problems]
+        not_served = (*problems, *self._metrics_problems, *lost_events)
         return About(
             name=self.name,
             files=tuple(self.files),

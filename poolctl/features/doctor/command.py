@@ -49,10 +49,9 @@ def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
 
 
 def _checks() -> Iterator[Check]:
-    from . import _check_machine, _check_paths, _check_pool
+    from . import _check_machine, _check_pool
 
-    for subject in (_check_pool, _check_machine, _check_paths):
-        yield from subject.CHECKS
+    yield from (*_check_pool.CHECKS, *_check_machine.CHECKS)
 
 
 def _run_check(check: Check, context: CheckContext) -> list[CheckResult]:

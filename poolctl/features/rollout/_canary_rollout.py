@@ -19,8 +19,7 @@ from poolctl.supervisor.statistics import errors, latency_seconds
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ._answers import RolloutFigures, RolloutReport
-from ._verdict import Condition, Verdict, verdict
+from ._verdict import Condition, RolloutFigures, RolloutReport, Verdict, verdict
 
 LOOK_SECONDS = 1.0
 STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"

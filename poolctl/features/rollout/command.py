@@ -11,7 +11,7 @@ from poolctl.cli.render import gateway_table, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 
-from ._answers import RolloutFigures, RolloutReport, RolloutResult
+from ._verdict import RolloutFigures, RolloutReport, RolloutResult
 
 ACTIONS = ("status", "promote", "abort", "pause", "resume")
 COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")

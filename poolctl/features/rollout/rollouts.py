@@ -20,9 +20,8 @@ from poolctl.states import in_words
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
-from ._answers import RolloutReport, RolloutResult
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
-from ._verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
+from ._verdict import DEFAULT_CONDITIONS, Condition, RolloutReport, RolloutResult, canaries_for, condition
 
 _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys shared by all workers of a server: its socket, and who may use the connections passed to it.

@@ -82,7 +82,8 @@ class PoolMetrics:
             families += part(servers)
             await asyncio.sleep(0)
         if selector is None or selector.selects_all:
-            families += await self._parts.metrics()
+            for feature in self._parts:
+                families += await feature.metrics()
         # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
@@ -93,7 +94,9 @@ class PoolMetrics:
         spent = family_of(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
-        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid, **self._parts.pids}
+        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid}
+        for part in self._parts:
+            pids |= part.pids
         for process, pid in pids.items():
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)

@@ -10,7 +10,7 @@ import pytest
 from poolctl.config import load
 from poolctl.control.answers import PingResult
 from poolctl.feature import FEATURES, Feature
-from poolctl.features.doctor import _check_paths, _check_pool
+from poolctl.features.doctor import _check_machine, _check_pool
 from poolctl.features.doctor._check import CheckContext
 from tests.certificates import certificate
 from tests.configuration import server
@@ -36,8 +36,8 @@ MOUNTS = """
 def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check_paths, "read", lambda path: MOUNTS.strip())
-    assert _check_paths._network(path) == kind
+    monkeypatch.setattr(_check_machine, "read", lambda path: MOUNTS.strip())
+    assert _check_machine._network(path) == kind
 
 
 @pytest.mark.skipif("gateway" not in FEATURES, reason="there is no gateway")

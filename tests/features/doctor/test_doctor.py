@@ -395,7 +395,7 @@ def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     def explodes(case: object) -> list[Any]:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(_check_machine, "CHECKS", (explodes,))
+    monkeypatch.setattr(_check_machine, "CHECKS", (explodes, *_check_machine.CHECKS))
     monkeypatch.chdir(real_pool.directory)
     found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
     assert [each.status for each in found if each.check == "explodes"] == ["warning"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from poolctl.features.rollout._answers import RolloutFigures
 from poolctl.features.rollout._verdict import (
     DEFAULT_CONDITIONS,
+    RolloutFigures,
     Verdict,
     canaries_for,
     condition,
