@@ -79,7 +79,6 @@ def is_installed_since(moment: float) -> bool:
 
 
 def _installed_files() -> list[str]:
-    """The paths of the package's files on disk, always in the same order."""
     found: list[str] = []
     for directory, names, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
         names[:] = sorted({*names} - {"__pycache__"})

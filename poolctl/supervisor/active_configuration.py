@@ -135,7 +135,6 @@ async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: flo
 
 
 def _exit_reason(ended: ChildEnded) -> str:
-    """Why the process has ended by itself."""
     process, status = ended.process, ended.status
     if status is None:
         how = "has closed its link"
@@ -674,7 +673,6 @@ class PoolEnvironment(NamedTuple):
 
 
 def _ports(tables: Tables) -> set[int]:
-    """The ports of the addresses in the tables."""
     return {address.port for _, address in named_addresses(tables) if address and address.port}
 
 

@@ -422,7 +422,6 @@ class ManagedPool:
             self._metrics.follow(tables)
 
     async def _metrics_verb(self, call: Call) -> MetricsResult:
-        """The metrics as text, in the OpenMetrics format on request."""
         text = await self._pool_metrics().text(bool(call.options.get("openmetrics")), call.selector)
         return MetricsResult(text=text)
 
@@ -510,7 +509,6 @@ class ManagedPool:
         self._save_timer.note_change()
 
     def _save(self) -> None:
-        """Save the state for a successor."""
         self._store.save(self.core.entries, self._configuration.to_save(self.core))
         self._totals.save()
 
@@ -744,7 +742,6 @@ async def take_in_late(core: Core) -> bool:
 
 
 def _worker(found: AdoptedWorker) -> Worker:
-    """The worker in the state that it reports."""
     placement = found.placement
     phase = Phase.READY if found.ready_at is not None else Phase.STARTING
     if found.resting == "new" and found.server.health.gated:

@@ -163,15 +163,12 @@ Answer = TypeVar("Answer", Result, PingResult, UpgradeResult)
 
 
 class _SmallPool:
-    """The pool of the configuration in the directory `place`."""
-
     def __init__(self, place: str, env: Mapping[str, str], names: Iterable[str]) -> None:
         self._sockets = {name: f"{place}/{number}.sock" for number, name in enumerate(names)}
         self._directory = pool_paths.pool_dir(env, pool_paths.pool_key(f"{place}/{_FILE}"))
         self._client = Client(pool_paths.control_socket(self._directory))
 
     def ask(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
-        """The supervisor's answer. Raises TrialFailed if there is no answer."""
         try:
             return self._client.ask(kind, verb, {"options": options or {}})
         except ControlError as error:
@@ -189,7 +186,6 @@ class _SmallPool:
         return answer
 
     def pids(self) -> dict[str, tuple[int, ...]]:
-        """The pids of the workers, by their servers' names."""
         return {item.name: item.pids for item in self.ask(Result, "list").items}
 
     def check_answers(self) -> None:
@@ -221,7 +217,6 @@ class _SmallPool:
             os.truncate(path, 0)
 
     def check_logs(self) -> None:
-        """Check that the workers' output is logged. Raises TrialFailed."""
         if not any(map(os.path.getsize, self._logs())) and self._sockets:
             raise TrialFailed("the output of workers is not logged")
 

@@ -207,7 +207,6 @@ def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[st
 
 
 def _threads_of_user() -> int:
-    """The number of threads, which the limit counts."""
     count = 0
     for name in os.listdir("/proc"):
         try:
@@ -507,7 +506,6 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _links(root: str, key: str) -> list[str]:
-    """The aliases of the pool."""
     links = (f"{root}/{name}" for name in _names(root) if name.startswith("@"))
     return [link for link in links if os.path.islink(link) and os.readlink(link) == key]
 

@@ -200,7 +200,6 @@ def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
 
 
 def _query_packages(python: str, user: str | None) -> Table | str:
-    """The packages of an interpreter, or the reason why they are unknown."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [python, "-c", _ASK],

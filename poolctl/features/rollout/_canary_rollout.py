@@ -190,7 +190,6 @@ class CanaryRollout:
             self._conclude(PROMOTED, self.reason)
 
     def _end_canary(self) -> None:
-        """Withdraw the canary if it is still the server's canary."""
         if self.entry.desired.canary is self._canary:
             with caused_by(f"rollout: {self.reason}"):
                 self._core.withdraw_canary(self.entry)
@@ -249,7 +248,6 @@ class CanaryRollout:
             )
 
     def _measured(self) -> tuple[RolloutFigures, RolloutFigures]:
-        """The figures of the canary, and of the generation before."""
         if self._figures is None:
             return RolloutFigures(), RolloutFigures()
         canary, before = self._figures

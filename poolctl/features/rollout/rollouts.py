@@ -226,7 +226,6 @@ class _Request(NamedTuple):
 
 
 def _request(options: Table) -> _Request:
-    """The request described by these options. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
     if not 0 < share <= _MOST_SHARE:

@@ -53,8 +53,6 @@ class Decision(NamedTuple):
 
 
 class _Window:
-    """The figures over the samples of the last `seconds`."""
-
     def __init__(self, seconds: float, triggers: Iterable[str]) -> None:
         self.seconds = seconds
         self.demand = 0  # requests that wait elsewhere, all of that time
@@ -74,7 +72,6 @@ class _Window:
             sums.add(load.figures[name], sign)
 
     def least_ready(self) -> int:
-        """The smallest number of ready workers in that time."""
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
@@ -84,8 +81,6 @@ class _Window:
 
 
 class _Need(NamedTuple):
-    """The number of workers needed by the load at one time, and why."""
-
     at: float
     workers: int
     trigger: str

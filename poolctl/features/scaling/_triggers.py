@@ -150,7 +150,6 @@ class Cpu(WorkerFigure):
 
 
 def _processor_seconds(entry: Entry) -> dict[int, float]:
-    """The processor time of its ready workers, by pid."""
     pids = [
         worker.placement.pid
         for worker in entry.observed.workers.values()

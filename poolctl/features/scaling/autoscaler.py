@@ -192,7 +192,6 @@ class Autoscaler(FeaturePart):
 
 
 def _figures(decision: Decision) -> Table:
-    """The decision in the form used in events."""
     is_latency = TRIGGERS[decision.trigger].is_latency
     value, target = (
         format_duration(round(figure, 3))

@@ -23,8 +23,6 @@ _AGAIN_SECONDS = 60.0
 
 
 class _Seen:
-    """A server as it was last seen."""
-
     __slots__ = ("kept", "known", "last_end", "mark", "size", "state")
 
     def __init__(self, entry: Entry, state: str) -> None:

@@ -154,7 +154,6 @@ class HeldAddress(Generic[Endpoint]):
                     await self._changed.wait()
 
     async def _adopt(self) -> None:
-        """Take over the listener of the previous supervisor."""
         reply, fds = await self._keeper.call({"op": "get", "name": self._entry})
         if fds:
             self._open = str(reply["meta"])

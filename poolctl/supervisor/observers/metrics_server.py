@@ -276,7 +276,6 @@ class MetricsServer(HttpEndpoint):
 
 
 def _is_local(sock: socket.socket) -> bool:
-    """Whether the client is on this machine."""
     if sock.family == socket.AF_UNIX:
         return True
     try:

@@ -151,7 +151,6 @@ class StateStore:
             self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     def _save_desired(self, entries: Iterable[str]) -> None:
-        """Only changed entries are serialised."""
         for name, entry in self._changed.items():
             self._records.put(name, record_of(entry))
         self._changed.clear()
@@ -442,13 +441,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _made(kind: Any, types: object, values: dict[str, Any]) -> object:
-    """The value of the keys that were given, or of the fields."""
     return kind.from_values(values, set(values)) if issubclass(kind, Section) else kind(**values)
 
 
 @cache
 def _classes() -> Mapping[str, type]:
-    """The classes of a configuration by their names."""
     tables: list[type[Section] | None] = [ServerConfig, *map(model_of_table, table_names())]
     sections = (each for table in tables if table is not None for each in _with_sections(table))
     plain = (Address, FrozenDict, Interpolated, Mark, StoredConfiguration, Surroundings, Tables)

@@ -148,7 +148,6 @@ class Reload:
         return resolved.problems
 
     async def _planned(self, resolved: ResolvedConfig) -> list[PlannedChange]:
-        """The changes of the servers."""
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
             Running(each.config, each.desired.overrides, each.added, each.observed.files)
@@ -185,7 +184,6 @@ class Reload:
         return [name for name in withheld_variables() if name not in known]
 
     def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
-        """Expired certificates that would replace valid ones."""
         reading = {
             each.name
             for each in changes
@@ -243,8 +241,6 @@ class Reload:
 
 
 class _Application:
-    """The changes of one reload under way."""
-
     def __init__(self, core: Core, changes: Iterable[PlannedChange], servers: Iterable[ServerConfig]) -> None:
         self._core = core
         self._servers = {server.name: server for server in servers}
@@ -280,7 +276,6 @@ class _Application:
                 core.runner.force_certificate(entry.name, entry.desired.generation)
 
     def _changed_entries(self) -> list[Entry]:
-        """The changed servers that are still in the pool."""
         return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
     def _configured(self, server: ServerConfig, starts: bool) -> Entry:
@@ -523,7 +518,6 @@ def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
 
 
 def _is_empty(difference: Difference) -> bool:
-    """Whether the files match the configuration in force."""
     return not (any(_counted(difference.changes)) or difference.problems)
 
 

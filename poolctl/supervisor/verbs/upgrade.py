@@ -140,7 +140,6 @@ def refusal_of_older(version: str, protocol: object) -> Result | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of the version."""
     found = re.match(r"[0-9]+(\.[0-9]+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
 

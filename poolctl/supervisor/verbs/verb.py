@@ -358,7 +358,6 @@ def _iso(seconds: float | None) -> str | None:
 
 
 def _run(record: Table) -> Table:
-    """The record of a run as JSON documents have it."""
     return {**record, **{key: _iso(record[key]) for key in ("started_at", "ended_at")}}
 
 
