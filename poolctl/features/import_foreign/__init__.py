@@ -1,7 +1,6 @@
 """`poolctl import`: converts another tool's configuration to a pool.toml.
 
-A module for each format reads it into a `ForeignPool` (`foreign_pool.py`), which `pool_text.py` writes as TOML that
-validates.
+A module for each format reads it into a `ForeignPool`, which `_foreign_pool` writes as TOML that validates.
 """
 
 from poolctl.feature import Feature

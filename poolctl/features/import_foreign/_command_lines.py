@@ -1,4 +1,7 @@
-"""Command lines: uvicorn, and gunicorn with an ASGI worker, become `app = …`; others remain programs."""
+"""Command lines: uvicorn, and gunicorn with an ASGI worker, become `app = …`; others remain programs.
+
+A Procfile of foreman, honcho, overmind or Heroku is a list of them: `name: shell command line`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,12 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from poolctl.config import escaped
-from poolctl.features.import_foreign._foreign_pool import (
-    ForeignPool,
-    ForeignServer,
-    Unreadable,
-    in_seconds,
-    user_and_group,
-)
+
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
 
 PORT = "{port}"
 DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
@@ -140,15 +138,26 @@ def _program(words: list[str]) -> tuple[str, str, list[str]]:
     return name, os.path.join(directory, "python3") if directory else "", words[1:]
 
 
-def _arguments(parser: _Parser, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The options and the app, and the unknown options."""
-    found, unknown = parser.parse_known_args(words)
-    values = {key: value for key, value in vars(found).items() if value is not None}
-    return values, [each for each in unknown if each.startswith("-")]
-
-
-def _text(value: str) -> str:
-    return value
+def _parsed(
+    arguments: list[str],
+    values: Iterable[str],
+    *,
+    repeated: Iterable[str] = (),
+    flags: Iterable[str] = (),
+    switches: Iterable[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """The options by their last names and the app, and the unknown options. Raises _NotParsed."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    actions: list[tuple[Any, Iterable[str]]] = [
+        ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),
+    ]  # fmt: skip
+    for action, options in actions:
+        for names in map(str.split, options):
+            parser.add_argument(*names, dest=names[-1], action=action, default=None)
+    parser.add_argument("app", nargs="?")
+    found, unknown = parser.parse_known_args(arguments)
+    given = {key: value for key, value in vars(found).items() if value is not None}
+    return given, [each for each in unknown if each.startswith("-")]
 
 
 def _proxies(value: str) -> list[str]:
@@ -160,30 +169,29 @@ def _stop_timeout(value: str) -> str:
     return f"{math.ceil(float(value) / 0.8)}s"
 
 
-Keys = Mapping[str, tuple[str, Callable[[str], Any]]]
 _OF_BOTH: Keys = {
     "--workers": ("workers", int),
-    "--root-path": ("http.root_path", _text),
+    "--root-path": ("http.root_path", str),
     "--forwarded-allow-ips": ("http.trusted_proxies", _proxies),
     "--log-level": ("http.log_level", str.lower),
 }
 _OF_UVICORN: Keys = {
     **_OF_BOTH,
-    "--app-dir": ("app_dir", _text),
-    "--env-file": ("env_file", _text),
-    "--loop": ("http.loop", _text),
-    "--http": ("http.implementation", _text),
-    "--ws": ("http.websocket", _text),
+    "--app-dir": ("app_dir", str),
+    "--env-file": ("env_file", str),
+    "--loop": ("http.loop", str),
+    "--http": ("http.implementation", str),
+    "--ws": ("http.websocket", str),
     "--limit-concurrency": ("http.max_concurrency", int),
     "--limit-max-requests": ("http.max_requests", int),
     "--timeout-keep-alive": ("http.keep_alive", in_seconds),
     "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
     "--h11-max-incomplete-event-size": ("http.max_head_size", int),
-    "--ssl-certfile": ("tls.cert", _text),
-    "--ssl-keyfile": ("tls.key", _text),
-    "--ssl-ca-certs": ("tls.ca", _text),
+    "--ssl-certfile": ("tls.cert", str),
+    "--ssl-keyfile": ("tls.key", str),
+    "--ssl-ca-certs": ("tls.ca", str),
     "--ssl-cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
-    "--ssl-ciphers": ("tls.ciphers", _text),
+    "--ssl-ciphers": ("tls.ciphers", str),
 }
 _UVICORN_WITHOUT_EQUAL = (
     *("--fd", "--backlog", "--interface", "--lifespan", "--log-config", "--header", "--reload-dir"),
@@ -194,17 +202,17 @@ _UVICORN_WITHOUT_EQUAL = (
 _SECRET = ("--ssl-keyfile-password",)
 _OF_GUNICORN: Keys = {
     **_OF_BOTH,
-    "--chdir": ("cwd", _text),
+    "--chdir": ("cwd", str),
     "--keep-alive": ("http.keep_alive", in_seconds),
     "--max-requests": ("http.max_requests", int),
     "--worker-connections": ("http.max_connections", int),
     "--graceful-timeout": ("stop_timeout", _stop_timeout),
-    "--umask": ("umask", _text),
-    "--certfile": ("tls.cert", _text),
-    "--keyfile": ("tls.key", _text),
-    "--ca-certs": ("tls.ca", _text),
+    "--umask": ("umask", str),
+    "--certfile": ("tls.cert", str),
+    "--keyfile": ("tls.key", str),
+    "--ca-certs": ("tls.ca", str),
     "--cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
-    "--ciphers": ("tls.ciphers", _text),
+    "--ciphers": ("tls.ciphers", str),
 }
 _GUNICORN_WITHOUT_EQUAL = (
     *("--config", "--backlog", "--threads", "--max-requests-jitter", "--limit-request-line"),
@@ -218,27 +226,26 @@ _DEFAULTS = {  # values that change nothing
     "--asgi-lifespan": "auto",
 }  # fmt: skip
 _FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
+_GUNICORNS_OWN = (
+    "-k --worker-class", "-t --timeout", "-u --user", "-g --group", "-n --name", "--pythonpath",
+    "--access-logfile --access-log",
+)  # fmt: skip
+_FLAGS_OF_GUNICORN = (
+    "--preload", "--reload", "-D --daemon", "-R --enable-stdio-inheritance", "--capture-output", "--no-sendfile",
+    "--strip-header-spaces",
+)  # fmt: skip
+_SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
 # For a program that starts its own workers.
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
-def _with_options(parser: _Parser, keys: Keys, others: Sequence[str], short: Mapping[str, str]) -> None:
-    names = {long: letter for letter, long in short.items()}
-    for option in (*keys, *others):
-        parser.add_argument(option, *filter(None, [names.get(option)]), dest=option)
-
-
 def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    _with_options(parser, _OF_UVICORN, _UVICORN_WITHOUT_EQUAL, {})
-    for option in ("--host", "--port", "--uds"):
-        parser.add_argument(option, dest=option)
-    for option in ("--factory", "--reload"):
-        parser.add_argument(option, action="store_true", default=None, dest=option)
-    for option in ("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN):
-        parser.add_argument(option, action=argparse.BooleanOptionalAction, dest=option)
-    parser.add_argument("app", nargs="?")
-    given, unknown = _arguments(parser, arguments)
+    given, unknown = _parsed(
+        arguments,
+        (*_OF_UVICORN, *_UVICORN_WITHOUT_EQUAL, "--host", "--port", "--uds"),
+        flags=("--factory", "--reload"),
+        switches=("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN),
+    )
     if given.get("--interface") in ("wsgi", "asgi2"):
         raise _NotParsed(f"--interface {given['--interface']}")
     _set_app(server, given.get("app", ""), "", factory=bool(given.get("--factory")))
@@ -256,19 +263,15 @@ def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line
 
 
 def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    short = {"-w": "--workers", "-c": "--config", "-p": "--pid", "-m": "--umask"}
-    _with_options(parser, _OF_GUNICORN, _GUNICORN_WITHOUT_EQUAL, short)
-    for names in (("-k", "--worker-class"), ("-t", "--timeout"), ("-u", "--user"), ("-g", "--group"),
-                  ("-n", "--name"), ("--pythonpath",), ("--access-logfile", "--access-log")):  # fmt: skip
-        parser.add_argument(*names, dest=names[-1])
-    for names in (("-b", "--bind"), ("-e", "--env")):
-        parser.add_argument(*names, action="append", dest=names[-1])
-    for names in (("--preload",), ("--reload",), ("-D", "--daemon"), ("-R", "--enable-stdio-inheritance"),
-                  ("--capture-output",), ("--no-sendfile",), ("--strip-header-spaces",)):  # fmt: skip
-        parser.add_argument(*names, action="store_true", default=None, dest=names[-1])
-    parser.add_argument("app", nargs="?")
-    given, unknown = _arguments(parser, arguments)
+    given, unknown = _parsed(
+        arguments,
+        [
+            f"{_SHORT.get(each, '')} {each}"
+            for each in (*_OF_GUNICORN, *_GUNICORN_WITHOUT_EQUAL, *_GUNICORNS_OWN)
+        ],
+        repeated=("-b --bind", "-e --env"),
+        flags=_FLAGS_OF_GUNICORN,
+    )
     binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.get("--bind", [])]
     # Without --bind, gunicorn listens on $PORT if it is set.
     server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
@@ -304,7 +307,7 @@ def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
         server.set("http.proxy_headers", True)
     if given.get("--preload"):
         server.set("preload", True)
-    if "--access-logfile" in given:
+    if "--access-log" in given:
         server.set("http.access_log", True)
     if "--timeout" in given:
         never = float(given["--timeout"]) == 0
@@ -393,3 +396,42 @@ def joined(host: str, port: str) -> str:
     if host in ("", "0.0.0.0", "*"):
         return f":{port}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+WEB = "web"
+RELEASE = "release"
+FIRST_PORT, PORT_STEP = 5000, 100  # of foreman, honcho and overmind
+
+_procfile_entry = re.compile(r"([A-Za-z0-9_-]+):\s*(.+)")
+
+
+def pool_of_procfile(text: str) -> ForeignPool:
+    """The pool of a Procfile. Raises Unreadable."""
+    pool = ForeignPool()
+    entries = 0
+    for line, row in enumerate(text.splitlines(), 1):
+        entry = _procfile_entry.fullmatch(row.strip())
+        if entry is None:
+            if row.strip() and not row.lstrip().startswith("#"):
+                pool.remark(line, f"not NAME: COMMAND: {row.strip()}")
+            continue
+        name, command = entry.groups()
+        server = pool.add(name, line)
+        if name == RELEASE:
+            server.set("job", True)
+        port = str(FIRST_PORT + PORT_STEP * entries)
+        entries += 1
+        take_shell_line(server, command, line, port)
+        words = server.keys.get("command", [])
+        if name == WEB and "bind" not in server.keys and words:
+            # It reads PORT and binds the port itself.
+            server.add_env("PORT", PORT)
+            server.set("bind", f"127.0.0.1:{port}")
+    if not entries:
+        raise Unreadable("no line of it is NAME: COMMAND", "is this a Procfile?", 1)
+    if any(server.name == RELEASE for server in pool.servers):
+        for server in pool.servers:
+            if server.name != RELEASE:
+                server.set("depends_on", [{"name": RELEASE, "condition": "completed"}])
+    pool.env_file = ".env"
+    return pool

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from poolctl.config import Document, escaped
-from poolctl.features.import_foreign._command_lines import PORT, joined, take_command, take_shell_line
-from poolctl.features.import_foreign._dockerfile import start_of_image
-from poolctl.features.import_foreign._foreign_pool import (
-    ForeignPool,
-    ForeignServer,
-    of_their_types,
-    signal_name,
-)
+from poolctl.config import Document, escaped, read_text
+from poolctl.config.values.problems import Problem
+
+from ._command_lines import PORT, joined, take_command, take_shell_line
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, of_their_types, signal_name
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
@@ -30,30 +27,10 @@ TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 # Keys that have been read, or that always apply here.
 READ = (
-    *(
-        "command",
-        "entrypoint",
-        "build",
-        "image",
-        "ports",
-        "environment",
-        "env_file",
-        "depends_on",
-        "healthcheck",
-    ),
-    *(
-        "restart",
-        "deploy",
-        "scale",
-        "stop_grace_period",
-        "stop_signal",
-        "user",
-        "labels",
-        "profiles",
-        "expose",
-    ),
-    *("mem_limit", "container_name", "init", "tty", "stdin_open", "networks"),
-)
+    "command", "entrypoint", "build", "image", "ports", "environment", "env_file", "depends_on", "healthcheck",
+    "restart", "deploy", "scale", "stop_grace_period", "stop_signal", "user", "labels", "profiles", "expose",
+    "mem_limit", "container_name", "init", "tty", "stdin_open", "networks",
+)  # fmt: skip
 # Variables of a Dockerfile that concern the container itself.
 OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
 _variable = re.compile(r"\$(?:\$\{?|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
@@ -160,7 +137,10 @@ class _Reader:
         self.published[server.name] = {target: published for _, published, target in found}
 
     def _key(self, server: ForeignServer, key: str, value: Any, line: int) -> None:
-        if key == "environment":
+        if key in _KEYS:
+            name, convert = _KEYS[key]
+            server.set(name, convert(str(value)))
+        elif key == "environment":
             self._environment(server, value)
         elif key == "env_file":
             self._env_files(server, value)
@@ -171,24 +151,17 @@ class _Reader:
                 server.set("restart.limit", int(limit))
         elif key in ("deploy", "scale"):
             self._deploy(server, value if isinstance(value, dict) else {"replicas": value}, line)
-        elif key == "stop_grace_period":
-            server.set("stop_timeout", str(value))
-        elif key == "stop_signal":
-            server.set("stop_signal", signal_name(str(value)))
         elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
             server.set("user", _text(str(value)))
-        elif key == "mem_limit":
-            server.set("limits.memory", _size(value))
         elif key == "labels":
             pairs = value.items() if isinstance(value, dict) else map(_pair, value)
-            kept = {str(name): _text(str(each or "")) for name, each in pairs}
-            if any(not name.startswith(("traefik.", "com.docker.")) for name in kept):
-                server.set(
-                    "labels", {n: v for n, v in kept.items() if not n.startswith(("traefik.", "com.docker."))}
-                )
-            for name in kept:
+            labels = {str(name): _text(str(each or "")) for name, each in pairs}
+            for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
                 if name.startswith("traefik."):
-                    server.remark(line, f"{name}={kept[name]}: [gateway] and [[route]] do this here")
+                    server.remark(line, f"{name}={labels[name]}: [gateway] and [[route]] do this here")
+                del labels[name]
+            if labels:
+                server.set("labels", labels)
         elif key == "profiles":
             server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
             server.set("disabled", True)
@@ -224,14 +197,12 @@ class _Reader:
         files = []
         for each in entries:
             path = each.get("path") if isinstance(each, dict) else each
-            if isinstance(each, dict) and each.get("required") is False and not self._exists(str(path)):
+            is_optional = isinstance(each, dict) and each.get("required") is False
+            if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(server.at, f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
                 files.append(_text(path))
         server.set("env_file", files)
-
-    def _exists(self, path: str) -> bool:
-        return os.path.exists(os.path.join(self.document.base_dir, path))
 
     def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any], line: int) -> None:
         replicas = deploy.get("replicas")
@@ -285,6 +256,13 @@ class _Reader:
             found.append({"name": name, "condition": condition})
         if found:
             server.set("depends_on", found)
+
+
+_KEYS: Keys = {
+    "stop_grace_period": ("stop_timeout", str),
+    "stop_signal": ("stop_signal", signal_name),
+    "mem_limit": ("limits.memory", lambda value: _size(value)),
+}
 
 
 def pool_of_compose(document: Document) -> ForeignPool:
@@ -367,6 +345,68 @@ def _size(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(map(str, value))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, (dict, list)) else str(value)
+
+
+_instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV)\s+(.*)", re.DOTALL)
+_from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
+
+
+class Start(NamedTuple):
+    """ENTRYPOINT, CMD and ENV of a stage."""
+
+    entrypoint: list[str]
+    command: list[str]
+    env: dict[str, str]
+
+
+NOTHING = Start([], [], {})
+
+
+def start_of_image(path: str, target: str = "") -> Start:
+    """The start command of the stage `target` (default: the last); empty if there is no such file."""
+    try:
+        text = read_text(path)
+    except Problem:
+        return NOTHING
+    text = re.sub(r"(?m)^\s*#.*\n?", "", text)
+    stages: dict[str, Start] = {}
+    name, stage = "", NOTHING
+    for row in re.sub(r"\\\s*\n", " ", text).splitlines():
+        instruction = _instruction.fullmatch(row.strip())
+        if instruction is None:
+            continue
+        kind, rest = instruction[1].upper(), instruction[2].strip()
+        if kind == "FROM":
+            if name and name == target:
+                break
+            base = _from.fullmatch(rest)
+            image, name = base.groups("") if base else ("", "")
+            stage = stages.get(image, NOTHING)
+        elif kind == "CMD":
+            stage = stage._replace(command=_image_words(rest))
+        elif kind == "ENTRYPOINT":
+            stage = stage._replace(entrypoint=_image_words(rest), command=[])
+        else:
+            stage = stage._replace(env={**stage.env, **_image_variables(rest)})
+        stages[name] = stage
+    return stage
+
+
+def _image_words(text: str) -> list[str]:
+    if text.startswith("["):
+        try:
+            return [str(word) for word in json.loads(text)]
+        except ValueError:
+            pass
+    return ["sh", "-c", text]
+
+
+def _image_variables(text: str) -> dict[str, str]:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return {}
+    if words and "=" not in words[0]:
+        return {words[0]: " ".join(words[1:])}
+    return dict(word.partition("=")[::2] for word in words if "=" in word)

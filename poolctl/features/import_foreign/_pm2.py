@@ -8,8 +8,9 @@ import shlex
 from typing import Any
 
 from poolctl.config import Document, escaped
-from poolctl.features.import_foreign._command_lines import PORT, take_command
-from poolctl.features.import_foreign._foreign_pool import (
+
+from ._command_lines import PORT, take_command
+from ._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,
@@ -19,32 +20,19 @@ from poolctl.features.import_foreign._foreign_pool import (
 )
 
 _INTERPRETERS = {
-    ".js": "node",
-    ".cjs": "node",
-    ".mjs": "node",
-    ".py": "python3",
-    ".rb": "ruby",
-    ".sh": "bash",
-}
+    ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash",
+}  # fmt: skip
 TYPES: dict[str, tuple[type, ...]] = {
     "script": (str,), "args": (str, list), "env": (dict,), "interpreter": (str,), "interpreter_args": (str, list),
     "node_args": (str, list),
 }  # fmt: skip
 # Keys that have been read with others, or that always apply here.
 READ = (
-    *("name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid"),
-    *("exec_mode", "error_file", "err_file", "merge_logs", "combine_logs", "time", "log_date_format"),
-    *(
-        "source_map_support",
-        "instance_var",
-        "vizion",
-        "autorestart",
-        "max_restarts",
-        "min_uptime",
-        "restart_delay",
-    ),
-    *("listen_timeout", "pmx", "automation", "exec_interpreter"),
-)
+    "name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid", "exec_mode",
+    "error_file", "err_file", "merge_logs", "combine_logs", "time", "log_date_format", "source_map_support",
+    "instance_var", "vizion", "autorestart", "max_restarts", "min_uptime", "restart_delay", "listen_timeout", "pmx",
+    "automation", "exec_interpreter",
+)  # fmt: skip
 
 
 def pool_of_pm2(document: Document) -> ForeignPool:

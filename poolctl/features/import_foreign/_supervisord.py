@@ -10,14 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped
-from poolctl.features.import_foreign._command_lines import take_quoted
-from poolctl.features.import_foreign._foreign_pool import (
-    ForeignPool,
-    ForeignServer,
-    Unreadable,
-    in_seconds,
-    signal_name,
-)
+
+from ._command_lines import take_quoted
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, signal_name
 
 PROGRAM = "program:"
 DEFAULT_PRIORITY = 999
@@ -29,11 +24,11 @@ OWN_SECTIONS = (
     "inet_http_server",
     "rpcinterface:supervisor",
 )
-# Keys that always apply here: a group is stopped as a whole, a log has both streams.
+# Keys that are read with others, or always apply here: a group is stopped as a whole, a log has both streams.
 IMPLIED = (
-    *("stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs_start"),
-    *("stdout_capture_maxbytes", "stderr_capture_maxbytes"),
-)
+    "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
+    "stdout_capture_maxbytes", "stderr_capture_maxbytes",
+)  # fmt: skip
 UNLESS = {  # values that change nothing
     "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
     "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "stdout_logfile": "AUTO",
@@ -171,11 +166,18 @@ def _take(server: ForeignServer, values: Section, inherited: Section, known: Map
             del log["max_size"]  # never rotated there
 
 
+_KEYS: Keys = {
+    "directory": ("cwd", str),
+    "user": ("user", str),
+    "umask": ("umask", str),
+    "stopwaitsecs": ("stop_timeout", in_seconds),
+}
+
+
 def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
-    if key == "directory":
-        server.set("cwd", text)
-    elif key == "user":
-        server.set("user", text)
+    if key in _KEYS:
+        name, convert = _KEYS[key]
+        server.set(name, convert(text))
     elif key == "autostart":
         if text.lower() not in _TRUE:
             server.set("disabled", True)
@@ -188,23 +190,17 @@ def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
     elif key == "stopsignal":
         if signal_name(text) != "SIGTERM":
             server.set("stop_signal", signal_name(text))
-    elif key == "stopwaitsecs":
-        server.set("stop_timeout", in_seconds(text))
-    elif key == "umask":
-        server.set("umask", text)
     elif key == "stdout_logfile" and text not in (*TO_TERMINAL, "AUTO", "syslog"):
         server.set("log.path", text)
     elif key in ("stderr_logfile", "stdout_logfile") and text in TO_TERMINAL:
         pass  # `poolctl run` and `poolctl logs` show it
-    elif key.startswith(("stdout_logfile_", "stderr_logfile_")) or key in (
-        "numprocs",
-        "priority",
-        "startsecs",
-    ):
-        if key == "startsecs" and text not in ("0", "1"):
+    elif key == "startsecs":
+        if text not in ("0", "1"):
             server.remark(
                 line, f"startsecs={text}: started means that it answers; without a port, runs for 1 s"
             )
+    elif key.startswith(("stdout_logfile_", "stderr_logfile_")):
+        pass  # read with the log
     elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):
         server.remark(line, f"stderr_logfile={text}: a server has one log, of both streams")
     elif key not in IMPLIED and text != UNLESS.get(key):

@@ -10,14 +10,9 @@ from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
-from poolctl.features.import_foreign._command_lines import take_quoted
-from poolctl.features.import_foreign._foreign_pool import (
-    ForeignPool,
-    ForeignServer,
-    Unreadable,
-    signal_name,
-    user_and_group,
-)
+
+from ._command_lines import take_quoted
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, signal_name, user_and_group
 
 _RESTART = {
     "no": "no", "always": "always", "on-failure": "on-failure", "on-abnormal": "on-failure",
@@ -25,14 +20,8 @@ _RESTART = {
 }  # fmt: skip
 # Settings that always apply here.
 IMPLIED = (
-    "Description",
-    "Documentation",
-    "WantedBy",
-    "ExecReload",
-    "KillMode",
-    "NotifyAccess",
-    "RemainAfterExit",
-)
+    "Description", "Documentation", "WantedBy", "ExecReload", "KillMode", "NotifyAccess", "RemainAfterExit",
+)  # fmt: skip
 _HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
 _PREFIXES = "-@:+!|"  # prefixes of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
@@ -124,8 +113,11 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
     except ValueError as problem:
         server.remark(line, f"{name}={value}: it cannot be read ({problem})")
         return
-    if name == "WorkingDirectory":
-        server.set("cwd", value.removeprefix("-"))
+    if name in _KEYS and (converted := _KEYS[name][1](value)):
+        server.set(_KEYS[name][0], converted)
+    elif name == "TimeoutSec" and (limit := _duration(value)):
+        server.set("stop_timeout", limit)
+        server.set("start_timeout", limit)
     elif name == "Environment":
         for assignment in words:
             variable, _, text = assignment.partition("=")
@@ -139,26 +131,6 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
             files.append(path)
         if not files:
             del server.keys["env_file"]
-    elif name == "Restart":
-        server.keys.setdefault("restart", {})["policy"] = _RESTART.get(value, "on-failure")
-    elif name == "RestartSec" and (delay := _duration(value)):
-        server.set("restart.backoff.initial", delay)
-    elif name == "StartLimitBurst" and value.isdigit():
-        server.set("restart.limit", int(value))
-    elif name in ("StartLimitIntervalSec", "StartLimitInterval") and (window := _duration(value)):
-        server.set("restart.window", window)
-    elif name in ("TimeoutStopSec", "TimeoutStartSec", "TimeoutSec") and (limit := _duration(value)):
-        for key in ("stop_timeout", "start_timeout"):
-            if name in ("TimeoutSec", "TimeoutStopSec" if key == "stop_timeout" else "TimeoutStartSec"):
-                server.set(key, limit)
-    elif name == "KillSignal":
-        server.set("stop_signal", signal_name(value))
-    elif name == "UMask":
-        server.set("umask", value)
-    elif name == "LimitNOFILE" and value.isdigit():
-        server.set("limits.open_files", int(value))
-    elif name in ("MemoryMax", "MemoryLimit", "MemoryHigh") and (size := _size.fullmatch(value)):
-        server.set("limits.memory", size[1] + (f"{size[2]}iB" if size[2] else "B"))
     elif name in _HOOKS:
         _take_hook(server, setting, stem)
     elif name == "Type":
@@ -224,6 +196,34 @@ def _duration(text: str) -> str:
     if not parts or _time.sub("", text) or any(unit not in _UNITS for _, unit in parts):
         return ""
     return "".join(f"{number}{_UNITS[unit]}" for number, unit in parts)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _memory(text: str) -> str:
+    size = _size.fullmatch(text)
+    return size[1] + (f"{size[2]}iB" if size[2] else "B") if size else ""
+
+
+# Settings with a value that is not understood have no equivalent.
+_KEYS: Keys = {
+    "WorkingDirectory": ("cwd", lambda value: value.removeprefix("-")),
+    "Restart": ("restart.policy", lambda value: _RESTART.get(value, "on-failure")),
+    "RestartSec": ("restart.backoff.initial", _duration),
+    "StartLimitBurst": ("restart.limit", _number),
+    "StartLimitIntervalSec": ("restart.window", _duration),
+    "StartLimitInterval": ("restart.window", _duration),
+    "TimeoutStopSec": ("stop_timeout", _duration),
+    "TimeoutStartSec": ("start_timeout", _duration),
+    "KillSignal": ("stop_signal", signal_name),
+    "UMask": ("umask", str),
+    "LimitNOFILE": ("limits.open_files", _number),
+    "MemoryMax": ("limits.memory", _memory),
+    "MemoryLimit": ("limits.memory", _memory),
+    "MemoryHigh": ("limits.memory", _memory),
+}
 
 
 def _specifiers(text: str, stem: str) -> str:

@@ -12,8 +12,7 @@ from poolctl.cli.render import servers
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from poolctl.features.import_foreign._foreign_pool import ForeignPool
-    from poolctl.features.import_foreign._pool_text import PoolText
+    from ._foreign_pool import ForeignPool, PoolText
 
 COMMAND = Command(
     "Make a pool.toml of another tool's file or command line.",
@@ -46,10 +45,12 @@ def perform(request: CommandRequest) -> Outcome:
     target = os.path.abspath(into or DEFAULT_TARGET)
     _refuse(target, bool(into), force=bool(request.get("force")))
     from poolctl.config.values.problems import Problem
-    from poolctl.features.import_foreign._foreign_pool import Unreadable
+
+    from ._command_lines import pool_of_command
+    from ._foreign_pool import Unreadable, pool_text
 
     try:
-        pool = _of_words(words) if words else _of_file(source)
+        pool = pool_of_command(words) if words else _of_file(source)
     except Problem as problem:
         from poolctl.control.answers import ErrorEntry
 
@@ -58,8 +59,6 @@ def perform(request: CommandRequest) -> Outcome:
         place = f"{source}:{unreadable.line}: " if unreadable.line else f"{source}: " if source else ""
         failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
         raise Failure(failed) from None
-    from poolctl.features.import_foreign._pool_text import pool_text
-
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
     return _outcome(pool_text(pool, name, base_dir, target), into)
@@ -75,12 +74,6 @@ def _refuse(target: str, written: bool, *, force: bool) -> None:
         raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
 
 
-def _of_words(words: list[str]) -> ForeignPool:
-    from poolctl.features.import_foreign._command_lines import pool_of_command
-
-    return pool_of_command(words)
-
-
 def _of_file(path: str) -> ForeignPool:
     """The pool of the file, whose format is detected from its name or content. Raises Problem and Unreadable."""
     from poolctl.config import (
@@ -93,39 +86,31 @@ def _of_file(path: str) -> ForeignPool:
         foreign_format,
         read_text,
     )
-    from poolctl.features.import_foreign._foreign_pool import Unreadable
 
-    directory, path = os.path.split(os.path.abspath(path))[0], os.path.abspath(path)
+    from ._command_lines import pool_of_procfile
+    from ._compose import pool_of_compose
+    from ._foreign_pool import Unreadable
+    from ._pm2 import pool_of_pm2
+    from ._supervisord import pool_of_supervisord
+    from ._systemd import pool_of_unit
+
+    path = os.path.abspath(path)
     found = foreign_format(path)
     if found == JAVASCRIPT:
         raise Unreadable("this is JavaScript, which poolctl does not run", _as_json(os.path.basename(path)))
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
         document = Document(path)
         found = foreign_format(path, document.data if isinstance(document.data, dict) else {})
-        if found == COMPOSE:
-            from poolctl.features.import_foreign._compose import pool_of_compose
-
-            return pool_of_compose(document)
-        if found == ECOSYSTEM:
-            from poolctl.features.import_foreign._pm2 import pool_of_pm2
-
-            return pool_of_pm2(document)
-        message = "it has neither services (docker compose) nor apps (pm2)"
-        raise Unreadable(message, "poolctl import --help names the files")
+        if found not in (COMPOSE, ECOSYSTEM):
+            message = "it has neither services (docker compose) nor apps (pm2)"
+            raise Unreadable(message, "poolctl import --help names the files")
+        return pool_of_compose(document) if found == COMPOSE else pool_of_pm2(document)
     text = read_text(path)
-    if found == UNIT:
-        from poolctl.features.import_foreign._systemd import pool_of_unit
-
-        return pool_of_unit(text, path)
-    if found == PROCFILE:
-        from poolctl.features.import_foreign._procfile import pool_of_procfile
-
-        return pool_of_procfile(text)
     if not found:
         raise Unreadable("not a file of another tool by its name", "poolctl import --help names the files")
-    from poolctl.features.import_foreign._supervisord import pool_of_supervisord
-
-    return pool_of_supervisord(text, directory)
+    if found == UNIT:
+        return pool_of_unit(text, path)
+    return pool_of_procfile(text) if found == PROCFILE else pool_of_supervisord(text, os.path.dirname(path))
 
 
 def _as_json(name: str) -> str:
