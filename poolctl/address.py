@@ -130,6 +130,12 @@ class Address(_Fields):
         return ":" in self.host
 
     @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        is_loopback = self.host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", self.host)
+        return self.kind == "unix" or bool(is_loopback)
+
+    @property
     def nearby(self) -> Address:
         """The address on which this machine can connect to it; a wildcard becomes a loopback address."""
         host = _LOOPBACK_OF.get(self.host)

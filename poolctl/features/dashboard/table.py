@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from poolctl.address import Address, parse
+from poolctl.address import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.section import Table, TLSConfig, field
 from poolctl.config.values.problems import Finding, Problem
@@ -38,7 +37,7 @@ class Dashboard(Table):
         """See Table."""
         if self.token_env and self.token_file:
             yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
-        if not (self.tls or self.insecure or _is_local(parse(self.bind))):
+        if not (self.tls or self.insecure or parse(self.bind).is_local):
             others = f"{self.bind} can be reached from other machines"
             message = f"{others}, and without tls they send the token in the clear"
             yield Finding(
@@ -70,13 +69,3 @@ class Dashboard(Table):
             if not text.strip():
                 message = f"{self.token_file}: there is no token in it"
                 yield Finding(("token_file",), message, "write one into it")
-
-
-def _is_local(address: Address) -> bool:
-    """Whether only this machine can reach the address."""
-    if address.kind == "unix" or address.host == "localhost":
-        return True
-    try:
-        return ip_address(address.host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -1,24 +1,37 @@
-"""The services that have registered as backends: which of them get requests, and until when. No I/O."""
+"""The services that have registered as backends: which get requests, until when, and by which routes. No I/O."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from poolctl.clock import Clock
-from poolctl.json_form import Table
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.section import Probe, Table, field, required, validated
+from poolctl.config.values.normalise import merged
+from poolctl.config.values.plain import BadValue
+from poolctl.config.values.problems import Finding, Tree
+from poolctl.features.gateway.routes import made_route, with_separation
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.json_form import Table as JsonTable
 from poolctl.logs.log_line import stamp
 from poolctl.probes.worker_probes import Hysteresis
+from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, host_pattern
+from poolctl.routing.route import REGISTRATION, AnyRoute, ExcludedRoute, Route, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_health import STARTING as ROUTE_STARTING
 from poolctl.routing.route_report import FAILING, SERVING, SILENT, STARTING, RegistrationReport
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from ._service_routes import RegisteredBackend, Registration, registration_of
+if TYPE_CHECKING:
+    from poolctl.config.model.server_keys import ServerKeys
 
+    from ._value_types import PATH_OF_PROBE, Duration, Host, RoutePath, ServiceName, ServiceUrl, Weight
+
+KINDS = "poolctl.features.registration._value_types"
 MOST_SERVICES = 10_000
 # One client of [registration] may use only part of them.
 MOST_OF_CLIENT = 1_000
@@ -31,7 +44,46 @@ REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered"
 _STATES = (STARTING, SERVING, FAILING, SILENT)
 _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 
-Key = tuple[str, str]
+# Only for a server's probes: a program would run as the pool's user, an expression needs a process to match it.
+_NOT_PROBED = ("exec", "tcp", "body")
+
+
+def _http_only(probe: Probe) -> Probe:
+    other = next((key for key in _NOT_PROBED if getattr(probe, key)), None)
+    if other is not None or probe.http is None:
+        raise BadValue("a registered service is probed by http alone", '"/health"')
+    return probe
+
+
+class Registration(Table):
+    """A service's own statement: the route that it is a backend of, its URL, and how long that holds."""
+
+    table: ClassVar[str] = "registration"
+
+    name: ServiceName = required(description="The alias of a route.")
+    to: ServiceUrl = required(description="Its URL.")
+    ttl: Duration = field(0.0, "It is silent after this time without a heartbeat; 0: never.")
+    weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
+    host: Host | None = field(None, "The host of a route of its own.")
+    path: RoutePath | None = field(None, "The path of a route of its own.")
+    probe: Annotated[Probe | None, PATH_OF_PROBE] = field(None, "How its health is checked.")
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the service gives the host or the path of its own route."""
+        return self.host is not None or self.path is not None
+
+
+def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
+    """The registration of these keys; None if it is invalid: the reasons are added to the findings."""
+    made = validated(Registration, given, findings)
+    if made is not None and made.probe is not None:
+        try:
+            _http_only(made.probe)
+        except BadValue as wrong:
+            findings.append(Finding(("probe",), str(wrong), f"allowed is {wrong.allowed}"))
+            return None
+    return made
 
 
 class RegistrationRefused(Exception):
@@ -45,13 +97,21 @@ class RegistrationRefused(Exception):
 class RegisteredService:
     """One service. `deadline`, on the monotonic clock, is when it is silent, or when a silent one is forgotten.
 
-    `queued` is the time of its entry among the deadlines, which is not later. `owner` is the client of [registration]
-    that has registered it, "" for the control socket.
+    `owner` is the client of [registration] that has registered it, "" for the control socket. `record` is its state in
+    JSON for a successor, made again after each change.
     """
 
     __slots__ = (
-        "deadline", "hysteresis", "latency_seconds", "owner", "queued", "settings", "since", "state", "why",
-    )  # fmt: skip
+        "deadline",
+        "hysteresis",
+        "latency_seconds",
+        "owner",
+        "record",
+        "settings",
+        "since",
+        "state",
+        "why",
+    )
 
     def __init__(self, settings: Registration, state: str, since: float, owner: str = "") -> None:
         self.settings = settings
@@ -59,20 +119,16 @@ class RegisteredService:
         self.state = state
         self.since = since
         self.why = ""
-        self.deadline = self.queued = math.inf
+        self.deadline = math.inf
         self.latency_seconds: float | None = None
         self.hysteresis = _hysteresis(settings, state)
+        self.record = b""
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self}: {self.state}>"
 
     def __str__(self) -> str:
         return f"{self.settings.name} {self.settings.to}"
-
-    @property
-    def key(self) -> Key:
-        """The name and URL, which identify the registration."""
-        return self.settings.name, self.settings.to
 
     @property
     def alias(self) -> str:
@@ -119,19 +175,16 @@ class Registrations:
     def __init__(self, clock: Clock, most: int = MOST_SERVICES, most_of_owner: int = MOST_OF_CLIENT) -> None:
         self._clock = clock
         self._most, self._most_of_owner = most, most_of_owner
-        self._services: dict[Key, RegisteredService] = {}
-        self._by_name: dict[str, dict[str, RegisteredService]] = {}
-        self._deadlines: list[tuple[float, int, RegisteredService]] = []
-        self._numbers = itertools.count()
+        self._by_name: dict[str, dict[str, RegisteredService]] = {}  # and by URL
 
     def __len__(self) -> int:
-        return len(self._services)
+        return sum(map(len, self._by_name.values()))
 
     def __iter__(self) -> Iterator[RegisteredService]:
-        return iter([*self._services.values()])
+        return iter([each for services in self._by_name.values() for each in services.values()])
 
     def __contains__(self, service: RegisteredService) -> bool:
-        return self._services.get(service.key) is service
+        return self._by_name.get(service.alias, {}).get(service.url) is service
 
     def of(self, name: str, url: str = "") -> list[RegisteredService]:
         """The services of this name, or only the one with this URL."""
@@ -149,14 +202,13 @@ class Registrations:
         another service of its name, belongs to another owner, or exceeds the limit. The owner "" may change all
         services.
         """
-        key = settings.name, settings.to
         self._check_place(settings)
-        service = self._services.get(key)
+        service = self._by_name.get(settings.name, {}).get(settings.to)
         if service is None:
             self._check_number(owner)
             self._make_room()
             service = RegisteredService(settings, _first_state(settings), self._clock.time(), owner)
-            self._services[key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
+            self._by_name.setdefault(settings.name, {})[settings.to] = service
             word = REGISTERED
         else:
             if owner not in ("", service.owner):
@@ -175,11 +227,9 @@ class Registrations:
 
     def remove(self, service: RegisteredService) -> None:
         """Remove the service: it gets no more requests, and is forgotten."""
-        name, url = service.key
-        del self._services[service.key], self._by_name[name][url]
-        if not self._by_name[name]:
-            del self._by_name[name]
-        service.queued = math.inf
+        del self._by_name[service.alias][service.url]
+        if not self._by_name[service.alias]:
+            del self._by_name[service.alias]
 
     def probed(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
         """Whether a result of its probe, a problem or "", has changed its state."""
@@ -203,22 +253,16 @@ class Registrations:
     @property
     def due(self) -> float | None:
         """When `expire` has something to do, on the monotonic clock."""
-        while self._deadlines:
-            at, _, service = self._deadlines[0]
-            if at == service.queued == service.deadline:
-                break
-            heapq.heappop(self._deadlines)
-            if at == service.queued:
-                self._queue(service)
-        return self._deadlines[0][0] if self._deadlines else None
+        due = min((each.deadline for each in self), default=math.inf)
+        return None if due == math.inf else due
 
     def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
         """The services that have become silent by now, and silent ones that are forgotten."""
         silent, forgotten = [], []
         now = self._clock.monotonic()
-        while (due := self.due) is not None and due <= now:
-            _, _, service = heapq.heappop(self._deadlines)
-            service.queued = math.inf
+        for service in self:
+            if service.deadline > now:
+                continue
             if service.state == SILENT:
                 self.remove(service)
                 forgotten.append(service)
@@ -229,24 +273,14 @@ class Registrations:
                 silent.append(service)
         return silent, forgotten
 
-    def backends(self) -> tuple[RegisteredBackend, ...]:
+    def backends(self) -> tuple[Registered, ...]:
         """The services as routes have them."""
-        return tuple(
-            RegisteredBackend(
-                each.settings.name,
-                each.settings.to,
-                each.settings.weight,
-                each.settings.host,
-                each.settings.path,
-                each.state == SERVING,
-            )
-            for each in self._services.values()
-        )
+        return tuple((each.settings, each.is_serving) for each in self)
 
     def counts(self) -> dict[str, int]:
         """How many services are in each state."""
         found = dict.fromkeys(_STATES, 0)
-        for each in self._services.values():
+        for each in self:
             found[each.state] += 1
         return found
 
@@ -267,7 +301,7 @@ class Registrations:
             probe=settings.probe.http or "" if settings.probe else "",
         )
 
-    def to_json(self, service: RegisteredService) -> Table:
+    def to_json(self, service: RegisteredService) -> JsonTable:
         """The state that `restore` needs in the next supervisor."""
         return {
             "settings": service.settings.as_given(),
@@ -278,7 +312,7 @@ class Registrations:
             "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore(self, table: Table, *, whole: bool = False, stopped: bool = False) -> None:
+    def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
         """Continue with a service of the previous supervisor; ignored if it is not valid.
 
         Deadlines are of the same clock; `whole`: begin the time-to-live again, since heartbeats were not saved.
@@ -293,7 +327,7 @@ class Registrations:
         since, owner = float(table.get("since") or 0.0), str(table.get("owner") or "")
         service = RegisteredService(settings, state, since, owner)
         service.why = str(table.get("why") or "")
-        self._services[service.key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
+        self._by_name.setdefault(settings.name, {})[settings.to] = service
         if table.get("deadline") is not None:
             most = FORGOTTEN_SECONDS if service.state == SILENT else settings.ttl
             least = 0.0 if service.state == SILENT else most if whole else min(most, _GRACE_SECONDS)
@@ -317,18 +351,18 @@ class Registrations:
             return
 
     def _check_number(self, owner: str) -> None:
-        if not owner or len(self._services) < self._most_of_owner:
+        if not owner or len(self) < self._most_of_owner:
             return
-        if sum(each.owner == owner for each in self._services.values()) >= self._most_of_owner:
+        if sum(each.owner == owner for each in self) >= self._most_of_owner:
             hint = "unregister those that are gone"
             raise RegistrationRefused(
                 f"{owner} has registered {self._most_of_owner:,} services already", hint
             )
 
     def _make_room(self) -> None:
-        if len(self._services) < self._most:
+        if len(self) < self._most:
             return
-        silent = next((each for each in self._services.values() if each.state == SILENT), None)
+        silent = next((each for each in self if each.state == SILENT), None)
         if silent is None:
             hint = "unregister those that are gone, and give the others a ttl"
             raise RegistrationRefused(f"{self._most:,} services are registered already", hint)
@@ -340,14 +374,110 @@ class Registrations:
     def _expect(self, service: RegisteredService, seconds: float) -> None:
         """Have the service become silent, or be forgotten, after this time."""
         service.deadline = self._clock.monotonic() + seconds
-        if service.deadline < service.queued:  # otherwise its entry is looked at in time
-            self._queue(service)
-
-    def _queue(self, service: RegisteredService) -> None:
-        service.queued = service.deadline
-        if service.queued != math.inf:
-            heapq.heappush(self._deadlines, (service.queued, next(self._numbers), service))
 
 
 def _first_state(settings: Registration) -> str:
     return SERVING if settings.probe is None else STARTING
+
+
+# A service as routes have it: its registration, and whether it gets requests now. If not, its route stays.
+Registered = tuple[Registration, bool]
+
+
+def with_registrations(
+    routes: Sequence[AnyRoute],
+    servers: Iterable[ServerKeys],
+    tables: Tables,
+    registered: Iterable[Registered],
+) -> tuple[AnyRoute, ...]:
+    """The routes of these servers; routes of the files with their registered backends; then services' own routes.
+
+    Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes take
+    precedence.
+    """
+    gateway = tables.get(GatewayConfig)
+    if gateway is None:
+        return tuple(routes)
+    backends: dict[str, list[Registered]] = {}
+    for service in registered:
+        backends.setdefault(service[0].name, []).append(service)
+    if not backends:
+        return tuple(routes)
+    accepting = {each.label for each in tables.all(RouteConfig) if each.register}
+    found: list[AnyRoute] = [
+        _joined(route, backends.get(route.alias, ()))
+        if route.alias in accepting and isinstance(route, Route)
+        else route
+        for route in routes
+    ]
+    taken = {each.alias for each in routes if isinstance(each, Route)}
+    places = _Places(each for each in routes if isinstance(each, Route))
+    defaults = gateway.defaults_of_routes()
+    for name, its in backends.items():
+        if name in taken:
+            if name not in accepting:
+                found.append(_excluded(name, "the route accepts no registrations (register = true)"))
+            continue
+        placed = next((each for each, _ in its if each.has_place), None)
+        if placed is None:
+            reason = "there is no such route, and neither a host nor a path for one of its own"
+            found.append(_excluded(name, reason))
+            continue
+        # A mode of [gateway] other than auto is about the pool's own servers.
+        place = {"alias": name, "host": placed.host or "", "path": placed.path or "/"}
+        config = validated(RouteConfig, merged(defaults, {**place, "register": True, "mode": "auto"}), [])
+        assert config is not None
+        if reason := places.problem(config.host, config.path):
+            found.append(_excluded(name, reason, config.host))
+            continue
+        own = _joined(made_route(name, config, (), REGISTRATION), its)
+        places.add(own)
+        found.append(own)
+    return with_separation(found, servers)
+
+
+def _joined(route: Route, registered: Iterable[Registered]) -> Route:
+    there = {each.key for each in route.to}
+    more = [
+        Target(url=each.to, weight=each.weight)
+        for each, is_serving in registered
+        if is_serving and each.to not in there
+    ]
+    return replace(route, to=(*route.to, *more))
+
+
+def _excluded(name: str, reason: str, host: str = "") -> ExcludedRoute:
+    return ExcludedRoute(alias=name, reason=reason, host=host, provider=REGISTRATION)
+
+
+class _Places:
+    """The hosts and paths of routes, of which a registered service takes none."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._paths: dict[HostPattern, dict[str, list[Route]]] = {}
+        for route in routes:
+            self.add(route)
+
+    def add(self, route: Route) -> None:
+        """The route has its place from now on."""
+        paths = self._paths.setdefault(host_pattern(route.host), {})
+        paths.setdefault(route.path, []).append(route)
+
+    def problem(self, host: str, path: str) -> str:
+        """Why a route cannot have this place: it would take another route's requests, or get no requests; else ""."""
+        other = next(self._others(host_pattern(host), path), None)
+        if other is None:
+            return ""
+        return f"{host or '*'}{path} is taken by the route {other.alias!r} ({other.host or '*'}{other.path})"
+
+    def _others(self, pattern: HostPattern, path: str) -> Iterator[Route]:
+        for prefix, routes in self._paths.get(pattern, {}).items():
+            if prefix == path:
+                yield from (each for each in routes if not (each.methods or each.headers))
+            elif covers_path(prefix, path) and not (pattern.tier == DEFAULT and prefix == "/"):
+                yield routes[0]
+        if pattern.tier < WILDCARD:
+            # Patterns with "*" elsewhere always come after the other patterns.
+            for other, paths in self._paths.items():
+                if other.tier == WILDCARD and pattern.covers(other.text.replace("*", "x")):
+                    yield from (routes[0] for prefix, routes in paths.items() if covers_path(path, prefix))

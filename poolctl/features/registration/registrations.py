@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,17 +40,17 @@ from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import RegistrationsResult
-from ._endpoint import RegistrationAddress
-from ._service_routes import Registration, registration_of, with_registrations
+from ._endpoint import HINT, RegistrationAddress, target_problem
 from ._services import (
     REFRESHED,
     REGISTERED,
-    Key,
     RegisteredService,
+    Registration,
     RegistrationRefused,
     Registrations,
+    registration_of,
+    with_registrations,
 )
-from ._target_problem import HINT, target_problem
 from .table import RegistrationTable
 
 # Options of every request, not of the service.
@@ -79,11 +80,9 @@ class TargetRegistration(GatewayPart):
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
         self._address = RegistrationAddress(environment, site.events, self)
-        self._is_address_used = False
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
         self._probes = UrlProbes(self._probed)
-        self._records: dict[Key, bytes] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
 
@@ -107,8 +106,7 @@ class TargetRegistration(GatewayPart):
         asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
 
     def _serve(self) -> None:
-        if self._gateway is not None and (self._is_address_used or self._table is not None):
-            self._is_address_used = True
+        if self._gateway is not None:
             self._address.follow(self._table)
 
     @property
@@ -118,7 +116,7 @@ class TargetRegistration(GatewayPart):
 
     async def attempted(self) -> None:
         """See FeaturePart."""
-        if self._is_address_used:
+        if self._gateway is not None:
             await self._address.attempted()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
@@ -175,8 +173,8 @@ class TargetRegistration(GatewayPart):
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._note(service)
+        self._expect(service.deadline)
         if word == REFRESHED:
-            self._expect()
             self._save_soon()
             return self._answer([service])
         if word != REGISTERED:
@@ -242,7 +240,6 @@ class TargetRegistration(GatewayPart):
 
     def _accepted(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
-        self._expect()
         self._save()
         self._probes.watch(service)
 
@@ -288,33 +285,34 @@ class TargetRegistration(GatewayPart):
             self._gateway.routes.again()
         self._save()
 
-    def _expect(self) -> None:
-        """Schedule the check for expired services for when the next time-to-live has passed."""
-        due = self.services.due
-        if self._expiry is not None:
-            self._expiry.cancel()
+    def _expect(self, deadline: float | None) -> None:
+        """Check for expired services at this time, unless that is done earlier: a heartbeat may then have come."""
         loop = asyncio.get_running_loop()
-        seconds = None if due is None else max(0.0, due - self._clock.monotonic())
-        self._expiry = None if seconds is None else loop.call_later(seconds, self._expire)
+        if deadline is None or deadline == math.inf:
+            return
+        at = loop.time() + max(0.0, deadline - self._clock.monotonic())
+        if self._expiry is None or at < self._expiry.when():
+            if self._expiry is not None:
+                self._expiry.cancel()
+            self._expiry = loop.call_at(at, self._expire)
 
     def _expire(self) -> None:
+        self._expiry = None
         silent, forgotten = self.services.expire()
         for each in silent:
             self._probes.forget(each)
             self._note(each)
             self._record("pool", "expired", each, cause=each.why, severity="warning")
         for each in forgotten:
-            self._records.pop(each.key, None)
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
             self._changed()
-        self._expect()
+        self._expect(self.services.due)
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
         for each in services:
             self.services.remove(each)
             self._probes.forget(each)
-            self._records.pop(each.key, None)
         self._changed()
 
     def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
@@ -349,12 +347,12 @@ class TargetRegistration(GatewayPart):
             self._note(service)
             if service.state != SILENT:
                 self._probes.watch(service)
-        self._expect()
-        if self._records:
+        self._expect(self.services.due)
+        if len(self.services):
             self._save()
 
     def _note(self, service: RegisteredService) -> None:
-        self._records[service.key] = json.dumps(self.services.to_json(service)).encode()
+        service.record = json.dumps(self.services.to_json(service)).encode()
 
     def _save_soon(self) -> None:
         if self._saving is None:
@@ -368,7 +366,7 @@ class TargetRegistration(GatewayPart):
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 
     def _save_for_next_start(self) -> None:
-        if not self._records:
+        if not len(self.services):
             return
         try:
             replace_file(self._path, self._content)
@@ -377,7 +375,7 @@ class TargetRegistration(GatewayPart):
 
     @property
     def _content(self) -> bytes:
-        return b"[%s]" % b",".join(self._records.values())
+        return b"[%s]" % b",".join(each.record for each in self.services)
 
     def _save_heartbeats(self) -> bytes:
         if self._saving is not None:

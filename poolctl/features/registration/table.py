@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from poolctl.address import Address, parse
+from poolctl.address import parse
 from poolctl.config.model.section import Section, Table, TLSConfig, field, required
 from poolctl.config.values.problems import Finding, Tree, printable
 
@@ -57,7 +56,7 @@ class RegistrationTable(Table):
     def findings(self) -> Iterator[Finding]:
         """See Table."""
         address = parse(self.bind)
-        if not (self.tls or _is_local(address)):
+        if not (self.tls or address.is_local):
             message = f"{self.bind} can be reached from other machines, and without tls they send tokens in the clear"
             yield Finding(
                 ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 or a Unix socket"
@@ -116,13 +115,3 @@ class RegistrationTable(Table):
                 message = f"the token in {name} has {len(token)} characters, and can be guessed"
                 warnings.append(Finding(path, message, "make one with: openssl rand -hex 32"))
         return problems, warnings
-
-
-def _is_local(address: Address) -> bool:
-    """Whether only this machine can reach the address."""
-    if address.kind == "unix" or address.host == "localhost":
-        return True
-    try:
-        return ip_address(address.host).is_loopback
-    except ValueError:
-        return False

@@ -17,7 +17,7 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
-from poolctl.features.registration._service_routes import registration_of
+from poolctl.features.registration._services import registration_of
 from poolctl.features.registration.registrations import TargetRegistration
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
