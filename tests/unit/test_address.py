@@ -202,3 +202,12 @@ def test_overlapping_is_mutual(one: str, other: str) -> None:
 def test_addresses_that_get_along_do_not_overlap(one: str, other: str) -> None:
     assert not overlaps(parse(one), parse(other))
     assert not overlaps(parse(other), parse(one))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_local"),
+    [("127.0.0.1:1", True), ("127.8.0.1:1", True), ("[::1]:1", True), ("localhost:1", True), ("unix:/run/a", True),
+     (":1", False), ("10.0.0.1:1", False), ("[::]:1", False), ("127.example.com:1", False), ("fd:3", False)],
+)  # fmt: skip
+def test_only_this_machine_reaches_a_socket_and_the_loopback(text: str, is_local: bool) -> None:
+    assert parse(text).is_local is is_local
