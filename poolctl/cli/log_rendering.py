@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from poolctl.control.server_answers import Described, Details
+    from poolctl.control.server_answers import Described
 
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
@@ -198,7 +198,7 @@ def _is_harmless(char: str) -> bool:
     return char.isprintable() or char == "\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
-def log_paths(items: Sequence[Details | Described], pool: PoolRef) -> dict[str, str]:
+def log_paths(items: Sequence[Described], pool: PoolRef) -> dict[str, str]:
     """The log file of each server by name: the configured one, else the one in the state directory."""
     state = pool_paths.state_dir(os.environ, pool.key)
     return {

@@ -7,11 +7,11 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
@@ -21,7 +21,7 @@ from poolctl.config import masked, values_of
 from poolctl.control.answers import ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
 from poolctl.json_form import Table
-from poolctl.selection.regular_expressions import FASTER
+from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from poolctl.runners.runner_registry import Orphan
 
 Server = TypeVar("Server", bound=Item)
-
-# Processor time, so that load on the machine does not count.
-LIMIT_SECONDS = 0.5
 
 
 def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
@@ -184,22 +181,28 @@ def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
 
 
 @contextmanager
-def expressions_limited() -> Iterator[None]:
-    """Raise UsageError if the block takes too long: `re` checks for signals while matching in the main thread."""
+def expressions_limited(problem: str = "", place: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
+    """Raise UsageError if the block takes too long: `re` checks for signals while matching in the main thread.
 
-    def late(number: int, frame: FrameType | None) -> NoReturn:
-        raise UsageError(
-            f"a regular expression takes more than {LIMIT_SECONDS:g} s",
-            hint=FASTER,
-        )
+    With `place`, the number (from 1 on) of the text that is being searched, the limit applies to each text.
+    """
+    before: int | None = 0
+
+    def late(number: int, frame: FrameType | None) -> None:
+        nonlocal before
+        if before is not None and before == place():
+            message = problem or f"a regular expression takes more than {LIMIT_SECONDS:g} s"
+            raise UsageError(message, hint=FASTER)
+        before = place()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, late)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
+    handler = signal.signal(signal.SIGVTALRM, late)
+    # A timer of processor time, so that load on the machine does not count; one timer per text would cost more.
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS, LIMIT_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.signal(signal.SIGVTALRM, handler)

@@ -23,13 +23,14 @@ from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from threading import Thread, Timer
     from typing import Any, TypeVar
 
     from rich.status import Status
 
     from poolctl.control.answers import ProgressLine, Result
+    from poolctl.control.server_answers import Described
     from poolctl.json_form import Table
 
     Answer = TypeVar("Answer", bound=Result)
@@ -228,12 +229,33 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
-        from poolctl.control.answers import Result
 
-        return Result(items=tuple(select_from_files(request, pool)))
+        return _result(
+            {"items": select_from_files(request, pool), "errors": [], "warnings": [], "exit_code": 0}
+        )
     if result.exit_code:
         raise Failure(Outcome.of(result))
     return result
+
+
+def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
+    """The selected servers with their details from the supervisor, and its answer; else from the files.
+
+    Failure if the selection matches nothing or the files are invalid.
+    """
+    from poolctl.control.server_answers import ShowResult
+
+    try:
+        result = ask_for(ShowResult, request, pool, "show")
+    except NoSupervisor:
+        if not pool.files:
+            raise
+        from poolctl.cli.offline import described_from_files
+
+        return described_from_files(request, pool), None
+    if result.exit_code:
+        raise Failure(Outcome.of(result))
+    return result.items, result
 
 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:

@@ -69,10 +69,8 @@ def runtime_root(env: Mapping[str, str]) -> str:
         if os.access(path, os.W_OK | os.X_OK):
             return path
         refused = refused or f"{path}: not writable"
-    raise ControlError(
-        f"no runtime directory: {refused}",
-        exit_code=NOT_PERMITTED,
-        hint=f"set {RUNTIME_VARIABLE} to a directory that you may write to",
+    raise _not_permitted(
+        f"no runtime directory: {refused}", f"set {RUNTIME_VARIABLE} to a directory that you may write to"
     )
 
 
@@ -104,10 +102,9 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        raise ControlError(
+        raise _not_permitted(
             f"cannot make {path}: {error.strerror}",
-            exit_code=NOT_PERMITTED,
-            hint=f"free some space there, or set {RUNTIME_VARIABLE} to another directory",
+            f"free some space there, or set {RUNTIME_VARIABLE} to another directory",
         ) from error
     check_private(path)
     return path
@@ -192,10 +189,9 @@ def control_socket(directory: str) -> str:
     """Return the path of the control socket in a pool's directory; ControlError (7) if it is too long."""
     path = f"{directory}/{SOCKET_NAME}"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-        raise ControlError(
+        raise _not_permitted(
             f"the path of the control socket has more than {SOCKET_PATH_BYTES} bytes: {path}",
-            exit_code=NOT_PERMITTED,
-            hint=f"set {RUNTIME_VARIABLE} to a shorter path",
+            f"set {RUNTIME_VARIABLE} to a shorter path",
         )
     return path
 
@@ -244,27 +240,24 @@ def check_private(path: str) -> None:
     try:
         status = os.lstat(path)
     except OSError as error:
-        raise ControlError(
-            f"cannot use {path}: {error.strerror}",
-            exit_code=NOT_PERMITTED,
-            hint="it is part of poolctl's runtime directory",
+        raise _not_permitted(
+            f"cannot use {path}: {error.strerror}", "it is part of poolctl's runtime directory"
         ) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise ControlError(
-            f"{path} is not a directory", exit_code=NOT_PERMITTED, hint="remove it, poolctl makes its own"
-        )
+        raise _not_permitted(f"{path} is not a directory", "remove it, poolctl makes its own")
     if status.st_uid != os.geteuid():
-        raise ControlError(
+        raise _not_permitted(
             f"{path} belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
-            exit_code=NOT_PERMITTED,
-            hint=f"run poolctl as that user, or set {RUNTIME_VARIABLE} to a directory of your own",
+            f"run poolctl as that user, or set {RUNTIME_VARIABLE} to a directory of your own",
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
-        raise ControlError(
-            f"{path} can be entered by others (mode {stat.S_IMODE(status.st_mode):04o})",
-            exit_code=NOT_PERMITTED,
-            hint=f"chmod 700 {path}",
+        raise _not_permitted(
+            f"{path} can be entered by others (mode {stat.S_IMODE(status.st_mode):04o})", f"chmod 700 {path}"
         )
+
+
+def _not_permitted(message: str, hint: str) -> ControlError:
+    return ControlError(message, exit_code=NOT_PERMITTED, hint=hint)
 
 
 def _check_root(path: str, *, explicit: bool) -> None:
@@ -272,8 +265,4 @@ def _check_root(path: str, *, explicit: bool) -> None:
     if not explicit:
         check_private(path)
     elif not os.path.isdir(path):
-        raise ControlError(
-            f"{path} is not a directory",
-            exit_code=NOT_PERMITTED,
-            hint=f"set {RUNTIME_VARIABLE} to a directory",
-        )
+        raise _not_permitted(f"{path} is not a directory", f"set {RUNTIME_VARIABLE} to a directory")

@@ -70,7 +70,7 @@ class Described(Item):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Details(Item):
+class Details(Described):
     """A running server, as `show` reports it."""
 
     overrides: LiveChanges
@@ -81,11 +81,8 @@ class Details(Item):
     preload_problem: str
     certificate_expires: str | None
     failure: ErrorEntry | None
-    config: Table
-    origin: dict[str, str] | None
     # False if the output is not in files on this machine, else left out.
     log_files: bool | None = None
-    routes: tuple[RouteToServer, ...] | None = None
     # A WorkerStacks: the stacks of the last worker that hung or was not ready in time.
     stacks: Table | None = None
 

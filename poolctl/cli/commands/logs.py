@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from poolctl.cli.command_line import (
     FOLLOW,
@@ -25,18 +22,19 @@ from poolctl.cli.command_line import (
     one_of,
 )
 from poolctl.cli.log_rendering import NO_TIMES, SHORT_TIMES, STAMPS, PrefixedLines, log_paths, terminal_text
+from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
-from poolctl.cli.supervisor_requests import ask, ask_for
+from poolctl.cli.supervisor_requests import ask, described
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
-from poolctl.control.server_answers import Described, Details, ShowResult
+from poolctl.control.server_answers import Described, Details
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine
-from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
+from poolctl.selection.regular_expressions import SLOW, BadExpression, compiled
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
@@ -85,7 +83,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     logs = _logs(request, pool)
     text_of = _form(request, logs)
-    with search:
+    with expressions_limited(f"--grep: {SLOW}", search.place):
         if request.get("follow"):
             return _follow(logs.paths, text_of, lines, since, wanted)
         from poolctl.logs.log_tail import merged_tail
@@ -225,29 +223,16 @@ def _follow(
     return Outcome.of_stream()
 
 
-def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Details | Described]:
-    """The selected servers with their configuration. Failure for a selection that matches nothing."""
-    try:
-        result = ask_for(ShowResult, request, pool, "show")
-    except NoSupervisor:
-        if not pool.files:
-            raise
-        from poolctl.cli.offline import described_from_files
-
-        return described_from_files(request, pool)
-    if result.exit_code:
-        raise Failure(Outcome.of(result))
-    for item in result.items:
-        if item.log_files is False:
-            places = sorted({worker.where for worker in item.worker_list if worker.where})
-            hint = (
-                f"read its output where it runs ({', '.join(places)})"
-                if places
-                else "start it, and read it there"
-            )
+def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:
+    """The selected servers with their configuration. Failure if nothing matches, or one has no log files here."""
+    items, _ = described(request, pool)
+    for item in items:
+        if isinstance(item, Details) and item.log_files is False:
+            places = ", ".join(sorted({worker.where for worker in item.worker_list if worker.where}))
+            hint = f"read its output where it runs ({places})" if places else "start it, and read it there"
             message = f"{item.name}: its runner keeps no log files on this machine"
             raise Failure(Outcome.failed(FAILED, message, hint))
-    return result.items
+    return items
 
 
 def _document(line: LogLine) -> str:
@@ -262,47 +247,23 @@ def _document(line: LogLine) -> str:
 
 
 class LineSearch:
-    """Whether one of the user's regular expressions matches in a text. UsageError for an invalid one.
-
-    As a context manager in the main thread, it raises UsageError if matching a single text takes too long: `re`
-    checks for signals while it matches.
-    """
+    """Whether one of the user's regular expressions matches in a text. UsageError for an invalid one."""
 
     def __init__(self, option: str, expressions: Sequence[str]) -> None:
         try:
             self._searches = [compiled(expression).search for expression in expressions]
         except BadExpression as bad:
             raise UsageError(f"{option}: {bad}", hint=bad.hint) from None
-        self._option = option
-        self._texts = 0  # texts searched so far
-        self._searching = False
-        self._seen = -1  # texts searched at the last tick
-        self._before: object = None
+        self._texts = 0
+        self._is_searching = False
 
     def __call__(self, text: str) -> bool:
         self._texts += 1
-        self._searching = True
+        self._is_searching = True
         found = any(search(text) for search in self._searches)
-        self._searching = False
+        self._is_searching = False
         return found
 
-    def __enter__(self) -> LineSearch:
-        if self._searches and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGVTALRM, self._tick)
-            # A timer of processor time, so that load on the machine does not count; one timer per text would cost more.
-            signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS, LIMIT_SECONDS)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._before is not None:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-            signal.signal(signal.SIGVTALRM, self._before)  # type: ignore[arg-type]
-            self._before = None
-
-    def _tick(self, number: int, frame: FrameType | None) -> None:
-        if self._searching and self._seen == self._texts:
-            self._too_slow()
-        self._seen = self._texts
-
-    def _too_slow(self) -> NoReturn:
-        raise UsageError(f"{self._option}: {SLOW}", hint=FASTER)
+    def place(self) -> int | None:
+        """The number of the text that is being searched, None between two of them."""
+        return self._texts if self._is_searching else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from poolctl.cli.command_line import OUTPUT, REVEAL, SELECTION, Command, CommandRequest, flag
-from poolctl.cli.outcome import Failure, Outcome
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
     coloured,
@@ -19,11 +20,10 @@ from poolctl.cli.render import (
     printable,
     stack_lines,
 )
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.supervisor_requests import described
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Item
-from poolctl.control.client import NoSupervisor
-from poolctl.control.server_answers import Described, Details, RouteToServer, ShowResult
+from poolctl.control.server_answers import Described, Details, RouteToServer
 from poolctl.json_form import Table
 
 TYPE_CHECKING = False
@@ -51,36 +51,19 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The servers with their running state and their configuration."""
-    pool = find_pool(request)
-    items: Sequence[Details | Described]
-    warnings: Sequence[str] = ()
-    changed: Table | None = None
-    try:
-        result = ask_for(ShowResult, request, pool)
-        if result.exit_code:
-            raise Failure(Outcome.of(result))
-        items, warnings, changed = result.items, result.warnings, result.changed
-    except NoSupervisor:
-        if not pool.files:
-            raise
-        from poolctl.cli.offline import described_from_files
-
-        items = described_from_files(request, pool)
+    items, answer = described(request, find_pool(request))
     if not request.get("reveal"):
-        # Also for answers of an older supervisor, and for the files.
         items = [replace(item, config=masked(item.config)) for item in items]
     text = None
     if not request.output:
-        import sys
-
         full = bool(request.get("full"))
         text = "\n".join(_text(item, coloured(sys.stdout), full=full) for item in items)
-    outcome = Outcome(items, warnings=warnings, text=text)
-    outcome.changed = changed
+    outcome = Outcome(items, warnings=answer.warnings if answer else (), text=text)
+    outcome.changed = answer.changed if answer else None
     return outcome
 
 
-def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
+def _text(item: Described, colours: bool, *, full: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
     rows = [(key, _field_text(item, key)) for key in _RUNNING]

@@ -104,8 +104,8 @@ FIELDS: dict[type[object], list[str]] = {
     Frame: ["function", "file", "line", "library"],
     KernelThread: ["tid", "name", "state", "wchan", "syscall", "stack"],
     Details: [
-        *SERVER, "overrides", "endpoints", "generation", "worker_list", "complaint", "preload_problem",
-        "certificate_expires", "failure", "config", "origin",
+        *SERVER, "config", "origin", "overrides", "endpoints", "generation", "worker_list", "complaint",
+        "preload_problem", "certificate_expires", "failure",
     ],
     WorkerDetails: ["id", "pid", "where", "phase", "health", "resting", "probes"],
     ProbeResult: ["kind", "status", "message", "latency_seconds"],
@@ -128,7 +128,7 @@ FIELDS: dict[type[object], list[str]] = {
 OPTIONAL: dict[type[object], list[str]] = {
     Item: ["address", "kept", "kept_until", "next_run_at", "last_run"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "kept", "kept_until", "next_run_at", "last_run", "log_files", "routes", "stacks"],
+    Details: ["address", "kept", "kept_until", "next_run_at", "last_run", "routes", "log_files", "stacks"],
     WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
