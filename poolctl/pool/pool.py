@@ -52,8 +52,15 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.json_form import Table
-from poolctl.monitor.exposition import Family, render
-from poolctl.monitor.server_metrics import PARTS, ObservedServer, ServerSnapshot, of_pool, snapshot
+from poolctl.monitor.metrics import (
+    PARTS,
+    Family,
+    ObservedServer,
+    ServerSnapshot,
+    of_pool,
+    render,
+    snapshot,
+)
 from poolctl.routing.route_health import (
     RouteHealth,
     health_info,

@@ -34,7 +34,7 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.monitor.server_metrics import Usage
+from poolctl.monitor.metrics import Usage
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import PASSING, State, Status
 from poolctl.units import parse_duration

@@ -15,7 +15,7 @@ from poolctl.core.core import Core
 from poolctl.feature import Feature, LastingProcess, features
 from poolctl.keeper import pool_files
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.server_metrics import GiveSamples
+from poolctl.monitor.metrics import GiveSamples
 
 from .active_configuration import PoolEnvironment
 from .statistics import Totals
@@ -24,7 +24,7 @@ from .verbs.verb import Call, Verb
 from .verbs.verbs import Verbs
 
 if TYPE_CHECKING:
-    from poolctl.monitor.exposition import Family
+    from poolctl.monitor.metrics import Family
     from poolctl.routing.route_health import RouteHealth
 
 

@@ -26,7 +26,7 @@ from poolctl.core.server_entry import Availability, Entry, Worker
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
-from poolctl.monitor.server_metrics import (
+from poolctl.monitor.metrics import (
     BOUNDS_SECONDS,
     INTERVAL_SECONDS,
     Figure,

@@ -11,10 +11,10 @@ from poolctl.clock import (
     PING_SECONDS,
     SILENT_SECONDS,
     Clock,
-    ManualClock,
     Watchdog,
     aligned,
 )
+from tests.manual_clock import ManualClock
 
 
 def test_the_systems_time_goes_on() -> None:

@@ -15,7 +15,7 @@ from math import isnan, nan
 from typing import NamedTuple
 
 from poolctl.core.core import Core
-from poolctl.monitor.server_metrics import GiveSamples, ServerSnapshot
+from poolctl.monitor.metrics import GiveSamples, ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.statistics import error_rate, latency_seconds, request_rate

@@ -23,8 +23,7 @@ from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.exposition import Family
-from poolctl.monitor.server_metrics import Row, families_of
+from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint

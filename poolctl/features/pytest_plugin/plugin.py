@@ -11,6 +11,8 @@ import pytest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from poolctl.features.pytest_plugin.pools import Pools
 
 _IN_USE = pytest.StashKey["dict[str, Pools]"]()  # by fixture name
@@ -41,9 +43,7 @@ def _pools(request: pytest.FixtureRequest, name: str) -> Iterator[Pools]:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, _Outcome, None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Add the logs of the servers that a failed test uses."""
     outcome = yield
     in_use = item.config.stash.get(_IN_USE, None)
@@ -51,10 +51,3 @@ def pytest_runtest_makereport(
         for name, pools in in_use.items():
             if name in getattr(item, "fixturenames", ()):
                 report.sections += pools.sections(call.start if name == "poolctl_session_pool" else 0.0)
-
-
-class _Outcome:
-    """The result object that pluggy passes to a wrapper."""
-
-    def get_result(self) -> pytest.TestReport:
-        raise NotImplementedError

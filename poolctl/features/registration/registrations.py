@@ -29,8 +29,7 @@ from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_chan
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
-from poolctl.monitor.exposition import Family
-from poolctl.monitor.server_metrics import family_of
+from poolctl.monitor.metrics import Family, family_of
 from poolctl.platform import read_file, replace_file, sealed_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport

@@ -24,7 +24,6 @@ _FAST_MARGIN = 0.9
 # After a longer time without samples this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
 _MOST_PATIENCE = 8.0
-_CALM_PART = 0.5
 _ROUNDING = 1e-9
 
 
@@ -103,7 +102,6 @@ class Autoscale:
         self._reset(now)
 
     def _reset(self, now: float) -> None:
-        self.is_calm = False  # the load is far below all targets
         self._fast = _Window(self._window * _FAST_PART, self._targets)
         self._latest = _Window(self._window * _FAST_PART / 2, self._targets)
         self._slow = _Window(self._window, self._targets)
@@ -145,7 +143,6 @@ class Autoscale:
         return self._grow(load.at, size) or self._shrink(load.at, size)
 
     def _grow(self, now: float, size: int) -> Decision | None:
-        self.is_calm = True
         above = [self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()]
         needs = [each for each in above if each is not None]
         if not needs:
@@ -182,7 +179,6 @@ class Autoscale:
                 recent, value = self._slow, self._slow.value(trigger)
             if value is None:
                 return None
-            self.is_calm = self.is_calm and value < target * _CALM_PART
             if value <= target or recent.least_ready() < size:
                 return None
             return _Need(now, size + 1, trigger, value, target)
@@ -191,7 +187,6 @@ class Autoscale:
             return None
         more = self._fast.demand if TRIGGERS[trigger].counts_demand else 0
         total += more
-        self.is_calm = self.is_calm and total < target * size * _CALM_PART
         if min(least + more, total) <= target * size:
             return None
         return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry
-from poolctl.monitor.server_metrics import BOUNDS_SECONDS
+from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.platform import cpu_seconds
 from poolctl.runners.runner_protocol import Capabilities
 from poolctl.supervisor.statistics import quantile

@@ -73,7 +73,6 @@ class _ScaledServer:
         self.load = ServerLoad(core, scale.triggers.targets, now)
         self.autoscale = Autoscale(scale, now)
         self.is_refused = False  # more workers were needed than the limit of open files allows
-        self.is_skipped = False  # skipped at the last tick, because its load is low
 
     @property
     def is_scaled(self) -> bool:
@@ -149,10 +148,6 @@ class Autoscaler(FeaturePart):
         if not server.is_scaled:
             del self._servers[entry.name]
             self._core.take_demand(entry)
-            return
-        # A server far below its targets is sampled half as often.
-        server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not entry.observed.demand
-        if server.is_skipped:
             return
         load = server.load.sample(entry, self._core.clock.monotonic())
         may_grow = load.serves and entry.desired.state is Desired.RUN

@@ -27,8 +27,17 @@ from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.exposition import OPENMETRICS, TEXT, Family, render, wants_openmetrics
-from poolctl.monitor.server_metrics import PARTS, ObservedServer, family_of, of_pool
+from poolctl.monitor.metrics import (
+    OPENMETRICS,
+    PARTS,
+    TEXT,
+    Family,
+    ObservedServer,
+    family_of,
+    of_pool,
+    render,
+    wants_openmetrics,
+)
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.routing.route_health import (
     DEPTHS,

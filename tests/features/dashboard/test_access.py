@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.features.dashboard._access import (
     LIFE_SECONDS,
     MOST,
@@ -16,6 +15,7 @@ from poolctl.features.dashboard._access import (
     EndedSessions,
     Sessions,
 )
+from tests.manual_clock import ManualClock
 
 
 @pytest.fixture

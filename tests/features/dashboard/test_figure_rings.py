@@ -21,7 +21,7 @@ from poolctl.features.dashboard._figure_rings import (
     FigureRing,
     FigureRings,
 )
-from poolctl.monitor.server_metrics import ServerSnapshot
+from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import statistics as statistics_module
 from poolctl.supervisor.statistics import History

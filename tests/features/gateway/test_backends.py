@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.backends.route_backends import (
@@ -22,6 +21,7 @@ from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.settings import ProbeState, ServerFacts
 from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
+from tests.manual_clock import ManualClock
 
 URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
 

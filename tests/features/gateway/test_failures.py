@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.routing.route import BreakerRule, Limit, Route, Target
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route
+from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 
 pytestmark = pytest.mark.integration

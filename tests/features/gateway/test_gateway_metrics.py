@@ -10,7 +10,7 @@ from poolctl.features.gateway.supervision import gateway_metrics
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.exposition import render
+from poolctl.monitor.metrics import render
 from poolctl.routing.route import ExcludedRoute, Route, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import HostReport

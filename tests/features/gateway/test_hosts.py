@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.features.gateway.process.backends.hosts import HostManager, UnknownHost, find_host
 from poolctl.routing.route_report import HostState
+from tests.manual_clock import ManualClock
 
 ACTIVE, DISABLED, DRAINING = HostState.ACTIVE, HostState.DISABLED, HostState.DRAINING
 

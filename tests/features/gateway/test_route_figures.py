@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig, TLSConfig
-from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
@@ -28,6 +27,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status
 from poolctl.worker import tally
+from tests.manual_clock import ManualClock
 from tests.serving import blank_page
 
 SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))

@@ -19,7 +19,7 @@ from poolctl.features.gateway.process.backends.route_backends import (
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
-from poolctl.monitor.exposition import render
+from poolctl.monitor.metrics import render
 from poolctl.routing.route import BreakerRule, Route, Target
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector

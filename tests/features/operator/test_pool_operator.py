@@ -15,17 +15,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.clock import Clock, ManualClock
+from poolctl.clock import Clock
 from poolctl.features.operator import FEATURE, pool_operator
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
 from poolctl.features.operator.pool_operator import EVENT_SECONDS, OperatorAddress, PoolOperator
 from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.exposition import render
 from poolctl.monitor.journal import JournalEvent
+from poolctl.monitor.metrics import render
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from tests.certificates import certificate
+from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 
 

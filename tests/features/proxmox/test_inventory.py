@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock, ManualClock
+from poolctl.clock import Clock
 from poolctl.features.proxmox import _inventory
 from poolctl.features.proxmox._inventory import ProxmoxInventory
 from poolctl.features.proxmox.table import ProxmoxTable
@@ -19,6 +19,7 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.manual_clock import ManualClock
 
 LONG = 3600.0
 

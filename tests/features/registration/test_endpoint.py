@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock, ManualClock
+from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
@@ -34,6 +34,7 @@ from poolctl.features.registration.table import RegistrationTable
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.supervisor.verbs.verb import Call
+from tests.manual_clock import ManualClock
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
 HERE = {"name": "users", "to": "http://127.0.0.1:9000"}

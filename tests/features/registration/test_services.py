@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.config import Finding, ServerConfig, Tables, json_schema
 from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
@@ -22,6 +21,7 @@ from poolctl.features.registration._services import (
 )
 from poolctl.routing.route import ExcludedRoute, Route
 from tests.config_files import told
+from tests.manual_clock import ManualClock
 
 URL = "http://10.0.0.7:9000"
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.clock import ManualClock
 from poolctl.core.core import Core, Goal
 from poolctl.core.decide import Trace
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
+from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from poolctl import ServerConfig, ServerError
-from poolctl.clock import ManualClock
 from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed
+from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import ScriptedRunner
 
 

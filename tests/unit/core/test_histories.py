@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poolctl import ServerConfig
-from poolctl.clock import ManualClock
 from poolctl.core import core
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP, AWAKE, LEAVING, Action, Listener, Overrides, Phase, View, decide
@@ -23,6 +22,7 @@ from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from poolctl.time_windows import period_at
 from tests.examples import examples
+from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.clock import ManualClock
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import Status
+from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.runners.scripted_runner import FAILS, NEVER

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.clock import ManualClock
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.schedules import asleep_until, reason_to_skip, window_text
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
+from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import RecordedEvents
 from tests.unit.core.stepped_runner import SteppedLoop
 from tests.unit.runners.scripted_runner import NEVER, ScriptedRunner

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.clock import ManualClock, RateLimit
+from poolctl.clock import RateLimit
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.logs.internal_log import InternalLog, OwnLogs
+from tests.manual_clock import ManualClock
 
 
 @pytest.fixture

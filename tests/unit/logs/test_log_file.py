@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
+from tests.manual_clock import ManualClock
 
 
 def contents(path: Path) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import Journal, JournalEvent, newest_first
+from tests.manual_clock import ManualClock
 
 TIME = "2023-11-14T22:13:20.000000Z"
 

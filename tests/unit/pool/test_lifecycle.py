@@ -22,10 +22,10 @@ from poolctl import (
     State,
     Status,
 )
-from poolctl.clock import ManualClock
 from poolctl.pool import loop_thread
 from poolctl.runners.runner_protocol import Exit
 from tests.deadline import wait_until
+from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
 
 

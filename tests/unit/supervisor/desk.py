@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.control.answers import About, ErrorEntry, Result
 from poolctl.core.core import Core
@@ -24,6 +23,7 @@ from poolctl.supervisor.feature_parts import PartSite
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
+from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
 
 

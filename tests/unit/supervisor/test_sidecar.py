@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock, ManualClock
+from poolctl.clock import Clock
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
+from tests.manual_clock import ManualClock
 
 
 class PageProcess(SidecarProcess):

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import ManualClock
 from poolctl.config import ServerConfig, Surroundings, added_server, load, marks_of
 from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
@@ -35,6 +34,7 @@ from poolctl.supervisor.takeover.state_store import (
     encoded,
 )
 from poolctl.worker import tally
+from tests.manual_clock import ManualClock
 
 from .desk import Desk
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.monitor.server_metrics import ServerSnapshot, Usage
+from poolctl.monitor.metrics import ServerSnapshot, Usage
 from poolctl.supervisor.statistics import (
     Statistics,
     error_rate,

@@ -37,7 +37,7 @@ from .outside_targets import Activity, MachineSource, TargetProbes
 
 if TYPE_CHECKING:
     from poolctl.json_form import Table
-    from poolctl.monitor.exposition import Family
+    from poolctl.monitor.metrics import Family
 
 _SERVES_SECONDS = 10.0
 # Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from poolctl.core.core import Core
 from poolctl.json_form import Table
-from poolctl.monitor.exposition import Family
-from poolctl.monitor.server_metrics import BOUNDS_SECONDS, Row, families_of, family_of
+from poolctl.monitor.metrics import BOUNDS_SECONDS, Family, Row, families_of, family_of
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM, BreakerState, HostState

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.json_form import Table, from_json
-from poolctl.monitor.server_metrics import Usage
+from poolctl.monitor.metrics import Usage
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
 from poolctl.routing.route_report import PASS, PROXY, HostState, RouteReport, route_key, route_report

@@ -24,7 +24,7 @@ from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, P
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import pool_files
-from poolctl.monitor.exposition import Family
+from poolctl.monitor.metrics import Family
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from poolctl.monitor.exposition import Family, render, wants_openmetrics
+from poolctl.monitor.metrics import Family, render, wants_openmetrics
 
 NASTY = 'a "quoted"\\name\nwith a line'
 
