@@ -462,7 +462,7 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -
 def _needs_proxy(value: object) -> bool:
     if isinstance(value, WholeRouteLimit) and _needs_proxy(value.per_client):
         return True
-    if isinstance(value, (RouteLimit, ClientLimit)):
+    if isinstance(value, ClientLimit):
         return bool(value.concurrency or value.requests_per_second)
     return bool(value)
 

@@ -293,7 +293,7 @@ def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider
         retries=config.retries,
         limit=_limit(config.limit),
         backend_limit=_limit(config.backend_limit),
-        client_limit=_client_limit(config.limit.per_client),
+        client_limit=_limit(config.limit.per_client),
         redirect=Redirect(to=config.redirect.to, status=config.redirect.status) if config.redirect else None,
         allow=tuple(map(str, config.allow)),
         context_headers=config.context_headers,
@@ -332,24 +332,15 @@ def _headers(given: dict[str, str]) -> tuple[Header, ...]:
     return tuple(Header(name=name.lower(), value=value) for name, value in given.items())
 
 
-def _limit(given: RouteLimit) -> Limit | None:
+def _limit(given: ClientLimit) -> Limit | None:
     if not (given.concurrency or given.requests_per_second):
         return None
-    return Limit(
-        concurrency=given.concurrency,
-        requests_per_second=given.requests_per_second,
-        burst=given.burst,
-        queue=given.queue,
-        queue_seconds=given.queue_timeout,
-    )
-
-
-def _client_limit(given: ClientLimit) -> Limit | None:
-    if not (given.concurrency or given.requests_per_second):
-        return None
-    return Limit(
+    limit = Limit(
         concurrency=given.concurrency, requests_per_second=given.requests_per_second, burst=given.burst
     )
+    if isinstance(given, RouteLimit):
+        limit = replace(limit, queue=given.queue, queue_seconds=given.queue_timeout)
+    return limit
 
 
 def _timeouts(given: RouteTimeouts) -> Timeouts:

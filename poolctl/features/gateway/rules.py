@@ -14,6 +14,8 @@ from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Path, Tree
 from poolctl.routing.route import AnyRoute
 
+from .route_checks import check_gateway, route_problems, route_warnings, unusable_engine
+from .routes import probed_targets, routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
 Kind = TypeVar("Kind", bound=Table)
@@ -71,7 +73,7 @@ def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: l
 
 
 class GatewayRules(TableRules):
-    """See TableRules. The modules are imported when they are needed: few commands need more than one."""
+    """See TableRules."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         """See TableRules."""
@@ -81,40 +83,28 @@ class GatewayRules(TableRules):
         self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
     ) -> Iterable[Located]:
         """See TableRules."""
-        from .route_checks import route_problems
-
         return route_problems(servers, tables, unfinished)
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
         """See TableRules."""
-        from .route_checks import route_warnings
-
         return route_warnings(servers, tables, complete=complete)
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
         """See TableRules."""
-        from .route_checks import unusable_engine
-
         return unusable_engine(tables)
 
     def check(
         self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
         """See TableRules."""
-        from .route_checks import check_gateway
-
         return check_gateway(tables, servers, env, now)
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
         """See TableRules."""
-        from .routes import routes_of
-
         return routes_of(servers, tables)
 
     def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
         """See TableRules."""
-        from .routes import probed_targets
-
         return probed_targets(tables)
 
     def addresses(self, tables: Tables) -> Iterator[BoundAddress]:

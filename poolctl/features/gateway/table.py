@@ -89,22 +89,19 @@ class RouteTimeouts(Section):
     total: Duration = field(0.0, "Maximum time for the whole request; 0 is no limit.")
 
 
-class RouteLimit(Section):
-    """Limits of requests; requests above them wait in the queue, or get 503."""
-
-    concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
-    requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
-    burst: Number = field(0, "Number of requests that may arrive at once above the rate.")
-    queue: Number = field(0, "Maximum number of requests that wait.")
-    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
-
-
 class ClientLimit(Section):
     """Limits of each client's requests; further requests get 429."""
 
     concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
     burst: Number = field(0, "Number of requests that may arrive at once above the rate.")
+
+
+class RouteLimit(ClientLimit):
+    """Limits of requests; requests above them wait in the queue, or get 503."""
+
+    queue: Number = field(0, "Maximum number of requests that wait.")
+    queue_timeout: Positive = field(5.0, "Maximum time that a request waits.")
 
 
 class WholeRouteLimit(RouteLimit):

@@ -68,7 +68,7 @@ class Stage(Desk):
         part = PoolGateway(part_site(self.core, self.events))
         verbs: Any = SimpleNamespace(warn=_unchanged)
         part._manager, part._statistics, part._verbs = self.manager, self.statistics, verbs
-        self.verbs.extend(part.extend)
+        self.conclude = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:
         return (await self.ask(verb, *targets)).get("gateway")

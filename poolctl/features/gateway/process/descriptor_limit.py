@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import Protocol
 
 # This process, or the machine, is short of something: no backend and no client is at fault.
@@ -63,13 +64,6 @@ class UdpSessions(Protocol):
         """End the session that is idle longest."""
 
 
-class TcpConnections(Protocol):
-    """A stream of TCP."""
-
-    def settle(self) -> None:
-        """Start or stop accepting connections, as the limits allow."""
-
-
 class StreamShare:
     """The descriptors of all streams together, so that routes always get some.
 
@@ -80,7 +74,7 @@ class StreamShare:
         self._descriptors = descriptors
         self._connections = self._sessions = 0
         self._udp: set[UdpSessions] = set()
-        self._waiting: set[TcpConnections] = set()
+        self._waiting: set[Callable[[], None]] = set()
 
     @property
     def used(self) -> int:
@@ -89,11 +83,11 @@ class StreamShare:
 
     # TCP.
 
-    def may_accept(self, stream: TcpConnections) -> bool:
-        """Whether there is room for a connection; otherwise the stream is called when there is."""
+    def may_accept(self, settle: Callable[[], None]) -> bool:
+        """Whether there is room for a connection; otherwise `settle` is called when there is."""
         if self.used + _OF_STREAM <= self._descriptors.of_streams:
             return True
-        self._waiting.add(stream)
+        self._waiting.add(settle)
         return False
 
     def connected(self) -> None:
@@ -134,7 +128,7 @@ class StreamShare:
 
     def _settle(self) -> None:
         while self._waiting and self.used + _OF_STREAM <= self._descriptors.of_streams:
-            self._waiting.pop().settle()
+            self._waiting.pop()()
 
 
 def is_exhausted(error: OSError) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from poolctl.feature import features
 from poolctl.json_form import Table, from_json
 from poolctl.routing.decision import is_within
+from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable, write_table
 
 from .backends.backends import Backends
@@ -28,10 +29,6 @@ from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import Endpoint, GatewaySettings, MachineState
 from .tls import ListenerCertificates
-
-if TYPE_CHECKING:
-    from poolctl.routing.route import Route
-
 
 # Minimum time between reports of an event that an application can cause at any rate.
 _REPORT_SECONDS = 10.0

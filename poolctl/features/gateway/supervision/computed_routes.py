@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from poolctl.config import MASK, ServerConfig, Tables, masked, users_of
 from poolctl.json_form import from_json, to_json
@@ -37,12 +37,9 @@ _HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class EndKept(Protocol):
-    """See ComputedRoutes."""
-
-    def __call__(self, servers: frozenset[str], *, adopted: bool) -> Awaitable[None]:
-        """Return once the connections that workers of these servers keep have ended."""
-        ...
+# Given servers, and whether workers of an earlier supervisor alone are meant (`adopted`): returns once the connections
+# that these workers keep have ended.
+EndKept = Callable[..., Awaitable[None]]
 
 
 class RouteSet(NamedTuple):
@@ -87,9 +84,8 @@ class ComputedRoutes:
         self._path = os.path.join(directory, KEPT_CONNECTIONS)
         self._secret_path = os.path.join(directory, CONTEXT_SECRET)
         self._secret = b""
-        self.context_keys: Mapping[
-            str, str
-        ] = {}  # by the names of servers; they authenticate the gateway's statements about a route
+        # By the names of servers; they authenticate the gateway's statements about a route.
+        self.context_keys: Mapping[str, str] = {}
         self._kept: Kept | None = None  # for workers, also by earlier tables; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
@@ -143,16 +139,15 @@ class ComputedRoutes:
                 return None
             if self._masked is None or self._masked[0] != generation:
                 make = functools.partial(_masked_table, routes, generation, os.dup(self.table.fileno()))
-                self._keep_masked(generation, await in_daemon_thread(make, undo=os.close))
-            assert self._masked is not None
+                made = await in_daemon_thread(make, undo=os.close)
+                if self._masked is not None:
+                    self._masked[1].close()
+                self._masked = generation, Descriptor(made)
             return self._masked[1]
 
     @contextlib.contextmanager
     def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Meanwhile `follow` is called with the generation of each new table, before any command returns for it.
-
-        Each is made without secrets too before it is in force, so that readers need not wait for that.
-        """
+        """Meanwhile `follow` is called with the generation of each new table, before any command returns for it."""
         self._followers.append(follow)
         try:
             yield
@@ -170,11 +165,6 @@ class ComputedRoutes:
         if self._masked is not None:
             self._masked[1].close()
             self._masked = None
-
-    def _keep_masked(self, generation: int, fd: int) -> None:
-        if self._masked is not None:
-            self._masked[1].close()
-        self._masked = generation, Descriptor(fd)
 
     async def _compute(self) -> None:
         while self._wanted is not None:
@@ -227,18 +217,14 @@ class ComputedRoutes:
     async def _publish(self, routes: RouteSet) -> None:
         """Put the table of these routes in force."""
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
-        work = functools.partial(_written, routes, generation, masks=bool(self._followers))
-        written = await in_daemon_thread(work, undo=_Written.discard)
-        outdated, self.table = self.table, Descriptor(written.fd)
-        workers = {user: Descriptor(fd) for user, fd in written.by_user.items()}
-        outdated_too, self.worker_tables = (
-            self.worker_tables,
-            {"": workers[""], **{server: workers[user] for server, user in routes.users}},
-        )
+        work = functools.partial(_written, routes, generation)
+        fds = await in_daemon_thread(work, undo=_discard)
+        outdated, outdated_too = self.table, self.worker_tables
+        self.table, *workers = map(Descriptor, fds)
+        by_user = dict(zip(["", *_users_of(routes)], workers, strict=True))
+        self.worker_tables = {"": by_user[""], **{server: by_user[user] for server, user in routes.users}}
         self.routes, self.generation = routes, generation
         self.context_keys = {server: _key(self._secret, server, user) for server, user in routes.users}
-        if written.masked_fd is not None:
-            self._keep_masked(generation, written.masked_fd)
         self._changed()
         for follow in tuple(self._followers):
             follow(generation)
@@ -270,40 +256,30 @@ def _computed(
     return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, kept, of_routed)
 
 
-class _Written:
-    """The descriptors of the table, of the workers' tables by user, and of the table without secrets, if there is one.
-
-    The table under "" has no routes.
-    """
-
-    def __init__(self) -> None:
-        self.fd = -1
-        self.by_user: dict[str, int] = {}
-        self.masked_fd: int | None = None
-
-    def discard(self) -> None:
-        """Close the descriptors."""
-        for fd in (self.fd, *self.by_user.values(), -1 if self.masked_fd is None else self.masked_fd):
-            if fd >= 0:
-                os.close(fd)
+def _users_of(routes: RouteSet) -> list[str]:
+    """The users of the routed servers, each once."""
+    return [*dict.fromkeys(user for _, user in routes.users)]
 
 
-def _written(routes: RouteSet, generation: int, *, masks: bool) -> _Written:
-    written = _Written()
+def _written(routes: RouteSet, generation: int) -> list[int]:
+    """The descriptors of the table, of a table for workers without routes, and of one for the workers of each user."""
+    made: list[int] = []
     try:
-        written.fd = write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded)
-        written.by_user[""] = write_table((), generation)
-        users = dict(routes.users)
-        for user in dict.fromkeys(users.values()):
-            own = {server for server, its in users.items() if its == user}
-            shown = routes_for_workers(routes.http, own if len(own) < len(users) else None)
-            written.by_user[user] = write_table(shown, generation)
-        if masks:
-            written.masked_fd = _masked_table(routes, generation, os.dup(written.fd))
+        made.append(write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded))
+        made.append(write_table((), generation))
+        for user in _users_of(routes):
+            own = {server for server, its in routes.users if its == user}
+            shown = routes_for_workers(routes.http, own if len(own) < len(routes.users) else None)
+            made.append(write_table(shown, generation))
     except BaseException:
-        written.discard()
+        _discard(made)
         raise
-    return written
+    return made
+
+
+def _discard(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _close(tables: Mapping[str, Descriptor]) -> None:

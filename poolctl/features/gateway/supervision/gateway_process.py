@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import wire
@@ -82,15 +83,18 @@ class GatewayProcess(SidecarProcess):
         if self._sent.pop(f"listener {key}", None) is not None:
             self.link.send({"t": "unlisten", "key": key})
 
+    def _keys(self, kind: str) -> set[str]:
+        return {name.removeprefix(f"{kind} ") for name in self._sent if name.startswith(f"{kind} ")}
+
     @property
     def listeners(self) -> set[str]:
         """The keys of the listeners that it was sent."""
-        return {name.removeprefix("listener ") for name in self._sent if name.startswith("listener ")}
+        return self._keys("listener")
 
     @property
     def servers(self) -> set[str]:
         """The names of the servers that it was sent."""
-        return {name.removeprefix("server ") for name in self._sent if name.startswith("server ")}
+        return self._keys("server")
 
     def certify(self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]) -> None:
         """Use this certificate on the listener for these host names; the first certificate also for all other hosts."""
@@ -100,10 +104,8 @@ class GatewayProcess(SidecarProcess):
     def certify_only(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Use no other certificates than these, by listeners: one that was renewed may have had other names."""
         for bind, of_listener in names.items():
-            current = {f"certificate {bind} {' '.join(each)}" for each in of_listener}
-            for name in [each for each in self._sent if each.startswith(f"certificate {bind} ")]:
-                if name not in current:
-                    del self._sent[name]
+            for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
+                del self._sent[f"certificate {bind} {names_before}"]
             message = {"t": "certified", "bind": bind, "names": [*map(list, of_listener)]}
             self._send(f"certified {bind}", message["names"], message)
 
@@ -170,21 +172,20 @@ class GatewayProcess(SidecarProcess):
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
         """Use these states of the machines behind URLs, and forget all others."""
-        known = {name.removeprefix("machine ") for name in self._sent if name.startswith("machine ")}
-        for host, state in states.items():
-            self._send(f"machine {host}", state, {"t": "machine", "state": to_json(state)})
-        for host in known - states.keys():
-            del self._sent[f"machine {host}"]
-            self.link.send({"t": "machine", "state": to_json(MachineState(host=host))})
+        self._report_states("machine", states, MachineState)
 
     def report_probes(self, states: Mapping[str, ProbeState]) -> None:
         """Use these results of probes of URLs, and of no others."""
-        known = {name.removeprefix("probe ") for name in self._sent if name.startswith("probe ")}
+        self._report_states("probed", states, ProbeState)
+
+    def _report_states(
+        self, order: str, states: Mapping[str, Any], kind: type[MachineState] | type[ProbeState]
+    ) -> None:
         for host, state in states.items():
-            self._send(f"probe {host}", state, {"t": "probed", "state": to_json(state)})
-        for host in known - states.keys():
-            del self._sent[f"probe {host}"]
-            self.link.send({"t": "probed", "state": to_json(ProbeState(host=host))})
+            self._send(f"{order} {host}", state, {"t": order, "state": to_json(state)})
+        for host in self._keys(order) - states.keys():
+            del self._sent[f"{order} {host}"]
+            self.link.send({"t": order, "state": to_json(kind(host=host))})
 
     def inform(self, connections: Mapping[str, int]) -> None:
         """Balance by these numbers of connections that the workers of servers have."""

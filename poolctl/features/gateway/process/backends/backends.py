@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from random import Random
 
 from poolctl.json_form import Table, to_json
@@ -41,7 +42,7 @@ class Backends:
         self.random = random or Random()
         self._event = event
         # Called for each connection that a route passes which balances by load; `hold` corrects their number.
-        self.on_passed: Callable[[], None] | None = None
+        self.on_passed: Callable[[], None] = lambda: None
         self._counts = counts or Counts()
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
@@ -95,7 +96,7 @@ class Backends:
         found = (
             known[1]
             if known is not None
-            else RouteBackends(route.alias, self.hosts, self.now, self.random, self._passed)
+            else RouteBackends(route.alias, self.hosts, self.now, self.random, lambda: self.on_passed())
         )
         self._routes[name] = route, found
         if known is None or known[0] != route:
@@ -221,32 +222,17 @@ class Backends:
             weights[target.key] = weights.get(target.key, 0) + target.weight
         former = {each.key: each for each in user.members}
         servers = {target.server for target in route.to}
-        return [
-            self._member(route, user, key, weight, key in servers, former.get(key))
-            for key, weight in weights.items()
-        ]
-
-    def _member(
-        self,
-        route: AnyRoute,
-        user: RouteBackends,
-        key: str,
-        weight: int,
-        is_server: bool,
-        former: Member | None,
-    ) -> Member:
-        backend = self._backends.get(key)
-        if backend is None:
-            backend = self._backends[key] = Backend(key, self._counts.backend(key), is_server)
-            self._report(backend)
-
-        def changed(state: BreakerState, why: str) -> None:
-            self._breaker_changed(key, state, why)
-
-        breaker = backend.breaker(route.breaker, former, changed)
-        limiter = backend.limiter(limits(route)[1], former)
-        made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
-        return made
+        found = []
+        for key, weight in weights.items():
+            backend = self._backends.get(key)
+            if backend is None:
+                backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
+                self._report(backend)
+            breaker = backend.breaker(route.breaker, former.get(key), partial(self._breaker_changed, key))
+            limiter = backend.limiter(limits(route)[1], former.get(key))
+            made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
+            found.append(made)
+        return found
 
     def _report(self, backend: Backend) -> None:
         if backend.is_server:
@@ -257,10 +243,6 @@ class Backends:
             if (state := self._probes.get(backend.key)) is not None:
                 backend.probed(state)
         backend.update(self.hosts)
-
-    def _passed(self) -> None:
-        if self.on_passed is not None:
-            self.on_passed()
 
     def _host_changed(self, host: str, state: HostState, why: str) -> None:
         backend = self._backends.get(host)

@@ -591,7 +591,7 @@ class RouteBackends:
         hosts: HostManager,
         now: Callable[[], float],
         random: Random,
-        on_passed: Callable[[], None] | None,
+        on_passed: Callable[[], None],
     ) -> None:
         self.alias = alias
         self.now = now
@@ -766,8 +766,7 @@ class RouteBackends:
         """A connection was handed over to the backend's workers."""
         if self.by_load:
             backend.held += 1
-            if self._on_passed is not None:
-                self._on_passed()
+            self._on_passed()
 
     def left(self, backend: Backend) -> None:
         """A request to the backend has ended."""

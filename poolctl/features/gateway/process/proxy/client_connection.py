@@ -44,7 +44,6 @@ from .request_head import (
     Forwarding,
     RoutedRequest,
     read_request,
-    refused,
     reported,
     response_fields,
     route_request,
@@ -756,7 +755,10 @@ class ClientConnection(asyncio.Protocol):
         except BadMessage as error:
             if self._request is not None:
                 self._buffer = data[self._request.end :]
-            refused(edge, error.status, self.http_version, self._request, self._forwarding, found_route)
+            edge.counts.refused(str(error.status), found_route.route.alias if found_route else "")
+            if self._request is not None and edge.access_log is not None:
+                sender = self._forwarding.sender_of(self._request)
+                edge.access_log.refused(self._request, sender, self.http_version, error.status)
             self.refuse(error.status)
         return True
 

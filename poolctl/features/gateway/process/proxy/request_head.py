@@ -249,20 +249,6 @@ class RoutedRequest(NamedTuple):
     servers: frozenset[str]
 
 
-def refused(
-    edge: Edge,
-    status: int,
-    http_version: str,
-    request: RequestHead | None,
-    forwarding: Forwarding,
-    routed: RoutedRequest | None,
-) -> None:
-    """Count a request that gets this status before it has a backend, and log it if it can be read."""
-    edge.counts.refused(str(status), routed.route.alias if routed else "")
-    if request is not None and edge.access_log is not None:
-        edge.access_log.refused(request, forwarding.sender_of(request), http_version, status)
-
-
 class _Fields(Mapping[str, str]):
     """The fields of a request by their names in lower case, found when they are asked for."""
 

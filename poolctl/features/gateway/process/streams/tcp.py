@@ -10,19 +10,16 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from poolctl.json_form import Table
+from poolctl.routing.route import StreamRoute
 
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
 from ..descriptor_limit import is_exhausted
+from ..edge import Edge
 from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
 from .stream import BackendAddresses, IdleOrder, SocketAddress
-
-if TYPE_CHECKING:
-    from poolctl.json_form import Table
-    from poolctl.routing.route import StreamRoute
-
-    from ..edge import Edge
 
 _BUFFER = bytearray(64 * 1024)
 _VIEW = memoryview(_BUFFER)
@@ -209,7 +206,7 @@ class TcpStream:
         """Watch the listeners, or stop it, as the state requires."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
-        wanted = wanted and self.edge.stream_share.may_accept(self)
+        wanted = wanted and self.edge.stream_share.may_accept(self.settle)
         if wanted is not self._accepting:
             self._accepting = wanted
             for listener in self._listeners:
@@ -222,7 +219,7 @@ class TcpStream:
         for number in range(_AT_ONCE):
             if not self._accepting:
                 return
-            if not self.edge.stream_share.may_accept(self):  # connections of other streams count, too
+            if not self.edge.stream_share.may_accept(self.settle):  # connections of other streams count, too
                 self.settle()
                 return
             if self.edge.descriptors.few():
@@ -390,9 +387,6 @@ class _StreamedConnection:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         status = backend.connect_ex(place.address)
         if status == errno.EINPROGRESS:
-            # On this machine it is connected by now: asking costs a tenth of waiting for the loop to say so.
-            status = backend.connect_ex(place.address)
-        if status in (errno.EINPROGRESS, errno.EALREADY):
             if seconds := self._stream.route.timeouts.connect:
                 self._timer = self._loop.call_later(seconds, self._connected, errno.ETIMEDOUT)
             self._loop.add_writer(backend.fileno(), self._connected)

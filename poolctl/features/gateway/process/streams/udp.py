@@ -7,17 +7,15 @@ import errno
 import resource
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from poolctl.json_form import Table
+from poolctl.routing.route import StreamRoute
 
 from ..backends.route_backends import Lease, RequestOutcome
 from ..counts import CONNECT
+from ..edge import Edge
 from .stream import BackendAddresses, IdleOrder
-
-if TYPE_CHECKING:
-    from poolctl.json_form import Table
-    from poolctl.routing.route import StreamRoute
-
-    from ..edge import Edge
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
