@@ -5,7 +5,7 @@ from poolctl.feature import Feature
 FEATURE = Feature(
     package=__name__,
     tables={"proxmox": "table:ProxmoxTable"},
-    supervisor="machines:Machines",
+    supervisor="inventory:Machines",
     # The last inventory stays in use, so every route is served.
     warnings={"proxmox": "check url, verify and the token, then run poolctl reload"},
 )

@@ -133,14 +133,9 @@ class ProxmoxApi:
         uptime = found.get("uptime")
         return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
-    async def start(self, guest: Guest) -> str:
-        """Begin to start the guest; returns the name of the task, "" if the answer has none."""
-        task = await self._ask("POST", f"{guest.path}/status/start")
-        return task if isinstance(task, str) else ""
-
-    async def shut_down(self, guest: Guest) -> str:
-        """Begin to shut the guest down; returns the name of the task, "" if the answer has none."""
-        task = await self._ask("POST", f"{guest.path}/status/shutdown")
+    async def order(self, guest: Guest, what: str) -> str:
+        """Begin to "start" the guest or to "shutdown"; returns the name of the task, "" if the answer has none."""
+        task = await self._ask("POST", f"{guest.path}/status/{what}")
         return task if isinstance(task, str) else ""
 
     async def failure(self, guest: Guest, task: str) -> str:

@@ -1,17 +1,23 @@
 """Starts stopped containers and virtual machines when a request needs them, each once at a time and not too often.
 
-Those that it has started can be stopped again; requests that come meanwhile wait, and have them started.
+Those that it has started are stopped again when no request has come for some time; requests that come meanwhile wait,
+and have them started. Others are left alone: those that were running, and those that somebody has started since.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from poolctl.features.gateway.process.settings import MachineState
+from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.monitor.event_queue import Events
+from poolctl.platform import replace_file
 from poolctl.units import format_duration
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
@@ -25,7 +31,20 @@ _MOST_FAILURES = 16  # more make no difference
 # A machine whose uptime is shorter than the time since our start, by more than this, was started by someone else.
 _UPTIME_SLACK_SECONDS = 60.0
 
+# The machines that were started, with their times, for the next supervisor.
+_FILE = "started-machines.json"
+# Looked at so often within the idle time, and at least so often.
+_LOOKS, _LONGEST_PAUSE_SECONDS = 4, 15.0
+
 logger = logging.getLogger("poolctl.supervisor")
+
+# The activity of the gateway's targets by their URLs; None while it does not answer.
+Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
+
+
+async def unknown_activities() -> Mapping[str, Activity] | None:
+    """For machines that are never idle."""
+    return None
 
 
 class _Case:
@@ -47,18 +66,23 @@ class _Case:
 class MachineStarter:
     """`states` are the machines' states, by the URLs that lead to them; `changed` is called when a state changes.
 
-    `started` holds the times of the machines that it has started, by VMID; `on_started` is called when that changes.
+    `started` holds the times of the machines that it, or an earlier supervisor, has started, by VMID.
     """
 
-    def __init__(self, events: Events, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, events: Events, changed: Callable[[], None], activities: Activities, state_directory: str
+    ) -> None:
         self._events = events
         self._changed = changed
+        self._activities = activities
+        self._path = os.path.join(state_directory, _FILE) if state_directory else ""
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
         self._cases: dict[int, _Case] = {}
-        self.started: dict[int, float] = {}
-        self.on_started: Callable[[], None] = lambda: None
+        self._quiet: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
+        self._watching: asyncio.Task[None] | None = None
+        self.started = self._read()
 
     @property
     def states(self) -> dict[str, MachineState]:
@@ -67,14 +91,11 @@ class MachineStarter:
             return {}
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
-    @property
-    def is_on(self) -> bool:
-        """Whether requests start machines."""
-        return self._table is not None and self._table.start
-
     def use(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
-        """Start them as this table says, through this API."""
+        """Start and stop them as this table says, through this API."""
         self._table, self._api = table, api
+        self._quiet.clear()
+        self._watch()
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
         """Manage these machines, which are behind these URLs. `read`: their states have just been read."""
@@ -113,10 +134,6 @@ class MachineStarter:
         else:
             case.asked = True
 
-    def urls(self, vmid: int) -> list[str]:
-        """The URLs that lead to this machine."""
-        return [url for url, guest in self._guests.items() if guest.vmid == vmid]
-
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
         """Stop the machine if it was started here, and is still idle once requests wait."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
@@ -125,7 +142,8 @@ class MachineStarter:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
     def close(self) -> None:
-        """Stop all work."""
+        """Start and stop no machine from now on."""
+        self._stop_watching()
         for case in self._cases.values():
             self._settle(case, "")
             if case.work is not None:
@@ -200,7 +218,7 @@ class MachineStarter:
         loop, limit_seconds = asyncio.get_running_loop(), self._table.start_timeout if self._table else 0.0
         began = loop.time()
         self._record("machine stop requested", guest, f"the {guest.title} is idle, and is stopped")
-        task = await api.shut_down(guest)
+        task = await api.order(guest, "shutdown")
         try:
             async with asyncio.timeout(limit_seconds):
                 while await api.status(guest) != STOPPED:
@@ -218,7 +236,8 @@ class MachineStarter:
 
     def _forget_started(self, vmid: int) -> None:
         if self.started.pop(vmid, None) is not None:
-            self.on_started()
+            self._quiet.pop(vmid, None)
+            self._started_changed()
 
     def _forget_stopped(self) -> None:
         """Forget started machines that were stopped by someone else."""
@@ -231,7 +250,7 @@ class MachineStarter:
         status = await api.status(guest)
         self._note(guest, status)
         now = asyncio.get_running_loop().time()
-        if status != STOPPED or self._table is None or not self.is_on:
+        if status != STOPPED or self._table is None or not self._table.start:
             self._settle(case, "")
         elif now >= case.not_before:
             await self._start(api, guest, case, self._table.start_timeout)
@@ -257,7 +276,7 @@ class MachineStarter:
             self._settle(case, "")
             if is_ours:
                 self.started[guest.vmid] = time.time()
-                self.on_started()
+                self._started_changed()
             self._record(
                 "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"
             )
@@ -280,7 +299,7 @@ class MachineStarter:
         """
         refusal, task = None, ""
         try:
-            task = await api.start(guest)
+            task = await api.order(guest, "start")
         except ApiError as error:
             refusal = error if error.status else None
         while True:
@@ -329,3 +348,59 @@ class MachineStarter:
             name=guest.name,
             severity=severity,
         )
+
+    # Idle machines.
+
+    def _watch(self) -> None:
+        self._stop_watching()
+        if self._table is not None and self._table.start and self._table.idle and self.started:
+            self._watching = asyncio.ensure_future(self._watch_idle(self._table.idle))
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    async def _watch_idle(self, idle_seconds: float) -> None:
+        while True:
+            await asyncio.sleep(min(idle_seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
+            await self._stop_idle(idle_seconds)
+
+    async def _stop_idle(self, idle_seconds: float) -> None:
+        now, found = asyncio.get_running_loop().time(), await self._activities()
+        for vmid in self.started:
+            activity = self._activity(vmid, found)
+            known, since = self._quiet.get(vmid, (None, now))
+            if activity is None or activity.in_progress or activity != known:
+                self._quiet[vmid] = activity or Activity(), now
+            elif now - since >= idle_seconds:
+                self._quiet[vmid] = activity, now  # if that fails, the next attempt is as much later
+                self.stop(vmid, partial(self._is_idle, vmid, activity))
+
+    async def _is_idle(self, vmid: int, known: Activity) -> bool:
+        """Whether no request has come since; requests that come from now on wait."""
+        return self._activity(vmid, await self._activities()) == known
+
+    def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:
+        """That of all URLs that lead to the machine; None where it is not known."""
+        urls = [url for url, guest in self._guests.items() if guest.vmid == vmid]
+        if found is None or not urls:
+            return None
+        its = [found.get(url, Activity()) for url in urls]
+        return Activity(sum(each.requests for each in its), sum(each.in_progress for each in its))
+
+    def _started_changed(self) -> None:
+        try:
+            if self._path:
+                replace_file(self._path, json.dumps(self.started).encode())
+        except OSError as error:
+            logger.warning("which machines were started is not known to the next supervisor: %s", error)
+        if self._watching is None or not self.started:
+            self._watch()
+
+    def _read(self) -> dict[int, float]:
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                return {int(vmid): float(at) for vmid, at in json.load(file).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}

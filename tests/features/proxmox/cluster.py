@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
-from poolctl.features.proxmox._inventory import ProxmoxInventory
+from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.features.proxmox.table import ProxmoxTable
 
 SECRET = "3d7a4b4e-51cb-4a2e-9c6d-000000000001"

@@ -81,13 +81,13 @@ def test_container_is_started_by_a_task_whose_failure_is_reported(pair: tuple[Pa
         api = ProxmoxApi(cluster.table(), ENVIRONMENT)
         assert await api.status(WEB) == "stopped"
         cluster.may_start.clear()
-        task = await api.start(WEB)
+        task = await api.order(WEB, "start")
         assert (task, await api.failure(WEB, task), await api.status(WEB)) == (UPID, "", "stopped")
         cluster.fails = "startup for container '101' failed"
         assert await api.failure(WEB, task) == cluster.fails
         cluster.fails = "WARNINGS: 1"
         assert await api.failure(WEB, task) == ""
-        error = await refused(api.start(DB))
+        error = await refused(api.order(DB, "start"))
         assert (str(error), error.status) == ("localhost answered 500 CT 102 already running", 500)
         assert cluster.starts() == [
             "POST /nodes/pve1/lxc/101/status/start",

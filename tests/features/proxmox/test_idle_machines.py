@@ -14,8 +14,8 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
-from poolctl.features.proxmox import _idle_machines, _machine_starter
-from poolctl.features.proxmox._inventory import ProxmoxInventory
+from poolctl.features.proxmox import _machine_starter
+from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
@@ -248,11 +248,11 @@ def test_without_idle_none_is_stopped(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin(idle=0.0)
         await stage.wake()
-        assert stage.inventory._idle._watching is None
+        assert stage.inventory.starter._watching is None
         # A reload that names it holds for those that run.
         await stage.begin()
         await stage.stopped()
-        await until(lambda: stage.inventory._idle._watching is None)
-        assert _idle_machines._LOOKS > 1
+        await until(lambda: stage.inventory.starter._watching is None)
+        assert _machine_starter._LOOKS > 1
 
     play(steps)

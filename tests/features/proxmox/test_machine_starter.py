@@ -12,7 +12,7 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.proxmox import _machine_starter
-from poolctl.features.proxmox._inventory import ProxmoxInventory
+from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target

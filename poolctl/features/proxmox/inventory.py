@@ -1,4 +1,4 @@
-"""Keeps the inventory of a Proxmox VE cluster, and the links of routes to its machines.
+"""Links the routes of a pool to the machines of a Proxmox VE cluster: what the feature does in the supervisor.
 
 While the API is away, the last inventory stays in force: no route depends on it.
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from poolctl.clock import Clock
-from poolctl.features.gateway.process.settings import MachineState
+from poolctl.config import Tables
+from poolctl.features.gateway.process.settings import Endpoint, MachineState
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
 from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.supervisor.feature_parts import PartSite
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
-from ._idle_machines import Activities, IdleMachines, unknown_activities
-from ._machine_links import Inventory, MachineLink, has_addresses, links_of
-from ._machine_starter import MachineStarter
+from ._machine_starter import Activities, MachineStarter, unknown_activities
 from .table import ProxmoxTable
 
 # Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
@@ -44,6 +47,113 @@ class _KnownAddresses(NamedTuple):
     former: frozenset[str]
 
 
+class MachineLink(NamedTuple):
+    """The machine behind a target; `guest` is None for a node itself."""
+
+    node: str
+    guest: Guest | None = None
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """An identity that stays when the machine moves within the cluster. A node has the VMID 0."""
+        return ("", self.guest.vmid) if self.guest else (self.node, 0)
+
+    @property
+    def title(self) -> str:
+        """The machine's name for people."""
+        return self.guest.title if self.guest else f"node {self.node}"
+
+
+class Inventory:
+    """The machines by name and by address. A name or address shared by several machines of a kind finds none."""
+
+    def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
+        self.nodes = tuple(nodes)
+        self.guests = tuple(guests)
+        self._nodes = _unambiguous(
+            [(each.name, each.addresses, MachineLink(each.name)) for each in self.nodes]
+        )
+        self._guests = _unambiguous(
+            [(each.name, each.addresses, MachineLink(each.node, each)) for each in self.guests]
+        )
+
+    def __repr__(self) -> str:
+        return f"<Inventory: {len(self.nodes)} nodes, {len(self.guests)} guests>"
+
+    def find(self, host: str, alias: str = "") -> MachineLink | None:
+        """The machine that the host of a target names, or else the alias of its route: a node before a guest.
+
+        A host is a name or an IP address; names are compared without case. One with a domain, "wiki.lan", is the
+        machine of that name, or else the one named "wiki".
+        """
+        words = [canonical(word) for word in (host, alias) if word]
+        labels = [label for word in words if (label := first_label(word))]
+        for those in (words, labels):
+            for machines in (self._nodes, self._guests):
+                for word in those:
+                    if (found := machines.get(word)) is not None:
+                        return found
+        return None
+
+
+def links_of(
+    routes: Iterable[Route | StreamRoute], inventory: Inventory
+) -> dict[tuple[str, str], MachineLink]:
+    """The machines behind the URLs of the routes, by alias and URL.
+
+    An alias names a machine only if the route has no other target.
+    """
+    found = {}
+    for route in routes:
+        alias = route.alias if len(route.to) == 1 else ""
+        for target in route.to:
+            if target.url and (link := inventory.find(host_of(target.url), alias)) is not None:
+                found[route.alias, target.url] = link
+    return found
+
+
+def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
+    """Whether the host of a target is an IP address, so that the machines' addresses have to be known."""
+    return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
+
+
+def host_of(url: str) -> str:
+    """The host of a target's URL, or of HOST:PORT; "" without one."""
+    try:
+        return Endpoint.of_url(url).host
+    except ValueError:
+        return ""
+
+
+def canonical(word: str) -> str:
+    """A name in lower case, or an IP address in its canonical spelling."""
+    try:
+        return str(ip_address(word.partition("%")[0]))
+    except ValueError:
+        return word.lower().removesuffix(".")
+
+
+def first_label(word: str) -> str:
+    """The name before the domain of a canonical host name; "" for an address, and for a name without a domain."""
+    label, dot, _ = word.partition(".")
+    return label if dot and ":" not in word and not word.rpartition(".")[2].isdigit() else ""
+
+
+def _is_address(word: str) -> bool:
+    try:
+        return not ip_address(word.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) -> dict[str, MachineLink]:
+    words = [
+        (word, link) for name, addresses, link in machines for word in {canonical(name), *addresses} if word
+    ]
+    counts = Counter(word for word, _ in words)
+    return {word: link for word, link in words if counts[word] == 1}
+
+
 class ProxmoxInventory:
     """`problem` says why it cannot be read now, "" if it can. `starter` starts machines, and has their states.
 
@@ -62,8 +172,7 @@ class ProxmoxInventory:
         self.problem = ""
         self.inventory = Inventory()
         self.links: dict[tuple[str, str], MachineLink] = {}  # by the alias of the route and the URL
-        self.starter = MachineStarter(events, changed)
-        self._idle = IdleMachines(self.starter, activities, state_directory)
+        self.starter = MachineStarter(events, changed, activities, state_directory)
         self._events = events
         self._clock = clock or Clock()
         self._table: ProxmoxTable | None = None
@@ -83,9 +192,9 @@ class ProxmoxInventory:
         if table is None:
             self.close()
             self.problem = ""
-            self._apply(Inventory())
+            self.inventory = Inventory()
+            self._link(read=True)
             return
-        self._idle.follow(table.idle if table.start else 0.0)
         self._due.set()
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_often())
@@ -112,7 +221,6 @@ class ProxmoxInventory:
             if task is not None:
                 task.cancel()
         self._reading = self._linking = None
-        self._idle.close()
         self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
@@ -121,20 +229,14 @@ class ProxmoxInventory:
         for url in dict.fromkeys(target.url for target in route.to if target.url):
             if (link := self.links.get((route.alias, url))) is None:
                 continue
-            guest = link.guest
-            if guest is None:
-                found.append(MachineReport(to=url, kind=_NODE, node=link.node, name=link.node))
+            if (guest := link.guest) is None:
+                report = MachineReport(to=url, kind=_NODE, node=link.node, name=link.node)
             else:
-                found.append(
-                    MachineReport(
-                        to=url,
-                        kind=guest.kind,
-                        node=guest.node,
-                        vmid=guest.vmid,
-                        name=guest.name,
-                        state=self.starter.status(url),
-                    )
+                state = self.starter.status(url)
+                report = MachineReport(
+                    to=url, kind=guest.kind, node=guest.node, vmid=guest.vmid, name=guest.name, state=state
                 )
+            found.append(report)
         return tuple(found)
 
     async def _read_often(self) -> None:
@@ -159,7 +261,11 @@ class ProxmoxInventory:
             logger.exception("the inventory of %s could not be read", api.host)
             self._unavailable(f"{api.host}: the inventory could not be read; see supervisor.log")
             return
-        self._available(api, nodes, guests)
+        if self.problem:
+            self.problem = ""
+            self._events.record("pool", "proxmox available", message=f"{api.host} answers again")
+        self.inventory = Inventory(nodes, guests)
+        self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
         """The guests, with addresses if a target is an address. Raises ApiError if there is no answer at all.
@@ -210,16 +316,6 @@ class ProxmoxInventory:
             self._events.record("pool", "proxmox unavailable", message=message, severity="warning")
         self.problem = why
 
-    def _available(self, api: ProxmoxApi, nodes: Sequence[Node], guests: Sequence[Guest]) -> None:
-        if self.problem:
-            self.problem = ""
-            self._events.record("pool", "proxmox available", message=f"{api.host} answers again")
-        self._apply(Inventory(nodes, guests))
-
-    def _apply(self, inventory: Inventory) -> None:
-        self.inventory = inventory
-        self._link(read=True)
-
     def _link(self, *, read: bool) -> None:
         """Find the machines of the routes in the inventory, which has just been `read`, or is an older one."""
         self._newly_read = self._newly_read or read
@@ -265,3 +361,43 @@ class ProxmoxInventory:
             vmid=link.guest.vmid if link.guest else 0,
             name=link.guest.name if link.guest else link.node,
         )
+
+
+class Machines(GatewayPart):
+    """Has the gateway's routes linked to machines, once there is a gateway."""
+
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        self._table: ProxmoxTable | None = None
+        self._inventory: ProxmoxInventory | None = None
+
+    def follow(self, tables: Tables) -> None:
+        """See FeaturePart."""
+        self._table = tables.get(ProxmoxTable)
+        if self._inventory is not None:
+            self._read(self._inventory)
+
+    def connect(self, gateway: GatewayManager) -> None:
+        """See GatewayPart."""
+        self._inventory = ProxmoxInventory(
+            self.site.events,
+            gateway.report_machines,
+            activities=gateway.activities,
+            state_directory=self.site.environment.state_directory,
+        )
+        self._read(self._inventory)
+        gateway.find_machines(self._inventory)
+
+    @property
+    def not_served(self) -> Iterable[str]:
+        """See GatewayPart."""
+        problem = "" if self._inventory is None else self._inventory.problem
+        return [f"[proxmox]: {problem}"] if problem else []
+
+    async def stop_serving(self) -> None:
+        """See FeaturePart."""
+        if self._inventory is not None:
+            self._inventory.close()
+
+    def _read(self, inventory: ProxmoxInventory) -> None:
+        inventory.follow(self._table, self.site.environment.configuration.environment)
