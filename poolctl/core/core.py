@@ -33,9 +33,8 @@ from .decide import (
     View,
     decide,
 )
-from .failures import LAST_LINES, LINES_READ, explaining, is_quoted, last_lines
 from .health_checks import HealthChecks
-from .perform import Executor, StackReports
+from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explaining, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
 from .server_files import certificate_ends, digests, restore_certificate
@@ -233,7 +232,7 @@ class Core:
             if worker.unstoppable:
                 self._executor.perform(entry, Stop(worker.id))
         if kill:
-            self._executor.hooks.kill(entry)
+            self._executor.kill_hook(entry)
             for worker in entry.observed.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
@@ -689,7 +688,7 @@ class Core:
 
     def adopt_hook(self, entry: Entry, name: str, placement: Placement) -> None:
         """Adopt a running hook of the server that the previous supervisor started."""
-        self._executor.hooks.begin(entry, RunningHook(name, placement))
+        self._executor.run_hook(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
         """Continue with an adopted server, whose serving generation may be newer than recorded, or be leaving."""

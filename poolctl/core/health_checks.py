@@ -11,7 +11,7 @@ from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
-from .decide import LEAVING
+from .decide import LEAVING, Phase
 from .server_entry import Entry, Worker
 from .servers import Recorder, Workqueue
 
@@ -30,7 +30,6 @@ class HealthChecks:
         self._runner = runner
         self._queue = queue
         self._recorder = recorder
-        self._probes: dict[str, dict[str, WorkerProbes]] = {}  # by server and worker
         self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
@@ -42,76 +41,58 @@ class HealthChecks:
 
     def look(self, entry: Entry) -> None:
         """Start or stop the probes of the entry's workers after the entry has changed."""
-        probed = self._probes.get(entry.name, {})
-        if not probed and not entry.config.health.probed:
-            if entry.name in self._known or any(worker.stuck for worker in entry.observed.workers.values()):
-                self._note(entry)
-            return
-        for worker_id, probes in list(probed.items()):
-            there = entry.observed.workers.get(worker_id)
-            # A worker that takes the place of one that has died has the same name.
-            if there is None or there.phase in LEAVING or there.placement is not probes.placement:
-                probes.stop()
-                self._drop(entry, worker_id)
-        for worker in entry.observed.ready:
-            self._attend_to(entry, worker)
+        for worker in list(entry.observed.workers.values()):
+            if worker.phase in LEAVING:
+                self.end(worker)
+            elif worker.phase is Phase.READY:
+                self._attend_to(entry, worker)
         self._note(entry)
+
+    def end(self, worker: Worker) -> None:
+        """Stop the probes of the worker."""
+        if worker.probes is not None:
+            worker.probes.stop()
+            worker.probes = None
 
     def message(self, entry: Entry, worker: Worker) -> str:
         """The problem that a heartbeat or probe has found in the worker, or ""."""
         if worker.stuck:
             return _is_stuck(worker)
-        probes = self.probes(entry, worker)
-        return probes.message if probes is not None else ""
+        return worker.probes.message if worker.probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
         """The first problem found in any of the server's workers, or ""."""
         found = (self.message(entry, worker) for worker in list(entry.observed.workers.values()))
         return next((message for message in found if message), "")
 
-    def probes(self, entry: Entry, worker: Worker) -> WorkerProbes | None:
-        """The probes of the worker; None while it is not probed."""
-        return self._probes.get(entry.name, {}).get(worker.id)
-
     def latency_seconds(self, entry: Entry) -> float | None:
         """The longest of the last probe latencies of the server's workers; None without probes."""
-        probes = [self.probes(entry, worker) for worker in list(entry.observed.workers.values())]
+        probes = [worker.probes for worker in list(entry.observed.workers.values())]
         found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
 
     def _attend_to(self, entry: Entry, worker: Worker) -> None:
-        probes = self.probes(entry, worker)
-        if probes is None or probes.health != worker.config.health:
-            if not worker.config.health.probed:
-                if probes is not None:
-                    probes.stop()
-                self._drop(entry, worker.id)
-                worker.health = Status.UNKNOWN
-                return
-            probes = self._make(entry, worker)
-            probes.start(worker.health)
-        elif not probes.started:
-            # It has just passed.
-            worker.health = Status.OK
-            probes.start(Status.OK)
+        probes, health = worker.probes, worker.config.health
+        if probes is not None and probes.health == health:
+            if not probes.started:
+                # It has just passed.
+                worker.health = Status.OK
+                probes.start(Status.OK)
+        elif health.probed:
+            self._make(entry, worker).start(worker.health)
+        else:
+            self.end(worker)
+            worker.health = Status.UNKNOWN
 
     def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
         # Most pools have no probes, and need not import their module.
         from poolctl.probes.worker_probes import WorkerProbes
 
+        self.end(worker)
         probed = partial(self._probed, entry, worker)
-        probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
-        if (former := self.probes(entry, worker)) is not None:
-            former.stop()
-        self._probes.setdefault(entry.name, {})[worker.id] = probes
-        return probes
-
-    def _drop(self, entry: Entry, worker_id: str) -> None:
-        probes = self._probes.get(entry.name, {})
-        probes.pop(worker_id, None)
-        if not probes:
-            self._probes.pop(entry.name, None)
+        worker.probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
+        return worker.probes
 
     def _probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
         """Apply a new result of a probe of the worker."""

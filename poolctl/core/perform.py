@@ -1,19 +1,26 @@
-"""Performs the decided actions on listeners, workers and hooks, and records their outcome in the entries."""
+"""Performs the decided actions on listeners, workers and hooks, and records their outcome in the entries.
+
+Also the failures of servers: their messages and hints, and the cause found in the output of a program.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import random
+import re
 import signal
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
-from poolctl.errors import PoolStopError, ServerError
+from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
 from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
@@ -42,19 +49,7 @@ from .decide import (
     Spawn,
     Stop,
     judge,
-)
-from .failures import (
-    LAST_LINES,
-    LINES_READ,
-    cause_of,
-    explained,
-    explaining,
-    failure_of,
-    given_up,
-    is_quoted,
-    last_lines,
-    note_failure,
-    restarting,
+    restarts_within,
 )
 from .health_checks import HealthChecks
 from .schedules import end_run, moment_text
@@ -66,6 +61,183 @@ if TYPE_CHECKING:
     from poolctl.runners.stack_report import WorkerStacks
 
 logger = logging.getLogger("poolctl.supervisor")
+
+
+_MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
+_FIXES = {
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: "raise the machine's limit of open files: fs.file-max",
+    errno.ENOSPC: "free some space",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u, or the container's",
+}
+
+# The output of one start: most of a traceback says nothing to an operator.
+LINES_READ = 500
+LAST_LINES = 5  # maximum number of explanatory lines shown
+_LONGEST_CHARACTERS = 300
+_IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
+# Compiled when they are used: a supervisor whose servers start needs none of them.
+_FRAME = r'\s+File ".+", line [0-9]'
+_LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
+# The margin of an exception group: "  | " of a line, "  +-+-" between two.
+_GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
+# Messages of uvicorn about the course of a worker.
+_COURSE = (
+    r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
+    r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
+)
+# Lines that node prints around an error: where it was thrown, its stack, its properties, the version.
+_NODE = (
+    r"node:\S+:[0-9]+$|\s+throw \w+;|\s+\^+$|\s+at .*[0-9]\)?( \{)?$|Emitted 'error' event on|\}$|Node\.js v[0-9]"
+    r"|\s+(code|errno|syscall|address|port|path|dest|requireStack): |Require stack:$"
+)
+# "ValueError: …", "shop.errors.Refused: …", "Error [ERR_X]: …", "panic: …", "error: …".
+_ERROR = (
+    r"(Uncaught )?([\w.$]*(Error|Exception|Exit|Interrupt)\b|[\w.]+\.[A-Z]\w+|(?i:panic|fatal|error))"
+    r"( \[\w+\])?: ?\S"
+)
+_TAKEN = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
+# After a colon, "port" or the host of a tuple of Python.
+_PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
+_SECONDS = 60  # numbers below 60 may belong to a time of day
+# Maximum time that commands and failure reports wait for the output of a server.
+LOGS_SECONDS = 5.0
+
+
+def note_failure(entry: Entry, failure: ServerError) -> None:
+    """Note that an attempt to start or stop the server has failed."""
+    entry.observed.failures += 1
+    entry.observed.failure = failure
+
+
+def failure_of(
+    entry: Entry,
+    message: str,
+    hint: str | None = None,
+    kind: type[PoolError] = PoolStartError,
+    *,
+    cause: Exception | None = None,
+) -> ServerError:
+    """The failure of a server as an error, with the error code of the attempt.
+
+    The server's output is the hint unless another hint is given.
+    """
+    if hint is None:
+        hint = f"poolctl logs {entry.name}"
+    failure = ServerError(
+        message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
+    )
+    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the failure.
+    original = cause.__cause__ if isinstance(cause, ServerError) else cause
+    failure.__cause__ = None if original is None else original.with_traceback(None)
+    return failure
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """The message and the hint for an exception of a runner.
+
+    An unexpected exception is logged: the server has failed in any case, and no exception may be lost.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the machine refuses a worker: {os.strerror(error.errno)}", _FIXES.get(error.errno, "")
+    if not isinstance(error, (ServerError, WorkerFailed, OSError)):
+        logger.error("not expected of a runner", exc_info=error)
+    return getattr(error, "message", str(error)), getattr(error, "hint", "")
+
+
+def restarting(delay_seconds: float, count: int) -> str:
+    """A sentence about the restart after an exit: its delay, and its number within the window."""
+    # Random parts of a pause are of no interest.
+    pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
+    when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
+    return f"{when} ({_ordinal(count)} time)" if count > 1 else when
+
+
+def given_up(entry: Entry, restarts: int = 0) -> str:
+    """A sentence about a final exit: the number of restarts before it, and where to find the output."""
+    after = (
+        f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
+    )
+    return f"{after}: poolctl logs {entry.name}"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number // 10 % 10 != 1 else "th"
+    return f"{number}{ending}"
+
+
+async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
+    """The last lines that the server wrote since a time (epoch); empty if its runner keeps no output or is slow."""
+    logs = runner.capabilities.logs
+    if logs is None:
+        return []
+    try:
+        async with asyncio.timeout(LOGS_SECONDS):
+            return await logs.logs(name, lines, since)
+    except (TimeoutError, OSError):
+        return []
+
+
+class Cause(NamedTuple):
+    """The output line that gives the reason for an exit ("" if none), and whether its own address was in use."""
+
+    text: str = ""
+    own_address: bool = False
+
+
+def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> Cause:
+    """The reason that a server's program gave in its output before it ended.
+
+    An error about its own address takes precedence, then the last error, then the last line if the program `refused` to
+    continue.
+    """
+    found = [line.strip() for line in explaining(lines)]
+    taken = [line for line in found if re.search(_TAKEN, line, re.IGNORECASE)]
+    if any(server.address.port in _ports_in(line) for line in taken):
+        by_whom = "" if server.binds_itself else " (by this pool)"
+        return Cause(f"address {server.key} is in use{by_whom}", own_address=True)
+    last = next((line for line in reversed(found) if line in taken or re.match(_ERROR, line)), "")
+    text = last or (found[-1] if found and refused else "")
+    return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
+
+
+def is_quoted(line: str, message: str) -> bool:
+    """Whether the failure's message already contains the line or names the same error."""
+    _, error, text = line.rpartition("Error: ")
+    return text in message if error else message.endswith(text)
+
+
+def _ports_in(line: str) -> set[int]:
+    """The port numbers that occur in the line."""
+    found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
+    return {port for port in found if port >= _SECONDS}
+
+
+def explaining(lines: Iterable[str]) -> list[str]:
+    """The lines that may explain a failure; for a traceback, the error and its place in the application.
+
+    Omits uvicorn's reports of a worker's course and node's stacks.
+    """
+    found = []
+    place = ""
+    in_traceback = True  # the lines may begin within one
+    of_node = False
+    for line in lines:
+        text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
+        if re.match(r"Node\.js v[0-9]|node:\S+:[0-9]+$", line):
+            of_node = True
+        if "Traceback (most recent call last):" in line:
+            in_traceback, place = True, ""
+        elif in_traceback and text[:1].isspace():
+            if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
+                place = text.strip()
+        elif not (in_traceback and text.startswith("--")):
+            in_traceback = text != line  # the rest of an exception group
+            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
+                found += [place, text] if place else [text]
+                place = ""
+    return [line for line in found if not re.match(_NODE, line)] if of_node else found
 
 
 # No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
@@ -138,132 +310,6 @@ class StackReports:
 _NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
 
 
-class ServerHooks:
-    """Runs the hooks of servers, one at a time for each server.
-
-    A start waits for its hook, and fails if the hook fails; a stop only waits.
-    """
-
-    def __init__(self, runner: Runner, clock: Clock, queue: Workqueue, recorder: Recorder) -> None:
-        self._runner = runner
-        self._clock = clock
-        self._queue = queue
-        self._recorder = recorder
-
-    def begin(self, entry: Entry, hook: RunningHook) -> None:
-        """Run the hook. A hook that has a placement was started by another supervisor."""
-        entry.hooks.running = hook
-        self._queue.run(self._run(entry, hook))
-
-    def end(self, entry: Entry) -> None:
-        """Ask the running hook to end; kill it after the server's `stop_timeout`."""
-        assert entry.hooks.running is not None
-        entry.hooks.running.ends = True
-        if entry.hooks.running.placement is not None:
-            self._queue.run(self._stop(entry.hooks.running.placement, entry.config.stop_timeout))
-
-    def kill(self, entry: Entry) -> None:
-        """Kill the running hook at once, and run none after the stop in progress."""
-        if entry.hooks.after_stop_due:
-            entry.observed.warnings.append(
-                f"{entry.name}: was killed: hooks.after_stop was not run to its end"
-            )
-            entry.hooks.after_stop_due = False
-        if entry.hooks.running is not None:
-            entry.hooks.running.ends = True
-            if entry.hooks.running.placement is not None:
-                self._queue.run(self._stop(entry.hooks.running.placement, 0))
-
-    async def _run(self, entry: Entry, hook: RunningHook) -> None:
-        begun_at = self._clock.time()
-        exit_, hint = await self._outcome(entry, hook)
-        message = ""
-        if not (exit_.ok or hook.ends):
-            how = exit_.message if exit_.signal is None else f"was {exit_.message}"
-            message = await self._message(entry, f"hooks.{hook.name} {how}", begun_at)
-        entry.hooks.running = None
-        if hook.name == BEFORE_START:
-            self._started(entry, hook, exit_, message, hint, begun_at)
-        else:
-            entry.hooks.after_stop_due = False
-            if message:
-                self._report(entry, message)
-        self._queue.touch(entry, progressed=True)
-
-    async def _outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
-        """How the hook ended, or why it was not begun, and a hint."""
-        config = entry.config
-        if hook.name == BEFORE_START:
-            limit = config.start_timeout
-        else:
-            limit = config.stop_timeout
-            if entry.desired.stop_seconds is not None:
-                limit = min(limit, entry.desired.stop_seconds)
-        hooks = self._runner.capabilities.hooks
-        if hook.placement is None:
-            if config.hooks is None or not getattr(config.hooks, hook.name):
-                return Exit.from_status(0), ""  # a reload took it out while the start or the stop waited
-            if hooks is None:
-                return Exit(message="cannot be run"), _NOT_HERE
-            try:
-                hook.placement = await hooks.begin_hook(config, hook.name)
-            except Exception as error:
-                message, hint = explained(error)
-                return Exit(message=f"cannot be run: {message}"), hint
-        exit_ = await self._end_of(hook, hook.placement, limit)
-        hint = f"poolctl logs {entry.name}"
-        if exit_.status is None and exit_.signal is None:
-            which = "start_timeout" if hook.name == BEFORE_START else "stop_timeout"
-            hint += f"; {which} says how long it may take"
-        return exit_, hint
-
-    async def _end_of(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
-        """The exit of the hook; without status and signal if it exceeded its time limit."""
-        ending = asyncio.ensure_future(self._runner.watch(placement))
-        if hook.ends:
-            # That was decided before it had a process.
-            await self._stop(placement, 0)
-        await asyncio.wait({ending}, timeout=limit_seconds)
-        if ending.done():
-            return ending.result()
-        await self._stop(placement, 0)
-        await ending
-        return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
-
-    async def _stop(self, placement: Placement, seconds: float) -> None:
-        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
-        with contextlib.suppress(TimeoutError):
-            await self._runner.stop(placement, seconds)
-
-    async def _message(self, entry: Entry, message: str, since: float) -> str:
-        """The message with the reason that the hook printed."""
-        lines = await last_lines(self._runner, entry.name, LINES_READ, since)
-        reason = cause_of(lines, entry.config).text
-        return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
-
-    def _started(
-        self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
-    ) -> None:
-        if hook.ends:
-            return  # it is run again if the server has been started meanwhile
-        if not message:
-            entry.hooks.before_start_due = False
-        elif entry.wanted:
-            # The lines that it printed belong to the report of the failure.
-            entry.observed.failed_since = begun_at
-            entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
-            note_failure(entry, failure_of(entry, message, hint))
-            entry.become(Desired.FAILED)
-
-    def _report(self, entry: Entry, message: str) -> None:
-        entry.observed.warnings.append(f"{entry.name}: {message}")
-        logger.warning("%s: %s", entry.name, message)
-        cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
-        self._recorder.record(
-            "lifecycle", "hook failed", server=entry.name, bind=entry.config.key, message=message, cause=cause
-        )
-
-
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
 # Time for a worker whose event loop is stuck to end by itself, in case it comes round.
@@ -291,7 +337,6 @@ class Executor:
         stacks: StackReports,
         recorder: Recorder,
     ) -> None:
-        self.hooks = ServerHooks(runner, clock, queue, recorder)
         self._runner = runner
         self._sleep = runner.capabilities.sleep
         self._clock = clock
@@ -348,9 +393,9 @@ class Executor:
             case FallAsleep():
                 self._fall_asleep(entry)
             case RunHook(hook):
-                self.hooks.begin(entry, RunningHook(hook))
+                self.run_hook(entry, RunningHook(hook))
             case EndHook():
-                self.hooks.end(entry)
+                self.end_hook(entry)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
         config = entry.config_of(generation)
@@ -521,6 +566,121 @@ class Executor:
     ) -> None:
         if worker.ready_at is None:
             self._dismiss(entry, newest)
+
+    # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop only waits.
+
+    def run_hook(self, entry: Entry, hook: RunningHook) -> None:
+        """Run the hook. A hook that has a placement was started by another supervisor."""
+        entry.hooks.running = hook
+        self._queue.run(self._run_hook(entry, hook))
+
+    def end_hook(self, entry: Entry) -> None:
+        """Ask the running hook to end; kill it after the server's `stop_timeout`."""
+        assert entry.hooks.running is not None
+        entry.hooks.running.ends = True
+        if entry.hooks.running.placement is not None:
+            self._queue.run(self._stop_hook(entry.hooks.running.placement, entry.config.stop_timeout))
+
+    def kill_hook(self, entry: Entry) -> None:
+        """Kill the running hook at once, and run none after the stop in progress."""
+        if entry.hooks.after_stop_due:
+            entry.observed.warnings.append(
+                f"{entry.name}: was killed: hooks.after_stop was not run to its end"
+            )
+            entry.hooks.after_stop_due = False
+        if entry.hooks.running is not None:
+            entry.hooks.running.ends = True
+            if entry.hooks.running.placement is not None:
+                self._queue.run(self._stop_hook(entry.hooks.running.placement, 0))
+
+    async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
+        begun_at = self._clock.time()
+        exit_, hint = await self._hook_outcome(entry, hook)
+        message = ""
+        if not (exit_.ok or hook.ends):
+            how = exit_.message if exit_.signal is None else f"was {exit_.message}"
+            message = await self._hook_message(entry, f"hooks.{hook.name} {how}", begun_at)
+        entry.hooks.running = None
+        if hook.name == BEFORE_START:
+            self._start_hook_ended(entry, hook, exit_, message, hint, begun_at)
+        else:
+            entry.hooks.after_stop_due = False
+            if message:
+                self._report_hook(entry, message)
+        self._queue.touch(entry, progressed=True)
+
+    async def _hook_outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+        """How the hook ended, or why it was not begun, and a hint."""
+        config = entry.config
+        if hook.name == BEFORE_START:
+            limit = config.start_timeout
+        else:
+            limit = config.stop_timeout
+            if entry.desired.stop_seconds is not None:
+                limit = min(limit, entry.desired.stop_seconds)
+        hooks = self._runner.capabilities.hooks
+        if hook.placement is None:
+            if config.hooks is None or not getattr(config.hooks, hook.name):
+                return Exit.from_status(0), ""  # a reload took it out while the start or the stop waited
+            if hooks is None:
+                return Exit(message="cannot be run"), _NOT_HERE
+            try:
+                hook.placement = await hooks.begin_hook(config, hook.name)
+            except Exception as error:
+                message, hint = explained(error)
+                return Exit(message=f"cannot be run: {message}"), hint
+        exit_ = await self._end_of_hook(hook, hook.placement, limit)
+        hint = f"poolctl logs {entry.name}"
+        if exit_.status is None and exit_.signal is None:
+            which = "start_timeout" if hook.name == BEFORE_START else "stop_timeout"
+            hint += f"; {which} says how long it may take"
+        return exit_, hint
+
+    async def _end_of_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
+        """The exit of the hook; without status and signal if it exceeded its time limit."""
+        ending = asyncio.ensure_future(self._runner.watch(placement))
+        if hook.ends:
+            # That was decided before it had a process.
+            await self._stop_hook(placement, 0)
+        await asyncio.wait({ending}, timeout=limit_seconds)
+        if ending.done():
+            return ending.result()
+        await self._stop_hook(placement, 0)
+        await ending
+        return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
+
+    async def _stop_hook(self, placement: Placement, seconds: float) -> None:
+        # Wait even for a process that SIGKILL does not end: its server cannot be started earlier.
+        with contextlib.suppress(TimeoutError):
+            await self._runner.stop(placement, seconds)
+
+    async def _hook_message(self, entry: Entry, message: str, since: float) -> str:
+        """The message with the reason that the hook printed."""
+        lines = await last_lines(self._runner, entry.name, LINES_READ, since)
+        reason = cause_of(lines, entry.config).text
+        return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
+
+    def _start_hook_ended(
+        self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
+    ) -> None:
+        if hook.ends:
+            return  # it is run again if the server has been started meanwhile
+        if not message:
+            entry.hooks.before_start_due = False
+        elif entry.wanted:
+            # The lines that it printed belong to the report of the failure.
+            entry.observed.failed_since = begun_at
+            entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
+            note_failure(entry, failure_of(entry, message, hint))
+            entry.become(Desired.FAILED)
+
+    def _report_hook(self, entry: Entry, message: str) -> None:
+        entry.observed.warnings.append(f"{entry.name}: {message}")
+        logger.warning("%s: %s", entry.name, message)
+        cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
+        self._recorder.record(
+            "lifecycle", "hook failed", server=entry.name, bind=entry.config.key, message=message, cause=cause
+        )
 
     # Workers that start.
 
@@ -763,6 +923,7 @@ class Executor:
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Handle the end of a worker, whether it was stopped or ended by itself."""
         entry.observed.workers.pop(worker.id, None)
+        self._health.end(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._unordered_end(entry, worker, exit_)

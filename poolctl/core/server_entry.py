@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -29,6 +29,9 @@ from .decide import (
     View,
     WorkerView,
 )
+
+if TYPE_CHECKING:
+    from poolctl.probes.worker_probes import WorkerProbes
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
@@ -71,6 +74,7 @@ class Worker:
     out: bool = False  # taken out of rotation
     resting: bool = False  # it leaves accepting to others
     health: Status = Status.UNKNOWN  # the result of its probes
+    probes: WorkerProbes | None = None  # None while it is not probed
     left: bool = False  # it no longer accepts
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
     files_before: dict[str, str] = field(default_factory=dict)  # of the files that its server had in use

@@ -304,7 +304,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
                 phase=worker.phase.value,
                 health=worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
                 resting=worker.resting,
-                probes=_probes(core.health.probes(entry, worker)),
+                probes=_probes(worker.probes),
                 placed_at=worker.placed_at or None,
             )
             for worker in entry.observed.workers.values()
