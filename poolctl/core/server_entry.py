@@ -451,12 +451,8 @@ class Entry:
         return bool(self.observed.workers) or not (self.rests or self._may_sleep)
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """The server's state in one word (see the documentation of states)."""
-        return self._state.value
-
-    @property
-    def _state(self) -> State:
         if self.desired.state.rests:
             if self.observed.workers or self.cleans_up:
                 return State.STOPPING
@@ -511,7 +507,7 @@ class Entry:
         """
         if self.on_schedule:
             return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
-        return Status.KO if self._state is State.FAILED else self.health_of_workers
+        return Status.KO if self.state is State.FAILED else self.health_of_workers
 
     @property
     def health_of_workers(self) -> Status:

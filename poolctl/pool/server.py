@@ -662,7 +662,7 @@ class Host:
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
         if entry.rests and not entry.observed.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
-        state, is_ready = State(entry.state), entry.ready
+        state, is_ready = entry.state, entry.ready
         ready = entry.observed.ready
         probed = any(worker.config.health.probed for worker in ready)
         listening = entry.listener.bound if entry.listener.state is Listener.OPEN else None

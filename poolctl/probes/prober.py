@@ -32,44 +32,6 @@ OnResult = Callable[[str], None]
 _ENDED = "it closed the connection"
 
 
-class ProbeReply(Protocol):
-    """A reader of one reply; for HTTP it is a ResponseReader."""
-
-    status: int
-
-    @property
-    def body(self) -> bytes:
-        """The reply's content."""
-        ...
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the connection can be reused; valid once the reply is complete."""
-        ...
-
-    def feed(self, data: bytes) -> bool:
-        """Add received bytes; returns whether the reply is complete. Raises BadMessage."""
-        ...
-
-    def end(self) -> bool:
-        """Handle the end of the connection. Returns whether the reply is complete."""
-        ...
-
-
-class ProbeRequest(Protocol):
-    """The bytes to send, and the judgement of the reply."""
-
-    payload: bytes
-
-    def new_reply(self) -> ProbeReply:
-        """A new reader for the reply."""
-        ...
-
-    def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
-        """Call `on_result`, now or later, with the problem of the complete reply, or ""."""
-        ...
-
-
 class ProbeConnection(asyncio.Protocol):
     """A connection for one probe at a time.
 
@@ -79,8 +41,8 @@ class ProbeConnection(asyncio.Protocol):
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         self._sock = sock
         self._transport: asyncio.Transport | None = None
-        self._request: ProbeRequest | None = None
-        self._reply: ProbeReply | None = None
+        self._request: Request | None = None
+        self._reply: Reply | None = None
         self._on_result: OnResult | None = None
         self.replies = 0
         self.replying = False  # a part of the current reply has arrived
@@ -88,7 +50,7 @@ class ProbeConnection(asyncio.Protocol):
         self._opening = asyncio.ensure_future(self._open(context))
         self._opening.add_done_callback(self._opened)
 
-    def send(self, request: ProbeRequest, on_result: OnResult) -> None:
+    def send(self, request: Request, on_result: OnResult) -> None:
         """Send the request; `on_result` is called once. One request at a time."""
         self._request, self._reply, self._on_result = request, request.new_reply(), on_result
         self.replying = False
@@ -227,13 +189,7 @@ class WorkerConnector(NamedTuple):
 class RequestProber:
     """Probes by a request over a connection that stays open if the worker allows it."""
 
-    def __init__(
-        self,
-        request: ProbeRequest,
-        connector: Connector,
-        *,
-        tls: bool,
-    ) -> None:
+    def __init__(self, request: Request, connector: Connector, *, tls: bool) -> None:
         self._request = request
         self._connector = connector
         self._tls = tls
@@ -244,7 +200,6 @@ class RequestProber:
         self._outstanding = False  # the result of the request in progress was cancelled
 
     def start(self, on_result: OnResult) -> None:
-        """See Prober."""
         self._on_result = on_result
         connection = self._connection
         if self._outstanding:
@@ -256,7 +211,7 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """See Prober. A worker that reads nothing is not flooded with new connections."""
+        """A worker that reads nothing is not flooded with new connections."""
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -270,12 +225,10 @@ class RequestProber:
                 self._outstanding = True
 
     def queued(self) -> bool:
-        """See Prober."""
         connection = self._connection
         return connection is not None and not connection.closed and connection.is_accepted() is False
 
     def close(self) -> None:
-        """See Prober."""
         self.cancel()
         if self._connection is not None:
             self._connection.close()
@@ -332,20 +285,16 @@ class AcceptProber:
         self._sock: socket.socket | None = None
 
     def start(self, on_result: OnResult) -> None:
-        """See Prober."""
         self._task = asyncio.get_running_loop().create_task(self._wait(on_result))
 
     def cancel(self) -> None:
-        """See Prober."""
         if self._task is not None:
             self._task.cancel()
 
     def queued(self) -> bool:
-        """See Prober."""
         return self._sock is not None and is_accepted(self._sock) is False
 
     def close(self) -> None:
-        """See Prober."""
         self.cancel()
         if self._task is not None and not self._task.done():
             # The loop watches the descriptor until the task has ended.
@@ -384,7 +333,6 @@ class ProgramProber:
         self._on_result: OnResult | None = None
 
     def start(self, on_result: OnResult) -> None:
-        """See Prober."""
         if self._process is not None:
             on_result(f"{self._argv[0]}: was killed, and has not ended")
             return
@@ -415,18 +363,16 @@ class ProgramProber:
         )
 
     def cancel(self) -> None:
-        """See Prober. The program's process group is killed."""
+        """The program's process group is killed."""
         self._on_result = None
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def queued(self) -> bool:
-        """See Prober."""
         return False
 
     def close(self) -> None:
-        """See Prober."""
         self.cancel()
 
     def _ended(self) -> None:
@@ -508,11 +454,10 @@ class HttpProbeRequest:
         )
 
     def new_reply(self) -> ResponseReader:
-        """See ProbeRequest."""
         return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
 
-    def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
-        """See ProbeRequest. A regular expression is matched in another process."""
+    def judge(self, reply: Reply, on_result: OnResult) -> None:
+        """A regular expression is matched in another process."""
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
             on_result(found)
@@ -548,20 +493,21 @@ class EchoExchange:
     reusable = True
 
     def new_reply(self) -> EchoExchange:
-        """See ProbeRequest."""
         return self
 
-    def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
-        """See ProbeRequest."""
+    def judge(self, reply: Reply, on_result: OnResult) -> None:
         on_result("")
 
     def feed(self, data: bytes) -> bool:
-        """See ProbeReply. The first byte completes the reply."""
+        """The first byte completes the reply."""
         return True
 
     def end(self) -> bool:
-        """See ProbeReply."""
         return False
+
+
+Request = HttpProbeRequest | EchoExchange
+Reply = ResponseReader | EchoExchange
 
 
 def statuses(text: str) -> frozenset[int]:

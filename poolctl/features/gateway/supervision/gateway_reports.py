@@ -61,10 +61,10 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     endpoints = core.endpoints(config)
     if entry.listener.armed is not None:
         # Also while its last worker is still draining: a connection wakes it.
-        state = State.SLEEPING.value
-    elif state == State.STARTING.value and not endpoints:
+        state = State.SLEEPING
+    elif state is State.STARTING and not endpoints:
         # Its address is not open yet: a connection would be refused.
-        state = State.STOPPED.value
+        state = State.STOPPED
     share = _share_of_canary(entry)
     canary = pair_facts(entry) if share else None
     return ServerFacts(
