@@ -433,7 +433,6 @@ class Core:
         self._queue.touch(entry)
 
     def _end_canary(self, entry: Entry) -> Canary | None:
-        """End and return the server's canary. Its address is closed once its workers have left."""
         desired = entry.desired
         canary = desired.canary
         desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
@@ -569,7 +568,6 @@ class Core:
         self.touch(entry)
 
     def _change_schedule(self, entry: Entry, before: ServerConfig) -> None:
-        """Apply the new configuration and its times to later runs; a run in progress keeps the old configuration."""
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
@@ -830,7 +828,6 @@ class Goal:
         return blocker is not None
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        """The failed or stuck dependency that prevents the entry from starting, if any."""
         if entry.desired.ignore_dependencies or entry.begun or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
@@ -858,7 +855,6 @@ def _logs_command(entry: Entry) -> str:
 
 
 def _explain_blocker(blocker: Entry) -> tuple[str, str]:
-    """The reason why this dependency does not become ready, and a hint."""
     if blocker.is_disabled:
         return "is disabled", f"poolctl enable {blocker.name}"
     if blocker.completed:

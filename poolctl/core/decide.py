@@ -531,7 +531,6 @@ class Trace:
 
 
 def _changes(before: View | None, after: View) -> Iterator[str]:
-    """The facts that differ from the previous view or, at first, from a stopped server."""
     old = before or View(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"
@@ -565,7 +564,6 @@ def _value_text(value: object) -> str:
 
 
 def _action_text(action: Action) -> str:
-    """The action and its arguments as text, such as `spawn 2 0`."""
     values = [str(getattr(action, each.name)) for each in fields(action)]
     return " ".join([type(action).__name__.lower(), *values])
 

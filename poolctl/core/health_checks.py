@@ -95,7 +95,6 @@ class HealthChecks:
         return worker.probes
 
     def _probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
-        """Apply a new result of a probe of the worker."""
         if worker.health is not probes.status:
             worker.health = probes.status
             self._note(entry, worker, probe)

@@ -209,7 +209,6 @@ def is_quoted(line: str, message: str) -> bool:
 
 
 def _ports_in(line: str) -> set[int]:
-    """The port numbers that occur in the line."""
     found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
     return {port for port in found if port >= _SECONDS}
 
@@ -446,7 +445,6 @@ class Executor:
     # Listeners.
 
     async def _open(self, entry: Entry) -> None:
-        """Open the entry's listener."""
         assert entry.listener.bound is not None
         try:
             opened = await self._runner.open(entry.listener.bound)
@@ -464,14 +462,12 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:
-        """Close the listener of the entry, unless another server takes it over."""
         assert entry.listener.bound is not None
         await self._release(entry, entry.listener.bound)
         entry.listener.state, entry.listener.bound, entry.listener.vacates = Listener.CLOSED, None, False
         self._queue.touch(entry, progressed=True)
 
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
-        """Close a listener that the entry had before, unless another server takes it over."""
         if self._addresses.give_up(entry, held):
             self._addresses.closed(held.key)
             await self._runner.close(held.key)
@@ -610,7 +606,6 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     async def _hook_outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
-        """How the hook ended, or why it was not begun, and a hint."""
         config = entry.config
         if hook.name == BEFORE_START:
             limit = config.start_timeout
@@ -655,7 +650,6 @@ class Executor:
             await self._runner.stop(placement, seconds)
 
     async def _hook_message(self, entry: Entry, message: str, since: float) -> str:
-        """The message with the reason that the hook printed."""
         lines = await last_lines(self._runner, entry.name, LINES_READ, since)
         reason = cause_of(lines, entry.config).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
@@ -685,7 +679,6 @@ class Executor:
     # Workers that start.
 
     async def _run_worker(self, entry: Entry, worker: Worker) -> None:
-        """Start the worker and watch it until it ends."""
         exit_ = Exit(message="was stopped before it was placed")
         if worker.phase is Phase.PLACING:
             exit_ = await self._place(entry, worker)
@@ -697,7 +690,6 @@ class Executor:
         await self._record_end(entry, worker, exit_)
 
     async def _watch_adopted(self, entry: Entry, worker: Worker) -> None:
-        """Watch a worker that another supervisor has started until it ends."""
         await self._record_end(entry, worker, await self._watch(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
@@ -785,7 +777,6 @@ class Executor:
         return await self._watch(entry, worker)
 
     def _check_certificate(self, entry: Entry, worker: Worker) -> None:
-        """Report a certificate file whose certificate has expired."""
         assert worker.placement is not None
         expired, used = worker.certificate_ends, worker.placement.certificate_ends
         if expired is None or expired > self._clock.time():
@@ -902,7 +893,6 @@ class Executor:
     # Workers that have ended.
 
     async def _record_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Record the worker's end. Reports a scheduled run that failed, or that succeeded after a failure."""
         before, last = entry.health, entry.schedule.last_run
         self._ended(entry, worker, exit_)
         run = entry.schedule.last_run
@@ -921,7 +911,6 @@ class Executor:
             report("run succeeded")
 
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Handle the end of a worker, whether it was stopped or ended by itself."""
         entry.observed.workers.pop(worker.id, None)
         self._health.end(worker)
         worker.exit = exit_
@@ -1076,7 +1065,6 @@ def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
 
 
 def _reason_not_ready(config: ServerConfig) -> str:
-    """The reason why a program is not ready yet; "" if unknown."""
     if not config.command or config.job or not (config.notify or config.listens):
         return ""
     return (
@@ -1085,7 +1073,6 @@ def _reason_not_ready(config: ServerConfig) -> str:
 
 
 def _is_replaced(entry: Entry, worker: Worker) -> bool:
-    """Whether another worker takes over this worker's connections."""
     return any(
         each.config.key == worker.config.key and bool(each.config.tls) is bool(worker.config.tls)
         for each in entry.observed.ready

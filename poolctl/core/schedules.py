@@ -207,7 +207,6 @@ class ScheduledRuns:
         self._queue.note(entry)
 
     def _look(self) -> None:
-        """Start the runs that are due."""
         now = self._clock.time()
         is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
         for entry in list(self._entries.values()):

@@ -428,7 +428,6 @@ class Entry:
 
     @property
     def _may_sleep(self) -> bool:
-        """Whether no request, dependent, window or hook needs a worker of the server."""
         wakes = self.observed.called or self.observed.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes
 

@@ -407,7 +407,6 @@ class Servers:
         self.removed.pop(entry.name, None)
 
     def _note(self, entry: Entry) -> None:
-        """Register the server's dependencies and its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name][entry.name] = None
         self._addresses.claim(entry)

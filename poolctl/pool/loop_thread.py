@@ -17,6 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
+from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.matcher_client import close_matcher
 
 # One lock for every pool of the process. It is held for a few dictionary operations, so that sharing it costs nothing;
@@ -25,7 +26,6 @@ from poolctl.selection.matcher_client import close_matcher
 LOCK = threading.RLock()
 
 T = TypeVar("T")
-Ending = Callable[[], Awaitable[object]]
 
 EXIT_SECONDS = 5.0
 
@@ -39,7 +39,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
-        self.on_exit: dict[object, Ending] = {}
+        self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
+        self.own_runner: Runner | None = None  # for pools without a runner
         self._tasks: set[asyncio.Task[object]] = set()
         self._orders = 0
         self._holds = 0
@@ -77,7 +78,9 @@ class Engine:
             work.close()
             self._end_if_idle()
             return
-        task = self.spawn(work)
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
         def given_up(_: object) -> None:
             if future.cancelled() and not self.loop.is_closed():
@@ -85,13 +88,6 @@ class Engine:
 
         task.add_done_callback(lambda _: _hand_over(task, future))
         future.add_done_callback(given_up)
-
-    def spawn(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
-        """Start a task on this loop; the engine stays alive until it ends. Call it on the loop."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
@@ -219,8 +215,7 @@ def _forget_in_child() -> None:
         _current = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
-    os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+os.register_at_fork(after_in_child=_forget_in_child)
 # Before threads are joined, not after: an application's own worker threads end only with the loop.
 getattr(threading, "_register_atexit", atexit.register)(_finish_current)

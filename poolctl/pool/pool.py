@@ -618,7 +618,6 @@ class Pool(Mapping[str, Server], StartAndStop):
 
 
 def _health_of(server: Server) -> RouteHealth:
-    """The health of a server; unknown if the server should not run."""
     state, handle = server.state, living(server)
     if handle is None or state in (State.STOPPED, State.DISABLED):
         return RouteHealth(detail=server.message)
@@ -633,7 +632,6 @@ def _health_of(server: Server) -> RouteHealth:
 
 
 def _metrics_of(servers: Sequence[Server]) -> str:
-    """The metrics of the servers in Prometheus' text format."""
     observed = loop_thread.call(lambda: list(_observed(servers)))
     families: list[Family] = [*of_pool("", platform.python_version(), observed)]
     for part in PARTS:
@@ -678,7 +676,6 @@ def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
 
 
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
-    """The stacks of each worker of the running servers. Blocks for a few seconds at most."""
     found: list[WorkerStacks] = []
     asked: list[tuple[Stacks, ServerConfig, Placement]] = []
     for server in servers:
@@ -861,7 +858,6 @@ def _in_force(server: Server) -> ServerConfig:
 
 
 def _files(server: Server) -> Mapping[str, str]:
-    """Digests of the files that its workers have read."""
     handle = living(server)
     return handle.entry.observed.files if handle is not None and handle.entry is not None else {}
 

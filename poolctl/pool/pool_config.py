@@ -64,7 +64,6 @@ class PoolConfig(Configuration):
         return made
 
     def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
-        """The servers that do not conflict with each other. The others are recorded as problems."""
         out: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
             out.add(index)

@@ -119,7 +119,6 @@ def observe(name: str, bind: str, state: State, handle: Handle | None) -> Monito
 def _status(
     name: str, bind: str, state: State, handle: Handle | None
 ) -> tuple[Status, timedelta | None, str]:
-    """The status, the latency of the answer, and the problem."""
     if handle is None:
         return Status.KO, None, ""
     if state in PASSING:
@@ -604,7 +603,6 @@ class Host:
             self.core.stop(handle.entry)
 
     async def _stop_all(self) -> None:
-        """Stop all servers, because the process is about to end."""
         handles = list(self._handles.values())
         for handle in handles:
             if handle.entry is not None:
@@ -729,15 +727,6 @@ def _message(entry: Entry, state: State) -> str:
     return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
 
 
-def handle_of(server: Server) -> Handle:
-    """The server's handle, created if it does not exist."""
-    with LOCK:
-        handle = living(server)
-        if handle is None:
-            handle = server._handle = Handle(server)
-        return handle
-
-
 def living(server: Server) -> Handle | None:
     """The server's handle, or None.
 
@@ -751,20 +740,16 @@ def living(server: Server) -> Handle | None:
 # it, and is held by its servers while they run.
 _hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
 _tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
-_own_runner: Runner | None = None
 
 
 def host_of(shared: Shared) -> Host:
     """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
-    global _own_runner
     current = loop_thread.engine()
     runner = shared.runner
     if runner is None:
-        if _own_runner is None:
-            from poolctl.runners.inline_runner import InlineRunner
+        from poolctl.runners.inline_runner import InlineRunner
 
-            _own_runner = InlineRunner()
-        runner = _own_runner
+        runner = current.own_runner = current.own_runner or InlineRunner()
     elif _tied.get(runner) is not current:
         # It may be tied to the loop, on which its user may call it as well.
         _tied[runner] = current
@@ -774,17 +759,6 @@ def host_of(shared: Shared) -> Host:
     if host is None or host.engine is not current or host.core.runner is not runner:
         host = _hosts[id(runner)] = Host(runner, shared.clock, current)
     return host
-
-
-def _forget_in_child() -> None:
-    global _own_runner
-    _own_runner = None
-    _hosts.clear()
-    _tied.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 Timeout = float | timedelta | str | None
@@ -834,7 +808,6 @@ def order_stop(
 
 
 def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
-    """Have the core stop the servers. Returns goals that show when they have ended."""
     hosts: dict[Host, dict[Handle, str]] = {}
     for handle in handles:
         handle.refuse(None)
@@ -871,8 +844,6 @@ async def _stop(
 
 @dataclass(slots=True)
 class _Ordered:
-    """A server whose start or restart has been ordered."""
-
     server: Server
     handle: Handle
     config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
@@ -940,21 +911,15 @@ class StartOrder:
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
-    def _late(self, server: Server) -> ServerError:
-        problem = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
-        problem.__cause__ = TimeoutError()
-        return problem
-
     # Asking the core.
 
     def _prepared(self) -> list[_Ordered]:
-        """The requested servers, and the dependencies that other servers need but that were not requested."""
         found: list[_Ordered] = []
         for server in self._servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
-                handle = handle_of(server)
+                handle = server._handle = living(server) or Handle(server)
                 handle.orders += 1
                 self._handles.append(handle)
             config, startable = server.config, True
@@ -1090,7 +1055,9 @@ class StartOrder:
     def _problem(self, each: _Ordered, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
         if entry in goal.missing:
-            return self._late(server)
+            late = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
+            late.__cause__ = TimeoutError()
+            return late
         problem = goal.problem(entry)
         if problem is None:
             return None

@@ -176,7 +176,6 @@ class WorkerProbe:
         self._prober.close()
 
     def _run(self) -> None:
-        """Send the probe, which is due, or abandon the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
