@@ -43,10 +43,6 @@ ENDED = ("stopped", "completed", "disabled", "failed")  # without a process, and
 HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 
-FLAG, VALUE, LIST = "flag", "value", "list"
-# Values completed by a shell: names from the pool in the working directory, or files.
-SERVERS, TARGETS, TAGS, POOLS, BACKENDS = "servers", "targets", "tags", "pools", "backends"
-FILES, DIRECTORIES = "files", "directories"
 BACKEND_ACTIONS = ("disable", "enable", "drain")
 # Aliases of commands, hidden from help and completion.
 ALIASES = {"hosts": "backends"}
@@ -71,9 +67,11 @@ class Option:
         help: str,
         *,
         key: str = "",
-        kind: str = VALUE,
+        kind: Literal["flag", "value", "list"] = "value",
         words: Sequence[str] = (),
-        completes: str = "",
+        completes: Literal[
+            "", "servers", "targets", "tags", "pools", "backends", "files", "directories"
+        ] = "",
         required: bool = False,
         old: Sequence[str] = (),
     ) -> None:
@@ -95,7 +93,7 @@ class Option:
     @property
     def takes_value(self) -> bool:
         """Whether the option takes a value."""
-        return self.kind != FLAG
+        return self.kind != "flag"
 
 
 class Command:
@@ -131,7 +129,7 @@ class Command:
 
 def flag(spellings: str, help: str, *, key: str = "", old: Sequence[str] = ()) -> Option:
     """An option without a value."""
-    return Option(spellings, "", help, key=key, kind=FLAG, old=old)
+    return Option(spellings, "", help, key=key, kind="flag", old=old)
 
 
 COMMON = (
@@ -139,10 +137,10 @@ COMMON = (
         "-c, --config",
         "FILE",
         "The pool's file; repeatable, later ones override.",
-        kind=LIST,
-        completes=FILES,
+        kind="list",
+        completes="files",
     ),
-    Option("--pool", "NAME", "Name of a running pool, from any directory.", completes=POOLS),
+    Option("--pool", "NAME", "Name of a running pool, from any directory.", completes="pools"),
     flag("-q, --quiet", "Print only results and errors."),
     flag("-v, --verbose", "Print more details."),
 )
@@ -177,12 +175,14 @@ SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("-f, --follow", "Keep following new lines.")
 SINCE = Option("--since", "TIME", 'Nothing older than this: "10m", or an ISO 8601 time.')
 FILTERS = (
-    Option("--name", "RE", "Servers whose name matches this regular expression.", kind=LIST),
-    Option("--bind", "RE", "Servers whose address matches this expression.", kind=LIST),
-    Option("--expose", "RE", "Servers whose exposed address matches this one.", kind=LIST),
-    Option("--tag", "TAG", "Servers with this tag.", kind=LIST, completes=TAGS),
-    Option("--state", "STATE", "Servers in this state.", kind=LIST, words=STATES),
-    Option("--health", "HEALTH", "Servers of this health: unknown, ok, warn or ko.", kind=LIST, words=HEALTH),
+    Option("--name", "RE", "Servers whose name matches this regular expression.", kind="list"),
+    Option("--bind", "RE", "Servers whose address matches this expression.", kind="list"),
+    Option("--expose", "RE", "Servers whose exposed address matches this one.", kind="list"),
+    Option("--tag", "TAG", "Servers with this tag.", kind="list", completes="tags"),
+    Option("--state", "STATE", "Servers in this state.", kind="list", words=STATES),
+    Option(
+        "--health", "HEALTH", "Servers of this health: unknown, ok, warn or ko.", kind="list", words=HEALTH
+    ),
     flag("--not", "Select all other servers.", key="invert"),
     ALLOW_EMPTY,
 )
@@ -190,7 +190,7 @@ FILTERS = (
 
 def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
     """The argument that selects servers."""
-    return Option("targets", metavar, help, kind=LIST, completes=TARGETS)
+    return Option("targets", metavar, help, kind="list", completes="targets")
 
 
 # Options that select servers.
@@ -410,7 +410,7 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
             verb, table, arguments = word, by_spelling(command.options), command.arguments[::-1]
         elif not arguments:
             return None
-        elif arguments[-1].kind == LIST:
+        elif arguments[-1].kind == "list":
             given.setdefault(arguments[-1].key, []).append(word)
         else:
             given[arguments.pop().key] = word
@@ -420,7 +420,7 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
         return None
     values: Table = {"command": []} if command.takes_command else {}
     for option in (*command.arguments, *command.options):
-        values[option.key] = False if option.kind == FLAG else [] if option.kind == LIST else None
+        values[option.key] = False if option.kind == "flag" else [] if option.kind == "list" else None
     return CommandRequest(verb, {**values, **given})
 
 
@@ -437,14 +437,14 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
     option = table.get(name)
     if option is None:
         return False
-    if option.kind == FLAG:
+    if option.kind == "flag":
         given[option.key] = True
         return not equals
     if not equals:
         if not rest or not rest[-1] or rest[-1].startswith("-"):
             return False
         value = rest.pop()
-    if option.kind == LIST:
+    if option.kind == "list":
         given.setdefault(option.key, []).append(value)
     else:
         given[option.key] = value

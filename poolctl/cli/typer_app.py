@@ -18,9 +18,7 @@ import typer
 from poolctl import __version__
 from poolctl.cli.command_line import (
     COMMON,
-    FLAG,
     HELP_OPTION,
-    LIST,
     SECTIONS,
     VERSION_OPTION,
     Command,
@@ -150,7 +148,7 @@ class _Command(typer.core.TyperCommand):
     def collect_usage_pieces(self, ctx: object) -> list[str]:
         pieces = ["[OPTIONS]"]
         for each in self.declared.arguments:
-            word = each.metavar + ("..." if each.kind == LIST and "..." not in each.metavar else "")
+            word = each.metavar + ("..." if each.kind == "list" and "..." not in each.metavar else "")
             pieces.append(word if each.required else f"[{word}]")
         return pieces + ["[-- CMD...]"] * self.declared.takes_command
 
@@ -176,7 +174,7 @@ def _write_options(formatter: Any, title: str, options: Sequence[Option]) -> Non
 def _create_command(verb: str, declared: Command, perform: Perform) -> object:
     """A Typer command that passes a request with its option values to `perform`."""
     accepted = (*declared.arguments, *declared.options)
-    lists = {option.key for option in accepted if option.kind == LIST}
+    lists = {option.key for option in accepted if option.kind == "list"}
 
     def run(ctx: typer.Context, **values: Any) -> Outcome:
         before: Table = ctx.obj or {}
@@ -208,9 +206,9 @@ def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
             if option.spellings
             else typer.Argument(metavar=metavar, help=option.help, show_default=False)
         )
-        if option.kind == FLAG:
+        if option.kind == "flag":
             found[option.key] = (Annotated[bool, about], False)
-        elif option.kind == LIST:
+        elif option.kind == "list":
             found[option.key] = (Annotated[list[str] | None, about], None)
         elif option.required:
             found[option.key] = (Annotated[str, about], ...)

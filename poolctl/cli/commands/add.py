@@ -10,7 +10,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command_line import FILES, LIST, SAVED_CHANGE, Command, CommandRequest, Option, saves
+from poolctl.cli.command_line import SAVED_CHANGE, Command, CommandRequest, Option, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
@@ -36,8 +36,8 @@ COMMAND = Command(
     Option("--bind", "ADDRESS", "The address it listens on."),
     Option("--app", "MODULE:ATTRIBUTE", "The application it serves."),
     Option("--command", "WORDS", "The program that it runs, instead of an application.", key="program"),
-    Option("--set", "KEY=VALUE", "Another key: workers=2, env.LEVEL=debug.", kind=LIST),
-    Option("-f, --file", "FILE", "Add the servers of this file instead.", completes=FILES),
+    Option("--set", "KEY=VALUE", "Another key: workers=2, env.LEVEL=debug.", kind="list"),
+    Option("-f, --file", "FILE", "Add the servers of this file instead.", completes="files"),
     SAVED_CHANGE,
     section="Change",
     examples=(

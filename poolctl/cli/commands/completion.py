@@ -15,16 +15,8 @@ import sys
 
 from poolctl.cli.command_line import (
     BACKEND_ACTIONS,
-    BACKENDS,
     COMMON,
-    DIRECTORIES,
-    FILES,
     HELP_OPTION,
-    LIST,
-    POOLS,
-    SERVERS,
-    TAGS,
-    TARGETS,
     VERSION_OPTION,
     Command,
     CommandRequest,
@@ -323,7 +315,7 @@ class _CommandLine:
         declared = self.command.arguments if self.command else []
         if self.arguments < len(declared):
             return declared[self.arguments]
-        return declared[-1] if declared and declared[-1].kind == LIST else None
+        return declared[-1] if declared and declared[-1].kind == "list" else None
 
 
 def _unquoted(word: str) -> str:
@@ -337,7 +329,7 @@ def _unquoted(word: str) -> str:
 
 def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
     """The values of an option or argument with this prefix."""
-    if option.completes in (FILES, DIRECTORIES):
+    if option.completes in ("files", "directories"):
         return [(f":{option.completes}", "")]
     offers: Iterable[Offer] = ((word, "") for word in option.words)
     if option.key == "output" and "name" in option.words and line.command:
@@ -345,7 +337,7 @@ def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
         forms = () if head else option.words
         offers = ((head + word, "") for word in dict.fromkeys((*forms, *line.command.fields)))
     elif option.completes:
-        offers = _pools() if option.completes == POOLS else _of_pool(line, option.completes, begun)
+        offers = _pools() if option.completes == "pools" else _of_pool(line, option.completes, begun)
     return [(word, meaning) for word, meaning in offers if word.startswith(begun)]
 
 
@@ -354,14 +346,14 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     files = [os.path.expanduser(path) for path in line.values.get("config", [])]
     named = line.values.get("pool", [None])[-1]
     pool = find_pool(CommandRequest("list", {"config": files, "pool": named}), missing_ok=True)
-    if kind == BACKENDS:
+    if kind == "backends":
         actions = () if line.arguments else BACKEND_ACTIONS
         return [(word, "") for word in (*actions, *_backends(pool))]
     servers = _servers(pool)
-    if kind == TAGS:
+    if kind == "tags":
         return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
-    offers = [(name, state) for name, _, state, _ in servers if kind in (SERVERS, TARGETS)]
-    if kind == TARGETS and begun:
+    offers = [(name, state) for name, _, state, _ in servers if kind in ("servers", "targets")]
+    if kind == "targets" and begun:
         offers += [(bind, name) for name, bind, _, _ in servers]
     return offers
 

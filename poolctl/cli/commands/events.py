@@ -10,7 +10,6 @@ from datetime import datetime
 
 from poolctl.cli.command_line import (
     LINES_OUTPUT,
-    LIST,
     SELECTION,
     SINCE,
     Command,
@@ -42,7 +41,7 @@ COMMAND = Command(
     flag("-f, --follow", "Keep following new events."),
     Option("-n, --lines", "N", 'The last N events (default 100), or "all".'),
     SINCE,
-    Option("--kind", "KIND", "Only this kind: lifecycle, health, audit, recovery, …", kind=LIST),
+    Option("--kind", "KIND", "Only this kind: lifecycle, health, audit, recovery, …", kind="list"),
     section="Look",
     examples=("poolctl events -f", "poolctl events users --since 1h --kind recovery"),
 )

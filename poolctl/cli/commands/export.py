@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from poolctl.cli.command_line import DIRECTORIES, LIST, Command, CommandRequest, Option, flag, one_of, output
+from poolctl.cli.command_line import Command, CommandRequest, Option, flag, one_of, output
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -28,11 +28,11 @@ COMMAND = Command(
         "DIRECTORY",
         "Write the files here instead of printing them.",
         key="into",
-        completes=DIRECTORIES,
+        completes="directories",
     ),
     output("json, jsonl, name, or FIELD,FIELD…; default: the files' texts", "json", "jsonl", "name"),
     flag("--user", "Write units for the user's own service manager.", key="for_user"),
-    Option("--listen", "NAME=ADDRESS", "Address that systemd opens for fd:NAME.", kind=LIST),
+    Option("--listen", "NAME=ADDRESS", "Address that systemd opens for fd:NAME.", kind="list"),
     section="Files",
     fields=("name", "text"),
     examples=(

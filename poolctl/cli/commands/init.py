@@ -8,7 +8,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 
-from poolctl.cli.command_line import DIRECTORIES, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
@@ -115,7 +115,7 @@ _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/mai
 COMMAND = Command(
     "Write a starter pool.toml, or the file that -c names.",
     Option(
-        "directory", "DIRECTORY", "Where to write; default: the working directory.", completes=DIRECTORIES
+        "directory", "DIRECTORY", "Where to write; default: the working directory.", completes="directories"
     ),
     flag("--app", "Also write a tiny application.", key="with_app"),
     flag("--gateway", "Write one with a gateway: two servers behind one port."),

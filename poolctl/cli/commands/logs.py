@@ -11,7 +11,6 @@ from typing import NamedTuple
 from poolctl.cli.command_line import (
     FOLLOW,
     LINES_OUTPUT,
-    LIST,
     SELECTION,
     SINCE,
     Command,
@@ -49,7 +48,7 @@ COMMAND = Command(
     Option("-n, --lines, --tail", "N", 'The last N lines of each server (default 100), or "all".'),
     SINCE,
     Option("--until", "TIME", 'Nothing newer than this: "10m", or an ISO 8601 time.'),
-    Option("--grep", "RE", "Only lines in which this regular expression matches.", kind=LIST),
+    Option("--grep", "RE", "Only lines in which this regular expression matches.", kind="list"),
     Option(
         "--level",
         "LEVEL",

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import (
-    BACKEND_ACTIONS,
-    BACKENDS,
-    LIST,
-    OUTPUT,
-    Command,
-    CommandRequest,
-    Option,
-    one_of,
-)
+from poolctl.cli.command_line import BACKEND_ACTIONS, OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, printable
@@ -34,8 +25,8 @@ COMMAND = Command(
         "words",
         "[disable|enable|drain NAME…]",
         "What to do with which backends: names of servers, or URLs. Default: list all.",
-        kind=LIST,
-        completes=BACKENDS,
+        kind="list",
+        completes="backends",
     ),
     Option(
         "--for",

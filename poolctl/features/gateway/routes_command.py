@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from poolctl.cli.command_line import LIST, OUTPUT, Command, CommandRequest, Option, one_of
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import gateway_table, latency, printable
@@ -39,12 +39,12 @@ COMMAND = Command(
     Option(
         "words", "[explain URL]",
         "A URL, or its host and path: explain which route it takes, and why. Default: list all.",
-        kind=LIST, words=("explain",),
+        kind="list", words=("explain",),
     ),
     Option("--method", "METHOD", "The method of the request to explain. Default: GET.", words=METHODS),
     Option(
         "--header", "'NAME: VALUE'", "A header of the request to explain; repeatable. Host replaces the URL's host.",
-        kind=LIST,
+        kind="list",
     ),
     OUTPUT,
     section="Look",

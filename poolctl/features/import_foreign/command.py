@@ -6,7 +6,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import FILES, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.render import servers
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -20,9 +20,9 @@ COMMAND = Command(
         "source",
         "FILE",
         "A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service.",
-        completes=FILES,
+        completes="files",
     ),
-    Option("-o, --output", "FILE", "Write this file instead of printing it.", key="into", completes=FILES),
+    Option("-o, --output", "FILE", "Write this file instead of printing it.", key="into", completes="files"),
     flag("--force", "Overwrite an existing file."),
     section="Get started",
     takes_command=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import LIST, OUTPUT, Command, CommandRequest, Option
+from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "Send a test notification.",
-    Option("words", "test [NAME…]", "Names of the receivers; default: all.", kind=LIST),
+    Option("words", "test [NAME…]", "Names of the receivers; default: all.", kind="list"),
     OUTPUT,
     section="Machine",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poolctl.cli.command_line import LIST, NO_WAIT, OUTPUT, SERVERS, Command, CommandRequest, Option, flag
+from poolctl.cli.command_line import NO_WAIT, OUTPUT, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import gateway_table, printable
@@ -22,8 +22,8 @@ COMMAND = Command(
         "words",
         "[ACTION] [NAME]",
         f"The server; or one of {', '.join(ACTIONS)}, and the server of the rollout.",
-        kind=LIST,
-        completes=SERVERS,
+        kind="list",
+        completes="servers",
     ),
     Option("--canary", "SHARE", 'Its share of the traffic. Default: "10%".'),
     Option(
@@ -37,7 +37,7 @@ COMMAND = Command(
         "--abort-on",
         "CONDITION",
         'Withdraw it when this is so: "errors > 1%", "p99 > 2 × before". Repeatable.',
-        kind=LIST,
+        kind="list",
     ),
     Option("--min-requests", "N", "Minimum requests before a verdict. Default: 100."),
     flag("--pause", "Never promote automatically; use `rollout promote`."),

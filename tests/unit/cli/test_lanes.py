@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 from poolctl.cli.command_line import (
     COMMON,
-    FLAG,
-    LIST,
     Command,
     CommandRequest,
     Option,
@@ -71,9 +69,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     after: list[str] = []
     for spelling in draw(st.lists(st.sampled_from(EVERY_SPELLING), max_size=4)):
         place = before if spelling in by_spelling(COMMON) and draw(st.booleans()) else after
-        kind = spellings[spelling].kind if spelling in spellings else FLAG
+        kind = spellings[spelling].kind if spelling in spellings else "flag"
         value = draw(WORDS)
-        if kind == FLAG:
+        if kind == "flag":
             place += [spelling]
         elif draw(st.booleans()):
             place += [spelling, value]
@@ -97,9 +95,9 @@ def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> 
 @pytest.mark.parametrize("verb", names())
 def test_every_option_is_understood_in_the_fast_lane(verb: str) -> None:
     command = COMMANDS[verb]
-    words = ["web" for argument in command.arguments if argument.required or argument.kind == LIST]
+    words = ["web" for argument in command.arguments if argument.required or argument.kind == "list"]
     for spelling, option in by_spelling(command.options).items():
-        args = [verb, *words, spelling] if option.kind == FLAG else [verb, *words, spelling, "x"]
+        args = [verb, *words, spelling] if option.kind == "flag" else [verb, *words, spelling, "x"]
         fast = parse(args)
         assert fast is not None, spelling
         assert fast.values[option.key] == {"flag": True, "value": "x", "list": ["x"]}[option.kind]
