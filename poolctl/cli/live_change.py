@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+from poolctl import exit_codes
 from poolctl.cli.command_line import (
     EXPLICIT_SELECTION,
     NO_DEPS,
@@ -27,20 +28,9 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import from_here, of_dependents, servers
 from poolctl.cli.supervisor_requests import ask, selected
 from poolctl.config import MOST_WORKERS
-from poolctl.control.answers import About, ErrorEntry, Item, Result, item
+from poolctl.control.answers import ErrorEntry, Item, Result, item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
-from poolctl.exit_codes import (
-    CONFLICT,
-    DONE,
-    FAILED,
-    INVALID_CONFIGURATION,
-    NOT_AS_DESIRED,
-    NOT_PERMITTED,
-    NOTHING_MATCHED,
-    TIMED_OUT,
-    USAGE,
-)
 from poolctl.selection.selector import selection_needed
 
 TYPE_CHECKING = False
@@ -50,10 +40,10 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, Problem
 
 # A change that was made is saved, even if not for every server or not in time.
-MADE = (DONE, FAILED, TIMED_OUT)
+_MADE = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
 # Maximum number of concurrent edits by other commands.
-ATTEMPTS = 20
+_ATTEMPTS = 20
 
 # Maximum number of servers named in a suggested command.
 _MOST_NAMES = 10
@@ -128,7 +118,7 @@ def _selected(
             raise NoSupervisor
         return select_from_files(request, pool), False
     chosen = ask(CommandRequest("list", request.values), pool, "list")
-    if chosen.exit_code == NOTHING_MATCHED and removes:
+    if chosen.exit_code == exit_codes.NOTHING_MATCHED and removes:
         # A server already removed from the running pool can still be removed from the files.
         return select_from_files(request, pool), False
     if chosen.exit_code:
@@ -161,19 +151,18 @@ class WriteBack:
         """Read the files. PoolValidateError for unreadable files, Failure (5) for invalid ones."""
         self.pool = pool
         self.request = request
+        from poolctl.cli.offline import load
         from poolctl.config import Draft
 
-        about = _supervisor_facts(pool)
-        self.supervised = about is not None
-        files = about.files if about is not None and about.files else pool.files
-        self.draft = Draft([*files], os.environ)
+        files: Sequence[str] = ()
+        try:
+            files = Client(pool.socket).ping().files
+            self.supervised = True
+        except NoSupervisor:
+            self.supervised = False
+        self.draft = Draft([*(files or pool.files)], os.environ)
         self.warnings: list[str] = []
-        self.now = self._loaded()
-
-    def _loaded(self) -> Configuration:
-        from poolctl.cli.offline import load
-
-        return load(PoolRef(self.draft.files, self.pool.directory), allow_empty=True)
+        self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
     def known(self, names: Sequence[str]) -> list[str]:
         """The servers that are in the files; warns about the others."""
@@ -182,9 +171,8 @@ class WriteBack:
             if self.draft.entry(name) is not None:
                 found.append(name)
             else:
-                self.warnings.append(
-                    f"{name} is not in any file: nothing to write (poolctl add --save writes it)"
-                )
+                where = "nothing to write (poolctl add --save writes it)"
+                self.warnings.append(f"{name} is not in any file: {where}")
         return found
 
     def scale(self, names: Sequence[str], workers: int) -> None:
@@ -221,12 +209,14 @@ class WriteBack:
         if config.is_empty and not self.request.get("allow_empty"):
             from poolctl.cli.offline import no_server
 
-            raise Failure(Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION))
+            raise Failure(Outcome(errors=[no_server(self.pool)], exit_code=exit_codes.INVALID_CONFIGURATION))
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
             if not os.access(directory, os.W_OK):
                 hint = f"fix the permissions of {directory}: a file is replaced as a whole"
-                raise Failure(Outcome.failed(NOT_PERMITTED, f"{from_here(path)} cannot be written", hint))
+                raise Failure(
+                    Outcome.failed(exit_codes.NOT_PERMITTED, f"{from_here(path)} cannot be written", hint)
+                )
         return config
 
     def _refused(self, instructions: Sequence[Problem]) -> Outcome:
@@ -236,33 +226,29 @@ class WriteBack:
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
         if any(MASK in each.message for each in instructions):
             hint += f" ({MASK} stands for a secret)"
-        first = error(USAGE, "--save changes TOML files only: nothing was changed, live or in a file", hint)
+        first = error(
+            exit_codes.USAGE, "--save changes TOML files only: nothing was changed, live or in a file", hint
+        )
         others = [replace(ErrorEntry.of(each), code=first.code, error=first.error) for each in instructions]
-        return Outcome(errors=[first, *others], exit_code=USAGE)
+        return Outcome(errors=[first, *others], exit_code=exit_codes.USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:
         """Check, change the running servers, write. A dry run only shows the change of the files."""
         self.check()
         if self.request.get("dry_run"):
-            return self._shown()
+            difference = self.draft.difference()
+            code = exit_codes.NOT_AS_DESIRED if difference else exit_codes.DONE
+            extra = {"difference": difference}
+            return Outcome(text=difference, exit_code=code, warnings=self.warnings, extra=extra)
         outcome = live()
         outcome.warnings += self.warnings
-        if outcome.exit_code not in MADE:
-            return outcome
-        return self._written(outcome)
-
-    def _shown(self) -> Outcome:
-        difference = self.draft.difference()
-        code = NOT_AS_DESIRED if difference else DONE
-        return Outcome(
-            text=difference, exit_code=code, warnings=self.warnings, extra={"difference": difference}
-        )
+        return self._written(outcome) if outcome.exit_code in _MADE else outcome
 
     def _write(self) -> None:
         """Write the change on top of concurrent edits by others."""
         from poolctl.config import FileChanged
 
-        for _ in range(ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             try:
                 self.draft.write()
             except FileChanged:
@@ -278,20 +264,16 @@ class WriteBack:
         try:
             self._write()
         except (FileChanged, PoolValidateError, KeyError) as changed:
+            message = "the file has been changed meanwhile"
+            if isinstance(changed, FileChanged):
+                message = str(changed)
             hint = "nothing was written; check the file, then repeat the command"
-            message = (
-                str(changed) if isinstance(changed, FileChanged) else "the file has been changed meanwhile"
-            )
-            _fail(outcome, CONFLICT, message, hint)
+            _fail(outcome, exit_codes.CONFLICT, message, hint)
         except OSError as failure:
-            code = NOT_PERMITTED if isinstance(failure, PermissionError) else FAILED
+            code = exit_codes.NOT_PERMITTED if isinstance(failure, PermissionError) else exit_codes.FAILED
             where = from_here(str(failure.filename or ", ".join(self.draft.texts())))
-            _fail(
-                outcome,
-                code,
-                f"cannot write {where}: {failure.strerror}",
-                "the live change lasts until the next reload",
-            )
+            hint = "the live change lasts until the next reload"
+            _fail(outcome, code, f"cannot write {where}: {failure.strerror}", hint)
         if outcome.errors and not self.supervised:
             outcome.message = ""  # nothing was changed
         saved = outcome.extra["saved"] = self.draft.written
@@ -299,14 +281,6 @@ class WriteBack:
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files have this change already"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)
         return outcome
-
-
-def _supervisor_facts(pool: PoolRef) -> About | None:
-    """The supervisor's description of itself; None without a supervisor."""
-    try:
-        return Client(pool.socket).ping()
-    except NoSupervisor:
-        return None
 
 
 def _fail(outcome: Outcome, exit_code: int, message: str, hint: str) -> None:

@@ -13,22 +13,10 @@ import sys
 from socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
-from poolctl import __version__
+from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
 from poolctl.control.protocol import OLDEST_PROTOCOL, PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
-from poolctl.exit_codes import (
-    CONFLICT,
-    DONE,
-    FAILED,
-    INVALID_CONFIGURATION,
-    NO_SUPERVISOR,
-    NOT_AS_DESIRED,
-    NOT_PERMITTED,
-    NOTHING_MATCHED,
-    TIMED_OUT,
-    USAGE,
-)
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
 
 TYPE_CHECKING = False
@@ -69,7 +57,7 @@ class NoSupervisor(ControlError):
     def __init__(
         self, message: str = "no supervisor is running for this pool", *, hint: str = "poolctl start"
     ) -> None:
-        super().__init__(message, exit_code=NO_SUPERVISOR, hint=hint)
+        super().__init__(message, exit_code=exit_codes.NO_SUPERVISOR, hint=hint)
 
 
 class SupervisorEnded(ControlError):
@@ -78,7 +66,7 @@ class SupervisorEnded(ControlError):
     def __init__(self, socket_path: str) -> None:
         super().__init__(
             "the supervisor ended before it answered",
-            exit_code=CONFLICT,
+            exit_code=exit_codes.CONFLICT,
             hint=f"poolctl status shows what is there now; {os.path.dirname(socket_path)}/supervisor.log may say why",
         )
 
@@ -214,7 +202,7 @@ class Client:
         if before.protocol < OLDEST_PROTOCOL:
             raise ControlError(
                 f"poolctl {before.version}, which the pool runs, is too old for {__version__} to take over from",
-                exit_code=CONFLICT,
+                exit_code=exit_codes.CONFLICT,
                 hint="poolctl stop and poolctl start, and the servers pause; or upgrade by a version between",
             )
         options = {**options_of_this_version(), "force": force}
@@ -226,7 +214,7 @@ class Client:
         if about.version != __version__ or about.supervisor_pid == result.upgraded_from:
             raise ControlError(
                 f"the pool still runs poolctl {about.version}",
-                exit_code=FAILED,
+                exit_code=exit_codes.FAILED,
                 hint="see supervisor.log in its runtime directory",
             )
         now = self.ask(Result, "list", {"options": {"counts": True}})
@@ -246,18 +234,20 @@ class Client:
     def _cannot_connect(self, error: OSError) -> ControlError:
         if isinstance(error, (TimeoutError, BlockingIOError)):
             message = "the supervisor accepts no commands: too many are waiting already"
-            return ControlError(message, exit_code=CONFLICT, hint="the servers keep serving; try again")
+            return ControlError(
+                message, exit_code=exit_codes.CONFLICT, hint="the servers keep serving; try again"
+            )
         if isinstance(error, PermissionError):
             hint = "run poolctl as the user who started the pool"
             if os.environ.get(pool_paths.RUNTIME_VARIABLE):
                 hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
             message = f"not permitted to use {self.socket_path}"
-            return ControlError(message, exit_code=NOT_PERMITTED, hint=hint)
+            return ControlError(message, exit_code=exit_codes.NOT_PERMITTED, hint=hint)
         # Without a number: the path is too long for a socket, so nothing can listen there.
         absent = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
         if isinstance(error, absent) or error.errno is None:
             return NoSupervisor()
-        return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=CONFLICT, hint="")
+        return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=exit_codes.CONFLICT, hint="")
 
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
         """Yield the data until the end; when none arrives for a while, check with a ping that the supervisor lives."""
@@ -267,7 +257,7 @@ class Client:
                 wait = min(wait, deadline - monotonic())
                 if wait <= 0:
                     raise ControlError(
-                        "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
+                        "timed out", exit_code=exit_codes.TIMED_OUT, hint="give it more time with --timeout"
                     )
             try:
                 if self._output >= 0 or self._wakeup >= 0:
@@ -362,7 +352,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
         pass  # its answer, sent before it closed the connection, can still be read
     except TimeoutError:
         raise ControlError(
-            "the supervisor accepts no commands", exit_code=CONFLICT, hint="try again"
+            "the supervisor accepts no commands", exit_code=exit_codes.CONFLICT, hint="try again"
         ) from None
 
 
@@ -385,11 +375,11 @@ def refused(status: int, verb: str, message: Table) -> ControlError:
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
         return ControlError(
-            said, exit_code=NOT_PERMITTED, hint="run poolctl as the user who started the pool"
+            said, exit_code=exit_codes.NOT_PERMITTED, hint="run poolctl as the user who started the pool"
         )
     return ControlError(
         f"the supervisor refused {verb!r}: {said}",
-        exit_code=CONFLICT,
+        exit_code=exit_codes.CONFLICT,
         hint="it may be of another version: poolctl version --verbose shows both",
     )
 
@@ -424,24 +414,26 @@ def value_of(kind: type[Answer], document: object) -> Answer:
     raise not_understood()
 
 
-def checked(verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (DONE,)) -> Table:
+def checked(
+    verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (exit_codes.DONE,)
+) -> Table:
     """The result if its exit code is accepted; else raises the error, which is a `failure` if servers failed."""
-    code = result.get("exit_code", DONE)
+    code = result.get("exit_code", exit_codes.DONE)
     if code in accepted:
         return result
     from poolctl.control.answers import ErrorEntry
     from poolctl.json_form import from_json
 
     children = [from_json(ErrorEntry, each).to_error() for each in result.get("errors", ())]
-    if code == TIMED_OUT:
+    if code == exit_codes.TIMED_OUT:
         for child in children:
             child.__cause__ = TimeoutError(child.message)
     message = f"{verb} failed" if len(children) != 1 else str(children[0])
-    if code in (USAGE, NOTHING_MATCHED):
+    if code in (exit_codes.USAGE, exit_codes.NOTHING_MATCHED):
         raise PoolParamError(message, children)
-    if code == INVALID_CONFIGURATION:
+    if code == exit_codes.INVALID_CONFIGURATION:
         raise PoolValidateError(message, children)
-    if code not in (FAILED, NOT_AS_DESIRED, TIMED_OUT):
+    if code not in (exit_codes.FAILED, exit_codes.NOT_AS_DESIRED, exit_codes.TIMED_OUT):
         raise ControlError(message, exit_code=code, hint=children[0].hint if children else "")
     raise failure(message, children or [ServerError(message)])
 
@@ -450,7 +442,7 @@ def not_understood() -> ControlError:
     """The error for an answer that is not in the form of a supervisor's answers."""
     return ControlError(
         "the supervisor's answer is not understood",
-        exit_code=CONFLICT,
+        exit_code=exit_codes.CONFLICT,
         hint="poolctl version --verbose shows both versions",
     )
 
@@ -492,7 +484,7 @@ def _silent(socket_path: str, seconds: float) -> ControlError:
             why = last_words(f"{directory}/supervisor.log")
             message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
-    return ControlError(message, exit_code=CONFLICT, hint=hint)
+    return ControlError(message, exit_code=exit_codes.CONFLICT, hint=hint)
 
 
 def _state(pid: int) -> str:
