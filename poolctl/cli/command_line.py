@@ -170,8 +170,10 @@ REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
 SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
 SAVE_DRY_RUN = flag("--dry-run", "Print what --save would write; exit 3 if the file would change.")
+# For commands that wait for what they have asked for.
+WAITING = (OUTPUT, TIMEOUT, NO_WAIT)
 # For changes that last until a reload unless they are saved.
-SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
+SAVED_CHANGE = (*WAITING, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("-f, --follow", "Keep following new lines.")
 SINCE = Option("--since", "TIME", 'Nothing older than this: "10m", or an ISO 8601 time.')
 FILTERS = (

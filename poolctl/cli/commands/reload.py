@@ -5,17 +5,7 @@ from __future__ import annotations
 import sys
 from time import time
 
-from poolctl.cli.command_line import (
-    ALLOW_EXPIRED,
-    CALLER_ENV,
-    NO_WAIT,
-    OUTPUT,
-    TIMEOUT,
-    WATCH,
-    Command,
-    CommandRequest,
-    flag,
-)
+from poolctl.cli.command_line import ALLOW_EXPIRED, CALLER_ENV, WAITING, WATCH, Command, CommandRequest, flag
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
@@ -27,9 +17,7 @@ from poolctl.exit_codes import INTERRUPTED
 
 COMMAND = Command(
     "Apply the changed file: start, stop, restart what differs.",
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
+    WAITING,
     flag("--dry-run", "Print the difference, change nothing; exit 3 if there is one."),
     WATCH,
     CALLER_ENV,

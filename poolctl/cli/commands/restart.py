@@ -6,10 +6,8 @@ from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
     NO_DEPS,
-    NO_WAIT,
-    OUTPUT,
     SELECTION,
-    TIMEOUT,
+    WAITING,
     Command,
     CommandRequest,
 )
@@ -25,9 +23,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Replace servers without refusing a connection.",
     SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
+    WAITING,
     NO_DEPS,
     CALLER_ENV,
     ALLOW_EXPIRED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest
+from poolctl.cli.command_line import NO_DEPS, SELECTION, WAITING, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
@@ -14,9 +14,7 @@ _MOST_NAMES = 3
 COMMAND = Command(
     "Start servers; return when each is ready.",
     SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
+    WAITING,
     NO_DEPS,
     section="Lifecycle",
     examples=(

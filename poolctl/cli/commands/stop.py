@@ -7,16 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import (
-    ENDED,
-    NO_DEPS,
-    NO_WAIT,
-    OUTPUT,
-    SELECTION,
-    TIMEOUT,
-    Command,
-    CommandRequest,
-)
+from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAITING, Command, CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import of_dependents, servers
@@ -40,9 +31,7 @@ _ENDED: Table = {"state": "stopped", "ready": False, "health": "unknown", "pids"
 COMMAND = Command(
     "Stop servers; without a selection the supervisor too.",
     SELECTION,
-    OUTPUT,
-    TIMEOUT,
-    NO_WAIT,
+    WAITING,
     NO_DEPS,
     section="Lifecycle",
     examples=(
