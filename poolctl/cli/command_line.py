@@ -359,12 +359,8 @@ class CommandRequest:
             raise UsageError(f"-n: {text!r} is not a number of lines", hint='a number, or "all"')
         return int(text)
 
-    def since(self) -> str:
-        """The time given by --since as a log timestamp, so that times can be compared as text; "" if not given."""
-        return self.moment("since")
-
     def moment(self, key: str) -> str:
-        """The time given by an option as a log timestamp; "" if not given. UsageError for an invalid one."""
+        """The time given by an option as a log timestamp, comparable as text; "" if not given. May raise UsageError."""
         text = self.get(key)
         if text is None:
             return ""

@@ -19,7 +19,6 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
 from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
-from poolctl.control.pool_paths import state_dir
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.listen_errors import ListenError, explained
@@ -31,7 +30,7 @@ from poolctl.states import in_words
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 
 if TYPE_CHECKING:
-    from poolctl.listeners.port_ledger import PortLedger
+    pass
 
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
@@ -53,24 +52,10 @@ def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerC
     problems = config.outside(names=names)
     if problems:
         raise PoolValidateError("the server cannot run", problems)
-    if any(each.address.auto for each in servers):
-        from poolctl.listeners.port_ledger import PortLedger
-
-        path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
-        ledger = PortLedger(path, *config.settings.port_range, key=pool.key)
-        taken = {each.address.port or 0 for each in servers}
-        servers = [_with_port(each, ledger, taken) for each in servers]
+    servers = servers_of(config, pool, choose_ports=True)
     (server,) = [each for each in with_addresses(servers) if each.name == names[0]]
     _refuse_running(pool, server)
     return server
-
-
-def _with_port(server: ServerConfig, ledger: PortLedger, taken: set[int]) -> ServerConfig:
-    if not server.address.auto:
-        return server
-    port = ledger.port(server.name, server.address, avoid=taken)
-    taken.add(port)
-    return server.at(server.address.with_port(port))
 
 
 def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:

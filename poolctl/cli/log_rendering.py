@@ -95,33 +95,25 @@ def with_coloured_level(text: str) -> str:
     return f"{text[:begin]}{paint(text[begin:end], _LEVEL_COLOURS[level.upper()])}{text[end:]}"
 
 
-class JsonLines:
-    """Renders each line as an object with `time`, `server`, `message`, and `level` if recognised.
+def json_line(line: LogLine) -> str:
+    """The line as an object with `time`, `server`, `message`, and `level` if recognised, with a line break.
 
     A line that is a JSON record keeps its members; its own time becomes `logged`.
     """
-
-    def line(self, line: LogLine) -> str:
-        """The line's object, with a line break."""
-        document: Table = {"time": line.time, "server": line.name}
-        if line.pid is not None:
-            document["pid"] = line.pid
-        record = parse_record(line.text)
-        if record is not None:
-            _merge(document, record)
-        else:
-            document["message"] = line.text
-            if level := level_place(line.text)[0]:
-                document["level"] = level
-        return json.dumps(document) + "\n"
-
-
-def _merge(document: Table, record: JsonRecord) -> None:
-    document["message"] = record.message
-    if record.level:
-        document["level"] = canonical_level(record.level)
-    for key, value in record.fields.items():
-        document.setdefault("logged" if key == "time" else key, value)
+    document: Table = {"time": line.time, "server": line.name}
+    if line.pid is not None:
+        document["pid"] = line.pid
+    if (record := parse_record(line.text)) is None:
+        document["message"] = line.text
+        if level := level_place(line.text)[0]:
+            document["level"] = level
+    else:
+        document["message"] = record.message
+        if record.level:
+            document["level"] = canonical_level(record.level)
+        for key, value in record.fields.items():
+            document.setdefault("logged" if key == "time" else key, value)
+    return json.dumps(document) + "\n"
 
 
 _LEVEL_WIDTH = 5

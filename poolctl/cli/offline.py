@@ -27,7 +27,6 @@ from poolctl.selection.selector import select
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
     from poolctl.control.server_answers import Described
-    from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.runner_registry import Orphan
 
 Server = TypeVar("Server", bound=Item)
@@ -77,22 +76,25 @@ def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
     return choose(items_of(servers_of(config, ref), ref), request)
 
 
-def servers_of(config: Configuration, ref: PoolRef) -> list[ServerConfig]:
-    """The configured servers, with `auto` ports as chosen by an earlier start."""
+def servers_of(config: Configuration, ref: PoolRef, *, choose_ports: bool = False) -> list[ServerConfig]:
+    """The configured servers, with `auto` ports as chosen by an earlier start, or else now."""
     servers = list(config)
     if not any(server.address.auto for server in servers):
         return servers
     from poolctl.listeners.port_ledger import PortLedger
 
-    ledger = PortLedger(
-        f"{state_dir(os.environ, ref.key)}/ports.json", *config.settings.port_range, key=ref.key
-    )
-    return [_with_known_port(server, ledger) for server in servers]
-
-
-def _with_known_port(server: ServerConfig, ledger: PortLedger) -> ServerConfig:
-    port = ledger.known(server.name) if server.address.auto else None
-    return server if port is None else server.at(server.address.with_port(port))
+    path = f"{state_dir(os.environ, ref.key, create=choose_ports)}/ports.json"
+    ledger = PortLedger(path, *config.settings.port_range, key=ref.key)
+    taken = {server.address.port or 0 for server in servers}
+    for at, server in enumerate(servers):
+        if server.address.auto:
+            port = ledger.known(server.name)
+            if choose_ports:
+                port = ledger.port(server.name, server.address, avoid=taken)
+                taken.add(port)
+            if port is not None:
+                servers[at] = server.at(server.address.with_port(port))
+    return servers
 
 
 def described(server: ServerConfig) -> Described:

@@ -24,7 +24,19 @@ if TYPE_CHECKING:
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
-WIDE = ("name", "state", "ready", "health", "bind", "expose", "pid", "workers", "uptime", "restarts", "tags")
+WIDE = (
+    "name",
+    "state",
+    "ready",
+    "health",
+    "bind",
+    "expose",
+    "first_pid",
+    "workers",
+    "uptime",
+    "restarts",
+    "tags",
+)
 FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
 WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
 # Columns omitted on a narrow terminal, in this order.
@@ -33,7 +45,7 @@ RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied",
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
-HEADINGS = {"pid": "pids"}  # the first is next to the number of workers
+HEADINGS = {"first_pid": "pids"}  # the first is next to the number of workers
 # Columns shown if a server is a job with a schedule; the second only in a wide table.
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
@@ -443,7 +455,7 @@ def _cell(item: object, column: str) -> str:
         if column == "pids" and item.pids:
             more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"
-        if column == "pid" and item.pids:
+        if column == "first_pid" and item.pids:
             return str(item.pids[0])
         if column == "workers" and len(item.pids) not in (0, item.workers):
             return f"{len(item.pids)}/{item.workers}"

@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
     check_line_format(request)
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
-    lines, since = request.lines(), request.since()
+    lines, since = request.lines(), request.moment("since")
     pool = find_pool(request)
     names = None
     if not request.selector().selects_all:

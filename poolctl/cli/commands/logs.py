@@ -76,7 +76,7 @@ def perform(request: CommandRequest) -> Outcome:
     _check(request)
     if request.get("reopen"):
         return _reopen(request)
-    lines, since = request.lines(), request.since()
+    lines, since = request.lines(), request.moment("since")
     search = LineSearch("--grep", request.get("grep") or [])
     wanted = _filter(request, search)
     pool = find_pool(request)

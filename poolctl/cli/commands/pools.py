@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import count_ready, from_here, printable
+from poolctl.cli.render import count_ready, from_here, table
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
@@ -42,8 +43,14 @@ def perform(request: CommandRequest) -> Outcome:
     outcome = Outcome(pools)
     if not pools and request.output not in ("json", "jsonl"):
         outcome.notes.append("no pool of this user is running")
-    if not request.output or request.output in ("table", "wide"):
-        outcome.text = _table(found)
+    if request.output in ("", "table", "wide"):
+        rows = [
+            SimpleNamespace(
+                name=pool.name, pid=pool.pid, ready=ready, files=" ".join(map(from_here, pool.files))
+            )
+            for pool, ready in found
+        ]
+        outcome.text = table(rows, ("name", "pid", "ready", "files"))
     return outcome
 
 
@@ -90,14 +97,3 @@ def _pool(path: str) -> tuple[RunningPool, str] | None:
         message=message,
     )
     return pool, counted
-
-
-def _table(pools: list[tuple[RunningPool, str]]) -> str:
-    """Without pools the text is empty, for scripts."""
-    rows = [("NAME", "PID", "READY", "FILES")]
-    for pool, ready in pools:
-        files = " ".join(from_here(str(file)) for file in pool.files)
-        rows.append((printable(pool.name), str(pool.pid or "-"), ready, printable(files)))
-    widths = [max(len(row[at]) for row in rows) for at in range(3)]
-    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
-    return "".join(f"{line.rstrip()}\n" for line in lines) if pools else ""

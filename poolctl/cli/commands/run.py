@@ -32,7 +32,7 @@ from poolctl.cli.command_line import (
     flag,
     one_of,
 )
-from poolctl.cli.log_rendering import NO_TIMES, STAMPS, JsonLines, PrefixedLines, log_paths, terminal_text
+from poolctl.cli.log_rendering import NO_TIMES, STAMPS, PrefixedLines, json_line, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.render import address_lines, coloured, explain, printable, servers, serves_line
@@ -423,7 +423,7 @@ class RunSession:
     def say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
-                text = JsonLines().line(LogLine(text, time=stamp(time()), name="")).rstrip()
+                text = json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
@@ -621,17 +621,17 @@ class LogPrinter:
             return  # the command waiting for the start reports the reason
         paths = log_paths(items, self._pool)
         if self._objects:
-            form: JsonLines | PrefixedLines = JsonLines()
+            form = json_line
         else:  # files and log collectors of containers get the lines unchanged
             times = STAMPS if self._times else NO_TIMES
             terminal = sys.stdout.isatty()
             asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
             ids = asked if terminal and not self._times else None
-            form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
+            form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids).line
         try:
             with stream_of_its_own(sys.stdout) as stdout:
                 for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
-                    stdout.write(form.line(line))
+                    stdout.write(form(line))
                     stdout.flush()
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
@@ -713,7 +713,7 @@ def last_lines(
     texts: list[str] = []
     for name, path in paths.items():
         if lines := list(tail(path, _LINES, since=since, name=name)):
-            texts += map(JsonLines().line, lines) if objects else _group(name, lines, env)
+            texts += map(json_line, lines) if objects else _group(name, lines, env)
     return "".join(texts)
 
 

@@ -130,8 +130,8 @@ def test_number_of_lines_has_nine_digits_at_most() -> None:
 
 def test_moment_is_a_time_or_a_duration_before_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
-    assert CommandRequest("logs", {}).since() == ""
-    assert CommandRequest("logs", {"since": "10m"}).since() == "2023-11-14T22:03:20.000000Z"
+    assert CommandRequest("logs", {}).moment("since") == ""
+    assert CommandRequest("logs", {"since": "10m"}).moment("since") == "2023-11-14T22:03:20.000000Z"
     assert (
         CommandRequest("logs", {"until": "2026-01-31T13:00:00+01:00"})
         .moment("until")
@@ -139,7 +139,7 @@ def test_moment_is_a_time_or_a_duration_before_now(monkeypatch: pytest.MonkeyPat
     )
     for wrong in ("2026-13-01", "2026-", "yesterday"):
         with pytest.raises(UsageError, match=f"--since: '{wrong}' is not a time"):
-            CommandRequest("logs", {"since": wrong}).since()
+            CommandRequest("logs", {"since": wrong}).moment("since")
 
 
 def test_plain_command_line_is_parsed() -> None:

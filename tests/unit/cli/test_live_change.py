@@ -349,6 +349,6 @@ def test_pool_that_does_not_answer_is_still_listed(
 
     with supervised(hang_up):
         (place,) = (directory / "run").iterdir()
-        (place / "info.json").write_text('{"name": "shop", "supervisor_pid": 7}')
-        assert poolctl("pools").out == "NAME  PID  READY  FILES\nshop  7    ?\n"
+        (place / "info.json").write_text('{"name": "shop", "supervisor_pid": 7, "files": ["/pool.toml"]}')
+        assert poolctl("pools").out == "NAME  PID  READY  FILES\nshop  7    ?      /pool.toml\n"
         assert "ended" in poolctl("pools", "-o", "json").json["items"][0]["message"]

@@ -12,8 +12,8 @@ import pytest
 from poolctl.cli.log_rendering import (
     SHORT_TIMES,
     STAMPS,
-    JsonLines,
     PrefixedLines,
+    json_line,
     log_paths,
     record_lines,
     terminal_text,
@@ -51,7 +51,7 @@ TIME = "2026-11-20T08:47:34.123456Z"
 
 
 def shown(text: str, pid: int | None = None) -> dict[str, Any]:
-    line = JsonLines().line(LogLine(text, time=TIME, name="web", pid=pid))
+    line = json_line(LogLine(text, time=TIME, name="web", pid=pid))
     assert line.count("\n") == 1
     assert line.endswith("\n")
     found: dict[str, Any] = json.loads(line)
