@@ -19,10 +19,6 @@ _is_client_field = re.compile(CLIENT_FIELD).fullmatch
 _is_host = re.compile(HOST).fullmatch
 _FOR, _PROTO, _HOST_FIELD = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _FORWARDED = b"forwarded"
-# A cache of names of other fields.
-_others: set[bytes] = set()
-_MOST_OTHERS = 512
-_LONGEST_OTHER = 64  # in bytes
 
 Fields = list[tuple[bytes, bytes]]  # names in lower case, and values
 
@@ -34,15 +30,13 @@ class ClientReport:
     and extended. The fields of any other peer are replaced.
     """
 
-    __slots__ = ("_host", "_node", "_peer", "_replaced", "_scheme", "_trusted")
+    __slots__ = ("_node", "_peer", "_scheme", "_trusted")
 
     def __init__(self, peer: str, scheme: str, *, trusted: bool = False) -> None:
         self._peer = peer.encode()
         self._scheme = scheme.encode()
         self._trusted = trusted
         self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
-        self._host = b""  # of the last request
-        self._replaced: Fields = []  # and the fields reported instead
 
     def fields(self, host: bytes, values: Callable[[bytes], Sequence[bytes]]) -> Fields:
         """The fields to report with a request for this host, or b"". `values` finds the fields of the request."""
@@ -52,24 +46,15 @@ class ClientReport:
             named = b", ".join(values(_HOST_FIELD)) or host
             elements = b", ".join([*values(_FORWARDED), self._element(host)])
             return _report(hops, scheme, named, elements)
-        if host != self._host or not self._replaced:
-            self._host = host
-            self._replaced = _report(self._peer, self._scheme, host, self._element(host))
-        return self._replaced
+        return _report(self._peer, self._scheme, host, self._element(host))
 
     def applied(self, headers: Fields) -> Fields:
         """The headers of a request for an application: with the reported fields, and no others about the client.
 
         Names are in lower case.
         """
-        kept = [field for field in headers if field[0] in _others or not is_client_field(field[0])]
-        host = b""
-        for name, value in kept:
-            if name == b"host":
-                host = value
-                break
-        if host == self._host and self._replaced:
-            return kept + self._replaced
+        kept = [field for field in headers if not is_client_field(field[0])]
+        host = next((value for name, value in kept if name == b"host"), b"")
         return kept + self.fields(
             host if _is_host(host) else b"",
             lambda wanted: [value.strip(b" \t") for name, value in headers if name == wanted],
@@ -83,13 +68,7 @@ class ClientReport:
 
 def is_client_field(name: bytes) -> bool:
     """Whether this field name is about the client, so that clients may not set it."""
-    if _is_client_field(name):
-        return True
-    if len(name) <= _LONGEST_OTHER:
-        if len(_others) >= _MOST_OTHERS:
-            _others.clear()
-        _others.add(name)
-    return False
+    return _is_client_field(name) is not None
 
 
 def _report(hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> Fields:

@@ -85,27 +85,6 @@ HOP_BY_HOP = (
 _decisive_of_response = re.compile(
     rb"\n(?=[CKPTUckptu])((?i:content-length|" + HOP_BY_HOP + rb")):[ \t]*+([^\r]*+)"
 ).findall
-# The heads that nearly all servers send, read in one step. The lines are distinct, so that nothing is tried twice.
-_OTHER_LINES = (
-    rb"(?:(?:[ABDF-JL-OQ-SV-Zabdf-jl-oq-sv-z]|(?!(?i:content-length|"
-    + HOP_BY_HOP
-    + rb"):)[!#$%&'*+.^_`|~0-9CEKPTUcekptu-])"
-    + TOKEN[:-2]
-    + rb"*+:"
-    + TEXT
-    + rb"\r\n)*"
-)
-_usual_response_head = re.compile(
-    rb"(HTTP/1\.1 ([2-5][0-9]{2})(?: "
-    + TEXT
-    + rb")?)\r\n"
-    + _OTHER_LINES
-    + rb"(?:(?:(?i:content-length): ?([0-9]{1,15}+)|(?i:transfer-encoding: ?(chunked)))\r\n"
-    + _OTHER_LINES
-    + rb")?\r\n"
-).fullmatch
-# Nearly all servers send the first of these, or none, and some both: HTTP/1.1 means the same without them.
-_keep_alive = re.compile(rb"\r\n(?=[CKck])(?i:connection: ?keep-alive|keep-alive:" + TEXT + rb")(?=\r\n)")
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
 # Phrases by which a client or a person recognises a status; they carry no meaning (RFC 9112 §4).
@@ -344,11 +323,9 @@ class ResponseHead(MessageHead):
     """The head of a response.
 
     `length` is the Content-Length, -1 without one; `upgrade` the protocol that the server changes to, b"" for none.
-    `plain` is the whole head as it may be passed on: without lines that keep the connection alive, and b"" if it has
-    other fields about the connection, or an end of the body that the next recipient would not see.
     """
 
-    __slots__ = ("length", "plain", "status", "status_line", "upgrade")
+    __slots__ = ("length", "status", "status_line", "upgrade")
 
     beginning = b"HTTP/1."
     start_line = re.compile(_STATUS_LINE)
@@ -357,42 +334,27 @@ class ResponseHead(MessageHead):
     def __init__(self, raw: bytes) -> None:
         self.end = len(raw)
         _bound_fields(raw.count(b"\n") - 2)
-        self.plain, self.upgrade = raw, b""
-        usual = _usual_response_head(raw)
-        if usual is None:
-            self.plain = _keep_alive.sub(b"", raw)
-            usual = _usual_response_head(self.plain) if len(self.plain) < self.end else None
-        if usual is not None:
-            self.status_line, status, length, chunked = usual.groups()
-            self.fields = self.plain[usual.end(1) : -4]
-            self.options, self.http_1_1, self.keep_alive = _NO_OPTIONS, True, True
-            body = int(length) if length is not None else CHUNKED if chunked else None
-        else:
+        found = _response_head(raw)
+        if found is None:
+            raw = _fold.sub(b" ", raw)
             found = _response_head(raw)
             if found is None:
-                raw = _fold.sub(b" ", raw)
-                found = _response_head(raw)
-                if found is None:
-                    raise self.problem(raw)
-            self.status_line, minor, status = found.groups()
-            self.fields, self.plain = raw[found.end(1) : -4], b""
-            self.http_1_1 = minor == b"1"
-            decisive, _ = self._decide(_decisive_of_response(self.fields))
-            self._read_options(decisive.get(b"connection"))
-            self.upgrade = decisive.get(b"upgrade", b"")
-            body = _body_of(decisive)
+                raise self.problem(raw)
+        self.status_line, minor, status = found.groups()
+        self.fields = raw[found.end(1) : -4]
+        self.http_1_1 = minor == b"1"
+        decisive, _ = self._decide(_decisive_of_response(self.fields))
+        self._read_options(decisive.get(b"connection"))
+        self.upgrade = decisive.get(b"upgrade", b"")
+        body = _body_of(decisive)
         self.status = int(status)
         self.body = UNTIL_CLOSE if body is None else body
         self.length = self.body if self.body >= 0 else -1
         if self.status < 200 or self.status in _BODILESS:
             self.leave_out_body()
-        elif body is None:
-            self.plain = b""
 
     def leave_out_body(self) -> None:
         """Whether no body follows in any case: the response is to a HEAD, or its status excludes a body."""
-        if self.body == CHUNKED or (self.status == 204 and self.length >= 0):
-            self.plain = b""
         self.body = 0
         if self.status == 204:
             self.length = -1
@@ -499,13 +461,13 @@ class ChunkedBody:
     """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
 
     At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
-    the bytes left by the last call. `size` is the number of bytes of data so far. `unchanged`: the last result equals
-    the given bytes. With `most_a_second` 0 the rate of chunks is not limited.
+    the bytes left by the last call. `size` is the number of bytes of data so far. With
+    `most_a_second` 0 the rate of chunks is not limited.
     """
 
     __slots__ = (
         "_buffer", "_clock", "_counted", "_decode", "_extensions", "_in_trailers", "_left", "_most_a_second",
-        "_scanned", "_since", "done", "rest", "size", "trailers", "unchanged",
+        "_scanned", "_since", "done", "rest", "size", "trailers",
     )  # fmt: skip
 
     def __init__(
@@ -528,19 +490,16 @@ class ChunkedBody:
         self.rest = b""
         self.trailers = b""
         self.size = 0
-        self.unchanged = False
 
     def feed(self, data: bytes, at: int = 0, most: int = 0) -> Buffer:
         """Read the bytes from this offset on, and return the part that can be passed on. Raises BadMessage.
 
         At most `most` chunks are read, 0 for any number; the bytes after them are in `rest`.
         """
-        self.unchanged, self.rest = False, b""
+        self.rest = b""
         self._scanned = len(self._buffer)
         if self._buffer:
             data, self._buffer, at = self._buffer + data[at:], b"", 0
-        elif not self._decode and not self._in_trailers:
-            self.unchanged = True  # until shown otherwise
         if self._in_trailers:
             return self._read_trailers(data, at)
         return self._read_chunks(data, at, most or len(data))
@@ -548,7 +507,7 @@ class ChunkedBody:
     def _read_chunks(self, data: bytes, at: int, most: int) -> Buffer:
         pieces: list[Buffer] = []
         decode = self._decode
-        begin = kept = at  # from `kept` on the bytes are passed on as they are
+        kept = at  # from `kept` on the bytes are passed on as they are
         end, count = len(data), 0
         if self._most_a_second:
             most = min(most, self._most_a_second + 1)
@@ -600,9 +559,6 @@ class ChunkedBody:
             self._limit_rate(count)
         if decode:
             return _joined(pieces)
-        self.unchanged = self.unchanged and kept == begin and at == end
-        if self.unchanged and not begin:
-            return data
         return _joined(self._end_of_pieces(pieces, data, kept, at))
 
     def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
@@ -650,7 +606,6 @@ class ChunkedBody:
 
     def _read_trailers(self, data: bytes, at: int) -> Buffer:
         """Read the trailer section, which starts at `at`; it is passed on only when complete."""
-        self.unchanged = False
         if data.startswith(b"\r\n", at):
             end = at
         else:

@@ -48,7 +48,7 @@ def test_request_and_response_pass_through_over_one_connection_each() -> None:
         for _ in range(3):
             await client.send(GET)
             head, body = await client.response()
-            assert head == b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n"
+            assert head == b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n"
             assert body == b"hello"
         assert backend.connections == 1
         assert backend.heads[0] == (
@@ -64,7 +64,7 @@ def test_bytes_that_were_read_before_come_first() -> None:
         await stage.route(ok)
         client = await stage.client(received=GET[:20])
         await client.send(GET[20:])
-        assert await client.response() == (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n", b"hello")
+        assert await client.response() == (b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n", b"hello")
 
     play(scene)
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from poolctl.http import messages
 from poolctl.http.messages import (
     CHUNKED,
     MOST_CHUNKS_A_SECOND,
@@ -23,7 +22,6 @@ from poolctl.http.messages import (
     ChunkedBody,
     RequestHead,
     RequestReader,
-    ResponseHead,
     ResponseReader,
     canonical_head,
     chunk,
@@ -377,7 +375,6 @@ def fed(body: ChunkedBody, data: bytes, cuts: list[int], most: int = 0) -> bytes
             piece = b""
         while piece:
             given_out = bytes(body.feed(piece, most=most))
-            assert not body.unchanged or given_out == piece
             passed += given_out
             piece = b"" if body.done else body.rest
         begin = end
@@ -549,46 +546,3 @@ def test_fields_are_found_by_name_as_they_were_sent() -> None:
         b"two",
         b"",
     )
-
-
-_LINES = st.lists(
-    st.sampled_from(
-        [b"A: b", b"content-length: 5", b"Content-Length:0", b"Content-Length: 5 ", b"Transfer-Encoding: chunked",
-         b"TE: x", b"Transfer-Encoding: gzip", b"Connection: close", b"Connection: keep-alive", b"Keep-Alive: 5",
-         b"Upgrade: x", b"Contents: x", b"Upgrade-Insecure: 1", b" folded", b"a b: c", b"X-Y:", b"", b"X: \0",
-         b"X: \xff"]
-    ),
-    max_size=4,
-)  # fmt: skip
-_STATUS_LINES = st.sampled_from(
-    [b"HTTP/1.1 200 OK", b"HTTP/1.1 204", b"HTTP/1.1 304 ", b"HTTP/1.1 100 x", b"HTTP/1.0 200 OK", b"HTTP/1.1 099",
-     b"HTTP/1.1 20", b"HTTP/2 200", b"HTTP/1.1 200OK"]
-)  # fmt: skip
-
-
-@example(b"HTTP/1.1 200 OK", [b"Connection: keep-alive"])
-@example(b"HTTP/1.1 200 OK", [b"Keep-Alive: 5", b"A: b"])
-@given(_STATUS_LINES, _LINES)
-def test_usual_head_is_read_as_every_other(status_line: bytes, lines: list[bytes]) -> None:
-    """Except for the lines that keep the connection alive, which mean nothing in HTTP/1.1."""
-    raw = b"\r\n".join([status_line, *lines, b"", b""])
-
-    def read() -> list[object]:
-        try:
-            head = ResponseHead(raw)
-        except BadMessage:
-            return []
-        return [
-            head.status,
-            head.status_line,
-            messages._keep_alive.sub(b"", head.fields + b"\r\n"),
-            head.body,
-            head.length,
-            head.options - {b"keep-alive"},
-            head.reusable,
-        ]
-
-    found = read()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(messages, "_usual_response_head", lambda raw: None)
-        assert read() == found

@@ -335,8 +335,6 @@ class BackendConnection(asyncio.Protocol):
             if not chunks.done and chunks.rest:
                 self._buffer = chunks.rest
                 self._go_on_soon()
-            if not chunks.unchanged:
-                response.plain = b""
             receiver.response_begins(response, done=chunks.done)
             if chunks.done:
                 self._complete(chunks.trailers, keep=keep and not chunks.rest)

@@ -841,9 +841,6 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None
         assert exchange is not None
         keep = self._keep and exchange.complete and self._edge.keeps_connections
-        if keep and response.plain and request.http_1_1:
-            self._transport.write(response.received)
-            return
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
         first = chunk(response.first) if self._wraps and response.first_size else response.first
         if len(first) > LARGE_BYTES:

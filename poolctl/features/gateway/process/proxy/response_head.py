@@ -18,9 +18,8 @@ _PHRASES = {413: "Content Too Large"}
 class Response(ResponseHead):
     """The head of a response, and the bytes from it on.
 
-    `received` are these bytes, perhaps without lines that keep the connection alive; the body begins at `end`. With
-    `plain` they may be passed on up to the body's end as they are, head included. `lines` are the status line and the
-    fields that may be passed on, each with its line end, without the framing fields.
+    `received` are these bytes; the body begins at `end`. `lines` are the status line and the fields that may be passed
+    on, each with its line end, without the framing fields.
     """
 
     __slots__ = ("_first", "_lines", "received")
@@ -72,12 +71,10 @@ class Response(ResponseHead):
     def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
         """Pass on these fields, each with its line end, instead of the lines that the expression matches."""
         self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
-        self.plain = b""
 
     def add(self, line: bytes) -> None:
         """Add a field, with its line end, to the fields that are passed on."""
         self._lines = self.lines + line
-        self.plain = b""
 
 
 def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> Response | None:
@@ -90,9 +87,6 @@ def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> 
         return None
     if head_only:
         response.leave_out_body()
-    plain, end = response.plain, response.end
-    if plain and len(plain) < end:
-        data, response.end = plain + data[end:], len(plain)
     response.received, response._lines, response._first = data, b"", None
     return response
 
