@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterator, Mapping
     from typing import Protocol, Self, TypeVar
 
@@ -90,14 +89,8 @@ class Address(_Fields):
         return tuple.__new__(cls, (kind, host, port, path, name, key, kind == "tcp" and port is None, dual))
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
-        parts: dict[str, object] = {
-            "host": self.host,
-            "port": self.port,
-            "path": self.path,
-            "name": self.name,
-            "dual": self.dual,
-        }
-        return (self.kind,), parts
+        names = ("host", "port", "path", "name", "dual")
+        return (self.kind,), {name: getattr(self, name) for name in names}
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Address) else NotImplemented
@@ -189,25 +182,9 @@ def canonical_ipv6(text: str) -> str:
         raise AddressError(f"{text[:80]!r} is not an IPv6 address", 'write "[::1]:8080"') from None
     if packed[:12] == b"\0" * 10 + b"\xff\xff":
         return ".".join(str(byte) for byte in packed[12:])
-    return _compressed(packed) + percent + zone
+    from ipaddress import IPv6Address  # few addresses are of IPv6
 
-
-def _compressed(packed: bytes) -> str:
-    """The form of RFC 5952: lower case, no leading zeros, the first longest run of zeros as `::`."""
-    groups = [int.from_bytes(packed[i : i + 2], "big") for i in range(0, 16, 2)]
-    best_start, best_length = 0, 1
-    start = 0
-    while start < 8:
-        length = 0
-        while start + length < 8 and groups[start + length] == 0:
-            length += 1
-        if length > best_length:
-            best_start, best_length = start, length
-        start += max(length, 1)
-    text = [f"{group:x}" for group in groups]
-    if best_length == 1:
-        return ":".join(text)
-    return ":".join(text[:best_start]) + "::" + ":".join(text[best_start + best_length :])
+    return str(IPv6Address(packed)) + percent + zone  # RFC 5952
 
 
 def canonical(text: str, *, base_dir: str | None = None) -> str:
@@ -346,8 +323,6 @@ _LOCALHOST = "localhost"
 # Wildcard hosts, which may overlap with any address of the port, and the hosts of localhost, as spelt in keys.
 _WILDCARDS = ("0.0.0.0", "[::]", _LOCALHOST)
 _WILDCARDS_AND_LOOPBACKS = (*_WILDCARDS, "127.0.0.1", "[::1]")
-# With fewer addresses, comparing each one is cheaper than counting ports.
-_FEW = 64
 
 
 def overlaps(a: Address, b: Address) -> bool:
@@ -385,21 +360,17 @@ class UsedPorts:
     __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        self._counts: array[int] | None = None
+        self._counts: Counter[int | None] | None = None
 
     def has(self, port: int, items: Mapping[str, Item]) -> bool:
         """Whether any item uses this port."""
         if self._counts is None:
-            from array import array
-
-            self._counts = array("I", bytes(4 * 65536))
-            for item in items.values():
-                self.count(item.address, 1)
+            self._counts = Counter(item.address.port for item in items.values())
         return self._counts[port] > 0
 
     def count(self, address: Address, step: int) -> None:
         """Count an added (1) or removed (-1) item with this address."""
-        if self._counts is not None and address.port is not None:
+        if self._counts is not None:
             self._counts[address.port] += step
 
     def reset(self) -> None:
@@ -414,7 +385,7 @@ def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -
     """
     if address.kind != "tcp" or address.port is None or address.auto:
         return None
-    if address.is_wildcard and len(items) > _FEW and not ports.has(address.port, items):
+    if address.is_wildcard and not ports.has(address.port, items):
         return None
     for item in _candidates(address, items):
         other = item.address

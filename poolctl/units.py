@@ -13,26 +13,10 @@ DURATION_ALLOWED = 'a number of seconds, or a string such as "500ms", "5s", "1m3
 SIZE_ALLOWED = 'a number of bytes, or a string such as "64KiB", "10MB"'
 
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-BYTES = {
-    "": 1,
-    "b": 1,
-    "k": 1000,
-    "kb": 1000,
-    "m": 1000**2,
-    "mb": 1000**2,
-    "g": 1000**3,
-    "gb": 1000**3,
-    "t": 1000**4,
-    "tb": 1000**4,
-    "ki": 1024,
-    "kib": 1024,
-    "mi": 1024**2,
-    "mib": 1024**2,
-    "gi": 1024**3,
-    "gib": 1024**3,
-    "ti": 1024**4,
-    "tib": 1024**4,
-}
+BYTES = {"": 1, "b": 1}
+for _power, _prefix in enumerate("kmgt", 1):
+    BYTES |= {_prefix: 1000**_power, f"{_prefix}b": 1000**_power}
+    BYTES |= {f"{_prefix}i": 1024**_power, f"{_prefix}ib": 1024**_power}
 NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN = rf"({NUMBER}\s*(us|ms|s|m|h|d|w)\s*)+|{NUMBER}"
 SIZE_PATTERN = rf"{NUMBER}\s*([kKmMgGtT][iI]?)?[bB]?"

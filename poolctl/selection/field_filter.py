@@ -48,25 +48,20 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     """The members that match, in their order.
 
     Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
-    Costs no more than a bare comprehension; nothing is kept on the way that the garbage collector would count.
     The expression runs in this thread for as long as it takes: nothing bounds one that backtracks without end.
     """
     field = checked(field)
     search = _compiled(regex)
     wanted = _wanted(field, pattern)
-    texts = values(members, field)
-    kept: Iterable[object] = ()
-    if wanted and search is not None:
-        equal = _equal(field, wanted)
-        kept = (equal(text) or search(text) for text in texts)
-    elif search is not None:
-        kept = map(search, texts)
-    elif wanted and field is Field.EXPOSE and "://" not in wanted:
-        equal = _equal(field, wanted)
-        kept = (text.casefold().endswith(wanted) and equal(text) for text in texts)
-    elif wanted:
-        kept = (text.casefold() == wanted for text in texts)
-    return dict(compress(members.items(), kept))
+    without_scheme = field is Field.EXPOSE and "://" not in wanted
+
+    def matches(text: str) -> bool:
+        folded = text.casefold()
+        if wanted and (folded == wanted or (without_scheme and folded.partition("://")[2] == wanted)):
+            return True
+        return search is not None and search(text) is not None
+
+    return dict(compress(members.items(), map(matches, values(members, field))))
 
 
 def checked(field: Field | str) -> Field:
@@ -94,12 +89,6 @@ def _wanted(field: Field, pattern: str) -> str:
         except AddressError:
             pass
     return pattern.casefold()
-
-
-def _equal(field: Field, wanted: str) -> Callable[[str], bool]:
-    if field is Field.EXPOSE and "://" not in wanted:
-        return lambda text: wanted in (folded := text.casefold(), folded.partition("://")[2])
-    return lambda text: text.casefold() == wanted
 
 
 def _compiled(regex: str) -> Callable[[str], object] | None:
