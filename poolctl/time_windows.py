@@ -8,9 +8,10 @@ when clocks are set back matches twice, and a skipped hour never.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
+from math import ceil
 from typing import NamedTuple
 
 WINDOW_ALLOWED = 'minute, hour, day, month and weekday as in crontab(5), such as "* 8-17 * * mon-fri"'
@@ -136,6 +137,10 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
+
+    def in_window(moment: datetime) -> bool:
+        return bool(window.of(moment.date()) & _bit(moment)) and (is_hourly or not moment.fold)
+
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
@@ -144,7 +149,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
             found = (
                 _first_of_minutes(bits, begins, max(begins, since))
                 if ends - begins == _DAY_SECONDS
-                else _first_within(bits, max(begins, since), ends, zone, is_hourly=is_hourly)
+                else _first_within(max(begins, since), ends, zone, in_window)
             )
             if found is not None:
                 return found
@@ -160,15 +165,15 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 
 
 def _first_within(
-    bits: int, since: float, ends: float, zone: tzinfo | None, *, is_hourly: bool
+    since: float, ends: float, zone: tzinfo | None, wanted: Callable[[datetime], bool]
 ) -> float | None:
-    """The first of these minutes at or after `since`, on a day on which clocks are set forward or back."""
-    while since < ends:
-        moment = datetime.fromtimestamp(since, zone)
-        if bits >> (60 * moment.hour + moment.minute) & 1 and (is_hourly or not moment.fold):
-            return since
-        since += 60
-    return None
+    """The first wanted minute between these times, on a day on which clocks are set forward or back."""
+    minutes = (since + 60 * each for each in range(ceil((ends - since) / 60)))
+    return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
+
+
+def _bit(moment: datetime) -> int:
+    return 1 << (60 * moment.hour + moment.minute)
 
 
 def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> str:
@@ -197,7 +202,7 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
             begins, ends = _beginning(day, zone), _beginning(day + timedelta(days=1), zone)
             since = max(begins, this_minute)
             if ends - begins != _DAY_SECONDS:  # clocks are set forward or back
-                until = _first_other(parsed, state, since, ends, zone)
+                until = _first_within(since, ends, zone, lambda each: _state_of_minute(parsed, each) != state)
             else:
                 until = _first_of_minutes(others, begins, since)
             if until is not None:
@@ -226,14 +231,4 @@ def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
 
 
 def _state_of_minute(parsed: _Parsed, moment: datetime) -> str:
-    bit = 1 << (60 * moment.hour + moment.minute)
-    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & bit)
-
-
-def _first_other(parsed: _Parsed, state: str, since: float, ends: float, zone: tzinfo | None) -> float | None:
-    """The first minute between these times with a different state."""
-    while since < ends:
-        if _state_of_minute(parsed, datetime.fromtimestamp(since, zone)) != state:
-            return since
-        since += 60
-    return None
+    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & _bit(moment))

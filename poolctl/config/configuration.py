@@ -184,7 +184,7 @@ BINDS_ITSELF = (
 )
 # Programs that listen with any arguments.
 LISTENING = frozenset(
-    [
+    {
         "caddy",
         "daphne",
         "granian",
@@ -194,7 +194,7 @@ LISTENING = frozenset(
         "nginx",
         "uvicorn",
         "waitress-serve",
-    ]
+    }
 )
 
 

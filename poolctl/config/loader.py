@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -47,19 +46,7 @@ def load(
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
-    # Loading creates no cyclic garbage, and collections take a fifth of the time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _load(paths, os.environ if env is None else env, texts, access_log)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _load(
-    paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None, access_log: bool
-) -> Configuration:
+    env = os.environ if env is None else env
     reset_suggestions()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
@@ -204,7 +191,6 @@ def _without_sleep(scale: dict[str, Tree]) -> Tree:
 
 
 def _without(table: Tree, keys: Collection[str]) -> Tree:
-    """The table (plain or already validated) without these keys."""
     if isinstance(table, Section):
         return type(table)(**{key: getattr(table, key) for key in table.given if key not in keys})
     return {key: value for key, value in table.items() if key not in keys}
@@ -213,7 +199,6 @@ def _without(table: Tree, keys: Collection[str]) -> Tree:
 def _server_of(
     table: dict[str, Tree], base_dir: str, handlers: str | None, python: str, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
-    """The server of a table merged with the defaults (None if there are findings), and its address."""
     address = derive(table, base_dir, findings)
     findings += Scale.rules(table)
     if "env_file" not in table and (found := default_env_file(base_dir)):
@@ -319,7 +304,6 @@ class _Loader:
         return tables
 
     def _check_tables(self, tables: Tables) -> None:
-        """Report problems between tables and servers."""
         if not (rules := [*rules_of(tables.by_name())]):
             return
         entries: dict[str, ServerTable] = {}
@@ -372,7 +356,6 @@ class _Loader:
         return excluded
 
     def _check_references(self) -> None:
-        """Report references to the address of a server that does not exist or has no address."""
         entries = self.assembly.entries
         named = {
             entry.name: Named(address, entry.table.get("expose"))

@@ -225,7 +225,6 @@ class HttpServer:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Remove the connection, because its task has ended or was cancelled."""
         sock = self._connections.pop(task, None)
         if sock is not None:
             sock.close()  # it was cancelled before its first step

@@ -270,7 +270,6 @@ class RequestHead(MessageHead):
         return f"<RequestHead {self.method.decode()} {self.target.decode()}>"
 
     def _read_decisive(self, decisive: dict[bytes, bytes]) -> bool:
-        """Whether these fields are in canonical form."""
         options = decisive.get(b"connection")
         self._read_options(options)
         body = _body_of(decisive)
@@ -594,7 +593,6 @@ class ChunkedBody:
             raise BadMessage("too many extensions of chunks")
 
     def _limit_rate(self, count: int) -> None:
-        """Count further chunks against the rate limit."""
         if not self._most_a_second:
             return
         now = self._clock()

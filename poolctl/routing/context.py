@@ -187,7 +187,6 @@ def _context(scope: Scope) -> RouteContext:
 
 
 def _parts(scope: Scope) -> tuple[str, str, int | None]:
-    """Scheme, host and port of the request's backend."""
     url = upstream_url(scope)
     if url.startswith("unix:"):
         return "http", "", None

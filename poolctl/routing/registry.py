@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..json_form import from_json
 from .match import normal_host
@@ -18,44 +18,15 @@ if TYPE_CHECKING:
     from .route_table import RouteTable
 
 
-class _Keyed(Protocol):
-    @property
-    def alias(self) -> str: ...
-
-
-R = TypeVar("R", bound=_Keyed)
-R_co = TypeVar("R_co", bound=_Keyed, covariant=True)
 Kind = TypeVar("Kind", bound=Route | StreamRoute | ExcludedRoute)
 
 
-class Routes(Protocol[R_co]):
-    """Routes of one kind by their aliases."""
-
-    def __len__(self) -> int: ...
-
-    def __contains__(self, alias: str) -> bool: ...
-
-    def __iter__(self) -> Iterator[R_co]: ...
-
-    def get(self, alias: str) -> R_co | None:
-        """The route of this alias, or None."""
-        ...
-
-
-class HTTPRoutes(Routes[Route], Protocol):
-    """Routes for HTTP, which are found by their host as well."""
-
-    def get_by_host(self, host: str) -> Route | None:
-        """The first route with exactly this host and any path; None if there is no such route."""
-        ...
-
-
-class RoutePool(Generic[R]):
+class RoutePool(Generic[Kind]):
     """Routes of one kind by their aliases; they can be added and removed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._routes: dict[str, R] = {}
+        self._routes: dict[str, Kind] = {}
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -63,7 +34,7 @@ class RoutePool(Generic[R]):
     def __contains__(self, alias: str) -> bool:
         return alias in self._routes
 
-    def __iter__(self) -> Iterator[R]:
+    def __iter__(self) -> Iterator[Kind]:
         """The current routes, in the order in which their aliases were added."""
         with self._lock:
             return iter(list(self._routes.values()))
@@ -71,74 +42,41 @@ class RoutePool(Generic[R]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} routes>"
 
-    def get(self, alias: str) -> R | None:
+    def get(self, alias: str) -> Kind | None:
         """The route of this alias, or None."""
         return self._routes.get(alias)
 
-    def add(self, route: R) -> None:
+    def add(self, route: Kind) -> None:
         """Add a route; one of the same alias is replaced in its place."""
         with self._lock:
-            self._replaced(self._routes.get(route.alias), route)
             self._routes[route.alias] = route
 
-    def remove(self, alias: str) -> R | None:
+    def remove(self, alias: str) -> Kind | None:
         """Remove the route of this alias and return it; None if there is no such route."""
         with self._lock:
-            route = self._routes.pop(alias, None)
-            self._replaced(route, None)
-            return route
+            return self._routes.pop(alias, None)
 
     def clear(self) -> None:
         """Remove every route."""
         with self._lock:
             self._routes.clear()
-            self._cleared()
-
-    def _replaced(self, old: R | None, new: R | None) -> None:
-        """Called under the lock."""
-
-    def _cleared(self) -> None:
-        """Called under the lock."""
 
 
 class HTTPRoutePool(RoutePool[Route]):
     """Routes for HTTP, which are found by their host as well."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._hosts: dict[str, dict[str, Route]] = {}
-
     def get_by_host(self, host: str) -> Route | None:
         """The first route with exactly this host and any path; None if there is no such route."""
-        with self._lock:
-            return next(iter(self._hosts.get(normal_host(host), {}).values()), None)
-
-    def _replaced(self, old: Route | None, new: Route | None) -> None:
-        if old is not None and (new is None or normal_host(new.host) != normal_host(old.host)):
-            host = normal_host(old.host)
-            del self._hosts[host][old.alias]
-            if not self._hosts[host]:
-                del self._hosts[host]
-        if new is not None:
-            self._hosts.setdefault(normal_host(new.host), {})[new.alias] = new
-
-    def _cleared(self) -> None:
-        self._hosts.clear()
+        wanted = normal_host(host)
+        return next((route for route in self if normal_host(route.host) == wanted), None)
 
 
 class _Reading:
     """The reading interface of every registry: `http`, `stream`, and `excluded`, which are known and not served."""
 
-    if TYPE_CHECKING:
-
-        @property
-        def http(self) -> HTTPRoutes: ...
-
-        @property
-        def stream(self) -> Routes[StreamRoute]: ...
-
-        @property
-        def excluded(self) -> Routes[ExcludedRoute]: ...
+    http: HTTPRoutePool | HTTPTableRoutes
+    stream: RoutePool[StreamRoute] | TableRoutes[StreamRoute]
+    excluded: RoutePool[ExcludedRoute] | TableRoutes[ExcludedRoute]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.num_active} routes, {len(self.excluded)} excluded>"
@@ -258,38 +196,27 @@ class TableRegistry(_Reading):
     `table` returns the table in force, or None. A look-up takes the same time with any number of routes.
     """
 
+    http: HTTPTableRoutes
+    stream: TableRoutes[StreamRoute]
+    excluded: TableRoutes[ExcludedRoute]
+
     def __init__(self, table: TableNow) -> None:
         self._table = table
-        self._http = HTTPTableRoutes(table)
-        self._stream = TableRoutes(
+        self.http = HTTPTableRoutes(table)
+        self.stream = TableRoutes(
             StreamRoute,
             table,
             lambda now: now.num_streams,
             lambda now: now.streams(),
             lambda now, alias: now.get_stream(alias),
         )
-        self._excluded = TableRoutes(
+        self.excluded = TableRoutes(
             ExcludedRoute,
             table,
             lambda now: now.num_excluded,
             lambda now: now.excluded(),
             lambda now, alias: now.get_excluded(alias),
         )
-
-    @property
-    def http(self) -> HTTPTableRoutes:
-        """The routes for HTTP."""
-        return self._http
-
-    @property
-    def stream(self) -> TableRoutes[StreamRoute]:
-        """The routes for streams."""
-        return self._stream
-
-    @property
-    def excluded(self) -> TableRoutes[ExcludedRoute]:
-        """The routes that are known and not served, with the reason."""
-        return self._excluded
 
     @property
     def generation(self) -> int:

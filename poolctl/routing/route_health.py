@@ -90,5 +90,4 @@ def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str,
 
 
 def _shown(health: RouteHealth, *names: str) -> dict[str, Any]:
-    """These fields, with null for a latency that was not measured."""
     return {name: getattr(health, name) for name in names}

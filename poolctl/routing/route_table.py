@@ -88,8 +88,6 @@ _Ranked = tuple[bool, bool, int, int]
 
 
 class _Writer:
-    """Makes the content of a table."""
-
     def __init__(
         self, routes: Iterable[Route], streams: Iterable[StreamRoute], excluded: Iterable[ExcludedRoute]
     ) -> None:
@@ -443,7 +441,6 @@ class RouteTable:
         return group
 
     def _candidates(self, group: _HostRoutes, prefix: str) -> tuple[_Candidate, ...]:
-        """The routes of a host pattern for exactly this path."""
         if group.complete:
             offsets = group.offsets.get(prefix, [])
             if not offsets:
@@ -462,7 +459,6 @@ class RouteTable:
         return found
 
     def _find(self, key: str) -> int | None:
-        """The offset of the entry of a key."""
         name = key.encode("utf-8", "surrogateescape")
         wanted = crc32(name)
         slots, mask = self._slots, self._mask
@@ -479,7 +475,6 @@ class RouteTable:
         raise TableError("the route table has no empty slot")
 
     def _values(self, at: int, count: int) -> Iterator[Any]:
-        """The values of `count` entries from this offset on."""
         for _ in range(count):
             yield self._json(at)
             at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))

@@ -70,7 +70,6 @@ def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> di
 
 
 def _listed(users: Mapping[str, str]) -> str:
-    """One server of each user."""
     first: dict[str, str] = {}
     for server, user in users.items():
         first.setdefault(user, f"{server} ({user})")

@@ -23,7 +23,7 @@ _compiled = functools.lru_cache(maxsize=1024)(compiled)
 
 
 class _TooSlow(BaseException):
-    """The time limit for matching has passed."""
+    pass
 
 
 def main() -> None:

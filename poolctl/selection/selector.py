@@ -186,7 +186,6 @@ def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
 
 
 def _canonical(target: str) -> str:
-    """The key of an address in any spelling; the text itself if it is not an address."""
     if ":" not in target and "/" not in target:
         return target
     from poolctl.address import canonical
@@ -250,7 +249,6 @@ def _list_of_words(key: str, value: object) -> list[str]:
 
 
 def _said(selector: Selector) -> str:
-    """The selector's options as they were written."""
     words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
 

@@ -73,7 +73,6 @@ def _pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[F
 
 
 def _options(tls: TLSConfig) -> Iterator[Finding]:
-    """Problems of the keys for client certificates and ciphers."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -170,7 +169,6 @@ def _names(der: bytes) -> Iterator[str]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each DER element in a sequence of elements."""
     position = 0
     while position < len(data):
         tag, content, position = _element(data, position)

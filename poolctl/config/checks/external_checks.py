@@ -356,7 +356,6 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
 
 
 def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
-    """Import the app in a process of its own; returns the answer of that process."""
     whole = {**env, **dict(job.env)}
     options = {"env": whole, **start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):

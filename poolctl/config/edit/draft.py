@@ -206,7 +206,6 @@ class Draft:
         self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
 
     def _changes_of(self, document: Document) -> Changes:
-        """The changes of a file; created if necessary."""
         self._texts = None
         return self._changes.setdefault(document.path, Changes())
 
@@ -218,7 +217,6 @@ def _own_path(document: Document, table: Path, path: Path) -> Path | None:
 
 
 def _has_comment(document: Document, path: Path) -> bool:
-    """Whether there is a comment on the line of a key."""
     line, _ = document.positions()[document.exact(path) or path]
     return "#" in document.text.splitlines()[line - 1]
 
@@ -249,12 +247,10 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
 
 
 def _servers_of(document: Document) -> Path:
-    """The path of the list of servers within the file's own tables."""
     return () if isinstance(document.data, list) else ("server",)
 
 
 def _pair_text(kind: str, key: str, value: Tree) -> str:
-    """A key with its value in one line of a file of that format."""
     if kind == "toml":
         return f"{key_text(key)} = {value_text(value)}"
     return f"{key_text(key) if kind == 'yaml' else json_text(key)}: {json_text(value)}"  # JSON is YAML, too
@@ -361,7 +357,6 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
 
 
 def _same(target: str, held: int, before: str) -> bool:
-    """Whether the path still names the open file, and the file still has the text that was read."""
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):
@@ -490,7 +485,6 @@ class Parts:
         return Part(first, end, above or first, below)
 
     def _is_blank(self, at: int) -> bool:
-        """Whether there is a line `at`, and it is empty."""
         return 0 <= at < len(self.lines) and not self.lines[at].strip()
 
     def _is_comment(self, at: int) -> bool:
@@ -524,7 +518,6 @@ class Parts:
         self._replace(start, end)
 
     def _append(self, text: str) -> None:
-        """Insert whole lines after the last server."""
         at = self.servers[-1].below if self.servers else len(self.lines)
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
         follows = at < len(self.lines) and not self._is_blank(at)
@@ -532,7 +525,6 @@ class Parts:
 
 
 def _lines_of(text: str) -> list[str]:
-    """The lines of a text with their ends; only a line feed ends a line."""
     return _line.findall(text)
 
 
@@ -562,7 +554,6 @@ def _edited_in_parts(document: Document, text: str, servers: Path, changes: Chan
 
 
 def _rewritten(text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes made in the list of its servers. Raises ValueError."""
     import tomlkit
 
     whole = tomlkit.parse(text)

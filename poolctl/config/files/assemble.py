@@ -193,7 +193,6 @@ class Assembly:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
     def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
-        """Merge one key of a file; yields its problems."""
         known = ("pool", "defaults", "server", *table_names())
         if key not in known:
             near = nearest(str(key), known)

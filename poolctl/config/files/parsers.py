@@ -194,7 +194,6 @@ class Scanner:
         self.found.setdefault(path, self.lines.place(offset))
 
     def _keys(self, here: int) -> tuple[list[tuple[str, int]], int]:
-        """The parts of a dotted key, each with its offset."""
         parts: list[tuple[str, int]] = []
         while True:
             here = self._skip(_space, here)
@@ -208,7 +207,6 @@ class Scanner:
             here += 1
 
     def _header(self, here: int) -> tuple[Path, int]:
-        """The table that the header begins."""
         start = here
         array = self.text.startswith("[[", here)
         parts, here = self._keys(here + 1 + array)
@@ -226,7 +224,6 @@ class Scanner:
         return path, here + 1 + array
 
     def _pair(self, here: int, table: Path) -> int:
-        """Read a pair of that table: `key = value`, or `"key": value`."""
         parts, after = self._keys(here)
         path = table
         for number, (part, offset) in enumerate(parts, 1):
@@ -245,7 +242,6 @@ class Scanner:
         return match.end() if match else here + 1
 
     def _inside(self, here: int, path: Path, end: str) -> int:
-        """Read a list or an inline table, from its bracket to its `end`."""
         self.open.append(here)
         index = 0
         here = self._skip(_blank, here + 1)
@@ -329,7 +325,6 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
 
 
 def _table_is_there(text: str, name: str) -> tuple[str, str]:
-    """The message for the header of a table that contradicts an earlier table."""
     from poolctl.config.model.pool_tables import is_listed
 
     listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)
@@ -380,7 +375,6 @@ def _not_closed(text: str, bracket: int) -> Explained:
 
 
 def _open_brackets(text: str, kind: str) -> list[int]:
-    """The offsets of the brackets left open at the end of this partial text."""
     scanner = Scanner(text)
     scanner.scan(kind)
     return scanner.open

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -32,19 +33,18 @@ _TOO_DEEP = f"nested more than {DEEPEST} levels deep", "a configuration needs fi
 MERGE = "<<"
 
 
+@dataclass(slots=True)
 class Frame:
     """A collection that is being read."""
 
-    __slots__ = ("anchor", "key", "merges", "merging", "path", "start", "values", "waiting")
-
-    def __init__(self, values: Tree, anchor: str | None, start: int, path: Path) -> None:
-        self.values = values
-        self.anchor = anchor
-        self.start = start
-        self.path = path
-        self.key: Tree = None
-        self.waiting = self.merging = False
-        self.merges: list[Tree] = []
+    values: Tree
+    anchor: str | None
+    start: int
+    path: Path
+    key: Tree = None
+    waiting: bool = False
+    merging: bool = False
+    merges: list[Tree] = field(default_factory=list)
 
 
 def parse_yaml(text: str) -> Tree:
@@ -83,15 +83,16 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
 
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
     """Line and column of every key and element of a valid text; a repeated value has the position of its alias."""
-    found: dict[Path, tuple[int, int]] = {}
-    _Positions(found).build(yaml.parse(text, Loader=_LOADER))
-    return found
+    builder = _Builder()
+    builder.build(yaml.parse(text, Loader=_LOADER))
+    return builder.positions
 
 
 class _Builder:
-    """Builds the value of a document."""
+    """Builds the value of a document, and records the position of each key and element."""
 
     def __init__(self) -> None:
+        self.positions: dict[Path, tuple[int, int]] = {}
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Tree, int]] = {}
         self.count = 0
@@ -130,14 +131,14 @@ class _Builder:
             self.anchors[event.anchor] = (value, 1)
         self.put(value, event)
 
-    def open(self, values: Tree, event: Event, path: Path = ()) -> None:
+    def open(self, values: Tree, event: Event) -> None:
         if event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if len(self.stack) >= DEEPEST:
             raise _refused(event, *_TOO_DEEP)
         if event.anchor:
             self.anchors.pop(event.anchor, None)
-        self.stack.append(Frame(values, event.anchor, self.count, path))
+        self.stack.append(Frame(values, event.anchor, self.count, self.note(event, None)))
 
     def close(self, event: Event) -> None:
         frame = self.stack.pop()
@@ -164,6 +165,8 @@ class _Builder:
         if not self.stack:
             self.root = value
             return
+        if not isinstance(event, yaml.CollectionEndEvent):
+            self.note(event, value)
         frame = self.stack[-1]
         if type(frame.values) is list:
             frame.values.append(value)
@@ -183,22 +186,6 @@ class _Builder:
             if not all(isinstance(table, dict) for table in tables):
                 raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
             frame.merges += tables
-
-
-class _Positions(_Builder):
-    """Builds the value again, and records the position of each key and element."""
-
-    def __init__(self, positions: dict[Path, tuple[int, int]]) -> None:
-        super().__init__()
-        self.positions = positions
-
-    def open(self, values: Tree, event: Event, path: Path = ()) -> None:
-        super().open(values, event, self.note(event, None))
-
-    def put(self, value: Tree, event: Event) -> None:
-        if not isinstance(event, yaml.CollectionEndEvent):
-            self.note(event, value)
-        super().put(value, event)
 
     def note(self, event: Event, value: Tree) -> Path:
         """Record the position of the value, and return its path. A merged table has the path of its table."""

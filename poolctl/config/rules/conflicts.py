@@ -25,8 +25,6 @@ Conflict = tuple[int, int, Finding]
 
 
 class _Taken(NamedTuple):
-    """An address taken by an earlier server."""
-
     address: Address
     order: int
 
@@ -201,7 +199,6 @@ def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
 
 
 def _addresses(tables: Tables) -> Iterator[BoundAddress]:
-    """The addresses at which the tables listen."""
     for name, address in own_addresses(tables):
         yield BoundAddress((name, "bind"), f"[{name}]", address)
     for rules in rules_of(tables.by_name()):
@@ -282,7 +279,6 @@ def _with_addresses(server: _Server, known: Mapping[str, Mapping[str, str]]) -> 
 
 
 def _texts(table: Mapping[str, Tree]) -> Iterator[tuple[Path, str]]:
-    """The texts of a server's table that have references, with their paths."""
     env, command = table.get("env"), table.get("command")
     for name, value in env.items() if isinstance(env, dict) else ():
         if isinstance(value, str) and OPENING in value:

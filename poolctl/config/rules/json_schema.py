@@ -91,7 +91,6 @@ def json_schema() -> Schema:
 
 
 def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()) -> Schema:
-    """The schema of a table without its hidden keys; the schemas of nested tables are added to the definitions."""
     schema = model_of(model).model_json_schema(schema_generator=_Generator)
     inner: dict[str, Schema] = schema.pop("$defs", {})
     inner.pop("Address", None)

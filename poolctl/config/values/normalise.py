@@ -363,7 +363,6 @@ def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding
 
 
 def _wrong_authority(expose: str) -> tuple[str, str] | None:
-    """The message about an invalid host or port, and the fix; None for valid ones."""
     scheme, separator, rest = expose.rpartition("://")
     if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
         return None
@@ -444,7 +443,6 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
 
 
 def _part(table: Tree, key: str) -> Tree:
-    """A value of a table, which may be plain or already validated."""
     return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
 
 
@@ -497,7 +495,6 @@ def _every(table: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def _words(path: Path, command: Tree) -> Iterator[Finding]:
-    """The problem of a command that is one string instead of a list, or that names no program."""
     if isinstance(command, str):
         import shlex
 
@@ -545,7 +542,6 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
 
 
 def _no_port(table: dict[str, Tree], address: Address) -> Finding:
-    """The problem of a program that needs a host and port, but has an address without them."""
     fix = "let it take the socket: {fd}, or LISTEN_FDS"
     words = table["command"] if isinstance(table["command"], (list, tuple)) else ()
     env = table.get("env")

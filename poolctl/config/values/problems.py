@@ -285,7 +285,7 @@ def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
     elif len(known) <= MOST_NEAR:
         hint = f"known here: {', '.join(known)}"
     else:
-        found = _several(key[:60], known) if _several.cache_info().currsize < MOST_SUGGESTIONS else ()
+        found = similar(key[:60], known, MOST_NEAR, 0.5)
         hint = f"similar keys: {', '.join(found)}" if found else "`poolctl schema` lists every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
 
@@ -304,32 +304,29 @@ def _plain(word: str) -> str:
 
 
 @lru_cache(maxsize=MOST_SUGGESTIONS)
-def _several(word: str, known: tuple[str, ...]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(word.lower(), known, n=MOST_NEAR, cutoff=0.5)
-
-
-@lru_cache(maxsize=MOST_SUGGESTIONS)
-def _nearest(word: str, known: tuple[str, ...]) -> str:
+def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     from difflib import get_close_matches
 
     direct = {_plain(name): name for name in known}.get(_plain(word))
-    return direct or next(iter(get_close_matches(word.lower(), known, n=1, cutoff=0.6)), "")
+    return [direct] if direct else get_close_matches(word.lower(), known, n=number, cutoff=cutoff)
 
 
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """The known word that was probably meant, or "".
+def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
+    """The known words that were probably meant, at most this number.
 
     A file of nothing but unknown keys must not take minutes: after many suggestions the search stops until
     `reset_suggestions`.
     """
-    if len(word) > 60 or _nearest.cache_info().currsize >= MOST_SUGGESTIONS:
-        return ""
-    return _nearest(word, known)
+    if len(word) > SHOWN_CHARACTERS or _similar.cache_info().currsize >= MOST_SUGGESTIONS:
+        return []
+    return _similar(word, known, number, cutoff)
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """The known word that was probably meant, or ""."""
+    return next(iter(similar(word, known, 1, 0.6)), "")
 
 
 def reset_suggestions() -> None:
     """Reset the count of suggestions, for another file or another server made in Python."""
-    _nearest.cache_clear()
-    _several.cache_clear()
+    _similar.cache_clear()

@@ -49,8 +49,6 @@ LARGEST_BYTES = 2**60
 
 
 def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
-    """The type of a key that takes seconds, or a text such as "1m30s", in this range."""
-
     def seconds(value: Tree) -> float:
         try:
             found = parse_duration(value)
@@ -66,8 +64,6 @@ def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
 
 
 def _size(minimum: int, maximum: int, allowed: str) -> Tree:
-    """The type of a key that takes bytes, or a text such as "64KiB", in this range."""
-
     def size_bytes(value: Tree) -> int:
         try:
             found = parse_size(number_from_environment(value))
