@@ -89,9 +89,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor(Receiver):
-    """Runs one pool. A calm supervisor only adopts the running workers and serves commands.
+    """Runs one pool: a core over a runner, with verbs, health checks and observers around it.
 
-    `reader` is the process that reads the files for it, if it was started.
+    A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the files
+    for it, if it was started.
     """
 
     def __init__(
@@ -102,36 +103,32 @@ class Supervisor(Receiver):
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
-        self._begun = self._terminating = self._replacing = False
+        self._replacing = False
+        self._ending = self._terminating = self._terminated = self._mandatory_failed = False
+        # The commands of the keeper and supervisor that take over when this process ends.
+        self._replacement: tuple[list[str], list[str]] | None = None
+        self._orders: set[asyncio.Task[object]] = set()  # of clients that left before the pool had begun
+        self._metrics: MetricsAddress | None = None
+        self._is_recording = False
+        self._service: Service | None = None
 
     async def run(self) -> int:
         """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
-        keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
-        self._keeper = keeper
+        keeper = self._keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         hello = await self._hello
-        KeeperEndWatch(int(hello["pid"]), self._replace_keeper)
+        self._keeper_pid = int(hello["pid"])
+        KeeperEndWatch(self._keeper_pid, self._replace_keeper)
         with contextlib.suppress(OSError):
             make_private(self.directory)
-        reader = ConfigurationReader(self.directory, self._reader)
-        self._pool = ManagedPool(
-            self.directory,
-            self.files,
-            state_dir(os.environ, os.path.basename(self.directory), create=True),
-            keeper,
-            hello,
-            self._runtime_files,
-            reader,
-            calm=self._calm,
-        )
+        self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
-        listener = socket.socket(fileno=fds[0])
-        await self._pool.begin(listener)
-        self._runtime_files.publish(self._pool.name, int(hello["pid"]))
+        await self._begin(socket.socket(fileno=fds[0]))
+        self._runtime_files.publish(self._configuration.name, self._keeper_pid)
         for report in self._early_exits:
-            self._pool.exit_reported(report)
-        self._begun = True
+            self._exit_reported(report)
         if self._terminating:
             self._terminate()
         # From now on the keeper can be replaced from the state in this process.
@@ -139,179 +136,48 @@ class Supervisor(Receiver):
             await keeper.complete()
             keeper.send({"op": "adopted"})
         asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
-        await self._pool.over.wait()
-        if self._pool.replacement is not None:
-            await self._replace(*self._pool.replacement)
+        await self._over.wait()
+        if self._replacement is not None:
+            await self._replace(*self._replacement)
         self._runtime_files.withdraw()
-        await self._pool.end()
-        reader.close()
+        await self._end()
         # Awaited: a keeper that has not received it starts the next supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
 
-    def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver: a message of the keeper."""
-        event = message.get("event")
-        if event == "hello":
-            self._hello.set_result(message)
-        elif event == "exit":
-            if hasattr(self, "_pool"):
-                self._pool.exit_reported(message)
-            else:
-                self._early_exits.append(message)
-        elif event == "ping":
-            self._keeper.send({"op": "pong"})
-        elif event == "terminate":
-            self._terminating = True
-            if self._begun:
-                self._terminate()
-            else:
-                self._keeper.send({"op": "terminating"})
-                if hasattr(self, "_pool"):
-                    self._pool.stop_reading()
-
-    def _terminate(self) -> None:
-        # The keeper ends the pool by itself if that takes longer than it may.
-        self._keeper.send({"op": "terminating", "seconds": self._pool.stop_seconds})
-        self._pool.terminate()
-
-    async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Let the keeper execute another version of itself, which starts a supervisor of its own."""
-        logger.info("another version takes over: %s", supervisor)
-        self._pool.save()
-        # It would fork this build's gateways, and an earlier version would not know it.
-        self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
-        for name, (meta, _) in [*self._keeper.entries.items()]:
-            if isinstance(meta, dict) and "mark" in meta:
-                # Another build may have the same version: the successor replaces the process in any case.
-                self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
-        order = {
-            "op": "renew",
-            "argv": [*keeper, self.directory],
-            "supervisor": [*supervisor, self.directory, *self.files],
-        }
-        with contextlib.suppress(LinkLost):
-            await self._keeper.call(order)
-        # The successor does everything from here on.
-        logging.shutdown()
-        os._exit(0)
-
-    def lost(self) -> None:
-        """See Receiver: the keeper has ended."""
-        if self._runtime_files.withdrawn:
-            self._pool.over.set()
-            return
-        # This process does no more work from here on; the successor does the rest.
-        if self._keeper.whole:
-            logger.error("the keeper is gone; another one is started")
-            self._pool.events.record("pool", "keeper lost", message="another one is started")
-            self._pool.save()
-        self._replace_keeper()
-
-    def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Give everything to another keeper and exit; `hung_at` is where this process hangs."""
-        if self._replacing or self._runtime_files.withdrawn:
-            return
-        self._replacing = True
-        if self._keeper.whole:
-            command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
-        # Logging itself may be the cause of the hang.
-        if hung_at is not None:
-            stack = "".join(traceback.format_stack(hung_at))
-            logger.error("the keeper ended while this process hung here:\n%s", stack)
-        if not self._keeper.whole:
-            logger.error("the keeper is gone, and not everything is known here that it held")
-        logging.shutdown()
-        os._exit(0 if self._keeper.whole else 1)
-
-
-def late_modules() -> list[str]:
-    """The modules that a start does not need, and that are imported after it."""
-    return [*_LATE_MODULES, *verbs.modules(), *feature_parts.modules()]
-
-
-async def import_slowly(names: Iterable[str]) -> None:
-    """Import these modules one at a time, with pauses: all at once would block the loop for 15 ms."""
-    for name in names:
-        await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
-        try:
-            import_module(name)
-        except Exception:
-            # Its package is being replaced: that must not stop the others.
-            logger.exception("%s cannot be imported", name)
-
-
-class ManagedPool:
-    """The daemon: a core over a runner, with verbs, health checks and observers around it.
-
-    `over` is set when its process should end: because nothing is left to do, or so that the processes that the commands
-    of `replacement` (a keeper's and a supervisor's) start take over.
-    """
-
-    def __init__(
-        self,
-        directory: str,
-        files: Sequence[str],
-        state_directory: str,
-        keeper: KeeperLink,
-        hello: wire.Message,
-        runtime_files: RuntimeFiles,
-        reader: ConfigurationReader,
-        *,
-        calm: bool,
-    ) -> None:
-        self.directory = directory
-        self.files = list(files)
-        self.over = asyncio.Event()
-        self._begun = asyncio.Event()
-        self._orders: set[asyncio.Task[object]] = set()  # of clients that left before the pool had begun
-        self.replacement: tuple[list[str], list[str]] | None = None
-        self._keeper = keeper
-        self._keeper_pid = int(hello["pid"])
-        self._runtime_files = runtime_files
-        self._calm = calm
-        self._ending = self._terminated = self._mandatory_failed = False
+    def _make_parts(self, hello: wire.Message) -> None:
+        state_directory = state_dir(os.environ, os.path.basename(self.directory), create=True)
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
         environments: dict[str, Mapping[str, str]] = {}
         site = RunnerSite(
-            keeper=keeper,
+            keeper=self._keeper,
             keeper_pid=self._keeper_pid,
             open_files=(soft, hard),
-            directory=directory,
+            directory=self.directory,
             logs_directory=logs,
             environments=environments,
         )
         self.runner = make_runner(os.environ, site)
         self.runner.events = self
         self._clock = Clock()
-        self._store = StateStore(keeper, directory)
-        self._save_timer = SaveTimer(self._save)
-        self._configuration = ActiveConfiguration(files, state_directory, self._store, environments, reader)
-        self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
+        self._store = StateStore(self._keeper, self.directory)
+        self._save_timer = SaveTimer(self._save_changes)
+        reader = ConfigurationReader(self.directory, self._reader)
+        self._configuration = ActiveConfiguration(
+            self.files, state_directory, self._store, environments, reader
+        )
+        self._environment = PoolEnvironment(
+            self._configuration, self._keeper, self.directory, state_directory
+        )
         self.events = Events(self._clock)
         self._parts = FeatureParts(self._environment, self.events)
-        self._metrics: MetricsAddress | None = None
-        self._is_recording = False
-        self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
-        self._service: Service | None = None
+        self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
-    @property
-    def name(self) -> str:
-        """The name of the pool, by which it is found from any directory."""
-        return self._configuration.name
-
-    @property
-    def stop_seconds(self) -> float:
-        """How long a stop of everything may take by the servers' own limits."""
-        servers = (each.config for each in self.core.entries.values())
-        return longest_stop_seconds(servers, self._configuration.tables.stop_seconds) + _SPARE_SECONDS
-
-    async def begin(self, listener: socket.socket) -> None:
+    async def _begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first.
 
         The first supervisor of a pool accepts requests while it reads the files: a ping shows that it does.
@@ -461,7 +327,7 @@ class ManagedPool:
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
-        self._runtime_files.rename(self.name)
+        self._runtime_files.rename(self._configuration.name)
         # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
@@ -470,7 +336,7 @@ class ManagedPool:
     async def _wait_to_begin(self, request: Request) -> None:
         """Return when the pool has begun. A stop of everything ends the reading of its files."""
         if _stops_everything(request) and not serves_on(os.environ, self.directory):
-            self.stop_reading()
+            self._configuration.stop_reading()
         try:
             await self._begun.wait()
         except asyncio.CancelledError:
@@ -480,10 +346,6 @@ class ManagedPool:
                 self._orders.add(order)
                 order.add_done_callback(self._orders.discard)
             raise
-
-    def stop_reading(self) -> None:
-        """Begin without servers, and end at the next request, if the files are still being read."""
-        self._configuration.stop_reading()
 
     async def _restore_runtime_files(self) -> None:
         async for listener in self._runtime_files.restored():
@@ -499,7 +361,7 @@ class ManagedPool:
 
     def _give_way(self) -> None:
         """End as if killed: the keeper starts a successor, which adopts everything."""
-        self.save()
+        self._save()
         logging.shutdown()
         os._exit(0)
 
@@ -508,11 +370,11 @@ class ManagedPool:
         self._store.note_changed(entry)
         self._save_timer.note_change()
 
-    def _save(self) -> None:
+    def _save_changes(self) -> None:
         self._store.save(self.core.entries, self._configuration.to_save(self.core))
         self._totals.save()
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         """Close everything; the answers under way are finished."""
         self._restoring.cancel()
         self._importing.cancel()
@@ -530,16 +392,17 @@ class ManagedPool:
             await part.aclose()
         self.events.close()
         close_matcher()
+        self._configuration.close()
 
-    def terminate(self) -> None:
-        """Stop every server in order, then end: the keeper was asked to terminate."""
+    def _begin_to_stop(self) -> None:
+        """Stop every server in order, then end."""
         if not self._terminated:
             self._terminated = True
             if self._service is not None:
                 self._service.stop()
             self._stopping = asyncio.ensure_future(self._stop_all())
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Save everything for a successor, events and features included."""
         # The core may not have reported its latest changes yet.
         self._store.note_changed(*self.core.entries.values())
@@ -548,7 +411,7 @@ class ManagedPool:
         for part in self._parts:
             part.flush()
 
-    def exit_reported(self, report: wire.Message) -> None:
+    def _exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
         if (takeover := self.runner.capabilities.takeover) is not None:
             takeover.exit_reported(report)
@@ -565,7 +428,7 @@ class ManagedPool:
         status = _failed_status(entry.observed.last_exit)
         write_exit(self.directory, status=status, reason=reason, keeper_pid=self._keeper_pid)
         self.core.reason = f"was stopped: {reason}"
-        self.terminate()
+        self._begin_to_stop()
 
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
@@ -580,8 +443,8 @@ class ManagedPool:
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         """See Daemon."""
         self._ending = True
-        self.replacement = keeper, supervisor
-        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
+        self._replacement = keeper, supervisor
+        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See Daemon."""
@@ -619,7 +482,7 @@ class ManagedPool:
                 self._store.delete_file()
             self._runtime_files.withdraw()
             # The answer that says so has to get out first.
-            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
@@ -655,7 +518,7 @@ class ManagedPool:
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics_problems, *lost_events)
         return About(
-            name=self.name,
+            name=self._configuration.name,
             files=tuple(self.files),
             version=__version__,
             protocol=PROTOCOL,
@@ -666,6 +529,100 @@ class ManagedPool:
             keeper_problem=self._watch.problem or None,
             not_served=not_served or None,
         )
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver: a message of the keeper."""
+        event = message.get("event")
+        if event == "hello":
+            self._hello.set_result(message)
+        elif event == "exit":
+            if hasattr(self, "runner"):
+                self._exit_reported(message)
+            else:
+                self._early_exits.append(message)
+        elif event == "ping":
+            self._keeper.send({"op": "pong"})
+        elif event == "terminate":
+            self._terminating = True
+            if self._begun.is_set():
+                self._terminate()
+            else:
+                self._keeper.send({"op": "terminating"})
+                if hasattr(self, "_configuration"):
+                    self._configuration.stop_reading()
+
+    def _terminate(self) -> None:
+        servers = (each.config for each in self.core.entries.values())
+        limit = longest_stop_seconds(servers, self._configuration.tables.stop_seconds)
+        # The keeper ends the pool by itself if that takes longer than it may.
+        self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
+        self._begin_to_stop()
+
+    async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
+        """Let the keeper execute another version of itself, which starts a supervisor of its own."""
+        logger.info("another version takes over: %s", supervisor)
+        self._save()
+        # It would fork this build's gateways, and an earlier version would not know it.
+        self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
+        for name, (meta, _) in [*self._keeper.entries.items()]:
+            if isinstance(meta, dict) and "mark" in meta:
+                # Another build may have the same version: the successor replaces the process in any case.
+                self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
+        order = {
+            "op": "renew",
+            "argv": [*keeper, self.directory],
+            "supervisor": [*supervisor, self.directory, *self.files],
+        }
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call(order)
+        # The successor does everything from here on.
+        logging.shutdown()
+        os._exit(0)
+
+    def lost(self) -> None:
+        """See Receiver: the keeper has ended."""
+        if self._runtime_files.withdrawn:
+            self._over.set()
+            return
+        # This process does no more work from here on; the successor does the rest.
+        if self._keeper.whole:
+            logger.error("the keeper is gone; another one is started")
+            self.events.record("pool", "keeper lost", message="another one is started")
+            self._save()
+        self._replace_keeper()
+
+    def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
+        """Give everything to another keeper and exit; `hung_at` is where this process hangs."""
+        if self._replacing or self._runtime_files.withdrawn:
+            return
+        self._replacing = True
+        if self._keeper.whole:
+            command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
+            replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
+        # Logging itself may be the cause of the hang.
+        if hung_at is not None:
+            stack = "".join(traceback.format_stack(hung_at))
+            logger.error("the keeper ended while this process hung here:\n%s", stack)
+        if not self._keeper.whole:
+            logger.error("the keeper is gone, and not everything is known here that it held")
+        logging.shutdown()
+        os._exit(0 if self._keeper.whole else 1)
+
+
+def late_modules() -> list[str]:
+    """The modules that a start does not need, and that are imported after it."""
+    return [*_LATE_MODULES, *verbs.modules(), *feature_parts.modules()]
+
+
+async def import_slowly(names: Iterable[str]) -> None:
+    """Import these modules one at a time, with pauses: all at once would block the loop for 15 ms."""
+    for name in names:
+        await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
+        try:
+            import_module(name)
+        except Exception:
+            # Its package is being replaced: that must not stop the others.
+            logger.exception("%s cannot be imported", name)
 
 
 def _failed_status(exit_: Exit | None) -> int:
