@@ -36,7 +36,7 @@ from poolctl.platform import close_promptly
 
 from ..process_link import HasDescriptor, Link, LinkLost, Receiver, spawn
 from .local_worker import LocalWorker
-from .server_sockets import AdoptionPairs, PassedPairs, Sockets
+from .server_sockets import AdoptionPairs, Sockets
 
 # Longer than the helper's own limit: it can be stopped, or get no processor.
 _SILENT_SECONDS = 1.0
@@ -735,11 +735,8 @@ class SleepingServers:
     Held connections are also stored in the keeper until a worker gets them.
     """
 
-    def __init__(
-        self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, passed: PassedPairs, directory: str
-    ) -> None:
+    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
         self._keeper = keeper
-        self._passed = passed
         self._sockets = sockets
         self._adoptions = adoptions
         self._servers: dict[str, ServerConfig] = {}
@@ -752,7 +749,7 @@ class SleepingServers:
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
-        if accepts and self._passed.uses(server.key):
+        if accepts and self._adoptions.passed(server.key):
             self._adoptions.open(server)
         left = self._adoptions.left(server.key) if accepts else None
         sleeping = SleepingListener(
@@ -773,7 +770,7 @@ class SleepingServers:
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
-        if not self._activator.armed(key) or self._passed.uses(key):
+        if not self._activator.armed(key) or self._adoptions.passed(key):
             return
         if all(worker.exited.done() for worker in workers):
             # Once the pair is empty no further connections come through it.
@@ -861,7 +858,7 @@ class SleepingServers:
 
     def emptied(self, key: str) -> None:
         """Note that the pair of a server without workers is empty: no further connection can arrive in it."""
-        if self._passed.uses(key):
+        if self._adoptions.passed(key):
             self.keep_pair(key)
         else:
             self._adoptions.drop(key)

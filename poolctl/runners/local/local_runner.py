@@ -35,7 +35,7 @@ from .activation import SleepingServers
 from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
-from .server_sockets import AdoptionPairs, PassedPairs, Sockets
+from .server_sockets import AdoptionPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
@@ -48,13 +48,11 @@ class RoutedServers:
 
     def __init__(
         self,
-        passed: PassedPairs,
         adoptions: AdoptionPairs,
         sockets: Sockets,
         sleeping: SleepingServers,
         workers: RunnerWorkers,
     ) -> None:
-        self._passed = passed
         self._adoptions = adoptions
         self._sockets = sockets
         self._sleeping = sleeping
@@ -69,8 +67,8 @@ class RoutedServers:
         """See Routing."""
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
-        before, names = self._passed.names, {each.key: each.name for each in passed}
-        self._passed.publish(names, gateway, None if routes is None else routes.give_back)
+        before, names = self._adoptions.routed, {each.key: each.name for each in passed}
+        self._adoptions.publish(names, gateway, None if routes is None else routes.give_back)
         open_keys = self._sockets.keys()
         for server in passed:
             if server.key in open_keys:
@@ -92,10 +90,9 @@ class RoutedServers:
 
     def take_back(self, servers: Collection[str]) -> None:
         """See Routing."""
-        for key, name in self._passed.names.items():
-            take = self._adoptions.left(key)
-            if name in servers and take is not None:
-                self._passed.take_back(take)
+        for key, name in self._adoptions.routed.items():
+            if name in servers:
+                self._adoptions.take_back(key)
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """See Routing."""
@@ -106,7 +103,7 @@ class RoutedServers:
 
     def look(self, key: str) -> None:
         """Update the gateway's use of the server's pair after a worker has changed its state."""
-        if key in self._passed.names:
+        if key in self._adoptions.routed:
             self._offer(key)
 
     def _offer(self, key: str) -> None:
@@ -118,14 +115,13 @@ class RoutedServers:
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
-            self._passed.hide(key)
-        elif ready or not self._passed.hidden(key):
-            self._passed.show(key)
-            self._adoptions.announce(key)
+            self._adoptions.hide(key)
+        elif ready or not self._adoptions.hidden(key):
+            self._adoptions.show(key)
 
     def inform(self, worker: LocalWorker) -> None:
         """Send the worker the current route table once it has begun, if its server has or had a route."""
-        if not self._published or (worker.routes is None and worker.server.key not in self._passed.names):
+        if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
         worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._aside))
@@ -167,9 +163,8 @@ class LocalRunner:
         self._stopped: set[Process] = set()  # zygotes, at the last check
         self._check_zygotes()
         self.sockets = Sockets(keeper)
-        self._passed = PassedPairs()
-        self.adoptions = AdoptionPairs(keeper, self._passed)
-        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, self._passed, directory)
+        self.adoptions = AdoptionPairs(keeper)
+        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, directory)
         self.forker = Forker(
             keeper,
             self.children,
@@ -188,7 +183,7 @@ class LocalRunner:
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # of the worker of each server that exited last
-        self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
+        self._routed = RoutedServers(self.adoptions, self.sockets, self.sleeping, self._workers)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -209,7 +204,7 @@ class LocalRunner:
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
-        if server.scale.min or self._passed.uses(server.key):
+        if server.scale.min or self.adoptions.passed(server.key):
             # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it. One with
             # a route has it from the beginning, for the gateway.
             self.adoptions.open(server)
@@ -347,7 +342,7 @@ class LocalRunner:
         names = await take_over(self.keeper, adopters)
         found = adoption.found
         if fd_store.GATEWAY_LINK in names:
-            self._passed.expect()
+            self.adoptions.expect_gateway()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
             self.zygotes.start(Source.of(key))
@@ -420,7 +415,7 @@ class LocalRunner:
         """See Runner. A command may continue to accept connections."""
         if worker := self._workers.get(placement.id):
             if not replaced:
-                await self._passed.leaving(worker.server.key)
+                await self.adoptions.leaving(worker.server.key)
             await worker.leave(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -434,7 +429,7 @@ class LocalRunner:
         if worker is None:
             return Exit(message="has ended before")
         if timeout_seconds and not replaced:
-            await self._passed.leaving(worker.server.key)
+            await self.adoptions.leaving(worker.server.key)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:

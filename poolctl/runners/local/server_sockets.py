@@ -32,130 +32,6 @@ _PUBLISHED_SECONDS = 2.0
 _MOST_IN_A_PAIR = 1024
 
 
-class PassedPairs:
-    """The adoption pairs that a gateway uses, by the canonical address of their server; empty without a gateway."""
-
-    def __init__(self) -> None:
-        self.names: Mapping[str, str] = MappingProxyType({})  # of the servers that have a route, by key
-        self._gateway: Gateway | None = None
-        self._give_back: socket.socket | None = None
-        self._published: asyncio.Event | None = None
-        self._hidden: set[str] = set()
-        self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def expect(self) -> None:
-        """Assume that the previous supervisor's gateway may use any pair, until `publish` is called."""
-        self._published = asyncio.Event()
-        asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
-
-    def publish(
-        self, names: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
-    ) -> None:
-        """Let the gateway use the pairs of these servers. `names` are the servers' names by key."""
-        self.names, self._gateway, self._give_back = names, gateway, give_back
-        self._shown = {key: give for key, give in self._shown.items() if key in names}
-        if self._published is not None:
-            self._published.set()
-            self._published = None
-
-    def uses(self, key: str) -> bool:
-        """Whether the gateway uses, or may use, this server's pair."""
-        return key in self.names or self._published is not None
-
-    def opened(self, key: str, give: socket.socket) -> None:
-        """Note the server's new pair, and pass it to the gateway if the server has a route."""
-        if self._gateway is not None and key in self.names and key not in self._hidden:
-            self._shown[key] = give
-            self._gateway.pair_opened(self.names[key], give)
-
-    def hidden(self, key: str) -> bool:
-        """Whether the server's pair is withheld from the gateway."""
-        return key in self._hidden
-
-    def show(self, key: str) -> None:
-        """Allow the gateway to use the server's pair, beginning with the next pair that is `opened`."""
-        self._hidden.discard(key)
-
-    def hide(self, key: str) -> None:
-        """Withdraw the server's pair from the gateway, which then proxies the server's requests."""
-        self._hidden.add(key)
-        give = self._shown.pop(key, None)
-        if give is not None and self._gateway is not None:
-            self._background(self._gateway.withdraw(self.names[key], give))
-
-    async def leaving(self, key: str) -> None:
-        """Return once the gateway knows that workers of this server leave without being replaced."""
-        if self._published is not None:
-            await self._published.wait()
-        if self._gateway is not None and key in self.names:
-            await self._gateway.leaving(self.names[key])
-
-    async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        """Return once the gateway has stopped using the pair and has taken back the waiting connections.
-
-        The caller closes both ends. Returns at once if the gateway does not use the pair.
-        """
-        if self._published is not None:
-            await self._published.wait()
-        if self._gateway is not None and key in self.names:
-            if self._shown.get(key) is give:
-                del self._shown[key]
-            await self._gateway.withdraw(self.names[key], give)
-            if self._give_back is not None:
-                _move(take, self._give_back)
-
-    def take_back(self, take: socket.socket) -> None:
-        """Return the connections that wait in this pair to the gateway."""
-        if self._give_back is not None:
-            _move(take, self._give_back)
-
-    def retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        """Close a replaced pair in the background, once the gateway has stopped using it."""
-        if not self.uses(key):
-            give.close()
-            take.close()
-            return
-        self._background(self._retire(key, give, take))
-
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
-        with give, take:
-            await self.withdraw(key, give, take)
-
-
-def empty(take: socket.socket) -> None:
-    """Close every connection that is queued in the pair."""
-    _move(take, None)
-
-
-def _move(take: socket.socket, give: socket.socket | None) -> None:
-    """Move queued connections to the pair `give`. Excess connections are closed, or all of them if `give` is None."""
-    # Bounded to the pair's capacity: an application may go on filling it.
-    for _ in range(_MOST_IN_A_PAIR):
-        try:
-            received = wire.receive(take)
-        except wire.WireError:
-            continue
-        except OSError:
-            return
-        if received is None:
-            return
-        message, fds = received
-        try:
-            if give is not None and message.get("t") == "conn":
-                wire.send(give, message, fds)
-        except (OSError, wire.WireError):
-            pass
-        finally:
-            for fd in fds:
-                close_promptly(fd)
-
-
 PLAIN, TLS = "plain", "tls"
 
 
@@ -262,32 +138,119 @@ def protocol(server: ServerConfig) -> str:
 
 
 class AdoptionPairs:
-    """The adoption pairs of servers, by canonical address, held here and by the keeper."""
+    """The adoption pairs of servers, by canonical address, held here and by the keeper.
 
-    def __init__(self, keeper: Link, passed: PassedPairs) -> None:
+    A gateway puts connections into the pairs of servers that have a route. A pair is closed only after the gateway has
+    stopped using it.
+    """
+
+    def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._passed = passed
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
+        self.routed: Mapping[str, str] = MappingProxyType(
+            {}
+        )  # the names of the servers that have a route, by key
+        self._gateway: Gateway | None = None
+        self._give_back: socket.socket | None = None
+        self._published: asyncio.Event | None = None
+        self._hidden: set[str] = set()  # from the gateway
+        self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def expect_gateway(self) -> None:
+        """Assume that the previous supervisor's gateway may use any pair, until `publish` is called."""
+        self._published = asyncio.Event()
+        asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
+
+    def publish(
+        self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
+    ) -> None:
+        """Let the gateway use the pairs of these servers, given as names by key."""
+        self.routed, self._gateway, self._give_back = routed, gateway, give_back
+        self._shown = {key: give for key, give in self._shown.items() if key in routed}
+        if self._published is not None:
+            self._published.set()
+            self._published = None
+
+    def passed(self, key: str) -> bool:
+        """Whether a gateway uses, or may use, this server's pair."""
+        return key in self.routed or self._published is not None
+
+    def hidden(self, key: str) -> bool:
+        """Whether the server's pair is withheld from the gateway."""
+        return key in self._hidden
+
+    def show(self, key: str) -> None:
+        """Let the gateway use the server's pair, if it has one, and each later one."""
+        self._hidden.discard(key)
+        if self._gateway is not None and key in self._pairs and key in self.routed:
+            self._shown[key] = self._pairs[key][1]
+            self._gateway.pair_opened(self.routed[key], self._shown[key])
+
+    def hide(self, key: str) -> None:
+        """Withdraw the server's pair from the gateway, which then proxies the server's requests."""
+        self._hidden.add(key)
+        give = self._shown.pop(key, None)
+        if give is not None and self._gateway is not None:
+            self._background(self._gateway.withdraw(self.routed[key], give))
+
+    async def leaving(self, key: str) -> None:
+        """Return once the gateway knows that workers of this server leave without being replaced."""
+        if self._published is not None:
+            await self._published.wait()
+        if self._gateway is not None and key in self.routed:
+            await self._gateway.leaving(self.routed[key])
+
+    def take_back(self, key: str) -> None:
+        """Return the connections that wait in the server's pair to the gateway."""
+        if self._give_back is not None and key in self._pairs:
+            _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
         """Create the server's pair, unless it has one with the same protocol.
 
         A program cannot use a pair, and gets none.
         """
-        if server.command or self.protocol(server.key) == protocol(server):
+        key = server.key
+        if server.command or self.protocol(key) == protocol(server):
             return
-        before = self._pairs.pop(server.key, None)
+        before = self._pairs.pop(key, None)
         give, take = wire.pair()
         # Once, and before another process has it: all that share a socket share this too.
         give.setblocking(False)
         take.setblocking(False)
-        self._pairs[server.key] = (protocol(server), give, take)
+        self._pairs[key] = (protocol(server), give, take)
         meta = {"server": server.name, "protocol": protocol(server)}
-        entry = {"op": "put", "name": f"{fd_store.ADOPTION}{server.key}", "meta": meta}
+        entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
-        self._passed.opened(server.key, give)
+        if key not in self._hidden:
+            self.show(key)
         if before is not None:
-            self._passed.retire(server.key, *before[1:])
+            self._background(self._retire(key, *before[1:]))
+
+    async def _retire(
+        self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
+    ) -> None:
+        """Close our ends once a gateway has stopped using the pair, and has got back the connections that wait in it.
+
+        `empty`: close the others that wait, which are left to the workers that hold the pair otherwise.
+        """
+        with give, take:
+            if self._published is not None:
+                await self._published.wait()
+            if self._gateway is not None and key in self.routed:
+                if self._shown.get(key) is give:
+                    del self._shown[key]
+                await self._gateway.withdraw(self.routed[key], give)
+                if self._give_back is not None:
+                    _move(take, self._give_back)
+            if empty:
+                _move(take, None)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
         """The two ends (give, take) for a worker of the server; empty for a program."""
@@ -319,11 +282,6 @@ class AdoptionPairs:
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
-    def announce(self, key: str) -> None:
-        """Let the gateway use the pair of this address, if there is one."""
-        if key in self._pairs:
-            self._passed.opened(key, self._pairs[key][1])
-
     def left(self, key: str) -> socket.socket | None:
         """The end of the pair from which connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
@@ -343,7 +301,7 @@ class AdoptionPairs:
     def empty(self, key: str) -> None:
         """Close every connection that is queued in the pair."""
         if key in self._pairs:
-            empty(self._pairs[key][2])
+            _move(self._pairs[key][2], None)
 
     async def close(self, key: str) -> None:
         """Close the pair here and in the keeper, with every connection queued in it.
@@ -352,10 +310,7 @@ class AdoptionPairs:
         """
         if key not in self._pairs:
             return
-        _, give, take = self._pairs.pop(key)
-        with give, take:
-            await self._passed.withdraw(key, give, take)
-            empty(take)
+        await self._retire(key, *self._pairs.pop(key)[1:], empty=True)
         if key not in self._pairs:
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
@@ -369,3 +324,26 @@ class AdoptionPairs:
     async def close_all(self) -> None:
         """Close every pair."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
+
+
+def _move(take: socket.socket, give: socket.socket | None) -> None:
+    """Move queued connections to the pair `give`. Excess connections are closed, or all of them if `give` is None."""
+    # Bounded to the pair's capacity: an application may go on filling it.
+    for _ in range(_MOST_IN_A_PAIR):
+        try:
+            received = wire.receive(take)
+        except wire.WireError:
+            continue
+        except OSError:
+            return
+        if received is None:
+            return
+        message, fds = received
+        try:
+            if give is not None and message.get("t") == "conn":
+                wire.send(give, message, fds)
+        except (OSError, wire.WireError):
+            pass
+        finally:
+            for fd in fds:
+                close_promptly(fd)

@@ -13,7 +13,7 @@ from poolctl.keeper import connection_handover, wire
 from poolctl.runners.local.activation import SleepingServers
 from poolctl.runners.local.local_runner import RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
-from poolctl.runners.local.server_sockets import AdoptionPairs, PassedPairs, Sockets
+from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import Exit, PublishedRoutes
 from tests.unit.runners.test_local_worker import worker
@@ -64,12 +64,11 @@ class Stage:
 
     def __init__(self) -> None:
         self.peer = StoringPeer()
-        self.passed = PassedPairs()
-        self.pairs = AdoptionPairs(self.peer.kept, self.passed)
+        self.pairs = AdoptionPairs(self.peer.kept)
         self.workers = CountedWorkers()
         self.tidied: list[str] = []
         sleeping = cast(SleepingServers, self)
-        self.routed = RoutedServers(self.passed, self.pairs, cast(Sockets, self), sleeping, self.workers)
+        self.routed = RoutedServers(self.pairs, cast(Sockets, self), sleeping, self.workers)
         self.gateway = Recorder()
         self.give_back, self.taken_back = wire.pair()
         self.table = Descriptor(os.memfd_create("routes"))
@@ -151,10 +150,10 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
 def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
     async def work() -> None:
         stage = Stage()
-        await stage.passed.leaving(config().key)
+        await stage.pairs.leaving(config().key)
         stage.publish(config())
-        await stage.passed.leaving(config().key)
-        await stage.passed.leaving("127.0.0.1:1")
+        await stage.pairs.leaving(config().key)
+        await stage.pairs.leaving("127.0.0.1:1")
         assert stage.gateway.left == ["web"]
         stage.gateway.let_go.set()
         await stage.pairs.close_all()
@@ -204,15 +203,15 @@ def test_replaced_pair_is_announced_at_once_and_the_old_one_closed_once_the_gate
 def test_after_a_takeover_a_pair_is_in_use_until_the_first_table_says_otherwise() -> None:
     async def work() -> None:
         stage = Stage()
-        stage.passed.expect()
+        stage.pairs.expect_gateway()
         stage.pairs.open(config())
-        assert stage.passed.uses(config().key)
+        assert stage.pairs.passed(config().key)
         closing = asyncio.ensure_future(stage.pairs.close(config().key))
         await asyncio.sleep(0)
         assert not closing.done()
         stage.publish()
         await closing
-        assert not stage.passed.uses(config().key)
+        assert not stage.pairs.passed(config().key)
         stage.close()
 
     run(work())
