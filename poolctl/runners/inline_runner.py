@@ -147,12 +147,12 @@ class InlineRunner:
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. Returns at once."""
         if worker := self._workers.get(placement.id):
-            worker.drain()
+            worker.end(drain=True)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
         if worker := self._workers.get(placement.id):
-            worker.drain()
+            worker.end(drain=True)
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
     def force_certificate(self, name: str, generation: int) -> None:
@@ -185,7 +185,7 @@ class InlineRunner:
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
-        worker.stop()
+        worker.end(drain=False)
         await asyncio.wait({worker.exited}, timeout=timeout_seconds)
         if not worker.exited.done():
             await worker.kill(Exit(signal=_KILL_SIGNAL, message=f"cancelled after {timeout_seconds:g} s"))

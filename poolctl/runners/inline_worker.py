@@ -66,21 +66,22 @@ class InlineWorker:
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._ended)
 
-    def stop(self) -> None:
-        """Stop accepting connections, finish current requests, then end. May be called more than once."""
+    def end(self, *, drain: bool) -> None:
+        """Stop accepting connections, finish current requests, then end. May be called more than once.
+
+        `drain`: idle connections get time before they are closed.
+        """
         if self._uvicorn is None:
             self._task.cancel()  # it is still being loaded
-        else:
-            self._give_up()
-            self._uvicorn.stop()
-
-    def drain(self) -> None:
-        """Stop accepting connections, but give idle connections time before they are closed."""
-        if self._uvicorn is None:
-            self._task.cancel()
-        else:
-            self._give_up()
+            return
+        if self._lifespan is not None and not self.answered.done():
+            self._lifespan.give_up()
+        for served in self._uvicorn.acceptor.servers:
+            stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
+        if drain:
             self._uvicorn.drain()
+        else:
+            self._uvicorn.stop()
 
     def attend(self, accepting: bool) -> None:
         """Start or stop accepting connections."""
@@ -107,13 +108,6 @@ class InlineWorker:
         except OSError as error:  # of ssl too
             message = f"its certificates cannot be used: {error.strerror or error}"
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
-
-    def _give_up(self) -> None:
-        assert self._uvicorn is not None
-        if self._lifespan is not None and not self.answered.done():
-            self._lifespan.give_up()
-        for served in self._uvicorn.acceptor.servers:
-            stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
 
     async def kill(self, verdict: Exit) -> None:
         """Cancel the worker's tasks, repeatedly if necessary; `exited` is set when this returns."""

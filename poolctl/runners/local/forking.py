@@ -220,20 +220,6 @@ class DescriptorBudget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Inheritance:
-    """The descriptors that a new worker inherits, in order, and this process's ends of them.
-
-    `place` is the path of the socket on which the worker listens if it is orphaned, if that was bound here.
-    """
-
-    fds: list[int]
-    control: socket.socket
-    tally: Tally | None
-    notify: NotifySocket | None
-    place: str | None
-
-
 class Forker:
     """Makes worker processes. `open_files` are their soft and hard limits; `environments` replace the pool's own."""
 
@@ -363,30 +349,48 @@ class Forker:
                 spec["index"] = index
             spec["woken"] = woken
             spec["orphanage"] = self._place(server, generation, index, output)
-            inheritance = self._inheritance(
-                server, spec, [write, *(sock.fileno() for sock in sockets)], given, afterwards, if_failed
-            )
-            if isinstance(app_zygote, AppZygote):
-                process = await app_zygote.fork(inheritance.fds)
-            else:
-                process = await self._zygotes.fork(forked_from, inheritance.fds)
-            if_failed.pop_all()
-            pid, start = process
-            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
-            self._output.follow(output, pid, start, generation=generation, index=index, hook=hook)
-            placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-            placement = replace(placement, certificate_ends=given.ends)
-            if hook:
-                placement = replace(placement, id=hook_id(server.name, hook))
             spoken = None if server.command else protocol(server)
+            placement = Placement.of(server.name, generation, index)
             worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
-            worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
             worker.hook = hook
-            worker.preloaded = isinstance(app_zygote, AppZygote)
+            control, theirs = wire.pair()
+            if_failed.enter_context(control)
+            afterwards.enter_context(theirs)
+            inherited = [theirs.fileno(), write, *(sock.fileno() for sock in sockets)]
+            fds = self._inheritance(worker, spec, inherited, given, afterwards, if_failed)
+            if isinstance(app_zygote, AppZygote):
+                worker.preloaded = True
+                process = await app_zygote.fork(fds)
+            else:
+                process = await self._zygotes.fork(forked_from, fds)
+            if_failed.pop_all()
+            pid, worker.start = process
+            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
+            self._output.follow(output, pid, worker.start, generation=generation, index=index, hook=hook)
+            worker.placement = replace(
+                placement,
+                id=hook_id(server.name, hook) if hook else placement.id,
+                where=f"pid {pid}",
+                pid=pid,
+                certificate_ends=given.ends,
+            )
             worker.answered.add_done_callback(
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)
             )
-            self._enrol(worker, inheritance)
+            if worker.notify is not None:
+                worker.listen(worker.notify)
+            # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
+            ours = (None, worker.notify) if server.command else (control, worker.tally)
+            kept: list[HasDescriptor] = [each for each in ours if each is not None]
+            name = f"{fd_store.WORKER}{worker.placement.id}"
+            self._keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
+            # First recorded, then ordered to begin: at no moment does a supervisor's exit leave it unknown.
+            if server.command:
+                with contextlib.suppress(OSError):
+                    wire.send(control, {"order": "go"})
+                control.close()
+            else:
+                worker.control_by(control)
 
         def on_forged(deed: str) -> None:
             if isinstance(app_zygote, AppZygote):
@@ -401,42 +405,38 @@ class Forker:
 
     def _inheritance(
         self,
-        server: ServerConfig,
+        worker: LocalWorker,
         spec: Spec,
-        output_and_listeners: list[int],
+        control_output_and_listeners: list[int],
         given: Given,
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
-    ) -> _Inheritance:
-        """Create the descriptors that the worker inherits.
+    ) -> list[int]:
+        """Create the descriptors that the worker inherits, and give it this process's ends of them.
 
         `afterwards` closes the worker's ends in this process, `if_failed` closes this process's own ends.
         """
-        notify = None
+        server = worker.server
         if server.command:
             spec["argv"] = argument_vector(server)
             if server.notify:
-                notify = NotifySocket.open(user_id(server))
-                if_failed.callback(notify.close)
-                spec["env"]["NOTIFY_SOCKET"] = notify.path
-        control, theirs = wire.pair()
-        if_failed.enter_context(control)
-        afterwards.enter_context(theirs)
+                worker.notify = NotifySocket.open(user_id(server))
+                if_failed.callback(worker.notify.close)
+                spec["env"]["NOTIFY_SOCKET"] = worker.notify.path
         file = spec_file(spec)
         afterwards.callback(os.close, file)
         certificates = afterwards.enter_context(sealed_files(given.contents))
         adoption = [sock.fileno() for sock in self._adoptions.of(server)]
-        fds = [file, theirs.fileno(), *output_and_listeners, *certificates, *adoption]
-        tally = place = None
+        fds = [file, *control_output_and_listeners, *certificates, *adoption]
         if not server.command:
-            tally = Tally.new()
-            if_failed.callback(tally.close)
-            fds.append(tally.fd)
+            worker.tally = Tally.new()
+            if_failed.callback(worker.tally.close)
+            fds.append(worker.tally.fd)
         if spec["orphanage"] is not None and spec["orphanage"]["bound"]:
-            bound, place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
+            bound, worker.place = rendezvous.bind(spec["orphanage"]["directory"], pool_files.WORKER)
             fds.append(afterwards.enter_context(bound).fileno())
-            if_failed.callback(pool_files.forget, place)
-        return _Inheritance(fds, control, tally, notify, place)
+            if_failed.callback(pool_files.forget, worker.place)
+        return fds
 
     def _source(self, server: ServerConfig) -> Source:
         """The zygote that forks the server's processes.
@@ -465,24 +465,6 @@ class Forker:
             # Another user's worker cannot enter the directory: it gets a socket that is bound there.
             "bound": not server.command and user_ids(server) is not None,
         }
-
-    def _enrol(self, worker: LocalWorker, inheritance: _Inheritance) -> None:
-        control, notify = inheritance.control, inheritance.notify
-        if notify is not None:
-            worker.listen(notify)
-        # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
-        of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
-        kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
-        self._keeper.send(
-            {"op": "put", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
-        )
-        # First recorded, then ordered to begin: at no moment does a supervisor's exit leave it unknown.
-        if worker.server.command:
-            with contextlib.suppress(OSError):
-                wire.send(control, {"order": "go"})
-            control.close()
-        else:
-            worker.control_by(control)
 
 
 def _interpreter(server: ServerConfig) -> str:

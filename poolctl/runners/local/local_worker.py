@@ -393,7 +393,7 @@ class LocalWorker(Receiver):
             self._events.idle(self.placement, self.idle)
         elif event == "routes":
             sent = None if self.routes is None else self.routes.generation
-            if self._confirmed is not None and message.get("generation") == sent:
+            if message.get("generation") == sent:
                 _settle(self._confirmed)
             if self.routes is not None and not self.follows_routes:
                 self.follows_routes = True
@@ -449,8 +449,7 @@ class LocalWorker(Receiver):
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send(self.control)
-            if self._confirmed is not None:
-                _settle(self._confirmed)
+            _settle(self._confirmed)
             if self.follows_routes and routes.generation:
                 self._confirmed = asyncio.get_running_loop().create_future()
 
@@ -638,12 +637,8 @@ class LocalWorker(Receiver):
         runs_to_its_end = self.server.job or self.hook
         if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
             exit_ = _UNSEEN
-        _settle(self.reported)
-        _settle(self.begun)
-        _settle(self.imported)
-        _settle(self.left)
-        if self._confirmed is not None:
-            _settle(self._confirmed)
+        for each in (self.reported, self.begun, self.imported, self.left, self._confirmed):
+            _settle(each)
         self.exited.set_result(exit_)
         if not self.answered.done():
             hint = f"poolctl logs {self.server.name}"
@@ -656,8 +651,8 @@ class LocalWorker(Receiver):
         self.on_disowned = self.on_follows_routes = lambda: None
 
 
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
+def _settle(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
         future.set_result(None)
 
 
