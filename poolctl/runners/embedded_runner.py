@@ -20,7 +20,7 @@ from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, Receiver, give_up, withhold_variables
-from .runner_protocol import Capabilities, Endpoints, Placement
+from .runner_protocol import Capabilities, Counters, Endpoints, Placement
 from .worker_spec import hook_id
 
 _KEEPER_SECONDS = 10.0
@@ -32,7 +32,7 @@ _REPLACEMENT_PAUSES_SECONDS = (0.0, 0.2, 1.0, 5.0, 10.0, 30.0)
 logger = logging.getLogger("poolctl")
 
 
-class ProcessRunner(LocalRunner):
+class ProcessRunner(LocalRunner, Counters):
     """Runs each worker as a process. Its keeper and its workers end when this program ends.
 
     The keeper is started when the first server is opened, and ends some seconds after the last server is closed. A
@@ -57,13 +57,12 @@ class ProcessRunner(LocalRunner):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner. There is no takeover, because workers do not outlive this program."""
+        """There is no takeover, because workers do not outlive this program."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
     # Its tallies are recreated with each keeper.
 
     def counts(self, placement: Placement) -> Counts | None:
-        """See Counters."""
         return self.tallies.counts(placement)
 
     def _add_up_counts(self, worker: str, server: str, counts: Counts) -> None:
@@ -73,14 +72,12 @@ class ProcessRunner(LocalRunner):
 
     @property
     def unsettled(self) -> list[str]:
-        """See Counters."""
         return []
 
     def settled(self) -> None:
         """Do nothing: the counts are settled as soon as they have been added up."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
             withhold_variables([server.tls.password_env])
         self._opened.add(server.key)
@@ -93,7 +90,7 @@ class ProcessRunner(LocalRunner):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """See Hooks. The keeper runs at least until the hook has ended."""
+        """The keeper runs at least until the hook has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()
@@ -107,17 +104,14 @@ class ProcessRunner(LocalRunner):
         return placement
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """See Runner."""
         await self.start()
         return await super().prepare(server, since)
 
     async def check(self, server: ServerConfig) -> None:
-        """See Runner."""
         await self.start()
         await super().check(server)
 
     async def close(self, key: str) -> None:
-        """See Runner."""
         if self._started is not None:
             await self.start()
             await super().close(key)
@@ -138,7 +132,7 @@ class ProcessRunner(LocalRunner):
             self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs. Returns no lines if the keeper could not be started."""
+        """Returns no lines if the keeper could not be started."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:

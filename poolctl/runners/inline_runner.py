@@ -36,7 +36,9 @@ from .runner_protocol import (
     Endpoints,
     Exit,
     Placement,
+    Runner,
     RunnerEvents,
+    Sleep,
     WorkerFailed,
     app_state,
 )
@@ -47,7 +49,7 @@ _KILL_SIGNAL = 9
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
-class InlineRunner:
+class InlineRunner(Runner, Sleep):
     """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
     events: RunnerEvents | None = None  # there is nothing to report
@@ -65,11 +67,9 @@ class InlineRunner:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner."""
         return Capabilities(sleep=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """See Runner."""
         _refuse_what_needs_a_process(server)
         key = server.key
         if key not in self._listeners:
@@ -80,7 +80,6 @@ class InlineRunner:
         return Endpoints(key, tuple(map(describe, self._listeners[key][0])))
 
     async def close(self, key: str) -> None:
-        """See Runner."""
         self.disarm(key)
         sockets, path = self._listeners.pop(key, ([], None))
         if not key.startswith("fd:"):  # an inherited socket is returned unchanged
@@ -95,7 +94,6 @@ class InlineRunner:
         """Always pass: a worker in this process needs nothing from outside."""
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """See Runner."""
         _refuse_what_needs_a_process(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
         worker = InlineWorker(placement, server, dict(app_state.get()), self._import_turn())
@@ -110,13 +108,11 @@ class InlineRunner:
         return self._turns[1]
 
     async def begun(self, placement: Placement) -> None:
-        """See Runner."""
         if worker := self._workers.get(placement.id):
             either: set[asyncio.Future[Any]] = {worker.begun, worker.exited}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
     async def ready(self, placement: Placement) -> None:
-        """See Runner."""
         worker = self._workers[placement.id]
         either: set[asyncio.Future[Any]] = {worker.answered, worker.exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -128,29 +124,25 @@ class InlineRunner:
         """Do nothing: clients of a server in this process connect to it directly."""
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """See Runner."""
         if worker := self._workers.get(placement.id):
             worker.attend(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.exited.done():
             raise ConnectionRefusedError("it has ended")
         return worker.connect(kind, plain)
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        """See Runner."""
         if worker := self._workers.get(placement.id):
             worker.renew_tls(server)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner. Returns at once."""
+        """Returns at once."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
@@ -162,7 +154,7 @@ class InlineRunner:
         """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Sleep. A connection counts as a request, and is accepted by the next worker."""
+        """A connection counts as a request, and is accepted by the next worker."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:
@@ -173,7 +165,6 @@ class InlineRunner:
             asyncio.get_running_loop().add_reader(sock.fileno(), request_arrived)
 
     def disarm(self, key: str) -> None:
-        """See Sleep."""
         sockets, _ = self._listeners.get(key, ([], None))
         stop_reading(sockets)
 
@@ -181,7 +172,7 @@ class InlineRunner:
         """Do nothing: without a worker this runner accepts no connections."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """See Runner. A worker that is still busy at the timeout is cancelled, and its connections are reset."""
+        """A worker that is still busy at the timeout is cancelled, and its connections are reset."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -192,7 +183,6 @@ class InlineRunner:
         return worker.exited.result()
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -201,7 +191,6 @@ class InlineRunner:
         return exit_
 
     async def aclose(self) -> None:
-        """See Runner."""
         workers = list(self._workers.values())
         await asyncio.gather(*(self.stop(worker.placement, worker.server.stop_timeout) for worker in workers))
         for key in list(self._listeners):

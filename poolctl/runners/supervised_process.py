@@ -61,11 +61,10 @@ class SupervisedProcess(Receiver):
         raise NotImplementedError
 
     def lost(self) -> None:
-        """See Receiver. Keeper and supervisor are both gone."""
+        """Keeper and supervisor are both gone."""
         self.over.set()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
         if message == PING:
             self.link.send({"t": "pong", "pid": os.getpid()})
         elif message.get("t") == "end":

@@ -121,7 +121,6 @@ class AcceptHelper(Receiver):
             self._kill(pid)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
         request = self._requests.get(message.get("n", 0))
         self._set_timer()
         if message["t"] == "up":
@@ -164,7 +163,6 @@ class AcceptHelper(Receiver):
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def lost(self) -> None:
-        """See Receiver."""
         # Most likely by its own deadline: it was working on the first request.
         self._give_up(blocked=self._up)
 

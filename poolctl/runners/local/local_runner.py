@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from poolctl.clock import PING_SECONDS, aligned
 from poolctl.config import ServerConfig
@@ -22,14 +21,23 @@ from poolctl.platform import is_stopped
 from ..process_link import KeeperLink, Message
 from ..runner_protocol import (
     Adopted,
+    Backlogs,
     Capabilities,
     Endpoints,
     Exit,
     Gateway,
+    Hooks,
+    LogFiles,
+    Logs,
     Placement,
     PublishedRoutes,
+    Routing,
+    Runner,
     RunnerEvents,
+    Sleep,
+    Takeover,
 )
+from ..stack_report import Stacks, WorkerStacks
 from ..worker_spec import hook_config
 from .activation import SleepingServers
 from .forking import Forker
@@ -39,12 +47,9 @@ from .server_sockets import AdoptionPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
-if TYPE_CHECKING:
-    from ..stack_report import WorkerStacks
 
-
-class RoutedServers:
-    """See Routing. `workers` are all workers of the runner."""
+class RoutedServers(Routing):
+    """The servers that have a route. `workers` are all workers of the runner."""
 
     def __init__(
         self,
@@ -64,7 +69,6 @@ class RoutedServers:
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """See Routing."""
         # A program has no pair: its requests are proxied.
         passed = [each for each in servers if not each.command]
         before, names = self._adoptions.routed, {each.key: each.name for each in passed}
@@ -82,20 +86,17 @@ class RoutedServers:
             self.inform(worker)
 
     def set_aside(self, servers: Collection[str]) -> None:
-        """See Routing."""
         before, self._aside = self._aside, frozenset(servers)
         for worker in self._workers.values():
             if worker.server.name in before ^ self._aside:
                 self.inform(worker)
 
     def take_back(self, servers: Collection[str]) -> None:
-        """See Routing."""
         for key, name in self._adoptions.routed.items():
             if name in servers:
                 self._adoptions.take_back(key)
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
-        """See Routing."""
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=limit_seconds)
@@ -133,7 +134,7 @@ _LAST_OUTPUT_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
 
 
-class LocalRunner:
+class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
     `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. Without `events` a worker
@@ -187,7 +188,6 @@ class LocalRunner:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner."""
         return Capabilities(
             sleep=self,
             heartbeats=WorkerHeartbeats(self._workers),
@@ -202,7 +202,7 @@ class LocalRunner:
         )
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """See Runner. A command that binds by itself has no listener; its port must be free."""
+        """A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.passed(server.key):
             # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it. One with
@@ -211,49 +211,41 @@ class LocalRunner:
         return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
-        """See Runner. Connections that are queued for a worker are closed."""
+        """Connections that are queued for a worker are closed."""
         self.app_zygotes.release(key)
         self.sleeping.close(key)
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """See Sleep."""
         if placement.id in self._workers:
             self._workers[placement.id].idle_after(seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Sleep."""
         self.sleeping.arm(server, on_request)
         self.sleeping.tidy(server.key, self._workers.of(server.key))
 
     def disarm(self, key: str) -> None:
-        """See Sleep."""
         self.sleeping.disarm(key)
 
     def dismiss(self, key: str) -> None:
-        """See Sleep."""
         self.sleeping.dismiss(key)
 
     async def check(self, server: ServerConfig) -> None:
-        """See Runner."""
         await self.forker.check(server)
 
     def force_certificate(self, name: str, generation: int) -> None:
-        """See Runner."""
         self.forker.certificates.force(name, generation)
 
     async def reopen_logs(self) -> None:
-        """See LogFiles."""
         await self.output.reopen()
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """See Runner."""
         with self.children.forking():
             return await self.forker.prepare(server, since)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
+        """Raises ServerError or WorkerFailed when no process can be made."""
         with self.children.forking():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
@@ -268,7 +260,6 @@ class LocalRunner:
         return worker.placement
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """See Hooks."""
         with self.children.forking():
             worker = await self.forker.fork(hook_config(server, hook), 0, 0, [], hook=hook)
             self._follow(worker)
@@ -288,7 +279,6 @@ class LocalRunner:
             self._ended(worker, early)
 
     def expired(self, placement: Placement) -> None:
-        """See RunnerEvents."""
         worker = self._workers.get(placement.id)
         if self.events is not None:
             self.events.expired(placement)
@@ -296,17 +286,14 @@ class LocalRunner:
             worker.control.send({"order": "drain"})
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """See RunnerEvents."""
         if self.events is not None:
             self.events.idle(placement, idle)
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """See RunnerEvents."""
         if self.events is not None:
             self.events.output_lost(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """See RunnerEvents."""
         if self.events is not None:
             self.events.figures_refused(server, worker, reason)
 
@@ -325,7 +312,6 @@ class LocalRunner:
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> Adopted:
-        """See Takeover."""
         self.sockets.inherited = await inherited(self.keeper)
         await self.forker.certificates.recall(servers)
         by_key = {server.key: server for server in servers.values()}
@@ -372,59 +358,54 @@ class LocalRunner:
         )
 
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
-        """See Takeover."""
         if self._adoption_directory is None:
             return {}
         return await take_in(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
     async def begun(self, placement: Placement) -> None:
-        """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is not None:
             await asyncio.shield(worker.begun)
 
     async def ready(self, placement: Placement) -> None:
-        """See Runner. A job is ready when it has exited with 0."""
+        """A job is ready when it has exited with 0."""
         worker = self._workers[placement.id]
         await worker.ready(self.sockets.of(worker.server))
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """See Runner. Has no effect on a command."""
+        """Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].rotate(in_rotation)
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """See Runner. Has no effect on a command."""
+        """Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].attend(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """See Runner. A command is reached by its port."""
+        """A command is reached by its port."""
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
         return await worker.connect(kind, plain, self.sockets.of(worker.server))
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        """See Runner."""
         if placement.id in self._workers:
             given = self.forker.certificates.renewed(server)
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner. A command may continue to accept connections."""
+        """A command may continue to accept connections."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)
             await worker.leave(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner."""
         if worker := self._workers.get(placement.id):
             await worker.drain(self._receivers(worker, replaced))
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """See Runner."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -436,7 +417,7 @@ class LocalRunner:
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def watch(self, placement: Placement) -> Exit:
-        """See Runner. The output of a worker that never became ready is in its log file on return, if possible."""
+        """The output of a worker that never became ready is in its log file on return, if possible."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -449,21 +430,18 @@ class LocalRunner:
         return exit_
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """See Stacks."""
         return await self._stacks.stacks(worker, seconds)
 
     def waiting(self, server: ServerConfig) -> int:
-        """See Backlogs."""
         return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.waiting(server.key)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs. Includes the last output of a worker that has just exited."""
+        """Includes the last output of a worker that has just exited."""
         await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
     async def aclose(self) -> None:
-        """See Runner."""
         self._next_check.cancel()
         workers = list(self._workers.values())
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers))
@@ -502,7 +480,6 @@ class LocalRunner:
         self._next_check = loop.call_at(aligned(loop.time(), PING_SECONDS), self._check_zygotes)
 
     def exit_reported(self, report: Message) -> None:
-        """See Takeover."""
         exit_ = Exit.reported(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:

@@ -65,8 +65,17 @@ from ..process_link import (
     printable,
     text_of,
 )
-from ..runner_protocol import AdoptedWorker, Exit, Placement, PublishedRoutes, RunnerEvents, WorkerFailed
-from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, WorkerStacks, parse, place_of
+from ..runner_protocol import (
+    AdoptedWorker,
+    Counters,
+    Exit,
+    Heartbeats,
+    Placement,
+    PublishedRoutes,
+    RunnerEvents,
+    WorkerFailed,
+)
+from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, parse, place_of
 from ..worker_spec import sealed_files, tls_settings
 from .zygotes import Children, Process
 
@@ -375,7 +384,6 @@ class LocalWorker(Receiver):
         self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """See Receiver."""
         event = text_of(message, "event")
         if event == "ready":
             self.leaving = flag_of(message, "leaving")
@@ -420,7 +428,7 @@ class LocalWorker(Receiver):
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """See Receiver. The worker is killed, which counts as an unexpected exit."""
+        """The worker is killed, which counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             logger.warning(
@@ -518,7 +526,7 @@ class LocalWorker(Receiver):
         return ours
 
     async def leave(self, receivers: str | None) -> None:
-        """See Runner. A command may continue to accept connections. `receivers` as in `_order_end`."""
+        """A command may continue to accept connections. `receivers` as in `_order_end`."""
         if self.left.done():
             return
         if self.control is None:
@@ -530,7 +538,7 @@ class LocalWorker(Receiver):
         await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
 
     async def drain(self, receivers: str | None) -> None:
-        """See Runner. `receivers` as in `_order_end`.
+        """`receivers` as in `_order_end`.
 
         A program without a port has no connections, so it is only stopped.
         """
@@ -540,7 +548,7 @@ class LocalWorker(Receiver):
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
-        """See Runner. `receivers` as in `_order_end`."""
+        """`receivers` as in `_order_end`."""
         self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
             # One that is still importing its application does not read commands.
@@ -703,7 +711,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         return self._by_key.get(key, ())
 
 
-class Tallies:
+class Tallies(Counters):
     """The counts of `workers`, by id, and of workers that have exited (see Counters).
 
     The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
@@ -720,7 +728,7 @@ class Tallies:
         self._open: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
-        """See Counters. None for a command, and for a worker that has exited."""
+        """None for a command, and for a worker that has exited."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None:
             return None
@@ -771,24 +779,21 @@ class Tallies:
 _AFTER_ANSWER_NS = 1_000_000
 
 
-class WorkerHeartbeats:
+class WorkerHeartbeats(Heartbeats):
     """Requests heartbeats of the `workers`, which are given by id. See Heartbeats."""
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """See Heartbeats."""
         worker = self._workers.get(placement.id)
         return worker is not None and worker.beat(asked_ns)
 
     def beaten_ns(self, placement: Placement) -> int:
-        """See Heartbeats."""
         worker = self._workers.get(placement.id)
         return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
 
     def idle_since_answer(self, placement: Placement) -> bool:
-        """See Heartbeats."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None or placement.pid is None:
             return False
@@ -835,7 +840,7 @@ _MOST_THREADS = 50
 _AT_ONCE = 8  # threads that read /proc: a read may block
 
 
-class StackReader:
+class StackReader(Stacks):
     """Reads the stacks of the `workers`, which are given by id (see Stacks)."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
@@ -845,7 +850,7 @@ class StackReader:
         self._reading = asyncio.Semaphore(_AT_ONCE)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """See Stacks. Requests at the same time get the same answer."""
+        """Requests at the same time get the same answer."""
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]

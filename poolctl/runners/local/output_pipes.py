@@ -228,7 +228,6 @@ class Output(Receiver):
         self._own_logs.close()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
         key = str(message.get("id"))
         if self._watched is not None:
             self._watched.received(message)
@@ -247,7 +246,6 @@ class Output(Receiver):
             )
 
     def lost(self) -> None:
-        """See Receiver."""
         # Soon, because the first message to an exiting logger finds the link lost while others are to follow.
         asyncio.get_running_loop().call_soon(self._replace, self._link)
 

@@ -510,7 +510,6 @@ class AppZygote(Receiver):
         self._has_begun()
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        """See Receiver."""
         event = text_of(message, "event")
         if event == "failed":
             self._reason = masked_text(text_of(message, "message"))
@@ -518,13 +517,11 @@ class AppZygote(Receiver):
             self.up.set_result(text_of(message, "problem"))
 
     def lost(self) -> None:
-        """See Receiver."""
         self._keeper.send({"op": "drop", "name": self.name})
         self._give_up()
         self._children.kill_after(self.process, self.exited, END_SECONDS)
 
     def breached(self, deed: str) -> None:
-        """See Receiver."""
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
 
