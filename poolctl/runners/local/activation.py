@@ -292,22 +292,11 @@ class HeldLimit:
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # The arrivals of one turn of the loop must fit as well.
         self.most_at_once = max(1, min(_MOST_AT_ONCE, self._limit // 16))
-        self._connections: set[HeldConnection] = set()
         self._most = 0
         self._looked_at = 0.0
 
-    def add(self, held: HeldConnection) -> None:
-        """Count one more."""
-        self._connections.add(held)
-
-    def remove(self, held: HeldConnection) -> None:
-        """Count one fewer."""
-        self._connections.discard(held)
-
-    @property
-    def too_many(self) -> bool:
-        """Whether a connection must be closed to keep the newest."""
-        count = len(self._connections)
+    def too_many(self, count: int) -> bool:
+        """Whether one of so many connections must be closed to keep the newest."""
         if count <= LEAST:
             return False
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
@@ -425,7 +414,6 @@ class Activator:
         sleeping.armed = False
         self._unwatch_listeners(sleeping)
         for held in sleeping.connections:
-            self._limit.remove(held)
             self._unwatch(held.sock.fileno())
             held.cancel()
         self._hand_over(key, sleeping.connections)
@@ -610,13 +598,12 @@ class Activator:
                 self._close(sleeping, held)
             else:
                 held.name = self._servers.keep(sleeping.key, held.sock)
-                if self._limit.too_many:
+                if self._limit.too_many(sum(len(each.connections) for each in self._sleeping.values())):
                     self._make_room(held)
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         sleeping.connections[held] = None
         self._watch(held.sock.fileno(), sleeping, held)
-        self._limit.add(held)
 
     def _make_room(self, newest: HeldConnection) -> None:
         """Close one connection of the server that has the most.
@@ -662,7 +649,6 @@ class Activator:
     def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
         """Close a connection that wakes no server, after sending `answer` if there is one."""
         sleeping.connections.pop(held, None)
-        self._limit.remove(held)
         self._unwatch(held.sock.fileno())
         if answer:
             with contextlib.suppress(OSError):

@@ -298,9 +298,8 @@ class Zygotes:
 
     def forged(self, source: Source, deed: str) -> None:
         """Stop using the zygote, because it has named a process that it cannot have forked."""
-        task = self._running.get(source.key)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
-            task.result().cut_off(deed)
+        if (link := _link_of(self._running.get(source.key))) is not None:
+            link.cut_off(deed)
 
     @property
     def processes(self) -> list[Process]:
@@ -317,8 +316,8 @@ class Zygotes:
         if task is None:
             return
         self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
-        if task.done() and not task.cancelled() and task.exception() is None:
-            self._end_process(task.result())
+        if (link := _link_of(task)) is not None:
+            self._end_process(link)
         else:
             task.cancel()
 
@@ -340,7 +339,7 @@ class Zygotes:
             self._end(key)
         self._without[key] = without
         task = self._running.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None or (task.done() and _link_of(task) is None):
             task = asyncio.ensure_future(self._start(source))
             # Callers that await it get the exception; often there are no callers.
             task.add_done_callback(lambda started: started.cancelled() or started.exception())
@@ -429,6 +428,12 @@ class _Zygote(Receiver):
 
     def breached(self, deed: str) -> None:
         logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
+
+
+def _link_of(started: asyncio.Task[Link] | None) -> Link | None:
+    """The link to a zygote that is up."""
+    up = started is not None and started.done() and not started.cancelled() and started.exception() is None
+    return started.result() if started is not None and up else None
 
 
 def _process(meta: wire.Message) -> Process:
