@@ -79,7 +79,6 @@ def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
 
 
 def _line(host: HostReport) -> SimpleNamespace:
-    """A backend as a row of the table."""
     times = {"since": _local(host.since), "until": _local(host.until)}
     return SimpleNamespace(**{**to_json(host), **times}, backend=host.host, conn=host.connections)
 

@@ -205,7 +205,6 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
 
 
 def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:
-    """The problem of a target that names no server, and its fix."""
     message, near = f"there is no server {printable(name)!r}", nearest(name, names)
     if name in known.by_tag:
         return message, f'{name!r} is a tag: write "{TAG}{name}"'
@@ -305,7 +304,6 @@ def _has_no_name(route: RouteConfig | StreamConfig, known: Known) -> bool:
 
 
 def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None) -> tuple[str, str]:
-    """The problem of an alias that another route has, and its fix."""
     if route is None or route.alias:
         return f"the alias {printable(alias)!r} is taken by {other}", f"add another {label}"
     message = f"it is called {printable(alias)!r} after its first target, and so is {other}"

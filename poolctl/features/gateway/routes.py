@@ -202,7 +202,6 @@ def written_routes(
 def _labelled(
     server: ServerKeys, defaults: dict[str, Tree], findings: list[tuple[ServerKeys, Finding]]
 ) -> WrittenRoute:
-    """The route of a server's labels."""
     table: dict[str, Tree] = {}
     for name, text in server.labels.items():
         if not name.startswith(PREFIX):

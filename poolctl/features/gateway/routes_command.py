@@ -297,7 +297,6 @@ def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
 
 
 def _line(route: RouteReport) -> SimpleNamespace:
-    """A route as a row of the table."""
     times = {"p50": latency(route.p50_seconds), "p99": latency(route.p99_seconds)}
     machines = ", ".join(map(str, route.machines or ()))
     return SimpleNamespace(**{**to_json(route), "machines": machines}, **times)

@@ -27,9 +27,8 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
-from ._configuration import NO_ROUTE, HaproxyBackend
+from ._configuration import NO_ROUTE, HaproxyBackend, HeldCertificate, HeldListener, setup_of
 from ._program import SHOW, HaproxyProgram, HaproxyRefusal
-from ._setup import HeldCertificate, HeldListener, setup_of
 from .engine import HAPROXY
 
 logger = logging.getLogger("poolctl.gateway")
@@ -218,7 +217,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     # Figures, and the end.
 
     async def _count(self) -> None:
-        """Add HAProxy's counts to the gateway's."""
         process, setup = self.haproxy.process, self.haproxy.setup
         if process is not None and setup is not None:
             try:

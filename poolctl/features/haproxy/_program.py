@@ -17,7 +17,7 @@ from typing import Any
 from poolctl.platform import read_file
 
 from . import _launch
-from ._setup import HaproxySetup, changes
+from ._configuration import HaproxySetup, changes
 
 MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
 _ANSWERS_SECONDS = 20.0
@@ -144,7 +144,6 @@ class HaproxyProgram:
         self.process.socket_path = self.socket_path
 
     async def _check(self, setup: HaproxySetup) -> None:
-        """Write the configuration files, and have HAProxy check them."""
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         files = {
             MAIN_FILE: setup.text.encode(),

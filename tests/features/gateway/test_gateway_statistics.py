@@ -66,8 +66,8 @@ class Stage(Desk):
         totals: Any = SimpleNamespace(passed_to_the_ended=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
-        verbs: Any = SimpleNamespace(warn=_unchanged)
-        part._manager, part._statistics, part._verbs = self.manager, self.statistics, verbs
+        verbs: Any = SimpleNamespace(warn=_unchanged, gateway=self.manager, statistics=self.statistics)
+        part._verbs = verbs
         self.conclude = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:

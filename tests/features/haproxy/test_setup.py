@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
-from poolctl.features.haproxy._configuration import HaproxyListener, configuration_of
-from poolctl.features.haproxy._setup import HaproxySetup, changes
+from poolctl.features.haproxy._configuration import HaproxyListener, HaproxySetup, changes, configuration_of
 from poolctl.routing.route import Route, Target
 
 ONE, TWO = Target(server="one"), Target(server="two")

@@ -46,28 +46,40 @@ _USUAL_HOST_HEADER = "host"
 _HTTP_1_1 = "http/1.1"
 
 
-class Acceptor:
-    """Accepts the connections of a listener, which stays open when this is closed."""
+class _Source:
+    """A socket from which connections are taken; it stays open when this is closed."""
 
-    def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
+    def __init__(self, edge: Edge, sock: socket.socket) -> None:
         self._edge = edge
-        self._listener = listener
-        self._settings = settings
+        self._sock = sock
         self._timer: asyncio.TimerHandle | None = None
-        self._open = True
         self._begin()
 
     def close(self) -> None:
-        """Stop accepting connections."""
-        self._open = False
+        """Stop taking connections; waiting connections are left to another process."""
         if self._timer is not None:
             self._timer.cancel()
-        self._edge.loop.remove_reader(self._listener.fileno())
+        self._edge.loop.remove_reader(self._sock.fileno())
 
     def _begin(self) -> None:
-        self._edge.loop.add_reader(self._listener.fileno(), self._accept)
+        self._edge.loop.add_reader(self._sock.fileno(), self._take)
 
-    def _accept(self) -> None:
+    def _take(self) -> None:
+        raise NotImplementedError
+
+    def _pause(self) -> None:
+        self._edge.loop.remove_reader(self._sock.fileno())
+        self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+
+
+class Acceptor(_Source):
+    """Accepts the connections of a listener."""
+
+    def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
+        self._settings = settings
+        super().__init__(edge, listener)
+
+    def _take(self) -> None:
         for number in range(_AT_ONCE):
             if not self._accept_one(first=number == 0):
                 return
@@ -82,7 +94,7 @@ class Acceptor:
             # Retried after the evicted connection's descriptor is closed.
             return False
         try:
-            sock, address = self._listener.accept()
+            sock, address = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:
@@ -98,13 +110,8 @@ class Acceptor:
             _begin(_arriving(edge, sock, client, self._settings), seconds)
         return True
 
-    def _pause(self) -> None:
-        """Leave new connections in the backlog for a moment."""
-        self._edge.loop.remove_reader(self._listener.fileno())
-        self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
 
-
-class GivenBack:
+class GivenBack(_Source):
     """Takes the connections that come back from workers, and the connections left in a pair that was closed.
 
     Decides the further route of connections that are queued for a withdrawn server, and of connections that leave the
@@ -112,31 +119,18 @@ class GivenBack:
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
-        self._edge = edge
-        self._take_end = take_end
-        self._timer: asyncio.TimerHandle | None = None
         edge.passing.decide_again = self._decide_again
-        self._begin()
-
-    def close(self) -> None:
-        """Stop taking connections; waiting connections are left to another process."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._edge.loop.remove_reader(self._take_end.fileno())
-
-    def _begin(self) -> None:
-        self._edge.loop.add_reader(self._take_end.fileno(), self._take)
+        super().__init__(edge, take_end)
 
     def _take(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                taken = connection_handover.take(self._take_end)
+                taken = connection_handover.take(self._sock)
             except (BlockingIOError, InterruptedError):
                 return
             except connection_handover.NoRoom:
                 if not self._edge.evict():
-                    self.close()
-                    self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                    self._pause()
                 return
             except WireError:
                 continue
@@ -276,7 +270,6 @@ class Arriving(WaitingConnection):
         return True
 
     def _count(self, route: Route, head: RequestHead | None) -> None:
-        """Report the arrival of a connection that the proxy does not serve to the parts of features."""
         method, path = (b"", b"") if head is None else (head.method, head.path)
         report_arrival(self.edge, route, method, path)
 

@@ -22,8 +22,6 @@ TLS = "tls"
 class Traffic:
     """The counts of one route or backend: plain integers, of which none but the current ones ever falls."""
 
-    __slots__ = ("bytes_in", "bytes_out", "errors", "slots")
-
     def __init__(self) -> None:
         self.slots: tally.Counts = [0] * tally.COUNTED
         self.errors: dict[str, int] = {}

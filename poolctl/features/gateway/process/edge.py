@@ -114,7 +114,6 @@ class Edge:
                 self.parts[package] = feature.load(feature.gateway)(self, its)
 
     def _log_requests(self, path: str) -> None:
-        """Write an access log of proxied requests into this file; "" for none."""
         if path != ("" if self.access_log is None else self.access_log.path):
             if self.access_log is not None:
                 self.access_log.close()

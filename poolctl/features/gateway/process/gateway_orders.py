@@ -176,7 +176,6 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self._expiry = None
 
     def _send_report(self, number: int, report: Table) -> None:
-        """Answer the order with this number."""
         fd = sealed_file("poolctl-report", json.dumps(report).encode())
         try:
             self.link.send({"t": "report", "id": number}, [fd])

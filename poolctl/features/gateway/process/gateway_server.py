@@ -306,7 +306,6 @@ class GatewayServer(OrderedGateway[OpenListener]):
     # Reports, and the end.
 
     def _reopen(self, message: wire.Message, fds: list[int]) -> None:
-        """Reopen the access log, which another program has moved away."""
         reply = {"t": "reopened", "id": message["id"]}
         if self.edge.access_log is None:
             self.link.send(reply)

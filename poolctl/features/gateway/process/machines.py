@@ -45,8 +45,6 @@ class ConnectingEdge(Protocol):
 class _Machine:
     """One container or virtual machine. `changed` is set, and replaced, with each report."""
 
-    __slots__ = ("answered_at", "changed", "started_until", "state")
-
     def __init__(self, state: MachineState) -> None:
         self.state = state
         self.changed = asyncio.Event()
@@ -101,7 +99,6 @@ class Machines:
             del self._machines[url]
 
     def _rank(self, state: MachineState) -> None:
-        """Pass the machine's state on to the balancing."""
         blocked = None
         if state.state == MachineState.FAILED:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS

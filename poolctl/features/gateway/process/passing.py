@@ -52,8 +52,6 @@ class _Queued(NamedTuple):
 class _Server:
     """A server's give end, and the connections that wait for room in it, in the order of their arrival."""
 
-    __slots__ = ("end", "full", "queue", "retry", "timer", "tls", "watched")
-
     def __init__(self) -> None:
         self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
         self.tls = False
@@ -298,7 +296,6 @@ class Passing:
                 self.decide_again(each.sock, each.routed, None)
 
     def _expire(self, found: _Server) -> None:
-        """Refuse the connections that have waited too long."""
         now, found.timer = self._loop.time(), None
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()

@@ -274,8 +274,6 @@ def _as_file(content: bytes) -> int:
 class TlsReader(asyncio.BufferedProtocol, Generic[P]):
     """Stands between the transport and `protocol`. Received data stays in the buffer only until it is taken."""
 
-    __slots__ = ("_buffer", "protocol")
-
     def __init__(self, protocol: P, buffer: memoryview) -> None:
         self.protocol = protocol
         self._buffer = buffer

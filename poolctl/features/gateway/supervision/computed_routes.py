@@ -215,7 +215,6 @@ class ComputedRoutes:
             self._kept = kept
 
     async def _publish(self, routes: RouteSet) -> None:
-        """Put the table of these routes in force."""
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         work = functools.partial(_written, routes, generation)
         fds = await in_daemon_thread(work, undo=_discard)

@@ -231,7 +231,6 @@ class GatewayManager(SidecarManager):
     # Servers and routes.
 
     def _look(self, entry: Entry) -> None:
-        """See Core.listeners."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         if entry.name in self._routes.routes.servers:
@@ -244,7 +243,6 @@ class GatewayManager(SidecarManager):
         self._routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
 
     def _published(self) -> None:
-        """Act on a new route table."""
         if self.gateway is not None:
             self._sync(self.gateway)
         self._inform_workers()
@@ -322,7 +320,6 @@ class GatewayManager(SidecarManager):
             await asyncio.wait([task], timeout=_KILLED_SECONDS)
 
     def _report(self, server: str) -> None:
-        """Send the process facts on the server, if it has a route."""
         if (process := self.gateway) is not None:
             self._servers.send(process, server)
 
@@ -411,7 +408,6 @@ class GatewayManager(SidecarManager):
         self._served = ()
 
     async def _new_process(self, plan: GatewayPlan) -> GatewayProcess:
-        """A process that waits for its first message. Raises LinkLost."""
         mark, directory = plan.settings.mark, self._environment.directory
         if engine := other_engine(plan.settings.engine):
             return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
@@ -476,7 +472,6 @@ class GatewayManager(SidecarManager):
         self._served = served
 
     def _sync(self, process: GatewayProcess) -> None:
-        """Send the process everything that it does not have yet."""
         plan = self._current
         if plan is None or self._own is None:
             return
@@ -503,7 +498,6 @@ class GatewayManager(SidecarManager):
             process.close_listener(key)
 
     async def _adopt(self) -> None:
-        """Adopt the previous supervisor's sockets and links from the keeper."""
         await self._listeners.adopt()
         if self._own is None:
             await self._adopt_pair()

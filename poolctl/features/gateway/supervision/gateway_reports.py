@@ -176,7 +176,6 @@ class GatewayReports:
         process.on_report = lambda message: self._received(process, message)
 
     def _received(self, process: GatewayProcess, message: wire.Message) -> None:
-        """An event, the states of hosts, or a request for the connections of servers or for a wake."""
         if message["t"] == "hosts":
             self.hosts = message["states"]
             fd = sealed_file("poolctl-hosts", json.dumps(self.hosts).encode())

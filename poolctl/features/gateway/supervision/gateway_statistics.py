@@ -184,7 +184,6 @@ class GatewayStatistics:
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:
-        """The resources used by the serving process; None if there is no process."""
         pid = self.serving_pid
         if pid is None:
             return None
@@ -319,7 +318,6 @@ class RouteFigures:
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
     def _services_of(self, route: Route) -> Sequence[RoutedService]:
-        """The services that are backends of the route."""
         if self._services is None or route.alias in self._refused:
             return ()
         return self._services.of(route.alias)

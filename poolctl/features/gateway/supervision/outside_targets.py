@@ -142,8 +142,6 @@ S = TypeVar("S", bound=ProbedService)
 class UrlProbe(Generic[S]):
     """The probes of one service."""
 
-    __slots__ = ("pause_seconds", "probe", "service", "timer")
-
     def __init__(self, service: S, probe: Probe) -> None:
         self.service = service
         self.probe = probe
@@ -192,7 +190,6 @@ class UrlProbes(Generic[S]):
             task.cancel()
 
     def _begin(self, probe: UrlProbe[S]) -> None:
-        """Begin the probe, which is due."""
         self._waiting.append(probe)
         if self._pause is None:
             self._begin_waiting()
@@ -264,7 +261,6 @@ async def probed(url: str, probe: Probe) -> str:
 
 
 async def _connect(where: str | tuple[str, int]) -> None:
-    """Open a connection, and close it. Raises OSError."""
     opening = (
         asyncio.open_unix_connection(where) if isinstance(where, str) else asyncio.open_connection(*where)
     )
@@ -286,8 +282,6 @@ class ProbeSettings(NamedTuple):
 
 class ProbedTarget:
     """A target and the results of its probes. It gets requests until it is known to fail."""
-
-    __slots__ = ("hysteresis", "latency_seconds", "settings", "state", "why")
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.settings = settings

@@ -19,7 +19,6 @@ from poolctl.control.gateway_answers import (
     routes_to_servers,
 )
 from poolctl.control.server_answers import ShowResult
-from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.json_form import Table, from_json, to_json
@@ -33,7 +32,6 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.statistics import Totals
 from poolctl.supervisor.verbs.verb import Call, Verb, as_kind
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
@@ -58,21 +56,22 @@ _SERVERS_NAMED = 3
 class GatewayVerbs:
     """Answers with the reports of the gateway's process and the counts of the workers."""
 
-    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, over: asyncio.Event) -> None:
-        self._gateway = gateway
-        self._core = core
-        self._totals = totals
-        self._over = over
+    def __init__(self, site: PartSite) -> None:
+        self.gateway = GatewayManager(site.environment, site.core, site.events)
+        self.statistics = GatewayStatistics(self.gateway, site.core, site.totals)
+        self._core = site.core
+        self._totals = site.totals
+        self._over = site.over
 
     async def routes(self, call: Call) -> Result:
         """Every route with its figures; with the operation "explain" the routes that a request may take."""
-        await self._gateway.routes.settled()
+        await self.gateway.routes.settled()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
-        routes = self._gateway.routes.routes
+        routes = self.gateway.routes.routes
         report = await self._report() or {}
-        figures = RouteFigures(self._gateway, self._core, self._totals, report)
-        machines, reports = self._gateway.machines, []
+        figures = RouteFigures(self.gateway, self._core, self._totals, report)
+        machines, reports = self.gateway.machines, []
         with closing(figures):
             for number, each in enumerate(routes.served):
                 report_of_route = figures.of(each)
@@ -83,11 +82,11 @@ class GatewayVerbs:
                     await asyncio.sleep(0)
             reports += map(figures.of_excluded, routes.excluded)
         refused = report.get("counts", {}).get("refused")
-        return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
+        return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
     async def registry(self, call: Call) -> RegistryResult:
         """The route table without secrets, as a descriptor; with `follow` a line for each generation instead."""
-        routes = self._gateway.routes
+        routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._follow(call)
         elif (table := await routes.masked_table()) is not None:
@@ -99,19 +98,19 @@ class GatewayVerbs:
             with contextlib.suppress(ConnectionError):  # its request will be cancelled
                 call.progress(ProgressLine(generation=generation))
 
-        await self._gateway.routes.settled()
-        with self._gateway.routes.followed(report):
-            report(self._gateway.routes.generation)
+        await self.gateway.routes.settled()
+        with self.gateway.routes.followed(report):
+            report(self.gateway.routes.generation)
             await self._over.wait()
 
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each served route; a stream with the alias of an HTTP route is named with its protocol."""
-        await self._gateway.routes.settled()
+        await self.gateway.routes.settled()
         report = await self._report() or {}
-        figures = RouteFigures(self._gateway, self._core, self._totals, report)
+        figures = RouteFigures(self.gateway, self._core, self._totals, report)
         found: dict[str, RouteHealth] = {}
         with closing(figures):
-            for number, each in enumerate(self._gateway.routes.routes.served):
+            for number, each in enumerate(self.gateway.routes.routes.served):
                 name = each.alias if each.alias not in found else f"{each.alias} (stream)"
                 found[name] = figures.health(each)
                 if number % _AT_ONCE == _AT_ONCE - 1:
@@ -130,9 +129,9 @@ class GatewayVerbs:
         return replace(result, warnings=(*result.warnings, warning))
 
     async def _candidates(self, options: Table) -> CandidatesResult:
-        routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
-        not_served = self._gateway.routes.routes.excluded
-        gateway, headers = self._gateway.tables.get(GatewayConfig), options.get("headers")
+        routes, generation = self.gateway.routes.routes.http, self.gateway.routes.generation
+        not_served = self.gateway.routes.routes.excluded
+        gateway, headers = self.gateway.tables.get(GatewayConfig), options.get("headers")
         name = "Host" if gateway is None else gateway.header_for_host
         named = headers.get(name.lower()) if isinstance(headers, dict) else None
         host = normal_host(str(named or options.get("host") or ""))
@@ -152,8 +151,8 @@ class GatewayVerbs:
         """The result of `show`: the selected servers, with the routes that lead to them."""
         if not isinstance(result, ShowResult):
             return result
-        await self._gateway.routes.settled()
-        routes = self._gateway.routes.routes
+        await self.gateway.routes.settled()
+        routes = self.gateway.routes.routes
         found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
         return replace(
             result, items=tuple(replace(each, routes=found.get(each.name, ())) for each in result.items)
@@ -161,7 +160,7 @@ class GatewayVerbs:
 
     async def reopen(self, result: Result) -> Result:
         """The result of `reopen`, which reopens the gateway's access log too."""
-        if (process := self._gateway.gateway) is None:
+        if (process := self.gateway.gateway) is None:
             return result
         try:
             await process.reopen_log()
@@ -176,7 +175,7 @@ class GatewayVerbs:
         if report is None:
             return self._away()
         rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
-        for service in self._gateway.routes.services or ():
+        for service in self.gateway.routes.services or ():
             url, status = service.url, service.health.status
             # The gateway keeps a removed backend for as long as it answers requests.
             if not service.is_serving and not (url in rows and rows[url].routes):
@@ -190,16 +189,16 @@ class GatewayVerbs:
         """The row of a server, with the connections of its workers, to which most of its clients were passed."""
         found = from_json(HostReport, row)
         known = found.host in self._core.entries
-        return replace(found, connections=self._gateway.reports.connections(found.host)) if known else found
+        return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
         order = host_order(call.options)
-        if self._gateway.tables.get(GatewayConfig) is None:
+        if self.gateway.tables.get(GatewayConfig) is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
-        process = await self._gateway.serving()
+        process = await self.gateway.serving()
         if process is None:
             return self._away()
         try:
@@ -219,16 +218,16 @@ class GatewayVerbs:
         return result
 
     async def _report(self) -> Table | None:
-        process = await self._gateway.serving()
+        process = await self.gateway.serving()
         try:
             return None if process is None else await process.report()
         except (LinkLost, TimeoutError):
             return None
 
     def _away(self) -> HostsResult:
-        if self._gateway.tables.get(GatewayConfig) is None:
+        if self.gateway.tables.get(GatewayConfig) is None:
             return HostsResult()
-        message = f"the gateway does not answer: {self._gateway.why_away}"
+        message = f"the gateway does not answer: {self.gateway.why_away}"
         problem = failure(PoolMonitorError, message, "poolctl events")
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
 
@@ -256,8 +255,6 @@ class PoolGateway(FeaturePart):
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
-        self._manager: GatewayManager | None = None
-        self._statistics: GatewayStatistics | None = None
         self._verbs: GatewayVerbs | None = None
         self._parts: list[GatewayPart] = []  # the connected ones
         # Its file may no longer have a gateway, if the supervisor was killed in a reload.
@@ -274,18 +271,15 @@ class PoolGateway(FeaturePart):
 
     def follow(self, tables: Tables) -> None:
         """See FeaturePart."""
-        if self._manager is None and (tables.get(GatewayConfig) is not None or self._is_left):
-            site = self.site
-            self._manager = GatewayManager(site.environment, site.core, site.events)
-            self._verbs = GatewayVerbs(self._manager, site.core, site.totals, site.over)
-            self._statistics = GatewayStatistics(self._manager, site.core, site.totals)
-        if self._manager is not None and self._statistics is not None:
+        if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
+            self._verbs = GatewayVerbs(self.site)
+        if (verbs := self._verbs) is not None:
             for part in self.site.parts.of(GatewayPart):
                 if part not in self._parts:
                     self._parts.append(part)
-                    part.connect(self._manager)
-            self._manager.follow(tables)
-            self._statistics.follow()
+                    part.connect(verbs.gateway)
+            verbs.gateway.follow(tables)
+            verbs.statistics.follow()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -299,72 +293,69 @@ class PoolGateway(FeaturePart):
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
         """See FeaturePart."""
-        manager = self._manager
-        if manager is None or self._verbs is None or self._statistics is None:
+        verbs = self._verbs
+        if verbs is None:
             return result
         if verb == "reopen":
-            return await self._verbs.reopen(result)
-        if manager.tables.get(GatewayConfig) is None:
+            return await verbs.reopen(result)
+        if verbs.gateway.tables.get(GatewayConfig) is None:
             return result
         if verb == "show":
-            return await self._verbs.show(result)
+            return await verbs.show(result)
         if not call.selector.selects_all:
             return result
         if verb == "list":
-            return replace(result, gateway=to_json(self._statistics.status()))
+            return replace(result, gateway=to_json(verbs.statistics.status()))
         if verb in ("status", "stats"):
-            status = replace(self._statistics.status(), stats=await self._statistics.stats())
+            status = replace(verbs.statistics.status(), stats=await verbs.statistics.stats())
             result = replace(result, gateway=to_json(status))
-        return await self._verbs.warn(result) if verb == "status" else result
+        return await verbs.warn(result) if verb == "status" else result
 
     @property
     def serves_alone(self) -> bool:
         """See FeaturePart."""
-        if self._manager is None or self.site.core.entries:
+        if self._verbs is None or self.site.core.entries:
             return False
-        tables = self._manager.tables
+        tables = self._verbs.gateway.tables
         return bool(tables.all(RouteConfig) or tables.all(StreamConfig))
 
     @property
     def problems(self) -> list[str]:
         """See FeaturePart."""
-        if self._manager is None:
+        if self._verbs is None:
             return []
-        problem = self._manager.problem or self._manager.instability
+        problem = self._verbs.gateway.problem or self._verbs.gateway.instability
         own = [f"[gateway]: {problem}"] if problem else []
         return [*own, *(each for part in self._parts for each in part.not_served)]
 
     @property
     def pids(self) -> Mapping[str, int]:
         """See FeaturePart."""
-        pid = None if self._statistics is None else self._statistics.serving_pid
+        pid = None if self._verbs is None else self._verbs.statistics.serving_pid
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
         """See FeaturePart."""
-        if (
-            self._manager is None
-            or self._statistics is None
-            or self._manager.tables.get(GatewayConfig) is None
-        ):
+        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return []
-        passed = await self._statistics.passed()
-        healths = await self.route_healths()
-        return await gateway_metrics(self._manager, self.site.core, passed, healths, self._parts)
+        passed = await verbs.statistics.passed()
+        healths = await verbs.healths()
+        return await gateway_metrics(verbs.gateway, self.site.core, passed, healths, self._parts)
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
         """See FeaturePart."""
-        if self._manager is None or self._verbs is None or self._manager.tables.get(GatewayConfig) is None:
+        if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return {}
-        return await self._verbs.healths()
+        return await verbs.healths()
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See FeaturePart."""
-        manager = self._manager
+        verbs = self._verbs
         for part in self._parts:
             await part.attempted()
-        if manager is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
+        if verbs is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
+        manager = verbs.gateway
         if not call.options.get("wait", True):
             await manager.attempted()
             return self._warned(verb, result)
@@ -372,13 +363,8 @@ class PoolGateway(FeaturePart):
         if late:
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
-        if (
-            whole
-            and verb == "start"
-            and self._statistics is not None
-            and manager.tables.get(GatewayConfig) is not None
-        ):
-            result = replace(result, gateway=to_json(self._statistics.status()))
+        if whole and verb == "start" and manager.tables.get(GatewayConfig) is not None:
+            result = replace(result, gateway=to_json(verbs.statistics.status()))
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
@@ -398,15 +384,14 @@ class PoolGateway(FeaturePart):
 
     async def finish(self) -> None:
         """See FeaturePart."""
-        if self._manager is not None:
-            await self._manager.finish()
+        if self._verbs is not None:
+            await self._verbs.gateway.finish()
 
     async def stop_serving(self) -> None:
         """See FeaturePart."""
-        if self._statistics is not None:
-            self._statistics.close()
-        if self._manager is not None:
-            await self._manager.aclose()
+        if self._verbs is not None:
+            self._verbs.statistics.close()
+            await self._verbs.gateway.aclose()
 
 
 async def _nothing(call: Call) -> Result:

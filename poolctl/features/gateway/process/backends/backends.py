@@ -210,7 +210,6 @@ class Backends:
         }
 
     def _health(self, backend: Backend) -> RouteHealth:
-        """The backend's health for the route where it is healthiest."""
         return route_health(
             each.health(self.now(), passing=route.passes) for route, each in backend.members.items()
         )

@@ -29,11 +29,6 @@ class Breaker:
     says whether other backends can take the requests, so that answers alone may open it.
     """
 
-    __slots__ = (
-        "_consecutive", "_failed", "_is_dispensable", "_on_change", "_open_until", "_part", "_passed", "_probes",
-        "_seen", "_unreached", "_unreached_in_a_row", "by_answers", "is_closed", "period", "rule", "state", "why",
-    )  # fmt: skip
-
     def __init__(
         self,
         rule: BreakerRule,
@@ -167,7 +162,6 @@ class Breaker:
             self._on_change(state, why)
 
     def _forget(self) -> None:
-        """Begin with an empty window."""
         self._consecutive = self._unreached_in_a_row = 0
         self._part = float("-inf")  # the end of the newest part of the window
         self._seen = [0] * _PARTS
@@ -175,7 +169,6 @@ class Breaker:
         self._unreached = [0] * _PARTS  # counted among the failed requests
 
     def _advance(self, now: float) -> None:
-        """Drop the expired parts of the window, and begin new parts."""
         seconds = max(self.rule.window_seconds, 0.001) / _PARTS
         steps = int(min(_PARTS, (now - self._part) // seconds + 1))
         self._seen = self._seen[steps:] + [0] * steps

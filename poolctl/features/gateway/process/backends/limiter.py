@@ -27,8 +27,6 @@ class Limiter:
     and as cheap as a counter. `limit` and `share` (of the rate, 1 in full) may be replaced at any time.
     """
 
-    __slots__ = ("_full_at", "in_flight", "limit", "share")
-
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.share = 1.0

@@ -396,8 +396,6 @@ class CanaryBackend(Backend):
 class Member:
     """A backend as part of a route: its weight in the route, the route's rule for the breaker, and its limit."""
 
-    __slots__ = ("backend", "breaker", "cookie", "key", "limiter", "weight")
-
     def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
         self.backend = backend
         self.key = backend.key
@@ -495,8 +493,6 @@ class Lease:
     `cookie` is the value of the route's sticky cookie to set, or "". If a server's requests are `shared` with its
     canary, the backend is the canary or the server.
     """
-
-    __slots__ = ("_member", "_period", "_route", "_shared", "backend", "cookie")
 
     def __init__(
         self,
@@ -866,8 +862,6 @@ class RouteBackends:
         return self._by_policy(client, lambda each: each.key not in tried and each.verdict(now) is AVAILABLE)
 
     def _by_policy(self, client: str, is_usable: Callable[[Member], bool]) -> Member | None:
-        """The choice of the policy among the usable backends of the lowest rank that has some."""
-
         def choose(rank: int) -> Member | None:
             return self._policy.choose(client, lambda each: each.backend.rank == rank and is_usable(each))
 

@@ -99,8 +99,6 @@ class RequestBody:
     `length` is the number of its bytes, or CHUNKED; a body longer than `most` is refused with 413 (0: no limit).
     """
 
-    __slots__ = ("_chunks", "_left", "_most", "done", "rest")
-
     def __init__(self, length: int, most: int) -> None:
         self._chunks = ChunkedBody() if length == CHUNKED else None
         self._left = length
@@ -133,8 +131,6 @@ class FrameBoundary:
 
     `ending`: a close frame replaces the next frame. `lost`: there were too many to follow.
     """
-
-    __slots__ = ("_header", "_left", "ending", "lost")
 
     def __init__(self) -> None:
         self.ending = self.lost = False
@@ -213,13 +209,6 @@ class Exchange:
 
     `timer` is the client side's, used until the exchange ends.
     """
-
-    __slots__ = (
-        "_assigned_at", "_backends", "_client", "_connection", "_cookie", "_counts", "_edge", "_ends", "_half_closed",
-        "_head", "_kept", "_lease", "_log_entry", "_of_client", "_paused", "_received", "_repeats", "_request",
-        "_retries", "_route", "_sent", "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun",
-        "complete", "tunnel",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -357,7 +346,6 @@ class Exchange:
         self._send()
 
     def _answer(self, response: Response) -> None:
-        """End with a whole response of the gateway's own."""
         self._status, self._sent = response.status, response.first_size
         self._respond(response)
         self.response_ends(b"")
@@ -366,7 +354,6 @@ class Exchange:
         self._give_up(CANCELLED, refused.status, REFUSED, refused.retry_after_seconds)
 
     def _send(self, *, fresh: bool = False) -> None:
-        """Send the received part of the request on an idle connection or a new one."""
         assert self._lease is not None
         backend, certain = self._lease.backend, not self._request.idempotent
         connection = None if fresh else self._edge.pool.take(backend.endpoint, certain=certain)
@@ -564,7 +551,6 @@ class Exchange:
             self._side.refuse(status, retry_after_seconds, response_fields(headers).lines if headers else b"")
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
-        """Release the connection and the lease, and count the outcome of the request."""
         self._timer.stop()
         if self._task is not None:
             self._task.cancel()
@@ -618,12 +604,6 @@ class ClientConnection(asyncio.Protocol):
     within a bound, and answered in their order: an exchange begins when the previous exchange has ended and its
     response is on its way.
     """
-
-    __slots__ = (
-        "_advancing", "_body", "_body_wanted", "_buffer", "_certificate", "_dropped", "_edge", "_exchange",
-        "_forwarding", "_frames", "_keep", "_passable", "_reading", "_reported", "_request", "_scanned",
-        "_scheme", "_timer", "_transport", "_turn_due", "_wraps", "_writable", "takes_chunks",
-    )  # fmt: skip
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
         self.takes_chunks = True
@@ -1006,7 +986,6 @@ class ClientConnection(asyncio.Protocol):
             self._end()
 
     def _end(self) -> None:
-        """Close after sending the buffered bytes, while the client still accepts some of them."""
         self._transport.close()
         unsent = self._transport.get_write_buffer_size()
         self._timer.start(SENDING_SECONDS if unsent else 0, partial(self._sending_expired, unsent))

@@ -108,8 +108,6 @@ class GatewayAccessLog:
 class AccessLogEntry:
     """The line of one request. `request_id` is its X-Request-ID, or a new ID."""
 
-    __slots__ = ("_client", "_given", "_log", "_request", "_version", "request_id")
-
     def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
         self._log, self._request, self._client, self._version = log, request, client, version
         given = request.values(b"x-request-id")

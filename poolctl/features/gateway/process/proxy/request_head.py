@@ -118,8 +118,6 @@ class Forwarding:
     extended; the report of any other peer is replaced.
     """
 
-    __slots__ = ("_networks", "_port", "_report", "peer", "scheme", "trusted")
-
     def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
         self.peer = peer
         self._port = port
@@ -185,7 +183,6 @@ def _without_hop_by_hop(request: RequestHead) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _added(route: Route) -> bytes:
-    """The lines of the fields that the route adds to requests."""
     return _lines_of((*route.set_headers, *route.add_headers))
 
 
@@ -251,8 +248,6 @@ class RoutedRequest(NamedTuple):
 
 class _Fields(Mapping[str, str]):
     """The fields of a request by their names in lower case, found when they are asked for."""
-
-    __slots__ = ("_request",)
 
     def __init__(self, request: RequestHead) -> None:
         self._request = request

@@ -22,8 +22,6 @@ class Response(ResponseHead):
     on, each with its line end, without the framing fields.
     """
 
-    __slots__ = ("_first", "_lines", "received")
-
     received: bytes
     _first: Buffer | None
     _lines: bytes

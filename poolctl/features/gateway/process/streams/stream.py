@@ -48,6 +48,7 @@ class IdleOrder(Generic[Key, Item]):
         self._expire = expire
         self._items: OrderedDict[Key, Item] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Future[None] | None = None
         # Read with every datagram.
         self.get = self._items.get
 
@@ -73,9 +74,18 @@ class IdleOrder(Generic[Key, Item]):
     def remove(self, key: Key) -> None:
         """Remove the item of this key; an unknown key is ignored."""
         self._items.pop(key, None)
-        if not self._items and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._items:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._emptied is not None and not self._emptied.done():
+                self._emptied.set_result(None)
+
+    async def empty(self, seconds: float) -> None:
+        """Return once there is no item, or after this time."""
+        if self._items:
+            self._emptied = self._loop.create_future()
+            await asyncio.wait({self._emptied}, timeout=seconds)
 
     def oldest(self) -> Item:
         """The item that is idle longest. Raises StopIteration if there is no item."""
@@ -112,8 +122,6 @@ class SocketAddress(NamedTuple):
 
 
 class _Name:
-    __slots__ = ("addresses", "due", "problem", "resolving")
-
     def __init__(self) -> None:
         self.addresses: tuple[SocketAddress, ...] = ()
         self.due = 0.0

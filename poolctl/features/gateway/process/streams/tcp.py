@@ -37,8 +37,6 @@ class Flow:
     Reading pauses while bytes wait for `target`, so at most one buffer is held.
     """
 
-    __slots__ = ("_connection", "_loop", "_source", "_target", "_waiting", "copied", "ended")
-
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -92,7 +90,6 @@ class Flow:
             self._loop.add_writer(self._target.fileno(), self._flush)
 
     def _flush(self) -> None:
-        """Write the waiting bytes, because the target has room again."""
         try:
             sent = self._target.send(self._waiting)
         except (BlockingIOError, InterruptedError):
@@ -115,7 +112,6 @@ class Flow:
         self._connection.flow_ended()
 
     def _end(self) -> None:
-        """Forward the end of the source's data."""
         self.ended = True
         if self._connection.flow_ended():
             with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
@@ -141,7 +137,6 @@ class TcpStream:
         self._accepting = False
         self._closed = False
         self._held_off: asyncio.TimerHandle | None = None
-        self._empty: asyncio.Future[None] | None = None
         self.settle()
 
     def apply(self, route: StreamRoute) -> None:
@@ -158,9 +153,7 @@ class TcpStream:
     async def drain(self, seconds: float) -> None:
         """Stop accepting, wait for open connections to end, and after `seconds` reset the remaining connections."""
         self.close()
-        if self.open:
-            self._empty = self.edge.loop.create_future()
-            await asyncio.wait({self._empty}, timeout=seconds)
+        await self.open.empty(seconds)
         for connection in self.open:
             connection.reset()
         self.addresses.close()
@@ -186,10 +179,7 @@ class TcpStream:
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
         self.edge.stream_share.disconnected()
-        if self.open or self._empty is None:
-            self.settle()
-        elif not self._empty.done():
-            self._empty.set_result(None)
+        self.settle()
 
     def hold_off(self, error: OSError) -> None:
         """Stop accepting for a moment: connections wait in the backlog until descriptors are free again."""
@@ -251,11 +241,6 @@ class TcpStream:
 
 class _StreamedConnection:
     """A client's connection: first without a backend, then with both directions being copied."""
-
-    __slots__ = (
-        "_addresses", "_awaits_header", "_backend", "_began", "_client", "_closed", "_down", "_host", "_lease", "_loop",
-        "_peeked", "_reported", "_resolving", "_stream", "_timer", "_tried", "_up", "used",
-    )  # fmt: skip
 
     def __init__(self, stream: TcpStream, client: socket.socket, host: str) -> None:
         self.used = 0.0
@@ -374,7 +359,6 @@ class _StreamedConnection:
         self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
 
     def _try(self, place: SocketAddress) -> None:
-        """Begin to connect to one address of the backend."""
         try:
             backend = socket.socket(place.family, _NOT_BLOCKING)
         except OSError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import resource
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +21,6 @@ _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
 # The bound for a route without one: a flood from forged addresses must not take all descriptors of the gateway.
 _MOST_SESSIONS = 16_384
-_SESSIONS_PART = 4
 _WILDCARDS = ("0.0.0.0", "::")
 _IP_PKTINFO = 8
 _PKTINFO_SPACE = socket.CMSG_SPACE(20)
@@ -45,8 +42,6 @@ class UdpStream:
         )
         self.opened = self.evicted = self.failed = self.dropped = 0
         self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
-        self._most = _most_sessions(route)
-        self._empty: asyncio.Future[None] | None = None
         edge.stream_share.add(self)
         self._listeners = [_DatagramSocket(self, each) for each in listeners]
 
@@ -56,10 +51,13 @@ class UdpStream:
     def apply(self, route: StreamRoute) -> None:
         """Use changed targets and limits: for new sessions, the idle limit for all."""
         self.route = route
-        self._most = _most_sessions(route)
         self.sessions.limit(route.idle_seconds)
-        while len(self.sessions) > self._most:
+        while len(self.sessions) > self._most_sessions:
             self.evict()
+
+    @property
+    def _most_sessions(self) -> int:
+        return self.route.max_connections or min(_MOST_SESSIONS, self.edge.descriptors.of_sessions)
 
     def close(self) -> None:
         """Stop reading clients' datagrams, which are for a successor. Answers to earlier datagrams are still sent."""
@@ -69,9 +67,7 @@ class UdpStream:
     async def drain(self, seconds: float) -> None:
         """Stop reading clients' datagrams; forward answers until the sessions are idle or the time is over."""
         self.close()
-        if self.sessions:
-            self._empty = self.edge.loop.create_future()
-            await asyncio.wait({self._empty}, timeout=seconds)
+        await self.sessions.empty(seconds)
         for session in self.sessions:
             session.close()
         self.addresses.close()
@@ -98,7 +94,7 @@ class UdpStream:
         self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
     ) -> _Session | None:
         """A new session for the client, or None: no backend is available now."""
-        while len(self.sessions) >= self._most:
+        while len(self.sessions) >= self._most_sessions:
             self.evict()
         self.edge.stream_share.make_room()
         while True:
@@ -142,17 +138,6 @@ class UdpStream:
         self.evicted += 1
         self.sessions.oldest().close()
 
-    def ended(self) -> None:
-        """A session is closed."""
-        if not self.sessions and self._empty is not None and not self._empty.done():
-            self._empty.set_result(None)
-
-
-def _most_sessions(route: StreamRoute) -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_SESSIONS if soft == resource.RLIM_INFINITY else min(_MOST_SESSIONS, soft // _SESSIONS_PART)
-    return route.max_connections or max(1, most)
-
 
 class _DatagramSocket:
     """A socket to which clients send their datagrams.
@@ -160,8 +145,6 @@ class _DatagramSocket:
     Where it is bound to every address of the machine, the kernel says to which one a datagram was sent, and the answer
     comes from the same.
     """
-
-    __slots__ = ("_sock", "answer", "stream")
 
     def __init__(self, stream: UdpStream, sock: socket.socket) -> None:
         self.stream = stream
@@ -225,19 +208,6 @@ class _DatagramSocket:
 class _Session:
     """A client's address, and a socket that is connected to its backend."""
 
-    __slots__ = (
-        "_answers",
-        "_began",
-        "_ended",
-        "_listener",
-        "_sock",
-        "client",
-        "key",
-        "lease",
-        "local",
-        "used",
-    )
-
     def __init__(
         self,
         key: object,
@@ -284,7 +254,6 @@ class _Session:
         return True
 
     def _read(self) -> None:
-        """Forward the answers that the backend has sent."""
         stream = self._listener.stream
         try:
             size = self._sock.recv_into(_BUFFER)
@@ -323,7 +292,6 @@ class _Session:
         stream.sessions.remove(self.key)
         stream.edge.stream_share.ended()
         self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
-        stream.ended()
 
 
 def _from_address(local: bytes) -> tuple[int, int, bytes]:
