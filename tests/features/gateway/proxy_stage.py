@@ -225,4 +225,4 @@ async def ok(backend: Backend, wire: Wire) -> None:
     """Answer every request with "hello"."""
     while True:
         await backend.request(wire)
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\nhello")
+        await wire.send(b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\nhello")

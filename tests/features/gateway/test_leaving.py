@@ -17,7 +17,7 @@ from tests.features.gateway.proxy_stage import Backend, ok, route
 
 OTHER = b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"
 USERS = b"GET /v1 HTTP/1.1\r\nHost: users\r\n\r\n"
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\nhello"
+ANSWER = b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\nhello"
 # What is waited for comes at once; a connection is idle after this.
 SOON = 0.1
 

@@ -81,7 +81,7 @@ def test_requests_wait_until_the_machine_runs_and_its_service_accepts() -> None:
         await stage.listen()
         for wire in wires:
             assert await wire.response() == (
-                b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n",
                 b"hello",
             )
         counts = stage.edge.counts.route("app")
