@@ -38,10 +38,8 @@ if TYPE_CHECKING:
         PoolValidateError,
         ServerError,
     )
-    from poolctl.pool.pool import Pool
-    from poolctl.pool.pool_config import PoolConfig
-    from poolctl.pool.pool_context import PoolContext
-    from poolctl.pool.server import Monitor, Server
+    from poolctl.pool.pool import Pool, PoolConfig
+    from poolctl.pool.server import Monitor, PoolContext, Server
     from poolctl.selection.field_filter import Field
     from poolctl.states import State, Status
 
@@ -77,8 +75,8 @@ _HOMES = {
     "Field": "selection.field_filter",
     "Monitor": "pool.server",
     "Pool": "pool.pool",
-    "PoolConfig": "pool.pool_config",
-    "PoolContext": "pool.pool_context",
+    "PoolConfig": "pool.pool",
+    "PoolContext": "pool.server",
     "Server": "pool.server",
     "ServerConfig": "config",
     "TLSConfig": "config",

@@ -37,7 +37,7 @@ from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explaining, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
-from .server_files import certificate_ends, digests, restore_certificate
+from .server_files import certificate_ends, digests
 from .servers import Addresses, Recorder, Servers, Workqueue, abandoned, same_listener
 
 # Another program may take the port between the choice and the use of it.
@@ -105,10 +105,6 @@ class Core:
     def endpoints(self, config: ServerConfig) -> tuple[str, ...]:
         """The addresses that are bound for this configuration; empty when its listener is closed."""
         return self._addresses.endpoints(config.key)
-
-    async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
-        """The last lines that the server wrote since a time (epoch); empty if its runner keeps no output or is slow."""
-        return await last_lines(self.runner, entry.name, lines, since)
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
 
@@ -680,7 +676,14 @@ class Core:
         self._adopt_canary(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
-        restore_certificate(entry, worker, self.clock.time())
+        used, now = entry.observed.certificate_ends, self.clock.time()
+        if used is not None and used > now:
+            # It may use another certificate than the expired one in the file.
+            ends = certificate_ends(entry.config)
+            worker.certificate_ends, worker.passed_over = (
+                used,
+                ends if ends is not None and ends <= now else None,
+            )
         self._executor.adopt(entry, worker)
         self.touch(entry)
 
@@ -746,7 +749,10 @@ class Goal:
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
-            *(self._core.last_lines(entry, LINES_READ, entry.observed.failed_since) for entry in failed)
+            *(
+                last_lines(self._core.runner, entry.name, LINES_READ, entry.observed.failed_since)
+                for entry in failed
+            )
         )
         self._last_lines = {
             entry.name: explaining(lines)[-LAST_LINES:] for entry, lines in zip(failed, found, strict=True)

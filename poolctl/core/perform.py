@@ -54,7 +54,7 @@ from .decide import (
 from .health_checks import HealthChecks
 from .schedules import end_run, moment_text
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
-from .server_files import certificate_ends, digests, report_expired
+from .server_files import certificate_ends, digests, expired_message
 from .servers import Addresses, Recorder, Servers, Workqueue, caused_by
 
 if TYPE_CHECKING:
@@ -786,7 +786,18 @@ class Executor:
             # The file still differs from the one in use, so the next reload must notice it.
             if worker.generation == entry.desired.generation and "tls" in worker.files_before:
                 entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
-        report_expired(self._recorder, entry, worker, expired)
+        passed_over = worker.passed_over is not None
+        message = expired_message(entry, expired, passed_over=passed_over)
+        logger.warning("%s: %s", entry.name, message)
+        self._recorder.record(
+            "config",
+            "expired certificate not used" if passed_over else "expired certificate in use",
+            server=entry.name,
+            bind=entry.config.key,
+            message=message,
+            worker=worker.id,
+            severity="warning",
+        )
 
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
         """Wait until the worker is ready, unless it is leaving already, and then until it ends."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
-from .server_entry import Entry, Worker
-from .servers import Recorder
-
-logger = logging.getLogger("poolctl.supervisor")
+from .server_entry import Entry
 
 
 def digests(config: ServerConfig) -> dict[str, str]:
@@ -56,46 +52,17 @@ def digest_of(paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def passed_over(entry: Entry, expired: float) -> str:
-    """The message that the server keeps using its previous certificate."""
-    return (
-        f"{_cert_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
-        "then poolctl reload (--allow-expired uses the expired one)"
-    )
-
-
-def report_expired(recorder: Recorder, entry: Entry, worker: Worker, expired: float) -> None:
-    """Record and log which certificate the worker uses instead of the expired one in the file."""
-    if worker.passed_over is not None:
-        event, message = "expired certificate not used", passed_over(entry, expired)
-    else:
-        event = "expired certificate in use"
-        message = f"{_cert_file(entry)}: the certificate expired on {day(expired)}; renew the file, then poolctl reload"
-    logger.warning("%s: %s", entry.name, message)
-    recorder.record(
-        "config",
-        event,
-        server=entry.name,
-        bind=entry.config.key,
-        message=message,
-        worker=worker.id,
-        severity="warning",
-    )
-
-
-def restore_certificate(entry: Entry, worker: Worker, now: float) -> None:
-    """Restore the record that an adopted worker uses another certificate than the expired one in the file."""
-    used = entry.observed.certificate_ends
-    if used is not None and used > now:
-        ends = certificate_ends(entry.config)
-        worker.certificate_ends, worker.passed_over = used, ends if ends is not None and ends <= now else None
+def expired_message(entry: Entry, expired: float, *, passed_over: bool) -> str:
+    """The message about an expired certificate; with `passed_over` the server keeps using its previous one."""
+    tls = entry.config.tls
+    file = tls.cert if tls and tls is not True else ""
+    message = f"{file}: the certificate expired on {day(expired)}; "
+    if not passed_over:
+        return f"{message}renew the file, then poolctl reload"
+    remedy = "renew the file, then poolctl reload (--allow-expired uses the expired one)"
+    return f"{message}the one before stays in use: {remedy}"
 
 
 def day(seconds: float) -> str:
     """The date of a time in seconds, in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
-
-
-def _cert_file(entry: Entry) -> str:
-    tls = entry.config.tls
-    return tls.cert if tls and tls is not True else ""

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
@@ -27,20 +27,11 @@ BATCH = 8
 class Recorder(Protocol):
     """Records the events of servers: changes of their health, expired certificates, runs, starts that time out."""
 
-    def record(
-        self,
-        kind: str,
-        event: str,
-        *,
-        server: str = "",
-        message: str = "",
-        cause: str = "",
-        by: Mapping[str, object] | None = None,
-        before: object = None,
-        after: object = None,
-        **detail: object,
-    ) -> None:
-        """Record the event; never raises, never blocks. `detail` holds the server's `bind`, and perhaps a worker."""
+    def record(self, kind: str, event: str, **detail: Any) -> None:
+        """Record the event; never raises, never blocks.
+
+        `detail` has the `server` and its `bind`, `message`, `cause`, `by`, `before` and `after`, perhaps a worker.
+        """
         ...
 
 

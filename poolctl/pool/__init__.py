@@ -5,8 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .pool import Pool
-    from .pool_context import PoolContext
-    from .server import Monitor, Server
+    from .server import Monitor, PoolContext, Server
 
 __all__ = ["Monitor", "Pool", "PoolContext", "Server"]
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from poolctl.clock import Clock, aligned
 from poolctl.core.core import Core
 from poolctl.core.decide import Phase
+from poolctl.core.perform import last_lines
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
 from poolctl.json_form import Table, to_json
@@ -336,7 +337,7 @@ class WorkerRecovery:
             report["sentences"] = [each.sentence for each in problems]
         if self._core.runner.capabilities.logs is not None:
             # Read while the recovery goes on; its event waits for them.
-            reading = asyncio.ensure_future(self._core.last_lines(entry, LAST_LINES, placed_at))
+            reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
             self._reading[id(report)] = reading
             reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
         return report

@@ -18,8 +18,7 @@ from poolctl.errors import PoolError, PoolValidateError
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 from poolctl.pool.loop_thread import run_sync
-from poolctl.pool.pool import Pool
-from poolctl.pool.pool_config import PoolConfig
+from poolctl.pool.pool import Pool, PoolConfig
 from poolctl.pool.server import Server
 from poolctl.runners.embedded_runner import ProcessRunner
 

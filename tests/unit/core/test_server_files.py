@@ -10,7 +10,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.core.server_entry import Entry
-from poolctl.core.server_files import certificate_ends, day, digest_of, digests, passed_over
+from poolctl.core.server_files import certificate_ends, day, digest_of, digests, expired_message
 from tests.certificates import certificate
 
 
@@ -69,7 +69,7 @@ def test_message_about_an_expired_certificate_names_its_file_and_its_day(tmp_pat
     config = server(*certificate(tmp_path))
     assert config.tls
     assert config.tls is not True
-    assert passed_over(Entry(config), 86400.0).startswith(
+    assert expired_message(Entry(config), 86400.0, passed_over=True).startswith(
         f"{config.tls.cert}: the certificate expired on 1970-01-02;"
     )
     assert day(86399) == "1970-01-01"
