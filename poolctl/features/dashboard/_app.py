@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp
 
 from poolctl.cli.log_rendering import record_lines
 from poolctl.clock import Clock
+from poolctl.config.values.plain import NAME_PATTERN
 from poolctl.control.answers import Result
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.server_answers import ShowResult
@@ -74,11 +76,7 @@ class PageSettings(NamedTuple):
 
 def _is_name(text: object) -> bool:
     """Whether it is a valid server name, not an address or a wildcard."""
-    return (
-        isinstance(text, str)
-        and text != ""
-        and all(char.isascii() and (char.isalnum() or char in "._-") for char in text)
-    )
+    return isinstance(text, str) and re.fullmatch(NAME_PATTERN, text) is not None
 
 
 def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = None) -> ASGIApp:
@@ -86,29 +84,19 @@ def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = 
 
     Its streams end when `over` is set.
     """
-    time = clock or Clock()
-    hub = Hub(settings.socket_path, time)
-    page = _Page(
-        settings,
-        hub,
-        Sessions(settings.token, settings.key, time, EndedSessions(settings.ended_path, time)),
-        Attempts(time),
-        over,
-    )
+    page = _Page(settings, over, clock or Clock())
     handlers = {ControlError: _unanswered, TimeoutError: _unanswered}
     return Guard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
 
 
 class _Page:
-    def __init__(
-        self, settings: PageSettings, hub: Hub, sessions: Sessions, attempts: Attempts, over: asyncio.Event
-    ) -> None:
+    def __init__(self, settings: PageSettings, over: asyncio.Event, clock: Clock) -> None:
         self._settings = settings
-        self._hub = hub
-        self._sessions = sessions
-        self._attempts = attempts
+        self._hub = Hub(settings.socket_path, clock)
+        ended = EndedSessions(settings.ended_path, clock)
+        self._sessions = Sessions(settings.token, settings.key, clock, ended)
+        self._attempts = Attempts(clock)
         self._over = over
-        self._tails = Tails(hub, settings.logs_directory)
 
     def routes(self) -> list[BaseRoute]:
         """The routes of the page; those below COOKIE_PATH get the cookie."""
@@ -198,10 +186,18 @@ class _Page:
         return self._streamed(self._hub.view())
 
     async def _logs(self, request: Request) -> Response:
-        paths = await self._tails.paths(request.query_params.getlist("server"))
+        """Stream the log files of these servers (default: all)."""
+        wanted = set(request.query_params.getlist("server"))
+        result = await self._hub.ask(ShowResult, "show", [], {})
+        paths = {
+            item.name: (item.config.get("log") or {}).get("path")
+            or os.path.join(self._settings.logs_directory, f"{item.name}.log")
+            for item in result.items
+            if not wanted or item.name in wanted
+        }
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
-        return self._streamed(self._tails.follow(paths))
+        return self._streamed(_log_lines(dict(list(paths.items())[:MOST_SERVERS])))
 
     def _streamed(self, messages: AsyncGenerator[str]) -> Response:
         return StreamingResponse(with_pulse(messages, self._over), media_type="text/event-stream")
@@ -255,15 +251,12 @@ class _Page:
             options |= {"timeout": _LONGEST_SECONDS, "wait": True}
         client = request.client.host if request.client else ""
         by = {"command": f"dashboard {action}", "address": client}
-        seconds = _LONGEST_SECONDS + 10
-        result: Result
+        verb = str(action)
+        kind: type[Result] = Result
         if action in _OF_ROLLOUTS:
+            verb, kind = "rollout", RolloutResult
             options["op"] = _OF_ROLLOUTS[action]
-            result = await self._hub.ask(
-                RolloutResult, "rollout", servers, options, by, timeout_seconds=seconds
-            )
-        else:
-            result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
+        result = await self._hub.ask(kind, verb, servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10)
         return JSONResponse(
             to_json(result, "items", "errors", "warnings", "exit_code", "dependents", "unchanged")
         )
@@ -296,52 +289,33 @@ async def _document(request: Request) -> Table:
     return document if isinstance(document, dict) else {}
 
 
-class Tails:
-    """Reads the logger's files; `logs_directory` holds the logs of servers without a configured path."""
+async def _log_lines(paths: Mapping[str, str]) -> AsyncGenerator[str]:
+    """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
 
-    def __init__(self, hub: Hub, logs_directory: str) -> None:
-        self._hub = hub
-        self._logs_directory = logs_directory
-
-    async def paths(self, servers: Sequence[str]) -> dict[str, str]:
-        """The log file of each of these servers (default: all). Raises ControlError, TimeoutError."""
-        result = await self._hub.ask(ShowResult, "show", [], {})
-        wanted = set(servers)
-        found = {
-            item.name: (item.config.get("log") or {}).get("path")
-            or os.path.join(self._logs_directory, f"{item.name}.log")
-            for item in result.items
-            if not wanted or item.name in wanted
-        }
-        return dict(list(found.items())[:MOST_SERVERS])
-
-    async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
-        """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
-
-        Lines in JSON are shown as readable text; `level` is the level stated in a line, "" without one.
-        """
-        each = max(20, FIRST_LINES // len(paths))
-        follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
-        loop = asyncio.get_running_loop()
-        news = asyncio.Event()
-        try:
-            if follower.fileno() >= 0:
-                loop.add_reader(follower.fileno(), news.set)
-            yield _lines_message(follower.first)
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        await news.wait()
-                # The lines of a busy server are sent in batches, not one by one.
-                await asyncio.sleep(_GATHER_SECONDS)
-                lines = await asyncio.to_thread(follower.read)
-                news.clear()
-                if lines:
-                    yield _lines_message(lines)
-        finally:
-            if follower.fileno() >= 0:
-                loop.remove_reader(follower.fileno())
-            follower.close()
+    Lines in JSON are shown as readable text; `level` is the level stated in a line, "" without one.
+    """
+    each = max(20, FIRST_LINES // len(paths))
+    follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
+    loop = asyncio.get_running_loop()
+    news = asyncio.Event()
+    try:
+        if follower.fileno() >= 0:
+            loop.add_reader(follower.fileno(), news.set)
+        yield _lines_message(follower.first)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await news.wait()
+            # The lines of a busy server are sent in batches, not one by one.
+            await asyncio.sleep(_GATHER_SECONDS)
+            lines = await asyncio.to_thread(follower.read)
+            news.clear()
+            if lines:
+                yield _lines_message(lines)
+    finally:
+        if follower.fileno() >= 0:
+            loop.remove_reader(follower.fileno())
+        follower.close()
 
 
 def _lines_message(lines: Sequence[LogLine]) -> str:

@@ -27,7 +27,8 @@ from ._answers import HistoryResult
 
 FIGURES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts")
 POOL = ""  # the name of the whole pool; no server has it
-_LAYOUT = 1
+# In the first layout the figures of a slot were at the place of its number, modulo the slots.
+_FIRST_LAYOUT, _LAYOUT = 1, 2
 _STORED = "history"  # the saved figures in the keeper's store
 _DIGITS = 6
 
@@ -53,11 +54,11 @@ class _Begun(NamedTuple):
 
 
 class FigureRing:
-    """The figures of each slot of one span. Times are readings of the monotonic clock, which a successor shares."""
+    """The figures of each ended slot of one span. Times are of the monotonic clock, which a successor shares."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
-        self.values: dict[str, array[float]] = {}
+        self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
         self.slot: int | None = None  # the current one, which has no figures yet
         self._begun: dict[str, _Begun] = {}
 
@@ -65,10 +66,14 @@ class FigureRing:
         """Record the servers' figures at this time. Returns whether a slot has ended and has its figures now."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
-        if ended:
-            self._end(now, seen)
         if before is None or slot > before:
-            self._advance(slot)
+            if before is not None:
+                self._end(now, seen)
+                # In skipped slots there was no supervisor.
+                skipped = _UNKNOWN * min(slot - before - 1, self.span.slots)
+                for name in self.values:
+                    self._add(name, skipped)
+            self.slot = slot
             self._begun.clear()
         for each in seen:
             if each.entry.name not in self._begun:
@@ -78,14 +83,9 @@ class FigureRing:
 
     def series(self, name: str) -> dict[str, list[float | None]]:
         """The figures of a server, or of the POOL, in the ended slots, oldest first; None for unknown ones."""
-        values, slots = self.values.get(name), self.span.slots
-        if values is None or self.slot is None:
-            return {figure: [] for figure in FIGURES}
-        places = [slot % slots * len(FIGURES) for slot in range(self.slot - slots + 1, self.slot)]
+        values = self.values.get(name, array("f"))[len(FIGURES) :]
         return {
-            figure: [
-                None if isnan(value := values[place + at]) else round(value, _DIGITS) for place in places
-            ]
+            figure: [None if isnan(value) else round(value, _DIGITS) for value in values[at :: len(FIGURES)]]
             for at, figure in enumerate(FIGURES)
         }
 
@@ -94,42 +94,26 @@ class FigureRing:
         for name in self.values.keys() - {POOL, *names}:
             del self.values[name]
 
-    def _advance(self, slot: int) -> None:
-        """Begin another slot; skipped slots, during which there was no supervisor, have no figures."""
-        if self.slot is not None:
-            for skipped in range(max(self.slot + 1, slot - self.span.slots), slot):
-                for values in self.values.values():
-                    _put(values, skipped % self.span.slots, _UNKNOWN)
-        self.slot = slot
-
     def _end(self, now: float, seen: Iterable[ServerSnapshot]) -> None:
-        assert self.slot is not None
-        place, pool = self.slot % self.span.slots, _Total()
-        unknown = self.values.keys() - {POOL}
-        for each in seen:
-            begun = self._begun.get(each.entry.name)
-            if begun is not None:
-                figures = _figures(each, begun, now)
-                pool.add(figures)
-                _put(self._ring(each.entry.name), place, figures)
-                unknown.discard(each.entry.name)
-        for name in unknown:
-            _put(self.values[name], place, _UNKNOWN)
-        _put(self._ring(POOL), place, pool.figures)
+        begun = self._begun
+        figures = {
+            each.entry.name: _figures(each, begun[each.entry.name], now)
+            for each in seen
+            if each.entry.name in begun
+        }
+        for name in {*self.values, *figures} - {POOL}:
+            self._add(name, figures.get(name, _UNKNOWN))
+        self._add(POOL, _total([*figures.values()]))
 
-    def _ring(self, name: str) -> array[float]:
-        found = self.values.get(name)
-        if found is None:
-            found = self.values[name] = array("f", [nan]) * (self.span.slots * len(FIGURES))
-        return found
+    def _add(self, name: str, figures: Sequence[float]) -> None:
+        values = self.values.get(name)
+        if values is None:
+            values = self.values[name] = array("f", [nan]) * (self.span.slots * len(FIGURES))
+        values.extend(figures)
+        del values[: len(figures)]
 
 
 _UNKNOWN = (nan,) * len(FIGURES)
-
-
-def _put(values: array[float], slot: int, figures: Sequence[float]) -> None:
-    place = slot * len(FIGURES)
-    values[place : place + len(FIGURES)] = array("f", figures)
 
 
 def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ...]:
@@ -146,19 +130,14 @@ def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ..
     )
 
 
-class _Total:
+def _total(figures: Sequence[Sequence[float]]) -> list[float]:
     """The figures of several servers as one: their sums, and the slowest latency."""
-
-    def __init__(self) -> None:
-        self.figures = list(_UNKNOWN)
-
-    def add(self, figures: Sequence[float]) -> None:
-        for at, (name, value) in enumerate(zip(FIGURES, figures, strict=True)):
-            known = self.figures[at]
-            if isnan(known):
-                self.figures[at] = value
-            elif not isnan(value):
-                self.figures[at] = max(known, value) if name == "latency_p99_seconds" else known + value
+    found = []
+    for at, name in enumerate(FIGURES):
+        known = [each[at] for each in figures if not isnan(each[at])]
+        total = max if name == "latency_p99_seconds" else sum
+        found.append(total(known) if known else nan)
+    return found
 
 
 class FigureRings:
@@ -191,14 +170,17 @@ class FigureRings:
             spans = [[*each[:3]] for each in head]
         except (ValueError, TypeError):
             return
-        if (layout, tuple(figures), spans) != (_LAYOUT, FIGURES, [[*span] for span in SPANS]):
+        is_known = layout in (_FIRST_LAYOUT, _LAYOUT)
+        if not is_known or (tuple(figures), spans) != (FIGURES, [[*span] for span in SPANS]):
             return
         at = 0
         for name, _, slots, slot, names in head:
             ring, size = self.rings[name], 4 * slots * len(FIGURES)
             ring.slot = slot
             for server in names:
-                ring.values[server] = array("f", rest[at : at + size])
+                values = array("f", rest[at : at + size])
+                newest = slot % slots * len(FIGURES) if layout == _FIRST_LAYOUT else 0
+                ring.values[server] = values[newest:] + values[:newest]
                 at += size
 
 

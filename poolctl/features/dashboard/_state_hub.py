@@ -52,19 +52,9 @@ _STATS_OPTIONS: Table = {"errors": True, "files": True}
 # With more failing servers, the reasons of the others are only on their own pages.
 _MOST_REASONS = 100
 FIGURES = (
-    "requests_total",
-    "requests_per_second",
-    "errors_total",
-    "errors_per_second",
-    "in_flight",
-    "connections",
-    "latency_p50_seconds",
-    "latency_p99_seconds",
-    "memory_bytes",
-    "cpu_percent",
-    "loop_lag_seconds",
-    "wakes_total",
-)
+    "requests_total", "requests_per_second", "errors_total", "errors_per_second", "in_flight", "connections",
+    "latency_p50_seconds", "latency_p99_seconds", "memory_bytes", "cpu_percent", "loop_lag_seconds", "wakes_total",
+)  # fmt: skip
 
 logger = logging.getLogger("poolctl.dashboard")
 
@@ -232,35 +222,33 @@ class Hub:
             logger.exception("the pool could not be queried")
 
     async def _look_once(self) -> None:
-        if self._gone is not None:
-            about = await self.ask(PingResult, "ping", [], {})
-            result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
+        is_first = self._gone is not None
+        about = await self.ask(PingResult, "ping", [], {}) if is_first else None
+        result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
+        if is_first:
             await self._remember()
             self._snapshot = PoolSnapshot(about)
-            changed, _, _ = self._apply(result)
-            self._files = self._about_files(result)
-            await self._explain(changed)
+        changed, removed, figures = self._apply(result)
+        await self._explain(changed)
+        files, known_files = self._about_files(result), self._files
+        self._files = files
+        if is_first:
             self._gone = None
             self._spread(self._everything())
             self._again.set()
             return
-        result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
-        changed, removed, figures = self._apply(result)
-        await self._explain(changed)
-        snapshot, now = self._snapshot, self._clock.time()
+        now = self._clock.time()
         if changed or removed:
             levels = self._levels.since(now)
             document = {
                 "items": self._shown(changed),
                 "removed": removed,
-                "order": list(snapshot.items),
+                "order": list(self._snapshot.items),
                 "levels": {name: levels.get(name, []) for name in changed},
             }
             self._tell("changed", document)
         self._tell("stats", {"now": now, "servers": figures})
-        files = self._about_files(result)
-        if files != self._files:
-            self._files = files
+        if files != known_files:
             self._tell("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
