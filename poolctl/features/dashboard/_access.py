@@ -126,7 +126,6 @@ class EndedSessions:
         return session in self._known
 
     def add(self, session: str, expires: int) -> None:
-        """Record that this session was logged out."""
         self._read()
         now = self._clock.time()
         self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
@@ -163,7 +162,6 @@ class Attempts:
         return max(0.0, self._wrong[0] + WINDOW_SECONDS - self._clock.monotonic())
 
     def failed(self) -> None:
-        """Count a wrong token."""
         self._wrong.append(self._clock.monotonic())
 
 
@@ -179,7 +177,6 @@ class Guard:
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

@@ -19,8 +19,6 @@ class DashboardLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DashboardResult(Result):
-    """The answer of `dashboard`."""
-
     PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
 
     dashboard: DashboardLink | None = None

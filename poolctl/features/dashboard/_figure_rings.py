@@ -34,8 +34,6 @@ _DIGITS = 6
 
 
 class Span(NamedTuple):
-    """A period and its division into slots."""
-
     name: str
     slot_seconds: int
     slots: int
@@ -141,8 +139,6 @@ def _total(figures: Sequence[Sequence[float]]) -> list[float]:
 
 
 class FigureRings:
-    """The rings of all spans."""
-
     def __init__(self) -> None:
         self.rings = {span.name: FigureRing(span) for span in SPANS}
 

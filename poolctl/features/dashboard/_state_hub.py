@@ -85,7 +85,6 @@ class Levels:
             self.note(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
     def note(self, name: str, word: str, now: float) -> None:
-        """Add a server's level, if it has changed."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
@@ -94,7 +93,6 @@ class Levels:
             del changes[:-_MOST_CHANGES]
 
     def forget(self, names: Iterable[str]) -> None:
-        """Drop the history of removed servers."""
         for name in names:
             self._changes.pop(name, None)
 
@@ -361,5 +359,4 @@ class Hub:
 
 
 def event_message(name: str, document: object) -> str:
-    """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n"

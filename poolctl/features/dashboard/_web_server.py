@@ -234,12 +234,10 @@ class DashboardServer(SupervisedProcess):
     _serving: asyncio.Future[None] | None = None
 
     async def finish(self) -> None:
-        """See SupervisedProcess."""
         if self._serving is not None:
             await self._serving
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess."""
         if message.get("t") == "begin" and self._serving is None:
             self._serving = asyncio.ensure_future(self._serve(message, fds))
 
@@ -261,6 +259,5 @@ class DashboardServer(SupervisedProcess):
 
 
 def main() -> None:
-    """Serve until the order to end."""
     name_process("poolctl-dashb.")
     asyncio.run(DashboardServer().run())

@@ -266,7 +266,6 @@ _KEYS: Keys = {
 
 
 def pool_of_compose(document: Document) -> ForeignPool:
-    """The pool of a compose file."""
     return _Reader(document).read()
 
 

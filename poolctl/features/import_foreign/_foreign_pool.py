@@ -64,7 +64,6 @@ class ForeignServer:
         self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
 
     def remark(self, line: int, text: str) -> None:
-        """Add a remark about a setting that was not taken over."""
         self.remarks.append(Remark(line, text))
 
     def leave_out(self, why: str) -> None:
@@ -91,7 +90,6 @@ class ForeignPool:
         return server
 
     def remark(self, line: int, text: str) -> None:
-        """Add a remark about a setting that was not taken over."""
         self.remarks.append(Remark(line, text))
 
 
@@ -198,7 +196,6 @@ def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerErro
 
 
 def _drop_dependencies(pool: ForeignPool) -> None:
-    """Remove dependencies on missing servers."""
     there = {server.name for server in pool.servers if not server.unusable}
     for server in pool.servers:
         wanted = server.keys.get("depends_on", [])

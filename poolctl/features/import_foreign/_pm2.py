@@ -63,11 +63,9 @@ class _App:
         self.path = path
 
     def line(self, key: str) -> int:
-        """The line number of a key."""
         return self.document.place((*self.path, key)).line
 
     def take(self, app: dict[str, Any]) -> None:
-        """Take over the keys of one app."""
         server = self.server
         self._command(app)
         for key, value in app.items():

@@ -221,7 +221,6 @@ def _expanded(raw: str, known: Mapping[str, object]) -> str:
 
 
 def _tag(pool: ForeignPool, group: str, values: Section) -> None:
-    """Tag the programs of a group with its name."""
     members = [name.strip() for name in values.get("programs", Value("", 0)).text.split(",")]
     for server in pool.servers:
         if server.name in members or set(server.keys.get("tags", ())) & set(members):

@@ -31,26 +31,18 @@ _STACK_LINES = 10
 
 
 class PoolFacts(Protocol):
-    """The facts about a pool that its receivers need."""
+    """The facts about a pool that its receivers need: variables that hold secrets, and where commands run."""
 
     @property
-    def name(self) -> str:
-        """The name of the pool."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def environment(self) -> Mapping[str, str]:
-        """The environment variables that hold secrets."""
-        ...
+    def environment(self) -> Mapping[str, str]: ...
 
     @property
-    def directory(self) -> str:
-        """Where commands run."""
-        ...
+    def directory(self) -> str: ...
 
-    def tags(self, server: str) -> Collection[str]:
-        """The tags of the server of this name."""
-        ...
+    def tags(self, server: str) -> Collection[str]: ...
 
 
 class Message(NamedTuple):
@@ -65,13 +57,10 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Its lines as one text."""
         return "\n".join(self.lines)
 
 
 class MessageLine(NamedTuple):
-    """One problem, its end, or a piece of news."""
-
     status: str
     severity: str
     text: str
@@ -96,7 +85,6 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
 
 
 def _server_names(lines: Sequence[MessageLine]) -> str:
-    """The names of the first few servers, for the title."""
     names = list(dict.fromkeys(line.event.server for line in lines if line.event.server))
     shown = ", ".join(names[:_NAMED])
     return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
@@ -136,8 +124,6 @@ class TrackedProblem:
 
 
 class ProblemTracker:
-    """The problems and news for one receiver."""
-
     def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
         self._facts = facts
@@ -255,7 +241,6 @@ class ProblemTracker:
         return {key: each.to_dict() for key, each in self._open.items() if each.sent}
 
     def restore(self, document: Table) -> None:
-        """Continue with the problems of a predecessor."""
         self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}
 
 

@@ -92,7 +92,6 @@ class MachineStarter:
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
     def use(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
-        """Start and stop them as this table says, through this API."""
         self._table, self._api = table, api
         self._quiet.clear()
         self._watch()
@@ -165,7 +164,6 @@ class MachineStarter:
         )
 
     async def _look(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
-        """Start the machine if it is stopped."""
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
@@ -317,7 +315,6 @@ class MachineStarter:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _note(self, guest: Guest, status: str) -> None:
-        """Record the machine's current status."""
         for url, each in self._guests.items():
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)

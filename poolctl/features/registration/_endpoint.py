@@ -60,15 +60,9 @@ Ip = IPv4Address | IPv6Address
 
 
 class Services(Protocol):
-    """Registers services for an owner."""
+    async def register(self, call: Call, owner: str = "") -> Result: ...
 
-    async def register(self, call: Call, owner: str = "") -> Result:
-        """Register a service, or record its heartbeat."""
-        ...
-
-    async def unregister(self, call: Call, owner: str = "") -> Result:
-        """Unregister one service, or all services of a name."""
-        ...
+    async def unregister(self, call: Call, owner: str = "") -> Result: ...
 
 
 class Client:
@@ -84,7 +78,6 @@ class Client:
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
     def has(self, ip: Ip) -> bool:
-        """Whether the address is in the client's networks."""
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
@@ -117,7 +110,6 @@ class Peer(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether the client is on this machine."""
         return self.ip is None or self.ip.is_loopback
 
 
@@ -131,7 +123,6 @@ class WrongTokens:
         return len(self._levels)
 
     def note(self, key: str, now: float) -> None:
-        """Count a wrong token from this address."""
         self._levels[key] = self._level(key, now) + 1, now
         self._levels.move_to_end(key)
         if len(self._levels) > _MOST_ADDRESSES:
@@ -169,11 +160,9 @@ class RegistrationEndpoint(HttpEndpoint):
         self._refused_again = 0.0
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """See HttpHandler."""
         return error.status, "application/json", _message(f"not a request: {error}")
 
     async def handle(self, request: Received, response: Responder) -> None:
-        """See HttpHandler."""
         fields = [("content-type", "application/json")]
         try:
             status, body = await self._answer(request)
@@ -263,7 +252,6 @@ class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
             self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> RegistrationEndpoint:
-        """See HeldAddress."""
         return RegistrationEndpoint(self._services, self._recorder)
 
     async def configure(self, server: RegistrationEndpoint) -> None:

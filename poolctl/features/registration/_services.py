@@ -132,17 +132,14 @@ class RegisteredService:
 
     @property
     def alias(self) -> str:
-        """The alias of the service's route."""
         return self.settings.name
 
     @property
     def url(self) -> str:
-        """The URL of the service."""
         return self.settings.to
 
     @property
     def is_serving(self) -> bool:
-        """Whether the service gets requests."""
         return self.state == SERVING
 
     @property
@@ -274,18 +271,15 @@ class Registrations:
         return silent, forgotten
 
     def backends(self) -> tuple[Registered, ...]:
-        """The services as routes have them."""
         return tuple((each.settings, each.is_serving) for each in self)
 
     def counts(self) -> dict[str, int]:
-        """How many services are in each state."""
         found = dict.fromkeys(_STATES, 0)
         for each in self:
             found[each.state] += 1
         return found
 
     def report(self, service: RegisteredService) -> RegistrationReport:
-        """The service as commands show it."""
         settings = service.settings
         left = service.deadline - self._clock.monotonic() if service.state != SILENT else 0.0
         return RegistrationReport(
@@ -459,7 +453,6 @@ class _Places:
             self.add(route)
 
     def add(self, route: Route) -> None:
-        """The route has its place from now on."""
         paths = self._paths.setdefault(host_pattern(route.host), {})
         paths.setdefault(route.path, []).append(route)
 

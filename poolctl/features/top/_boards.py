@@ -63,7 +63,6 @@ class Board(Generic[Row]):
         self._at = 0
 
     def words(self, row: Row) -> str:
-        """The text searched for the words of a filter."""
         raise NotImplementedError
 
     @property
@@ -73,7 +72,6 @@ class Board(Generic[Row]):
 
     @property
     def visible(self) -> list[Row]:
-        """The rows on the screen."""
         return self.shown[self.top : self.top + self.height]
 
     @property
@@ -87,12 +85,10 @@ class Board(Generic[Row]):
         return self.orders[self.sort].falling is not self.reverse
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Take the newest result, which replaces all rows."""
         self.rows, self.is_known = rows, True
         self._arrange()
 
     def move(self, rows: int) -> None:
-        """Move the selection down by `rows`."""
         self._select(self._at + rows)
 
     def move_to(self, at: int) -> None:
@@ -100,7 +96,6 @@ class Board(Generic[Row]):
         self._select(len(self.shown) - 1 if at < 0 else at)
 
     def resize(self, height: int) -> None:
-        """Set the number of rows on the screen."""
         self.height = max(1, height)
         self._select(self._at)
 
@@ -117,7 +112,6 @@ class Board(Generic[Row]):
         self._select(0)
 
     def sort_next(self, step: int) -> None:
-        """Sort by the next or previous order."""
         orders = list(self.orders)
         self.sort_by(orders[(orders.index(self.sort) + step) % len(orders)])
 
@@ -194,12 +188,10 @@ class ServerBoard(Board[Measured]):
     orders = SERVER_ORDERS
 
     def update(self, rows: Sequence[Measured]) -> None:
-        """See Board."""
         self.sample_seconds = rows[0].stats.history.interval_seconds if rows else 0.0
         super().update(rows)
 
     def words(self, row: Measured) -> str:
-        """See Board."""
         return " ".join([row.name, row.bind, row.expose, row.state, row.health, *row.tags])
 
 
@@ -239,7 +231,6 @@ class RouteBoard(Board[RouteRow]):
         self.update(rows)
 
     def words(self, row: RouteRow) -> str:
-        """See Board."""
         report = row.report
         return " ".join([report.alias, report.host, report.path, *report.to, report.way, report.state])
 
@@ -266,6 +257,5 @@ class PoolView:
         self.gateway: GatewayStatus | None = None
 
     def take(self, result: StatsResult) -> None:
-        """Show the newest result."""
         self.servers.update(result.items)
         self.gateway = None if result.gateway is None else from_json(GatewayStatus, result.gateway)

@@ -45,7 +45,6 @@ class Action(NamedTuple):
     workers: int | None = None
 
     def body(self) -> dict[str, object]:
-        """The body of the request to the supervisor."""
         workers = {} if self.workers is None else {"workers": self.workers}
         return {"selector": {"targets": [self.name]}, "options": {"wait": True, "progress": False, **workers}}
 
@@ -98,7 +97,6 @@ class LiveView:
 
     @property
     def _board(self) -> Board[Any]:
-        """The rows on the screen."""
         return self._view.servers if self._view.routes is None else self._view.routes
 
     async def run(self) -> int:

@@ -57,7 +57,6 @@ class LogPane:
         return self._take(self._follower.read()) > 0
 
     def close(self) -> None:
-        """Stop following."""
         self._follower.close()
 
     def press(self, key: str, page: int) -> bool:
@@ -184,7 +183,6 @@ _HINTS_OF_SEARCH = (
 
 
 def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
-    """The log of a server."""
     width, height = size
     title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, FAINT))
     nothing = f"no lines of level {pane.least} or above" if pane.least else "no output yet"

@@ -101,7 +101,6 @@ class Screen:
         self._drawn = texts
 
     def flush(self) -> None:
-        """Send more of the unsent output."""
         try:
             while self.unsent:
                 self.unsent = self.unsent[os.write(self.output, self.unsent) :]
