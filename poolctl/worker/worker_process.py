@@ -515,7 +515,6 @@ class IdleTimer:
         self._since = self._loop.time()
         self.idle = False
         server_state.on_activity = self._active
-        server_state.watch_tasks()
         self._timer = self._loop.call_later(seconds, self._check)
 
     def end(self) -> None:

@@ -667,7 +667,7 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 class RunnerWorkers(dict[str, LocalWorker]):
     """All workers by id, and by the address of their server.
 
-    Workers of one server and user share a page of connection counts (see peer_counts). They keep it; here it is kept
+    Workers of one server and user share a page of connection counts (see evenness). They keep it; here it is kept
     for later workers only. A supervisor that adopts workers creates a new page and sends it to all. Changed only by
     `add` and `remove`.
     """

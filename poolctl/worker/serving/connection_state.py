@@ -11,12 +11,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any
 
 from ...keeper.connection_handover import unread_bytes
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .evenness import Evenness
-from .request_records import Batch, FailedRequests
+from .request_records import FailedRequests, RequestCounts
 from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]
@@ -35,19 +35,13 @@ _add, _discard = set.add, set.discard
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The requests in progress. Changes are reported only by the subclass `WatchedTasks`."""
+    """The requests in progress; the state is notified before each new request and after the last."""
 
     __slots__ = ("_state",)
 
     def __init__(self, state: PoolServerState) -> None:
         super().__init__()
         self._state = state
-
-
-class WatchedTasks(Tasks):
-    """The requests in progress; the state is notified before each new request and after the last."""
-
-    __slots__ = ()
 
     def add(self, task: asyncio.Task[None]) -> None:
         self._state.active()
@@ -56,7 +50,8 @@ class WatchedTasks(Tasks):
     def discard(self, task: object) -> None:
         super().discard(task)
         if not self:
-            self._state.tasks_ended()
+            self._state.active()
+            self._state.changed.set()
 
 
 class Connections(set[Any]):
@@ -151,46 +146,32 @@ class Drainable:
         """
 
 
-class AwaitsHead(Protocol):
-    """A connection whose next request head has a time limit."""
-
-    @property
-    def transport(self) -> asyncio.Transport | None:
-        """The transport; None before and after the connection."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request is in progress."""
-
-    def head_is_late(self) -> None:
-        """Close the connection or refuse the request, because the time limit has passed."""
-
-
 class Heads:
     """Limits the time for heads of all connections of a worker, with one timer.
 
-    Times refer to the monotonic clock.
+    A connection has a `transport`, None before and after it, is `idle` without a request in progress, and is told by
+    `head_is_late` to close or to refuse the request. Times refer to the monotonic clock.
     """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
         self.seconds = seconds
         self.most_bytes = most_bytes
-        self.due: dict[AwaitsHead, float] = {}  # when the head of each must be complete
-        self._spared: set[AwaitsHead] = set()
+        self.due: dict[Any, float] = {}  # when the head of each must be complete
+        self._spared: set[Any] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._fires = 0.0
 
     def __len__(self) -> int:
         return len(self.due)
 
-    def wait(self, connection: AwaitsHead, due: float | None = None) -> None:
+    def wait(self, connection: Any, due: float | None = None) -> None:
         """Close the connection, or respond with 408, if its head is not complete at `due`."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
 
-    def end(self, connection: AwaitsHead) -> None:
+    def end(self, connection: Any) -> None:
         """Remove the limit, because the head is complete or no longer expected."""
         self.due.pop(connection, None)
         if self._spared:
@@ -227,7 +208,7 @@ class Heads:
 class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `changed` is set when the last connection has ended and, after `watch_tasks`, when the last task has. `on_activity`
+    `changed` is set when the last connection, or the last task, has ended. `on_activity`
     is called when a connection or a request begins, and when the last request has ended.
     """
 
@@ -238,7 +219,7 @@ class PoolServerState(ServerState):
         self._fresh = False  # the headers have the date of this second
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
-        self.batch: Batch | None = None  # counts that are not on the page yet
+        self.counts: RequestCounts | None = None  # on that page
         self.failed: FailedRequests | None = None  # logs requests that failed
         self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.heads = Heads()
@@ -274,10 +255,6 @@ class PoolServerState(ServerState):
         """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections
 
-    def watch_tasks(self) -> None:
-        """Call `on_activity` for requests from now on: when one begins, and when the last one has ended."""
-        self.tasks.__class__ = WatchedTasks
-
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
         """Call `on_leave` whenever a connection has ended."""
         self.connections.on_leave = on_leave
@@ -311,11 +288,6 @@ class PoolServerState(ServerState):
         """Report that a connection or request begins, or that the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
-
-    def tasks_ended(self) -> None:
-        """Report that no request is in progress."""
-        self.active()
-        self.changed.set()
 
     @property
     def default_headers(self) -> list[Header]:

@@ -140,37 +140,15 @@ class HasHandOver(Protocol):
         """Move to another worker through this end of a pair, unless a request has begun. Returns whether it moved."""
 
 
-class Made(HasHandOver, Protocol):
-    """A connection that has its protocol. `transport` is None once it is closed."""
-
-    transport: Any
-
-
-class OpenConnections(Protocol):
-    """The state of a server with its connections; connections that can never move have no `hand_over`."""
-
-    connections: Any
-    draining: bool
-
-    @property
-    def open_connections(self) -> int:
-        """The number of connections, including connections in a TLS handshake."""
-
-    @property
-    def open_websockets(self) -> int:
-        """The number of open WebSockets."""
-
-
 class Evenness:
     """One worker's part in balancing connections.
 
-    `give` is the end of the adoption pair through which it hands them over. It owns `counts`. With `kept`, connections
-    can also move between two requests.
+    `state` is the PoolServerState; connections that can never move have no `hand_over`. `give` is the end of the
+    adoption pair through which it hands them over. It owns `counts`. With `kept`, connections can also move between
+    two requests.
     """
 
-    def __init__(
-        self, state: OpenConnections, give: socket.socket, counts: PeerCounts, *, kept: bool = True
-    ) -> None:
+    def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool = True) -> None:
         self._state = state
         self._give = give
         self._counts = counts
@@ -179,7 +157,7 @@ class Evenness:
         self._timer: asyncio.TimerHandle | None = None
         self._accepting = False
         self._short_lived = False  # most connections of the last moment are closed again
-        self._made: list[Made] = []  # in this moment, and not handed over
+        self._made: list[Any] = []  # in this moment, and not handed over
         self._given_at = self._came_back_at = 0.0
         self._in_flight = self._others_before = 0
 
@@ -199,7 +177,7 @@ class Evenness:
             self._timer.cancel()
         self._counts.close()
 
-    def arrived(self, connection: Made, *, unread: bool) -> None:
+    def arrived(self, connection: Any, *, unread: bool) -> None:
         """Hand over a new connection if nothing of it has been read and this worker has too many."""
         if self._counts.alone:
             return

@@ -33,10 +33,10 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Routed, unread_bytes
 from poolctl.keeper.wire import WireError
 
-from ..tally import MALFORMED, STATUS
+from ..tally import MALFORMED, STARTED, STATUS
 from .connection_state import Drainable, PoolServerState
-from .request_records import send_counted
-from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, State, ZttpProtocol
+from .request_records import RequestCounts, send_counted
+from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, ZttpProtocol
 
 QUIET_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.003
@@ -77,7 +77,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     # CPython shares the names of thirty attributes between the objects of a class; uvicorn's have twenty-eight. Beyond
     # that each object takes 1.3 KB more, and each access more time.
-    __slots__ = ("batch", "begun_ns", "head")
+    __slots__ = ("begun_ns", "counts", "head")
 
     server_state: PoolServerState
     can_move = True  # to another worker after its first request
@@ -85,19 +85,13 @@ class Http1Connection(Drainable, Http1Protocol):
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: PoolServerState,
-        app_state: State,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: uvicorn.Config, *arguments: Any, **named: Any) -> None:
+        super().__init__(config, *arguments, **named)
         if not config.access_log:
             self.access_log = False
         self.head: Head | None = FIRST
-        self.batch = server_state.batch
-        self.begun_ns = 0  # when the oldest request in progress began, with a batch
+        self.counts: RequestCounts | None = self.server_state.counts
+        self.begun_ns = 0  # when the oldest request in progress began, if requests are counted
 
     @property
     def idle(self) -> bool:
@@ -232,20 +226,20 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def request_begins(self, before: Any) -> None:
         """Count the new request and its response. `before` is uvicorn's object for the previous request."""
-        batch, state = self.batch, self.server_state
-        if batch is not None:
-            batch.started += 1
-            if batch.timer is None:
-                batch.soon()
+        counts, state = self.counts, self.server_state
+        if state.evenness is not None:
+            state.evenness.active()
+        if counts is not None:
+            counts.tally[STARTED] += 1
             if before is None or before.response_complete:
                 self.begun_ns = monotonic_ns()
-        if batch is not None or state.failed is not None:
+        if counts is not None or state.failed is not None:
             self.cycle.send = partial(send_counted, self, self.cycle)
         if state.draining:
             self._last_request()
 
     def log_failure(self, cycle: Any, status: int) -> None:
-        """See Counts."""
+        """Log a request that is being answered with this status."""
         failed = self.server_state.failed
         if failed is not None:
             begun_ns = self.begun_ns
@@ -253,13 +247,10 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def response_ends(self) -> None:
         """Count the current response, which is complete."""
-        batch = self.batch
-        if batch is not None:
+        if self.counts is not None:
             now_ns = monotonic_ns()
-            batch.latencies_ns.append(now_ns - self.begun_ns)
+            self.counts.answered(now_ns - self.begun_ns)
             self.begun_ns = now_ns  # a pipelined request begins now
-            if batch.timer is None:
-                batch.soon()
 
     def may_leave(self) -> None:
         """Leave the worker if it drains. Called after a complete response."""
@@ -289,15 +280,15 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.head is not None:
             self.head_is_over()
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and self.batch is not None:
-            self.batch.unanswered(self, cycle)
+        if cycle is not None and not cycle.response_complete and self.counts is not None:
+            self.counts.unanswered(self, cycle)
         self.stop_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        if self.batch is not None:
-            self.batch.tally[MALFORMED] += 1
-            self.batch.tally[STATUS + 4] += 1
+        if self.counts is not None:
+            self.counts.tally[MALFORMED] += 1
+            self.counts.tally[STATUS + 4] += 1
         super().send_400_response(msg)
 
     def _last_request(self) -> None:
@@ -351,7 +342,8 @@ class Http1Connection(Drainable, Http1Protocol):
             return {} if due is None else {"until": due, "asked": False}
         if self.timeout_keep_alive_task is None:
             return {}
-        return {"until": monotonic() + self.closes_at - self.loop.time(), "asked": True}
+        closes_at = self.timeout_keep_alive_task.when()
+        return {"until": monotonic() + closes_at - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
         """Remove the time limit for a request's head."""
@@ -419,9 +411,9 @@ class Http1Connection(Drainable, Http1Protocol):
         transport.write(b"\r\n".join([*lines, b"", phrase]))
         self.head_is_over()
         self.stop_timer()
-        if self.batch is not None:
-            self.batch.tally[MALFORMED] += status not in _NOT_MALFORMED
-            self.batch.tally[STATUS + status // 100] += 1
+        if self.counts is not None:
+            self.counts.tally[MALFORMED] += status not in _NOT_MALFORMED
+            self.counts.tally[STATUS + status // 100] += 1
         # Closed with unread data, the connection would be reset, and the response lost.
         if transport.can_write_eof():
             transport.write_eof()
@@ -439,12 +431,6 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-
-    @property
-    def closes_at(self) -> float:
-        """The time, by the loop's clock, at which the quiet connection is closed."""
-        timer = self.timeout_keep_alive_task
-        return self.loop.time() if timer is None else timer.when()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, unless its receive buffer holds data of a request."""
@@ -509,17 +495,11 @@ class H11Connection(Http1Connection, H11Protocol):
 
 
 class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
-    """A connection that uses httptools, which parses all received data at once.
+    """A connection that uses httptools, which parses all received data at once."""
 
-    uvicorn sets a timer after each response, and cancels it at the next request. Here one timer runs: when it fires,
-    the connection closes if it has been quiet since its last response.
-    """
-
-    __slots__ = ("_closes_at", "_fires_at")
+    __slots__ = ()
 
     server_state: PoolServerState
-    timeout_keep_alive_task: asyncio.TimerHandle | None
-    _closes_at: float
 
     @property
     def between_requests(self) -> bool:
@@ -550,45 +530,8 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.response_ends()
-        if self.pipeline:
-            super().on_response_complete()
-        else:  # as in uvicorn, without a new timer
-            self.server_state.total_requests += 1
-            if not self.transport.is_closing():
-                self.flow.resume_reading()
-                self._closes_at = self.loop.time() + self.timeout_keep_alive
-                if self.timeout_keep_alive_task is None:
-                    self._set_timer()
+        super().on_response_complete()
         self.may_leave()
-
-    def _unset_keepalive_if_required(self) -> None:
-        """Leave the timer running. uvicorn calls this whenever data arrives."""
-
-    @property
-    def closes_at(self) -> float:
-        """See Http1Connection."""
-        return self._closes_at
-
-    def close_when_quiet(self, seconds: float) -> None:
-        """See Http1Connection."""
-        self._closes_at = self.loop.time() + seconds
-        if self.timeout_keep_alive_task is None or self._closes_at < self._fires_at:
-            self.stop_timer()
-            self._set_timer()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """See Http1Connection. A request in progress sets a new timer when it is complete."""
-        self.timeout_keep_alive_task = None
-        if not self.idle or self not in self.connections:  # or a WebSocket
-            return
-        if self.loop.time() < self._closes_at:
-            self._set_timer()
-        else:
-            super().timeout_keep_alive_handler()
-
-    def _set_timer(self) -> None:
-        self._fires_at = self._closes_at
-        self.timeout_keep_alive_task = self.loop.call_at(self._closes_at, self.timeout_keep_alive_handler)
 
 
 class ZttpConnection(Http1Connection, ZttpProtocol):

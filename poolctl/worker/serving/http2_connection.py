@@ -21,11 +21,12 @@ import uvicorn
 
 from ...keeper.connection_handover import give, unread_bytes
 from ...keeper.wire import WireError
+from ..tally import STARTED
 from .connection_state import Drainable, PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Head, wants_events
-from .request_records import send_counted
+from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
-from .worker_routes import HasContext, show_route
+from .worker_routes import Look, show_route
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9  # RFC 9113 §4.1
@@ -38,7 +39,7 @@ _HIGHEST_STREAM = 2**31 - 1
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet; it then becomes one of HTTP/1.1 or HTTP/2."""
 
-    look: HasContext | None = None  # of a connection that the gateway has passed on
+    look: Look | None = None  # of a connection that the gateway has passed on
 
     def __init__(
         self,
@@ -151,18 +152,12 @@ class Http2Connection(Drainable, ZttpH2Protocol):
     server_state: PoolServerState
     head: Head | None = None
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: PoolServerState,
-        app_state: State,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: uvicorn.Config, *arguments: Any, **named: Any) -> None:
+        super().__init__(config, *arguments, **named)
         if not config.access_log:
             self.access_log = False
         self.lingering = False
-        self.batch = self.server_state.batch
+        self.counts: RequestCounts | None = self.server_state.counts
         self._frames = Frames()
         self._newest = 0  # the highest stream that got a response
         self._final: int | None = None  # the highest one that will get one
@@ -220,18 +215,16 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
             cycle.message_event.set()
-        if self.batch is not None or self.server_state.failed is not None:
+        if self.counts is not None or self.server_state.failed is not None:
             cycle.send = partial(send_counted, self, cycle)
         self._newest = max(self._newest, event.stream_id)
         self._head_is_over()
-        if self.batch is not None:
+        if self.counts is not None:
             self._begun_ns[event.stream_id] = monotonic_ns()
-            self.batch.started += 1
-            if self.batch.timer is None:
-                self.batch.soon()
+            self.counts.tally[STARTED] += 1
 
     def log_failure(self, cycle: Any, status: int) -> None:
-        """See Counts."""
+        """See Http1Connection."""
         failed = self.server_state.failed
         if failed is not None:
             begun_ns = self._begun_ns.get(cycle.stream.stream_id)
@@ -239,10 +232,8 @@ class Http2Connection(Drainable, ZttpH2Protocol):
 
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)
-        if begun_ns and self.batch is not None:
-            self.batch.latencies_ns.append(monotonic_ns() - begun_ns)
-            if self.batch.timer is None:
-                self.batch.soon()
+        if begun_ns and self.counts is not None:
+            self.counts.answered(monotonic_ns() - begun_ns)
         super().on_response_complete(stream_id)
         self._close_if_quiet()
 

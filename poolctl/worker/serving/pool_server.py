@@ -20,7 +20,7 @@ from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, Limite
 from .evenness import Evenness, PeerCounts
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
-from .request_records import CUT, Batch, FailedRequests, unwatched, watch_requests
+from .request_records import CUT, FailedRequests, RequestCounts, unwatched, watch_requests
 from .uvicorn_parts import (
     CLOSE_HEADER,
     H11,
@@ -36,7 +36,6 @@ from .uvicorn_parts import (
     UvicornParts,
     ZttpH2Protocol,
     ssl_context,
-    use_known_addresses,
 )
 from .worker_routes import ANYWHERE, Routes, show_proxied_routes
 
@@ -71,7 +70,6 @@ def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]
 
     In that case a drain closes connections, and requests are not counted.
     """
-    use_known_addresses(protocol)
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
             return ours
@@ -168,10 +166,9 @@ class PoolServer(uvicorn.Server):
         limit = self.limit_max_requests
         self.server_state: PoolServerState = PoolServerState() if limit is None else LimitedServerState(limit)
         self.server_state.tally = tally
-        self.server_state.batch = None if tally is None else Batch(tally)
-        if routes is not None and self.server_state.batch is not None:
-            routes.requests = self.server_state.batch.passed
-            routes.failures = self.server_state.batch.failed
+        self.server_state.counts = None if tally is None else RequestCounts(tally)
+        if routes is not None:
+            routes.counts = self.server_state.counts
         self.server_state.failed = None if failed is None else FailedRequests(failed)
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
@@ -259,16 +256,11 @@ class PoolServer(uvicorn.Server):
             os.close(page)
             return
         state = self.server_state
-        kept = self._can_migrate
-        state.evenness = Evenness(state, self._adoption.give, counts, kept=kept)
-        if state.batch is not None and kept:
-            state.batch.on_write = state.evenness.active
+        state.evenness = Evenness(state, self._adoption.give, counts, kept=self._can_migrate)
         self.acceptor.show_taking()
 
     def _leave_page(self) -> None:
         state = self.server_state
-        if state.batch is not None:
-            state.batch.on_write = None
         if state.evenness is not None:
             state.evenness.close()
             state.evenness = None
@@ -341,7 +333,6 @@ class PoolServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, drain or close every connection, then run the application's own shutdown."""
-        self.server_state.watch_tasks()
         await self.acceptor.end()
         self._leave_page()
         if self._probes is not None:
@@ -367,8 +358,6 @@ class PoolServer(uvicorn.Server):
         await self._emptied(_CANCELLATION_SECONDS)
         await answer_uncancelled(self.server_state.connections)
         await self._emptied(_CANCELLED_TASKS_SECONDS)
-        if self.server_state.batch is not None:
-            self.server_state.batch.write()
         await self.lifespan.shutdown()
 
     async def _linger(self) -> None:

@@ -346,10 +346,9 @@ class RoutedConnection(Http1Connection):
 
 
 # Made before the first fork.
-_ROUTED: dict[type, Any] = {
-    each: type(f"Routed{each.__name__}", (RoutedConnection, each), {"__slots__": ("look",)})
-    for each in (H11Connection, HttptoolsConnection, ZttpConnection)
-}
+_ROUTED: dict[type, Any] = {}
+for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
+    _ROUTED[_kind] = type(f"Routed{_kind.__name__}", (RoutedConnection, _kind), {"__slots__": ("look",)})
 
 
 def make_routed(

@@ -217,9 +217,6 @@ WEBSOCKETS = {
 # The application that answers above limit_concurrency, by its name in such a module.
 BUSY_APP = "service_unavailable"
 
-# The functions in such a module that return the addresses of a connection.
-LOCAL_ADDRESS, REMOTE_ADDRESS = "get_local_addr", "get_remote_addr"
-
 
 def prepare() -> None:
     """Make the usual configuration once, before the first fork; it saves each worker 0.3 MB and 1 ms."""
@@ -234,31 +231,6 @@ def prepare() -> None:
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
     """Placeholder for the application, which each worker loads itself."""
-
-
-def use_known_addresses(protocol: type) -> None:
-    """Make the module of a uvicorn protocol class use the addresses that the transport already knows.
-
-    uvicorn otherwise asks the kernel for them again.
-    """
-    replacements = {LOCAL_ADDRESS: _local_address, REMOTE_ADDRESS: _remote_address}
-    for each in protocol.__mro__:
-        module = sys.modules.get(each.__module__)
-        for name, replacement in replacements.items():
-            if each.__module__.startswith("uvicorn.") and hasattr(module, name):
-                setattr(module, name, replacement)
-
-
-def _local_address(transport: asyncio.Transport) -> tuple[str, int | None] | None:
-    address = transport.get_extra_info("sockname")
-    if isinstance(address, tuple):
-        return str(address[0]), int(address[1])
-    return (address, None) if isinstance(address, str) else None
-
-
-def _remote_address(transport: asyncio.Transport) -> tuple[str, int] | None:
-    address = transport.get_extra_info("peername")
-    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
 
 
 def drainable(settings: Settings) -> Settings:

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 
@@ -20,7 +20,7 @@ from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, 
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable
 
-from .request_records import AccessLog
+from .request_records import AccessLog, RequestCounts
 from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 _CONTEXT = CONTEXT_FIELD.encode()
@@ -28,13 +28,6 @@ _SECURE = ("https", "wss")
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
-
-
-class Waiting(Protocol):
-    """A connection that waits for a route table."""
-
-    def look_again(self) -> None:
-        """Check again: a new table has arrived, or can no longer arrive."""
 
 
 class Routes:
@@ -53,11 +46,8 @@ class Routes:
         self.ended = False  # the gateway has ended
         self.context_key = ""  # key of the gateway's statement about the route of a request that it proxies
         self.keeps = True  # connections stay between two requests, and move to other workers of the server
-        self.waiting: set[Waiting] = set()  # for a table
-        self.requests: dict[
-            str, int
-        ] = {}  # how many have reached the application, by the aliases of their routes
-        self.failures: dict[str, int] = {}  # of these: answered with 5xx, or not at all
+        self.waiting: set[Any] = set()  # connections that wait for a table; each looks again
+        self.counts: RequestCounts | None = None  # by the aliases of routes
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
@@ -112,13 +102,12 @@ class Look:
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "failures", "generation", "hops", "partial", "pause", "pending",
-        "requests", "route", "routes", "timer", "trusted", "until",
+        "body", "chunks", "context", "decided", "generation", "hops", "partial", "pause", "pending", "route", "routes",
+        "timer", "trusted", "until",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
-        self.requests, self.failures = routes.requests, routes.failures
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = False
         self.body = 0
@@ -170,21 +159,12 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{host}:{address[1]}"
 
 
-class HasContext(Protocol):
-    """A connection with the context of its route."""
-
-    context: Context | None
-    requests: dict[str, int]
-    failures: dict[str, int]
-    trusted: bool
-
-
-def routed_app(app: App, look: HasContext) -> App:
+def routed_app(app: App, look: Look) -> App:
     """The application for one connection, which adds the route and known facts about the client to each scope.
 
     Its requests, and the errors among them, are counted by route.
     """
-    requests = look.requests
+    counts = look.routes.counts
     report: ClientReport | None = None
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
@@ -197,25 +177,27 @@ def routed_app(app: App, look: HasContext) -> App:
         context = look.context
         if context is not None:
             alias = context["route"].alias
-            requests[alias] = requests.get(alias, 0) + 1
+            if counts is not None:
+                counts.passed(alias)
             # In place, since this scope is the server's own.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
-            if scope["type"] == "http":
-                return _counting_errors(app, scope, receive, send, alias, look.failures)
+            if scope["type"] == "http" and counts is not None:
+                return _counting_errors(app, scope, receive, send, alias, counts)
         return app(scope, receive, send)
 
     return serve
 
 
 async def _counting_errors(
-    app: App, scope: Scope, receive: Receive, send: Send, alias: str, failures: dict[str, int]
+    app: App, scope: Scope, receive: Receive, send: Send, alias: str, counts: RequestCounts
 ) -> None:
     failed = False
 
     def fail() -> None:
         nonlocal failed
-        failures[alias] = failures.get(alias, 0) + (not failed)
+        if not failed:
+            counts.failed(alias)
         failed = True
 
     def noted(message: Message) -> Any:
@@ -265,7 +247,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
             scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
 
-def show_route(connection: Any, look: HasContext) -> None:
+def show_route(connection: Any, look: Look) -> None:
     """Let the application see the route of each request on a uvicorn connection, including WebSockets."""
     connection.app = routed_app(connection.app, look)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
@@ -274,7 +256,7 @@ def show_route(connection: Any, look: HasContext) -> None:
         )
 
 
-def _routed_websocket(protocol: Any, look: HasContext, **arguments: Any) -> Any:
+def _routed_websocket(protocol: Any, look: Look, **arguments: Any) -> Any:
     made = protocol(**arguments)
     made.app = routed_app(made.app, look)
     return made

@@ -64,7 +64,6 @@ def test_reached_limit_is_reported_and_again_if_nothing_was_done() -> None:
 
 def test_state_is_notified_when_the_last_connection_or_task_ends() -> None:
     server_state = PoolServerState()
-    server_state.watch_tasks()
     for members in (server_state.connections, server_state.tasks):
         server_state.changed.clear()
         members.add("a")
@@ -165,14 +164,10 @@ def test_connections_and_watched_requests_are_activity() -> None:
     server_state = PoolServerState()
     seen: list[str] = []
     server_state.on_activity = lambda: seen.append("active")
-    server_state.tasks.add("unwatched")  # type: ignore[arg-type]
-    server_state.tasks.clear()
-    assert seen == []
     server_state.connections.add("a")
     assert len(seen) == 1
     server_state.connections.discard("a")
     assert len(seen) == 1
-    server_state.watch_tasks()
     server_state.tasks.add("first")  # type: ignore[arg-type]
     server_state.tasks.add("second")  # type: ignore[arg-type]
     assert len(seen) == 3

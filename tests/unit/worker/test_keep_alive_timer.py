@@ -1,4 +1,4 @@
-"""On httptools a kept connection has one timer, which closes it when it has been quiet since its last response."""
+"""A kept connection closes when it has been quiet since its last response."""
 
 from __future__ import annotations
 
@@ -80,17 +80,6 @@ def kept() -> Iterator[Kept]:
     made.close()
     ours.close()
     clients.close()
-
-
-def test_later_requests_set_no_other_timer(kept: Kept) -> None:
-    kept.ask()
-    timer = kept.timer
-    assert timer is not None
-    for _ in range(3):
-        kept.ask()
-    assert kept.timer is timer
-    assert not timer.cancelled()
-    assert kept.wire.written.count(b"HTTP/1.1 200") == 4
 
 
 def test_connection_closes_when_the_last_response_is_as_old_as_the_timeout(kept: Kept) -> None:

@@ -12,7 +12,13 @@ from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
 from poolctl.worker.serving import request_records
-from poolctl.worker.serving.request_records import AccessLog, Batch, FailedRequests, unwatched, watch_requests
+from poolctl.worker.serving.request_records import (
+    AccessLog,
+    FailedRequests,
+    RequestCounts,
+    unwatched,
+    watch_requests,
+)
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, PLAIN, ZTTP, App, Client, Engine, blank_page, served, until
 
@@ -48,10 +54,9 @@ async def scripted(scope: Any, receive: Any, send: Any) -> None:
 
 def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed() -> None:
     page = blank_page()
-    batch = Batch(page)
-    batch.started = 5
-    batch.latencies_ns += [100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000]
-    batch.write()
+    page[tally.STARTED] = 5
+    for latency_ns in (100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000):
+        RequestCounts(page).answered(latency_ns)
     counts = page.tolist()
     assert (tally.responses(counts), tally.in_flight(counts)) == (4, 1)
     assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
