@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable
 from http import HTTPStatus
 from time import gmtime, monotonic, perf_counter, strftime, time
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 
@@ -141,49 +141,20 @@ class AccessLog:
             self._log(seen)
 
     def _log(self, seen: LoggedRequest) -> None:
-        if seen.logged or self._form is None:
-            return
-        seen.logged = True
-        _write(self._form, seen)
+        if not seen.logged and self._form is not None:
+            seen.logged = True
+            _write(self._form, "INFO", seen.line())
 
 
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
-class _Request:
-    """The facts about a request that are logged, from its scope."""
-
-    __slots__ = ("name", "scope")
-    level = "INFO"
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.name = ""
-
-    @property
-    def client(self) -> str:
-        """The client's address, or "" if it is unknown."""
-        return get_client_addr(self.scope)  # type: ignore[arg-type]
-
-    @property
-    def method(self) -> str:
-        """The request method; "WebSocket" for a WebSocket."""
-        return str(self.scope.get("method", "WebSocket"))
-
-    @property
-    def target(self) -> str:
-        """The path with its query, as logged."""
-        return get_path_with_query_string(self.scope)  # type: ignore[arg-type]
-
-
-class LoggedRequest(_Request):
+class LoggedRequest:
     """One request and its outcome, for an access log line."""
 
-    __slots__ = ("begun", "cut", "left", "logged", "status")
-
     def __init__(self, scope: Scope) -> None:
-        super().__init__(scope)
-        self.begun = perf_counter()
+        self._scope = scope
+        self._begun = perf_counter()
         self.name = _named(scope)
         self.status = 0
         self.left = self.logged = False
@@ -200,30 +171,50 @@ class LoggedRequest(_Request):
             self.status = HTTPStatus.FORBIDDEN
         return kind == "http.response.body" and not message.get("more_body", False)
 
-    @property
-    def outcome(self) -> int:
-        """The status of the response; 500 if the application sent none, as uvicorn does."""
-        if self.status or self.left:
-            return self.status or _CLIENT_LEFT
-        return HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
-
-    @property
-    def seconds(self) -> float:
-        """The time since the request began."""
-        return perf_counter() - self.begun
+    def line(self) -> RequestLine:
+        """The line at this moment. The status is 500 if the application sent none, as uvicorn does."""
+        without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
+        status = self.status or (_CLIENT_LEFT if self.left else without)
+        return RequestLine(self._scope, status, perf_counter() - self._begun, self.name)
 
 
-class FailedRequest(_Request):
-    """A request that is answered with a status of 500 or above. `seconds` is None if it was not timed."""
+class RequestLine(NamedTuple):
+    """A line of the log about a request. `seconds` is None if it was not timed, `name` is "" without an ID."""
 
-    __slots__ = ("outcome", "seconds")
-    level = "ERROR"
+    scope: Scope
+    status: int
+    seconds: float | None
+    name: str
 
-    def __init__(self, scope: Scope, status: int, seconds: float | None) -> None:
-        super().__init__(scope)
-        self.outcome, self.seconds = status, seconds
-        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
-        self.name = given.decode() if _GOOD.fullmatch(given) else ""
+    def __str__(self) -> str:
+        """The line in uvicorn's format, followed by the request's duration and ID if known."""
+        try:
+            phrase = f" {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            phrase = ""
+        client = get_client_addr(self.scope) or "-"  # type: ignore[arg-type]
+        request = f'"{self._method_and_target()} HTTP/{self.scope["http_version"]}"'
+        duration = "" if self.seconds is None else f" {1000 * self.seconds:.1f}ms"
+        return f"{client} - {request} {int(self.status)}{phrase}{duration} {self.name}".rstrip()
+
+    def members(self) -> dict[str, object]:
+        """The members of the line as a JSON object."""
+        seconds = self.seconds
+        found = {
+            "message": f"{self._method_and_target()} {int(self.status)}",
+            "request_id": self.name or None,
+            "client": get_client_addr(self.scope),  # type: ignore[arg-type]
+            "method": self.scope.get("method", "WebSocket"),
+            "target": get_path_with_query_string(self.scope),  # type: ignore[arg-type]
+            "http_version": self.scope["http_version"],
+            "status": int(self.status),
+            "duration_seconds": None if seconds is None else round(seconds, 6),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _method_and_target(self) -> str:
+        target = get_path_with_query_string(self.scope)  # type: ignore[arg-type]
+        return f"{self.scope.get('method', 'WebSocket')} {target}"
 
 
 class FailedRequests:
@@ -242,72 +233,27 @@ class FailedRequests:
         now = int(monotonic())
         if now != self._second:
             if self._left_out:
-                _write(self._form, LeftOut(self._left_out))
+                _write(self._form, "ERROR", f"{self._left_out} more requests failed within a second")
             self._second, self._lines, self._left_out = now, 0, 0
         self._lines += 1
         if self._lines > _MOST_LINES:
             self._left_out += 1
             return
-        _write(self._form, FailedRequest(scope, status, seconds))
+        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
+        name = given.decode() if _GOOD.fullmatch(given) else ""
+        _write(self._form, "ERROR", RequestLine(scope, status, seconds, name))
 
 
-class LeftOut:
-    """Stands in the log for failed requests beyond the limit of lines a second."""
-
-    level = "ERROR"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __str__(self) -> str:
-        return f"{self.count} more requests failed within a second"
-
-
-def _write(form: str, seen: _Request | LeftOut) -> None:
+def _write(form: str, level: str, line: RequestLine | str) -> None:
     if form == "json":
-        _print(as_json(seen))
+        now = time()
+        stamp = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z"
+        members = {"message": line} if isinstance(line, str) else line.members()
+        _print(json.dumps({"time": stamp, "level": level, **members}))
     elif form == "logger":
-        logger.log(logging.getLevelName(seen.level), as_text(seen))
+        logger.log(logging.getLevelName(level), str(line))
     else:
-        _print(f"{seen.level + ':':<9} {as_text(seen)}")
-
-
-def as_text(seen: Any) -> str:
-    """The line in uvicorn's format, followed by the request's duration and ID if known."""
-    if isinstance(seen, LeftOut):
-        return str(seen)
-    try:
-        phrase = f" {HTTPStatus(seen.outcome).phrase}"
-    except ValueError:
-        phrase = ""
-    request = f'"{seen.method} {seen.target} HTTP/{seen.scope["http_version"]}"'
-    seconds = seen.seconds
-    more = [*([] if seconds is None else [f"{1000 * seconds:.1f}ms"]), *([seen.name] if seen.name else [])]
-    return " ".join([f"{seen.client or '-'} - {request} {int(seen.outcome)}{phrase}", *more])
-
-
-def as_json(seen: Any) -> str:
-    """The line as a JSON object."""
-    now = time()
-    document: dict[str, object] = {
-        "time": f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z",
-        "level": getattr(seen, "level", "INFO"),
-    }
-    if isinstance(seen, LeftOut):
-        return json.dumps(document | {"message": str(seen)})
-    seconds = seen.seconds
-    document |= {
-        "message": f"{seen.method} {seen.target} {int(seen.outcome)}",
-        "request_id": seen.name,
-        "client": seen.client,
-        "method": seen.method,
-        "target": seen.target,
-        "http_version": seen.scope["http_version"],
-        "status": int(seen.outcome),
-        "duration_seconds": None if seconds is None else round(seconds, 6),
-    }
-    unknown = ("request_id",) * (not seen.name) + ("duration_seconds",) * (seconds is None)
-    return json.dumps({name: value for name, value in document.items() if name not in unknown})
+        _print(f"{level + ':':<9} {line}")
 
 
 def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:

@@ -15,7 +15,7 @@ from poolctl.features.gateway.process.proxy import gateway_access_log
 from poolctl.features.gateway.process.proxy.gateway_access_log import GatewayAccessLog
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.logs.log_line import parse_line
-from poolctl.worker.serving.request_records import LoggedRequest, as_text
+from poolctl.worker.serving.request_records import LoggedRequest
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play
 
 GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -66,7 +66,7 @@ def test_proxied_request_is_logged_as_a_worker_logs_it(tmp_path: Path) -> None:
         def without_time(text: str) -> str:
             return re.sub(r" \d+\.\dms ", " ", text)
 
-        assert without_time(line) == without_time(f"INFO:     {as_text(logged)}")
+        assert without_time(line) == without_time(f"INFO:     {logged.line()}")
 
     play(scene, access_log=str(tmp_path / "log"))
 
