@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 _CONNECTION = {"t": "conn"}
 _FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))
 _STREAM = int(socket.SOCK_STREAM)
-_TCP = int(socket.IPPROTO_TCP)
-_PROTOCOLS = (0, _TCP)
-_ESTABLISHED = (
-    b"\1"  # the first byte of TCP_INFO: the state of a connection that neither side has closed (tcp(7))
-)
+_PROTOCOLS = (0, int(socket.IPPROTO_TCP))
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 INLINE_BYTES = 46 * 1024  # a third more in base64
@@ -271,17 +267,9 @@ def _content(fd: int) -> bytes:
 def _connection(fd: int) -> Connection:
     """The stream socket with this descriptor. Raises WireError if it is not one, or not connected; it stays open."""
     try:
-        sock = Connection(-1, _STREAM, _TCP, fd)
+        sock = Connection(fileno=fd)
     except OSError as error:
         raise wire.WireError("not a socket") from error
-    try:
-        # One system call instead of three: only a TCP connection answers it this way.
-        if sock.getsockopt(_TCP, socket.TCP_INFO, 1) == _ESTABLISHED:
-            return sock
-    except OSError:
-        pass
-    sock.detach()
-    sock = Connection(fileno=fd)
     try:
         if sock.is_stream:
             sock.getpeername()

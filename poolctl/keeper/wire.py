@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import socket
-import sys
 
 from ..platform import close_promptly
 
@@ -95,15 +94,9 @@ def receive(
     """
     # Not socket.recv_fds(), which forgets its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
-    payload, ancillary, flags, _ = sock.recvmsg(
-        most_bytes,
-        _LARGEST_ANCILLARY_BYTES,
-        _CLOEXEC if wait else _CLOEXEC | _DONTWAIT,
-    )
-    if len(ancillary) == 1:
-        fds = _descriptors(*ancillary[0])
-    else:
-        fds = [fd for data in ancillary for fd in _descriptors(*data)]
+    wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
+    payload, ancillary, flags, _ = sock.recvmsg(most_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
+    fds = [fd for data in ancillary for fd in _descriptors(*data)]
     problem = ""
     if flags & _CTRUNC or len(fds) > most_descriptors:
         problem = "a message with more descriptors than are expected"
@@ -117,7 +110,6 @@ def receive(
 
 
 def _decode(payload: bytes, fds: list[int]) -> Message:
-    """Decode the message received with these descriptors. Raises WireError and closes them if it is invalid."""
     try:
         message = json.loads(payload)
         if not isinstance(message, dict):
@@ -160,6 +152,4 @@ def _drain(sock: socket.socket) -> None:
 def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
     if level != _SOL_SOCKET or kind != _RIGHTS:
         return []
-    if len(data) == _DESCRIPTOR_BYTES:
-        return [int.from_bytes(data, sys.byteorder)]  # much faster than an array
     return array.array("i", data[: len(data) - len(data) % _DESCRIPTOR_BYTES]).tolist()

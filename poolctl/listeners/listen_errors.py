@@ -97,7 +97,7 @@ def taken(address: Address, place: Place) -> ListenError:
 
 
 def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The error with the processes that use the place (see Search) and the fix."""
+    """The error with the processes that use the place (see find_holders) and the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -131,7 +131,7 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
     """The errors with the processes that use the places, from one search; blocks for up to a second."""
-    found = Search().find([each.taken for each in errors if each.taken is not None])
+    found = find_holders(each.taken for each in errors if each.taken is not None)
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 
 
@@ -171,27 +171,15 @@ class Holder(NamedTuple):
         return name if self.pid is None else f"{name} (pid {self.pid})"
 
 
-class Search:
-    """Finds the processes that hold addresses. The last result is cached, so repeated searches are cheap.
+def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
+    """The processes that prevent each place from being bound; listeners take precedence over connections.
 
-    Not thread-safe.
+    Never raises. Blocks for about MOST_SECONDS at most; holders not found by then are omitted.
     """
-
-    def __init__(self) -> None:
-        self._known: dict[int, Holder] = {}
-
-    def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
-        """The processes that prevent each place from being bound; listeners take precedence over connections.
-
-        Never raises. Blocks for about MOST_SECONDS at most; holders not found by then are omitted.
-        """
-        until = time.monotonic() + MOST_SECONDS
-        sockets = _sockets(list(places), until)
-        wanted = {inode: held for each in sockets.values() for inode, held in each.items()}
-        self._known = {inode: self._known[inode] for inode in wanted if inode in self._known}
-        self._known |= _owners({each: wanted[each] for each in wanted if each not in self._known}, until)
-        found = {place: [self._known[inode] for inode in inodes] for place, inodes in sockets.items()}
-        return {place: list(dict.fromkeys(holders)) for place, holders in found.items()}
+    until = time.monotonic() + MOST_SECONDS
+    sockets = _sockets(list(places), until)
+    known = _owners({inode: held for each in sockets.values() for inode, held in each.items()}, until)
+    return {place: list(dict.fromkeys(known[inode] for inode in inodes)) for place, inodes in sockets.items()}
 
 
 def local_addresses() -> list[str]:

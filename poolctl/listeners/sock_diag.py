@@ -102,9 +102,7 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
 
 def _others_wait(listener: socket.socket) -> bool:
     """Whether connections other than the probe wait in the accept queue; True if unknown (a Unix socket)."""
-    if listener.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
-        return True
-    return accept_queue(listener) > 1
+    return listener.family == socket.AF_UNIX or accept_queue(listener) > 1
 
 
 def accept_queue(listener: socket.socket) -> int:
@@ -114,7 +112,7 @@ def accept_queue(listener: socket.socket) -> int:
             return _unix_accept_queue(listener)
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         return int(struct.unpack_from("I", info, _UNACKED_AT)[0])
-    except (OSError, AttributeError, struct.error):
+    except (OSError, struct.error):
         return 0
 
 
@@ -137,7 +135,7 @@ def is_accepted(sock: socket.socket) -> bool | None:
     """
     try:
         inode = _unix_peer(sock) if sock.family == socket.AF_UNIX else _tcp_peer(sock)
-    except (OSError, AttributeError, struct.error):
+    except (OSError, struct.error):
         return None
     return None if inode is None else inode != 0
 
@@ -186,7 +184,7 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
     identity = struct.pack("!H", port).ljust(_IDENTITY_BYTES, b"\0")
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError):
             for answer in _ask_for_all(request, until):
                 found, state, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
                 address = answer[8:12] if found == socket.AF_INET else answer[8:24]
@@ -220,7 +218,7 @@ def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]
 
 def _unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME, *_ANY_COOKIE)
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError):
         for answer in _ask_for_all(request, until):
             name = _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_NAME, b"")
             inode, cookie = struct.unpack_from("=IQ", answer, 4)

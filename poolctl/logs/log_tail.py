@@ -130,7 +130,7 @@ def merged_tail(
 
 def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
     """The lines sorted by time; lines with equal times keep their order."""
-    return sorted(lines, key=_time)
+    return sorted(lines, key=lambda line: line.time)
 
 
 def carry_times(lines: list[LogLine], time: str = "") -> str:
@@ -138,10 +138,6 @@ def carry_times(lines: list[LogLine], time: str = "") -> str:
     for line in lines:
         time = line.time = line.time or time
     return time
-
-
-def _time(line: LogLine) -> str:
-    return line.time
 
 
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:

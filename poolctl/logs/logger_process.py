@@ -401,7 +401,9 @@ class Logger:
         """Serve until ordered to end, or until the socket and all pipes are closed; then store the rest."""
         while (self._open or self._streams) and not self._end_ordered:
             # Orders first: output written after an order must not be moved before the order is carried out.
-            for fd, event in sorted(self._epoll.poll(self._timeout()), key=self._is_pipe):
+            for fd, event in sorted(
+                self._epoll.poll(self._timeout()), key=lambda event: event[0] != self._control.fileno()
+            ):
                 if fd == self._control.fileno():
                     self._orders()
                     if not self._open:
@@ -435,9 +437,6 @@ class Logger:
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
-
-    def _is_pipe(self, event: tuple[int, int]) -> bool:
-        return event[0] != self._control.fileno()
 
     def _timeout(self) -> float:
         if self._busy:

@@ -10,7 +10,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, Search, naming
+from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, find_holders, naming
 from poolctl.listeners.open_listener import close_listener, open_datagram_sockets, open_listener
 from poolctl.listeners.port_ledger import is_free
 
@@ -32,7 +32,6 @@ class Opener:
     """Opens listeners. Callers share one search for the processes that hold addresses in use."""
 
     def __init__(self) -> None:
-        self._search = Search()
         self._searching: asyncio.Task[None] | None = None
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
 
@@ -76,7 +75,7 @@ class Opener:
         while wanted := self._wanted:
             self._wanted = {}
             try:
-                found = await in_daemon_thread(functools.partial(self._search.find, list(wanted)))
+                found = await in_daemon_thread(functools.partial(find_holders, list(wanted)))
             except Exception:
                 logger.exception("cannot find the process that holds an address")
                 found = {}

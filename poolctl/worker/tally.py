@@ -161,7 +161,7 @@ def writes_stacks(fd: int) -> bool:
 def clear_stacks(fd: int) -> None:
     """Remove earlier stacks; new stacks begin at the file's position (see faulthandler)."""
     written = len(read_stacks(fd))
-    os.pwrite(fd, bytes(min(written + 1, os.fstat(fd).st_size - STACKS_AT)), STACKS_AT)
+    os.pwrite(fd, bytes(min(written + 1, STACK_BYTES)), STACKS_AT)
     os.lseek(fd, STACKS_AT, os.SEEK_SET)
 
 
@@ -248,7 +248,7 @@ def in_flight(counts: Counts) -> int:
     return max(0, counts[STARTED] - responses(counts) - counts[DISCONNECTED] - counts[BROKEN])
 
 
-ASK, ASK_AGAIN = signal.SIGURG, getattr(signal, "SIGRTMAX", 64) - 5  # not every system has the latter
+ASK, ASK_AGAIN = signal.SIGURG, signal.SIGRTMAX - 5
 # The header of a group of tasks, with their number, the named tasks among them, and the reason why they wait.
 TASKS = "Tasks"
 _MOST_FRAMES = 100

@@ -273,7 +273,7 @@ class SharedListeners:
         self._wanted = wanted
         if self._most is None:
             self._most = connections_by_descriptors()
-        self._server_state.limit_connections(self._most, self._fill)
+        self._server_state.most_connections, self._server_state.on_full = self._most, self._fill
         await self._settle()
 
     @property
@@ -305,7 +305,7 @@ class SharedListeners:
         if self._full or self._ended:
             return
         self._full = True
-        self._server_state.watch_room(self._room)
+        self._server_state.connections.on_leave = self._room
         self._stop_taking()
         # Immediately: the next connection is for another worker.
         before, self.servers = self.servers, ()
@@ -327,7 +327,7 @@ class SharedListeners:
             self._room_timer = None
         if self._full and self._server_state.room() > 0:
             self._full = False
-            self._server_state.watch_room(None)
+            self._server_state.connections.on_leave = None
             self._do(self._settle())
 
     def _do(self, work: Coroutine[object, None, None]) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Hashable
+from email.utils import formatdate
 from typing import Any
 
 from ...keeper.connection_handover import unread_bytes
@@ -21,10 +22,6 @@ from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]
 
-_DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
-_MONTHS = (
-    b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
-)  # fmt: skip
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 _COARSE = 20  # the timer fires at most this often within the time limit of a head
@@ -209,10 +206,12 @@ class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
     `changed` is set when the last connection, or the last task, has ended. `on_activity`
-    is called when a connection or a request begins, and when the last request has ended.
+    is called when a connection or a request begins, and when the last request has ended; `on_limit` at each multiple of
+    `max_requests`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_requests: int | None = None) -> None:
+        self._max_requests = max_requests
         self.changed = asyncio.Event()
         self._headers: list[Header] = []
         self._static: list[Header] = []
@@ -223,7 +222,7 @@ class PoolServerState(ServerState):
         self.failed: FailedRequests | None = None  # logs requests that failed
         self.http2: Any = None  # the class of HTTP/2 connections, if they are served
         self.heads = Heads()
-        self.on_limit: Callable[[], None] = lambda: None  # see LimitedServerState
+        self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # each response is the last one of its connection
         self.moves_to: socket.socket | None = None  # connections are handed over through it
         self.evenness: Evenness | None = None  # of a worker whose server has several
@@ -236,10 +235,16 @@ class PoolServerState(ServerState):
         self.connections: Connections = Connections(self)
         self.tasks: Tasks = Tasks(self)
 
-    def limit_connections(self, most: int, on_full: Callable[[], None]) -> None:
-        """Set the maximum number of connections. `on_full` is called when it is reached."""
-        self.most_connections = most
-        self.on_full = on_full
+    @property
+    def total_requests(self) -> int:
+        """The number of responses; uvicorn counts them."""
+        return self._requests
+
+    @total_requests.setter
+    def total_requests(self, count: int) -> None:
+        self._requests = count
+        if count and self._max_requests and count % self._max_requests == 0:
+            self.on_limit()
 
     @property
     def open_websockets(self) -> int:
@@ -254,10 +259,6 @@ class PoolServerState(ServerState):
     def room(self) -> int:
         """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections
-
-    def watch_room(self, on_leave: Callable[[], None] | None) -> None:
-        """Call `on_leave` whenever a connection has ended."""
-        self.connections.on_leave = on_leave
 
     def expect(self, connection: object, due: float) -> None:
         """Record a connection whose TLS handshake begins, and the time at which its first head is due."""
@@ -279,11 +280,6 @@ class PoolServerState(ServerState):
         if self.handshake_is_over(connection) is not None:
             self.connections.left()
 
-    @property
-    def expects(self) -> bool:
-        """Whether an accepted connection is still in its TLS handshake."""
-        return bool(self.expected)
-
     def active(self) -> None:
         """Report that a connection or request begins, or that the last request has ended."""
         if self.on_activity is not None:
@@ -303,7 +299,7 @@ class PoolServerState(ServerState):
 
     def _renew_headers(self) -> None:
         now = time.time()
-        date = [(b"date", _http_date(int(now)))] if self.date_header else []
+        date = [(b"date", formatdate(now, usegmt=True).encode())] if self.date_header else []
         self._headers = date + self._static
         # Not periodic: the timer is set by the first response of each second.
         self._fresh = True
@@ -311,30 +307,3 @@ class PoolServerState(ServerState):
 
     def _second_is_over(self) -> None:
         self._fresh = False
-
-
-class LimitedServerState(PoolServerState):
-    """The state of a server with `max_requests`; calls `on_limit` at each multiple of it."""
-
-    def __init__(self, max_requests: int) -> None:
-        self._requests = 0
-        self._max_requests = max_requests
-        super().__init__()
-
-    @property
-    def total_requests(self) -> int:
-        return self._requests
-
-    @total_requests.setter
-    def total_requests(self, count: int) -> None:
-        self._requests = count
-        if count and count % self._max_requests == 0:
-            self.on_limit()
-
-
-def _http_date(seconds: int) -> bytes:
-    """The time in the format of HTTP (RFC 9110 §5.6.7)."""
-    # email.utils.formatdate() says the same; its first call in a worker copied twenty pages.
-    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
-    date = _DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second
-    return b"%b, %02d %b %04d %02d:%02d:%02d GMT" % date

@@ -144,7 +144,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def last_chunk(self) -> bytes:
         """The bytes that end the current response if it has no fixed length."""
-        return b""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
     def leave(self) -> None:
         """Move to another worker as soon as possible; linger if no worker takes it."""
@@ -238,22 +238,16 @@ class Http1Connection(Drainable, Http1Protocol):
         if state.draining:
             self._last_request()
 
-    def log_failure(self, cycle: Any, status: int) -> None:
-        """Log a request that is being answered with this status."""
-        failed = self.server_state.failed
-        if failed is not None:
-            begun_ns = self.begun_ns
-            failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
+    def begun_at_ns(self, cycle: Any) -> int:
+        """When the request began; 0 if it was not timed."""
+        return self.begun_ns
 
-    def response_ends(self) -> None:
-        """Count the current response, which is complete."""
+    def on_response_complete(self) -> None:
         if self.counts is not None:
             now_ns = monotonic_ns()
             self.counts.answered(now_ns - self.begun_ns)
             self.begun_ns = now_ns  # a pipelined request begins now
-
-    def may_leave(self) -> None:
-        """Leave the worker if it drains. Called after a complete response."""
+        super().on_response_complete()
         state = self.server_state
         # The response did not announce that it is the last, so the client may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
@@ -472,9 +466,7 @@ class H11Connection(Http1Connection, H11Protocol):
             self._move()
 
     def on_response_complete(self) -> None:
-        self.response_ends()
         super().on_response_complete()
-        self.may_leave()
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
             # A part of the next head arrived before this response was complete.
             self.stop_timer()
@@ -524,15 +516,6 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
             if self.server_state.moves_to is not None:
                 self.loop.call_soon(self._move)
 
-    def last_chunk(self) -> bytes:
-        """See Http1Connection."""
-        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
-
-    def on_response_complete(self) -> None:
-        self.response_ends()
-        super().on_response_complete()
-        self.may_leave()
-
 
 class ZttpConnection(Http1Connection, ZttpProtocol):
     """A connection that uses zttp. It lingers, because the parser does not report its buffered data."""
@@ -573,13 +556,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     def on_response_complete(self) -> None:
         self._ahead = 0
-        self.response_ends()
         super().on_response_complete()
-        self.may_leave()
-
-    def last_chunk(self) -> bytes:
-        """See Http1Connection."""
-        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
 
 class Upgrade:

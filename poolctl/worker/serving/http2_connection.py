@@ -223,12 +223,9 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             self._begun_ns[event.stream_id] = monotonic_ns()
             self.counts.tally[STARTED] += 1
 
-    def log_failure(self, cycle: Any, status: int) -> None:
+    def begun_at_ns(self, cycle: Any) -> int:
         """See Http1Connection."""
-        failed = self.server_state.failed
-        if failed is not None:
-            begun_ns = self._begun_ns.get(cycle.stream.stream_id)
-            failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
+        return self._begun_ns.get(cycle.stream.stream_id, 0)
 
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)

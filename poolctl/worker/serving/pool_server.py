@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from .accepting import AcceptedConnections, AdoptionPair, SharedListeners, protocol_factory
-from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
+from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
 from .evenness import Evenness, PeerCounts
 from .http1_connection import H11Connection, Http1Connection, HttptoolsConnection, ZttpConnection
 from .http2_connection import Http2Connection
@@ -162,9 +162,7 @@ class PoolServer(uvicorn.Server):
         self._adoption = adoption
         self._routes = routes
         self._extra_state = state or {}
-        # With a limit each response costs a little more.
-        limit = self.limit_max_requests
-        self.server_state: PoolServerState = PoolServerState() if limit is None else LimitedServerState(limit)
+        self.server_state: PoolServerState = PoolServerState(self.limit_max_requests)
         self.server_state.tally = tally
         self.server_state.counts = None if tally is None else RequestCounts(tally)
         if routes is not None:
@@ -361,7 +359,7 @@ class PoolServer(uvicorn.Server):
         await self.lifespan.shutdown()
 
     async def _linger(self) -> None:
-        await self._wait(lambda: self.server_state.expects, _HANDSHAKE_SECONDS)
+        await self._wait(lambda: bool(self.server_state.expected), _HANDSHAKE_SECONDS)
         await self._emptied(self._drain_seconds, or_stopped=True)
         # The supervisor orders the stop when the drain is over; the order may arrive before or after this line.
         self._end_events()

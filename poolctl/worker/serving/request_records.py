@@ -11,7 +11,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Awaitable
 from http import HTTPStatus
-from time import gmtime, monotonic, perf_counter, strftime, time
+from time import gmtime, monotonic, monotonic_ns, perf_counter, strftime, time
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -93,8 +93,10 @@ def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[Non
         if 100 <= status < 600:  # uvicorn raises an error for any other
             if connection.counts is not None:
                 connection.counts.tally[STATUS + status // 100] += 1
-            if status >= LEAST_FAILURE:
-                connection.log_failure(cycle, status)
+            failed = connection.server_state.failed
+            if status >= LEAST_FAILURE and failed is not None:
+                begun_ns = connection.begun_at_ns(cycle)
+                failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
     return type(cycle).send(cycle, message)  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners.listen_errors import Holder, ListenError, Place, Search
+from poolctl.listeners.listen_errors import Holder, ListenError, Place, find_holders
 from poolctl.runners import listener_opener
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from tests.deadline import wait_until
@@ -32,14 +32,13 @@ def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
 
 def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
-    find = Search.find
 
-    def counted(search: Search, places: list[Place]) -> dict[Place, list[Holder]]:
+    def counted(places: list[Place]) -> dict[Place, list[Holder]]:
         assert threading.current_thread() is not threading.main_thread()
         searches.append(len(places))
-        return find(search, places)
+        return find_holders(places)
 
-    monkeypatch.setattr(Search, "find", counted)
+    monkeypatch.setattr(listener_opener, "find_holders", counted)
     it = Opener()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(30)]
@@ -53,18 +52,18 @@ def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.Monke
 def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     over, searched = threading.Event(), []
 
-    def search_until_over(search: Search, places: Any) -> None:
+    def search_until_over(places: Any) -> None:
         searched.append(over.wait(30))
 
     monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(Search, "find", search_until_over)
+    monkeypatch.setattr(listener_opener, "find_holders", search_until_over)
     it = Opener()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert messages(it, [listener]) == [f"port {port} is in use"]
         assert searched == []
         over.set()
-        monkeypatch.setattr(Search, "find", lambda search, places: {}[places])
+        monkeypatch.setattr(listener_opener, "find_holders", lambda places: {}[places])
         monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 5)
         assert messages(it, [listener]) == [f"port {port} is in use"]
 

@@ -183,7 +183,7 @@ def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_the
     async def scenario() -> None:
         async with served(engine, secure=context) as (server, _, port, _running):
             client = await Client.connect(port)
-            await until(lambda: server.server_state.expects)
+            await until(lambda: server.server_state.expected)
             (listening,) = server.acceptor.servers
             with socket.socket() as second:
                 free = os.dup(second.fileno())
@@ -263,7 +263,7 @@ def test_connection_whose_handshake_raises_at_once_is_closed_and_counted_no_more
             accepted = AcceptedConnections(state)
             accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
             assert ours.fileno() == -1
-            assert not state.expects
+            assert not state.expected
             assert state.open_connections == 0
             await ended(theirs)
 
@@ -279,10 +279,10 @@ def test_connection_whose_handshake_fails_later_is_counted_no_more(tmp_path: Pat
             ours.setblocking(False)
             accepted = AcceptedConnections(state)
             accepted.shake_hands(asyncio.Protocol(), ours, server_context(tmp_path), time.monotonic() + 60)
-            assert state.expects
+            assert state.expected
             theirs.send(said)
             theirs.shutdown(socket.SHUT_WR)
-            await until(lambda: not state.expects)
+            await until(lambda: not state.expected)
             assert state.open_connections == 0
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.worker.serving import connection_state
-from poolctl.worker.serving.connection_state import Heads, LimitedServerState, PoolServerState
+from poolctl.worker.serving.connection_state import Heads, PoolServerState
 from poolctl.worker.tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from tests.virtual_loop import VirtualLoop
 
@@ -54,7 +54,7 @@ def test_date_can_be_left_out(loop: VirtualLoop) -> None:
 
 
 def test_reached_limit_is_reported_and_again_if_nothing_was_done() -> None:
-    server_state = LimitedServerState(3)
+    server_state = PoolServerState(3)
     reported: list[int] = []
     server_state.on_limit = lambda: reported.append(server_state.total_requests)
     for _ in range(7):
@@ -134,7 +134,8 @@ def test_uncounted_connections_have_no_websockets() -> None:
 def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place() -> None:
     server_state = PoolServerState()
     seen: list[int] = []
-    server_state.limit_connections(3, lambda: seen.append(len(server_state.connections)))
+    server_state.most_connections = 3
+    server_state.on_full = lambda: seen.append(len(server_state.connections))
     assert server_state.room() == 3
     server_state.connections.add("a")
     server_state.expect("b", 1.0)
@@ -149,13 +150,13 @@ def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place()
 def test_each_end_is_reported_to_what_waits_for_room() -> None:
     server_state = PoolServerState()
     ends: list[int] = []
-    server_state.watch_room(lambda: ends.append(len(server_state.connections)))
+    server_state.connections.on_leave = lambda: ends.append(len(server_state.connections))
     for name in ("a", "b"):
         server_state.connections.add(name)
     server_state.connections.discard("a")
     server_state.connections.discard("a")
     assert ends == [1]
-    server_state.watch_room(None)
+    server_state.connections.on_leave = None
     server_state.connections.discard("b")
     assert ends == [1]
 
@@ -179,21 +180,21 @@ def test_connections_and_watched_requests_are_activity() -> None:
 
 def test_handshake_passes_its_time_limit_on_once() -> None:
     server_state = PoolServerState()
-    assert not server_state.expects
+    assert not server_state.expected
     assert server_state.handshake_is_over("a") is None
     assert not server_state.changed.is_set()
     server_state.expect("a", 7.5)
-    assert server_state.expects
+    assert server_state.expected
     assert server_state.handshake_is_over("a") == 7.5
     assert server_state.changed.is_set()
     assert server_state.handshake_is_over("a") is None
-    assert not server_state.expects
+    assert not server_state.expected
 
 
 def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
     server_state = PoolServerState()
     ends: list[str] = []
-    server_state.watch_room(lambda: ends.append("end"))
+    server_state.connections.on_leave = lambda: ends.append("end")
     server_state.expect("a", 1.0)
     server_state.handshake_failed("a")
     assert ends == ["end"]

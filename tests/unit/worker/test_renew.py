@@ -70,7 +70,7 @@ def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: P
     async def scenario() -> None:
         async with served(engine, secure=certified) as (server, _, port, running):
             client = await Client.connect(port)
-            await until(lambda: server.server_state.expects)  # accepted, and nothing was said
+            await until(lambda: server.server_state.expected)  # accepted, and nothing was said
             server.drain()
             await turns()
             assert not running.done()

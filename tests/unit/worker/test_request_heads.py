@@ -279,7 +279,7 @@ def test_time_of_a_head_includes_the_tls_handshake(engine: Engine, tmp_path: Pat
             client = await Client.connect(port)
             client.writer.write(begun)
             assert await client.at_end()
-            await until(lambda: not server.server_state.expects)
+            await until(lambda: not server.server_state.expected)
             whole = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
             assert (await whole.get())[0] == 200
             assert await whole.stays_open(2 * SECONDS)
