@@ -1,0 +1,315 @@
+"""What the cluster's objects say about the servers of a pool. Pure: from tables of the API to states and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple
+
+from poolctl.config import ServerConfig
+from poolctl.control.answers import Item, item
+from poolctl.json_form import Table
+from poolctl.states import State, Status
+
+LABEL = "poolctl.dev"
+POOL, SERVER, REVISION = f"{LABEL}/pool", f"{LABEL}/server", f"{LABEL}/revision"
+# Annotations of a Deployment: the digest of the server's objects as applied last, the number of workers that they asked
+# for, and that `stop` has stopped it.
+APPLIED, WORKERS, STOPPED = f"{LABEL}/applied", f"{LABEL}/workers", f"{LABEL}/stopped"
+RESTARTED = f"{LABEL}/restarted-at"  # annotation of its pods
+
+# A pod that the scheduler refuses for this long has no place: a node may be about to join, or a pod about to leave.
+_UNSCHEDULABLE_SECONDS = 5.0
+# Reasons for which a container waits that are not part of a usual start.
+_WAITING_PROBLEMS = frozenset((
+    "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "ErrImageNeverPull", "InvalidImageName",
+    "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
+))  # fmt: skip
+_NO_IMAGE = "kubectl describe pod shows what the registry said; the image is a server's image, or that of [kubernetes]"
+
+
+class Failure(NamedTuple):
+    """Why a server does not become ready on the cluster, and the fix."""
+
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodDetails:
+    """One worker on the cluster: a pod."""
+
+    id: str
+    node: str
+    address: str
+    phase: str
+    ready: bool
+    restarts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterItem(Item):
+    """A server with its workers on the cluster."""
+
+    worker_list: tuple[PodDetails, ...] = ()
+
+
+class Pod:
+    """One pod of a server."""
+
+    def __init__(self, found: Table) -> None:
+        metadata, status = _member(found, "metadata"), _member(found, "status")
+        labels = _member(metadata, "labels")
+        self.name = str(metadata.get("name", ""))
+        self.server = str(labels.get(SERVER, ""))
+        self.revision = str(labels.get(REVISION, ""))
+        self.node = str(_member(found, "spec").get("nodeName") or "")
+        self.address = str(status.get("podIP") or "")
+        self.phase = str(status.get("phase") or "Pending")
+        self.is_leaving = "deletionTimestamp" in metadata
+        containers = _tables(status.get("containerStatuses"))
+        self._container = next((each for each in containers if each.get("name") == "server"), {})
+        self._init = _tables(status.get("initContainerStatuses"))
+        self._conditions = {str(each.get("type")): each for each in _tables(status.get("conditions"))}
+        says_ready = self._conditions.get("Ready", {}).get("status") == "True"
+        # The node controller takes the condition from the pods of a lost node, whose kubelet can no longer say otherwise:
+        # readable without leave to read nodes.
+        self.is_lost = bool(self._container.get("ready")) and not says_ready and self.phase == "Running"
+        self.is_ready = says_ready and not self.is_leaving
+        self.restarts = _number(self._container.get("restartCount"))
+        self.ready_since = _seconds(self._conditions.get("Ready", {}).get("lastTransitionTime"))
+
+    def details(self) -> PodDetails:
+        """The pod as `list -o json` and `show` print it."""
+        phase = "unknown" if self.is_lost else "stopping" if self.is_leaving else self.phase.lower()
+        return PodDetails(
+            id=self.name,
+            node=self.node,
+            address=self.address,
+            phase=phase,
+            ready=self.is_ready,
+            restarts=self.restarts,
+        )
+
+    @property
+    def keeps_failing(self) -> bool:
+        """Whether the kubelet waits before it starts the server again."""
+        return _waiting(self._container).get("reason") == "CrashLoopBackOff"
+
+    def last_exit(self) -> Table:
+        """How the server's last process ended: exitCode, reason, message; empty if none has."""
+        ended = _member(_member(self._container, "state"), "terminated")
+        return ended or _member(_member(self._container, "lastState"), "terminated")
+
+    def problem(self, now: float) -> Failure | None:
+        """Why this pod is not ready and will not be soon."""
+        if self.is_ready or self.is_leaving:
+            return None
+        for container in (*self._init, self._container):
+            waiting = _waiting(container)
+            if waiting.get("reason") in _WAITING_PROBLEMS:
+                message = f"{waiting['reason']}: {_one_line(waiting.get('message'))}".rstrip(": ")
+                return Failure(self._placed(message), _NO_IMAGE if "Image" in str(waiting["reason"]) else "")
+        ended = self.last_exit()
+        if ended and (_number(ended.get("exitCode")) or self.keeps_failing):
+            return Failure(self._placed(_ending(ended)), f"poolctl logs {self.server}")
+        place = self._conditions.get("PodScheduled", {})
+        if place.get("status") == "False" and place.get("reason") == "Unschedulable":
+            since = _seconds(place.get("lastTransitionTime"))
+            if since is None or now - since >= _UNSCHEDULABLE_SECONDS:
+                hint = "give the cluster room, or ask for less with [kubernetes] requests"
+                return Failure(f"no node can run it: {_one_line(place.get('message'))}", hint)
+        return None
+
+    def _placed(self, message: str) -> str:
+        return f"{message} (pod {self.name} on {self.node})" if self.node else f"{message} (pod {self.name})"
+
+
+class Workload:
+    """A server on the cluster: its Deployment or Job, and its pods."""
+
+    def __init__(self, config: ServerConfig, found: Table | None, pods: Sequence[Pod]) -> None:
+        self.config = config
+        self.found = found
+        metadata = _member(found or {}, "metadata")
+        self.annotations = _member(metadata, "annotations")
+        self._spec, self._status = _member(found or {}, "spec"), _member(found or {}, "status")
+        template = _member(_member(self._spec, "template"), "metadata")
+        self.revision = str(_member(template, "labels").get(REVISION, ""))
+        self.restarted_at = str(_member(template, "annotations").get(RESTARTED, ""))
+        self.pods = list(pods)
+        self.current = [each for each in self.pods if each.revision == self.revision]
+        self.generation = _number(metadata.get("generation"))
+        self._is_seen = _number(self._status.get("observedGeneration")) >= self.generation
+
+    @property
+    def workers(self) -> int:
+        """The number of workers that the cluster is asked for."""
+        if self.found is None or self.config.job:
+            return self.config.workers
+        return _number(self._spec.get("replicas", 1))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing is asked of the cluster for this server."""
+        return self.found is None or (not self.config.job and self.workers == 0)
+
+    @property
+    def live_workers(self) -> int | None:
+        """The number of workers if another command or controller has changed it since it was applied."""
+        applied = self.annotations.get(WORKERS)
+        if (
+            self.found is None
+            or STOPPED in self.annotations
+            or applied is None
+            or str(self.workers) == applied
+        ):
+            return None
+        return self.workers
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every worker that is asked for is available, and no worker of an earlier revision is left."""
+        if self.config.job:
+            return _number(self._status.get("succeeded")) > 0
+        if not self._is_seen:
+            return False
+        if self.workers == 0:
+            return not self.pods
+        updated, available = (
+            _number(self._status.get(name)) for name in ("updatedReplicas", "availableReplicas")
+        )
+        counted = _number(self._status.get("replicas"))
+        lost = sum(each.is_lost for each in self.current)
+        return updated >= self.workers and available - lost >= self.workers and counted <= updated
+
+    def failure(self, now: float) -> Failure | None:
+        """Why the newest revision does not become ready; None while it may."""
+        for condition in _tables(self._status.get("conditions")):
+            kind, holds = condition.get("type"), condition.get("status") == "True"
+            if kind in ("ReplicaFailure", "Failed") and holds and (self._is_seen or self.config.job):
+                if kind == "Failed" and (problem := self._problem_of_pods(now)):
+                    return problem
+                return Failure(_one_line(condition.get("message")) or str(condition.get("reason")))
+            if kind == "Progressing" and not holds and self._is_seen:
+                return self._problem_of_pods(now) or Failure(_one_line(condition.get("message")))
+        return self._problem_of_pods(now)
+
+    def _problem_of_pods(self, now: float) -> Failure | None:
+        return next((found for each in self.current if (found := each.problem(now))), None)
+
+    def item(self, now: float) -> ClusterItem:
+        """The server as every command prints it; without pids, which mean nothing on another machine."""
+        ready = [each for each in self.pods if each.is_ready]
+        since = [each.ready_since for each in ready if each.ready_since is not None]
+        done = self.config.job and self.is_complete
+        state = self._state(now, bool(ready))
+        is_ready = done or (bool(ready) and state is State.RUNNING and not self.config.job)
+        return ClusterItem(
+            **{
+                **vars(item(self.config)),
+                "state": state,
+                "ready": is_ready,
+                "health": self._health(state, len(ready)),
+                "workers": self.workers or self.config.workers,
+                "uptime_seconds": round(max(0.0, now - min(since)), 3)
+                if since and is_ready and not done
+                else 0.0,
+                "restarts": sum(each.restarts for each in self.pods),
+                "worker_list": tuple(each.details() for each in self.pods),
+            }
+        )
+
+    def _state(self, now: float, has_ready: bool) -> State:
+        if self.is_stopped:
+            if any(not each.is_lost for each in self.pods) and not self.config.job:
+                return State.STOPPING
+            return State.DISABLED if self.config.disabled else State.STOPPED
+        if self.config.job and self.is_complete:
+            return State.COMPLETED
+        if has_ready:
+            return State.RUNNING
+        if self.config.job and any(each.phase == "Running" for each in self.pods):
+            return State.RUNNING
+        if self.failure(now) is None:
+            return State.STARTING
+        return State.FAILED if self.config.job else State.BACKOFF
+
+    def _health(self, state: State, ready: int) -> str:
+        if state in (State.FAILED, State.BACKOFF):
+            return Status.KO
+        if state is State.RUNNING and not self.config.job:
+            return Status.OK if ready >= self.workers else Status.WARN
+        return Status.UNKNOWN
+
+
+def workloads(
+    servers: Iterable[ServerConfig],
+    deployments: Iterable[Table],
+    jobs: Iterable[Table],
+    pods: Iterable[Table],
+) -> dict[str, Workload]:
+    """The servers by name with their objects on the cluster, in the given order."""
+    found: dict[str, Table] = {server_of(each): each for each in deployments}
+    runs: dict[str, list[Table]] = {}
+    for each in jobs:
+        runs.setdefault(server_of(each), []).append(each)
+    # A job has a new name with each change: the newest one counts.
+    for name, each_run in runs.items():
+        found[name] = max(
+            each_run, key=lambda job: str(_member(job, "metadata").get("creationTimestamp", ""))
+        )
+    by_server: dict[str, list[Pod]] = {}
+    for pod in map(Pod, pods):
+        if pod.phase not in ("Succeeded", "Failed") or pod.server in runs:
+            by_server.setdefault(pod.server, []).append(pod)
+    return {each.name: Workload(each, found.get(each.name), by_server.get(each.name, ())) for each in servers}
+
+
+def server_of(found: Mapping[str, object]) -> str:
+    """The name of the server that an object belongs to."""
+    return str(_member(_member(found, "metadata"), "labels").get(SERVER, ""))
+
+
+def without_workers(items: Iterable[ClusterItem]) -> tuple[Item, ...]:
+    """The items without the list of their workers."""
+    return tuple(replace(each, worker_list=()) for each in items)
+
+
+def _ending(ended: Table) -> str:
+    code, reason = _number(ended.get("exitCode")), str(ended.get("reason") or "")
+    lines = [line for line in str(ended.get("message") or "").splitlines() if line.strip()]
+    said = f": {lines[-1].strip()}" if lines else ""
+    how = f"exited with status {code}" if reason in ("", "Error", "Completed") else f"{reason}, status {code}"
+    return how + said
+
+
+def _waiting(container: Mapping[str, object]) -> Table:
+    return _member(_member(container, "state"), "waiting")
+
+
+def _member(table: Mapping[str, object], name: str) -> Table:
+    """The table of this name; an empty one for whatever else is there."""
+    found = table.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _tables(found: object) -> list[Table]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _number(found: object) -> int:
+    return found if isinstance(found, int) else 0
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text or "").split())
+
+
+def _seconds(text: object) -> float | None:
+    """Seconds since the epoch of a time of the API (RFC 3339)."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return None
