@@ -83,6 +83,8 @@ class Feature:
     engines: Mapping[str, str] = field(default_factory=dict)
     # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
+    # The platforms that run a pool instead of a supervisor: classes as control.client.Platform, made of its files.
+    platforms: Mapping[str, str] = field(default_factory=dict)
     trial: Trial | None = None
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +94,11 @@ class Feature:
         name, _, attribute = reference.partition(":")
         module = import_module(f"{self.package}.{name}")
         return getattr(module, attribute) if attribute else module
+
+
+def platform_names() -> tuple[str, ...]:
+    """The valid values of `platform` in [pool]."""
+    return "local", *(name for feature in features() for name in feature.platforms)
 
 
 @cache

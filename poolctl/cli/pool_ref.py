@@ -6,7 +6,10 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.config import LOCAL
 from poolctl.control import pool_paths
+from poolctl.control.client import Client
+from poolctl.errors import ControlError
 from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
@@ -14,17 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from poolctl.cli.command_line import CommandRequest
-
+    from poolctl.control.client import Platform
 
 _ANSWER_SECONDS = 1.0
 
 
+# Commands that read the files alone, whatever runs the pool.
+_OF_FILES = frozenset({"config", "doctor", "export", "serve", "validate", "version"})
+
+
 class PoolRef:
-    """A pool's files and its runtime directory, which need not exist."""
+    """A pool's files and its runtime directory, which need not exist; `platform` names what runs it."""
 
     def __init__(self, files: list[str], pool_directory: str) -> None:
         self.files = files
         self.directory = pool_directory
+        self.platform = LOCAL
 
     def __repr__(self) -> str:
         return f"<PoolRef {self.directory} of {', '.join(self.files)}>"
@@ -38,6 +46,22 @@ class PoolRef:
     def socket(self) -> str:
         """The path of its control socket, which need not exist."""
         return f"{self.directory}/{pool_paths.SOCKET_NAME}"
+
+    def client(self) -> Platform:
+        """What the commands ask: the supervisor, or the platform that runs the pool. Raises ControlError."""
+        if self.platform == LOCAL:
+            return Client(self.socket)
+        from poolctl.feature import features, platform_names
+
+        for feature in features():
+            if reference := feature.platforms.get(self.platform):
+                found: Platform = feature.load(reference)(self.files)
+                return found
+        raise ControlError(
+            f"there is no platform {self.platform!r}",
+            exit_code=INVALID_CONFIGURATION,
+            hint=f"POOLCTL_PLATFORM, or platform in [pool], is one of {', '.join(platform_names())}",
+        )
 
 
 def find_pool(
@@ -57,7 +81,7 @@ def find_pool(
                 "--pool and -c cannot be combined", hint="--pool names a running pool, -c a file"
             )
         return _named(name, env)
-    from poolctl.config import ConfigNotFound, candidate_files, find_config
+    from poolctl.config import ConfigNotFound, candidate_files, find_config, platform_of
 
     cwd = _working_directory()
     try:
@@ -70,6 +94,9 @@ def find_pool(
                 return pool
         raise
     pool = PoolRef(files, _pool_at(files[0], env).directory)
+    pool.platform = platform_of(files, env)
+    if pool.platform != LOCAL and request.verb not in _OF_FILES:
+        pool.client().refuse_unknown(request.verb)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
         if not _is_running(pool):

@@ -108,11 +108,12 @@ def await_pool_end(result: Result) -> None:
 def _call(
     pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
 ) -> Table:
-    """The answer of the current supervisor, or of its successor if it was about to exit."""
+    """The answer of the current supervisor, or of its successor if it was about to exit; or of the platform."""
+    client = pool.client()
     while True:
         before = _mark(pool.socket)
         try:
-            return Client(pool.socket).call(verb, body, lambda line: progress(progress_line(line)), timeout)
+            return client.call(verb, body, lambda line: progress(progress_line(line)), timeout)
         except SupervisorEnded:
             # A supervisor that exits regularly removes its socket before closing connections; a killed one does not.
             if _mark(pool.socket) == before:

@@ -36,9 +36,9 @@ _MODULES = {
     "edit.draft": "Draft FileChanged",
     "edit.toml_writer": "escaped table_text value_text",
     "files.assemble": "Document read_documents",
-    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT Marks PROCFILE PYPROJECT SUPERVISORD "
-    "Stamp UNIT candidate_files changed_files default_env_file find_config foreign_format marks_of missing_file "
-    "read_regular read_text stamp_of variables_named_in",
+    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT Marks PROCFILE PYPROJECT "
+    "SUPERVISORD Stamp UNIT candidate_files changed_files default_env_file find_config foreign_format marks_of "
+    "missing_file platform_of read_regular read_text stamp_of variables_named_in",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable Tables pool_variables probed_targets routes_of",
     "model.section": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig Table refuse",
@@ -46,7 +46,7 @@ _MODULES = {
     "reference_findings users_of with_addresses",
     "rules.json_schema": "json_schema",
     "values.normalise": "merged referenced_variables relocated",
-    "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
+    "values.plain": "GATEWAY_LIBRARIES INSTALL_GATEWAY LOCAL MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES address_parts",
     "values.problems": "Finding Place Problem problem_of shown",
     "values.secrets": "MASK masked masked_text values_of",

@@ -22,7 +22,7 @@ from poolctl.http.messages import BadMessage, ResponseReader, request_head
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-    from typing import TypeVar
+    from typing import Protocol, TypeVar
 
     from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
     from poolctl.json_form import Table
@@ -69,6 +69,26 @@ class SupervisorEnded(ControlError):
             exit_code=exit_codes.CONFLICT,
             hint=f"poolctl status shows what is there now; {os.path.dirname(socket_path)}/supervisor.log may say why",
         )
+
+
+if TYPE_CHECKING:
+
+    class Platform(Protocol):
+        """What runs a pool, as the commands ask it: a supervisor, or a cluster."""
+
+        def call(
+            self,
+            verb: str,
+            body: Mapping[str, object] | None = None,
+            on_progress: Callable[[Table], None] | None = None,
+            timeout: float | None = None,
+        ) -> Table:
+            """See Client."""
+            ...
+
+        def refuse_unknown(self, command: str) -> None:
+            """Raise ControlError (2) for a command that this platform does not have."""
+            ...
 
 
 class Client:
@@ -128,6 +148,9 @@ class Client:
                 on_progress({"warning": _AGAIN.format(verb=verb)})
             request["options"] = {**(request.get("options") or {}), "again": generation}
         raise SupervisorEnded(self.socket_path)
+
+    def refuse_unknown(self, command: str) -> None:
+        """See Platform. A supervisor knows every command."""
 
     def ask(
         self,

@@ -26,6 +26,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.supervisor_requests import ask, described
+from poolctl.config import LOCAL
 from poolctl.control import pool_paths
 from poolctl.control.client import NoSupervisor
 from poolctl.control.server_answers import Described, Details
@@ -80,6 +81,9 @@ def perform(request: CommandRequest) -> Outcome:
     search = LineSearch("--grep", request.get("grep") or [])
     wanted = _filter(request, search)
     pool = find_pool(request)
+    if pool.platform != LOCAL:
+        with expressions_limited(f"--grep: {SLOW}", search.place):
+            return _of_platform(request, pool, lines, since, wanted)
     logs = _logs(request, pool)
     text_of = _form(request, logs)
     with expressions_limited(f"--grep: {SLOW}", search.place):
@@ -96,6 +100,31 @@ def perform(request: CommandRequest) -> Outcome:
     elif not found and sys.stdout.isatty():
         outcome.notes.append("no output yet" if wanted is None and not since else "no line matches")
     return outcome
+
+
+def _of_platform(
+    request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter | None
+) -> Outcome:
+    """Print the lines that the platform has of the selected servers."""
+    listed = ask(request, pool, "list")
+    if listed.exit_code:
+        raise Failure(Outcome.of(listed))
+    names = [each.name for each in listed.items]
+    text_of = _form(request, _Logs(dict.fromkeys(names, ""), frozenset(names)))
+
+    def show_line(message: Table) -> None:
+        line = LogLine(message["line"], time=message["time"], name=message["name"])
+        for each in [line] if wanted is None else wanted.forwards([line]):
+            sys.stdout.write(text_of(each))
+            sys.stdout.flush()
+
+    options = {"lines": lines, "since": since, "follow": bool(request.get("follow"))}
+    body = {"selector": request.selector().to_dict(), "options": options}
+    try:
+        pool.client().call("logs", body, show_line)
+    except KeyboardInterrupt:
+        return Outcome.of_stream(INTERRUPTED)
+    return Outcome.of_stream()
 
 
 def _check(request: CommandRequest) -> None:

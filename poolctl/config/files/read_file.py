@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from poolctl.config.values.plain import LOCAL
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FILE_NAMES = ("pool.toml", "pool.yaml", "pool.yml", "pool.json")
 PYPROJECT = "pyproject.toml"
 PYPROJECT_LIMIT_BYTES = 4 * 1024 * 1024
+PLATFORM_VARIABLE = "POOLCTL_PLATFORM"
 SECTION = ("tool", "poolctl")  # of a pyproject.toml
 
 _SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"
@@ -200,6 +202,26 @@ def files_of(path: str) -> list[str]:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
+    """The platform that runs the pool of these files: $POOLCTL_PLATFORM, or `platform` of [pool], or "local".
+
+    Blocks on the disk. A file with problems does not count: they are reported when it is loaded.
+    """
+    found = env.get(PLATFORM_VARIABLE) or ""
+    for path in () if found else paths:
+        with contextlib.suppress(OSError, ValueError, ServerError):
+            for file in files_of(path):
+                content = read_regular(file)
+                if b"platform" in content:
+                    from poolctl.config.files.parsers import parse
+
+                    data = parse(content.decode("utf-8-sig"), kind_of(file))
+                    data = section_of(data) if os.path.basename(file) == PYPROJECT else data
+                    pool = data.get("pool") if isinstance(data, dict) else None
+                    found = (isinstance(pool, dict) and str(pool.get("platform") or "")) or found
+    return found or LOCAL
 
 
 def missing_file(path: str) -> Problem:

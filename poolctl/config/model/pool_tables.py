@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from poolctl.address import Address
 from poolctl.config.model.section import Probe, Section, Table, field, validated
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.plain import LOCAL
 from poolctl.config.values.problems import Finding, Path, Tree
 from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Handlers,
         MetricsPath,
         Name,
+        PlatformName,
         PortRange,
         Positive,
         Size,
@@ -42,6 +44,9 @@ class PoolSettings(Section):
 
     name: Name | None = field(None, "The name of the pool. Left out: derived from the path of the file.")
     port_range: PortRange = field((20000, 29999), "The range from which `auto` chooses ports.")
+    platform: PlatformName = field(
+        LOCAL, 'What runs the pool: "local" is a supervisor on this machine, others are clusters.'
+    )
     handlers: Handlers | None = field(
         None,
         '"module:function" that returns a mapping of applications by handler_key, for servers without an '
@@ -49,8 +54,11 @@ class PoolSettings(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """The settings as a file would have them, unset keys left out."""
-        return super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
+        """The settings as a file would have them, unset keys and the usual platform left out."""
+        table = super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
+        if self.platform == LOCAL:
+            del table["platform"]
+        return table
 
 
 class MetricsTable(Table):

@@ -11,6 +11,7 @@ from poolctl.config.values.problems import Tree
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
 # Values that a server carries, and files cannot give.
+LOCAL = "local"  # the platform of a pool that a supervisor on this machine runs
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}
 # The placeholders of a command that binds its address itself.

@@ -32,6 +32,7 @@ from poolctl.config.values.plain import (
     truth_from_environment,
 )
 from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable, shown, unknown_key
+from poolctl.feature import platform_names
 from poolctl.time_windows import BadWindow, parse_window, time_zone
 from poolctl.units import (
     DURATION_ALLOWED,
@@ -303,6 +304,13 @@ def _handlers(value: Tree) -> Tree:
     return value
 
 
+def _platform(value: Tree) -> Tree:
+    if value not in (names := platform_names()):
+        raise BadValue(f"there is no platform {shown(value)}", f"one of {', '.join(names)}")
+    return value
+
+
+PlatformName = Annotated[str, BeforeValidator(_platform)]
 MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
 PortRange = Annotated[
     tuple[int, int],

@@ -3,5 +3,8 @@
 from poolctl.feature import Feature
 
 FEATURE = Feature(
-    package=__name__, tables={"kubernetes": "table:Kubernetes"}, exports={"kubernetes": "export:files"}
+    package=__name__,
+    tables={"kubernetes": "table:Kubernetes"},
+    exports={"kubernetes": "export:files"},
+    platforms={"kubernetes": "platform:KubernetesClient"},
 )

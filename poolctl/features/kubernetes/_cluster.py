@@ -44,6 +44,7 @@ class Cluster:
     ) -> None:
         """Read the kubeconfig, or inside a pod its service account. Raises ControlError."""
         try:
+            import httpx2
             from lightkube import AsyncClient, KubeConfig
             from lightkube.core.exceptions import ConfigError
         except ImportError as error:
@@ -57,14 +58,13 @@ class Cluster:
             else:
                 config = KubeConfig.from_file(environment.get("KUBECONFIG", "~/.kube/config")).get(context)
             assert config is not None  # no default is given
-            self._client = AsyncClient(
-                config, namespace=namespace, field_manager=MANAGER, timeout=_REQUEST_SECONDS
-            )  # type: ignore[arg-type]
+            timeout = httpx2.Timeout(_REQUEST_SECONDS)
+            self._client = AsyncClient(config, namespace=namespace, field_manager=MANAGER, timeout=timeout)
         except (
             ConfigError,
             OSError,
             ValueError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
             AssertionError,
@@ -183,7 +183,7 @@ class Cluster:
             raise ControlError(
                 str(error), exit_code=NOT_PERMITTED, hint="see the user of the context in the kubeconfig"
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
             raise self._away(f"gave no valid answer to: {what} ({type(error).__name__})") from None
 
     def _away(self, why: str) -> ControlError:

@@ -21,6 +21,7 @@ from poolctl.config.values.plain import EMPTY
 from poolctl.json_form import Table
 from poolctl.runners.worker_spec import environment
 
+from ._state import POOL, RESTARTED, REVISION, SERVER, WORKERS
 from .table import Kubernetes
 
 CONFIG_DIRECTORY, CONFIG_FILE = "/etc/poolctl", "pool.json"
@@ -28,7 +29,6 @@ _HEALTH_PORT = 9000
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 _STARTUP_SECONDS = 1
 _GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
-_LABEL = "poolctl.dev"
 _DIGEST_BYTES = 5
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
@@ -78,7 +78,7 @@ def objects_of(
 
     `places` are the addresses, HOST:PORT, of the servers that it may depend on.
     """
-    labels = {f"{_LABEL}/pool": pool.name, f"{_LABEL}/server": server.name}
+    labels = {POOL: pool.name, SERVER: server.name}
     port = server.address.port if server.listens else None
     if port is not None:
         server = server.but(address=parse(f"0.0.0.0:{port}"), bind=f"0.0.0.0:{port}")
@@ -109,12 +109,12 @@ def objects_of(
     awaited = [places[each.name] for each in server.depends_on if each.name in places]
     if awaited:
         pod["initContainers"] = [_waiting(awaited, pool.settings)]
-    template = {"metadata": {"labels": labels}, "spec": pod}
+    template: Table = {"metadata": {"labels": labels}, "spec": pod}
     name = f"{pool.name}-{server.name}"
     if server.job:
         pod["restartPolicy"] = "Never"
         name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
-        yield made("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template})
+        yield with_revision(made("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template}))
         return
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
@@ -123,9 +123,33 @@ def objects_of(
     once = not server.overlap or (port is None and server.scale.max == 1)
     strategy = {"type": "Recreate"} if once else rolling
     spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
-    yield made("apps/v1", "Deployment", name, spec=spec)
+    deployment = made("apps/v1", "Deployment", name, spec=spec)
+    if replicas:
+        deployment["metadata"]["annotations"] = {WORKERS: str(replicas["replicas"])}
+    yield with_revision(deployment)
     if scaled:
         yield made("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_scaling(server, name))
+
+
+def with_revision(workload: Table, restarted_at: str = "") -> Table:
+    """The Deployment or Job with a label on its pods that says which template they were made from.
+
+    Another time of `restarted_at` makes another revision, and so replaces the pods.
+    """
+    template: Table = workload["spec"]["template"]
+    metadata: Table = {"labels": {k: v for k, v in template["metadata"]["labels"].items() if k != REVISION}}
+    if restarted_at:
+        metadata["annotations"] = {RESTARTED: restarted_at}
+    digest = digest_of({"metadata": metadata, "spec": template["spec"]})
+    metadata["labels"] = {**metadata["labels"], REVISION: digest}
+    spec = {**workload["spec"], "template": {"metadata": metadata, "spec": template["spec"]}}
+    return {**workload, "spec": spec}
+
+
+def digest_of(content: Mapping[str, object]) -> str:
+    """A short digest of a table, for names and labels."""
+    text = json.dumps(dict(content), sort_keys=True).encode()
+    return blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def pod_configuration(server: ServerConfig, pool: KubernetesPool) -> Table:
@@ -150,8 +174,7 @@ def _in_image(path: str, base: str, directory: str) -> str:
 
 
 def _with_digest(name: str, content: Mapping[str, object]) -> str:
-    text = json.dumps(dict(content), sort_keys=True).encode()
-    return f"{name}-{blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()}"
+    return f"{name}-{digest_of(content)}"
 
 
 def _bytes(value: str) -> bytes:

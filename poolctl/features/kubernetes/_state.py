@@ -12,15 +12,13 @@ from poolctl.control.answers import Item, item
 from poolctl.json_form import Table
 from poolctl.states import State, Status
 
-LABEL = "poolctl.dev"
-POOL, SERVER, REVISION = f"{LABEL}/pool", f"{LABEL}/server", f"{LABEL}/revision"
+_LABEL = "poolctl.dev"
+POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revision"
 # Annotations of a Deployment: the digest of the server's objects as applied last, the number of workers that they asked
 # for, and that `stop` has stopped it.
-APPLIED, WORKERS, STOPPED = f"{LABEL}/applied", f"{LABEL}/workers", f"{LABEL}/stopped"
-RESTARTED = f"{LABEL}/restarted-at"  # annotation of its pods
+APPLIED, WORKERS, STOPPED = f"{_LABEL}/applied", f"{_LABEL}/workers", f"{_LABEL}/stopped"
+RESTARTED = f"{_LABEL}/restarted-at"  # annotation of its pods
 
-# A pod that the scheduler refuses for this long has no place: a node may be about to join, or a pod about to leave.
-_UNSCHEDULABLE_SECONDS = 5.0
 # Reasons for which a container waits that are not part of a usual start.
 _WAITING_PROBLEMS = frozenset((
     "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "ErrImageNeverPull", "InvalidImageName",
@@ -30,10 +28,11 @@ _NO_IMAGE = "kubectl describe pod shows what the registry said; the image is a s
 
 
 class Failure(NamedTuple):
-    """Why a server does not become ready on the cluster, and the fix."""
+    """Why a server does not become ready, and the fix; `may_pass` if the cluster may soon say otherwise."""
 
     message: str
     hint: str = ""
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +72,8 @@ class Pod:
         self._init = _tables(status.get("initContainerStatuses"))
         self._conditions = {str(each.get("type")): each for each in _tables(status.get("conditions"))}
         says_ready = self._conditions.get("Ready", {}).get("status") == "True"
-        # The node controller takes the condition from the pods of a lost node, whose kubelet can no longer say otherwise:
-        # readable without leave to read nodes.
+        # The node controller takes the condition from the pods of a lost node, whose kubelet cannot set it again: this
+        # shows without leave to read nodes.
         self.is_lost = bool(self._container.get("ready")) and not says_ready and self.phase == "Running"
         self.is_ready = says_ready and not self.is_leaving
         self.restarts = _number(self._container.get("restartCount"))
@@ -93,6 +92,12 @@ class Pod:
         )
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its server has run, so that there is output."""
+        state = _member(self._container, "state")
+        return "running" in state or bool(self.last_exit())
+
+    @property
     def keeps_failing(self) -> bool:
         """Whether the kubelet waits before it starts the server again."""
         return _waiting(self._container).get("reason") == "CrashLoopBackOff"
@@ -102,7 +107,7 @@ class Pod:
         ended = _member(_member(self._container, "state"), "terminated")
         return ended or _member(_member(self._container, "lastState"), "terminated")
 
-    def problem(self, now: float) -> Failure | None:
+    def problem(self) -> Failure | None:
         """Why this pod is not ready and will not be soon."""
         if self.is_ready or self.is_leaving:
             return None
@@ -116,10 +121,8 @@ class Pod:
             return Failure(self._placed(_ending(ended)), f"poolctl logs {self.server}")
         place = self._conditions.get("PodScheduled", {})
         if place.get("status") == "False" and place.get("reason") == "Unschedulable":
-            since = _seconds(place.get("lastTransitionTime"))
-            if since is None or now - since >= _UNSCHEDULABLE_SECONDS:
-                hint = "give the cluster room, or ask for less with [kubernetes] requests"
-                return Failure(f"no node can run it: {_one_line(place.get('message'))}", hint)
+            hint = "give the cluster room, or ask for less with [kubernetes] requests"
+            return Failure(f"no node can run it: {_one_line(place.get('message'))}", hint, may_pass=True)
         return None
 
     def _placed(self, message: str) -> str:
@@ -149,6 +152,10 @@ class Workload:
         if self.found is None or self.config.job:
             return self.config.workers
         return _number(self._spec.get("replicas", 1))
+
+    def runs(self, name: str) -> bool:
+        """Whether its Deployment or Job has this name."""
+        return self.found is not None and _member(self.found, "metadata").get("name") == name
 
     @property
     def is_stopped(self) -> bool:
@@ -184,27 +191,28 @@ class Workload:
         lost = sum(each.is_lost for each in self.current)
         return updated >= self.workers and available - lost >= self.workers and counted <= updated
 
-    def failure(self, now: float) -> Failure | None:
+    def failure(self) -> Failure | None:
         """Why the newest revision does not become ready; None while it may."""
         for condition in _tables(self._status.get("conditions")):
             kind, holds = condition.get("type"), condition.get("status") == "True"
             if kind in ("ReplicaFailure", "Failed") and holds and (self._is_seen or self.config.job):
-                if kind == "Failed" and (problem := self._problem_of_pods(now)):
+                if kind == "Failed" and (problem := self._problem_of_pods()):
                     return problem
-                return Failure(_one_line(condition.get("message")) or str(condition.get("reason")))
+                message = _one_line(condition.get("message")) or str(condition.get("reason"))
+                return Failure(message, may_pass=kind == "ReplicaFailure")
             if kind == "Progressing" and not holds and self._is_seen:
-                return self._problem_of_pods(now) or Failure(_one_line(condition.get("message")))
-        return self._problem_of_pods(now)
+                return self._problem_of_pods() or Failure(_one_line(condition.get("message")))
+        return self._problem_of_pods()
 
-    def _problem_of_pods(self, now: float) -> Failure | None:
-        return next((found for each in self.current if (found := each.problem(now))), None)
+    def _problem_of_pods(self) -> Failure | None:
+        return next((found for each in self.current if (found := each.problem())), None)
 
     def item(self, now: float) -> ClusterItem:
         """The server as every command prints it; without pids, which mean nothing on another machine."""
         ready = [each for each in self.pods if each.is_ready]
         since = [each.ready_since for each in ready if each.ready_since is not None]
         done = self.config.job and self.is_complete
-        state = self._state(now, bool(ready))
+        state = self._state(bool(ready))
         is_ready = done or (bool(ready) and state is State.RUNNING and not self.config.job)
         return ClusterItem(
             **{
@@ -221,7 +229,7 @@ class Workload:
             }
         )
 
-    def _state(self, now: float, has_ready: bool) -> State:
+    def _state(self, has_ready: bool) -> State:
         if self.is_stopped:
             if any(not each.is_lost for each in self.pods) and not self.config.job:
                 return State.STOPPING
@@ -232,7 +240,7 @@ class Workload:
             return State.RUNNING
         if self.config.job and any(each.phase == "Running" for each in self.pods):
             return State.RUNNING
-        if self.failure(now) is None:
+        if self.failure() is None:
             return State.STARTING
         return State.FAILED if self.config.job else State.BACKOFF
 

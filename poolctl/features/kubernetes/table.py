@@ -18,12 +18,15 @@ class Requests(Section):
 
 
 class Kubernetes(Table):
-    """[kubernetes]: what `poolctl export kubernetes` writes for every server of the pool."""
+    """[kubernetes]: how every server of the pool runs on a cluster."""
 
     table_name: ClassVar[str] = "kubernetes"
 
     image: Text | None = field(None, "The image with the applications and poolctl.")
-    namespace: Text | None = field(None, "The namespace of all objects. Left out: that of kubectl's context.")
+    context: Text | None = field(
+        None, "The context of the kubeconfig. Left out: its current one; inside a pod its service account."
+    )
+    namespace: Text | None = field(None, "The namespace of all objects. Left out: the context's.")
     directory: Text = field(
         "/app", "The directory of the image that corresponds to the directory of the file."
     )

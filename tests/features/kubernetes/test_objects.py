@@ -73,7 +73,11 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     assert ("Secret" in kinds) == bool(server.env or (server.command and server.listens))
     (spec,) = (each["spec"] for each in objects if each["kind"] == "Deployment")
     assert spec["replicas"] == (0 if server.disabled else server.scale.min)
-    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert labels == {
+        **spec["selector"]["matchLabels"],
+        "poolctl.dev/revision": labels["poolctl.dev/revision"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,903 @@
+"""The verbs of a pool on Kubernetes: what a supervisor does here, the cluster does there, and is asked for it.
+
+Nothing of poolctl runs on while no command runs. A command compiles the files into objects, applies those of its
+servers, and watches the cluster until each has reached its goal or says why it cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from graphlib import TopologicalSorter
+from operator import itemgetter
+from typing import ClassVar, NamedTuple, TypeVar
+
+from poolctl import __version__
+from poolctl.address import parse
+from poolctl.cli.outcome import Failure, Outcome
+from poolctl.config import Configuration, ServerConfig, load
+from poolctl.control.answers import (
+    ErrorEntry,
+    PlannedChange,
+    ProgressLine,
+    ReloadResult,
+    Result,
+    ServerStep,
+    failure,
+)
+from poolctl.control.client import value_of
+from poolctl.control.server_answers import Details, LiveChanges, ShowResult, WorkerDetails
+from poolctl.core.configuration_diff import Kind
+from poolctl.errors import (
+    ControlError,
+    PoolError,
+    PoolMonitorError,
+    PoolParamError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+)
+from poolctl.exit_codes import (
+    CONFLICT,
+    FAILED,
+    INVALID_CONFIGURATION,
+    NOT_AS_DESIRED,
+    NOTHING_MATCHED,
+    TIMED_OUT,
+    USAGE,
+)
+from poolctl.json_form import Table, to_json
+from poolctl.logs.log_line import seconds_of, stamp
+from poolctl.selection.selector import Selector, SelectorError, select
+from poolctl.states import in_words
+
+from ._cluster import KINDS, Cluster, NotFound
+from ._compile import CompiledPool, compiled, pool_name, settings_of
+from ._objects import digest_of, with_revision
+from ._state import APPLIED, POOL, SERVER, STOPPED, ClusterItem, Pod, Workload, server_of, workloads
+
+Answer = TypeVar("Answer")
+Progress = Callable[[Table], None]
+
+_WATCHED = ("Deployment", "Job", "Pod")
+# The objects are listed again after a time without any change: a cluster that no longer answers is noticed then.
+_LISTED_AGAIN_SECONDS = 5.0
+# How often what depends on time is looked at: a pod without a place, a server that takes too long.
+_TICK_SECONDS = 0.5
+_AT_ONCE = 16  # requests
+# A pod without a place and a refused pod are failures after this time: a node may be about to join, a quota be raised.
+_PASSING_SECONDS = 5.0
+_COMMANDS = frozenset((
+    "filter", "list", "logs", "reload", "restart", "scale", "show", "start", "status", "stop", "wait", "walk",
+))  # fmt: skip
+_HINTS = {
+    "drain": "kubectl cordon and kubectl drain take nodes out; poolctl stop takes a server out",
+    "events": "kubectl events shows what the cluster has done",
+    "metrics": "kubectl top pods shows the use of processor and memory",
+    "run": "poolctl start and poolctl wait, then the command, do the same on a cluster",
+    "upgrade": "give the image another tag, then poolctl reload",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus(Result):
+    """The answer of `status` on a cluster; its summary names context and namespace."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
+
+    items: tuple[ClusterItem, ...] = ()
+    summary: Table | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterResult(Result):
+    """The answer of other verbs."""
+
+    items: tuple[ClusterItem, ...] = ()
+
+
+class Call(NamedTuple):
+    """A request for a verb."""
+
+    selector: Selector
+    options: Table
+    progress: Progress
+    timeout: float | None
+
+
+class KubernetesClient:
+    """A client for the pool of these files on a cluster; its calls are those of `control.client.Client`."""
+
+    def __init__(self, files: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+        self.files = list(files)
+        self._environment = environment
+
+    def __repr__(self) -> str:
+        return f"<KubernetesClient {', '.join(self.files)}>"
+
+    def call(
+        self,
+        verb: str,
+        body: Mapping[str, object] | None = None,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Table:
+        """The result of `verb` as a document. Blocks; raises ControlError, and Failure (5) for invalid files.
+
+        `timeout` in seconds limits the wait for servers; each request to the cluster is limited by itself.
+        """
+        given = body or {}
+        selector: Table = given.get("selector") or {}  # type: ignore[assignment]
+        options: Table = given.get("options") or {}  # type: ignore[assignment]
+        try:
+            call = Call(Selector.from_dict(selector), options, on_progress or (lambda line: None), timeout)
+            call.selector.matched = (
+                None  # its expressions are compiled here: this is the caller's own process
+            )
+            return to_json(asyncio.run(self._answer(verb, call)))
+        except SelectorError as wrong:
+            return to_json(
+                Result(errors=(failure(PoolParamError, wrong.message, wrong.hint),), exit_code=USAGE)
+            )
+
+    def refuse_unknown(self, command: str) -> None:
+        """Raise ControlError (2) for a command that a cluster has no equal for."""
+        if command not in _COMMANDS:
+            raise not_on_a_cluster(command)
+
+    def ask(
+        self,
+        kind: type[Answer],
+        verb: str,
+        body: Mapping[str, object] | None = None,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Like `call`, but returns a typed answer instead of a document."""
+        return value_of(kind, self.call(verb, body, on_progress, timeout))
+
+    async def _answer(self, verb: str, call: Call) -> Result:
+        config = load(self.files, self._environment)
+        if config.problems:
+            errors = list(map(ErrorEntry.of, config.problems))
+            raise Failure(Outcome(errors=errors, exit_code=INVALID_CONFIGURATION))
+        settings = settings_of(config)
+        async with Cluster(settings.context, settings.namespace, self._environment) as cluster:
+            pool = _ClusterPool(cluster, config, self.files)
+            found: Mapping[str, Callable[[Call], Awaitable[Result]]] = {
+                "list": pool.listing,
+                "stats": pool.listing,
+                "status": pool.status,
+                "show": pool.show,
+                "wait": pool.wait,
+                "logs": pool.logs,
+                "start": pool.start,
+                "restart": pool.restart,
+                "stop": pool.stop,
+                "scale": pool.scale,
+                "reload": pool.reload,
+            }
+            return await found[verb](call)
+
+
+def not_on_a_cluster(verb: str) -> ControlError:
+    """The error for a command that a pool on Kubernetes does not have."""
+    hint = _HINTS.get(verb, "docs/kubernetes.md lists what works on a cluster, and what has no equal there")
+    return ControlError(
+        f"{verb} is for a pool on this machine: this one runs on Kubernetes", exit_code=USAGE, hint=hint
+    )
+
+
+class _Unmatched(Exception):
+    """The selection is empty, or names a server that does not exist; carries the answer."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("nothing matched")
+        self.result = result
+
+
+class _ClusterPool:
+    """A pool and what the cluster says about it; kept up to date while `watching`."""
+
+    def __init__(self, cluster: Cluster, config: Configuration, files: Sequence[str]) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._servers = [_on_cluster(each) for each in config]
+        self._files = list(files)
+        self._labels = {POOL: pool_name(config, files)}
+        self._objects: dict[str, dict[str, Table]] = {kind: {} for kind in _WATCHED}
+        self._versions: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._compiled: CompiledPool | None = None
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    # What is there
+
+    async def look(self) -> dict[str, Workload]:
+        """The servers as the cluster has them now: three requests, however many servers."""
+        lists = await asyncio.gather(*(self._cluster.list(kind, self._labels) for kind in _WATCHED))
+        for kind, (found, version) in zip(_WATCHED, lists, strict=True):
+            self._objects[kind] = {each["metadata"]["name"]: each for each in found}
+            self._versions[kind] = version
+        self._changed.set()
+        return self.workloads()
+
+    def workloads(self) -> dict[str, Workload]:
+        """The servers by name as last seen."""
+        return workloads(self._servers, *(self._objects[kind].values() for kind in _WATCHED))
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Follow the cluster's objects meanwhile; what makes that impossible is raised in the block."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                watches = [group.create_task(self._watch(kind)) for kind in _WATCHED]
+                watches.append(group.create_task(self._list_again()))
+                yield
+                for each in watches:
+                    each.cancel()
+        except BaseExceptionGroup as raised:
+            raise raised.exceptions[0] from None
+
+    async def _watch(self, kind: str) -> None:
+        while True:
+            async for change, found in self._cluster.watch(kind, self._labels, self._versions[kind]):
+                if change == "BOOKMARK":
+                    continue
+                name = found["metadata"]["name"]
+                if change == "DELETED":
+                    self._objects[kind].pop(name, None)
+                else:
+                    self._objects[kind][name] = found
+                self._changed.set()
+            await (
+                self.look()
+            )  # the server ends a watch after some minutes, and may have forgotten the version
+
+    async def _list_again(self) -> None:
+        while True:
+            await asyncio.sleep(_LISTED_AGAIN_SECONDS)
+            await self.look()
+
+    async def _until(
+        self,
+        call: Call,
+        names: Iterable[str],
+        is_over: Callable[[Workload], bool],
+        more_to_come: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        """Wait until it is over for each server; the names of those for which the time was.
+
+        `more_to_come`: whether servers may join that are not among the names yet.
+        """
+        names = list(names)
+        seen: dict[str, tuple[str, bool, bool]] = {}
+        deadline = None if call.timeout is None else time.monotonic() + call.timeout
+        while True:
+            self._changed.clear()
+            found, now = self.workloads(), time.time()
+            late = [name for name in names if not is_over(found[name])]
+            for name in names:
+                item = found[name].item(now)
+                step = (item.state, item.ready, name not in late)
+                if seen.get(name) != step:
+                    seen[name] = step
+                    call.progress(_step_line(found[name], item, done=step[2], now=now))
+            if not late and not more_to_come():
+                return []
+            if deadline is not None and time.monotonic() >= deadline:
+                return late
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._changed.wait()
+
+    def _selected(self, call: Call, found: Mapping[str, Workload]) -> list[str]:
+        """The names of the servers that the request means. Raises _Unmatched."""
+        items = self._items(found)
+        chosen, unmatched = select(items, call.selector)
+        if unmatched is not None:
+            nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
+            raise _Unmatched(ClusterResult(errors=(nothing,), exit_code=NOTHING_MATCHED))
+        return [each.name for each in chosen]
+
+    def _items(
+        self, found: Mapping[str, Workload], names: Iterable[str] | None = None
+    ) -> tuple[ClusterItem, ...]:
+        now = time.time()
+        return tuple(found[name].item(now) for name in (found if names is None else names))
+
+    # Verbs that only look
+
+    async def listing(self, call: Call) -> Result:
+        """The selected servers."""
+        found = await self.look()
+        try:
+            return ClusterResult(items=self._items(found, self._selected(call, found)))
+        except _Unmatched as nothing:
+            return nothing.result
+
+    async def status(self, call: Call) -> Result:
+        """The pool in one line; exit 3 if a server that should run is not ready."""
+        found = await self.look()
+        try:
+            names = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        items = self._items(found, names)
+        wanted = [each for each in items if self._should_run(found[each.name])]
+        errors = [
+            _error(found[each.name], PoolMonitorError, why.message, why.hint)
+            if (why := found[each.name].failure())
+            else _error(found[each.name], PoolMonitorError, f"is {in_words(each.state)}, not ready")
+            for each in wanted
+            if not each.ready
+        ]
+        summary = {
+            "name": self._labels[POOL],
+            "files": self._files,
+            "version": __version__,
+            "context": self._cluster.context,
+            "namespace": self._cluster.namespace,
+            "servers": len(items),
+            "should_run": len(wanted),
+            "ready": sum(each.ready for each in items),
+            "states": dict(Counter(each.state for each in items)),
+            "health": dict(Counter(each.health for each in items)),
+        }
+        code = NOT_AS_DESIRED if errors else 0
+        return ClusterStatus(items=items, errors=tuple(errors), exit_code=code, summary=summary)
+
+    def _should_run(self, workload: Workload) -> bool:
+        return not (workload.config.disabled or STOPPED in workload.annotations)
+
+    async def show(self, call: Call) -> Result:
+        """The selected servers with their pods, and the end of what a failed process has printed."""
+        found = await self.look()
+        try:
+            names = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        return ShowResult(items=tuple(self._details(found[name]) for name in names))
+
+    def _details(self, workload: Workload) -> Details:
+        config, now = workload.config, time.time()
+        item = {name: value for name, value in vars(workload.item(now)).items() if name != "worker_list"}
+        why = workload.failure()
+        last = next((str(text) for pod in workload.pods if (text := pod.last_exit().get("message"))), "")
+        return Details(
+            **item,
+            overrides=LiveChanges(workers=workload.live_workers),
+            endpoints=(f"{config.name}:{config.address.port}",) if config.listens else (),
+            generation=workload.generation,
+            worker_list=tuple(_worker(pod) for pod in workload.pods),
+            complaint=last.strip(),
+            preload_problem="",
+            certificate_expires=None,
+            failure=None if why is None else _error(workload, PoolStartError, why.message, why.hint),
+            config=config.to_dict(),
+            origin=config.origin,
+            log_files=False,
+        )
+
+    async def wait(self, call: Call) -> Result:
+        """Return when the selected servers are ready, stopped, healthy or in a state."""
+        found = await self.look()
+        try:
+            names = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        goal = str(call.options.get("for") or "ready")
+        if goal in ("ready", "healthy"):
+            names = [name for name in names if self._should_run(found[name])]
+
+        def is_over(workload: Workload) -> bool:
+            item = workload.item(time.time())
+            return {"ready": item.ready, "healthy": item.ready and item.health == "ok"}.get(
+                goal, item.state == goal
+            )
+
+        async with self.watching():
+            late = await self._until(call, names, is_over)
+        return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
+
+    async def logs(self, call: Call) -> Result:
+        """Send the last `lines` of the output of each worker, and with `follow` what comes, of new workers too."""
+        found = await self.look()
+        try:
+            names = set(self._selected(call, found))
+        except _Unmatched as nothing:
+            return nothing.result
+        follow, since = bool(call.options.get("follow")), str(call.options.get("since") or "")
+        since_seconds = max(1, math.ceil(time.time() - seconds_of(since))) if since else None
+        if not follow:
+            pods = [each for name in names for each in found[name].pods]
+            reads = (self._lines_of(each, call.options.get("lines"), since_seconds) for each in pods)
+            for line in sorted(itertools.chain(*await asyncio.gather(*reads)), key=itemgetter("time")):
+                call.progress(line)
+            return Result()
+        async with self.watching(), asyncio.TaskGroup() as reading:
+            known: set[str] = set()
+            while True:
+                self._changed.clear()
+                for each in (
+                    pod for name, of in self.workloads().items() if name in names for pod in of.pods
+                ):
+                    if each.has_begun and each.name not in known:
+                        lines = call.options.get("lines") if each in found[each.server].pods else None
+                        known.add(each.name)
+                        reading.create_task(self._follow(each, lines, since_seconds, call.progress))
+                await self._changed.wait()
+
+    async def _lines_of(self, pod: Pod, lines: int | None, since_seconds: int | None) -> list[Table]:
+        if not pod.has_begun:
+            return []
+        found = self._cluster.log(pod.name, lines=lines, since_seconds=since_seconds, follow=False)
+        return [_line(pod, each) async for each in found]
+
+    async def _follow(
+        self, pod: Pod, lines: int | None, since_seconds: int | None, progress: Progress
+    ) -> None:
+        with suppress(NotFound):  # the pod is gone, and its output with it
+            async for each in self._cluster.log(
+                pod.name, lines=lines, since_seconds=since_seconds, follow=True
+            ):
+                progress(_line(pod, each))
+
+    # Verbs that change servers
+
+    @property
+    def _pool(self) -> CompiledPool:
+        if self._compiled is None:
+            self._compiled = compiled(self._config, self._files)
+        return self._compiled
+
+    async def start(self, call: Call) -> Result:
+        """Start the selected servers and those that they depend on."""
+        found = await self.look()
+        try:
+            chosen = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        return await self._bring_up(call, chosen, found, PoolStartError)
+
+    async def restart(self, call: Call) -> Result:
+        """Replace the workers of the selected servers, new ones first."""
+        found = await self.look()
+        try:
+            chosen = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        for name in chosen:
+            if found[name].config.job and found[name].found is not None:
+                await self._cluster.delete("Job", found[name].found["metadata"]["name"])  # type: ignore[index]
+        return await self._bring_up(call, chosen, found, PoolRestartError, restart=set(chosen))
+
+    async def _bring_up(
+        self,
+        call: Call,
+        chosen: Sequence[str],
+        found: Mapping[str, Workload],
+        kind: type[PoolError],
+        *,
+        restart: frozenset[str] | set[str] = frozenset(),
+    ) -> Result:
+        """Apply the chosen servers and what they need, each after those, and wait until all are complete."""
+        names = self._with_needed(chosen, found, call)
+        runnable = [name for name in names if not self._pool.servers[name].disabled]
+        refused = [
+            _error(
+                found[name],
+                kind,
+                "is disabled",
+                f"take `disabled` out of the file, then poolctl start {name}",
+            )
+            for name in chosen
+            if name not in runnable and call.selector.targets
+        ]
+        await self._refuse_foreign(runnable, found)
+        rising = _Rising(self, call, kind)
+        async with self.watching():
+            await rising.bring_up(runnable, restart)
+        result = self._result(chosen, kind, late=rising.late, errors=[*refused, *rising.errors])
+        await self._forget_unused()
+        return result
+
+    def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
+        """The chosen servers and, unless told otherwise, all that they depend on, in that order."""
+        needed = {each.name: [on.name for on in each.depends_on] for each in self._pool.servers.values()}
+        names, open_names = set(chosen), list(chosen)
+        while open_names and call.options.get("deps", True):
+            for name in needed.get(open_names.pop(), ()):
+                if name in found and name not in names:
+                    names.add(name)
+                    open_names.append(name)
+        return [name for name in TopologicalSorter(needed).static_order() if name in names]
+
+    async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
+        """Raise ControlError (8) for an object of another owner that has the name of one of these servers'."""
+        for name in names:
+            if found[name].found is not None:
+                continue
+            for wanted in self._pool.objects[name]:
+                kind, called = wanted["kind"], wanted["metadata"]["name"]
+                there = await self._cluster.find(kind, called)
+                owner = (
+                    None
+                    if there is None
+                    else ((there["metadata"].get("labels") or {}).get(POOL), server_of(there))
+                )
+                if owner is not None and owner != (self._labels[POOL], name):
+                    message = (
+                        f"{kind} {called} in namespace {self._cluster.namespace} belongs to something else"
+                    )
+                    hint = "rename the server, use another namespace, or delete that object"
+                    raise ControlError(message, exit_code=CONFLICT, hint=hint)
+
+    async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
+        """Apply a server's objects; the generation of its Deployment from then on."""
+        workload = self.workloads()[name]
+        generation = 0
+        for each in self._pool.objects[name]:
+            wanted = each
+            if each["kind"] == "Deployment":
+                wanted = self._deployment(each, workload, restart=restart, is_stopped=is_stopped)
+            elif each["kind"] == "Job" and not restart and workload.runs(each["metadata"]["name"]):
+                continue  # a Job cannot be changed
+            async with self._turns:
+                done = await self._apply(wanted, force=force)
+                if each["kind"] == "Deployment":
+                    if STOPPED in workload.annotations and not is_stopped:
+                        changes = {"metadata": {"annotations": {STOPPED: None}}}
+                        done = await self._cluster.change("Deployment", each["metadata"]["name"], changes)
+                    generation = int(done["metadata"].get("generation") or 0)
+                    self._objects["Deployment"][each["metadata"]["name"]] = done
+        return generation
+
+    async def _apply(self, wanted: Table, *, force: bool) -> Table:
+        """Apply an object; fields that `scale` or `stop` of this pool has set are its own."""
+        try:
+            return await self._cluster.apply(wanted, force=force)
+        except ControlError as error:
+            if error.exit_code != CONFLICT or not _is_own_conflict(error.message):
+                raise
+            return await self._cluster.apply(wanted, force=True)
+
+    def _deployment(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
+        """The Deployment to apply: with the live number of workers, and the time of the last restart."""
+        spec: Table = dict(wanted["spec"])
+        if "replicas" in spec and is_stopped:
+            spec["replicas"] = 0
+        elif "replicas" in spec and (live := workload.live_workers) is not None:
+            spec["replicas"] = live
+        again = datetime.now(UTC).isoformat(timespec="milliseconds") if restart else workload.restarted_at
+        metadata: Table = {
+            **wanted["metadata"],
+            "annotations": {
+                **wanted["metadata"].get("annotations", {}),
+                APPLIED: digest_of({"objects": self._pool.objects[wanted["metadata"]["labels"][SERVER]]}),
+            },
+        }
+        return with_revision({**wanted, "metadata": metadata, "spec": spec}, again)
+
+    async def stop(self, call: Call) -> Result:
+        """Stop the selected servers, and first those that depend on them."""
+        found = await self.look()
+        try:
+            chosen = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        needed_by: dict[str, list[str]] = {}
+        for each in self._config:
+            for on in each.depends_on:
+                needed_by.setdefault(on.name, []).append(each.name)
+        names, open_names = list(chosen), list(chosen)
+        while open_names and call.options.get("deps", True):
+            of = open_names.pop()
+            for name in needed_by.get(of, ()):
+                if name not in names and not found[name].is_stopped:
+                    warning = f"stopping {name} as well, which depends on {of}"
+                    call.progress(to_json(ProgressLine(warning=warning)))
+                    names.insert(0, name)
+                    open_names.append(name)
+        active = [name for name in names if not found[name].is_stopped]
+        await asyncio.gather(*(self._stop(found[name]) for name in active))
+        late: list[str] = []
+        if call.options.get("wait", True):
+            await self.look()
+            async with self.watching():
+                late = await self._until(call, active, _is_gone)
+        also = tuple(name for name in active if name not in chosen)
+        unchanged = tuple(name for name in chosen if name not in active)
+        result = self._result(chosen, PoolStopError, late=late)
+        return ClusterResult(
+            items=result.items,  # type: ignore[arg-type]
+            errors=result.errors,
+            exit_code=result.exit_code,
+            dependents=also or None,
+            unchanged=unchanged or None,
+        )
+
+    async def _stop(self, workload: Workload) -> None:
+        name = workload.found["metadata"]["name"] if workload.found else ""
+        async with self._turns:
+            if workload.config.job:
+                await self._cluster.delete("Job", name)
+            else:
+                annotations = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"replicas": 0}}
+                await self._cluster.change("Deployment", name, annotations)
+
+    async def scale(self, call: Call) -> Result:
+        """Set the number of workers until the next change of it in the file."""
+        workers = call.options.get("workers")
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise SelectorError(f"workers is {workers!r}, not a number of them", hint="a whole number from 1")
+        found = await self.look()
+        try:
+            chosen = self._selected(call, found)
+        except _Unmatched as nothing:
+            return nothing.result
+        refused, able = [], []
+        for name in chosen:
+            config = found[name].config
+            if config.job or config.scale.is_automatic:
+                why = (
+                    "is a job"
+                    if config.job
+                    else "is scaled by its triggers: change scale.min and scale.max in the file"
+                )
+                refused.append(_error(found[name], PoolStartError, why))
+            elif found[name].is_stopped:
+                refused.append(_error(found[name], PoolStartError, "is not running", f"poolctl start {name}"))
+            else:
+                able.append(name)
+        for name in able:
+            deployment = found[name].found["metadata"]["name"]  # type: ignore[index]
+            await self._cluster.change("Deployment", deployment, {"spec": {"replicas": workers}})
+        rising = _Rising(self, call, PoolStartError)
+        await self.look()
+        async with self.watching():
+            await rising.await_all(able)
+        return self._result(chosen, PoolStartError, late=rising.late, errors=[*refused, *rising.errors])
+
+    async def reload(self, call: Call) -> Result:
+        """Apply what differs between the files and the cluster, and remove what the files no longer have."""
+        found = await self.look()
+        changes, gone = self._changes(found)
+        if call.options.get("dry_run"):
+            return ReloadResult(changes=tuple(changes), exit_code=NOT_AS_DESIRED if changes else 0)
+        names = [each.name for each in changes if each.change != Kind.REMOVE]
+        runnable = [name for name in self._with_needed(names, found, call) if name in names]
+        await self._refuse_foreign(runnable, found)
+        rising = _Rising(self, call, PoolRestartError)
+        stopped = {name for name in runnable if STOPPED in found[name].annotations}
+        async with self.watching():
+            await rising.bring_up(runnable, frozenset(), stopped=stopped)
+        for name in gone:
+            await self._remove(name)
+        await self._forget_unused()
+        result = self._result(list(found), PoolRestartError, late=rising.late, errors=rising.errors)
+        return ReloadResult(
+            items=result.items,
+            errors=result.errors,
+            exit_code=result.exit_code,
+            warnings=result.warnings,
+            changes=tuple(changes),
+        )
+
+    def _changes(self, found: Mapping[str, Workload]) -> tuple[list[PlannedChange], list[str]]:
+        """What a reload would do, and the names of the servers that it removes."""
+        deployed = dict.fromkeys(
+            server_of(each) for kind in ("Deployment", "Job") for each in self._objects[kind].values()
+        )
+        gone = [name for name in deployed if name and name not in found]
+        changes = [_change(Kind.REMOVE, name, "is not in the file any more") for name in gone]
+        for name, workload in found.items():
+            objects = self._pool.objects[name]
+            main = next(each for each in objects if each["kind"] in ("Deployment", "Job"))
+            if workload.found is None:
+                if not workload.config.disabled:
+                    changes.append(_change(Kind.ADD, name, "is new"))
+            elif main["kind"] == "Job":
+                if not workload.runs(main["metadata"]["name"]):
+                    changes.append(_change(Kind.RESTART, name, "has changed: the job runs again"))
+            elif workload.annotations.get(APPLIED) != digest_of({"objects": objects}):
+                again = with_revision(main, workload.restarted_at)["spec"]["template"]["metadata"]["labels"]
+                is_same = again == workload.found["spec"]["template"]["metadata"].get("labels")
+                kind, what = (
+                    (Kind.UPDATE, "its workers stay")
+                    if is_same
+                    else (Kind.RESTART, "its workers are replaced")
+                )
+                changes.append(_change(kind, name, f"has changed: {what}"))
+        return changes, gone
+
+    async def _remove(self, name: str) -> None:
+        """Delete every object of a server."""
+        labels = {**self._labels, SERVER: name}
+        for kind in KINDS:
+            if kind not in ("ReplicaSet", "Pod"):
+                with suppress_missing_kind(kind):
+                    for each in (await self._cluster.list(kind, labels))[0]:
+                        await self._cluster.delete(kind, each["metadata"]["name"])
+
+    async def _forget_unused(self) -> None:
+        """Delete the ConfigMaps and Secrets of revisions that nothing can return to."""
+        used: set[str] = set()
+        for kind in ("Deployment", "Job", "ReplicaSet"):
+            for each in (await self._cluster.list(kind, self._labels))[0]:
+                used |= _names_in(each["spec"]["template"]["spec"])
+        for kind in ("ConfigMap", "Secret"):
+            for each in (await self._cluster.list(kind, self._labels))[0]:
+                if each["metadata"]["name"] not in used:
+                    await self._cluster.delete(kind, each["metadata"]["name"])
+
+    # Answers
+
+    def _result(
+        self,
+        names: Iterable[str],
+        kind: type[PoolError],
+        *,
+        late: Sequence[str] = (),
+        errors: Sequence[ErrorEntry] = (),
+        waited_for: str = "",
+    ) -> Result:
+        found, now = self.workloads(), time.time()
+        problems = [*errors]
+        for name in late:
+            workload = found[name]
+            state = in_words(workload.item(now).state)
+            why = workload.failure()
+            message = f"is {state}, {waited_for}" if waited_for else f"is still {state}"
+            message += f": {why.message}" if why else ""
+            problems.append(_error(workload, kind, message, why.hint if why else f"poolctl logs {name}"))
+        code = TIMED_OUT if late else FAILED if problems else 0
+        warnings = tuple(self._compiled.warnings) if self._compiled is not None else ()
+        return ClusterResult(
+            items=self._items(found, names), errors=tuple(problems), exit_code=code, warnings=warnings
+        )
+
+
+class _Rising:
+    """Servers that a command brings up: each is applied once those that it depends on are there."""
+
+    def __init__(self, pool: _ClusterPool, call: Call, kind: type[PoolError]) -> None:
+        self._pool = pool
+        self._call = call
+        self._kind = kind
+        self.errors: list[ErrorEntry] = []
+        self.late: list[str] = []
+        self._generations: dict[str, int] = {}  # of the servers that are applied
+        self._deadlines: dict[str, float] = {}
+        self._failing_since: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
+
+    async def bring_up(
+        self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
+    ) -> None:
+        """Apply the servers in order, and wait for all of them."""
+        waits, still = self._call.options.get("wait", True), set(stopped)
+        for name in names:
+            config = self._pool._pool.servers[name]
+            needed = [on.name for on in config.depends_on if on.name in names and on.condition != "started"]
+            if waits and needed:
+                await self._pool._until(self._call, needed, self._is_over)
+            if blocker := next((on for on in needed if on in self._failed), None):
+                self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
+                continue
+            force = bool(self._call.options.get("force"))
+            generation = await self._pool.apply(
+                name, restart=name in restart, force=force, is_stopped=name in still
+            )
+            self._generations[name] = generation
+            self._deadlines[name] = time.monotonic() + config.start_timeout
+        if waits:
+            await self.await_all([name for name in names if name in self._generations and name not in still])
+
+    async def await_all(self, names: Sequence[str]) -> None:
+        """Wait until each server is complete or has failed."""
+        self.late = await self._pool._until(self._call, names, self._is_over)
+
+    def _is_over(self, workload: Workload) -> bool:
+        name = workload.config.name
+        if name in self._failed:
+            return True
+        if workload.generation < self._generations.get(name, 0):
+            return False  # not seen yet
+        if workload.is_complete:
+            return True
+        now = time.monotonic()
+        if (why := workload.failure()) is None:
+            self._failing_since.pop(name, None)
+        elif not why.may_pass or now - self._failing_since.setdefault(name, now) >= _PASSING_SECONDS:
+            self._fail(name, why.message, why.hint)
+        if name not in self._failed and now >= self._deadlines.get(name, float("inf")):
+            seconds = f"{workload.config.start_timeout:g} s"
+            self._fail(name, f"was not ready within its start_timeout of {seconds}", f"poolctl logs {name}")
+        return name in self._failed
+
+    def _fail(self, name: str, message: str, hint: str) -> None:
+        self._failed[name] = message
+        self.errors.append(_error(self._pool.workloads()[name], self._kind, message, hint))
+
+
+class suppress_missing_kind(suppress):
+    """Passes over kinds that the cluster does not have, such as the autoscaler's version of a newer one."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(*((NotFound,) if kind == "HorizontalPodAutoscaler" else ()))
+
+
+def _on_cluster(server: ServerConfig) -> ServerConfig:
+    """The server with the address at which others reach it on the cluster, under the key that the file gives it."""
+    if not (server.listens and server.derived_expose):
+        return server
+    return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
+
+
+def _is_gone(workload: Workload) -> bool:
+    return workload.is_stopped and all(each.is_lost for each in workload.pods)
+
+
+def _is_own_conflict(message: str) -> bool:
+    """Whether all fields in conflict were set by poolctl itself, in another way."""
+    owners = [part.partition('"')[0] for part in message.split('conflict with "')[1:]]
+    return bool(owners) and all(owner == "poolctl" for owner in owners)
+
+
+def _names_in(pod: Table) -> set[str]:
+    """The names of ConfigMaps and Secrets that a pod uses."""
+    names = {str(each["configMap"]["name"]) for each in pod.get("volumes") or () if "configMap" in each}
+    for container in pod.get("containers") or ():
+        names |= {
+            str(each["secretRef"]["name"]) for each in container.get("envFrom") or () if "secretRef" in each
+        }
+    return names
+
+
+def _change(kind: Kind, name: str, message: str) -> PlannedChange:
+    return PlannedChange(name=name, bind="", change=kind, message=message)
+
+
+def _line(pod: Pod, text: str) -> Table:
+    """A line of a pod's output, which begins with its time."""
+    when, _, line = text.rstrip("\n").partition(" ")
+    return {"name": pod.server, "time": stamp(seconds_of(f"{when[:26].rstrip('Z')}Z")), "line": line}
+
+
+def _worker(pod: Pod) -> WorkerDetails:
+    found = pod.details()
+    restarts = f", restarted {found.restarts} times" if found.restarts else ""
+    where = f"node {found.node or 'none yet'}, {found.address or 'no address yet'}{restarts}"
+    health = "unknown" if pod.is_lost else "ok" if found.ready else "ko"
+    return WorkerDetails(
+        id=pod.name, pid=None, where=where, phase=found.phase, health=health, resting=False, probes=()
+    )
+
+
+def _error(workload: Workload, kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
+    config = workload.config
+    return ErrorEntry(
+        code=kind.code, error=kind.error, name=config.name, bind=config.key, message=message, hint=hint
+    )
+
+
+def _step_line(workload: Workload, item: ClusterItem, *, done: bool, now: float) -> Table:
+    why = workload.failure()
+    step = ServerStep(
+        name=item.name,
+        bind=item.bind,
+        state=item.state,
+        ready=item.ready,
+        message=why.message if why else "",
+        done=done,
+    )
+    return to_json(ProgressLine(progress=step))

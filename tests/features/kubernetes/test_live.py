@@ -1,0 +1,396 @@
+"""A pool on a cluster: the usual commands, against a small cluster whose pods are real processes.
+
+Every command runs with no more rights than the Role in docs/kubernetes.md gives.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.configuration import server
+from tests.deadline import wait_until
+from tests.docs.pages import ROOT, blocks
+from tests.http_get import get
+
+pytest.importorskip("lightkube")
+pytestmark = pytest.mark.integration
+
+POOL = (
+    '[pool]\nname = "shop"\nplatform = "kubernetes"\n[kubernetes]\nimage = "shop:1"\nstop_delay = "300ms"\n'
+)
+# Says which of its environment's words it has, slowly if asked to.
+APP = """\
+import asyncio, os
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": os.environ.get("WORD", "none").encode()})
+    else:
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+"""
+
+
+class Cluster:
+    """The cluster, as a test changes it."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.directory, self.url = directory, url
+
+    def ask(self, what: str, body: object = None) -> Any:
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/fake/{what}", data=data, method="POST")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            text = response.read()
+        return None if text == b"ok" else json.loads(text)
+
+    def objects(self, kind: str) -> dict[str, Any]:
+        return {each["metadata"]["name"]: each for each in self.ask(f"objects/{kind}")}
+
+    def addresses(self, name: str) -> list[str]:
+        """The addresses of the server's ready pods."""
+        return [
+            each["status"]["podIP"]
+            for each in self.ask("objects/pods")
+            if each["metadata"]["labels"]["poolctl.dev/server"] == name
+            and "deletionTimestamp" not in each["metadata"]
+            and any(c["type"] == "Ready" and c["status"] == "True" for c in each["status"]["conditions"])
+        ]
+
+
+@contextmanager
+def running(directory: Path, *options: str) -> Iterator[Cluster]:
+    """A cluster of two nodes, and $KUBECONFIG for it."""
+    with (directory / "log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.features.kubernetes.fake_cluster", str(directory), *options]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    kubeconfig = directory / "kubeconfig"
+    try:
+        wait_until(lambda: kubeconfig.exists() and kubeconfig.read_text(), what=(directory / "log").read_text)
+        url = next(line.split()[-1] for line in kubeconfig.read_text().splitlines() if "server:" in line)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(kubeconfig))
+            yield Cluster(directory, url)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in (directory / "log").read_text()
+
+
+@pytest.fixture
+def cluster(directory: Path) -> Iterator[Cluster]:
+    """A cluster with an image `shop:1`, where commands have the rights of the documented Role."""
+    there = directory / "cluster"
+    (there / "images" / "shop:1").mkdir(parents=True)
+    (there / "images" / "shop:1" / "shop.py").write_text(APP)
+    page = ROOT / "docs" / "kubernetes.md"
+    (role,) = (each.text for each in blocks(page) if each.text.startswith("apiVersion: rbac"))
+    (there / "role.yaml").write_text(role)
+    with running(there, "--role", str(there / "role.yaml")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster for tests that only look at its answers."""
+    with running(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+@pytest.fixture
+def write(directory: Path) -> Callable[..., None]:
+    """`write(*tables, pool=POOL)` writes the pool's file."""
+
+    def written(*tables: str, pool: str = POOL) -> None:
+        (directory / "pool.toml").write_text(pool + "\n".join(tables))
+
+    return written
+
+
+def app(name: str, port: int, **keys: Any) -> str:
+    return server(name, bind=f"127.0.0.1:{port}", app="shop:app", **keys)
+
+
+@pytest.mark.capability
+def test_pool_starts_reloads_scales_and_stops_on_a_cluster(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    users, web = app("users", 8001, env={"WORD": "one"}), app("web", 8002, workers=2, depends_on=["users"])
+    write(users, web)
+    assert poolctl("status").code == 3
+    done = poolctl("start")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "2 servers ready\nusers  http://users:8001\nweb    http://web:8002\n"
+    assert [get(f"{address}:8001").text for address in cluster.addresses("users")] == ["one"]
+    assert len(cluster.addresses("web")) == 2
+    cluster.ask("requests")
+    (one, two) = poolctl("list", "-o", "json").json["items"]
+    assert cluster.ask("requests") == ["list deployments", "list jobs", "list pods"]
+    assert (one["pids"], one["ready"], one["health"]) == ([], True, "ok")
+    assert {each["node"] for each in two["worker_list"]} == {"node-1", "node-2"}
+    assert poolctl("status").out.startswith("shop: 2 servers ready, up ")
+    assert poolctl("status").out.endswith("context fake, namespace default\n")
+
+    before = cluster.objects("pods")
+    assert poolctl("reload", "--dry-run").code == 0
+    write(users.replace("one", "two"), web)
+    assert poolctl("reload", "--dry-run").code == 3
+    assert cluster.objects("pods").keys() == before.keys()
+    assert poolctl("reload").code == 0
+    assert [get(f"{address}:8001").text for address in cluster.addresses("users")] == ["two"]
+    stayed = {name for name in before if name.startswith("shop-web")}
+    assert stayed <= cluster.objects("pods").keys()  # of the server that has not changed
+
+    assert poolctl("scale", "web", "3").code == 0
+    assert poolctl("restart", "users").code == 0
+    assert poolctl("start").code == 0
+    assert len(cluster.addresses("web")) == 3  # the live number survives
+    lines = poolctl("logs", "web", "--lines", "1").out.splitlines()
+    assert lines == ["web | INFO:     Application startup complete."] * 3
+
+    done = poolctl("stop", "users")
+    assert (done.code, "web" in done.err) == (0, True)  # it depends on users
+    assert cluster.objects("pods") == {}
+    assert poolctl("status").code == 0
+    assert poolctl("start", "users").code == 0
+    assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["running", "stopped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("shop:1", "shop:9"), 'ErrImagePull: failed to pull and unpack image "shop:9": not found'),
+        (
+            ("shop:app", "nothere:app"),
+            "cannot import 'nothere:app': ModuleNotFoundError: No module named 'nothere'",
+        ),
+        (
+            ('stop_delay = "300ms"', 'requests = { cpu = "100000m" }'),
+            "no node can run it: 0/2 nodes are available",
+        ),
+    ],
+)
+def test_reload_that_fails_says_why_and_the_former_workers_serve_on(
+    change: tuple[str, str], reason: str, cluster: Cluster, write: Any, poolctl: Any, directory: Path
+) -> None:
+    write(app("users", 8001), app("web", 8002, depends_on=["users"]))
+    assert poolctl("start").code == 0
+    before = cluster.addresses("users")
+    path = directory / "pool.toml"
+    path.write_text(path.read_text().replace(*change))
+    began = time.monotonic()
+    done = poolctl("reload", "-o", "json")
+    assert time.monotonic() - began < 10 + 20  # the cluster knows within seconds; the machine may be busy
+    assert done.code == 1
+    users, web = done.json["errors"]
+    assert reason in users["message"]
+    assert users["name"] == "users"
+    assert web["message"].startswith("waits for users: ")
+    assert cluster.addresses("users") == before
+    assert get(f"{before[0]}:8001").status == 200
+    assert poolctl("status").code == 0
+
+
+def test_quota_is_a_failure_of_the_start(cluster: Cluster, write: Any, poolctl: Any) -> None:
+    cluster.ask("quota/1")
+    write(app("web", 8002, workers=2))
+    done = poolctl("start")
+    assert done.code == 1
+    assert "exceeded quota" in done.err
+    cluster.ask("quota/9")
+    assert poolctl("start").code == 0
+
+
+def test_server_that_is_not_ready_in_time_is_its_own_failure(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    slow = cluster.directory / "images" / "shop:1" / "slow.py"
+    slow.write_text("import time\ntime.sleep(60)\n")
+    write(server("web", bind="127.0.0.1:8002", app="slow:app", start_timeout="1500ms"))
+    done = poolctl("start")
+    assert done.code == 1
+    assert "was not ready within its start_timeout of 1.5 s" in done.err
+    write(server("web", bind="127.0.0.1:8002", app="slow:app"))
+    done = poolctl("restart", "--timeout", "1s")
+    assert done.code == 124
+
+
+def test_objects_of_others_are_neither_changed_nor_deleted(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    theirs = {"metadata": {"name": "web", "labels": {"app": "theirs"}}, "spec": {"ports": []}}
+    cluster.ask("add/services", theirs)
+    write(app("web", 8002), app("users", 8001))
+    done = poolctl("start")
+    assert (done.code, done.err.splitlines()[0]) == (
+        8,
+        "error: Service web in namespace default belongs to something else",
+    )
+    assert cluster.objects("services")["web"]["spec"] == {"ports": []}
+    assert cluster.objects("deployments") == {}
+    write(app("users", 8001), app("mail", 8003))
+    assert poolctl("start").code == 0
+    write(app("users", 8001))
+    assert poolctl("reload").code == 0  # removes mail, and nothing else
+    assert cluster.objects("services").keys() == {"users", "web"}
+    assert cluster.objects("deployments").keys() == {"shop-users"}
+    assert {name.rpartition("-")[0] for name in cluster.objects("configmaps")} == {"shop-users"}
+
+
+def test_fields_of_another_manager_are_a_conflict_that_names_it(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    write(app("web", 8002))
+    assert poolctl("start").code == 0
+    theirs = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 7}}}}
+    cluster.ask("merge/deployments/shop-web/argocd", theirs)
+    write(app("web", 8002, env={"WORD": "two"}))
+    done = poolctl("reload")
+    assert done.code == 8
+    assert 'conflict with "argocd"' in done.err
+    assert poolctl("reload", "--force").code == 0
+    assert [get(f"{address}:8002").text for address in cluster.addresses("web")] == ["two"]
+
+
+def test_rolling_restart_refuses_no_connection(cluster: Cluster, write: Any, poolctl: Any) -> None:
+    write(app("web", 8002, workers=2), pool=POOL.replace("300ms", "3s"))
+    assert poolctl("start").code == 0
+    results: list[bool] = []
+    ended = threading.Event()
+    endpoints = cluster.addresses("web")
+
+    def follow() -> None:  # as a Service does: the cluster needs a moment to learn that a pod leaves
+        nonlocal endpoints
+        while not ended.wait(0.05):
+            endpoints = cluster.addresses("web") or endpoints
+
+    def send() -> None:
+        connection = http.client.HTTPConnection(endpoints[0], 8002, timeout=30)
+        turn = 0
+        while not ended.is_set():
+            turn += 1
+            if turn % 5 == 0 or connection.host not in endpoints:
+                connection.close()
+                connection = http.client.HTTPConnection(endpoints[turn % len(endpoints)], 8002, timeout=30)
+            try:
+                connection.request("GET", "/")
+                results.append(connection.getresponse().read() == b"none")
+            except OSError:
+                results.append(False)
+                ended.wait(0.05)
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=each) for each in (follow, send, send)]
+    for each in threads:
+        each.start()
+    try:
+        assert poolctl("restart").code == 0
+        assert poolctl("scale", "web", "1").code == 0
+    finally:
+        ended.set()
+        for each in threads:
+            each.join(60)
+    assert results.count(False) == 0
+    assert len(results) > 50
+
+
+def test_servers_of_a_killed_node_answer_elsewhere_and_its_pod_does_not_count(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    write(app("web", 8002), pool=f'{POOL}node_lost_after = "1s"\n')
+    assert poolctl("start").code == 0
+    ((item,)) = poolctl("list", "-o", "json").json["items"]
+    node = item["worker_list"][0]["node"]
+    cluster.ask(f"node/{node}/kill")
+
+    def says() -> Any:
+        (item,) = poolctl("list", "-o", "json").json["items"]
+        return item
+
+    wait_until(lambda: any(each["phase"] == "unknown" for each in says()["worker_list"]))
+    assert poolctl("wait", "--timeout", "60s").code == 0
+    item = wait_until(lambda: (found := says())["ready"] and found)
+    assert {each["node"] for each in item["worker_list"] if each["ready"]} == {"node-1", "node-2"} - {node}
+    assert [get(f"{address}:8002").status for address in cluster.addresses("web")] == [200]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 409, 422, 429, 500, 503])
+def test_no_answer_of_an_api_server_is_a_traceback(
+    status: int, shared_cluster: Cluster, poolctl: Any, write: Any
+) -> None:
+    write(app("web", 8002))
+    commands = ("list", "start", "stop") if status == 200 else ("list",)
+    for body in (b" ", b"[]", b"null", b"\xff", b'{"kind": "Status"}', b'{"items": [3]}', b"<html>"):
+        shared_cluster.ask(f"answer/{status}", body)
+        for command in commands:
+            done = poolctl(command)
+            assert done.code in (1, 6, 7, 8), done.err
+            assert done.err.startswith("error: "), done.err
+
+
+def test_api_server_that_is_away_is_exit_6_with_its_address(
+    directory: Path, write: Any, poolctl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(app("web", 8002))
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    config = {
+        "clusters": [cluster],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "c",
+    }
+    (directory / "kubeconfig").write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(directory / "kubeconfig"))
+    for command in ("list", "status", "start", "reload", "stop", "wait"):
+        done = poolctl(command)
+        assert (done.code, "http://127.0.0.1:1" in done.err) == (6, True), done.err
+    monkeypatch.setenv("KUBECONFIG", str(directory / "missing"))
+    assert poolctl("list").code == 6
+
+
+def test_commands_without_an_equal_name_what_to_use(write: Any, poolctl: Any) -> None:
+    write(app("web", 8002))
+    for command in (["drain", "web"], ["events"], ["top"], ["routes"], ["upgrade"], ["run"]):
+        done = poolctl(*command)
+        assert done.code == 2
+        assert f"{command[0]} is for a pool on this machine" in done.err
+
+
+def test_environment_chooses_the_platform(write: Any, poolctl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(app("web", 8002))
+    monkeypatch.setenv("POOLCTL_PLATFORM", "local")
+    assert poolctl("status").out == "no supervisor is running, 1 server stopped\n"
+    monkeypatch.setenv("POOLCTL_PLATFORM", "nomad")
+    done = poolctl("list")
+    assert (done.code, done.err.splitlines()[0]) == (5, "error: there is no platform 'nomad'")
+    monkeypatch.delenv("POOLCTL_PLATFORM")
+    write(app("web", 8002), pool=POOL.replace('"kubernetes"', '"nomad"', 1))
+    assert "there is no platform 'nomad'" in poolctl("validate").out
+
+
+def test_local_commands_import_nothing_of_a_cluster(directory: Path, write: Any) -> None:
+    write(app("web", 8002), pool='[pool]\nname = "shop"\n')
+    script = (
+        "import sys; from poolctl.cli.main import main; main(['list']);"
+        "print([name for name in sys.modules if 'lightkube' in name or 'features.kubernetes.' in name])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, env=os.environ
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
