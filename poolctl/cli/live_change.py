@@ -36,7 +36,9 @@ from poolctl.selection.selector import selection_needed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Literal
 
+    from poolctl.cli.command_line import Option
     from poolctl.config import Configuration, Problem
 
 # A change that was made is saved, even if not for every server or not in time.
@@ -344,74 +346,72 @@ def _number(word: str) -> int:
     return int(word)
 
 
+def _command(
+    section: Literal["Lifecycle", "Change"],
+    help: str,
+    example: str,
+    options: Sequence[Option | Sequence[Option]],
+    report: Callable[[Result], str],
+    write: Callable[[WriteBack, list[str]], None] | None = None,
+    *,
+    removes: bool = False,
+) -> SimpleNamespace:
+    """Stands for the module of a command that is one call of change()."""
+
+    def perform(request: CommandRequest) -> Outcome:
+        return change(request, report, write, works_offline=write is not None, removes=removes)
+
+    command = Command(help, EXPLICIT_SELECTION, *options, section=section, examples=(example,))
+    return SimpleNamespace(COMMAND=command, perform=perform)
+
+
 def _count(done: Sequence[bool], words: str) -> str:
     """A line such as `2 of 3 servers disabled`, from what is true of each."""
     return f"{servers(sum(done), len(done))} {words}"
 
 
-# Each stands for the module of a command.
 COMMANDS = {
-    "drain": SimpleNamespace(
-        COMMAND=Command(
-            "Take servers out of rotation; they keep answering.",
-            EXPLICIT_SELECTION,
-            OUTPUT,
-            TIMEOUT,
-            SAVE,
-            section="Lifecycle",
-            examples=("poolctl drain users           then: poolctl undrain users",),
-        ),
-        perform=lambda request: change(
-            request,
-            lambda result: _count([each.state == "draining" for each in result.items], "out of rotation"),
-        ),
+    "drain": _command(
+        "Lifecycle",
+        "Take servers out of rotation; they keep answering.",
+        "poolctl drain users           then: poolctl undrain users",
+        (OUTPUT, TIMEOUT, SAVE),
+        lambda result: _count([each.state == "draining" for each in result.items], "out of rotation"),
     ),
-    "undrain": SimpleNamespace(
-        COMMAND=Command(
-            "Put drained servers back into rotation.",
-            EXPLICIT_SELECTION,
-            OUTPUT,
-            TIMEOUT,
-            SAVE,
-            section="Lifecycle",
-            examples=("poolctl undrain --all         every drained server",),
-        ),
-        perform=lambda request: change(
-            request, lambda result: _count([each.ready for each in result.items], "in rotation")
-        ),
+    "undrain": _command(
+        "Lifecycle",
+        "Put drained servers back into rotation.",
+        "poolctl undrain --all         every drained server",
+        (OUTPUT, TIMEOUT, SAVE),
+        lambda result: _count([each.ready for each in result.items], "in rotation"),
     ),
-    "enable": SimpleNamespace(
-        COMMAND=Command(
-            "Enable servers and start them.",
-            EXPLICIT_SELECTION,
-            SAVED_CHANGE,
-            section="Lifecycle",
-            examples=("poolctl enable --all          every disabled server",),
-        ),
-        perform=lambda request: change(
-            request,
-            lambda result: "\n".join(_enabled_lines(result)),
-            lambda files, names: files.disable(names, False),
-            works_offline=True,
-        ),
+    "enable": _command(
+        "Lifecycle",
+        "Enable servers and start them.",
+        "poolctl enable --all          every disabled server",
+        SAVED_CHANGE,
+        lambda result: "\n".join(_enabled_lines(result)),
+        lambda files, names: files.disable(names, False),
     ),
-    "disable": SimpleNamespace(
-        COMMAND=Command(
-            "Stop servers, and keep them stopped until enabled.",
-            EXPLICIT_SELECTION,
-            SAVED_CHANGE,
-            section="Lifecycle",
-            examples=("poolctl disable users --save  also after the next start",),
+    "disable": _command(
+        "Lifecycle",
+        "Stop servers, and keep them stopped until enabled.",
+        "poolctl disable users --save  also after the next start",
+        SAVED_CHANGE,
+        lambda result: (
+            _count([each.state == "disabled" for each in result.items], "disabled")
+            + of_dependents(result, "stopped")
         ),
-        perform=lambda request: change(
-            request,
-            lambda result: (
-                _count([each.state == "disabled" for each in result.items], "disabled")
-                + of_dependents(result, "stopped")
-            ),
-            lambda files, names: files.disable(names, True),
-            works_offline=True,
-        ),
+        lambda files, names: files.disable(names, True),
+    ),
+    "remove": _command(
+        "Change",
+        "Stop servers, and take them out of the pool.",
+        "poolctl remove docs --save    from the running pool and from its file",
+        (*SAVED_CHANGE, NO_DEPS),
+        lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
+        lambda files, names: files.remove(names),
+        removes=True,
     ),
     "scale": SimpleNamespace(
         COMMAND=Command(
@@ -428,22 +428,5 @@ COMMANDS = {
             ),
         ),
         perform=_scale,
-    ),
-    "remove": SimpleNamespace(
-        COMMAND=Command(
-            "Stop servers, and take them out of the pool.",
-            EXPLICIT_SELECTION,
-            SAVED_CHANGE,
-            NO_DEPS,
-            section="Change",
-            examples=("poolctl remove docs --save    from the running pool and from its file",),
-        ),
-        perform=lambda request: change(
-            request,
-            lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
-            lambda files, names: files.remove(names),
-            works_offline=True,
-            removes=True,
-        ),
     ),
 }
