@@ -20,7 +20,7 @@ from typing import TypeVar
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.render import from_here, printable
+from poolctl.cli.render import from_here, printable, some_of
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
@@ -311,9 +311,8 @@ def _change_lines(changed: Changed) -> Iterator[str]:
     for name, files in changed.items():
         names_of.setdefault(tuple(files), []).append(name)
     for paths, names in names_of.items():
-        more = f" and {len(paths) - _SHOWN_FILES} more files" if len(paths) > _SHOWN_FILES else ""
-        what = ", ".join(map(from_here, paths[:_SHOWN_FILES])) or "code"
-        yield printable(f"{', '.join(names)}: {what}{more} changed, restarting")
+        what = some_of([*map(from_here, paths)], _SHOWN_FILES, "files") or "code"
+        yield printable(f"{', '.join(names)}: {what} changed, restarting")
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:

@@ -453,8 +453,7 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 def _cell(item: object, column: str) -> str:
     if is_server(item):
         if column == "pids" and item.pids:
-            more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""
-            return f"{item.pids[0]}{more}"
+            return some_of([*map(str, item.pids)], 1)
         if column == "first_pid" and item.pids:
             return str(item.pids[0])
         if column == "workers" and len(item.pids) not in (0, item.workers):
@@ -484,6 +483,12 @@ def servers(count: int, of: int | None = None) -> str:
     if of is not None and count != of:
         return f"{count} of {of} server{'' if of == 1 else 's'}"
     return f"{count} server{'' if count == 1 else 's'}"
+
+
+def some_of(words: Sequence[str], most: int, noun: str = "") -> str:
+    """A list such as `a, b and 38 more`."""
+    more = f" and {len(words) - most} more{noun and ' ' + noun}" if len(words) > most else ""
+    return f"{', '.join(words[:most])}{more}"
 
 
 def of_dependents(result: Result, done: str = "") -> str:

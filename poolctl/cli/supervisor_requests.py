@@ -8,6 +8,7 @@ import sys
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
+from poolctl.cli.render import some_of
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -341,8 +342,7 @@ class Progress:
         done = len(states) - len(waiting)
         line = f"{self.verb}: {done} of {len(states)}" if states else f"{self.verb} …"
         if waiting:
-            more = f" and {len(waiting) - NAMES_SHOWN} more" if len(waiting) > NAMES_SHOWN else ""
-            line += f", waiting for {', '.join(waiting[:NAMES_SHOWN])}{more}"
+            line += f", waiting for {some_of(waiting, NAMES_SHOWN)}"
         return line
 
     def _show(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAITING, Command, CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import of_dependents, servers
+from poolctl.cli.render import of_dependents, servers, some_of
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
@@ -47,9 +47,7 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         result = ask(request, pool)
     except NoSupervisor:
-        if ended := _stop_orphans(request, pool):
-            return ended
-        return Outcome(_at_rest(request, pool), message="nothing is running")
+        return _without_supervisor(request, pool)
     if result.exit_code and not result.items:
         return Outcome.of(result)
     message = _stopped_line(result, waited=not request.get("no_wait"))
@@ -66,21 +64,8 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
     stopped = [item.name for item in active if not waited or item.state in ENDED]
     line = f"{servers(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
-    return f"{line}{of_dependents(result)}{_names([*stopped, *(result.dependents or ())])}"
-
-
-def _names(names: Sequence[str]) -> str:
-    """A list such as `: a, b and 38 more`; "" for no servers."""
-    shown = names if len(names) <= _MOST_NAMES else names[:_MOST_NAMES]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f": {', '.join(shown)}{more}" if shown else ""
-
-
-def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
-    """The selected servers of a pool that is not running."""
-    if request.selector().selects_all and not request.output:
-        return []  # they are not printed, so no file has to be read
-    return _from_files(request, pool, [])
+    names = some_of([*stopped, *(result.dependents or ())], _MOST_NAMES)
+    return f"{line}{of_dependents(result)}{names and ': '}{names}"
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
@@ -95,22 +80,23 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
         raise
 
 
-def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
-    """Stop the selected servers that still serve, without a selection the rest too; None if nothing serves."""
+def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
+    """Stop the selected servers that still serve, without a selection the rest too."""
     from poolctl.runners.runner_registry import serves_on
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
+    if serves_on(os.environ, pool.directory):
+        return _end_orphans(request, pool)
     everything = request.selector().selects_all
-    if not serves_on(os.environ, pool.directory):
-        names = None if everything else {each.name for each in _from_files(request, pool, [])}
-        forget_desired_state(pool.directory, names)
-        remove_stale_files(pool.directory)
-        return None
-    return _end_orphans(request, pool)
+    # Without a selection the servers are only printed with -o: no file has to be read.
+    items = [] if everything and not request.output else _from_files(request, pool, [])
+    forget_desired_state(pool.directory, None if everything else {each.name for each in items})
+    remove_stale_files(pool.directory)
+    return Outcome(items, message="nothing is running")
 
 
 def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
-    # Apart from _stop_orphans, because this imports asyncio, and most pools leave nothing behind.
+    # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.feature import features
     from poolctl.runners.runner_registry import find_orphans
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
