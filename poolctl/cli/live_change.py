@@ -310,7 +310,6 @@ def _enabled_lines(result: Result) -> Iterator[str]:
 
 
 def _scale(request: CommandRequest) -> Outcome:
-    """Set the number of workers of the selected servers, or let their triggers set it again."""
     save = saves(request)
     if request.get("auto"):
         if save:
@@ -335,7 +334,6 @@ def _scale(request: CommandRequest) -> Outcome:
 
 
 def _number(word: str) -> int:
-    """The last word as a number of workers. UsageError for anything else."""
     if not word:
         raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
     if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):

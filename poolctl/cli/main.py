@@ -117,7 +117,6 @@ def _finish(outcome: Outcome) -> int:
 
 
 def _explain(error: BaseException, words: list[str]) -> int:
-    """Print the failure if there is still a reader."""
     from poolctl.cli.command_line import wants_json
     from poolctl.cli.outcome import Outcome, outcome_of
 

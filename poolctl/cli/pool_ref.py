@@ -133,7 +133,6 @@ def _is_running(pool: PoolRef) -> bool:
 
 
 def _missing(files: list[str]) -> Outcome:
-    """The outcome for named files that do not exist."""
     from poolctl.config import missing_file
     from poolctl.control.answers import ErrorEntry
 

@@ -153,7 +153,6 @@ class PoolWatcher:
     def _ask(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
-        """The supervisor's answer, or its failure."""
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
         if self._request.verb == "run":
             values |= {"quiet": True, "verbose": False}  # no progress between the lines of the servers
@@ -288,7 +287,6 @@ class WatchSet:
 
 
 def _referenced_files(config: Table) -> Iterator[str]:
-    """The env files and certificates of a server."""
     env_file = config.get("env_file")
     yield from [env_file] if isinstance(env_file, str) else env_file or ()
     tls = config.get("tls")
@@ -396,7 +394,6 @@ def _is_code(path: str) -> bool:
 
 
 def _holds_code(path: str) -> bool:
-    """Whether this is a (new) directory with code in it."""
     return (
         os.path.isdir(path)
         and _may_hold_code(path)

@@ -122,7 +122,6 @@ def _call(
 
 
 def _mark(path: str) -> tuple[int, int] | None:
-    """The identity of the socket at the path."""
     try:
         found = os.stat(path)
     except OSError:

@@ -172,7 +172,6 @@ def _write_options(formatter: Any, title: str, options: Sequence[Option]) -> Non
 
 @functools.cache
 def _create_command(verb: str, declared: Command, perform: Perform) -> object:
-    """A Typer command that passes a request with its option values to `perform`."""
     accepted = (*declared.arguments, *declared.options)
     lists = {option.key for option in accepted if option.kind == "list"}
 
@@ -230,7 +229,6 @@ def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object
 
 
 def _epilog(declared: Command) -> str | None:
-    """The paragraphs below the options, with their line breaks, or None."""
     paragraphs = []
     if declared.notes:
         paragraphs.append("\b\n" + "\n".join(declared.notes))

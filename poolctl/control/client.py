@@ -489,7 +489,6 @@ def await_end(pid: int, limit_seconds: float = END_SECONDS) -> bool:
 
 
 def _silent(socket_path: str, seconds: float) -> ControlError:
-    """The error for a supervisor that has not answered for this number of seconds."""
     directory = os.path.dirname(socket_path)
     info = pool_paths.read_info(directory)
     supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)

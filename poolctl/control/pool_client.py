@@ -610,7 +610,6 @@ def request_body(targets: Sequence[str], selector: Selection, options: Table) ->
 
 
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:
-    """The server's keys and values as a file would have them."""
     if server is None or isinstance(server, Mapping):
         return server or {}
     from poolctl.config import escaped

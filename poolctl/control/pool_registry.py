@@ -80,7 +80,6 @@ class PoolRegistry(TableRegistry):
             self._disconnect()
 
     def _newest(self) -> RouteTable | None:
-        """The table in force."""
         with self._lock:
             if not self._closed:
                 try:

@@ -100,7 +100,6 @@ def _address(table: Table, base_dir: str) -> Address | None:
 
 
 def _in_files(files: WriteBack, tables: list[Table]) -> Outcome:
-    """The outcome of adding to the files alone."""
     from poolctl.control.answers import item
 
     names = [table.get("name") for table in tables]

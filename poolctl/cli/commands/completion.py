@@ -311,7 +311,6 @@ class _CommandLine:
         return (option, name + equals, value) if option and option.takes_value else (None, word, None)
 
     def argument(self) -> Option | None:
-        """The argument at the position of the last word."""
         declared = self.command.arguments if self.command else []
         if self.arguments < len(declared):
             return declared[self.arguments]
@@ -328,7 +327,6 @@ def _unquoted(word: str) -> str:
 
 
 def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
-    """The values of an option or argument with this prefix."""
     if option.completes in ("files", "directories"):
         return [(f":{option.completes}", "")]
     offers: Iterable[Offer] = ((word, "") for word in option.words)

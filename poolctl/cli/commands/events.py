@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from datetime import datetime
 
 from poolctl.cli.command_line import (
     LINES_OUTPUT,
@@ -21,11 +20,11 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import coloured, paint, printable, stdout_fd
+from poolctl.cli.render import coloured, local_time, paint, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control import pool_paths
 from poolctl.control.answers import EventsResult, ProgressLine
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
+from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
@@ -115,7 +114,7 @@ class _EventStream:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
                 client.ask(EventsResult, "events", {"options": options}, received)
-            except (NoSupervisor, SupervisorEnded, ControlError):
+            except ControlError:
                 newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and a new one started
@@ -148,7 +147,7 @@ def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[JournalE
         colour = _COLOURS.get(event.severity)
         by = event.author if wide or event.kind == "audit" else ""
         words = [
-            _time(event.time),
+            local_time(event.time, "%Y-%m-%d %H:%M:%S"),
             event.kind.ljust(_KIND_WIDTH),
             name.ljust(width),
             paint(text, colour) if colours and colour else text,
@@ -156,11 +155,3 @@ def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[JournalE
         print("  ".join([*words, *([f"[{printable(by)}]"] if by else [])]))
 
     return write
-
-
-def _time(stamped: str) -> str:
-    """The time of an event in local time."""
-    try:
-        return f"{datetime.fromisoformat(stamped).astimezone():%Y-%m-%d %H:%M:%S}"
-    except ValueError:
-        return "?"

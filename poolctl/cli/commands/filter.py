@@ -63,7 +63,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _without_selection(request: CommandRequest) -> dict[str, object]:
-    """The request's values, changed to select every server."""
     return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
 

@@ -55,7 +55,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _line(health: HealthReport) -> SimpleNamespace:
-    """A route or a server as a row of the table."""
     from poolctl.units import format_duration
 
     return SimpleNamespace(

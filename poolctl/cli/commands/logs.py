@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence, Set
 
 from poolctl.cli.command_line import (
     FOLLOW,
@@ -84,18 +83,23 @@ def perform(request: CommandRequest) -> Outcome:
     if pool.platform != LOCAL:
         with expressions_limited(f"--grep: {SLOW}", search.place):
             return _of_platform(request, pool, lines, since, wanted)
-    logs = _logs(request, pool)
-    text_of = _form(request, logs)
+    paths, request_ids = _logs(request, pool)
+    text_of = _form(request, list(paths), request_ids)
+    from poolctl.logs.log_tail import follow, merged_tail
+
     with expressions_limited(f"--grep: {SLOW}", search.place):
         if request.get("follow"):
-            return _follow(logs.paths, text_of, lines, since, wanted)
-        from poolctl.logs.log_tail import merged_tail
-
-        found = merged_tail(logs.paths, lines, since=since, wanted=wanted)
+            try:
+                for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
+                    sys.stdout.write(text_of(line))
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                return Outcome.of_stream(INTERRUPTED)
+        found = merged_tail(paths, lines, since=since, wanted=wanted)
     for line in found:
         sys.stdout.write(text_of(line))
     outcome = Outcome.of_stream()
-    if not found and logs.paths.keys() == set(_OF_GATEWAY) and not since and wanted is None:
+    if not found and paths.keys() == set(_OF_GATEWAY) and not since and wanted is None:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
     elif not found and sys.stdout.isatty():
         outcome.notes.append("no output yet" if wanted is None and not since else "no line matches")
@@ -110,7 +114,7 @@ def _of_platform(
     if listed.exit_code:
         raise Failure(Outcome.of(listed))
     names = [each.name for each in listed.items]
-    text_of = _form(request, _Logs(dict.fromkeys(names, ""), frozenset(names)))
+    text_of = _form(request, names, {*names})
 
     def show_line(message: Table) -> None:
         line = LogLine(message["line"], time=message["time"], name=message["name"])
@@ -128,7 +132,6 @@ def _of_platform(
 
 
 def _check(request: CommandRequest) -> None:
-    """Raise UsageError for options that contradict each other."""
     if request.get("raw") and request.output:
         raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
     if request.get("timestamps") and (request.get("no_timestamps") or request.get("raw")):
@@ -146,31 +149,21 @@ def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
     return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
 
 
-class _Logs(NamedTuple):
+def _logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     """The log files by displayed name, and the names whose lines show request IDs."""
-
-    paths: dict[str, str]
-    request_ids: frozenset[str]
-
-
-def _logs(request: CommandRequest, pool: PoolRef) -> _Logs:
-    """The logs of the selection."""
     try:
         return _selected_logs(request, pool)
     except Failure as failure:
         targets = request.get("targets") or []
-        if (
-            failure.outcome.exit_code != NOTHING_MATCHED
-            or GATEWAY not in targets
-            or not _has_gateway(request, pool)
-        ):
+        missing = failure.outcome.exit_code == NOTHING_MATCHED and GATEWAY in targets
+        if not missing or not _has_gateway(request, pool):
             raise
     # No server has this name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
     return _selected_logs(CommandRequest(request.verb, values), pool)
 
 
-def _selected_logs(request: CommandRequest, pool: PoolRef) -> _Logs:
+def _selected_logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, str], Set[str]]:
     gateway = bool(request.get("gateway"))
     if gateway and not _has_gateway(request, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"
@@ -182,8 +175,8 @@ def _selected_logs(request: CommandRequest, pool: PoolRef) -> _Logs:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
         paths |= dict(zip(_OF_GATEWAY, files, strict=True))
-    shown = (each.name for each in items if (each.config.get("http") or {}).get("request_id"))
-    return _Logs(paths, frozenset(paths if _is_wide(request) else shown))
+    shown = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
+    return paths, paths.keys() if _is_wide(request) else shown
 
 
 def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
@@ -199,8 +192,7 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
         return GATEWAY in load(pool, allow_empty=True).tables.by_name()
 
 
-def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
-    """A function that formats a line."""
+def _form(request: CommandRequest, names: list[str], request_ids: Set[str]) -> Callable[[LogLine], str]:
     if request.output.startswith("json"):
         return _document
     if request.get("raw"):
@@ -208,8 +200,7 @@ def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    form = PrefixedLines(list(logs.paths), times=_times(request), records=True, request_ids=logs.request_ids)
-    return form.line
+    return PrefixedLines(names, times=_times(request), records=True, request_ids=request_ids).line
 
 
 def _is_wide(request: CommandRequest) -> bool:
@@ -231,24 +222,6 @@ def _reopen(request: CommandRequest) -> Outcome:
     except NoSupervisor:
         return Outcome(message="nothing is running")
     return Outcome.of(result, "" if result.exit_code else "log files reopened")
-
-
-def _follow(
-    paths: dict[str, str],
-    text_of: Callable[[LogLine], str],
-    lines: int | None,
-    since: str,
-    wanted: LineFilter | None,
-) -> Outcome:
-    from poolctl.logs.log_tail import follow
-
-    try:
-        for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
-            sys.stdout.write(text_of(line))
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        return Outcome.of_stream(INTERRUPTED)
-    return Outcome.of_stream()
 
 
 def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:

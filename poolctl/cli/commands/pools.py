@@ -55,7 +55,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _directories() -> Iterator[str]:
-    """The directories of pools, in a stable order."""
     for root in pool_paths.candidates(os.environ):
         try:
             names = sorted(os.listdir(root))

@@ -411,7 +411,6 @@ class RunSession:
         await_pool_end(result)
 
     def _print_event(self, event: JournalEvent, text: str, level: str) -> None:
-        """Print a line about one of the pool's servers, between their output."""
         if self.request.quiet:
             return
         if self._objects:

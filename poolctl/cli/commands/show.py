@@ -102,7 +102,6 @@ def _last_run(run: Table) -> str:
 
 
 def _routes(routes: Sequence[RouteToServer]) -> str:
-    """One line for each."""
     lines = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in routes]
     return _NEXT_LINE.join(map(printable, lines)) or "-"
 
@@ -132,7 +131,6 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
 
 
 def _default_values() -> Table:
-    """The default of each key of a server."""
     from poolctl.config import Section, ServerConfig
 
     return dict(_leaves(Section.to_dict(ServerConfig.usual())))

@@ -48,7 +48,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _retried_note(names: list[str]) -> str:
-    """The note that failed servers will be retried."""
     whole = len(names) <= _MOST_NAMES
     listed = ", ".join(names) if whole else f"{len(names)} servers"
     return f"poolctl keeps trying to start {listed}; poolctl stop{' ' + ' '.join(names) if whole else ''} ends that"

@@ -51,7 +51,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _content(config: Configuration) -> str:
-    """The number of servers, or of routes if there are no servers."""
     routes = config.tables.routes
     if len(config) or not routes:
         return servers(len(config))
@@ -59,7 +58,6 @@ def _content(config: Configuration) -> str:
 
 
 def _not_imported(config: Configuration, request: CommandRequest) -> str:
-    """The remark that applications, if any, were not imported and may fail."""
     if request.get("import_apps") or all(server.command for server in config):
         return ""
     return " (applications not imported: --import)"

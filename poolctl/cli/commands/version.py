@@ -32,7 +32,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _of_supervisor(request: CommandRequest) -> str:
-    """The version of the running supervisor, "" without one."""
     from poolctl.config import ConfigNotFound
     from poolctl.control.client import Client
 

@@ -55,7 +55,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _arrived_line(goal: str, result: Result) -> str:
-    """A message such as `2 servers ready`, with sleeping servers in brackets."""
     asleep = 0
     if goal in ("ready", "healthy"):
         asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)
