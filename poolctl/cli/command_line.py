@@ -28,17 +28,8 @@ FIELDS = (
 )  # fmt: skip
 UPTIME = "uptime"  # also a field of `-o`: `uptime_seconds` for people
 STATES = (
-    "disabled",
-    "stopped",
-    "completed",
-    "sleeping",
-    "starting",
-    "running",
-    "draining",
-    "stopping",
-    "backoff",
-    "failed",
-)
+    "disabled", "stopped", "completed", "sleeping", "starting", "running", "draining", "stopping", "backoff", "failed",
+)  # fmt: skip
 ENDED = ("stopped", "completed", "disabled", "failed")  # without a process, and not about to get one
 HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))

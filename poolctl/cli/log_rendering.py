@@ -118,18 +118,12 @@ def json_line(line: LogLine) -> str:
 
 _LEVEL_WIDTH = 5
 _LEVEL_COLOURS = {
-    "TRACE": "2",
-    "DEBUG": "2",
+    **dict.fromkeys(("TRACE", "DEBUG"), "2"),
     "INFO": "32",
     "NOTICE": "36",
-    "WARN": "33",
-    "WARNING": "33",
-    "ERROR": "31",
-    "ERR": "31",
-    "CRITICAL": "1;31",
-    "FATAL": "1;31",
-    "ALERT": "1;31",
-    "PANIC": "1;31",
+    **dict.fromkeys(("WARN", "WARNING"), "33"),
+    **dict.fromkeys(("ERROR", "ERR"), "31"),
+    **dict.fromkeys(("CRITICAL", "FATAL", "ALERT", "PANIC"), "1;31"),
 }
 _INDENT = "    "
 

@@ -65,11 +65,7 @@ class PoolWatcher:
         self._sources = WatchSet(self._files, ())
         # Files may have changed while the pool started.
         self._is_late = self._refresh_sources().changed is not None
-        self._announce()
-
-    def _announce(self) -> None:
-        """Hold a lock on the runtime directory, which tells the supervisor that a change is about to be applied."""
-        with suppress(OSError):
+        with suppress(OSError):  # a lock by which the supervisor knows that changes are about to be applied
             self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 

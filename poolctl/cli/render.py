@@ -24,19 +24,7 @@ if TYPE_CHECKING:
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
-WIDE = (
-    "name",
-    "state",
-    "ready",
-    "health",
-    "bind",
-    "expose",
-    "first_pid",
-    "workers",
-    "uptime",
-    "restarts",
-    "tags",
-)
+WIDE = (*TABLE[:5], "expose", "first_pid", "workers", "uptime", "restarts", "tags")
 FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
 WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
 # Columns omitted on a narrow terminal, in this order.
@@ -50,24 +38,11 @@ HEADINGS = {"first_pid": "pids"}  # the first is next to the number of workers
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
 COLOURS = {
-    "running": "32",
-    "ok": "32",
-    "yes": "32",
-    "true": "32",
-    "starting": "33",
-    "stopping": "33",
-    "draining": "33",
-    "backoff": "33",
-    "warn": "33",
-    "failed": "31",
-    "ko": "31",
-    "disabled": "2",
-    "stopped": "2",
+    **dict.fromkeys(("running", "ok", "yes", "true", "completed", "active"), "32"),
+    **dict.fromkeys(("starting", "stopping", "draining", "backoff", "warn", "half-open"), "33"),
+    **dict.fromkeys(("failed", "ko", "open"), "31"),
+    **dict.fromkeys(("disabled", "stopped"), "2"),
     "sleeping": "36",
-    "completed": "32",
-    "active": "32",
-    "half-open": "33",
-    "open": "31",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 

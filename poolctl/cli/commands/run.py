@@ -637,9 +637,6 @@ class LogPrinter:
             StopSignals.output_lost()
 
 
-_PARTS = ("url", "port")
-
-
 def command_environment(
     pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
@@ -648,8 +645,10 @@ def command_environment(
     Failure (5), with the place, if two names map to the same variable.
     """
     there = [item for item in items if item.state != "disabled" and item.expose]
-    if taken := _same_variable(there):
-        raise Failure(_refused(pool, *taken))
+    known: dict[str, Item] = {}
+    for item in there:
+        if (first := known.setdefault(word(item.name), item)) is not item:
+            raise Failure(_refused(pool, first, item))
     found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
     for item in there:
         try:
@@ -658,24 +657,14 @@ def command_environment(
             parts = {"url": item.expose}
         if item.address and item.expose == item.bind:  # an inherited socket has no other address
             parts["url"] = f"http://{item.address}"
-        found |= {
-            f"POOLCTL_{part.upper()}_{word(item.name)}": parts[part] for part in _PARTS if part in parts
-        }
+        name = word(item.name)
+        found |= {f"POOLCTL_{part.upper()}_{name}": parts[part] for part in ("url", "port") if part in parts}
     return {**base, **found}
 
 
 def word(name: str) -> str:
     """The name of a server as a part of a variable name: `users-v1` becomes `USERS_V1`."""
     return re.sub("[^A-Z0-9]", "_", name.upper())
-
-
-def _same_variable(items: Iterable[Item]) -> tuple[Item, Item] | None:
-    known: dict[str, Item] = {}
-    for item in items:
-        first = known.setdefault(word(item.name), item)
-        if first is not item:
-            return first, item
-    return None
 
 
 def _refused(pool: PoolRef, first: Item, second: Item) -> Outcome:

@@ -6,7 +6,7 @@ from time import monotonic, sleep
 
 from poolctl.cli.command_line import GOALS, OUTPUT, SELECTION, TIMEOUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.client import NoSupervisor, SupervisorEnded
@@ -40,15 +40,21 @@ def perform(request: CommandRequest) -> Outcome:
     while True:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            result = ask(_with_timeout(request, left), pool)
+            result = ask(CommandRequest("wait", {**request.values, "timeout": left}), pool)
         except SupervisorEnded:
             continue  # the next call shows whether there is a new supervisor
         except NoSupervisor:
-            selected = _from_files(request, pool) if selected is None else selected
+            if selected is None:
+                from poolctl.cli.offline import select_from_files
+
+                selected = select_from_files(request, pool) if pool.files else []
             if goal == "stopped":
                 return Outcome(selected, message=f"{servers(len(selected))} stopped")
             if left == 0:
-                return _timed_out(goal, selected)
+                message = f"not {goal} in time: no supervisor is running for this pool"
+                outcome = Outcome.failed(TIMED_OUT, message, "poolctl start")
+                outcome.items = [*selected]
+                return outcome
             sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
             continue
         return Outcome.of(result, "" if result.exit_code else _arrived_line(goal, result))
@@ -60,21 +66,3 @@ def _arrived_line(goal: str, result: Result) -> str:
         asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)
     line = f"{servers(len(result.items) - asleep)} {goal}"
     return f"{line} ({asleep} sleeping)" if asleep else line
-
-
-def _from_files(request: CommandRequest, pool: PoolRef) -> list[Item]:
-    from poolctl.cli.offline import select_from_files
-
-    return select_from_files(request, pool) if pool.files else []
-
-
-def _with_timeout(request: CommandRequest, left: float | None) -> CommandRequest:
-    return CommandRequest("wait", {**request.values, "timeout": left})
-
-
-def _timed_out(goal: str, selected: list[Item]) -> Outcome:
-    outcome = Outcome.failed(
-        TIMED_OUT, f"not {goal} in time: no supervisor is running for this pool", "poolctl start"
-    )
-    outcome.items = list(selected)
-    return outcome
