@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from queue import SimpleQueue
 from time import monotonic, time
@@ -105,14 +105,20 @@ def perform(request: CommandRequest) -> Outcome:
         debug(request)
     refuse_without_linux()
     limit_seconds = request.seconds("stop_timeout")
-    if is_first_process():
+    if os.getpid() == 1:  # in a container
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
         continue_in_child(limit_seconds)
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)
     request.selector(), request.options()  # a wrong value is reported before anything runs
-    _refuse_running(Client(pool.socket))
+    try:
+        Client(pool.socket).ping()
+    except NoSupervisor:
+        pass
+    else:
+        message = "a supervisor is already running for this pool"
+        raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
     with (
         BackgroundStream(sys.stderr) as stderr,
         redirect_stderr(stderr),
@@ -170,15 +176,6 @@ def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) 
     return session.run_command(path, lifeline) if session.command else session.stay(lifeline, signals)
 
 
-def _refuse_running(client: Client) -> None:
-    try:
-        client.ping()
-    except NoSupervisor:
-        return
-    message = "a supervisor is already running for this pool"
-    raise ControlError(message, exit_code=CONFLICT, hint="stop it with poolctl stop")
-
-
 # Remaining time of the stop timeout when the remaining processes are killed.
 _KILLING_SECONDS = 1.0
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
@@ -215,7 +212,8 @@ class RunSession:
         self._ran = False
         self._begun = time()
         self._ending = threading.Event()
-        self._objects = _as_objects(request)
+        form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
+        self._objects = one_of("--log-format", form, ("text", "json")) == "json"
         self._limit_seconds = limit_seconds
 
     @property
@@ -333,10 +331,12 @@ class RunSession:
         """
         stdout = sys.stderr.fileno() if self.request.output else None
         environment = command_environment(self.pool, self.client.ask(Result, "list").items)
-        foreground = UserCommand(path, self.command, environment)
         self._ran = True
         self._events.died.clear()  # the start has reported its own failures
-        return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
+        unwanted = self._ended_by_itself
+        return run_to_end(
+            path, self.command, environment, stdout=stdout, lifeline=lifeline, unwanted=unwanted
+        )
 
     def status_of_pool(self, code: int) -> int:
         """The exit status of the pool itself, if a mandatory server has failed."""
@@ -425,11 +425,6 @@ class RunSession:
                 text = json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
-
-
-def _as_objects(request: CommandRequest) -> bool:
-    form = request.get("log_format") or os.environ.get(FORMAT_VARIABLE) or "text"
-    return one_of("--log-format", form, ("text", "json")) == "json"
 
 
 _KINDS = ["lifecycle", "recovery", "pool"]
@@ -750,53 +745,45 @@ def program(command: Sequence[str], env: Mapping[str, str]) -> str:
     raise Failure(Outcome.failed(NOT_FOUND, f"{name}: command not found", hint="is it in $PATH?"))
 
 
-class UserCommand:
-    """The user's command. run() blocks until it has exited."""
+def run_to_end(
+    path: str,
+    command: list[str],
+    env: Mapping[str, str],
+    *,
+    stdout: int | None = None,
+    lifeline: int = -1,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-    def __init__(self, path: str, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self._path = path
-        self._command = list(command)
-        self._env = dict(env)
-
-    def run(
-        self, *, stdout: int | None = None, lifeline: int = -1, unwanted: Callable[[], bool] = lambda: False
-    ) -> int:
-        """Run the command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
-
-        If the other end of `lifeline` is closed and the command is then `unwanted`, it gets SIGTERM.
-        """
-        watched = (signal.SIGCHLD, signal.SIGIO, *PASSED_ON)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-        try:
-            pid = self._spawn(before, stdout)
-            if lifeline >= 0 and _ended(lifeline) and unwanted():
-                os.kill(pid, signal.SIGTERM)
-            while True:
-                came = signal.sigwaitinfo(watched)
-                if came.si_signo == signal.SIGCHLD:
-                    ended, status = os.waitpid(pid, os.WNOHANG)
-                    if ended:
-                        code = os.waitstatus_to_exitcode(status)
-                        return code if code >= 0 else 128 - code
-                elif came.si_signo == signal.SIGIO:
-                    if unwanted():
-                        os.kill(pid, signal.SIGTERM)
-                elif came.si_code != FROM_KERNEL:
-                    os.kill(pid, came.si_signo)
-        finally:
-            if lifeline >= 0:
-                _stop_sigio(lifeline)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def _spawn(self, mask: Iterable[int], stdout: int | None) -> int:
-        actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
-        try:
-            return os.posix_spawn(
-                self._path, self._command, self._env, file_actions=actions, setsigmask=mask, setsigdef=_RESET
-            )
-        except OSError as error:
-            code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-            raise Failure(Outcome.failed(code, f"{self._command[0]}: {error.strerror}")) from None
+    If the other end of `lifeline` is closed and the command is then `unwanted`, it gets SIGTERM.
+    """
+    watched = (signal.SIGCHLD, signal.SIGIO, *PASSED_ON)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
+    try:
+        pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)
+        if lifeline >= 0 and _ended(lifeline) and unwanted():
+            os.kill(pid, signal.SIGTERM)
+        while True:
+            came = signal.sigwaitinfo(watched)
+            if came.si_signo == signal.SIGCHLD:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    code = os.waitstatus_to_exitcode(status)
+                    return code if code >= 0 else 128 - code
+            elif came.si_signo == signal.SIGIO:
+                if unwanted():
+                    os.kill(pid, signal.SIGTERM)
+            elif came.si_code != FROM_KERNEL:
+                os.kill(pid, came.si_signo)
+    except OSError as error:
+        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        raise Failure(Outcome.failed(code, f"{command[0]}: {error.strerror}")) from None
+    finally:
+        if lifeline >= 0:
+            _stop_sigio(lifeline)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ended(lifeline: int) -> bool:
@@ -813,11 +800,6 @@ def _stop_sigio(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
     while signal.sigtimedwait((signal.SIGIO,), 0):
         continue
-
-
-def is_first_process() -> bool:
-    """Whether this process is the first one of a container."""
-    return os.getpid() == 1
 
 
 def continue_in_child(limit_seconds: float) -> None:
@@ -952,27 +934,20 @@ class StopSignals:
 @contextmanager
 def deferred_signals() -> Iterator[None]:
     """Let this block complete: a first signal takes effect after it, a second one at once."""
-    before: dict[int, Handler] = {number: signal.getsignal(number) for number in _STOPPING}
+    before = {int(number): handler for number in _STOPPING if callable(handler := signal.getsignal(number))}
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
         if len(came) > 1:
-            _handle(before[number], number)
+            before[number](number, frame)
 
-    for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield
     finally:
         for number, handler in before.items():
-            if callable(handler):
-                signal.signal(number, handler)
+            signal.signal(number, handler)
     if came:
-        _handle(before[came[0]], came[0])
-
-
-def _handle(handler: Handler, number: int) -> None:
-    if callable(handler):
-        handler(number, None)
+        before[came[0]](came[0], None)

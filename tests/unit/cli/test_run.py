@@ -19,11 +19,11 @@ from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundStream,
     StopSignals,
-    UserCommand,
     command_environment,
     deaths_of,
     last_lines,
     program,
+    run_to_end,
     stream_of_its_own,
 )
 from poolctl.cli.outcome import Failure
@@ -214,8 +214,8 @@ def test_a_signal_that_another_thread_has_taken_raises_too() -> None:
 
 
 RUN = (
-    "import os, sys; from poolctl.cli.commands.run import UserCommand, program;"
-    "sys.exit(UserCommand(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ).run(stdout={}))"
+    "import os, sys; from poolctl.cli.commands.run import run_to_end, program;"
+    "sys.exit(run_to_end(program(sys.argv[1:], os.environ), sys.argv[1:], os.environ, stdout={}))"
 )
 
 
@@ -280,5 +280,5 @@ def test_a_program_that_the_system_refuses_is_126(tmp_path: Path) -> None:
     broken.write_text("no program")
     broken.chmod(0o755)
     with pytest.raises(Failure) as caught:
-        UserCommand(str(broken), [str(broken)], {}).run()
+        run_to_end(str(broken), [str(broken)], {})
     assert caught.value.outcome.exit_code == 126
