@@ -119,14 +119,14 @@ class Supervisor(Receiver):
         self._early_exits: list[wire.Message] = []
         keeper = self._keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         hello = await self._hello
-        self._keeper_pid = int(hello["pid"])
+        self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
         KeeperEndWatch(self._keeper_pid, self._replace_keeper)
         with contextlib.suppress(OSError):
             make_private(self.directory)
         self._make_parts(hello)
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         await self._begin(socket.socket(fileno=fds[0]))
-        self._runtime_files.publish(self._configuration.name, self._keeper_pid)
+        self._runtime_files.publish(self._configuration.name)
         for report in self._early_exits:
             self._exit_reported(report)
         if self._terminating:
@@ -378,7 +378,7 @@ class Supervisor(Receiver):
         """Close everything; the answers under way are finished."""
         self._restoring.cancel()
         self._importing.cancel()
-        self._verbs.end()
+        self._parts.over.set()
         await self._control.close()
         for part in reversed([*self._parts]):
             await part.stop_serving()
@@ -737,32 +737,32 @@ class RuntimeFiles:
         self._directory = directory
         self._files = list(files)
         self._started = time.time()
-        self._keeper_pid = 0
+        self.keeper_pid = 0
         self._name = ""
         self._failure = ""
         self._complete = True
         self.withdrawn = False
 
-    def publish(self, name: str, keeper_pid: int) -> None:
+    def publish(self, name: str) -> None:
         """Make the pool known by this name, and no longer by its previous name; a failure is logged."""
         if self.withdrawn:
             return
         before = self._complete
         try:
-            self._write(name, keeper_pid)
+            self._write(name)
         except OSError as error:
             self._complete = False
             if before:
                 logger.warning("cannot write the pool's runtime files: %s", error)
 
-    def _write(self, name: str, keeper_pid: int) -> None:
+    def _write(self, name: str) -> None:
         if self._name not in ("", name):
             self._unlink_name()
-        self._name, self._keeper_pid = name, keeper_pid
+        self._name = name
         info = {
             "name": name,
             "files": self._files,
-            "keeper_pid": keeper_pid,
+            "keeper_pid": self.keeper_pid,
             "supervisor_pid": os.getpid(),
             "started": self._started,
             "version": __version__,
@@ -774,7 +774,7 @@ class RuntimeFiles:
     def rename(self, name: str) -> None:
         """Make the pool known by another name."""
         if self._name and name != self._name:
-            self.publish(name, self._keeper_pid)
+            self.publish(name)
 
     async def restored(self) -> AsyncIterator[socket.socket | None]:
         """Watch the files until they are withdrawn; yields each time that they had vanished and are back.
@@ -788,13 +788,14 @@ class RuntimeFiles:
             if self.withdrawn:
                 return
             if self._are_there():
-                if not self._complete:
-                    self._republish()
+                if not self._complete and self._name:
+                    self.publish(self._name)
                 continue
             try:
                 make_private(self._directory)
                 listener = self._missing_listener()
-                self._republish()
+                if self._name:
+                    self.publish(self._name)
             except OSError as error:
                 if str(error) != self._failure:
                     self._failure = str(error)
@@ -822,10 +823,6 @@ class RuntimeFiles:
 
     def _are_there(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
-
-    def _republish(self) -> None:
-        if self._name:
-            self.publish(self._name, self._keeper_pid)
 
     def _missing_listener(self) -> socket.socket | None:
         lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

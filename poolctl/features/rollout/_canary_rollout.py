@@ -60,7 +60,7 @@ class CanaryRollout:
         self._counters = counters
         self._workers = entry.size
         self._state = STARTING
-        self._is_paused = plan.is_paused
+        self.is_paused = plan.is_paused  # it is not promoted automatically, but may still be withdrawn
         self._began_at = core.clock.monotonic()
         self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +77,7 @@ class CanaryRollout:
     @property
     def state(self) -> str:
         """The state, as in RolloutReport."""
-        return PAUSED if self._state == RUNNING and self._is_paused else self._state
+        return PAUSED if self._state == RUNNING and self.is_paused else self._state
 
     @property
     def generation(self) -> int:
@@ -133,14 +133,6 @@ class CanaryRollout:
         if self.state != RUNNING or not is_due or canary.requests >= self.plan.min_requests:
             return ""
         return f"waits until its workers have had {self.plan.min_requests} requests"
-
-    def pause(self) -> None:
-        """Disable automatic promotion until `resume`; its conditions may still withdraw it."""
-        self._is_paused = True
-
-    def resume(self) -> None:
-        """Enable automatic promotion again."""
-        self._is_paused = False
 
     def promote(self, reason: str) -> None:
         """Replace the other workers by the new generation."""
@@ -227,7 +219,7 @@ class CanaryRollout:
             self.withdraw("requests for the server do not come through the gateway any more")
             return
         canary, before = self._measured()
-        is_over = self._core.clock.monotonic() - self._began_at >= self.plan.seconds and not self._is_paused
+        is_over = self._core.clock.monotonic() - self._began_at >= self.plan.seconds and not self.is_paused
         found, reason = verdict(
             self.plan.conditions, canary, before, min_requests=self.plan.min_requests, is_over=is_over
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from poolctl.cli.command_line import NO_WAIT, OUTPUT, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Outcome, UsageError
@@ -62,21 +62,6 @@ COMMAND = Command(
         "memory > 1.5 × before.",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RolloutLine:
-    """A rollout as a row of the table: figures of the new workers / of the other workers."""
-
-    name: str
-    state: str
-    share: str
-    time: str
-    requests: str
-    errors: str
-    p99: str
-    memory: str
-    reason: str
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -143,14 +128,15 @@ def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
     return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.name for each in result.items))
 
 
-def _line(rollout: RolloutReport) -> _RolloutLine:
+def _line(rollout: RolloutReport) -> SimpleNamespace:
+    """A row of the table: figures of the new workers / of the other workers."""
     both = rollout.canary, rollout.before
 
     def pair(of: str) -> str:
         return " / ".join(_figure(each, of) for each in both)
 
     elapsed = f"{rollout.elapsed_seconds:.0f} of {rollout.for_seconds:.0f} s"
-    return _RolloutLine(
+    return SimpleNamespace(
         name=rollout.name, state=rollout.state, share=f"{100 * rollout.share:.3g} %", time=elapsed,
         requests=pair("requests"), errors=pair("errors"), p99=pair("p99"), memory=pair("memory"),
         reason=rollout.reason,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
@@ -69,10 +68,8 @@ class Rollouts(FeaturePart):
                 each.promote("promoted by hand")
             elif operation == "abort":
                 each.withdraw("aborted by hand")
-            elif operation == "pause":
-                each.pause()
             else:
-                each.resume()
+                each.is_paused = operation == "pause"
         if operation in ("promote", "abort"):
             return await self._outcome(running, call, aborted=operation == "abort")
         return RolloutResult(items=tuple(each.report() for each in running))
@@ -84,11 +81,11 @@ class Rollouts(FeaturePart):
         return RolloutResult(items=tuple(reports))
 
     async def _begin(self, call: Call) -> Result:
-        request = _request(call.options)
         chosen = selected(self._core, call.selector)
         if len(chosen) != 1:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
+        plan = _requested(entry, call.options)
         again = call.options.get("again")
         if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
             return found
@@ -105,7 +102,8 @@ class Rollouts(FeaturePart):
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
         self._check(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
-        plan = await self._apart(entry, _plan(entry, written, request), force=bool(call.options.get("force")))
+        plan = _of_files(entry, written, plan)
+        plan = await self._apart(entry, plan, force=bool(call.options.get("force")))
         rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
@@ -217,33 +215,25 @@ class _NoRollout(Exception):
         self.result = RolloutResult(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
 
 
-class _Request(NamedTuple):
-    share: float
-    seconds: float
-    least: int
-    conditions: list[Condition]
-    pause: bool
-
-
-def _request(options: Table) -> _Request:
+def _requested(entry: Entry, options: Table) -> RolloutPlan:
+    """The plan that the options describe, for new code. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
     if not 0 < share <= _MOST_SHARE:
         hint = f"a share above 0 % and up to {100 * _MOST_SHARE:g} %, such as 10%"
         raise SelectorError(f"the canary's share is {100 * share:g} %", hint=hint)
-    return _Request(share, seconds, least, _conditions(options), bool(options.get("pause")))
+    conditions, is_paused = _conditions(options), bool(options.get("pause"))
+    return RolloutPlan(entry.config, "code", share, 0, seconds, least, conditions, is_paused)
 
 
-def _plan(entry: Entry, written: ServerConfig, request: _Request) -> RolloutPlan:
+def _of_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
     """The plan for the configuration in the files, or for new code if a reload would apply the files' changes live."""
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
         raise _NoRollout(message, "poolctl reload")
-    return RolloutPlan(
-        written if keys else entry.config, f"{listed(keys)} changed" if keys else "code", request.share,
-        canaries_for(request.share, entry.size), request.seconds, request.least, request.conditions, request.pause,
-    )  # fmt: skip
+    plan = plan._replace(config=entry.config, canaries=canaries_for(plan.share, entry.size))
+    return plan._replace(config=written, what=f"{listed(keys)} changed") if keys else plan
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:

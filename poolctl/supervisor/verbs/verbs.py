@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import pkgutil
 import pwd
 import time
 from collections.abc import Awaitable, Callable
@@ -132,10 +132,6 @@ class Verbs:
             result = await self._drift.report(verb, call, result)
         return await self._daemon.conclude(verb, call, result)
 
-    def end(self) -> None:
-        """End the streams of events, because the supervisor ends."""
-        self._context.over.set()
-
     def _knows(self, verb: str) -> bool:
         if verb not in self._verbs:
             self.complete()
@@ -166,9 +162,8 @@ def _options(body: Table) -> Table:
 
 def modules() -> list[str]:
     """The modules of this package."""
-    paths = import_module(_PACKAGE).__path__
-    names = {name.removesuffix(".py") for path in paths for name in os.listdir(path) if name.endswith(".py")}
-    return [f"{_PACKAGE}.{name}" for name in sorted(names - {"__init__"})]
+    found = pkgutil.iter_modules(import_module(_PACKAGE).__path__, f"{_PACKAGE}.")
+    return sorted(module.name for module in found)
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
