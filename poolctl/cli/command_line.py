@@ -307,10 +307,7 @@ class CommandRequest:
         )
 
     def seconds(self, key: str, spelling: str = "") -> float | None:
-        """A duration in seconds, None if not given. UsageError for an invalid one.
-
-        `spelling` is the option's spelling if it differs from the key.
-        """
+        """A duration in seconds, None if not given. UsageError, which names the option by `spelling` or its key."""
         text = self.values.get(key)
         if text is None:
             return None

@@ -160,10 +160,7 @@ _NOT_WITH = {
 
 
 def debug(request: CommandRequest) -> NoReturn:
-    """Run the selected server in this process, as its user and with its environment, until Ctrl-C.
-
-    No supervisor is involved, dependencies are not started, and there is one worker. Raises Failure with the reason.
-    """
+    """Run the selected server alone in this process, as its user, until Ctrl-C. Raises Failure with the reason."""
     for option, said in _NOT_WITH.items():
         if request.get(option):
             raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")

@@ -201,10 +201,7 @@ class WriteBack:
                 self.draft.remove(name)
 
     def check(self) -> Configuration:
-        """The changed configuration.
-
-        Failure with exit code 2 for files other than TOML, 5 for an invalid result, 7 for files that are not writable.
-        """
+        """The changed configuration. Failure: 2 for files other than TOML, 5 if invalid, 7 if not writable."""
         if instructions := self.draft.by_hand():
             raise Failure(self._refused(instructions))
         config = self.draft.check()

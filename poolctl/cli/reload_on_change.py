@@ -70,10 +70,7 @@ class PoolWatcher:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
-        """Apply changes, and yield the outcome of each; with `now` start with earlier changes.
-
-        Ends when the pool's supervisor exits, or when `over` is true at a change.
-        """
+        """Apply changes, and yield each outcome, until the pool ends or `over` is true; `now`: earlier ones too."""
         if now or self._is_late:
             yield from self._applied_configuration()
         yield from self._restarted({})
@@ -127,10 +124,7 @@ class PoolWatcher:
             changed = {}
 
     def _refresh_sources(self) -> ShowResult:
-        """Watch the current files and directories of the pool; returns its current sources.
-
-        Code saved in a directory not watched yet, while a worker was starting, is missed.
-        """
+        """Watch the current files and directories of the pool; returns its current sources."""
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
@@ -143,6 +137,7 @@ class PoolWatcher:
                     hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
                     message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
+        # Code saved in a directory not watched yet, while a worker was starting.
         self._missed |= self._sources.newer_than_workers(new, self._since)
         return shown
 
@@ -173,10 +168,7 @@ Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and of its servers (items of `show`), with their state at the last check.
-
-    `before` are the replaced sources: changes since their last check still count.
-    """
+    """The files of a pool and its servers, with their state at the last check, or at that of `before`."""
 
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None

@@ -32,10 +32,7 @@ def change_lines(result: Result, colours: bool = False) -> list[str]:
 def plan_text(
     result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
-    """The plan, one line per change, and its summary; without control characters except colours.
-
-    `with_code`: changed code is detected as well.
-    """
+    """The plan, one line per change, and its summary. `with_code`: changed code is detected as well."""
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
     changes = result.changes or ()
@@ -86,10 +83,7 @@ def drift_line(table: Table) -> str:
 
 
 def public_drift_line(table: Table, directory: str) -> str:
-    """The text of `drift_line` without quoted values, for readers who may not see the configuration.
-
-    Paths are relative to this directory.
-    """
+    """Like `drift_line` without quoted values, for readers who may not see the configuration; relative paths."""
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:

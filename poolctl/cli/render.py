@@ -150,10 +150,7 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
 def fitting(
     items: Sequence[object], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
-    """A table that fits into `width` columns if omitting dispensable columns allows it; 0 means any width.
-
-    Long cells are shortened before a column is omitted.
-    """
+    """A table that fits into `width` columns, with shorter cells and without dispensable columns; 0: any width."""
     if not width or not items:
         return table(items, columns, colours)
     lengths = {column: [len(_cell(item, column)) for item in items] for column in columns}
@@ -502,10 +499,8 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
 
 
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
-    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets.
-
-    A restart has a line of its own for each job with a schedule.
-    """
+    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets."""
+    # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]
     if not items:
         done = (

@@ -214,10 +214,7 @@ def refuse_without_linux() -> None:
 
 
 def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) -> Result:
-    """The current state of the servers, with figures if `measured` and a supervisor runs.
-
-    Failure if the selection matches nothing or the files are invalid.
-    """
+    """The servers now, with figures if `measured` and a supervisor runs. Failure if none is selected."""
     result: Result
     try:
         if measured:
@@ -240,10 +237,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """The selected servers with their details from the supervisor, and its answer; else from the files.
-
-    Failure if the selection matches nothing or the files are invalid.
-    """
+    """The selected servers with details: the supervisor's, with its answer, or the files'. Failure if none."""
     from poolctl.control.server_answers import ShowResult
 
     try:

@@ -270,11 +270,8 @@ _IN_BACKGROUND = ("-d", "--detach", "--background", "--daemon")
 
 
 def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
-    """The UsageError for an error of the option parser; None for any other error.
-
-    Parser errors are recognised by their methods, because releases of Typer differ in the class's module.
-    """
-    describe = getattr(error, "format_message", None)
+    """The UsageError for an error of the option parser; None for any other error."""
+    describe = getattr(error, "format_message", None)  # releases of Typer differ in the class's module
     if describe is None or getattr(error, "exit_code", None) != USAGE:
         return None
     message = str(describe()).partition("Did you mean")[0].partition(" (Possible options")[0].strip(" (.")

@@ -111,10 +111,7 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
-    """Return the directory of the running pool with this name, None when there is none.
-
-    Also takes a key. ControlError (8) when several running pools have the name.
-    """
+    """Return the directory of the running pool with this name or key, or None. ControlError (8) if several have it."""
     found = pool_dirs_named(env, name)
     if len(found) > 1:
         found = [path for path in found if _listens(path)]

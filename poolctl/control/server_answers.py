@@ -46,10 +46,7 @@ class LiveChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteToServer:
-    """A route of the gateway that leads to the server: `protocol` is http, or for a stream tcp or udp.
-
-    For a stream, `host` is the gateway's own address.
-    """
+    """A route that leads to the server: `protocol` is http, tcp or udp; a stream's `host` is the gateway's address."""
 
     alias: str
     protocol: str
@@ -59,10 +56,7 @@ class RouteToServer:
 
 @dataclass(frozen=True, kw_only=True)
 class Described(Item):
-    """A server with its effective configuration, and where each value comes from.
-
-    `routes` are left out where the pool has no gateway.
-    """
+    """A server with its effective configuration and the origin of each value; `routes` only with a gateway."""
 
     config: Table
     origin: dict[str, str] | None

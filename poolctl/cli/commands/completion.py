@@ -147,10 +147,7 @@ _MARK = "# completion of poolctl"
 
 
 def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
-    """Write the script and the line that loads it; returns the paths of changed files, empty if already installed.
-
-    Raises Failure for a home that is not this user's, as under sudo, and for files that cannot be written.
-    """
+    """Write the script and the line that loads it; returns the changed paths. Failure for another user's home."""
     home = env.get("HOME") or os.path.expanduser("~")
     script, start_file, line = _places(shell, home, env)
     try:

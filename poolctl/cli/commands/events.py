@@ -97,10 +97,7 @@ class _EventStream:
         sys.stdout.flush()
 
     def follow(self, write: Callable[[JournalEvent], None]) -> None:
-        """Print every new event; without a supervisor, events that a later supervisor writes. Never returns.
-
-        Raises BrokenPipeError when the output has lost its reader, even with nothing to print.
-        """
+        """Print new events, of a later supervisor too, until interrupted. BrokenPipeError if the reader is gone."""
         from poolctl.platform import await_readable
 
         reader = stdout_fd()

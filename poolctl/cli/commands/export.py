@@ -189,10 +189,7 @@ class ServicePool(NamedTuple):
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
-    """The texts of the units by file name; `of_user` for a user's service manager.
-
-    Raises ValueError for values that a unit cannot contain.
-    """
+    """The texts of the units by file name. Raises ValueError for values that a unit cannot contain."""
     stem = unit_name(f"poolctl-{pool.name}")
     sockets = _sockets(pool, stem)
     return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
@@ -326,10 +323,7 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 
 
 def text(value: str) -> str:
-    """A value used verbatim up to the end of the line: a path, a description.
-
-    Raises ValueError for line breaks and characters that would be stripped.
-    """
+    """A value used verbatim up to the end of the line. ValueError for line breaks, and what would be stripped."""
     if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
         raise ValueError(f"{value!r} cannot be written into a unit file")
     return value.replace("%", "%%")

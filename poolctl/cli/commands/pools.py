@@ -67,10 +67,7 @@ def _directories() -> Iterator[str]:
 
 
 def _pool(path: str) -> tuple[RunningPool, str] | None:
-    """One pool, with the numbers of ready and expected servers; None without a listener.
-
-    A supervisor that does not answer is described by its info file.
-    """
+    """One pool, with its ready and expected servers; from its info file if it is silent; None without a listener."""
     client = Client(f"{path}/{pool_paths.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     info = pool_paths.read_info(path)
     servers = ready = message = None

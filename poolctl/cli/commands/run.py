@@ -325,10 +325,7 @@ class RunSession:
             self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str, lifeline: int) -> int:
-        """Run the user's command; returns its exit code. If the pool cannot continue, the command gets SIGTERM.
-
-        With -o json its output goes to standard error.
-        """
+        """Run the user's command; returns its exit code. With -o json its output goes to standard error."""
         stdout = sys.stderr.fileno() if self.request.output else None
         environment = command_environment(self.pool, self.client.ask(Result, "list").items)
         self._ran = True
@@ -635,10 +632,7 @@ class LogPrinter:
 def command_environment(
     pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """`base` with POOLCTL_CONFIG, and POOLCTL_URL_NAME and POOLCTL_PORT_NAME for each server that has them.
-
-    Failure (5), with the place, if two names map to the same variable.
-    """
+    """`base` with POOLCTL_CONFIG, and URL and PORT of each server. Failure (5) if two would have one name."""
     there = [item for item in items if item.state != "disabled" and item.expose]
     known: dict[str, Item] = {}
     for item in there:
