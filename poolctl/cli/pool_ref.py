@@ -83,7 +83,10 @@ def find_pool(
         return _named(name, env)
     from poolctl.config import ConfigNotFound, candidate_files, find_config, platform_of
 
-    cwd = _working_directory()
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = os.environ.get("PWD") or "/"  # it may have been removed; PWD still names it
     try:
         files = find_config(paths, env, cwd)
     except ConfigNotFound:
@@ -100,7 +103,11 @@ def find_pool(
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
         if not _is_running(pool):
-            raise Failure(_missing(missing))
+            from poolctl.config import missing_file
+            from poolctl.control.answers import ErrorEntry
+
+            errors = [ErrorEntry.of(missing_file(file)) for file in missing]
+            raise Failure(Outcome(errors=errors, exit_code=INVALID_CONFIGURATION))
         _warn_of_missing(missing, request)
     return pool
 
@@ -130,15 +137,6 @@ def _is_running(pool: PoolRef) -> bool:
     except ControlError:
         pass  # it exists; the command reports the problem
     return True
-
-
-def _missing(files: list[str]) -> Outcome:
-    from poolctl.config import missing_file
-    from poolctl.control.answers import ErrorEntry
-
-    return Outcome(
-        errors=[ErrorEntry.of(missing_file(file)) for file in files], exit_code=INVALID_CONFIGURATION
-    )
 
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
@@ -179,11 +177,3 @@ def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> st
 def _files_of(pool_directory: str) -> list[str]:
     files = pool_paths.read_info(pool_directory).get("files")
     return [str(file) for file in files] if isinstance(files, list) else []
-
-
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        # the working directory may have been removed; PWD still names it
-        return os.environ.get("PWD") or "/"

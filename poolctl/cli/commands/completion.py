@@ -35,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from poolctl.json_form import Table
+
     Offer = tuple[str, str]  # a word and its description
     Server = tuple[str, str, str, tuple[str, ...]]  # name, address, state, tags
 
@@ -250,7 +252,11 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
                 (word if word.startswith(":") else head + word, meaning)
                 for word, meaning in _values(line, option, value)
             ]
-        return [(word, _sentence(each.help)) for word, each in line.options.items() if word.startswith(last)]
+        return [
+            (word, each.help.removesuffix("."))
+            for word, each in line.options.items()
+            if word.startswith(last)
+        ]
     if not line.verb or (line.verb == "help" and not line.arguments):
         return _commands(last)
     argument = line.argument()
@@ -260,11 +266,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
 def _commands(begun: str) -> list[Offer]:
     """The commands with this prefix; only their modules are imported, for their descriptions."""
     found = [(verb, command_named(verb)) for verb in names() if verb.startswith(begun)]
-    return [(verb, _sentence(command.help)) for verb, command in found if command]
-
-
-def _sentence(help: str) -> str:
-    return help.removesuffix(".")
+    return [(verb, command.help.removesuffix(".")) for verb, command in found if command]
 
 
 class _CommandLine:
@@ -343,8 +345,11 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     pool = find_pool(CommandRequest("list", {"config": files, "pool": named}), missing_ok=True)
     if kind == "backends":
         actions = () if line.arguments else BACKEND_ACTIONS
-        return [(word, "") for word in (*actions, *_backends(pool))]
-    servers = _servers(pool)
+        return [(word, "") for word in (*actions, *(each["host"] for each in _listed(pool, "hosts") or ()))]
+    listed = _listed(pool, "list")
+    servers = [(each["name"], each["bind"], each["state"], tuple(each["tags"])) for each in listed or ()]
+    if listed is None:
+        servers = list(_in_files(pool.files))
     if kind == "tags":
         return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
     offers = [(name, state) for name, _, state, _ in servers if kind in ("servers", "targets")]
@@ -353,29 +358,16 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     return offers
 
 
-def _backends(pool: PoolRef) -> list[str]:
-    from poolctl.control.client import Client
-    from poolctl.control.gateway_answers import HostsResult
-    from poolctl.errors import ControlError
-
-    try:
-        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        return [item.host for item in client.ask(HostsResult, "hosts", timeout=0.0).items]
-    except ControlError:
-        return []
-
-
-def _servers(pool: PoolRef) -> list[Server]:
-    from poolctl.control.answers import Result
+def _listed(pool: PoolRef, verb: str) -> list[Table] | None:
+    """What a running pool lists; None if it does not answer soon."""
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
     try:
-        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        items = client.ask(Result, "list", timeout=0.0).items
-        return [(item.name, item.bind, item.state, item.tags) for item in items]
+        document = Client(pool.socket, silence_seconds=ANSWER_SECONDS).call(verb, timeout=0.0)
     except ControlError:
-        return list(_in_files(pool.files))
+        return None
+    return list(document["items"])
 
 
 def _in_files(paths: Sequence[str]) -> Iterator[Server]:

@@ -49,7 +49,8 @@ def perform(request: CommandRequest) -> Outcome:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     pattern, search = request.get("pattern") or "", _searcher(request.get("regex") or "")
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
-    everything = selected(CommandRequest("list", _without_selection(request)), find_pool(request)).items
+    whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
+    everything = selected(whole, find_pool(request)).items
     with expressions_limited():
         narrowed, _ = select(everything, selector)
         found = [item for item in narrowed if _matches(item, field, pattern, search)]
@@ -60,10 +61,6 @@ def perform(request: CommandRequest) -> Outcome:
             NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
         )
     return Outcome(found, form=target or "table")
-
-
-def _without_selection(request: CommandRequest) -> dict[str, object]:
-    return {key: request.get(key) for key in (*_PLACE, "allow_empty")}
 
 
 def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | None) -> bool:
@@ -99,9 +96,6 @@ def _searcher(regex: str) -> re.Pattern[str] | None:
 def _suggestion(field: str, pattern: str, items: Sequence[Item]) -> str:
     import difflib
 
-    near = (
-        difflib.get_close_matches(pattern, [field_text(item, field) for item in items], n=1)
-        if pattern
-        else []
-    )
+    values = [field_text(item, field) for item in items]
+    near = difflib.get_close_matches(pattern, values, n=1) if pattern else []
     return f"did you mean {near[0]!r}?" if near else "use --allow-empty to accept no match"

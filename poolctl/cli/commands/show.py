@@ -10,7 +10,6 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
     coloured,
-    duration,
     field_text,
     from_here,
     kept_until,
@@ -22,13 +21,12 @@ from poolctl.cli.render import (
 )
 from poolctl.cli.supervisor_requests import described
 from poolctl.config import masked, value_text
-from poolctl.control.answers import Item
-from poolctl.control.server_answers import Described, Details, RouteToServer
+from poolctl.control.server_answers import Described, Details
 from poolctl.json_form import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
@@ -66,7 +64,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _text(item: Described, colours: bool, *, full: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
-    rows = [(key, _field_text(item, key)) for key in _RUNNING]
+    rows = [(key, field_text(item, key) or "-") for key in _RUNNING]
     if item.kept:
         rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {kept_until(item)}".rstrip()))
     if item.next_run_at:
@@ -86,7 +84,8 @@ def _text(item: Described, colours: bool, *, full: bool) -> str:
         if item.stacks is not None:
             rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
     if item.routes is not None:
-        rows.append(("routes", _routes(item.routes)))
+        routes = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in item.routes]
+        rows.append(("routes", _NEXT_LINE.join(map(printable, routes)) or "-"))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     lines += ["  configuration", *_configuration(item.config, item.origin or {}, full=full)]
     return "\n".join(lines) + "\n"
@@ -99,17 +98,6 @@ def _last_run(run: Table) -> str:
     ended = local_time(run["ended_at"], "%H:%M:%S %Z" if same_day else "%Y-%m-%d %H:%M:%S %Z")
     what = run["result"] if run["result"] == "succeeded" else f"{run['result']}: {run['message']}"
     return f"{printable(what)} ({began} to {ended})"
-
-
-def _routes(routes: Sequence[RouteToServer]) -> str:
-    lines = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in routes]
-    return _NEXT_LINE.join(map(printable, lines)) or "-"
-
-
-def _field_text(item: Item, key: str) -> str:
-    if key == "uptime":
-        return duration(item.uptime_seconds or None)
-    return field_text(item, key) or "-"
 
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:

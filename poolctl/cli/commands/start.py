@@ -41,13 +41,10 @@ def perform(request: CommandRequest) -> Outcome:
         if each.name in failed and each.state in _RETRYING_STATES
     ]
     if trying:
-        outcome.notes.append(_retried_note(trying))
+        listed, names = f"{len(trying)} servers", ""
+        if len(trying) <= _MOST_NAMES:
+            listed, names = ", ".join(trying), " " + " ".join(trying)
+        outcome.notes.append(f"poolctl keeps trying to start {listed}; poolctl stop{names} ends that")
     if result.gateway is not None and result.items:
         outcome.message = f"{outcome.message}\n{serves_line(result.gateway)}".rstrip()
     return outcome
-
-
-def _retried_note(names: list[str]) -> str:
-    whole = len(names) <= _MOST_NAMES
-    listed = ", ".join(names) if whole else f"{len(names)} servers"
-    return f"poolctl keeps trying to start {listed}; poolctl stop{' ' + ' '.join(names) if whole else ''} ends that"

@@ -100,7 +100,9 @@ class Walk:
         output, errors = child.communicate()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-        return _walked(item, code, _text(output), _text(errors or b""))
+        return _walked(
+            item, code, *(each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
+        )
 
     def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
         with self.beginning:
@@ -194,10 +196,6 @@ def _failure(run: Walked) -> ErrorEntry:
 def _walked(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
     run = {"exit_code": exit_code, "stdout": stdout, "stderr": stderr}
     return from_json(Walked, {**as_json(item), **run})
-
-
-def _text(output: bytes) -> str:
-    return output.decode("utf-8", "backslashreplace")
 
 
 PREFIX = "POOLCTL_"
