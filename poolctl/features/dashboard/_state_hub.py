@@ -18,7 +18,7 @@ from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.answers import Item, PingResult
 from poolctl.control.client import ask_async, messages_async
-from poolctl.control.server_answers import Measured, ShowResult, StatsResult
+from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, field_names, to_json
 from poolctl.logs.log_line import stamp
@@ -106,37 +106,6 @@ def _recent(changes: Changes, begin: float) -> Changes:
     return changes[max(0, within - 1) :]
 
 
-class PoolSnapshot:
-    """The servers, their figures, and series of figures for charts (oldest first), by name in the order of the file.
-
-    All as the page gets them.
-    """
-
-    def __init__(self, about: PingResult | None = None) -> None:
-        shown = ("name", "version", "python", "supervisor_pid", "files")
-        self.about = to_json(about, *shown) if about is not None else {}
-        self.items: dict[str, Table] = {}
-        self.figures: dict[str, Table] = {}
-        self.series: dict[str, Table] = {}
-
-    def update(self, servers: Iterable[Measured]) -> tuple[list[str], list[str], Table]:
-        """The servers changed in more than uptime, the names of removed servers, and the changed figures."""
-        before, self.items = self.items, {}
-        known, self.figures, self.series = self.figures, {}, {}
-        changed = []
-        for server in servers:
-            item = to_json(server, *_ITEM_FIELDS)
-            item["expose"] = masked_text(server.expose)
-            item["level"] = level(server.state, server.ready, server.health)
-            self.items[server.name] = item
-            self.figures[server.name] = to_json(server.stats, *FIGURES)
-            self.series[server.name] = to_json(server.stats.history, *SERIES)
-            if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
-                changed.append(server.name)
-        news = {name: each for name, each in self.figures.items() if each != known.get(name)}
-        return changed, [name for name in before if name not in self.items], news
-
-
 class Hub:
     """Queries the pool's state for all viewers.
 
@@ -151,7 +120,12 @@ class Hub:
         self._forget()
 
     def _forget(self) -> None:
-        self._snapshot = PoolSnapshot()
+        # The pool, its servers, their figures, and series of figures for charts (oldest first), as the page gets them;
+        # by name in the order of the file.
+        self._about: Table = {}
+        self._items: dict[str, Table] = {}
+        self._figures: dict[str, Table] = {}
+        self._series: dict[str, Table] = {}
         self._levels = Levels()
         self._reasons: dict[str, str] = {}
         self._files = ""  # the sentence about changed files
@@ -221,11 +195,12 @@ class Hub:
 
     async def _look_once(self) -> None:
         is_first = self._gone is not None
-        about = await self.ask(PingResult, "ping", [], {}) if is_first else None
-        result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         if is_first:
+            about = await self.ask(PingResult, "ping", [], {})
+            self._about = to_json(about, "name", "version", "python", "supervisor_pid", "files")
+            self._items = {}
             await self._remember()
-            self._snapshot = PoolSnapshot(about)
+        result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
         await self._explain(changed)
         files, known_files = self._about_files(result), self._files
@@ -241,7 +216,7 @@ class Hub:
             document = {
                 "items": self._shown(changed),
                 "removed": removed,
-                "order": list(self._snapshot.items),
+                "order": list(self._items),
                 "levels": {name: levels.get(name, []) for name in changed},
             }
             self._tell("changed", document)
@@ -253,24 +228,36 @@ class Hub:
         """The commands' line "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
         if result.changed is None:
             return ""
-        first = (self._snapshot.about.get("files") or [""])[0]
+        first = (self._about.get("files") or [""])[0]
         return public_drift_line(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
-        changed, removed, figures = self._snapshot.update(result.items)
-        now = self._clock.time()
-        for name in changed:
-            self._levels.note(name, self._snapshot.items[name]["level"], now)
+        """The servers changed in more than uptime, the names of removed servers, and the changed figures."""
+        before, self._items = self._items, {}
+        known, self._figures, self._series = self._figures, {}, {}
+        changed, now = [], self._clock.time()
+        for server in result.items:
+            item = to_json(server, *_ITEM_FIELDS)
+            item["expose"] = masked_text(server.expose)
+            item["level"] = level(server.state, server.ready, server.health)
+            self._items[server.name] = item
+            self._figures[server.name] = to_json(server.stats, *FIGURES)
+            self._series[server.name] = to_json(server.stats.history, *SERIES)
+            if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
+                changed.append(server.name)
+                self._levels.note(server.name, item["level"], now)
+        removed = [name for name in before if name not in self._items]
         self._levels.forget(removed)
         for name in removed:
             self._reasons.pop(name, None)
-        return changed, removed, figures
+        news = {name: each for name, each in self._figures.items() if each != known.get(name)}
+        return changed, removed, news
 
     async def _explain(self, changed: Iterable[str]) -> None:
         """Query the reason for each changed server that is failing."""
         failing = []
         for name in changed:
-            word = self._snapshot.items[name]["level"]
+            word = self._items[name]["level"]
             if word != BUSY:  # a server being restarted keeps the reason of its failure
                 self._reasons.pop(name, None)
             if word in (KO, WARN):
@@ -284,22 +271,19 @@ class Hub:
 
     def _shown(self, names: Iterable[str]) -> list[Table]:
         """The servers in the form sent to the page; failing servers with the reason."""
-        items = [self._snapshot.items[name] for name in names]
-        return [
-            {**item, "reason": self._reasons[item["name"]]} if item["name"] in self._reasons else item
-            for item in items
-        ]
+        reasons = {name: {"reason": reason} for name, reason in self._reasons.items()}
+        return [{**self._items[name], **reasons.get(name, {})} for name in names]
 
     def _everything(self) -> str:
         now = self._clock.time()
         pool = {
-            "about": self._snapshot.about,
+            "about": self._about,
             "now": now,
             "interval_seconds": INTERVAL_SECONDS,
             "span_seconds": SPAN_SECONDS,
-            "items": self._shown(self._snapshot.items),
-            "figures": self._snapshot.figures,
-            "series": self._snapshot.series,
+            "items": self._shown(self._items),
+            "figures": self._figures,
+            "series": self._series,
             "levels": self._levels.since(now),
             "events": list(self._events),
             "files": self._files,

@@ -135,7 +135,7 @@ class ProblemTracker:
     def take(self, event: JournalEvent, now: float) -> None:
         """Consider an event; `due` returns its message later."""
         if event.kind == "lifecycle" and event.state in _GONE:
-            self._forget_health(event, now)
+            self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):
             return
         level = event.severity
@@ -143,8 +143,7 @@ class ProblemTracker:
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
             self._begin(key, event, level, now)
         elif key is not None and key in self._open and _resolves(event):
-            self._over[key] = (self._open.pop(key), event, now)
-            self._gather(now)
+            self._resolve(key, event, now)
         elif (
             (key is None or level == INFO)
             and event.kind in self._notify.events
@@ -155,9 +154,9 @@ class ProblemTracker:
             self._news.append(MessageLine(status, level, _text_with_stacks(event), _without_stacks(event)))
             self._gather(now)
 
-    def _forget_health(self, event: JournalEvent, now: float) -> None:
-        for key in [key for key in self._open if key.split(" ")[:2] == ["health", event.server]]:
-            self._over[key] = (self._open.pop(key), event, now)
+    def _resolve(self, key: str, event: JournalEvent, now: float) -> None:
+        if (problem := self._open.pop(key, None)) is not None:
+            self._over[key] = (problem, event, now)
             self._gather(now)
 
     def _concerns(self, event: JournalEvent) -> bool:
@@ -175,14 +174,11 @@ class ProblemTracker:
         )
 
     def _begin(self, key: str, event: JournalEvent, level: str, now: float) -> None:
-        over = self._over.pop(key, None)
-        if over is not None:
+        if key in self._over:
             # It had ended too briefly for a message.
-            self._open[key] = over[0]
-        problem = self._open.get(key)
-        if problem is None:
-            problem = self._open[key] = TrackedProblem(event, level, now)
-        elif _rank(level) >= _rank(problem.severity):
+            self._open[key], _, _ = self._over.pop(key)
+        problem = self._open.setdefault(key, TrackedProblem(event, level, now))
+        if _rank(level) >= _rank(problem.severity):
             problem.event, problem.severity = event, level
         if _rank(problem.severity) > _rank(problem.sent):
             self._gather(now)
@@ -213,18 +209,14 @@ class ProblemTracker:
     def _problems(self, now: float) -> list[MessageLine]:
         lines = []
         for problem in self._open.values():
-            again = (
-                bool(problem.sent)
-                and bool(self._notify.repeat)
-                and now - problem.sent_at >= self._notify.repeat
-            )
+            repeat = self._notify.repeat
+            again = bool(problem.sent and repeat) and now - problem.sent_at >= repeat
             if _rank(problem.severity) <= _rank(problem.sent) and not again:
                 continue
             still = f", for {_lasted(now - problem.since)} now" if again else ""
             problem.sent, problem.sent_at = problem.severity, now
-            lines.append(
-                MessageLine(PROBLEM, problem.severity, f"{_text(problem.event)}{still}", problem.event)
-            )
+            text = f"{_text(problem.event)}{still}"
+            lines.append(MessageLine(PROBLEM, problem.severity, text, problem.event))
         return lines
 
     def _resolved(self) -> list[MessageLine]:
