@@ -19,12 +19,17 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
-from poolctl.json_form import Table
+from poolctl.json_form import Table, from_json
 from poolctl.runners.listener_opener import in_daemon_thread
+
+if TYPE_CHECKING:
+    from poolctl.features.gateway.process.edge import Edge
+    from poolctl.routing.route import Route
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
@@ -358,6 +363,37 @@ def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("the operator's url is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH")
     return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path
+
+
+class ReportedRequests:
+    """Counts the requests for each route, and has the operator informed of them; see EdgePart."""
+
+    def __init__(self, edge: Edge, settings: Table) -> None:
+        def report(kind: str, message: str, severity: str) -> None:
+            edge.event(kind, message=message, severity=severity)
+
+        given = from_json(OperatorSettings, settings)
+        self.client = OperatorClient(given, edge.settings.directory, report=report)
+
+    def configure(self, settings: Table) -> None:
+        """See EdgePart."""
+        self.client.configure(from_json(OperatorSettings, settings))
+
+    def arrived(self, route: Route) -> None:
+        """See EdgePart."""
+        self.client.count(route.alias)
+
+    def snapshot(self) -> Table:
+        """See EdgePart."""
+        return self.client.snapshot()
+
+    def drain(self) -> None:
+        """See EdgePart."""
+        self.client.stop_sending()
+
+    def close(self) -> None:
+        """See EdgePart."""
+        self.client.close()
 
 
 class UnsentCounts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
@@ -41,8 +43,15 @@ def perform(request: CommandRequest) -> Outcome:
     given = {"ttl": request.seconds("ttl"), "weight": _weight(request.get("weight"))}
     options: Table = {"name": request.get("service"), "to": absolute_url(request.get("to")), **given}
     options |= {key: request.get(key) for key in ("host", "path", "probe")}
+    return ask_about(request, options, _sentence)
+
+
+def ask_about(
+    request: CommandRequest, options: Table, sentence: Callable[[RegistrationReport], str]
+) -> Outcome:
+    """The outcome of a request about services, with a sentence for each of them."""
     result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
-    outcome = Outcome.of(result, "\n".join(map(_sentence, result.items)))
+    outcome = Outcome.of(result, "\n".join(map(sentence, result.items)))
     if request.output == "name":
         outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)
     return outcome

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable
-from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 from poolctl.routing.route_report import RegistrationReport, absolute_url
 
-from ._answers import RegistrationsResult
+from .register import ask_about
 
 COMMAND = Command(
     "Take out a service that has registered.",
@@ -26,9 +24,6 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Unregister the service. Raises NoSupervisor."""
     options = {"name": request.get("service"), "to": absolute_url(request.get("to") or "")}
-    result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
-    lines = (f"{printable(each.name)}: {printable(each.url)} is unregistered" for each in result.items)
-    outcome = Outcome.of(result, "\n".join(lines))
-    if request.output == "name":
-        outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)
-    return outcome
+    return ask_about(
+        request, options, lambda each: f"{printable(each.name)}: {printable(each.url)} is unregistered"
+    )

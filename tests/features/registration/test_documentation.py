@@ -13,8 +13,8 @@ from poolctl import connect
 from poolctl.cli.command_line import parse
 from poolctl.control.pool_client import PoolClient
 from poolctl.features.gateway.table import RouteConfig
-from poolctl.features.registration._endpoint import read_options
 from poolctl.features.registration._services import registration_of
+from poolctl.features.registration.registrations import read_options
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.routing import route_report
 from tests.certificates import certificate

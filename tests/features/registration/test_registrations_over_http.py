@@ -19,8 +19,9 @@ from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
 from poolctl.features.gateway.table import GatewayConfig, StreamConfig
-from poolctl.features.registration import _endpoint
-from poolctl.features.registration._endpoint import (
+from poolctl.features.registration import registrations
+from poolctl.features.registration._services import registration_of
+from poolctl.features.registration.registrations import (
     MOST_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
     Client,
@@ -29,7 +30,6 @@ from poolctl.features.registration._endpoint import (
     WrongTokens,
     target_problem,
 )
-from poolctl.features.registration._services import registration_of
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
@@ -222,7 +222,7 @@ def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
     wrong = WrongTokens()
     for number in range(5000):
         wrong.note(str(number), 1.0)
-    assert len(wrong) == _endpoint._MOST_ADDRESSES
+    assert len(wrong) == registrations._MOST_ADDRESSES
     for _ in range(20):
         wrong.note("one", 1.0)
     assert wrong.wait_seconds("one", 1.0) > 0
@@ -235,7 +235,7 @@ def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies() -> None:
         assert (await stage.send(large)).split()[1] == b"413"
         head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
         assert (await stage.send(head)).split()[1] == b"431"
-        stage.endpoint.clients[0].requests.take(_endpoint._BURST, stage.clock.monotonic())
+        stage.endpoint.clients[0].requests.take(registrations._BURST, stage.clock.monotonic())
         assert (await stage.ask(HERE))[0] == 429
         stage.clock.advance(1)
         assert (await stage.ask(HERE))[0] == 200
