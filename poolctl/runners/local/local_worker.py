@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -229,6 +228,8 @@ class NotifySocket:
     @classmethod
     def open(cls, uid: int) -> NotifySocket:
         """Create a socket in a directory that every user may enter, so that the program's user can reach it."""
+        import tempfile  # slow, and for programs that notify alone
+
         directory = tempfile.mkdtemp(prefix="poolctl-notify-")
         os.chmod(directory, 0o711)
         path = os.path.join(directory, "socket")
