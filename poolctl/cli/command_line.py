@@ -154,9 +154,9 @@ NO_DEPS = flag("--no-deps", "Ignore dependencies: act on the selected servers on
 ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
-ALLOW_EXPIRED = flag(
-    "--allow-expired", "Let expired certificates replace valid ones.", key="force", old=("--force",)
-)
+ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
+# Here it was the former name of --allow-expired.
+TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
 SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
@@ -328,6 +328,8 @@ class CommandRequest:
         for flag in ("all", "force", "reveal"):
             if self.values.get(flag):
                 options[flag] = True
+        if self.values.get("take_over"):
+            options["force"] = True
         if self.values.get("goal") is not None:
             options["for"] = one_of("--for", self.values["goal"], GOALS)
         if self.values.get("env"):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from time import time
 
-from poolctl.cli.command_line import ALLOW_EXPIRED, CALLER_ENV, WAITING, WATCH, Command, CommandRequest, flag
+from poolctl.cli.command_line import (
+    ALLOW_EXPIRED,
+    CALLER_ENV,
+    TAKE_OVER,
+    WAITING,
+    WATCH,
+    Command,
+    CommandRequest,
+    flag,
+)
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
@@ -22,6 +31,7 @@ COMMAND = Command(
     WATCH,
     CALLER_ENV,
     ALLOW_EXPIRED,
+    TAKE_OVER,
     section="Change",
     examples=(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",

@@ -7,6 +7,7 @@ from poolctl.cli.command_line import (
     CALLER_ENV,
     NO_DEPS,
     SELECTION,
+    TAKE_OVER,
     WAITING,
     Command,
     CommandRequest,
@@ -27,6 +28,7 @@ COMMAND = Command(
     NO_DEPS,
     CALLER_ENV,
     ALLOW_EXPIRED,
+    TAKE_OVER,
     section="Lifecycle",
     examples=(
         "poolctl restart --tag api     new processes are ready before old ones end",

@@ -45,7 +45,7 @@ OFFERED = [
     ("completion fish f", set()),
     ("filter na", {"name"}),
     ("restart --no-", {"--no-wait", "--no-deps"}),
-    ("restart --force", set()),
+    ("upgrade --force", set()),
     ("--vers", {"--version"}),
     ("list --vers", set()),
     ("hos", set()),

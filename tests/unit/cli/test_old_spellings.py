@@ -15,8 +15,8 @@ RENAMED = [(name, option) for name in names() for option in command_named(name).
 @pytest.mark.parametrize(
     ("typed", "now"),
     [
-        ("reload --force", "reload --allow-expired"),
-        ("restart web --force -o json", "restart web --allow-expired -o json"),
+        ("upgrade --force -o json", "upgrade --allow-same-version -o json"),
+        ("rollout web --force", "rollout web --allow-larger-share"),
         ("upgrade --force", "upgrade --allow-same-version"),
     ],
 )
@@ -50,15 +50,15 @@ def test_note_goes_to_standard_error_in_both_lanes(
     poolctl: Command, supervised: Supervised, words: list[str]
 ) -> None:
     with supervised(always()) as requests:
-        said = poolctl("restart", *words)
-    note = "note: restart --force is called --allow-expired; the next release does not accept --force"
+        said = poolctl("rollout", "web", "--canary", "10%", *words)
+    note = "note: rollout --force is called --allow-larger-share; the next release does not accept --force"
     assert (said.code, "note" in said.out) == (0, False)
     assert said.err.splitlines() == ([] if "-qo" in words else [note])
-    assert [body["options"]["force"] for verb, body in requests if verb == "restart"] == [True]
+    assert [body["options"]["force"] for verb, body in requests if verb == "rollout"] == [True]
 
 
 def test_old_spellings_are_neither_shown_nor_completed(poolctl: Command) -> None:
-    assert {name for name, _ in RENAMED} >= {"reload", "restart", "upgrade"}
+    assert {name for name, _ in RENAMED} >= {"rollout", "upgrade"}
     for name, option in RENAMED:
         assert not {*option.old} & {each for other in command_named(name).options for each in other.spellings}  # type: ignore[union-attr]
         for spelling in option.old:
