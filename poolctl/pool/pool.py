@@ -21,7 +21,7 @@ from collections.abc import (
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from poolctl.address import AddressError, UsedPorts, canonical, overlapping
 from poolctl.config import (
@@ -164,7 +164,6 @@ def _kept(server: ServerConfig, in_use: Mapping[str, ServerConfig]) -> ServerCon
     return server.at(before.address)
 
 
-T = TypeVar("T")
 Visit = Callable[[str, Server], object]
 
 
@@ -200,17 +199,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             )
         self._set_up(Shared(context, runner))
         self.handler(handler)
-        errors: list[ServerError] = []
-        for server in servers:
-            try:
-                if isinstance(server, Server):
-                    self.store(server)
-                else:
-                    self.store_new(server)
-            except PoolAddError as error:
-                errors += error.exceptions
-        if errors:
-            raise self._not_added(errors)
+        self._store_all(servers)
 
     def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
         self._shared = shared
@@ -311,6 +300,25 @@ class Pool(Mapping[str, Server], StartAndStop):
             raise PoolAddError(f"{config.name} cannot be added", [error]) from error
         self.store(server)
         return server
+
+    def _store_all(
+        self, servers: Iterable[Server | ServerConfig], problems: Iterable[ServerError] = ()
+    ) -> None:
+        """Add the servers. Raises PoolAddError with these problems, and those of servers that cannot be added."""
+        errors = [*problems]
+        for server in servers:
+            try:
+                if isinstance(server, Server):
+                    self.store(server)
+                else:
+                    self.store_new(server)
+            except PoolAddError as error:
+                errors += error.exceptions
+        if errors:
+            count = len(errors)
+            raised = PoolAddError(f"{count} server{'s' * (count != 1)} cannot be added", errors)
+            raised.pool = self
+            raise raised
 
     def delete(self, bind: str) -> None:
         """Remove the server with that address, if there is one.
@@ -474,20 +482,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         """
         if not isinstance(other, Pool):
             raise PoolParamError(f"a pool is merged with another pool, and this is {other!r}")
-        errors: list[ServerError] = []
         with LOCK:
+            new = []
             for bind, server in other.items():
                 mine = self._servers.get(bind)
-                if mine is not None:
-                    if server.config != mine.config:
-                        mine._put(server.config)
-                    continue
-                try:
-                    self.store(server)
-                except PoolAddError as error:
-                    errors += error.exceptions
-        if errors:
-            raise self._not_added(errors)
+                if mine is None:
+                    new.append(server)
+                elif server.config != mine.config:
+                    mine._put(server.config)
+            self._store_all(new)
 
     def handler(self, fn: Handler | None) -> None:
         """Have ``fn() -> {key: app}`` serve the servers without an app of their own, from their next start on.
@@ -514,28 +517,21 @@ class Pool(Mapping[str, Server], StartAndStop):
         or whose replacement fails, continues as before. Raises PoolParamError for an argument that is not a list, and
         for a view.
         """
-        reload = await asyncio.to_thread(self._hot_reload, self._to_apply(configs))
+        reload = await asyncio.to_thread(self._hot_reload, configs)
         await loop_thread.run(reload.run())
 
     def apply_sync(self, configs: Servers) -> None:
         """Like `apply`, but blocks until it is done."""
         loop_thread.refuse_own_thread()
-        loop_thread.run_sync(self._hot_reload(self._to_apply(configs)).run())
+        loop_thread.run_sync(self._hot_reload(configs).run())
 
-    def _to_apply(self, configs: Servers) -> Configuration:
+    def _hot_reload(self, configs: Servers) -> HotReload:
         if self._is_view:
             raise PoolParamError("a view has no servers of its own to replace", hint="apply() on its pool")
-        return configuration_of(configs, self._shared.tls)
-
-    def _hot_reload(self, configuration: Configuration) -> HotReload:
+        configuration = configuration_of(configs, self._shared.tls)
         handles = [living(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.busy for handle in handles)
         return HotReload(self, configuration, runs=runs)
-
-    def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
-        error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
-        error.pool = self
-        return error
 
     # Running.
 
@@ -592,7 +588,11 @@ class Pool(Mapping[str, Server], StartAndStop):
         its processes, and of no gateway. May be called by an application that the pool serves; elsewhere it blocks
         until the loop that serves the pool has answered.
         """
-        return _metrics_of(list(self.values()))
+        observed = loop_thread.call(lambda: list(_observed(self.values())))
+        families: builtins.list[Family] = [*of_pool("", platform.python_version(), observed)]
+        for part in PARTS:
+            families += part(observed)
+        return render(families)
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""
@@ -638,14 +638,6 @@ def _health_of(server: Server) -> RouteHealth:
         latency_seconds=handle.latency_seconds,
         why=handle.complaint or server.message,
     )
-
-
-def _metrics_of(servers: Sequence[Server]) -> str:
-    observed = loop_thread.call(lambda: list(_observed(servers)))
-    families: list[Family] = [*of_pool("", platform.python_version(), observed)]
-    for part in PARTS:
-        families += part(observed)
-    return render(families)
 
 
 def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
@@ -996,16 +988,7 @@ class PoolConfig(Configuration):
         """
         pool = Pool(handler=handler or self._handler, context=context or self._context, runner=runner)
         pool._shared.tls = self._tls
-        servers, errors = with_ports(self, {})
-        for server in servers:
-            try:
-                pool.store_new(server)
-            except PoolAddError as error:
-                errors += error.exceptions
-            except ServerError as error:
-                errors.append(error)
-        if errors:
-            raise pool._not_added(errors)
+        pool._store_all(*with_ports(self, {}))
         return pool
 
 

@@ -234,49 +234,6 @@ class Monitor:
         return f"<Monitor {self.name} {self.status}, up {self.sli:.1%}{message}>"
 
 
-def observe(name: str, bind: str, state: State, handle: Handle | None) -> Monitor:
-    """A snapshot of the server; without probes it blocks for at most CONNECT_SECONDS. Raises ServerError."""
-    known = handle.availability_now() if handle is not None else Availability()
-    status, latency, problem = _status(name, bind, state, handle)
-    message = problem or (handle.observed.message if handle is not None else "")
-    return Monitor(
-        name=name,
-        bind=bind,
-        status=status,
-        latency=latency,
-        uptime=timedelta(seconds=known.uptime),
-        downtime=timedelta(seconds=known.downtime),
-        rise=timedelta(seconds=known.risetime),
-        fall=timedelta(seconds=known.falltime),
-        sli=known.sli or 0.0,
-        message=message or ("" if state is State.RUNNING else str(state)),
-        rises=known.rise,
-        falls=known.fall,
-    )
-
-
-def _status(
-    name: str, bind: str, state: State, handle: Handle | None
-) -> tuple[Status, timedelta | None, str]:
-    if handle is None:
-        return Status.KO, None, ""
-    if state in PASSING:
-        return Status.WARN, None, ""
-    observed = handle.observed
-    if state is not State.RUNNING:
-        return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
-    if observed.probed:
-        seconds = handle.latency_seconds
-        return observed.health, None if seconds is None else timedelta(seconds=seconds), handle.complaint
-    try:
-        latency, refused = _connect(observed.endpoints)
-    except OSError as error:
-        problem = f"no connection can be made: {error.strerror}"
-        hint = "raise the limit of open files: ulimit -n"
-        raise ServerError(problem, name=name, bind=bind, hint=hint) from error
-    return (Status.KO if refused else Status.OK), latency, refused
-
-
 def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
     """The latency of a connection to the first endpoint, or the reason why it failed.
 
@@ -479,10 +436,46 @@ class Server(StartAndStop):
 
         Raises PoolMonitorError.
         """
+        handle, state = living(self), self.state
+        known = handle.availability_now() if handle is not None else Availability()
+        status, latency, problem = self._status(handle, state)
+        message = problem or (handle.observed.message if handle is not None else "")
+        return Monitor(
+            name=self.name,
+            bind=self.bind,
+            status=status,
+            latency=latency,
+            uptime=timedelta(seconds=known.uptime),
+            downtime=timedelta(seconds=known.downtime),
+            rise=timedelta(seconds=known.risetime),
+            fall=timedelta(seconds=known.falltime),
+            sli=known.sli or 0.0,
+            message=message or ("" if state is State.RUNNING else str(state)),
+            rises=known.rise,
+            falls=known.fall,
+        )
+
+    def _status(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
+        if handle is None:
+            return Status.KO, None, ""
+        if state in PASSING:
+            return Status.WARN, None, ""
+        observed = handle.observed
+        if state is not State.RUNNING:
+            return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
+        if observed.probed:
+            seconds = handle.latency_seconds
+            return observed.health, None if seconds is None else timedelta(seconds=seconds), handle.complaint
         try:
-            return observe(self.name, self.bind, self.state, living(self))
-        except ServerError as error:
-            raise PoolMonitorError(f"{self.name} cannot be monitored", [error]) from error
+            latency, refused = _connect(observed.endpoints)
+        except OSError as error:
+            message, hint = (
+                f"no connection can be made: {error.strerror}",
+                "raise the limit of open files: ulimit -n",
+            )
+            problem = ServerError(message, name=self.name, bind=self.bind, hint=hint)
+            raise PoolMonitorError(f"{self.name} cannot be monitored", [problem]) from error
+        return (Status.KO if refused else Status.OK), latency, refused
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
         return [self], None
