@@ -16,6 +16,7 @@ from poolctl.listeners.port_ledger import free_port
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, in_words
 
+from .configuration_diff import certificate_ends, digests
 from .decide import (
     ASLEEP,
     IN_BACKOFF,
@@ -37,7 +38,6 @@ from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explaining, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
-from .server_files import certificate_ends, digests
 from .servers import Addresses, Recorder, Servers, Workqueue, abandoned, same_listener
 
 # Another program may take the port between the choice and the use of it.
@@ -75,7 +75,7 @@ class Core:
         self.clock = clock
         self._recorder = recorder
         self.reason = ""  # why everything is being stopped, if it was not a command
-        self._queue = Workqueue()
+        self._queue = Workqueue(self._settle)
         self._addresses = Addresses(self._queue)
         can_watch = runner.capabilities.sleep is not None
         self.servers = Servers(servers, self._addresses, can_watch=can_watch)
@@ -92,7 +92,6 @@ class Core:
         self._windows = SleepWindows(clock, self._queue)
         self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
         self._summaries: dict[str, tuple[object, ...]] = {}
-        self._queue.feed(self._settle)
 
     def touch(self, entry: Entry) -> None:
         """Note that the entry has changed; it is decided on before the loop sleeps."""

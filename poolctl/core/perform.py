@@ -25,6 +25,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
+from .configuration_diff import certificate_ends, digests, expired_message
 from .decide import (
     ASLEEP,
     BEFORE_START,
@@ -54,7 +55,6 @@ from .decide import (
 from .health_checks import HealthChecks
 from .schedules import end_run, moment_text
 from .server_entry import RUN_FAILED, Entry, RunningHook, Worker
-from .server_files import certificate_ends, digests, expired_message
 from .servers import Addresses, Recorder, Servers, Workqueue, caused_by
 
 if TYPE_CHECKING:
@@ -602,7 +602,8 @@ class Executor:
         else:
             entry.hooks.after_stop_due = False
             if message:
-                self._report_hook(entry, message)
+                cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
+                self._report(entry, "hook failed", message, cause=cause)
         self._queue.touch(entry, progressed=True)
 
     async def _hook_outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
@@ -668,12 +669,12 @@ class Executor:
             note_failure(entry, failure_of(entry, message, hint))
             entry.become(Desired.FAILED)
 
-    def _report_hook(self, entry: Entry, message: str) -> None:
+    def _report(self, entry: Entry, event: str, message: str, **detail: str) -> None:
+        """Report a problem with the current command, in the log and as an event."""
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s: %s", entry.name, message)
-        cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
         self._recorder.record(
-            "lifecycle", "hook failed", server=entry.name, bind=entry.config.key, message=message, cause=cause
+            "lifecycle", event, server=entry.name, bind=entry.config.key, message=message, **detail
         )
 
     # Workers that start.
@@ -749,11 +750,7 @@ class Executor:
             f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
             'socket = "program" to its table: a restart ends the old process first'
         )
-        entry.observed.warnings.append(f"{entry.name}: {message}")
-        logger.warning("%s %s", entry.name, message)
-        self._recorder.record(
-            "lifecycle", "own socket", server=entry.name, bind=entry.config.key, message=message
-        )
+        self._report(entry, "own socket", message)
 
     async def _place(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
@@ -787,7 +784,7 @@ class Executor:
             if worker.generation == entry.desired.generation and "tls" in worker.files_before:
                 entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
         passed_over = worker.passed_over is not None
-        message = expired_message(entry, expired, passed_over=passed_over)
+        message = expired_message(entry.config, expired, passed_over=passed_over)
         logger.warning("%s: %s", entry.name, message)
         self._recorder.record(
             "config",

@@ -11,7 +11,6 @@ from datetime import datetime
 from functools import lru_cache
 
 from poolctl.clock import Clock
-from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import NO_PERIOD, Period, next_time, period_at, time_zone, until_text
 
@@ -121,22 +120,17 @@ def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> s
     return blocker
 
 
-def run_record(result: str, since: float, ended: float, exit_: Exit, message: str = "") -> Table:
-    """The record of a run that has ended, as plain JSON. Times are in seconds since the epoch."""
-    return {
+def end_run(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
+    """Record that the current run has ended, as plain JSON. `stopped`: a command stopped it."""
+    result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
+    entry.schedule.last_run = {
         "result": result,
-        "started_at": since,
-        "ended_at": ended,
+        "started_at": entry.schedule.run_since or now,
+        "ended_at": now,
         "status": exit_.status,
         "signal": exit_.signal,
-        "message": message or exit_.message,
+        "message": exit_.message,
     }
-
-
-def end_run(entry: Entry, exit_: Exit, now: float, *, message: str = "", stopped: bool = False) -> None:
-    """Record that the current run has ended. `stopped`: a command stopped it."""
-    result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
-    entry.schedule.last_run = run_record(result, entry.schedule.run_since or now, now, exit_, message)
     entry.schedule.run_since = 0.0
     if result == RUN_SUCCEEDED:
         entry.observed.failure = None

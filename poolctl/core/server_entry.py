@@ -225,11 +225,11 @@ class ServerListener:
 
 @dataclass(slots=True)
 class ScheduleState:
-    """The runs of a server with a schedule (see `scheduled_runs`); times are in seconds since the epoch."""
+    """The runs of a server with a schedule (see `schedules`); times are in seconds since the epoch."""
 
     next_run: float | None = persisted(None)
     run_since: float = persisted(0.0)  # when the current run began; 0 if no run is in progress
-    last_run: Table = persisted(factory=dict)  # the last finished run (see `scheduled_runs.run_record`)
+    last_run: Table = persisted(factory=dict)  # the last finished run (see `schedules.end_run`)
 
 
 @dataclass(slots=True)

@@ -57,21 +57,18 @@ class Workqueue:
     last are opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None] | None = None) -> None:
+        """`settle` is called before the loop sleeps, whenever an entry is queued."""
         self.commanded: set[str] = set()  # the names of servers that a command or a request has selected
         self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
         self._others: dict[str, Entry] = {}
-        self._settle: Callable[[], None] | None = None
+        self._settle = settle
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __bool__(self) -> bool:
         return bool(self._progressed or self._others)
-
-    def feed(self, settle: Callable[[], None]) -> None:
-        """Call `settle` before the loop sleeps, whenever an entry is queued."""
-        self._settle = settle
 
     def touch(self, entry: Entry, *, progressed: bool = False) -> None:
         """Decide on the entry, which has changed, before the loop sleeps; it notes the cause of the change.

@@ -39,10 +39,9 @@ from poolctl.config import (
     shown,
     with_addresses,
 )
-from poolctl.core.configuration_diff import Change, Kind, Running, changed
+from poolctl.core.configuration_diff import Change, Kind, Running, changed, digests
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
-from poolctl.core.server_files import digests
 from poolctl.errors import (
     PoolAddError,
     PoolError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from poolctl.config import Health, Probe, ServerConfig
@@ -97,14 +98,16 @@ def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
 class WorkerProbe:
     """One probe of a worker, repeated at intervals.
 
-    `owner` is notified of every result; `message` is the problem in the last result, or "".
+    `on_result` is called with every result; `message` is the problem in the last result, or "".
     """
 
     __slots__ = (
-        "_owner", "_prober", "_started_at", "_timer", "hysteresis", "kind", "latency_seconds", "message", "probe",
+        "_on_result", "_prober", "_started_at", "_timer", "hysteresis", "kind", "latency_seconds", "message", "probe",
     )  # fmt: skip
 
-    def __init__(self, kind: str, probe: Probe, prober: Prober, owner: WorkerProbes) -> None:
+    def __init__(
+        self, kind: str, probe: Probe, prober: Prober, on_result: Callable[[WorkerProbe], None]
+    ) -> None:
         self.kind = kind
         self.probe = probe
         self.hysteresis = Hysteresis(probe)
@@ -112,7 +115,7 @@ class WorkerProbe:
         self.latency_seconds: float | None = None
         self._prober = prober
         self._timer: asyncio.TimerHandle | None = None
-        self._owner = owner
+        self._on_result = on_result
         self._started_at: float | None = None
 
     def __repr__(self) -> str:
@@ -195,7 +198,7 @@ class WorkerProbe:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = call_at(max(started_at + interval, asyncio.get_running_loop().time()), self._run)
-        self._owner.on_result(self)
+        self._on_result(self)
 
     def _record(self, problem: str, started_at: float) -> None:
         self.message = problem
@@ -225,7 +228,7 @@ class WorkerProbes:
         self.placement = placement
         self._server = server
         self._runner = runner
-        self._on_result = on_result
+        self._on_result = partial(on_result, self)
         self.probes = [
             self._make(kind, probe)
             for kind in KINDS
@@ -296,14 +299,10 @@ class WorkerProbes:
         for probe in self.probes:
             probe.stop()
 
-    def on_result(self, probe: WorkerProbe) -> None:
-        """Handle a new result of one of these probes."""
-        self._on_result(self, probe)
-
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
         connector = WorkerConnector(self._runner, self.placement)
         prober = make_prober(probe, self._server, connector, self._env())
-        return WorkerProbe(kind, probe, prober, self)
+        return WorkerProbe(kind, probe, prober, self._on_result)
 
     def _env(self) -> dict[str, str]:
         server, placement = self._server, self.placement

@@ -22,11 +22,11 @@ from poolctl.config import (
     problem_of,
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries, failure
+from poolctl.core.configuration_diff import certificate_ends, day
 from poolctl.core.core import Core, not_arrived
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_text
 from poolctl.core.server_entry import Entry
-from poolctl.core.server_files import certificate_ends, day
 from poolctl.errors import (
     PoolError,
     PoolRestartError,

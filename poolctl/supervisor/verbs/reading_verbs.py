@@ -9,11 +9,11 @@ from functools import partial
 from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
+from poolctl.core.configuration_diff import day, expired_message
 from poolctl.core.core import Goal, not_arrived, until
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.server_files import day, expired_message
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
@@ -213,7 +213,7 @@ def expiring(entry: Entry, now: float) -> str:
         (each.passed_over for each in entry.observed.workers.values() if each.passed_over), None
     )
     if expired_since is not None and now < ends:
-        return f"{entry.name}: {expired_message(entry, expired_since, passed_over=True)}"
+        return f"{entry.name}: {expired_message(entry.config, expired_since, passed_over=True)}"
     if now + tls.warn_before <= ends:
         return ""
     if ends <= now:

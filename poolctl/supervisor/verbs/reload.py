@@ -25,11 +25,10 @@ from poolctl.control.answers import (
     failure,
     item,
 )
-from poolctl.core.configuration_diff import Kind, Running, listed, plan
+from poolctl.core.configuration_diff import Kind, Running, digest_of, digests, listed, plan
 from poolctl.core.core import Core
 from poolctl.core.decide import NO_OVERRIDES
 from poolctl.core.server_entry import Cause, Entry
-from poolctl.core.server_files import digest_of, digests
 from poolctl.core.servers import CURRENT_CAUSE
 from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT

@@ -464,8 +464,7 @@ def test_server_queued_during_a_batch_may_be_part_of_it() -> None:
 def test_changes_of_one_turn_are_decided_on_together() -> None:
     async def scenario() -> None:
         settled: list[list[str]] = []
-        changes = Workqueue()
-        changes.feed(lambda: settled.append(names(changes.take_changed())))
+        changes = Workqueue(lambda: settled.append(names(changes.take_changed())))
         first, second = entries(2)
         changes.touch(first)
         changes.touch(second)

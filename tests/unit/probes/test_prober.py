@@ -313,7 +313,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
 def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), Unheard())
+        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
         passing = asyncio.ensure_future(probing.wait_until_ok())
         await asyncio.sleep(0.5)
         assert (passing.done(), probing.message) == (False, "its connection is waiting to be accepted")
@@ -326,11 +326,6 @@ def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(list
         probing.stop()
 
     run(scenario)
-
-
-class Unheard:
-    def on_result(self, probe: WorkerProbe) -> None:
-        pass
 
 
 class QueuedProber:
@@ -359,7 +354,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
     async def scenario() -> None:
         prober = QueuedProber()
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe("readiness", probe, prober, Unheard())
+        probing = WorkerProbe("readiness", probe, prober, print)
         await asyncio.wait_for(probing.wait_until_ok(), 5)
         assert prober.asked == 2
 
@@ -369,7 +364,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
 def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
-        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), Unheard())
+        probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
         passing = asyncio.ensure_future(probing.wait_until_ok())
         with (await asyncio.to_thread(listener.accept))[0]:
             async with asyncio.timeout(60):

@@ -211,14 +211,9 @@ class TimedProber:
     close = cancel
 
 
-class Owner:
-    def on_result(self, probe: WorkerProbe) -> None:
-        pass
-
-
 def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoop) -> None:
     prober = TimedProber(loop)
-    probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, Owner())  # type: ignore[arg-type]
+    probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, print)  # type: ignore[arg-type]
 
     async def begin() -> None:
         probe.start(Status.OK)
