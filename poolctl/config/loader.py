@@ -151,14 +151,11 @@ class Defaults:
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         """Remove defaults that need an address from a program without an address: variables, probes, sleep."""
-        for key, kept in (
-            ("env", _without_placeholders),
-            ("health", _without_ports),
-            ("scale", _without_sleep),
-        ):
+        for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
             if key in self.raw_tables:
                 mine = own.get(key, {})
-                table[key] = merged(kept(self.raw_tables[key]), mine) if isinstance(mine, dict) else mine
+                kept = {name: each for name, each in self.raw_tables[key].items() if not needs(name, each)}
+                table[key] = merged(kept, mine) if isinstance(mine, dict) else mine
 
     def _resolve_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         asked = own.get("tls", self.raw.get("tls"))
@@ -174,20 +171,16 @@ class Defaults:
             table.pop("tls", None)
 
 
-def _without_ports(health: dict[str, Tree]) -> dict[str, Tree]:
-    return {
-        kind: probe
-        for kind, probe in health.items()
-        if not (isinstance(probe, dict) and (probe.get("http") or probe.get("tcp")))
-    }
+def _needs_address(variable: str, value: Tree) -> bool:
+    return bool(placeholders(value))
 
 
-def _without_placeholders(env: dict[str, Tree]) -> dict[str, Tree]:
-    return {name: value for name, value in env.items() if not placeholders(value)}
+def _needs_port(kind: str, probe: Tree) -> bool:
+    return isinstance(probe, dict) and bool(probe.get("http") or probe.get("tcp"))
 
 
-def _without_sleep(scale: dict[str, Tree]) -> Tree:
-    return _without(scale, (*OF_SLEEP, *(("min",) if scale.get("min") == 0 else ())))
+def _sleeps(key: str, value: Tree) -> bool:
+    return key in OF_SLEEP or (key == "min" and value == 0)
 
 
 def _without(table: Tree, keys: Collection[str]) -> Tree:

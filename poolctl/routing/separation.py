@@ -133,7 +133,11 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
     only = _only(users.values())
     user = only if only is not None else _only(_first_of_each_user(routes, users))
     servers = {target.server: None for each in routes if passable(each) for target in each.to}
-    within = [each for each in routes if passable(each, tls=True) and _all_within(each, secure)]
+    within = [
+        each
+        for each in routes
+        if passable(each, tls=True) and all(target.server in secure for target in each.to)
+    ]
     hosts: list[KeptHost] = []
     places = _users_of_hosts(routes, users) if within and only is None else {}
     for route in within:
@@ -159,10 +163,6 @@ def _only(users: Iterable[str]) -> str | None:
     """The only user, "" without a user, or None if there are several."""
     found = set(users)
     return next(iter(found), "") if len(found) <= 1 else None
-
-
-def _all_within(route: Route, secure: Collection[str]) -> bool:
-    return all(target.server in secure for target in route.to)
 
 
 def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[HostPattern, set[str]]:

@@ -114,24 +114,13 @@ def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
 def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
     """The times of the first certificate in a PEM file, which is the server's own; None if they cannot be read."""
     try:
-        return _validity(base64.b64decode(text.partition(BEGIN)[2].partition(END)[0]))
+        # RFC 5280 §4.1: [version], serial, algorithm, issuer, validity.
+        fields = _fields(text)
+        _, times = fields[4 if fields[0][0] == 0xA0 else 3]
+        begins, ends = _elements(times)
+        return _time(*begins), _time(*ends)
     except (ValueError, IndexError):
         return None
-
-
-def _validity(der: bytes) -> tuple[datetime, datetime]:
-    # RFC 5280 §4.1:
-    # Certificate → tbsCertificate → [version], serial, algorithm, issuer, validity → two times.
-    _, certificate, _ = _element(der, 0)
-    _, inner, _ = _element(certificate, 0)
-    tag, _, after = _element(inner, 0)
-    position = after if tag == 0xA0 else 0
-    for _ in range(3):
-        _, _, position = _element(inner, position)
-    _, times, _ = _element(inner, position)
-    tag, begins, after = _element(times, 0)
-    end_tag, ends, _ = _element(times, after)
-    return _time(tag, begins), _time(end_tag, ends)
 
 
 # RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only these two of its names are hosts.
@@ -144,35 +133,50 @@ def certificate_names(text: str) -> list[str]:
 
     IPv6 addresses are in brackets.
     """
-    try:
-        return list(_names(base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])))
-    except (ValueError, IndexError):
-        return []
-
-
-def _names(der: bytes) -> Iterator[str]:
     from ipaddress import ip_address
 
-    # Certificate → tbsCertificate → [3] → extensions, each an identifier, an optional flag, and a value.
-    _, certificate, _ = _element(der, 0)
-    _, inner, _ = _element(certificate, 0)
-    extensions = next((content for tag, content in _elements(inner) if tag == 0xA3), b"")
-    for _, extension in _elements(_element(extensions, 0)[1]) if extensions else ():
-        parts = list(_elements(extension))
-        if parts[0][1] == _SUBJECT_ALT_NAME:
-            for tag, content in _elements(_element(parts[-1][1], 0)[1]):
+    found: list[str] = []
+    try:
+        for _, extension in [
+            each for tag, content in _fields(text) if tag == 0xA3 for each in _inner(content)
+        ]:
+            # An identifier, an optional flag, and a value.
+            parts = list(_elements(extension))
+            for tag, content in _inner(parts[-1][1]) if parts[0][1] == _SUBJECT_ALT_NAME else ():
                 if tag == _DNS_NAME:
-                    yield content.decode("ascii").lower()
+                    found.append(content.decode("ascii").lower())
                 elif tag == _IP_ADDRESS:
                     address = ip_address(content)
-                    yield f"[{address}]" if address.version == 6 else str(address)
+                    found.append(f"[{address}]" if address.version == 6 else str(address))
+    except (ValueError, IndexError):
+        return []
+    return found
+
+
+def _fields(text: str) -> list[tuple[int, bytes]]:
+    """Tag and content of each field of the first certificate in a PEM file (tbsCertificate)."""
+    der = base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])
+    return list(_elements(_inner(der)[0][1]))
+
+
+def _inner(data: bytes) -> list[tuple[int, bytes]]:
+    """The elements within the first of these elements."""
+    (_, content), *_ = _elements(data)
+    return list(_elements(content))
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each DER element in a sequence of elements (X.690 §8.1)."""
     position = 0
     while position < len(data):
-        tag, content, position = _element(data, position)
-        yield tag, content
+        tag, length = data[position], data[position + 1]
+        position += 2
+        if length & 0x80:
+            count = length & 0x7F
+            length = int.from_bytes(data[position : position + count], "big")
+            position += count
+        yield tag, data[position : position + length]
+        position += length
 
 
 def names_cover(names: Iterable[str], host: str) -> bool:
@@ -182,17 +186,6 @@ def names_cover(names: Iterable[str], host: str) -> bool:
     """
     _, _, domain = host.partition(".")
     return any(name == host or (domain and name == f"*.{domain}") for name in names)
-
-
-def _element(data: bytes, start: int) -> tuple[int, bytes, int]:
-    """The tag and the content of a DER element, and the offset after it (X.690 §8.1)."""
-    length = data[start + 1]
-    begin = start + 2
-    if length & 0x80:
-        count = length & 0x7F
-        length = int.from_bytes(data[begin : begin + count], "big")
-        begin += count
-    return data[start], data[begin : begin + length], begin + length
 
 
 def _time(tag: int, content: bytes) -> datetime:

@@ -179,14 +179,6 @@ def _restart(value: Tree, base_dir: str) -> Tree:
     return {"policy": value} if isinstance(value, str) else value
 
 
-def _recovery(value: Tree, base_dir: str) -> Tree:
-    return {"strategy": value} if isinstance(value, str) else value
-
-
-def _health(value: Tree, base_dir: str) -> Tree:
-    return {"readiness": {"http": value}} if isinstance(value, str) else value
-
-
 def _depends_on(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, (list, tuple)):
         return value
@@ -245,11 +237,11 @@ STEPS: dict[str, Callable[[Tree, str], Tree]] = {
     **dict.fromkeys(("bind", "listen"), _bind),
     "depends_on": _depends_on,
     "env_file": _env_file,
-    "health": _health,
+    "health": lambda value, _: {"readiness": {"http": value}} if isinstance(value, str) else value,
     "labels": _labels,
     "log": _log,
     "python": _python,
-    "recovery": _recovery,
+    "recovery": lambda value, _: {"strategy": value} if isinstance(value, str) else value,
     "restart": _restart,
     "tls": _tls,
     "watch": _watch,
