@@ -1,8 +1,8 @@
 """A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
 
-Six subpackages: `values` (values of keys), `model` (tables and their keys as plain values), `rules` (between keys,
+Five subpackages: `values` (values of keys), `model` (tables and their keys as plain values), `rules` (between keys,
 servers, tables and routes), `files` (text into tables with places), `checks` (the files, users and programs that
-servers refer to), `edit` (changes written back).
+servers refer to). `edit` writes changes back.
 """
 
 # ruff: noqa: F403 (the names are in _MODULES)
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
     from poolctl.config.checks.interpreter import *
     from poolctl.config.configuration import *
-    from poolctl.config.edit.draft import *
-    from poolctl.config.edit.toml_writer import *
+    from poolctl.config.edit import *
     from poolctl.config.files.assemble import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
@@ -33,8 +32,7 @@ _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate open_files_needed",
-    "edit.draft": "Draft FileChanged",
-    "edit.toml_writer": "escaped table_text value_text",
+    "edit": "Draft FileChanged escaped table_text value_text",
     "files.assemble": "Document read_documents",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT Marks PROCFILE PYPROJECT "
     "SUPERVISORD Stamp UNIT candidate_files changed_files default_env_file find_config foreign_format marks_of "

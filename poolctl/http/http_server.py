@@ -172,6 +172,10 @@ class HttpServer:
         self._what = what
         self._watch = watch
         self._reserve = reserve or contextlib.nullcontext()
+        self._tls_limits = {
+            "ssl_handshake_timeout": limits.request_seconds,
+            "ssl_shutdown_timeout": _LINGER_SECONDS,
+        }
         self._listeners: list[socket.socket] = []
         # Oldest first; each with its socket until a transport owns it.
         self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
@@ -238,9 +242,13 @@ class HttpServer:
         stream = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(stream)
         with self._reserve:
-            self._own(asyncio.current_task())
+            if (task := asyncio.current_task()) in self._connections:
+                self._connections[task] = None
             try:
-                transport = await self._connect(protocol, sock)
+                limits = {} if self.tls is None else self._tls_limits
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol, sock, ssl=self.tls, **limits
+                )
             except OSError:  # ssl.SSLError is one
                 return
             writer = asyncio.StreamWriter(transport, protocol, stream, loop)
@@ -254,26 +262,6 @@ class HttpServer:
             except Exception:
                 logger.exception("a request could not be answered")
                 transport.abort()
-
-    async def _connect(
-        self, protocol: asyncio.StreamReaderProtocol, sock: socket.socket
-    ) -> asyncio.Transport:
-        loop, tls = asyncio.get_running_loop(), self.tls
-        if tls is None:
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
-        else:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                sock,
-                ssl=tls,
-                ssl_handshake_timeout=self._limits.request_seconds,
-                ssl_shutdown_timeout=_LINGER_SECONDS,
-            )
-        return transport
-
-    def _own(self, task: asyncio.Task[None] | None) -> None:
-        if task in self._connections:
-            self._connections[task] = None
 
     async def _converse(
         self, sock: socket.socket, stream: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -258,16 +258,10 @@ class Unmatched:
 
     __slots__ = ("near", "options", "targets")
 
-    def __init__(
-        self,
-        targets: Sequence[str] = (),
-        near: Mapping[str, Sequence[str]] | None = None,
-        *,
-        options: str = "",
-    ) -> None:
-        self.targets = list(targets)
+    def __init__(self, targets: Sequence[str], near: Mapping[str, list[str]], options: str = "") -> None:
+        self.targets = targets
+        self.near = near
         self.options = options
-        self.near = {target: list(names) for target, names in (near or {}).items()}
 
     @property
     def message(self) -> str:
@@ -301,7 +295,7 @@ def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selecta
     """Options that match no server; for unknown tags, similar tags, because tags are compared with case."""
     known = dict.fromkeys(tag for item in items for tag in item.tags)
     unknown = [tag for tag in tags if tag not in known]
-    return Unmatched(near={tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options=options)
+    return Unmatched([], {tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options)
 
 
 def close(word: str, words: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ from typing import (
 )
 
 from poolctl.config.values.plain import EMPTY
-from poolctl.config.values.problems import Finding, Path, Tree, problem_of, reset_suggestions, unreported
+from poolctl.config.values.problems import Finding, Path, Tree, problem_of, reset_suggestions
 from poolctl.errors import PoolValidateError
 from poolctl.feature import features
 
@@ -345,7 +345,9 @@ def validated(
 
         if forget:
             reset_suggestions()
-        findings += unreported(findings_of(error, kind.keys_at, kind.table), findings)
+        reported = {finding.path for finding in findings}
+        found = findings_of(error, kind.keys_at, kind.table)
+        findings += [finding for finding in found if finding.path not in reported]
         return None
 
 

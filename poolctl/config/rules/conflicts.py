@@ -140,9 +140,12 @@ def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Find
 
 
 def _no_server(index: int, name: str, names: Collection[str]) -> Finding:
+    return Finding(("depends_on", index), f"there is no server {name[:60]!r}", _near(name, names), name[:60])
+
+
+def _near(name: str, names: Collection[str]) -> str:
     near = nearest(name, tuple(names) if len(names) <= 1000 else ())
-    hint = f"did you mean {near!r}?" if near else "name a server of this pool"
-    return Finding(("depends_on", index), f"there is no server {name[:60]!r}", hint, name[:60])
+    return f"did you mean {near!r}?" if near else "name a server of this pool"
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
@@ -295,9 +298,7 @@ def _wrong(inside: str, path: Path, servers: Mapping[str, Named]) -> Finding | N
         names = " or ".join(f"{OPENING}{shown}.{each}}}" for each in PARTS)
         return Finding(path, f"{OPENING}{printable(inside)[:60]}}} is no reference", f"write {names}")
     if name not in servers:
-        near = nearest(name, tuple(servers) if len(servers) <= 1000 else ())
-        hint = f"did you mean {near!r}?" if near else "name a server of this pool"
-        return Finding(path, f"there is no server {shown!r}", hint)
+        return Finding(path, f"there is no server {shown!r}", _near(name, servers))
     address, expose = servers[name]
     if address is None or address.kind == "tcp" or (part == "url" and expose is not None):
         return None

@@ -129,12 +129,6 @@ def printable(text: str) -> str:
     return cut if cut.isprintable() else repr(cut)
 
 
-def unreported(more: list[Finding], reported: list[Finding]) -> list[Finding]:
-    """The findings in `more` for whose path no finding is reported yet."""
-    paths = {finding.path for finding in reported}
-    return [finding for finding in more if finding.path not in paths]
-
-
 def shown(value: object) -> str:
     """The value as a text short enough for a line, even if it is deeply nested or long."""
     if isinstance(value, str):

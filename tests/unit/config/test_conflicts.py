@@ -9,7 +9,7 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import with_addresses
-from poolctl.config.edit.toml_writer import escaped, table_text
+from poolctl.config.edit import escaped, table_text
 from poolctl.config.rules.conflicts import longest_stop_seconds
 from tests.config_files import SERVER, load_text, told
 

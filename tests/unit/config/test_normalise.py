@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit.toml_writer import escaped
+from poolctl.config.edit import escaped
 from poolctl.config.values.normalise import (
     absolute,
     derive,

@@ -197,7 +197,7 @@ def test_a_selector_says_what_it_chooses() -> None:
     assert repr(Selector()) == "<Selector all>"
     assert repr(Selector(["a"], tag=["b"], invert=True)) == "<Selector targets=['a'] tag=['b'] not>"
     assert repr(Selector(allow_empty=True)) == "<Selector allow_empty>"
-    assert repr(Unmatched(["a"])) == "<Unmatched ['a']>"
+    assert repr(Unmatched(["a"], {})) == "<Unmatched ['a']>"
     assert Selector(["a"]) != Selector(["b"])
 
 

@@ -1,5 +1,7 @@
 """Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
 
+The standard library only reads TOML (https://toml.io/en/v1.0.0); values and tables are written here.
+
 Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files are
 listed with their places, to be made by hand. A file is split into its servers, and tomlkit gets only the text of a
 changed server; a file that cannot be split, such as a list in brackets, is passed as a whole. Each new text is read
@@ -12,6 +14,7 @@ import contextlib
 import copy
 import difflib
 import fcntl
+import json
 import os
 import re
 import stat
@@ -20,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.edit.toml_writer import json_text, key_text, table_text, value_text
 from poolctl.config.files.assemble import Assembly, Document, ServerTable, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
@@ -567,3 +569,58 @@ def _item(value: Tree) -> Tree:
     import tomlkit
 
     return tomlkit.value(value_text(value))
+
+
+_driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_bare_key = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def value_text(value: object) -> str:
+    """One value; tables within are written inline."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key_text(k)} = {value_text(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(value_text(each) for each in value)}]"
+    return _string(str(value))
+
+
+def key_text(key: str) -> str:
+    """The key in TOML, quoted if necessary."""
+    return key if _bare_key.fullmatch(key) else _string(key)
+
+
+def table_text(head: str, table: Mapping[str, object]) -> str:
+    """A table under its head (`[pool]`, `[[server]]`), unset keys left out."""
+    lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(value: Tree) -> Tree:
+    """The value with its strings escaped, so that interpolation restores them unchanged.
+
+    References to servers stay unchanged: interpolation leaves them to code that knows the ports.
+    """
+    if isinstance(value, str):
+        return re.sub(r"\$\{(?!server\.)", "$${", value)
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escaped(each) for each in value]
+    return value
+
+
+def _string(text: str) -> str:
+    # A TOML basic string is a JSON string, except for DEL and unpaired surrogates.
+    return json_text(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def json_text(value: object) -> str:
+    """The value as JSON in one line; characters that could control a terminal are escaped."""
+    return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit.draft import Draft
-from poolctl.config.edit.toml_writer import value_text as toml
+from poolctl.config.edit import Draft
+from poolctl.config.edit import value_text as toml
 from poolctl.config.loader import load
 from tests.examples import examples
 

@@ -1,1 +1,0 @@
-"""Changes written back into configuration files, their comments and layout kept."""
