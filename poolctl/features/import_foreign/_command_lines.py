@@ -169,14 +169,26 @@ def _stop_timeout(value: str) -> str:
     return f"{math.ceil(float(value) / 0.8)}s"
 
 
+def _recovery(timeout: str) -> dict[str, Any]:
+    return {"heartbeat": 0} if float(timeout) == 0 else {"stuck_after": in_seconds(timeout)}
+
+
 _OF_BOTH: Keys = {
     "--workers": ("workers", int),
     "--root-path": ("http.root_path", str),
     "--forwarded-allow-ips": ("http.trusted_proxies", _proxies),
     "--log-level": ("http.log_level", str.lower),
 }
+_OF_TLS: Keys = {
+    "certfile": ("tls.cert", str),
+    "keyfile": ("tls.key", str),
+    "ca-certs": ("tls.ca", str),
+    "cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
+    "ciphers": ("tls.ciphers", str),
+}
 _OF_UVICORN: Keys = {
     **_OF_BOTH,
+    **{f"--ssl-{option}": key for option, key in _OF_TLS.items()},
     "--app-dir": ("app_dir", str),
     "--env-file": ("env_file", str),
     "--loop": ("http.loop", str),
@@ -187,11 +199,6 @@ _OF_UVICORN: Keys = {
     "--timeout-keep-alive": ("http.keep_alive", in_seconds),
     "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
     "--h11-max-incomplete-event-size": ("http.max_head_size", int),
-    "--ssl-certfile": ("tls.cert", str),
-    "--ssl-keyfile": ("tls.key", str),
-    "--ssl-ca-certs": ("tls.ca", str),
-    "--ssl-cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
-    "--ssl-ciphers": ("tls.ciphers", str),
 }
 _UVICORN_WITHOUT_EQUAL = (
     *("--fd", "--backlog", "--interface", "--lifespan", "--log-config", "--header", "--reload-dir"),
@@ -202,17 +209,20 @@ _UVICORN_WITHOUT_EQUAL = (
 _SECRET = ("--ssl-keyfile-password",)
 _OF_GUNICORN: Keys = {
     **_OF_BOTH,
+    **{f"--{option}": key for option, key in _OF_TLS.items()},
     "--chdir": ("cwd", str),
     "--keep-alive": ("http.keep_alive", in_seconds),
     "--max-requests": ("http.max_requests", int),
     "--worker-connections": ("http.max_connections", int),
     "--graceful-timeout": ("stop_timeout", _stop_timeout),
     "--umask": ("umask", str),
-    "--certfile": ("tls.cert", str),
-    "--keyfile": ("tls.key", str),
-    "--ca-certs": ("tls.ca", str),
-    "--cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
-    "--ciphers": ("tls.ciphers", str),
+}
+_OF_ASGI_WORKERS: Keys = {
+    **_OF_GUNICORN,
+    "--pythonpath": ("app_dir", lambda value: value.partition(",")[0]),
+    "--preload": ("preload", bool),
+    "--access-log": ("http.access_log", bool),
+    "--timeout": ("recovery", _recovery),
 }
 _GUNICORN_WITHOUT_EQUAL = (
     *("--config", "--backlog", "--threads", "--max-requests-jitter", "--limit-request-line"),
@@ -295,23 +305,13 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
 
 def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
     _set_app(server, given.get("app", ""), "application", factory=False)
-    _set_given(server, given, _OF_GUNICORN)
-    worker = given["--worker-class"]
-    if worker.endswith("H11Worker"):
-        server.set("http.implementation", "h11")
     if "--chdir" in given:
         server.set("app_dir", given["--chdir"])
-    if "--pythonpath" in given:
-        server.set("app_dir", given["--pythonpath"].partition(",")[0])
+    _set_given(server, given, _OF_ASGI_WORKERS)
+    if given["--worker-class"].endswith("H11Worker"):
+        server.set("http.implementation", "h11")
     if "trusted_proxies" in server.keys.get("http", {}):
         server.set("http.proxy_headers", True)
-    if given.get("--preload"):
-        server.set("preload", True)
-    if "--access-log" in given:
-        server.set("http.access_log", True)
-    if "--timeout" in given:
-        never = float(given["--timeout"]) == 0
-        server.set("recovery", {"heartbeat": 0} if never else {"stuck_after": in_seconds(given["--timeout"])})
     if user := user_and_group(given.get("--user", ""), given.get("--group", "")):
         server.set("user", user)
     for assignment in given.get("--env", []):

@@ -20,8 +20,7 @@ from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
 
 from ._boards import Board, PoolView, RouteBoard
-from ._frames import Notice, help_frame, table_frame
-from ._log_pane import LogPane, log_frame
+from ._frames import LogPane, Notice, help_frame, log_frame, table_frame
 from ._terminal import Keys, Screen
 
 Answer = TypeVar("Answer")

@@ -19,6 +19,7 @@ from poolctl.control.server_answers import Measured
 from poolctl.features.top._boards import RouteBoard, ServerBoard
 from poolctl.features.top._frames import (
     BARS,
+    LogPane,
     Notice,
     format_count,
     format_percent,
@@ -26,11 +27,11 @@ from poolctl.features.top._frames import (
     format_size,
     frame_text,
     help_frame,
+    log_frame,
     sparkline,
     table_frame,
 )
 from poolctl.features.top._live_view import action_of
-from poolctl.features.top._log_pane import LogPane, log_frame
 from poolctl.json_form import from_json
 from poolctl.routing.route_report import RouteReport
 from tests.stand_in import item
