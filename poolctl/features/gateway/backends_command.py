@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 from poolctl.cli.command_line import BACKEND_ACTIONS, OUTPUT, Command, CommandRequest, Option, one_of
@@ -11,6 +12,7 @@ from poolctl.cli.render import gateway_table, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.json_form import field_names, to_json
+from poolctl.logs.log_line import seconds_of
 from poolctl.routing.route_report import HostReport, HostState
 
 COLUMNS = (
@@ -98,10 +100,6 @@ def _local(stamped: str) -> str:
     """The time in this machine's time zone, with the date unless that is today."""
     if not stamped:
         return ""
-    import time
-
-    from poolctl.logs.log_line import seconds_of
-
     moment = time.localtime(seconds_of(stamped))
     is_today = moment[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S", moment)

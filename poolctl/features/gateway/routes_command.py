@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from types import SimpleNamespace
+from urllib.parse import quote
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest, Option, one_of
 from poolctl.cli.outcome import Outcome, UsageError
@@ -12,17 +13,17 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import gateway_table, latency, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.client import NoSupervisor
-from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
+from poolctl.control.gateway_answers import CandidatesResult, RoutesResult, excluded_from
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.json_form import field_names, to_json
-from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport
+from poolctl.routing.match import ConsideredRoute, explain, host_pattern, normal_host
+from poolctl.routing.normal_path import normal_path
+from poolctl.routing.route import ExcludedRoute, Route, proxy_reason
+from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport, destinations, route_report
+from poolctl.routing.route_table import Match, RouteTable, write_table
 
+from .routes import routes_of
 from .table import GatewayConfig
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.routing.match import ConsideredRoute
-    from poolctl.routing.route_table import Match
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
@@ -134,11 +135,6 @@ class Asked:
 
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
         """Raises UsageError for a header without a colon or a URL with user information."""
-        from urllib.parse import quote
-
-        from poolctl.routing.match import normal_host
-        from poolctl.routing.normal_path import normal_path
-
         self.method = method
         self.headers = dict(_header(each) for each in headers or ())
         scheme, separator, rest = url.partition("://")
@@ -155,8 +151,6 @@ class Asked:
 
     def take_host_from(self, header: str) -> None:
         """Match against the host in this header, if the request has it."""
-        from poolctl.routing.match import normal_host
-
         self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
     def __str__(self) -> str:
@@ -178,9 +172,6 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     if known.exit_code:
         return Outcome.of(known)
     asked.take_host_from(known.header_for_host)
-    from poolctl.routing.match import explain, host_pattern
-    from poolctl.routing.route_report import route_report
-
     match = _match(known, asked)
     steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
     candidates = [_candidate(step, route_report(step.route).way) for step in steps]
@@ -223,10 +214,6 @@ def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
 
 def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
     from poolctl.cli.offline import load
-    from poolctl.control.gateway_answers import excluded_from
-    from poolctl.routing.route import ExcludedRoute, Route
-
-    from .routes import routes_of
 
     config = load(pool)
     known = list(routes_of(config, config.tables))
@@ -243,8 +230,6 @@ def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
 
 def _match(known: CandidatesResult, asked: Asked) -> Match | None:
     """The route that the gateway's own matching finds among the known routes; None if none matches."""
-    from poolctl.routing.route_table import RouteTable, write_table
-
     fd = write_table(known.routes, known.generation)
     try:
         table = RouteTable(fd)
@@ -258,8 +243,6 @@ def _match(known: CandidatesResult, asked: Asked) -> Match | None:
 def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
     if match is None:
         return f"{asked} takes no route (404)"
-    from poolctl.routing.route import proxy_reason
-
     if match.route.redirect is not None:
         to, status = match.route.redirect.to, match.route.redirect.status
         return f"{asked} takes the route {match.route.alias}, which redirects to {to} ({status})"
@@ -281,8 +264,6 @@ def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
 
 
 def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
-    from poolctl.routing.route_report import destinations
-
     route = step.route
     to = destinations(route)
     return ExplainedRoute(

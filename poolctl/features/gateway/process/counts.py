@@ -28,9 +28,6 @@ class Traffic:
         self.bytes_in = 0  # bodies of requests, and bytes that clients send after an upgrade
         self.bytes_out = 0
 
-    def __repr__(self) -> str:
-        return f"<Traffic {self.requests} requests, {self.failures} errors>"
-
     def began(self) -> None:
         """Count a request that has begun; one of the following methods ends it."""
         self.slots[tally.STARTED] += 1

@@ -42,9 +42,6 @@ class DescriptorLimit:
         self.least_sessions = max(1, self.limit // _LEAST_SESSIONS_PART)
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
 
-    def __repr__(self) -> str:
-        return f"<DescriptorLimit {self.limit}{', few are left' if self.few() else ''}>"
-
     def few(self) -> bool:
         """Whether only the reserve is left."""
         return lowest_free() >= self.mark

@@ -290,9 +290,6 @@ class ProbedTarget:
         self.why = ""
         self.latency_seconds: float | None = None
 
-    def __repr__(self) -> str:
-        return f"<ProbedTarget {self.settings.to}: {self.state}>"
-
     def record(self, problem: str, latency_seconds: float) -> None:
         """Take the result of a probe: a problem, or ""."""
         status = self.hysteresis.record(not problem)

@@ -1,6 +1,6 @@
 """Balancing policies: which of a route's backends gets the next request, or connection.
 
-Small objects without clocks and sockets behind one protocol. A policy sees all backends of a route and asks of each
+Small objects without clocks and sockets. A policy sees all backends of a route and asks of each
 that it considers whether it is usable now; it keeps no state that has to be given back.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from itertools import pairwise
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
@@ -37,51 +36,31 @@ class Candidate(Protocol):
 
 
 C = TypeVar("C", bound=Candidate)
-C_co = TypeVar("C_co", bound=Candidate, covariant=True)
 
 
-class Policy(Protocol[C_co]):
-    """Chooses a backend."""
-
-    def choose(self, client: str, usable: Callable[[C_co], bool]) -> C_co | None:
-        """A usable backend for a request of this client (its IP address), or None."""
-
-
-class First(Generic[C]):
-    """The first usable one, in the order of the file: the others are spares."""
+class Policy(Generic[C]):
+    """Chooses a backend among these candidates."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         self._candidates = candidates
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        """A usable backend for a request of this client (its IP address), or None."""
+        raise NotImplementedError
+
+
+class First(Policy[C]):
+    """The first usable one, in the order of the file: the others are spares."""
 
     def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
         return next((each for each in self._candidates if usable(each)), None)
 
 
-class RoundRobin(Generic[C]):
-    """Each usable backend in turn."""
-
-    def __init__(self, candidates: Sequence[C]) -> None:
-        self._candidates = candidates
-        self._next = 0
-
-    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
-        candidates, at = self._candidates, self._next
-        for _ in candidates:
-            found = candidates[at]
-            at += 1
-            if at == len(candidates):
-                at = 0
-            if usable(found):
-                self._next = at
-                return found
-        return None
-
-
-class SmoothWeighted(Generic[C]):
+class SmoothWeighted(Policy[C]):
     """Each in turn, as often as its weight says, and evenly spread: a, b, a for weights 2 and 1 (nginx's way)."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
-        self._candidates = candidates
+        super().__init__(candidates)
         self._credit = dict.fromkeys((each.key for each in candidates), 0)
 
     def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
@@ -98,11 +77,11 @@ class SmoothWeighted(Generic[C]):
         return found
 
 
-class LeastConnections(Generic[C]):
+class LeastConnections(Policy[C]):
     """The backend with the least load relative to its weight; equal ones take turns."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
-        self._candidates = candidates
+        super().__init__(candidates)
         self._next = 0
 
     def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
@@ -118,11 +97,11 @@ class LeastConnections(Generic[C]):
         return found
 
 
-class RandomTwo(Generic[C]):
+class RandomTwo(Policy[C]):
     """The less loaded of two that are drawn at random by weight: nearly as even as the least loaded of all."""
 
     def __init__(self, candidates: Sequence[C], random: Random) -> None:
-        self._candidates = candidates
+        super().__init__(candidates)
         self._random = random
         self._sums = [sum(each.weight for each in candidates[: at + 1]) for at in range(len(candidates))]
 
@@ -146,7 +125,7 @@ class RandomTwo(Generic[C]):
         return self._candidates[bisect_left(self._sums, self._random.random() * self._sums[-1])]
 
 
-class ConsistentHash(Generic[C]):
+class ConsistentHash(Policy[C]):
     """The same client gets the same backend; when one comes or goes, only its share of the clients moves.
 
     Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next point. The hash is
@@ -154,7 +133,7 @@ class ConsistentHash(Generic[C]):
     """
 
     def __init__(self, candidates: Sequence[C]) -> None:
-        self._count = len(candidates)
+        super().__init__(candidates)
         total = sum(each.weight for each in candidates) * POINTS
         points = POINTS if total <= _MOST_POINTS else max(1, POINTS * _MOST_POINTS // total)
         circle = sorted(
@@ -179,7 +158,7 @@ class ConsistentHash(Generic[C]):
                 if usable(each):
                     return each
                 refused.add(each.key)
-                if len(refused) == self._count:
+                if len(refused) == len(self._candidates):
                     break
         return None
 
@@ -191,8 +170,7 @@ def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
     """
     match name:
         case "round-robin" | "weighted" | "sticky":
-            equal = all(one.weight == other.weight for one, other in pairwise(candidates))
-            return RoundRobin(candidates) if equal else SmoothWeighted(candidates)
+            return SmoothWeighted(candidates)
         case "least-connections":
             return LeastConnections(candidates)
         case "ip-hash":

@@ -33,9 +33,6 @@ class Limiter:
         self.in_flight = 0
         self._full_at = float("-inf")
 
-    def __repr__(self) -> str:
-        return f"<Limiter {self.in_flight}/{self.limit.concurrency or '-'} in flight>"
-
     def refused_seconds(self, now: float) -> float:
         """0 when a request may begin now, else the time after which to try again.
 

@@ -404,9 +404,6 @@ class Member:
         self.limiter = limiter
         self.cookie = sticky_value(self.key)
 
-    def __repr__(self) -> str:
-        return f"<Member {self.key}, weight {self.weight}>"
-
     @property
     def load(self) -> int:
         """The load of the backend."""
@@ -483,9 +480,6 @@ class NoBackend(Exception):
         self.may_wait = may_wait
         self.next_try_seconds = retry_after_seconds if by_time else None
 
-    def __repr__(self) -> str:
-        return f"<NoBackend: {self.why}, retry after {self.retry_after_seconds} s>"
-
 
 class Lease:
     """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
@@ -509,9 +503,6 @@ class Lease:
         self._shared = shared
         self.backend = backend
         self.cookie = cookie
-
-    def __repr__(self) -> str:
-        return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
 
     def connected(self, status: int = 0) -> None:
         """The backend has accepted a long-lived exchange: a probe succeeds now, and not only at its end.

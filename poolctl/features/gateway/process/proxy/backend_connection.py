@@ -135,9 +135,6 @@ class BackendConnection(asyncio.Protocol):
         self._head_only = self._decode = self._may_switch = False
         self._interim = 0
 
-    def __repr__(self) -> str:
-        return f"<BackendConnection {self.endpoint.host or self.endpoint.path}: {self.requests} requests>"
-
     # Methods for the pool.
 
     def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:

@@ -43,9 +43,6 @@ class GatewayAccessLog:
         self._timer: asyncio.TimerHandle | None = None
         self._writing = False
 
-    def __repr__(self) -> str:
-        return f"<GatewayAccessLog {self.path}: {self.waiting_bytes} bytes wait>"
-
     def begin(self, request: RequestHead, client: str, version: str) -> AccessLogEntry:
         """The entry of a request, which has begun now. `client` is its client's address, `version` the HTTP version."""
         return AccessLogEntry(self, request, client, version)
