@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.proxy import gateway_access_log
-from poolctl.features.gateway.process.proxy.gateway_access_log import GatewayAccessLog
+from poolctl.features.gateway.process.proxy.gateway_access_log import AccessLogEntry, GatewayAccessLog
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.logs.log_line import parse_line
 from poolctl.worker.serving.request_records import LoggedRequest
@@ -142,10 +142,10 @@ def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
         log = GatewayAccessLog(str(tmp_path / "log"))
         request = read_request(GET, 1000)
         assert request is not None
-        log.refused(request, "client", "1.1", 404)
+        AccessLogEntry(log, request, "client", "1.1").write(404, 0.0)
         await eventually(waits.is_set)
         for _ in range(9):
-            log.refused(request, "client", "1.1", 404)
+            AccessLogEntry(log, request, "client", "1.1").write(404, 0.0)
         goes_on.set()
         lines = await lines_of(tmp_path / "log", 3)
         assert len(lines) == 3

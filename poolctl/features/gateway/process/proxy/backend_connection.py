@@ -291,50 +291,41 @@ class BackendConnection(asyncio.Protocol):
             self._scanned = 0
             if response.status >= 200:
                 break
-            rest = data[response.end :]
             if response.status == 101:
                 if not self._may_switch or not response.upgrade:
                     raise BadMessage("switches protocols without being asked")
                 self._expected = _TUNNEL
-                receiver.switched(response, rest)
+                receiver.switched(response, data[response.end :])
                 return
             self._interim += 1
             if self._interim > MOST_INTERIM:
                 raise BadMessage(f"more than {MOST_INTERIM} interim responses")
             receiver.interim(response)
-            data = rest
+            data = data[response.end :]
             if not data:
                 return
         self._begin(receiver, response)
 
     def _begin(self, receiver: ResponseReceiver, response: Response) -> None:
-        data = response.received
-        body = self._expected = response.body
-        keep = response.reusable
+        data, body = bytes(response.first), response.body
+        self._expected, self.reusable = body, response.reusable
         if body >= 0:
-            end = response.end + body
-            if len(data) < end:
-                self._expected = end - len(data)
-                self.reusable = keep
-                receiver.response_begins(response, done=False)
-                return
-            if len(data) > end:  # a response that was not asked for
-                response.received, keep = data[:end], False
-            self._expected = 0
-            self.reusable = keep
-            receiver.response_begins(response, done=True)
-            self._complete(keep=keep)
+            self._expected = max(0, body - len(data))
+            if len(data) > body:  # a response that was not asked for
+                response.first, self.reusable = data[:body], False
+            receiver.response_begins(response, done=not self._expected)
+            if not self._expected:
+                self._complete(keep=True)
             return
-        self.reusable = keep
         if body == CHUNKED:
             chunks = self._chunks = ChunkedBody(decode=self._decode)
-            response.first = chunks.feed(data, response.end, MOST_CHUNKS_AT_ONCE)
+            response.first = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
             if not chunks.done and chunks.rest:
                 self._buffer = chunks.rest
                 self._go_on_soon()
             receiver.response_begins(response, done=chunks.done)
             if chunks.done:
-                self._complete(chunks.trailers, keep=keep and not chunks.rest)
+                self._complete(chunks.trailers, keep=not chunks.rest)
             return
         receiver.response_begins(response, done=False)
 

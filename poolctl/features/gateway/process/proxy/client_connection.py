@@ -224,7 +224,7 @@ class Exchange:
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:
             sender = forwarding.sender_of(request)
-            self._log_entry = edge.access_log.begin(request, sender, side.http_version)
+            self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
             self._head = self._log_entry.identified(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
         self._of_client: Limiter | None = None  # among whose requests in flight it is
@@ -346,7 +346,7 @@ class Exchange:
         self._send()
 
     def _answer(self, response: Response) -> None:
-        self._status, self._sent = response.status, response.first_size
+        self._status, self._sent = response.status, len(response.first)
         self._respond(response)
         self.response_ends(b"")
 
@@ -430,7 +430,7 @@ class Exchange:
         if not done:
             self._wait(self._route.timeouts.idle)
             self._lease.connected(status)
-        self._sent = response.first_size
+        self._sent = len(response.first)
         self._respond(response)
 
     def _respond(self, response: Response) -> None:
@@ -738,7 +738,8 @@ class ClientConnection(asyncio.Protocol):
             edge.counts.refused(str(error.status), found_route.route.alias if found_route else "")
             if self._request is not None and edge.access_log is not None:
                 sender = self._forwarding.sender_of(self._request)
-                edge.access_log.refused(self._request, sender, self.http_version, error.status)
+                entry = AccessLogEntry(edge.access_log, self._request, sender, self.http_version)
+                entry.write(error.status, 0.0)
             self.refuse(error.status)
         return True
 
@@ -822,7 +823,7 @@ class ClientConnection(asyncio.Protocol):
         assert exchange is not None
         keep = self._keep and exchange.complete and self._edge.keeps_connections
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
-        first = chunk(response.first) if self._wraps and response.first_size else response.first
+        first = chunk(response.first) if self._wraps and response.first else response.first
         if len(first) > LARGE_BYTES:
             # After the connection is lost, asyncio's writelines raises TypeError in Python 3.12 and 3.13 (gh-136234).
             if not self._transport.is_closing():

@@ -43,14 +43,6 @@ class GatewayAccessLog:
         self._timer: asyncio.TimerHandle | None = None
         self._writing = False
 
-    def begin(self, request: RequestHead, client: str, version: str) -> AccessLogEntry:
-        """The entry of a request, which has begun now. `client` is its client's address, `version` the HTTP version."""
-        return AccessLogEntry(self, request, client, version)
-
-    def refused(self, request: RequestHead, client: str, version: str, status: int) -> None:
-        """Write the line of a request that no backend was chosen for."""
-        self.begin(request, client, version).write(status, 0.0)
-
     def add(self, line: str) -> None:
         """Write this line, with the time before it. Never blocks."""
         data = f"{stamp(time.time())} {line}\n".encode()
@@ -103,7 +95,10 @@ class GatewayAccessLog:
 
 
 class AccessLogEntry:
-    """The line of one request. `request_id` is its X-Request-ID, or a new ID."""
+    """The line of one request, which has begun now. `request_id` is its X-Request-ID, or a new ID.
+
+    `client` is the address of its client, `version` the version of HTTP.
+    """
 
     def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
         self._log, self._request, self._client, self._version = log, request, client, version

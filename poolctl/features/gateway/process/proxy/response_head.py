@@ -16,14 +16,13 @@ _PHRASES = {413: "Content Too Large"}
 
 
 class Response(ResponseHead):
-    """The head of a response, and the bytes from it on.
+    """The head of a response, and the first bytes of its body.
 
-    `received` are these bytes; the body begins at `end`. `lines` are the status line and the fields that may be passed
-    on, each with its line end, without the framing fields.
+    `first` are the bytes of the body that came with the head. `lines` are the status line and the fields that may be
+    passed on, each with its line end, without the framing fields.
     """
 
-    received: bytes
-    _first: Buffer | None
+    first: Buffer
     _lines: bytes
 
     @property
@@ -34,20 +33,6 @@ class Response(ResponseHead):
             named = self.options - _PLAIN_OPTIONS
             self._lines = without_fields(lines, named) if named else lines
         return self._lines
-
-    @property
-    def first(self) -> Buffer:
-        """The bytes of the body that came with the head."""
-        return self.received[self.end :] if self._first is None else self._first
-
-    @first.setter
-    def first(self, data: Buffer) -> None:
-        self._first = data
-
-    @property
-    def first_size(self) -> int:
-        """The number of bytes of the body that came with the head."""
-        return len(self.received) - self.end if self._first is None else len(self._first)
 
     def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
         """The head for a client of this version, whether its connection is kept, and whether chunks are to be made."""
@@ -85,7 +70,7 @@ def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> 
         return None
     if head_only:
         response.leave_out_body()
-    response.received, response._lines, response._first = data, b"", None
+    response.first, response._lines = data[response.end :], b""
     return response
 
 
