@@ -76,39 +76,31 @@ class GatewayRules(TableRules):
     """See TableRules."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """See TableRules."""
         return gateway_tables(raw, findings)
 
     def problems(
         self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
     ) -> Iterable[Located]:
-        """See TableRules."""
         return route_problems(servers, tables, unfinished)
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        """See TableRules."""
         return route_warnings(servers, tables, complete=complete)
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
-        """See TableRules."""
         return unusable_engine(tables)
 
     def check(
         self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
-        """See TableRules."""
         return check_gateway(tables, servers, env, now)
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
-        """See TableRules."""
         return routes_of(servers, tables)
 
     def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
-        """See TableRules."""
         return probed_targets(tables)
 
     def addresses(self, tables: Tables) -> Iterator[BoundAddress]:
-        """See TableRules."""
         gateway = tables.get(GatewayConfig)
         for index, listener in enumerate(gateway.bind if gateway else ()):
             yield BoundAddress(("gateway", "bind", index), "[gateway]", parse(listener.bind))

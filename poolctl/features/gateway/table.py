@@ -157,7 +157,6 @@ class _WithAddresses(Table):
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """See Table."""
         return _with_absolute_addresses(table, base_dir)
 
 

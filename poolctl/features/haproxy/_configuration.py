@@ -209,11 +209,6 @@ class HaproxyBackend(NamedTuple):
     lines: tuple[str, ...]
     servers: tuple[HaproxyServer, ...]
 
-    @property
-    def but_servers(self) -> HaproxyBackend:
-        """The section without its servers."""
-        return self._replace(servers=())
-
 
 class HaproxyConfiguration(NamedTuple):
     """A configuration in its parts: `lines` precede the backends; `files` are the crt-lists by name."""
@@ -800,7 +795,9 @@ def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
         new.lines, new.files, after.descriptors, after.authorities, after.bundles.keys()
     ):  # fmt: skip
         return None
-    if [each.but_servers for each in old.backends] != [each.but_servers for each in new.backends]:
+    if [each._replace(servers=()) for each in old.backends] != [
+        each._replace(servers=()) for each in new.backends
+    ]:
         return None
     commands: list[str] = []
     for name, content in after.bundles.items():

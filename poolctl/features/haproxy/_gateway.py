@@ -51,7 +51,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._after({"t": "performed", "id": message["id"]})
 
     async def finish(self) -> None:
-        """See SupervisedProcess."""
         self._ending = True
         for task in list(self._work):
             task.cancel()
@@ -65,7 +64,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     # The state in force.
 
     def create(self) -> None:
-        """See OrderedGateway."""
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostManager(now), Counts()
         self.backends = Backends(self.hosts, now, counts=self.counts)
@@ -75,7 +73,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self.haproxy = HaproxyProgram(self.settings.program, directory)
 
     def configure(self) -> None:
-        """See OrderedGateway."""
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
@@ -258,7 +255,6 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self.link.send({"t": "figures", "id": number, **figures})
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """See OrderedGateway."""
         self._ending = True
         await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
 

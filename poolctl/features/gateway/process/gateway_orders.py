@@ -81,7 +81,6 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._restoring = False
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess."""
         name = str(message.get("t"))
         order = self._orders.get(name)
         if order is None or not (self._has_settings or name == "settings"):
@@ -92,7 +91,6 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._has_settings = True
 
     def holdings(self) -> Holdings:
-        """See SupervisedProcess."""
         yield {"t": "pair"}, self._own_pair
         for listener in self._listeners.values():
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
@@ -105,7 +103,6 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self.await_adoption(self.settings.directory, pool_files.GATEWAY)
 
     def adopted(self, link: Link) -> None:
-        """See SupervisedProcess."""
         super().adopted(link)
         self._report_hosts()
 

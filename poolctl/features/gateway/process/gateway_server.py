@@ -124,7 +124,6 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super().performed(message)
 
     async def finish(self) -> None:
-        """See SupervisedProcess."""
         for listener in self._listeners.values():
             listener.close()
         self._take_no_more_back()
@@ -145,14 +144,12 @@ class GatewayServer(OrderedGateway[OpenListener]):
     # The state in force.
 
     def create(self) -> None:
-        """See OrderedGateway."""
         self._edge = Edge(self.settings, self._event)
         self.hosts, self.backends = self._edge.hosts, self._edge.backends
         self._edge.backends.on_passed = self._passed
         self._edge.wake = self._wake
 
     def configure(self) -> None:
-        """See OrderedGateway."""
         self.edge.configure(self.settings)
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:

@@ -101,7 +101,7 @@ class Passing:
         self._close_end(found)
         changed, found.end, found.tls = found.tls is not tls, end, tls
         if changed:
-            self._decide_queued(found)
+            self._decide(self._take_queue(found))
         else:
             self._send_queued(found)
 
@@ -110,7 +110,7 @@ class Passing:
         found = self._servers.pop(server, None)
         if found is not None:
             self._close_end(found)
-            self._decide_queued(found)
+            self._decide(self._take_queue(found))
         done()
 
     def pass_on(
@@ -284,9 +284,6 @@ class Passing:
         queue, found.queue = found.queue, deque()
         self.queued_connections -= len(queue)
         return [*queue]
-
-    def _decide_queued(self, found: _Server) -> None:
-        self._decide(self._take_queue(found))
 
     def _decide(self, connections: list[_Queued]) -> None:
         for each in connections:

@@ -74,12 +74,7 @@ class ComputedRoutes:
     generations.
     """
 
-    def __init__(
-        self,
-        changed: Callable[[], None],
-        end_kept: EndKept,
-        directory: str,
-    ) -> None:
+    def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
         self._end_kept = end_kept
         self._path = os.path.join(directory, KEPT_CONNECTIONS)
         self._secret_path = os.path.join(directory, CONTEXT_SECRET)

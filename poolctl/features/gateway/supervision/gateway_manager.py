@@ -71,8 +71,8 @@ class GatewayManager(SidecarManager):
         self.reports.on_hosts = self._set_aside
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
-        self._routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
-        self._servers = ServerReports(core, self._routes)
+        self.routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
+        self._servers = ServerReports(core, self.routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
@@ -85,11 +85,6 @@ class GatewayManager(SidecarManager):
         self._preparing: asyncio.TimerHandle | None = None
         core.traffic_split = self
         core.listeners.add(self._look)
-
-    @property
-    def routes(self) -> ComputedRoutes:
-        """The routes in force."""
-        return self._routes
 
     @property
     def why_away(self) -> str:
@@ -145,7 +140,7 @@ class GatewayManager(SidecarManager):
         """Wait for the next step; True if it was the last."""
         if self._revision != self._core.servers.revision:
             self._recompute()
-        await self._routes.settled()
+        await self.routes.settled()
         process = self.gateway
         is_starting = process is None and self.tables.get(GatewayConfig) is not None and not self.failures
         if self._attempted_times < self._configured_times or is_starting:
@@ -192,7 +187,7 @@ class GatewayManager(SidecarManager):
         """Link the routes to these machines, and have requests start them."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
-        machines.follow_routes(self._routes.routes.served)
+        machines.follow_routes(self.routes.routes.served)
 
     def report_machines(self) -> None:
         """Send the process the states of the machines behind URLs."""
@@ -224,7 +219,7 @@ class GatewayManager(SidecarManager):
 
     def split_obstacle(self, server: str) -> str | None:
         """See TrafficSplit."""
-        if self.tables.get(GatewayConfig) is None or server not in self._routes.routes.servers:
+        if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
             return None
         return f"{self._engine.label} serves its routes" if self._engine else ""
 
@@ -233,14 +228,14 @@ class GatewayManager(SidecarManager):
     def _look(self, entry: Entry) -> None:
         if self._revision != self._core.servers.revision:
             self._recompute()
-        if entry.name in self._routes.routes.servers:
+        if entry.name in self.routes.routes.servers:
             if self._servers.look(entry):
                 self._inform_workers()
             self._report(entry.name)
 
     def _recompute(self) -> None:
         self._revision = self._core.servers.revision
-        self._routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
+        self.routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
 
     def _published(self) -> None:
         if self.gateway is not None:
@@ -248,14 +243,14 @@ class GatewayManager(SidecarManager):
         self._inform_workers()
         self._configured()  # streams have listeners
         if self.machines is not None:
-            self.machines.follow_routes(self._routes.routes.served)
+            self.machines.follow_routes(self.routes.routes.served)
 
     def _inform_workers(self) -> None:
-        routing, tables = self._core.runner.capabilities.routing, self._routes.worker_tables
+        routing, tables = self._core.runner.capabilities.routing, self.routes.worker_tables
         if routing is None or not tables or self._own is None:
             return
-        keys = self._routes.context_keys
-        routes = RoutesForWorkers(self._routes.generation, tables, self._own[0], keys)
+        keys = self.routes.context_keys
+        routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
         routing.set_aside(self._aside)
         routing.publish(self._servers.configs, routes, self)
 
@@ -267,7 +262,7 @@ class GatewayManager(SidecarManager):
     @property
     def _aside(self) -> Collection[str]:
         """The servers whose workers keep no connections without TLS, by name."""
-        routes = self._routes.routes
+        routes = self.routes.routes
         return self.reports.set_aside if routes.kept.user else routes.servers
 
     async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
@@ -345,7 +340,7 @@ class GatewayManager(SidecarManager):
             self._report_problem(*failures)
         self._tried.set()
         self._current = plan = plan.keeping(self._listeners.settings)
-        await self._routes.settled()
+        await self.routes.settled()
         process = self.gateway
         if process is None or process.mark != plan.settings.mark:
             await self._start(plan, process)
@@ -356,8 +351,8 @@ class GatewayManager(SidecarManager):
         self._report_addresses(plan)
         if failures:
             self._failed(*failures)
-        elif self._routes.problem:
-            self._report_problem(ServerError(self._routes.problem))
+        elif self.routes.problem:
+            self._report_problem(ServerError(self.routes.problem))
         else:
             self._succeeded()
         if plan.certificates and self._renewal is None:
@@ -368,7 +363,7 @@ class GatewayManager(SidecarManager):
         self._soon()
 
     async def _plan(self) -> GatewayPlan | None:
-        streams, directory = self._routes.routes.streams, self._environment.directory
+        streams, directory = self.routes.routes.streams, self._environment.directory
         state_directory = self._environment.state_directory
         configuration, tables = self._environment.configuration, self.tables
         env = configuration.environment
@@ -486,9 +481,9 @@ class GatewayManager(SidecarManager):
         process.certify_only(plan.certificate_names)
         if self.machines is not None:
             process.report_machines(self.machines.states)
-        if self._routes.table is not None:
+        if self.routes.table is not None:
             process.publish(
-                self._routes.generation, self._routes.table, keeps=bool(self._routes.routes.kept.user)
+                self.routes.generation, self.routes.table, keeps=bool(self.routes.routes.kept.user)
             )
         self._servers.forget_others(process)
         for key, listener in plan.listeners.items():
@@ -509,7 +504,7 @@ class GatewayManager(SidecarManager):
             plan = await self._plan()
             self._current = plan and plan.keeping(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()
-            await self._routes.settled()
+            await self.routes.settled()
             process.resync()
             self._sync(process)
             process.begin()
@@ -557,14 +552,13 @@ class GatewayManager(SidecarManager):
         self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
 
     async def aclose(self) -> None:
-        """See SidecarManager."""
         if self._renewal is not None:
             self._renewal.cancel()
         if self._preparing is not None:
             self._preparing.cancel()
         await super().aclose()
         self.probes.close()
-        self._routes.close()
+        self.routes.close()
 
     async def finish(self) -> None:
         """Refuse new connections; return when the open connections have ended, within `drain_timeout`."""

@@ -251,7 +251,7 @@ def host_order(options: Table) -> Table:
 
 
 class PoolGateway(FeaturePart):
-    """Keeps a gateway while the configuration has one, or a process of it is left."""
+    """Keeps a gateway while the configuration has one, or a process of it is left. See FeaturePart for its methods."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -261,7 +261,6 @@ class PoolGateway(FeaturePart):
         self._is_left = False
 
     async def take_in(self) -> None:
-        """See FeaturePart."""
         self._is_left = True
         environment = self.site.environment
         if pool_files.find(environment.directory, pool_files.GATEWAY):
@@ -270,7 +269,6 @@ class PoolGateway(FeaturePart):
                 await search.keep(found)
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
             self._verbs = GatewayVerbs(self.site)
         if (verbs := self._verbs) is not None:
@@ -283,7 +281,6 @@ class PoolGateway(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """See FeaturePart."""
         if self._verbs is None:
             return {"routes": _nothing, "hosts": _nothing, "registry": _nothing, "host": no_gateway_to_change}
         found = self._verbs
@@ -292,7 +289,6 @@ class PoolGateway(FeaturePart):
         }  # fmt: skip
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """See FeaturePart."""
         verbs = self._verbs
         if verbs is None:
             return result
@@ -313,7 +309,6 @@ class PoolGateway(FeaturePart):
 
     @property
     def serves_alone(self) -> bool:
-        """See FeaturePart."""
         if self._verbs is None or self.site.core.entries:
             return False
         tables = self._verbs.gateway.tables
@@ -321,7 +316,6 @@ class PoolGateway(FeaturePart):
 
     @property
     def problems(self) -> list[str]:
-        """See FeaturePart."""
         if self._verbs is None:
             return []
         problem = self._verbs.gateway.problem or self._verbs.gateway.instability
@@ -330,12 +324,10 @@ class PoolGateway(FeaturePart):
 
     @property
     def pids(self) -> Mapping[str, int]:
-        """See FeaturePart."""
         pid = None if self._verbs is None else self._verbs.statistics.serving_pid
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
-        """See FeaturePart."""
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return []
         passed = await verbs.statistics.passed()
@@ -343,13 +335,11 @@ class PoolGateway(FeaturePart):
         return await gateway_metrics(verbs.gateway, self.site.core, passed, healths, self._parts)
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        """See FeaturePart."""
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return {}
         return await verbs.healths()
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """See FeaturePart."""
         verbs = self._verbs
         for part in self._parts:
             await part.attempted()
@@ -383,12 +373,10 @@ class PoolGateway(FeaturePart):
         return replace(result, warnings=(*result.warnings, *more))
 
     async def finish(self) -> None:
-        """See FeaturePart."""
         if self._verbs is not None:
             await self._verbs.gateway.finish()
 
     async def stop_serving(self) -> None:
-        """See FeaturePart."""
         if self._verbs is not None:
             self._verbs.statistics.close()
             await self._verbs.gateway.aclose()

@@ -57,7 +57,7 @@ class Breaker:
             return 0.0
         if self.state is BreakerState.OPEN:
             return max(0.0, self._open_until - now)
-        return 0.0 if self._probes < self._probe_limit else _PROBING_RETRY_SECONDS
+        return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
         """Let a request through after `refused_seconds` returned 0; the number is passed on with its result."""
@@ -90,7 +90,7 @@ class Breaker:
             return
         self._probes -= 1
         self._passed += 1
-        if self._passed >= self._probe_limit:
+        if self._passed >= self.rule.probes:
             self.close("it answers again")
 
     def failed(self, now: float, period: int, *, answered: bool = False) -> None:
@@ -134,10 +134,6 @@ class Breaker:
     def probe_now(self, now: float) -> None:
         """End the pause: the backend may have recovered."""
         self._open_until = min(self._open_until, now)
-
-    @property
-    def _probe_limit(self) -> int:
-        return max(1, self.rule.probes)
 
     def _too_many(self, consecutive: int, failed: int) -> str:
         """Why these failures open the breaker; "" if they do not."""

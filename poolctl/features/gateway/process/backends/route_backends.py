@@ -313,9 +313,8 @@ class Backend:
         found = self._breakers.get(rule)
         if found is None:
             found = Breaker(rule, on_change, lambda: self._is_dispensable(found))
-            if former is not None and not any(
-                each.breaker is former.breaker for each in self.members.values() if each is not former
-            ):
+            others = [each.breaker for each in self.members.values() if each is not former]
+            if former is not None and former.breaker not in others:
                 found = self._breakers.pop(former.breaker.rule, found)
                 found.rule = rule
             self._breakers[rule] = found
@@ -332,9 +331,8 @@ class Backend:
         found = self._limiters.get(limit)
         if found is None:
             found, used = Limiter(limit), former.limiter if former is not None else None
-            if used is not None and not any(
-                each.limiter is used for each in self.members.values() if each is not former
-            ):
+            others = [each.limiter for each in self.members.values() if each is not former]
+            if used is not None and used not in others:
                 found = self._limiters.pop(used.limit, found)
                 found.limit = limit
             found.share = self.share
@@ -369,7 +367,6 @@ class CanaryBackend(Backend):
 
     @property
     def name(self) -> str:
-        """See Backend."""
         return self._of
 
     def follows(self, facts: ServerFacts) -> bool:

@@ -211,12 +211,7 @@ class Exchange:
     """
 
     def __init__(
-        self,
-        edge: Edge,
-        side: ClientConnection,
-        request: RequestHead,
-        routed: RoutedRequest,
-        timer: Timer,
+        self, edge: Edge, side: ClientConnection, request: RequestHead, routed: RoutedRequest, timer: Timer
     ) -> None:
         self._edge, self._side, self._request, self._timer = edge, side, request, timer
         route, self._client, self._head, forwarding, self._backends, self._counts, _ = routed
