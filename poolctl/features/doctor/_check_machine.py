@@ -315,7 +315,7 @@ def sockets(context: CheckContext) -> Iterator[CheckResult]:
     for name, address in context.addresses.items():
         if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue
-        if not os.path.exists(address.path) or not _is_socket(address.path):
+        if not os.path.exists(address.path) or not stat.S_ISSOCK(os.stat(address.path).st_mode):
             yield problem(
                 "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
             )
@@ -324,10 +324,6 @@ def sockets(context: CheckContext) -> Iterator[CheckResult]:
             yield problem("sockets", said, f"fuser {address.path} shows the process")
         else:
             yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
-
-
-def _is_socket(path: str) -> bool:
-    return stat.S_ISSOCK(os.stat(path).st_mode)
 
 
 def answers(path: str) -> bool:
@@ -517,20 +513,5 @@ def _names(root: str) -> list[str]:
         return []
 
 
-CHECKS = (
-    features,
-    proc,
-    logout,
-    open_files,
-    processes,
-    memory,
-    ports,
-    sockets,
-    backlog,
-    ephemeral,
-    runtime,
-    state,
-    disks,
-    files,
-    leftovers,
-)
+_MACHINE = (features, proc, logout, open_files, processes, memory, ports, sockets, backlog, ephemeral)
+CHECKS = (*_MACHINE, runtime, state, disks, files, leftovers)

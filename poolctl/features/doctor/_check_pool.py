@@ -218,12 +218,4 @@ def _query_packages(python: str, user: str | None) -> Table | str:
     return found
 
 
-CHECKS = (
-    configuration,
-    certificates,
-    interpreters,
-    supervisor,
-    servers,
-    installed,
-    packages,
-)
+CHECKS = (configuration, certificates, interpreters, supervisor, servers, installed, packages)

@@ -88,7 +88,12 @@ class Lifecycle:
             operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
             operation.problems += [drained(entry) for entry in chosen if entry.out]
         complaint = self._core.health.complaint
-        operation.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
+        # A server that runs has nothing to start, but may be unhealthy.
+        operation.problems += [
+            unwell(entry, complaint(entry))
+            for entry in chosen
+            if entry.wanted and entry.complete and entry.health is Status.KO
+        ]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
@@ -367,11 +372,6 @@ def _still_runs(entry: Entry) -> ServerError:
     since = f" since {moment_text(entry.schedule.run_since)}" if entry.schedule.run_since else ""
     hint = f"wait until it has ended, or end it: poolctl stop {entry.name}"
     return server_problem(entry, f"runs{since}, and does not run twice at once", hint)
-
-
-def _is_unwell(entry: Entry) -> bool:
-    """Whether the server runs, so that there is nothing to start, but is not ready."""
-    return entry.wanted and entry.complete and entry.health is Status.KO
 
 
 def _without_triggers(entry: Entry) -> ServerError:
