@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
@@ -116,11 +117,7 @@ class WorkerFailed(Exception):
         self.exit = exit
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _worker_failed, (self.message, self.hint, self.exit)
-
-
-def _worker_failed(message: str, hint: str, exit: Exit | None) -> WorkerFailed:
-    return WorkerFailed(message, hint=hint, exit=exit)
+        return partial(type(self), hint=self.hint, exit=self.exit), (self.message,)
 
 
 class Sleep(Protocol):

@@ -363,8 +363,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return await take_in(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
     async def begun(self, placement: Placement) -> None:
-        worker = self._workers.get(placement.id)
-        if worker is not None:
+        if worker := self._workers.get(placement.id):
             await asyncio.shield(worker.begun)
 
     async def ready(self, placement: Placement) -> None:

@@ -32,9 +32,6 @@ _PUBLISHED_SECONDS = 2.0
 _MOST_IN_A_PAIR = 1024
 
 
-PLAIN, TLS = "plain", "tls"
-
-
 class Sockets:
     """Listening sockets by the canonical address of their server."""
 
@@ -133,7 +130,7 @@ def protocol(server: ServerConfig) -> str:
 
     A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
     """
-    spoken = TLS if server.tls else PLAIN
+    spoken = "tls" if server.tls else "plain"
     return spoken if server.user is None else f"{spoken} {server.user}"
 
 

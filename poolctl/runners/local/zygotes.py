@@ -740,14 +740,9 @@ class AppZygotes:
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
         """Adopt another supervisor's zygote; the caller calls `end_unneeded` afterwards."""
         process = Process(int(meta["pid"]), meta.get("start"))
-        zygote = self._follow(
-            wire.over(fds[0]),
-            meta["key"],
-            process,
-            meta.get("uid"),
-            str(meta["server"]),
-            float(meta["asked_at"]),
-        )
+        code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
+        zygote = AppZygote(self._keeper, self._children, meta["key"], process, uid, server, code_since)
+        self._follow(zygote, wire.over(fds[0]))
         before = self._making.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
@@ -817,7 +812,8 @@ class AppZygotes:
             if_failed.pop_all()
             self._output.follow(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
-            zygote = self._follow(link, key, process, uid, server.name)
+            zygote = AppZygote(self._keeper, self._children, key, process, uid, server.name)
+            self._follow(zygote, link)
             if source.user is not None:
 
                 def on_forged(deed: str) -> None:
@@ -836,20 +832,10 @@ class AppZygotes:
             self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
         return zygote, pipe
 
-    def _follow(
-        self,
-        sock: socket.socket,
-        key: str,
-        process: Process,
-        uid: int | None,
-        server: str,
-        code_since: float = math.inf,
-    ) -> AppZygote:
-        zygote = AppZygote(self._keeper, self._children, key, process, uid, server, code_since)
+    def _follow(self, zygote: AppZygote, sock: socket.socket) -> None:
         zygote.follow(sock)
         if not zygote.exited.done():
-            self._by_pid[process.pid] = zygote
-        return zygote
+            self._by_pid[zygote.process.pid] = zygote
 
     async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
         problem = await zygote.finish(timeout_seconds, self._output, pipe)
