@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -169,29 +170,22 @@ class ProcessRunner(LocalRunner, Counters):
         await asyncio.shield(self._started)
 
     async def _start(self) -> None:
-        try:
-            await self._start_keeper()
-        except BaseException:
-            self._started = None  # the next server tries again
-            raise
-
-    async def _start_keeper(self) -> None:
-        directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
-        logs = self._logs_directory or os.path.join(directory, "logs")
-        os.makedirs(logs, mode=0o700, exist_ok=True)
-        ours, theirs = wire.pair()
-        receiver = _Keeper(self)
-        keeper = self.keeper = KeeperLink(ours, receiver)
-        try:
+        with contextlib.ExitStack() as if_failed:
+            if_failed.callback(setattr, self, "_started", None)  # the next server tries again
+            directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
+            logs = self._logs_directory or os.path.join(directory, "logs")
+            os.makedirs(logs, mode=0o700, exist_ok=True)
+            ours, theirs = wire.pair()
+            receiver = _Keeper(self)
+            keeper = self.keeper = KeeperLink(ours, receiver)
+            if_failed.callback(keeper.close)  # the keeper ends with its link
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
             super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
             self.tallies.add_up = self._add_up_counts
             receiver.on_lost = lambda: self._keeper_lost(directory)
             await self.output.start()
-        except BaseException:
-            keeper.close()  # the keeper ends with its link
-            raise
+            if_failed.pop_all()
 
     def _keeper_lost(self, directory: str) -> None:
         if self._started is not None:

@@ -8,17 +8,13 @@ import functools
 import logging
 import socket
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
+from poolctl.address import Address
 from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, find_holders, naming
-from poolctl.listeners.open_listener import close_listener, open_datagram_sockets, open_listener
+from poolctl.listeners.open_listener import Inherited, close_listener, open_datagram_sockets, open_listener
 from poolctl.listeners.port_ledger import is_free
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from poolctl.address import Address
-    from poolctl.listeners.open_listener import Inherited
 
 # The search ends earlier by itself, unless reading a file of another process hangs.
 _PATIENCE_SECONDS = 2 * MOST_SECONDS

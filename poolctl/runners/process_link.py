@@ -110,12 +110,6 @@ def message_allowance() -> RateLimit:
     return RateLimit(BURST, _PER_SECOND)
 
 
-def reply_number(message: Message) -> int | None:
-    """The number of the call to which the message claims to reply, or None."""
-    number = message.get("id")
-    return number if type(number) is int else None
-
-
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 0.1
@@ -217,6 +211,8 @@ class Link:
         self.sock = sock
         self._receiver = receiver or Receiver()
         self._trusted = trusted
+        limits = (wire.MAX_MESSAGE_BYTES, wire.MAX_DESCRIPTORS) if trusted else (MOST_BYTES, 0)
+        self._most_bytes, self._most_descriptors = limits
         self._loop = asyncio.get_running_loop()
         self._allowance = message_allowance()
         # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
@@ -343,7 +339,9 @@ class Link:
         # A bounded number of messages a turn: one busy worker must not keep the others waiting.
         for _ in range(64):
             try:
-                received = self._receive()
+                received = wire.receive(
+                    self.sock, most_bytes=self._most_bytes, most_descriptors=self._most_descriptors
+                )
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionResetError:
@@ -364,14 +362,9 @@ class Link:
             if self.sock.fileno() < 0:
                 return
 
-    def _receive(self) -> Reply | None:
-        if self._trusted:
-            return wire.receive(self.sock)
-        return wire.receive(self.sock, most_bytes=MOST_BYTES, most_descriptors=0)
-
     def _dispatch(self, message: Message, fds: list[int]) -> None:
-        number = reply_number(message)
-        future = self._calls.get(number) if number is not None else None
+        number = message.get("id")
+        future = self._calls.get(number) if type(number) is int else None
         if future is None:
             self._deliver_message(message, fds)
         elif future.done():

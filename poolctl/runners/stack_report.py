@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from poolctl.config import ServerConfig
+from poolctl.config import ServerConfig
 
 PYTHON, FAULTHANDLER = "python", "faulthandler"
 _MOST_STACKS, _MOST_FRAMES = 100, 100

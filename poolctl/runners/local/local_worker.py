@@ -133,15 +133,11 @@ class Tally:
             self._legible = self.counts() is not None
             if not self._legible:
                 return 0
-        return self._slot(BEAT_AT_NS)
+        return read_slot(self.fd, BEAT_AT_NS)
 
     def beat_cpu_ns(self) -> int:
         """The processor time that the worker had used at its last heartbeat; 0 if unknown."""
-        return self._slot(BEAT_CPU_NS) if self._legible else 0
-
-    def _slot(self, slot: int) -> int:
-        # That one only: it is read every few seconds for every worker.
-        return read_slot(self.fd, slot)
+        return read_slot(self.fd, BEAT_CPU_NS) if self._legible else 0
 
     @property
     def has_stacks(self) -> bool:

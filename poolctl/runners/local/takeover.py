@@ -255,23 +255,22 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
     message, fds = answer or ({}, [])
     # The credentials of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)
-    start, users = process_start(pid), process_users(pid)
+    start = process_start(pid)
     # Root starts servers as other users; whether it is the server's is checked once the server is known.
-    possible = start is not None and users == {uid} and os.geteuid() in (0, uid)
-    if start is not None and possible:
-        try:
-            if answer is None:
-                raise Malformed(_SILENCE)
-            said = _checked_statement(message, pid)
-            return LocalOrphan(pid, uid, start, said, sock, *_split_descriptors(fds, said.pop("listeners")))
-        except Malformed as error:
-            fault = f"sent {error}"
-    for fd in fds:
-        close_promptly(fd)
-    if start is None or not possible:
+    if start is None or process_users(pid) != {uid} or os.geteuid() not in (0, uid):
+        for fd in fds:
+            close_promptly(fd)
         wire.close(sock.detach())
         return None
-    return LocalOrphan(pid, uid, start, {"server": ""}, sock, fault=fault)
+    try:
+        if answer is None:
+            raise Malformed(_SILENCE)
+        said = _checked_statement(message, pid)
+        return LocalOrphan(pid, uid, start, said, sock, *_split_descriptors(fds, said.pop("listeners")))
+    except Malformed as error:
+        for fd in fds:
+            close_promptly(fd)
+        return LocalOrphan(pid, uid, start, {"server": ""}, sock, fault=f"sent {error}")
 
 
 def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
