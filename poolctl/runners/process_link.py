@@ -27,33 +27,8 @@ from poolctl.platform import process_start, waits_for_events
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_names: set[str] = set()
-
-
-def withhold_variables(names: Iterable[str], *, only: bool = False) -> None:
-    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
-    if only:
-        _names.clear()
-    _names.update(names)
-
-
-def withheld_variables() -> list[str]:
-    """The names of the withheld variables that are set, sorted."""
-    # Not `os.environ.keys() & _names`, which reads every variable: each new worker asks for this.
-    return sorted(name for name in _names if name in os.environ)
-
-
-def withheld_values() -> list[str]:
-    """The values of the withheld variables (see values_of)."""
-    return values_of(_names, os.environ)
-
-
-def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A copy of `base`, by default of this process's environment, without the withheld variables."""
-    return {
-        name: value for name, value in (os.environ if base is None else base).items() if name not in _names
-    }
-
+# Of variables that hold secrets of the pool itself. All runners of this process share its environment, and this list.
+_withheld_names: set[str] = set()
 
 # Valid messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024
@@ -61,6 +36,40 @@ MOST_UNREAD = 512
 _MOST_CHARACTERS = 4000
 BURST = 100
 _PER_SECOND = 10.0
+_RETRY_SECONDS = 0.002
+_PAUSED_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 0.1
+
+Message = wire.Message
+Reply = tuple[Message, list[int]]
+PING: wire.Message = {"t": "ping"}
+
+
+def withhold_variables(names: Iterable[str], *, only: bool = False) -> None:
+    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
+    if only:
+        _withheld_names.clear()
+    _withheld_names.update(names)
+
+
+def withheld_variables() -> list[str]:
+    """The names of the withheld variables that are set, sorted."""
+    # Not `os.environ.keys() & _withheld_names`, which reads every variable: each new worker asks for this.
+    return sorted(name for name in _withheld_names if name in os.environ)
+
+
+def withheld_values() -> list[str]:
+    """The values of the withheld variables (see values_of)."""
+    return values_of(_withheld_names, os.environ)
+
+
+def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A copy of `base`, by default of this process's environment, without the withheld variables."""
+    return {
+        name: value
+        for name, value in (os.environ if base is None else base).items()
+        if name not in _withheld_names
+    }
 
 
 class Malformed(Exception):
@@ -108,14 +117,6 @@ def _malformed_value(message: Message, key: str) -> Malformed:
 def message_allowance() -> RateLimit:
     """The rate limit for unrequested messages: bursts are allowed, but few messages over time."""
     return RateLimit(BURST, _PER_SECOND)
-
-
-_RETRY_SECONDS = 0.002
-_PAUSED_SECONDS = 1.0
-_LONGEST_RETRY_SECONDS = 0.1
-
-Message = wire.Message
-Reply = tuple[Message, list[int]]
 
 
 class HasDescriptor(Protocol):
@@ -507,9 +508,6 @@ class KeeperLink(Link):
 
     def _forget(self, name: str) -> None:
         close_duplicates(self.entries.pop(name, (None, []))[1])
-
-
-PING: wire.Message = {"t": "ping"}
 
 
 def identity(pid: int) -> wire.Message:

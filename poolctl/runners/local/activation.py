@@ -43,6 +43,25 @@ _SILENT_SECONDS = 1.0
 _START_SECONDS = 10.0
 
 ACCEPT, TAKE = "accept", "take"
+# A longer line is left to the application; httptools and h11 have limits of their own.
+LONGEST_LINE_BYTES = 8192
+ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
+_BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
+# RFC 8446 §5.1 and §4: a record of type handshake, version 3.x, whose first message is a ClientHello.
+_HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
+_HELLO_AT = 5
+_ROOM_SECONDS = 0.003
+# Independent of the limit of open files: each costs memory.
+MOST = 8192
+# Even if most descriptors are in use: a client that is slow to send its request is not closed at once.
+LEAST = 16
+_MOST_AT_ONCE = 64
+_LOOK_SECONDS = 0.1
+_AGAIN_SECONDS = 0.1
+_CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
 class Fetched(NamedTuple):
@@ -183,25 +202,6 @@ class AcceptHelper(Receiver):
         self._set_timer()
 
 
-# A longer line is left to the application; httptools and h11 have limits of their own.
-LONGEST_LINE_BYTES = 8192
-ENOUGH_BYTES = LONGEST_LINE_BYTES + 2
-
-_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
-_REQUEST_LINE = re.compile(_METHOD + rb" [^ \r\n]+ HTTP/[0-9]\.[0-9]\r?")
-_BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
-# RFC 8446 §5.1 and §4: a record of type handshake, version 3.x, whose first message is a ClientHello.
-_HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
-_HELLO_AT = 5
-_ROOM_SECONDS = 0.003
-# Independent of the limit of open files: each costs memory.
-MOST = 8192
-# Even if most descriptors are in use: a client that is slow to send its request is not closed at once.
-LEAST = 16
-_MOST_AT_ONCE = 64
-_LOOK_SECONDS = 0.1
-
-
 class FirstBytes(StrEnum):
     """The kinds of data with which a connection can begin."""
 
@@ -305,11 +305,6 @@ class HeldLimit:
             self._most = min(MOST, max(LEAST, self._limit - self._limit // 4 - others))
             self._looked_at = time.monotonic()
         return count > self._most
-
-
-_AGAIN_SECONDS = 0.1
-_CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
 @dataclass(slots=True, eq=False)

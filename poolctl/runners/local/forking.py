@@ -49,6 +49,9 @@ _GATHER_SECONDS = 0.1
 _VERSION = 1  # of the record for a successor
 
 _Files = tuple[str | None, ...]
+# While a worker is being made: its own sockets, pipe, page, and the files that it is given.
+_DESCRIPTORS_OF_ONE = 16
+_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +174,6 @@ def _read(server: ServerConfig) -> Given:
     times = certificate_validity(contents[0].decode("ascii", errors="replace"))
     files = (tls.cert, tls.key, tls.ca, tls.password_env)
     return Given(files, contents, None if times is None else times[1].timestamp())
-
-
-# While a worker is being made: its own sockets, pipe, page, and the files that it is given.
-_DESCRIPTORS_OF_ONE = 16
-_PATIENCE_SECONDS = 10.0
 
 
 class DescriptorBudget:

@@ -47,6 +47,11 @@ from .server_sockets import AdoptionPairs, Sockets
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
+logger = logging.getLogger("poolctl.supervisor")
+
+_LAST_OUTPUT_SECONDS = 3.0
+_LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
+
 
 class RoutedServers(Routing):
     """The servers that have a route. `workers` are all workers of the runner."""
@@ -126,12 +131,6 @@ class RoutedServers(Routing):
             return
         name = worker.server.name
         worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._aside))
-
-
-logger = logging.getLogger("poolctl.supervisor")
-
-_LAST_OUTPUT_SECONDS = 3.0
-_LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
 
 
 class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):

@@ -81,6 +81,25 @@ from .zygotes import Children, Process
 logger = logging.getLogger("poolctl.supervisor")
 
 _SLOT_BYTES = 8
+# Nothing announces that another program has called bind(): it has to be tried.
+_FIRST_CONNECT_PAUSE_SECONDS = 0.01
+_LAST_CONNECT_PAUSE_SECONDS = 0.2
+# A program that sends too many notifications waits that long, without delaying others.
+_NOTIFICATION_PAUSE_SECONDS = 0.5
+_MOST_NOTIFICATION_BYTES = 4096
+# For a worker that had exited with 0 before it was adopted, perhaps on the last supervisor's order.
+_UNSEEN = Exit(message="ended between two supervisors")
+# Between the end of its control socket and the report of its exit.
+_END_SECONDS = 5.0
+_KILL_SECONDS = 5.0
+# Time that a program without a port has to run before it counts as started.
+_STARTED_AFTER_SECONDS = 1.0
+# Processor time for going to sleep after the answer; more than that may have been other work.
+_AFTER_ANSWER_NS = 1_000_000
+# Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
+_PYTHON_SHARE, _FAULTHANDLER_SHARE = 0.6, 0.25
+_MOST_THREADS = 50
+_MOST_READING = 8  # threads that read /proc: a read may block
 
 
 class Tally:
@@ -161,18 +180,10 @@ class Tally:
             self._legible = False
 
 
-# Nothing announces that another program has called bind(): it has to be tried.
-_FIRST_PAUSE_SECONDS = 0.01
-_LAST_PAUSE_SECONDS = 0.2
-# A program that sends too many notifications waits that long, without delaying others.
-_PAUSE_SECONDS = 0.5
-_MOST_BYTES = 4096
-
-
 async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
     """Return when the program is ready: it has accepted a connection, or listens on its own."""
     target = listeners[0] if listeners else None
-    pause = _FIRST_PAUSE_SECONDS
+    pause = _FIRST_CONNECT_PAUSE_SECONDS
     while True:
         try:
             with await connect(server, target) as probe:
@@ -181,7 +192,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
                 return
         except OSError:
             await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
+            pause = min(pause * 1.5, _LAST_CONNECT_PAUSE_SECONDS)
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
@@ -253,12 +264,14 @@ class NotifySocket:
         with contextlib.suppress(BlockingIOError):
             while self._allowance.take(1, loop.time()):
                 # No buffer for descriptors is given, so the kernel drops them.
-                data, ancillary, _, _ = self._sock.recvmsg(_MOST_BYTES, space, socket.MSG_DONTWAIT)
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    _MOST_NOTIFICATION_BYTES, space, socket.MSG_DONTWAIT
+                )
                 sender = sender_credentials(ancillary)
                 if sender is not None and sender[1] in self._uids and b"READY=1" in data.splitlines():
                     self._on_ready()
             loop.remove_reader(self._sock.fileno())
-            self._pause = loop.call_later(_PAUSE_SECONDS, self._listen)
+            self._pause = loop.call_later(_NOTIFICATION_PAUSE_SECONDS, self._listen)
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
@@ -271,15 +284,6 @@ class NotifySocket:
         with contextlib.suppress(OSError):
             os.unlink(self.path)
             os.rmdir(os.path.dirname(self.path))
-
-
-# For a worker that had exited with 0 before it was adopted, perhaps on the last supervisor's order.
-_UNSEEN = Exit(message="ended between two supervisors")
-# Between the end of its control socket and the report of its exit.
-_END_SECONDS = 5.0
-_KILL_SECONDS = 5.0
-# Time that a program without a port has to run before it counts as started.
-_STARTED_AFTER_SECONDS = 1.0
 
 
 class WorkerRoutes:
@@ -772,10 +776,6 @@ class Tallies(Counters):
         return sorted(self._open)
 
 
-# Processor time for going to sleep after the answer; more than that may have been other work.
-_AFTER_ANSWER_NS = 1_000_000
-
-
 class WorkerHeartbeats(Heartbeats):
     """Requests heartbeats of the `workers`, which are given by id. See Heartbeats."""
 
@@ -831,12 +831,6 @@ class IdleCheck:
         return self._idle_at_ns is not None
 
 
-# Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
-_FIRST, _SECOND = 0.6, 0.25
-_MOST_THREADS = 50
-_AT_ONCE = 8  # threads that read /proc: a read may block
-
-
 class StackReader(Stacks):
     """Reads the stacks of the `workers`, which are given by id (see Stacks)."""
 
@@ -844,7 +838,7 @@ class StackReader(Stacks):
         self._children = children
         self._workers = workers
         self._asked: dict[str, asyncio.Task[WorkerStacks]] = {}
-        self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._reading = asyncio.Semaphore(_MOST_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """Requests at the same time get the same answer."""
@@ -861,8 +855,8 @@ class StackReader(Stacks):
     async def _request_stacks(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
         problem, source, written = _reason_not_to_ask(worker), "", b""
         if not problem:
-            until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
-            if await self._signal(worker, ASK, until - _SECOND * seconds):
+            until = asyncio.get_running_loop().time() + (_PYTHON_SHARE + _FAULTHANDLER_SHARE) * seconds
+            if await self._signal(worker, ASK, until - _FAULTHANDLER_SHARE * seconds):
                 source = PYTHON
             elif _handles_signal(worker, ASK_AGAIN):
                 source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
@@ -880,7 +874,7 @@ class StackReader(Stacks):
             tasks=tuple(tasks),
             kernel=()
             if source == PYTHON
-            else await self._kernel_threads(worker, (1 - _FIRST - _SECOND) * seconds),
+            else await self._kernel_threads(worker, (1 - _PYTHON_SHARE - _FAULTHANDLER_SHARE) * seconds),
         )
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:

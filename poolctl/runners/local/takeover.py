@@ -40,6 +40,9 @@ _REPORT_SECONDS = 0.2
 # Gets the rest of an entry's name, its value and its descriptors; returns the new owners of these, or nothing if the
 # entry is no longer needed.
 Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
+_ANSWER_SECONDS = 2.0
+_SILENCE = "nothing that can be read"
+_LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:
@@ -155,11 +158,6 @@ class WorkerAdoption:
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{name}"})
         for fd in fds:
             wire.close(fd)
-
-
-_ANSWER_SECONDS = 2.0
-_SILENCE = "nothing that can be read"
-_LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 
 @dataclass

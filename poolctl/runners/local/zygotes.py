@@ -56,10 +56,21 @@ _MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
 # Until then the intermediate process, which forks for the zygote, is the parent.
 _FIRST_LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
-_TRIES = 20
-_AGAIN_SECONDS = 0.005
+_SIGNAL_TRIES = 20
+_SIGNAL_AGAIN_SECONDS = 0.005
 # Longer than it takes to detect that the keeper does not answer, and to replace it.
 _KEEPER_SECONDS = 15.0
+START_SECONDS = 30.0
+# A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
+SILENT_SECONDS = 10.0
+# Time for an unused one to exit.
+END_SECONDS = 2.0
+_EXIT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 3.0
+_LAST_LINES = 200
+_ADOPTED_IMPORT_SECONDS = 30.0
+
+T = TypeVar("T")
 
 
 class Process(NamedTuple):
@@ -173,12 +184,12 @@ class Children:
         order = _signal_message(process, number, group=group)
         with contextlib.suppress(LinkLost, TimeoutError):
             # Again, because the keeper becomes the parent a moment after the fork.
-            for _ in range(_TRIES):
+            for _ in range(_SIGNAL_TRIES):
                 async with asyncio.timeout(_KEEPER_SECONDS):
                     reply, _ = await self._keeper.call(order)
                 if reply["sent"] or exited.done():
                     return
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(_SIGNAL_AGAIN_SECONDS)
 
     def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
         """Kill the process and its session if it has not exited within that time. Does not wait."""
@@ -195,15 +206,6 @@ class Children:
 
 def _signal_message(process: Process, number: int, *, group: bool) -> Message:
     return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}
-
-
-START_SECONDS = 30.0
-# A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
-SILENT_SECONDS = 10.0
-# Time for an unused one to exit.
-END_SECONDS = 2.0
-
-T = TypeVar("T")
 
 
 class Unfit(Refused):
@@ -440,11 +442,6 @@ def _process(meta: wire.Message) -> Process:
     return Process(int(meta.get("pid", 0)), meta.get("start"))
 
 
-_EXIT_SECONDS = 1.0
-_LAST_OUTPUT_SECONDS = 3.0
-_LAST_LINES = 200
-
-
 class ImportFailed(WorkerFailed):
     """The application cannot be imported. `printed` is its output, which is already in the log of `server`."""
 
@@ -612,9 +609,6 @@ class AppZygote(Receiver):
             self.begun.set_result(None)
 
 
-_ADOPTION_SECONDS = 30.0
-
-
 class ImportLimit:
     """Lets a limited number of processes import at the same time; the others wait in a queue.
 
@@ -752,7 +746,7 @@ class AppZygotes:
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
-        self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTION_SECONDS))
+        self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS))
         return ()
 
     def end_unneeded(self) -> None:
