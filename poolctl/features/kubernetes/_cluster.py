@@ -221,7 +221,8 @@ def _resource(kind: str) -> Any:
 
 
 def _plain(found: Any) -> Table:
-    if not isinstance(found, dict):
+    """The object as a table. Raises ValueError, LookupError or TypeError for one without a name."""
+    if not isinstance(found, dict) or not isinstance(found["metadata"]["name"], str):
         raise ValueError("no object")
     return dict(found)
 

@@ -185,7 +185,10 @@ class KubernetesClient:
                 "scale": pool.scale,
                 "reload": pool.reload,
             }
-            return await found[verb](call)
+            try:
+                return await found[verb](call)
+            except _Unmatched as nothing:
+                return nothing.result
 
 
 def not_on_a_cluster(verb: str) -> ControlError:
@@ -258,26 +261,16 @@ class _ClusterPool:
                 else:
                     self._objects[kind][name] = found
                 self._changed.set()
-            await (
-                self.look()
-            )  # the server ends a watch after some minutes, and may have forgotten the version
+            # The server ends a watch after some minutes, and may have forgotten the version.
+            await self.look()
 
     async def _list_again(self) -> None:
         while True:
             await asyncio.sleep(_LISTED_AGAIN_SECONDS)
             await self.look()
 
-    async def _until(
-        self,
-        call: Call,
-        names: Iterable[str],
-        is_over: Callable[[Workload], bool],
-        more_to_come: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        """Wait until it is over for each server; the names of those for which the time was.
-
-        `more_to_come`: whether servers may join that are not among the names yet.
-        """
+    async def until(self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]) -> list[str]:
+        """Wait until it is over for each server; the names of those for which it was not in time."""
         names = list(names)
         seen: dict[str, tuple[str, bool, bool]] = {}
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
@@ -290,8 +283,8 @@ class _ClusterPool:
                 step = (item.state, item.ready, name not in late)
                 if seen.get(name) != step:
                     seen[name] = step
-                    call.progress(_step_line(found[name], item, done=step[2], now=now))
-            if not late and not more_to_come():
+                    call.progress(_step_line(found[name], item, done=step[2]))
+            if not late:
                 return []
             if deadline is not None and time.monotonic() >= deadline:
                 return late
@@ -319,18 +312,12 @@ class _ClusterPool:
     async def listing(self, call: Call) -> Result:
         """The selected servers."""
         found = await self.look()
-        try:
-            return ClusterResult(items=self._items(found, self._selected(call, found)))
-        except _Unmatched as nothing:
-            return nothing.result
+        return ClusterResult(items=self._items(found, self._selected(call, found)))
 
     async def status(self, call: Call) -> Result:
         """The pool in one line; exit 3 if a server that should run is not ready."""
         found = await self.look()
-        try:
-            names = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        names = self._selected(call, found)
         items = self._items(found, names)
         wanted = [each for each in items if self._should_run(found[each.name])]
         errors = [
@@ -361,10 +348,7 @@ class _ClusterPool:
     async def show(self, call: Call) -> Result:
         """The selected servers with their pods, and the end of what a failed process has printed."""
         found = await self.look()
-        try:
-            names = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        names = self._selected(call, found)
         return ShowResult(items=tuple(self._details(found[name]) for name in names))
 
     def _details(self, workload: Workload) -> Details:
@@ -390,10 +374,7 @@ class _ClusterPool:
     async def wait(self, call: Call) -> Result:
         """Return when the selected servers are ready, stopped, healthy or in a state."""
         found = await self.look()
-        try:
-            names = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        names = self._selected(call, found)
         goal = str(call.options.get("for") or "ready")
         if goal in ("ready", "healthy"):
             names = [name for name in names if self._should_run(found[name])]
@@ -405,16 +386,13 @@ class _ClusterPool:
             )
 
         async with self.watching():
-            late = await self._until(call, names, is_over)
+            late = await self.until(call, names, is_over)
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
     async def logs(self, call: Call) -> Result:
         """Send the last `lines` of the output of each worker, and with `follow` what comes, of new workers too."""
         found = await self.look()
-        try:
-            names = set(self._selected(call, found))
-        except _Unmatched as nothing:
-            return nothing.result
+        names = set(self._selected(call, found))
         follow, since = bool(call.options.get("follow")), str(call.options.get("since") or "")
         since_seconds = max(1, math.ceil(time.time() - seconds_of(since))) if since else None
         if not follow:
@@ -454,7 +432,8 @@ class _ClusterPool:
     # Verbs that change servers
 
     @property
-    def _pool(self) -> CompiledPool:
+    def compiled(self) -> CompiledPool:
+        """The pool as objects. Failure (5) for keys without an equal on a cluster."""
         if self._compiled is None:
             self._compiled = compiled(self._config, self._files)
         return self._compiled
@@ -462,19 +441,13 @@ class _ClusterPool:
     async def start(self, call: Call) -> Result:
         """Start the selected servers and those that they depend on."""
         found = await self.look()
-        try:
-            chosen = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        chosen = self._selected(call, found)
         return await self._bring_up(call, chosen, found, PoolStartError)
 
     async def restart(self, call: Call) -> Result:
         """Replace the workers of the selected servers, new ones first."""
         found = await self.look()
-        try:
-            chosen = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        chosen = self._selected(call, found)
         for name in chosen:
             if found[name].config.job and found[name].found is not None:
                 await self._cluster.delete("Job", found[name].found["metadata"]["name"])  # type: ignore[index]
@@ -491,7 +464,7 @@ class _ClusterPool:
     ) -> Result:
         """Apply the chosen servers and what they need, each after those, and wait until all are complete."""
         names = self._with_needed(chosen, found, call)
-        runnable = [name for name in names if not self._pool.servers[name].disabled]
+        runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
             _error(
                 found[name],
@@ -503,16 +476,16 @@ class _ClusterPool:
             if name not in runnable and call.selector.targets
         ]
         await self._refuse_foreign(runnable, found)
-        rising = _Rising(self, call, kind)
+        bringing = _BringUp(self, call, kind)
         async with self.watching():
-            await rising.bring_up(runnable, restart)
-        result = self._result(chosen, kind, late=rising.late, errors=[*refused, *rising.errors])
+            await bringing.apply(runnable, restart)
+        result = self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
         await self._forget_unused()
         return result
 
     def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
         """The chosen servers and, unless told otherwise, all that they depend on, in that order."""
-        needed = {each.name: [on.name for on in each.depends_on] for each in self._pool.servers.values()}
+        needed = {each.name: [on.name for on in each.depends_on] for each in self.compiled.servers.values()}
         names, open_names = set(chosen), list(chosen)
         while open_names and call.options.get("deps", True):
             for name in needed.get(open_names.pop(), ()):
@@ -526,7 +499,7 @@ class _ClusterPool:
         for name in names:
             if found[name].found is not None:
                 continue
-            for wanted in self._pool.objects[name]:
+            for wanted in self.compiled.objects[name]:
                 kind, called = wanted["kind"], wanted["metadata"]["name"]
                 there = await self._cluster.find(kind, called)
                 owner = (
@@ -545,7 +518,7 @@ class _ClusterPool:
         """Apply a server's objects; the generation of its Deployment from then on."""
         workload = self.workloads()[name]
         generation = 0
-        for each in self._pool.objects[name]:
+        for each in self.compiled.objects[name]:
             wanted = each
             if each["kind"] == "Deployment":
                 wanted = self._deployment(each, workload, restart=restart, is_stopped=is_stopped)
@@ -582,7 +555,7 @@ class _ClusterPool:
             **wanted["metadata"],
             "annotations": {
                 **wanted["metadata"].get("annotations", {}),
-                APPLIED: digest_of({"objects": self._pool.objects[wanted["metadata"]["labels"][SERVER]]}),
+                APPLIED: digest_of({"objects": self.compiled.objects[wanted["metadata"]["labels"][SERVER]]}),
             },
         }
         return with_revision({**wanted, "metadata": metadata, "spec": spec}, again)
@@ -590,10 +563,7 @@ class _ClusterPool:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, and first those that depend on them."""
         found = await self.look()
-        try:
-            chosen = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        chosen = self._selected(call, found)
         needed_by: dict[str, list[str]] = {}
         for each in self._config:
             for on in each.depends_on:
@@ -613,7 +583,7 @@ class _ClusterPool:
         if call.options.get("wait", True):
             await self.look()
             async with self.watching():
-                late = await self._until(call, active, _is_gone)
+                late = await self.until(call, active, _is_gone)
         also = tuple(name for name in active if name not in chosen)
         unchanged = tuple(name for name in chosen if name not in active)
         result = self._result(chosen, PoolStopError, late=late)
@@ -640,10 +610,7 @@ class _ClusterPool:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(f"workers is {workers!r}, not a number of them", hint="a whole number from 1")
         found = await self.look()
-        try:
-            chosen = self._selected(call, found)
-        except _Unmatched as nothing:
-            return nothing.result
+        chosen = self._selected(call, found)
         refused, able = [], []
         for name in chosen:
             config = found[name].config
@@ -661,11 +628,11 @@ class _ClusterPool:
         for name in able:
             deployment = found[name].found["metadata"]["name"]  # type: ignore[index]
             await self._cluster.change("Deployment", deployment, {"spec": {"replicas": workers}})
-        rising = _Rising(self, call, PoolStartError)
+        bringing = _BringUp(self, call, PoolStartError)
         await self.look()
         async with self.watching():
-            await rising.await_all(able)
-        return self._result(chosen, PoolStartError, late=rising.late, errors=[*refused, *rising.errors])
+            await bringing.await_all(able)
+        return self._result(chosen, PoolStartError, late=bringing.late, errors=[*refused, *bringing.errors])
 
     async def reload(self, call: Call) -> Result:
         """Apply what differs between the files and the cluster, and remove what the files no longer have."""
@@ -676,14 +643,14 @@ class _ClusterPool:
         names = [each.name for each in changes if each.change != Kind.REMOVE]
         runnable = [name for name in self._with_needed(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
-        rising = _Rising(self, call, PoolRestartError)
+        bringing = _BringUp(self, call, PoolRestartError)
         stopped = {name for name in runnable if STOPPED in found[name].annotations}
         async with self.watching():
-            await rising.bring_up(runnable, frozenset(), stopped=stopped)
+            await bringing.apply(runnable, frozenset(), stopped=stopped)
         for name in gone:
             await self._remove(name)
         await self._forget_unused()
-        result = self._result(list(found), PoolRestartError, late=rising.late, errors=rising.errors)
+        result = self._result(list(found), PoolRestartError, late=bringing.late, errors=bringing.errors)
         return ReloadResult(
             items=result.items,
             errors=result.errors,
@@ -700,7 +667,7 @@ class _ClusterPool:
         gone = [name for name in deployed if name and name not in found]
         changes = [_change(Kind.REMOVE, name, "is not in the file any more") for name in gone]
         for name, workload in found.items():
-            objects = self._pool.objects[name]
+            objects = self.compiled.objects[name]
             main = next(each for each in objects if each["kind"] in ("Deployment", "Job"))
             if workload.found is None:
                 if not workload.config.disabled:
@@ -766,7 +733,7 @@ class _ClusterPool:
         )
 
 
-class _Rising:
+class _BringUp:
     """Servers that a command brings up: each is applied once those that it depends on are there."""
 
     def __init__(self, pool: _ClusterPool, call: Call, kind: type[PoolError]) -> None:
@@ -780,16 +747,16 @@ class _Rising:
         self._failing_since: dict[str, float] = {}
         self._failed: dict[str, str] = {}
 
-    async def bring_up(
+    async def apply(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
     ) -> None:
         """Apply the servers in order, and wait for all of them."""
         waits, still = self._call.options.get("wait", True), set(stopped)
         for name in names:
-            config = self._pool._pool.servers[name]
+            config = self._pool.compiled.servers[name]
             needed = [on.name for on in config.depends_on if on.name in names and on.condition != "started"]
             if waits and needed:
-                await self._pool._until(self._call, needed, self._is_over)
+                await self._pool.until(self._call, needed, self._is_over)
             if blocker := next((on for on in needed if on in self._failed), None):
                 self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
                 continue
@@ -804,7 +771,7 @@ class _Rising:
 
     async def await_all(self, names: Sequence[str]) -> None:
         """Wait until each server is complete or has failed."""
-        self.late = await self._pool._until(self._call, names, self._is_over)
+        self.late = await self._pool.until(self._call, names, self._is_over)
 
     def _is_over(self, workload: Workload) -> bool:
         name = workload.config.name
@@ -890,7 +857,7 @@ def _error(workload: Workload, kind: type[PoolError], message: str, hint: str = 
     )
 
 
-def _step_line(workload: Workload, item: ClusterItem, *, done: bool, now: float) -> Table:
+def _step_line(workload: Workload, item: ClusterItem, *, done: bool) -> Table:
     why = workload.failure()
     step = ServerStep(
         name=item.name,

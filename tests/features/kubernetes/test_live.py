@@ -336,7 +336,16 @@ def test_no_answer_of_an_api_server_is_a_traceback(
 ) -> None:
     write(app("web", 8002))
     commands = ("list", "start", "stop") if status == 200 else ("list",)
-    for body in (b" ", b"[]", b"null", b"\xff", b'{"kind": "Status"}', b'{"items": [3]}', b"<html>"):
+    for body in (
+        b" ",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"kind": "Status"}',
+        b'{"items": [3]}',
+        b'{"items": [{}]}',
+        b"<html>",
+    ):
         shared_cluster.ask(f"answer/{status}", body)
         for command in commands:
             done = poolctl(command)
