@@ -18,6 +18,8 @@ else:
     Table = dict
 
 Record = TypeVar("Record")
+# A type's empty value, its types in JSON, its function from JSON, and its function to JSON.
+_Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]
 
 
 class _FieldForm(NamedTuple):
@@ -86,10 +88,7 @@ def _forms(kind: Any) -> tuple[_FieldForm, ...]:
     return tuple(found)
 
 
-def _form(
-    kind: Any,
-) -> tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]:
-    """A type's empty value, its types in JSON, its function from JSON, and its function to JSON."""
+def _form(kind: Any) -> _Form:
     if isinstance(kind, UnionType):
         (only,) = (each for each in kind.__args__ if each is not NoneType)
         _, accepted, read, write = _form(only)
@@ -106,9 +105,7 @@ def _form(
     return from_json(kind, {}), (dict,), lambda table: from_json(kind, table), to_json
 
 
-def _form_of_elements(
-    kind: Any,
-) -> tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]:
+def _form_of_elements(kind: Any) -> _Form:
     _, accepted, read, write = _form(kind)
     if isinstance(kind, UnionType):
         accepted = (*accepted, NoneType)

@@ -653,12 +653,12 @@ class MessageReader:
     _framed = False  # the final head was read
     _left = 0  # bytes of the body, or UNTIL_CLOSE
     _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
-    _pieces: list[bytes] | None = None  # of the body
     _body_bytes = 0
 
     def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_body_bytes: int | None = None) -> None:
         self._max_head_bytes = max_head_bytes
         self._max_body_bytes = max_body_bytes
+        self._body = bytearray()
 
     @property
     def started(self) -> bool:
@@ -668,11 +668,12 @@ class MessageReader:
     @property
     def body(self) -> bytes:
         """The part of the body that has arrived and was not taken."""
-        return b"".join(self._pieces or ())
+        return bytes(self._body)
 
     def take_body(self) -> bytes:
         """Take the part of the body that has arrived; b"" for none."""
-        body, self._pieces = self.body, None
+        body = self.body
+        self._body.clear()
         return body
 
     def feed(self, data: bytes) -> bool:
@@ -724,18 +725,11 @@ class MessageReader:
     def _add(self, piece: bytes) -> bool:
         """Add a piece of the body; returns whether it exceeds the limit and so completes the message."""
         limit = self._max_body_bytes
-        if limit is not None and self._body_bytes + len(piece) > limit:
-            self._keep(piece[: limit - self._body_bytes])
-            self.complete = self._body_too_large()
-            return self.complete
-        self._keep(piece)
-        return False
-
-    def _keep(self, piece: bytes) -> None:
-        self._body_bytes += len(piece)
-        if self._pieces is None:
-            self._pieces = []
-        self._pieces.append(piece)
+        room = len(piece) if limit is None else limit - self._body_bytes
+        self._body += piece[:room]
+        self._body_bytes += min(len(piece), room)
+        self.complete = len(piece) > room and self._body_too_large()
+        return self.complete
 
     def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
         piece = body.feed(data)

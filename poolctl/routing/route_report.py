@@ -89,10 +89,7 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
             alias=route.alias, host=route.host, way=EXCLUDED, why=route.reason, provider=route.provider
         )
     report = RouteReport(
-        alias=route.alias,
-        to=destinations(route),
-        policy=route.policy,
-        provider=route.provider,
+        alias=route.alias, to=destinations(route), policy=route.policy, provider=route.provider
     )
     if isinstance(route, StreamRoute):
         return replace(report, host=route.bind, way=STREAM)
