@@ -168,31 +168,27 @@ class WriteBack:
 
     def known(self, names: Sequence[str]) -> list[str]:
         """The servers that are in the files; warns about the others."""
-        found = []
-        for name in names:
-            if self.draft.entry(name) is not None:
-                found.append(name)
-            else:
-                where = "nothing to write (poolctl add --save writes it)"
-                self.warnings.append(f"{name} is not in any file: {where}")
-        return found
+        why = "is not in any file: nothing to write (poolctl add --save writes it)"
+        self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
+        return [name for name in names if self.draft.entry(name) is not None]
 
     def scale(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of servers."""
-        servers = {server.name: server for server in self.now}
+        as_wanted = {server.name for server in self.now if server.workers == workers}
         for name in self.known(names):
-            if name not in servers or servers[name].workers != workers:
+            if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
         """Disable or enable servers."""
-        servers = {server.name: server for server in self.now}
+        as_wanted = {server.name for server in self.now if server.disabled == disabled}
         for name in self.known(names):
-            if name not in servers or servers[name].disabled != disabled:
-                if disabled:
-                    self.draft.set(name, ("disabled",), True)
-                else:
-                    self.draft.reset(name, "disabled", False)
+            if name in as_wanted:
+                continue
+            if disabled:
+                self.draft.set(name, ("disabled",), True)
+            else:
+                self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove servers; a server added live may be in no file."""

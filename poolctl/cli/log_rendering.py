@@ -156,8 +156,8 @@ def _value(text: str) -> str:
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _RESET = "\x1b[0m"
 _SPECIAL = re.compile(r"[^\x20-\x7e]")
-# Joiners of letters and emoji, which Python does not count as printable.
-_JOINERS = "\u200c\u200d"
+# Tabs, and joiners of letters and emoji, which Python does not count as printable.
+_HARMLESS = "\t\u200c\u200d"
 
 
 def terminal_text(text: str, *, colours: bool = True) -> str:
@@ -175,13 +175,11 @@ def _escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        char if _is_harmless(char) else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        char
+        if char.isprintable() or char in _HARMLESS or unicodedata.category(char) == "Zs"
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
         for char in text
     )
-
-
-def _is_harmless(char: str) -> bool:
-    return char.isprintable() or char == "\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
 def log_paths(items: Sequence[Described], pool: PoolRef) -> dict[str, str]:

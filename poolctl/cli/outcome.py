@@ -168,9 +168,9 @@ def outcome_of(failure: BaseException) -> Outcome | None:
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     # By name, so that their modules are imported only if needed.
-    if type(failure).__name__ == "ConfigNotFound":
-        message = getattr(failure, "message", None) or str(failure)
-        return Outcome.failed(exit_codes.INVALID_CONFIGURATION, message, getattr(failure, "hint", ""))
-    if type(failure).__name__ == "SelectorError":
-        return Outcome.failed(exit_codes.USAGE, str(failure), getattr(failure, "hint", ""))
-    return None
+    of_others = {"ConfigNotFound": exit_codes.INVALID_CONFIGURATION, "SelectorError": exit_codes.USAGE}
+    if (name := type(failure).__name__) not in of_others:
+        return None
+    return Outcome.failed(
+        of_others[name], getattr(failure, "message", str(failure)), getattr(failure, "hint", "")
+    )

@@ -82,7 +82,11 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
             first = find_config([], env, os.getcwd())[0]
         except ConfigNotFound as error:
             raise NoSupervisor(error.message, hint=error.hint) from None
-    elif _is_path(config_or_name):
+    elif (  # a file, which may no longer exist, rather than a pool's name
+        "/" in config_or_name
+        or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
+        or os.path.exists(config_or_name)
+    ):
         first = os.path.abspath(config_or_name)
     else:
         named = pool_paths.named_pool_dir(env, config_or_name)
@@ -92,12 +96,6 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
             )
         return f"{named}/{pool_paths.SOCKET_NAME}"
     return f"{pool_paths.pool_dir(env, pool_paths.pool_key(first))}/{pool_paths.SOCKET_NAME}"
-
-
-def _is_path(config_or_name: str) -> bool:
-    """Whether it is the path of a file, which may no longer exist, rather than a pool's name."""
-    looks_so = "/" in config_or_name or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
-    return looks_so or os.path.exists(config_or_name)
 
 
 class PoolClient:

@@ -64,13 +64,12 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _text(name: str, table: Table | list[Table]) -> str:
     """A table other than a server's, or a list of tables; URLs keep their `${…}` references."""
-    if isinstance(table, list):
-        return "\n".join(table_text(f"[[{name}]]", escaped(each) | _as_written(each)) for each in table)
-    return table_text(f"[{name}]", escaped(table))
-
-
-def _as_written(table: Table) -> Table:
-    return {"url": table["url"]} if "${" in str(table.get("url", "")) else {}
+    if not isinstance(table, list):
+        return table_text(f"[{name}]", escaped(table))
+    urls = [{"url": each["url"]} if "${" in str(each.get("url", "")) else {} for each in table]
+    return "\n".join(
+        table_text(f"[[{name}]]", escaped(each) | url) for each, url in zip(table, urls, strict=True)
+    )
 
 
 def _with_running_state(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:

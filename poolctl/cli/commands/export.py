@@ -13,7 +13,7 @@ from typing import NamedTuple
 from poolctl.cli.command_line import Command, CommandRequest, Option, flag, one_of, output
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.pool_ref import find_pool
 from poolctl.config import ServerConfig, longest_stop_seconds, referenced_variables
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
@@ -83,7 +83,19 @@ def without_options_of_systemd(request: CommandRequest) -> None:
 
 
 def _units(request: CommandRequest) -> Files:
-    pool = _pool(request, find_pool(request))
+    from poolctl.supervisor.active_configuration import default_name
+
+    ref = find_pool(request)
+    config = load(ref)
+    name = config.settings.name or default_name(ref.files[0])
+    listen = {}
+    for given in request.get("listen") or []:
+        key, equals, address = given.partition("=")
+        if not (equals and key and address):
+            raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
+        listen[key.removeprefix("fd:")] = address
+    seconds = config.tables.stop_seconds
+    pool = ServicePool(name, ref.files, list(config), _command(), os.environ, listen, _user(), seconds)
     of_user = bool(request.get("for_user"))
     try:
         texts = units(pool, of_user=of_user)
@@ -97,22 +109,6 @@ def _units(request: CommandRequest) -> Files:
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
         warnings = [f"the service lacks these variables: {', '.join(missing)}; put them into {file}"]
     return Files(texts=texts, made_by=MADE_BY, next_commands=commands, warnings=warnings)
-
-
-def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
-    from poolctl.supervisor.active_configuration import default_name
-
-    config = load(ref)
-    name = config.settings.name or default_name(ref.files[0])
-    listen = {}
-    for given in request.get("listen") or []:
-        key, equals, address = given.partition("=")
-        if not (equals and key and address):
-            raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
-        listen[key.removeprefix("fd:")] = address
-    return ServicePool(
-        name, ref.files, list(config), _command(), os.environ, listen, _user(), config.tables.stop_seconds
-    )
 
 
 def _command() -> list[str]:
