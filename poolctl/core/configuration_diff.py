@@ -47,9 +47,6 @@ class Change:
     message: str
 
 
-NO_FILES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """A current server: its configuration, its live changes, and digests of the files that it has read."""
@@ -63,7 +60,7 @@ class Running:
 def plan(
     running: Iterable[Running],
     written: Sequence[ServerConfig],
-    files: Mapping[str, Mapping[str, str]] = NO_FILES,
+    files: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     missing: Collection[str] = (),
 ) -> list[Change]:
     """The changes in the order of the files; servers removed from the files come first.

@@ -874,7 +874,7 @@ async def until(
     entries: Iterable[Entry],
     finished: Callable[[Entry], bool],
     timeout_seconds: float | None,
-    report: Callable[[Entry], None],
+    report: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
     """Wait until `finished` is true for each entry, or the timeout. Returns the entries for which it is not.
 

@@ -497,9 +497,6 @@ def judge(
     return Verdict(Next.RESTART, policy.backoff.delay_seconds(len(recent), jitter))
 
 
-VARIABLE, DECISIONS = "POOLCTL_TRACE", "decisions"
-
-
 class Trace:
     """Logs the actions for each server, and the facts that have changed since the previous decision."""
 
@@ -509,7 +506,7 @@ class Trace:
     @classmethod
     def configured(cls, environment: Mapping[str, str]) -> Trace | None:
         """The trace, if the environment requests it; otherwise None."""
-        return cls() if environment.get(VARIABLE) == DECISIONS else None
+        return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
         """Log the decision unless it repeats the last one. `withheld`: a calm supervisor does not perform it."""

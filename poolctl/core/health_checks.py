@@ -113,6 +113,7 @@ class HealthChecks:
             del self._known[entry.name]
         else:
             self._known[entry.name] = after
+        stuck = next((_is_stuck(each) for each in entry.observed.ready if each.stuck), "")
         detail: Table = {}
         if worker is not None and worker.placement is not None:
             pid = worker.placement.pid
@@ -122,17 +123,12 @@ class HealthChecks:
             after.value,
             server=entry.name,
             bind=entry.config.key,
-            message=(probe.message if probe is not None else _stuck_message(entry))
-            or _status_text(before, after),
+            message=(probe.message if probe is not None else stuck) or _status_text(before, after),
             cause=f"{probe.kind} probe" if probe is not None else "",
             before=before.value,
             after=after.value,
             **detail,
         )
-
-
-def _stuck_message(entry: Entry) -> str:
-    return next((_is_stuck(worker) for worker in entry.observed.ready if worker.stuck), "")
 
 
 def _is_stuck(worker: Worker) -> str:

@@ -120,22 +120,6 @@ def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerErr
     return made, problems
 
 
-def configuration_of(servers: Servers, tls: TLSConfig | None) -> Configuration:
-    """The list as a Configuration with this default TLS; a Configuration is returned unchanged.
-
-    Raises PoolParamError.
-    """
-    if isinstance(servers, Configuration):
-        return servers
-    try:
-        made, problems = configurations(servers)
-    except TypeError as error:
-        raise PoolParamError(f"{shown(servers)} is no list of servers", hint="give it a list") from error
-    found = Configuration(made)
-    found._problems, found._tls = problems, tls
-    return found
-
-
 def with_ports(
     configuration: Configuration, in_use: Mapping[str, ServerConfig]
 ) -> tuple[list[ServerConfig], list[ServerError]]:
@@ -150,17 +134,14 @@ def with_ports(
         try:
             if server.tls is True and configuration._tls is None:
                 raise configuration._located(server, no_certificate())
-            servers.append(with_port(_kept(server, in_use), port_range))
+            before = in_use.get(server.name)
+            if before is not None and server.address.auto and before.address.host == server.address.host:
+                servers.append(server.at(before.address))
+            else:
+                servers.append(with_port(server, port_range))
         except ServerError as error:
             problems.append(error)
     return with_addresses(servers) if configuration.files else servers, problems
-
-
-def _kept(server: ServerConfig, in_use: Mapping[str, ServerConfig]) -> ServerConfig:
-    before = in_use.get(server.name)
-    if before is None or not server.address.auto or before.address.host != server.address.host:
-        return server
-    return server.at(before.address)
 
 
 Visit = Callable[[str, Server], object]
@@ -275,7 +256,13 @@ class Pool(Mapping[str, Server], StartAndStop):
             if old is None:
                 obstacle = overlapping(config.address, self._servers, self._ports)
                 if obstacle is not None:
-                    raise _overlapping(config, obstacle)
+                    problem = ServerError(
+                        f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}",
+                        name=config.name,
+                        bind=config.bind,
+                        hint="give one of them another port",
+                    )
+                    raise PoolAddError(f"{config.name} cannot be added", [problem])
                 self._ports.count(config.address, 1)
             self._servers[config.bind] = server
             if self._is_view:
@@ -527,7 +514,16 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _hot_reload(self, configs: Servers) -> HotReload:
         if self._is_view:
             raise PoolParamError("a view has no servers of its own to replace", hint="apply() on its pool")
-        configuration = configuration_of(configs, self._shared.tls)
+        if isinstance(configs, Configuration):
+            configuration = configs
+        else:
+            try:
+                made, problems = configurations(configs)
+            except TypeError as error:
+                message = f"{shown(configs)} is no list of servers"
+                raise PoolParamError(message, hint="give it a list") from error
+            configuration = Configuration(made)
+            configuration._problems, configuration._tls = problems, self._shared.tls
         handles = [living(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.busy for handle in handles)
         return HotReload(self, configuration, runs=runs)
@@ -871,16 +867,6 @@ def _key(bind: str) -> str:
         return canonical(bind)
     except AddressError:
         return ""
-
-
-def _overlapping(config: ServerConfig, obstacle: Server) -> PoolAddError:
-    problem = ServerError(
-        f"its address overlaps with that of {obstacle.name!r}, {obstacle.bind}",
-        name=config.name,
-        bind=config.bind,
-        hint="give one of them another port",
-    )
-    return PoolAddError(f"{config.name} cannot be added", [problem])
 
 
 _STACK_SECONDS = 2.0

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -546,11 +546,10 @@ class Handle:
         self.orders = 0  # under way
         self.awaiting: set[object] = set()  # the orders that wait for it to be ready
         self.stops: set[Future] = set()  # the orders that stop it
-        self.ending: set[Future] = set()  # what `Pool.join` awaits besides
+        self.ending: set[concurrent.futures.Future[Any]] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
-        self.furnished: list[
-            tuple[ServerConfig, ServerConfig]
-        ] = []  # the configuration of the core, and the server's own
+        # The configurations of the core, each with the server's own from which it was made.
+        self.furnished: list[tuple[ServerConfig, ServerConfig]] = []
         # For its metrics: from its forgotten entries, and from its workers that have ended.
         self.restarts = self.failures = self.wakes = 0
         self.ended = [0] * tally.COUNTED
@@ -722,24 +721,16 @@ class Host:
         self.core.change(handle.entry, config, live=live)
         return True
 
-    async def wait_until(
-        self, handles: Iterable[Handle], test: Callable[[Entry], bool], timeout_seconds: float | None
-    ) -> None:
-        """Wait until the test is true for each handle's entry, or the timeout has passed."""
-        entries = [handle.entry for handle in handles if handle.entry is not None]
-        await until(self.core, entries, test, timeout_seconds, lambda entry: None)
-
     def stop(self, handle: Handle) -> None:
         """Stop the server if it is running."""
         if handle.host is self and handle.entry is not None:
             self.core.stop(handle.entry)
 
     async def _stop_all(self) -> None:
-        handles = list(self._handles.values())
-        for handle in handles:
-            if handle.entry is not None:
-                self.core.stop(handle.entry)
-        await self.wait_until(handles, lambda entry: entry.at_rest, None)
+        entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
+        for entry in entries:
+            self.core.stop(entry)
+        await until(self.core, entries, lambda entry: entry.at_rest, None)
 
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
@@ -1164,7 +1155,7 @@ class StartOrder:
         return not waits  # the stop that it waits for continues
 
     async def _conclude(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
-        abandoned: dict[Host, list[Handle]] = {}
+        abandoned: dict[Host, list[Entry]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
             if host is None or not each.startable or each.server in self._errors:
@@ -1175,11 +1166,11 @@ class StartOrder:
                 continue
             self._errors[each.server] = problem
             if self._give_up(each, problem):
-                abandoned.setdefault(host, []).append(handle)
+                abandoned.setdefault(host, []).append(each.entry)
             if each.entry.failed:
                 handle.refusal = problem
-        for host, handles in abandoned.items():
-            await host.wait_until(handles, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
+        for host, entries in abandoned.items():
+            await until(host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
         for each in ordered:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
                 self._errors[each.server] = _serves_on(self._errors[each.server])
@@ -1200,7 +1191,9 @@ class StartOrder:
     def _arrived(self, host: Host, each: _Ordered) -> None:
         handle = each.handle
         if is_leaving(each.entry):
-            future = loop_thread.submit(host.wait_until([handle], lambda entry: not is_leaving(entry), None))
+            future = loop_thread.submit(
+                until(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
+            )
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
         context = each.server._shared.context

@@ -414,17 +414,14 @@ def make_prober(
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
-        tls = speaks_tls(server) and not _requires_certificates(server)
+        # poolctl has no client certificate: servers that require one are probed without TLS.
+        requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
+        tls = speaks_tls(server) and not requires
         request = HttpProbeRequest(probe, expose=server.expose, reusable=not server.command)
         return RequestProber(request, connector._replace(kind="http", plain=not tls), tls=tls)
     if server.command:
         return AcceptProber(connector)
     return RequestProber(EchoExchange(), connector, tls=False)
-
-
-def _requires_certificates(server: ServerConfig) -> bool:
-    # poolctl has no client certificate: such servers are probed without TLS.
-    return getattr(server.tls, "client_auth", "none") == "required" and not server.command
 
 
 MAX_BODY_BYTES = 1024 * 1024  # a longer one is cut off, and the connection closed
