@@ -135,7 +135,7 @@ FLAWS = {
     ),
     "logger": ("logs/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
     "dashboard": (
-        "features/dashboard/__main__.py",
+        "features/dashboard/_web_server.py",
         "def main() -> None:",
         "def main() -> None:\n    exit('a flaw')",
     ),
