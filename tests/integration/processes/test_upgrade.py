@@ -133,7 +133,7 @@ FLAWS = {
         "    worker = WorkerProcess(spec)",
         "    raise RuntimeError('a flaw')",
     ),
-    "logger": ("logs/__main__.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
+    "logger": ("logs/logger_process.py", "def main() -> None:", "def main() -> None:\n    exit('a flaw')"),
     "dashboard": (
         "features/dashboard/_web_server.py",
         "def main() -> None:",
