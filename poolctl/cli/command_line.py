@@ -325,7 +325,7 @@ class CommandRequest:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:
             options["deps"] = not self.values["no_deps"]
-        for flag in ("all", "force", "reveal"):
+        for flag in ("all", "force", "reveal", "yes"):
             if self.values.get(flag):
                 options[flag] = True
         if self.values.get("take_over"):

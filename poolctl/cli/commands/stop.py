@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAITING, Command, CommandRequest
+from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAITING, Command, CommandRequest, flag
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import of_dependents, servers, some_of
@@ -33,6 +33,7 @@ COMMAND = Command(
     SELECTION,
     WAITING,
     NO_DEPS,
+    flag("--yes", "Stop the pool although it was started on another cluster."),
     section="Lifecycle",
     examples=(
         "poolctl stop                  everything, and the supervisor",

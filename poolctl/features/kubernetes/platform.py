@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import os
 import time
@@ -34,6 +35,7 @@ from poolctl.control.answers import (
     failure,
 )
 from poolctl.control.client import value_of
+from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.control.server_answers import Details, LiveChanges, ShowResult, WorkerDetails
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import (
@@ -72,6 +74,7 @@ _WATCHED = ("Deployment", "Job", "Pod")
 _LISTED_AGAIN_SECONDS = 5.0
 # How often what depends on time is looked at: a pod without a place, a server that takes too long.
 _TICK_SECONDS = 0.5
+_STARTED = "kubernetes.json"  # in the state directory: where the pool was started last
 _AT_ONCE = 16  # requests
 # A pod without a place and a refused pod are failures after this time: a node may be about to join, a quota be raised.
 _PASSING_SECONDS = 5.0
@@ -172,6 +175,8 @@ class KubernetesClient:
         settings = settings_of(config)
         async with Cluster(settings.context, settings.namespace, self._environment) as cluster:
             pool = _ClusterPool(cluster, config, self.files)
+            if verb == "stop" and call.selector.selects_all and not call.options.get("yes"):
+                self._refuse_other_cluster(cluster)
             found: Mapping[str, Callable[[Call], Awaitable[Result]]] = {
                 "list": pool.listing,
                 "stats": pool.listing,
@@ -186,9 +191,35 @@ class KubernetesClient:
                 "reload": pool.reload,
             }
             try:
-                return await found[verb](call)
+                result = await found[verb](call)
             except _Unmatched as nothing:
                 return nothing.result
+            if verb == "start":
+                self._remember(cluster)
+            return result
+
+    def _remember(self, cluster: Cluster) -> None:
+        """Note on which cluster the pool was started from here."""
+        directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
+        with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:
+            json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
+
+    def _refuse_other_cluster(self, cluster: Cluster) -> None:
+        """Raise ControlError (2) if the pool was started from here on another cluster, or in another namespace."""
+        directory = state_dir(self._environment, pool_key(self.files[0]))
+        try:
+            with open(os.path.join(directory, _STARTED), encoding="utf-8") as file:
+                started = json.load(file)
+            before = str(started["context"]), str(started["namespace"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        if before != (cluster.context, cluster.namespace):
+            raise ControlError(
+                f"this would stop the pool on context {cluster.context}, namespace {cluster.namespace}; "
+                f"it was started on context {before[0]}, namespace {before[1]}",
+                exit_code=USAGE,
+                hint="poolctl stop --yes stops it here",
+            )
 
 
 def not_on_a_cluster(verb: str) -> ControlError:

@@ -373,6 +373,23 @@ def test_api_server_that_is_away_is_exit_6_with_its_address(
     assert poolctl("list").code == 6
 
 
+def test_stop_of_everything_is_refused_on_another_cluster_than_the_start(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    write(app("web", 8002))
+    assert poolctl("start").code == 0
+    kubeconfig = cluster.directory / "kubeconfig"
+    kubeconfig.write_text(kubeconfig.read_text().replace("fake", "other"))
+    done = poolctl("stop")
+    assert done.code == 2
+    assert (
+        "on context other, namespace default; it was started on context fake, namespace default" in done.err
+    )
+    assert len(cluster.addresses("web")) == 1
+    assert poolctl("stop", "--yes").code == 0
+    assert cluster.addresses("web") == []
+
+
 def test_commands_without_an_equal_name_what_to_use(write: Any, poolctl: Any) -> None:
     write(app("web", 8002))
     for command in (["drain", "web"], ["events"], ["top"], ["routes"], ["upgrade"], ["run"]):
