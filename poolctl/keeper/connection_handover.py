@@ -74,21 +74,6 @@ class Connection(socket.socket):
     routed: Routed | None = None
 
     @property
-    def route(self) -> str:
-        """The alias of the connection's route, or ""."""
-        return "" if self.routed is None else self.routed.route
-
-    @property
-    def generation(self) -> int:
-        """The generation of the route table; 0 without a route."""
-        return 0 if self.routed is None else self.routed.generation
-
-    @property
-    def hops(self) -> int:
-        """The number of handovers since the last request on the connection."""
-        return 0 if self.routed is None else self.routed.hops
-
-    @property
     def received(self) -> bytes:
         """The bytes that a process has already read, which precede the bytes in the socket."""
         return b"" if self.routed is None else self.routed.received

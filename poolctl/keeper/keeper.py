@@ -684,7 +684,6 @@ class Keeper:
                     os.close(fd)
 
     def _perform(self, message: wire.Message, fds: list[int], reply: wire.Message) -> list[int]:
-        """Handle a request about the store or a child."""
         operation = message["op"]
         if operation == "get":
             reply["meta"], found = self.store.get(message["name"]) or (None, [])
@@ -720,7 +719,6 @@ class Keeper:
         return []
 
     def _handle(self, message: wire.Message) -> None:
-        """Handle a request about this process itself."""
         operation = message["op"]
         if operation == "end":
             self._shutdown.over = True

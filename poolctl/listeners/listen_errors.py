@@ -278,7 +278,6 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
 
 
 def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
-    """The missing sockets that the process has open; removes them from `missing`."""
     found: set[int] = set()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:

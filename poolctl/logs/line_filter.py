@@ -123,8 +123,6 @@ class LineFilter:
 
 
 class _Levels:
-    """The levels of the lines of one log, in order."""
-
     def __init__(self) -> None:
         self._rank = -1
         self._inside = False  # the previous line was within a traceback

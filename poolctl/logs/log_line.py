@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 
 _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
@@ -37,16 +38,12 @@ def stamp(seconds: float) -> str:
 
 def seconds_of(stamp: str) -> float:
     """The time of a timestamp, in seconds since the epoch."""
-    from datetime import datetime  # rarely needed
-
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(stamp).timestamp()
 
 
 def clock_time(stamp: str, *, with_millis: bool = True) -> str:
     """A timestamp in the local time zone as HH:MM:SS.mmm or HH:MM:SS, with the date unless it is today."""
-    from datetime import datetime  # rarely needed
-
-    moment = datetime.fromisoformat(stamp.replace("Z", "+00:00")).astimezone()
+    moment = datetime.fromisoformat(stamp).astimezone()
     text = f"{moment:%H:%M:%S}"
     if not with_millis:
         return text
@@ -137,7 +134,6 @@ def parse_record(text: str) -> JsonRecord | None:
 
 
 def _take(fields: dict[str, object], names: tuple[str, ...]) -> object:
-    """Remove and return the first of these fields that exists."""
     for name in names:
         if name in fields:
             return fields.pop(name)
@@ -149,8 +145,6 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    import json  # the logger does not need it
-
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -167,8 +161,6 @@ def _moment(value: object) -> str:
         return _of_day(value)
     text = _text(value)
     if len(text) > 10 and text[4:5] == "-" and text[10] in "T ":
-        from datetime import datetime
-
         try:
             return _of_day(datetime.fromisoformat(text.replace(",", ".")).timestamp())
         except (ValueError, OverflowError, OSError):

@@ -33,8 +33,7 @@ MOST_FILES = 1000
 class OpenLog:
     """A log file and its rotated predecessors, opened together so that a concurrent rotation has no effect.
 
-    `parts` holds the descriptors with their sizes at that time, newest first; `current` is the first of them, for
-    following it, or None if there is no such file. The caller closes it.
+    `parts` holds the descriptors with their sizes at that time, newest first. The caller closes it.
     """
 
     __slots__ = ("parts",)

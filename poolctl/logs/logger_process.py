@@ -455,7 +455,6 @@ class Logger:
         self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_SECONDS]) if pauses else None
 
     def _orders(self) -> None:
-        """Read every pending order."""
         while self._open:
             try:
                 order = wire.receive(self._control)

@@ -64,7 +64,6 @@ def _require_uvicorn() -> None:
 
 
 def _report_unfit(error: ImportError) -> str:
-    """Report to the supervisor why this interpreter cannot run workers; returns the same for the log."""
     from ..keeper import wire
 
     line, reason, hint = _why(error)

@@ -83,13 +83,13 @@ class WorkerProcess:
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         self.routes = Routes(spec["server"], self.listeners, secure=spec["tls"] is not None)
-        self.control = ControlSocket(CONTROL_FD, self, spec, self.tally_fd + 1)
+        self.control = ControlSocket(CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
-        STACK_DUMP.begin(self.tally_fd, lambda: self.control.send_raw(_STACKS))
+        STACK_DUMP.begin(self.tally_fd, lambda: self.control.send(_STACKS))
         self.forked = ForkedChildren(self)
 
     def run(self) -> int:
@@ -141,7 +141,7 @@ class WorkerProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal, number)
         self.forked.loop_handles(signal.SIGTERM)
-        self.control.send_raw(_IMPORTED)
+        self.control.send(_IMPORTED)
         await self.server.run(self.listeners, self._ready)
         self.control.ignore()
 
@@ -152,7 +152,7 @@ class WorkerProcess:
         self.server.on_left = lambda: self.control.send({"event": "left"})
         self._inform(_STARTED)
         self._report_routes()
-        self.control.send_raw(_READY)
+        self.control.send(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
 
@@ -256,12 +256,10 @@ class WorkerProcess:
             self.serving.cancel()
 
     def _inform(self, line: bytes) -> None:
-        """Log the line unless only warnings and errors are wanted."""
         if self.spec["uvicorn"].get("log_level") not in ABOVE_INFO:
             self._log(line)
 
     def _log(self, line: bytes) -> None:
-        """Write a line to the log in uvicorn's format, since uvicorn's own lines are omitted."""
         with contextlib.suppress(OSError):
             os.write(2, line)
 
@@ -287,10 +285,9 @@ class ControlSocket:
     before the worker started, as `bound_fd`; without it the worker's user can enter the directory itself.
     """
 
-    def __init__(self, fd: int, worker: WorkerProcess, spec: Spec, bound_fd: int) -> None:
-        self._worker = worker
-        self._spec = spec
-        place = spec["orphanage"]
+    def __init__(self, fd: int, worker: WorkerProcess, bound_fd: int) -> None:
+        self.worker = worker
+        place = worker.spec["orphanage"]
         is_bound = place is not None and place["bound"]
         self._bound = socket.socket(fileno=bound_fd) if is_bound else None
         self._orphan: OrphanedWorker | None = None
@@ -304,7 +301,7 @@ class ControlSocket:
     def listen(self, tally: memoryview | None) -> None:
         """Begin to accept orders. Heartbeats are answered on the page `tally`."""
         self._tally = tally
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
         # Orders that have already arrived hold for the first connection. Polled without raising an error: a newly
         # forked worker pays for it.
         waiting = select.poll()
@@ -316,15 +313,13 @@ class ControlSocket:
         """Stop accepting orders."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
-    def send(self, message: wire.Message) -> None:
-        """Send an event if there is room; a supervisor that does not read must not delay a request."""
+    def send(self, message: wire.Message | bytes) -> None:
+        """Send an event if there is room; a supervisor that does not read must not delay a request.
+
+        An encoded one can be sent without touching the memory of the JSON encoder, which a new fork shares.
+        """
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
-
-    def send_raw(self, message: bytes) -> None:
-        """Send an encoded message, which a new fork can do without touching the memory of the JSON encoder."""
-        with contextlib.suppress(OSError):
-            self._sock.send(message)
 
     def adopted(self, fd: int, bound: int | None) -> None:
         """Accept orders from this socket instead. With `bound`, listen there if both processes exit again."""
@@ -337,7 +332,7 @@ class ControlSocket:
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Let the worker follow an order; closes the descriptors."""
         try:
-            self._worker.perform(message, fds)
+            self.worker.perform(message, fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -349,11 +344,7 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 os.close(sock.detach())
 
-    def _readable(self) -> None:
-        self._read_order()
-
     def _read_order(self) -> bool:
-        """Read and follow the next order; False if no order has arrived."""
         if answer(self._sock, self._tally):
             return True
         try:
@@ -373,12 +364,12 @@ class ControlSocket:
         return True
 
     def _lost(self) -> None:
-        if self._spec["orphanage"] is None:
-            self._worker.stop()
+        if self.worker.spec["orphanage"] is None:
+            self.worker.stop()
             return
         # Without a socket it cannot be found, but still serves.
         with contextlib.suppress(OSError):
-            self._orphan = OrphanedWorker(self, self._worker, self._spec, self._bound)
+            self._orphan = OrphanedWorker(self, self._bound)
 
 
 def begin(tally: memoryview | None) -> None:
@@ -411,13 +402,12 @@ class OrphanedWorker:
     on the next time, and a new output pipe if the current one has no reader.
     """
 
-    def __init__(
-        self, control: ControlSocket, worker: WorkerProcess, spec: Spec, bound: socket.socket | None
-    ) -> None:
+    def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
         self._control = control
-        self._worker = worker
-        self._spec = spec
-        self._uids = _permitted_uids(spec)
+        self._worker = control.worker
+        self._spec = spec = control.worker.spec
+        # Root and the user who started the pool.
+        self._uids = {0} if spec["user"] is not None else {0, os.geteuid()}
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
         self._path = ""
@@ -492,11 +482,6 @@ def output_is_closed() -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0)) or (
         os.path.samestat(os.fstat(1), os.stat(os.devnull))
     )
-
-
-def _permitted_uids(spec: Spec) -> set[int]:
-    """The users who may connect: root and the user who started the pool."""
-    return {0} if spec["user"] is not None else {0, os.geteuid()}
 
 
 class IdleTimer:

@@ -55,7 +55,7 @@ WITHIN = {
         "backends": 1,
     },
     "worker": {
-        "tally": 0, "fork_safety": 0, "process_setup": 0, "serving": 1, "imports": 2, "foreground": 3,
+        "tally": 0, "process_setup": 0, "serving": 1, "imports": 2, "foreground": 3,
         "worker_process": 3, "zygote": 4,
     },
 }  # fmt: skip

@@ -314,7 +314,6 @@ class SharedListeners:
         self._do(close_all(before))
 
     def _room(self) -> None:
-        """Accept again after a connection of a full worker has ended."""
         assert self._most is not None
         if self._server_state.open_connections <= self._most - max(1, self._most // _PART):
             self._accept_again()
@@ -336,7 +335,6 @@ class SharedListeners:
         task.add_done_callback(self._tasks.discard)
 
     async def _settle(self) -> None:
-        """Open or close the listeners, as required by the current state."""
         async with self._lock:
             while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
                 if self.servers:
@@ -411,7 +409,6 @@ class SharedListeners:
             self._shake_hands(sock, due, None)
 
     def _take(self) -> None:
-        """Begin to take connections from the adoption pair."""
         self._taking = True
         self.show_taking()
         if self._adoption is not None:
@@ -432,7 +429,7 @@ class SharedListeners:
             self._server_state.evenness.accept(self._taking)
 
     def _take_one(self) -> None:
-        """Take one connection from the pair in each iteration of the loop, so that workers share a burst."""
+        # One in each iteration of the loop, so that workers share a burst.
         assert self._adoption is not None
         evenness = self._server_state.evenness
         if evenness is not None and self._leaves_to_others(evenness):
@@ -466,7 +463,6 @@ class SharedListeners:
         return bool(seconds)
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
-        """Serve a connection that another process has accepted."""
         if self._woken and has_left(taken):
             close_promptly(taken.detach())
             return

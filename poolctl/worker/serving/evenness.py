@@ -235,11 +235,6 @@ class Evenness:
         return 0.0
 
     @property
-    def under_way(self) -> bool:
-        """Whether a worker that has too many connections is handing them over."""
-        return self._counts.handover_announced
-
-    @property
     def _gives(self) -> bool:
         """Whether this worker hands over connections; it pauses after no other worker took one."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS

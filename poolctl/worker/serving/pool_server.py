@@ -547,7 +547,6 @@ def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
 
 
 def _refuse_handshake(websocket: WebSocket) -> None:
-    """Respond with 503 to a handshake that the application has not answered yet; the connection closes then."""
     if getattr(websocket, "initial_response", None) or getattr(websocket, "response_started", False):
         return
     websocket.transport.write(

@@ -197,7 +197,6 @@ class RoutedConnection(Http1Connection):
         return True
 
     def _wait_or_return(self, data: bytes) -> None:
-        """Wait for a table, or go back to the gateway, with these bytes."""
         look, routes = self.look, self.look.routes
         self._hold(data)
         self.stop_timer()
@@ -222,12 +221,10 @@ class RoutedConnection(Http1Connection):
         return False
 
     def _hold(self, data: bytes) -> None:
-        """Keep the bytes and pause reading."""
         self.look.pending, self.look.partial = data, False
         self.flow.pause_reading()
 
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
-        """Keep an incomplete head, within the limits of its time and size."""
         look = self.look
         self.stop_timer()
         size = self._measured(arrived)

@@ -35,26 +35,16 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.zttp_impl import ZttpProtocol
 
     class Http1Protocol(asyncio.Protocol):
-        """The common parts of uvicorn's protocol classes for HTTP/1.1."""
+        """The common parts of uvicorn's protocol classes for HTTP/1.1, listed in HTTP1."""
 
-        app: Any
         access_log: bool
-        connections: Any
-        cycle: Any
-        client: Any
-        flow: Any
-        headers: Any
         loop: asyncio.AbstractEventLoop
-        scheme: Any
-        scope: Any
-        server: Any
-        timeout_keep_alive: Any
         timeout_keep_alive_task: asyncio.TimerHandle | None
         transport: asyncio.Transport
 
-        def __init__(
-            self, config: uvicorn.Config, server_state: Any, app_state: State, _loop: Any = None
-        ) -> None: ...
+        def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
 
         def handle_websocket_upgrade(self, *event: Any) -> None: ...
 
@@ -164,12 +154,16 @@ _ATTRIBUTES = (
     "access_log", "server", "client", "scheme",
 )  # fmt: skip
 _CYCLE = (
-    "scope", "disconnected", "message_event", "more_body", "response_started", "response_complete", "on_response",
-    "keep_alive", "default_headers", "send", "send_500_response",
+    "scope", "disconnected", "message_event", "more_body", "response_started", "response_complete", "send",
+    "send_500_response",
 )  # fmt: skip
 
 # Every class for HTTP/1.1.
-HTTP1 = UvicornParts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
+HTTP1 = UvicornParts(
+    (*_METHODS, "send_400_response"),
+    (*_ATTRIBUTES, "cycle", "scope"),
+    (*_CYCLE, "on_response", "keep_alive", "default_headers"),
+)
 # By the parser, in addition to those.
 HTTPTOOLS = UvicornParts(
     ("on_headers_complete", "on_message_complete", "on_url", "handle_websocket_upgrade"),
@@ -185,17 +179,7 @@ ZTTP = UvicornParts(
 HTTP2 = UvicornParts(
     (*_METHODS, "handle_request", "flush", "_close_connection"),
     (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),
-    (
-        "scope",
-        "disconnected",
-        "message_event",
-        "more_body",
-        "response_started",
-        "response_complete",
-        "send",
-        "send_500_response",
-        "stream",
-    ),
+    (*_CYCLE, "stream"),
 )
 
 # The classes of WebSocket connections by name; only the one in use is imported.

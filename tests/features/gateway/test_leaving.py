@@ -66,7 +66,7 @@ def test_connection_goes_to_a_worker_after_some_requests_that_could_have_been_pa
             await ask(stage, client, USERS)
         await stage.edge.loop.sock_sendall(client, USERS)
         taken = await pair.take()
-        assert (taken.received, taken.hops, taken.route) == (USERS, 0, "app")
+        assert (taken.received, taken.routed.hops, taken.routed.route) == (USERS, 0, "app")
         assert taken.getpeername() == client.getsockname()
         await has_left(stage)
         await stage.edge.loop.run_in_executor(None, taken.sendall, ANSWER)

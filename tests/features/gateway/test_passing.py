@@ -30,7 +30,7 @@ def test_connection_is_passed_with_its_request_unread() -> None:
         taken = await pair.take()
         assert taken.recv(1000, socket.MSG_DONTWAIT) == HEAD + b"body"
         assert taken.getpeername() == client.getsockname()
-        assert (taken.route, taken.generation, taken.hops, taken.received) == ("app", 1, 0, b"")
+        assert taken.routed[:4] == ("app", 1, 0, b"")
         await stage.edge.loop.run_in_executor(None, taken.sendall, b"answer")
         taken.close()
         assert await stage.read(client) == b"answer"  # which ends: the gateway has no descriptor left
@@ -408,7 +408,7 @@ def test_connection_that_a_worker_gives_back_is_decided_by_its_next_head() -> No
             taken.close()
             await stage.edge.loop.sock_sendall(client, unread)
             taken = await users.take()
-            assert (taken.route, taken.hops, taken.received) == ("u", 1, received)
+            assert (taken.routed.route, taken.routed.hops, taken.received) == ("u", 1, received)
             assert not unread or taken.recv(1000) == unread
             taken.close()
 

@@ -132,7 +132,7 @@ class Gateway:
         assert taken is not None
         assert taken.routed is not None
         self.returned.append(taken.routed)
-        self.pass_on(taken, taken.received, taken.hops)
+        self.pass_on(taken, taken.received, 0 if taken.routed is None else taken.routed.hops)
 
     def pass_on(self, sock: socket.socket, received: bytes = b"", hops: int = 0) -> None:
         """Decide by the head, which is complete."""

@@ -1,18 +1,24 @@
-"""A process that forks on request has forked once before the request comes."""
+"""Zygotes fork workers on request, and find what an import leaves that forks cannot share."""
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from poolctl.keeper import wire
+from poolctl.worker import zygote
+from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
 from tests.deadline import wait_until
 
 SCRIPT = """
@@ -110,3 +116,169 @@ def test_fork_request_is_refused_only_when_forking_fails_twice(
     _, requests = serve(failures)
     assert ("error" in ask(requests, 1)) is refused
     assert "pid" in ask(requests, 2)
+
+
+def test_unchanged_process_has_left_nothing() -> None:
+    assert ProcessSnapshot.of_this_process().left_since() == ""
+
+
+def test_thread_is_reported_by_its_name() -> None:
+    before, over = ProcessSnapshot.of_this_process(), threading.Event()
+    thread = threading.Thread(target=over.wait, name="ticker")
+    thread.start()
+    try:
+        assert before.left_since() == "started the thread 'ticker'"
+    finally:
+        over.set()
+        thread.join()
+    assert before.left_since() == ""
+
+
+def test_child_process_without_a_wait_is_reported() -> None:
+    before = ProcessSnapshot.of_this_process()
+    with subprocess.Popen(["sleep", "50"]) as child:
+        assert before.left_since() == f"started the process {child.pid}"
+        child.kill()
+
+
+def test_descriptors_are_called_by_what_they_are() -> None:
+    before = ProcessSnapshot.of_this_process()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        select.epoll(),
+        open(os.devnull),
+    ):
+        port = listener.getsockname()[1]
+        three = f"opened a socket, opened a connection to 127.0.0.1:{port}, opened an event loop"
+        assert before.left_since() == f"{three} and 1 more"
+    assert before.left_since() == ""
+
+
+def test_descriptor_with_another_target_is_reported() -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    before = ProcessSnapshot.of_this_process()
+    read, write = os.pipe()
+    os.dup2(read, fd)
+    for each in (read, write):
+        os.close(each)
+    try:
+        assert before.left_since() == "opened a pipe"
+    finally:
+        os.close(fd)
+
+
+# A thread that no Python code runs in, as a library starts it, until it is cancelled.
+NATIVE = """
+import ctypes
+libc = ctypes.CDLL(None)
+thread = ctypes.c_ulong()
+libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+"""
+PYTHON = """
+import threading
+over = threading.Event()
+def wait():
+    over.wait()
+thread = threading.Thread(target=wait, name="ticker", daemon=True)
+thread.start()
+"""
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of modules that can be imported; afterwards they and their threads are gone."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        module = sys.modules.pop(name)
+        if isinstance(thread := getattr(module, "thread", None), threading.Thread):
+            module.over.set()
+            thread.join()
+        elif isinstance(thread, ctypes.c_ulong):
+            module.libc.pthread_cancel(thread)
+            module.libc.pthread_join(thread, None)
+
+
+def said_of(name: str) -> str:
+    """What is said of the threads that the import of the module has left."""
+    before = ProcessSnapshot.of_this_process()
+    with ThreadOrigins(name) as found:
+        importlib.import_module(name)
+    return before.left_since(found)
+
+
+def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    (modules / "shop_native.py").write_text(NATIVE + "import shop_last\n")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_native"
+
+
+@pytest.mark.parametrize("last", ["", "import shop_last\n"])
+def test_thread_started_after_an_import_names_both_modules(modules: Path, last: str) -> None:
+    (modules / "shop.py").write_text("import shop_small\n" + NATIVE + last)
+    (modules / "shop_small.py").write_text("")
+    (modules / "shop_last.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_small or shop"
+
+
+def test_thread_that_replaces_another_one_is_noticed(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_native\n")
+    ends = (
+        "import os\nbefore = len(os.listdir('/proc/self/task'))\nearlier = ctypes.c_ulong()\n"
+        "libc.pthread_create(ctypes.byref(earlier), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)\n"
+        "import shop_between\nlibc.pthread_cancel(earlier)\nlibc.pthread_join(earlier, None)\n"
+        "while len(os.listdir('/proc/self/task')) > before: pass\n"
+    )
+    head, create = NATIVE.split("thread =", 1)
+    (modules / "shop_native.py").write_text(head + ends + "thread =" + create + "import shop_last\n")
+    for name in ("shop_between", "shop_last"):
+        (modules / f"{name}.py").write_text("")
+    assert said_of("shop") == "started a thread in shop_between or shop_native"
+
+
+def test_python_thread_is_attributed_to_the_module_of_its_function(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_jobs\n")
+    (modules / "shop_jobs.py").write_text(PYTHON)
+    assert said_of("shop") == "started the thread 'ticker' of shop_jobs"
+
+
+def test_thread_of_the_standard_library_is_attributed_to_the_module_that_started_it(
+    modules: Path,
+) -> None:
+    (modules / "shop.py").write_text(PYTHON.replace("target=wait", "target=over.wait"))
+    assert said_of("shop") == "started the thread 'ticker' of shop"
+
+
+def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Path) -> None:
+    (modules / "shop.py").write_text("import shop_broken\n")
+    (modules / "shop_broken.py").write_text("1 / 0\n")
+    finders = list(sys.meta_path)
+    with pytest.raises(ZeroDivisionError) as caught, ThreadOrigins():
+        importlib.import_module("shop")
+    assert [each.path.name for each in caught.traceback if "importlib" not in str(each.path)] == [
+        Path(__file__).name, "shop.py", "shop_broken.py",
+    ]  # fmt: skip
+    assert sys.meta_path == finders
+
+
+def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ProcessSnapshot.of_this_process()
+    assert before.fix() == ""
+    (modules / "shop.py").write_text(NATIVE)
+    importlib.import_module("shop")
+    assert before.fix() == ""
+    monkeypatch.setitem(zygote._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
+    assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
+
+
+def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"flusher")\n')
+    assert said_of("shop") == "started a thread 'flusher' in shop"
+
+
+def test_thread_that_its_library_can_lose_in_a_fork_is_ignored(modules: Path) -> None:
+    (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"jemalloc_bg_thd")\n')
+    assert said_of("shop") == ""
