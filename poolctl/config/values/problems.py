@@ -254,12 +254,6 @@ OTHER_TOOLS = {
         "take it out: TLS is copied as it is, from the client to the target": "tls certificate sslcertificate",
     },
 }
-_FIXES = {
-    (table, key): fix
-    for table, fixes in OTHER_TOOLS.items()
-    for fix, keys in fixes.items()
-    for key in keys.split()
-}
 MOST_SUGGESTIONS = 2000
 MOST_NEAR = 5
 SIMILAR = 0.75
@@ -269,7 +263,8 @@ def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
     """The finding of a key that the model does not have; `table` is the model's, "" for a server's."""
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
-    fix = _FIXES.get((parent, key[:60].replace("_", "").lower()))
+    word = key[:60].replace("_", "").lower()
+    fix = next((each for each, words in OTHER_TOOLS.get(parent, {}).items() if word in words.split()), "")
     if fix:
         fix = fix if fix.startswith("take it out") else f"write {fix}"
         return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
