@@ -16,10 +16,12 @@ from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
 from poolctl.routing.route_table import write_table
 from poolctl.routing.separation import routes_for_workers
+from poolctl.worker import tally
+from poolctl.worker.serving.request_records import RequestCounts
 from poolctl.worker.serving.worker_routes import Routes
 from tests.features.gateway.passing_stage import Serve, Stage, own_engine
 from tests.features.gateway.proxy_stage import DEADLINE, Backend, Script, Wire
-from tests.serving import ENGINES, Client, Engine, Pair
+from tests.serving import ENGINES, Client, Engine, Pair, blank_page
 from tests.serving import served as worker_served
 
 HERE, ELSEWHERE = "127.0.0.0/8", "10.0.0.0/8"
@@ -185,12 +187,13 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
     async def work() -> None:
         with closing(Stage()) as stage:
             async with AsyncExitStack() as stack:
-                pair, known = Pair(), Routes("app")
+                pair, known, page = Pair(), Routes("app"), blank_page()
                 stack.callback(pair.close)
                 stack.callback(known.renew, [])
                 server = await stack.enter_async_context(
                     worker_served(worker, adoption=pair.worker(), routes=known)
                 )
+                known.counts = RequestCounts(page)
                 stage.edge.passing.set_pair("app", pair.give.dup())
                 stage.routes(*routes)
                 facts = ServerFacts(
@@ -219,7 +222,8 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                                     status, _, _ = await client.answer()
                                     expected = 308 if host == "secure" else 200 if host in allowed else 403
                                     assert status == expected, (source, host)
-                assert known.requests.keys() == {"open", "first", "second"}
+                counted = {each.alias: page[tally.route_slot(page, each.alias)] for each in routes}
+                assert {alias for alias, count in counted.items() if count} == {"open", "first", "second"}
 
     worker.run(work())
 
