@@ -139,6 +139,8 @@ class ServerKeys(Section):
         None, "The files besides code that `--watch` watches, and the files that it ignores."
     )
 
+    image: Text | None = field(None, "The image with the application, on a platform of containers.")
+
     address: KnownAddress = hidden()
     base_dir: str = hidden("")
     handlers: str | None = hidden(None)

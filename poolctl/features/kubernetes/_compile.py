@@ -87,8 +87,8 @@ def _in_order(config: Configuration) -> list[ServerConfig]:
     return [servers[name] for name in TopologicalSorter(needed).static_order() if name in servers]
 
 
-def _problems(servers: Iterable[ServerConfig], pool: KubernetesPool) -> Iterator[Located]:
-    if pool.settings.image is None:
+def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator[Located]:
+    if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
     for server in servers:

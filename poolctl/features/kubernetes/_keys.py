@@ -12,7 +12,7 @@ from poolctl.config import Finding, ServerConfig
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "handler_key", "command", "socket", "job", "overlap", "env",
     "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout", "drain_timeout",
-    "health", "limits", "log", "depends_on",
+    "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
 # Left out: the server runs without it.
 LEFT_OUT: Mapping[str, str] = {

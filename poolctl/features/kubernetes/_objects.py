@@ -108,7 +108,7 @@ def objects_of(
     pod = _pod(server, pool.settings, config_name, secret_name if variables else "", port)
     awaited = [places[each.name] for each in server.depends_on if each.name in places]
     if awaited:
-        pod["initContainers"] = [_waiting(awaited, pool.settings)]
+        pod["initContainers"] = [_waiting(awaited, str(server.image or pool.settings.image))]
     template: Table = {"metadata": {"labels": labels}, "spec": pod}
     name = f"{pool.name}-{server.name}"
     if server.job:
@@ -199,7 +199,7 @@ def _pod(
     stopping_seconds = delay_seconds + server.drain_timeout + server.stop_timeout
     container: dict[str, object] = {
         "name": "server",
-        "image": settings.image,
+        "image": server.image or settings.image,
         **_execution(server, delay_seconds, port),
         "workingDir": settings.directory,
         **({"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}),
@@ -222,11 +222,11 @@ def _pod(
     }
 
 
-def _waiting(places: list[str], settings: Kubernetes) -> Table:
+def _waiting(places: list[str], image: str) -> Table:
     """The init container that waits for the servers at these places."""
     return {
         "name": "wait",
-        "image": settings.image,
+        "image": image,
         "command": ["python3", "-c", _WAIT, *places],
         "securityContext": _NO_RIGHTS,
     }

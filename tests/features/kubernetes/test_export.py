@@ -71,6 +71,16 @@ def app(name: str = "web", port: int = 8000, **keys: Any) -> str:
     return server(name, bind=f"127.0.0.1:{port}", app=f"{name}:app", **keys)
 
 
+def test_image_of_a_server_wins(export: Any) -> None:
+    objects = export(app("web", 8001, image="web:2"), app("users", 8002, depends_on=["web"]))
+    assert [objects.container(name)["image"] for name in ("web", "users")] == [
+        "web:2",
+        "registry.example.com/shop:1.4",
+    ]
+    without = '[pool]\nname = "shop"\n[kubernetes]\n'
+    assert export(app("web", 8001, image="web:2"), pool=without).container("web")["image"] == "web:2"
+
+
 def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
     """After a change of the objects: run `poolctl export kubernetes --directory .` in the directory `shop`."""
     shutil.copy(SHOP / "pool.toml", directory)
