@@ -16,14 +16,13 @@ from poolctl.control.client import (
     NoSupervisor,
     SupervisorEnded,
     await_end,
+    checked,
     clear_exit,
     last_words,
     read_exit,
     write_exit,
 )
-from poolctl.control.pool_client import connect, find_socket
-from poolctl.control.pool_paths import pool_key
-from poolctl.errors import ControlError, PoolParamError, PoolStartError, PoolValidateError
+from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
 from tests.deadline import wait_until
 from tests.processes import stat
 from tests.stand_in import Send, always, item, result, stand_in
@@ -205,52 +204,6 @@ def test_late_answer_fails_with_exit_code_124(path: Path, monkeypatch: pytest.Mo
     assert caught.value.exit_code == 124
 
 
-def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
-    file = tmp_path / "pool.toml"
-    file.write_text("")
-    directory = tmp_path / "run" / pool_key(str(file))
-    directory.mkdir(parents=True, mode=0o700)
-    (directory / "info.json").write_text('{"name": "shop"}')
-    monkeypatch.chdir(tmp_path)
-    with stand_in(directory / "control.sock", always(item("web"), version="1")):
-        for which in (file, str(file), "pool.toml", "shop", None):
-            pool = connect(which)
-            assert pool.list()["items"][0]["name"] == "web"
-            assert "control.sock" in repr(pool)
-        file.unlink()
-        assert connect("pool.toml").list()["items"], "the file may be missing"
-    for nothing in ("nobody", file, None):
-        with pytest.raises(NoSupervisor):
-            connect(nothing)
-    assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}).startswith(str(directory))
-
-
-def test_the_verbs_carry_selection_and_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    from poolctl.control.pool_client import PoolClient
-
-    with stand_in(path, always(item("web"), exit_code=0)) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.start("web", selector={"tag": ["api"]}, timeout=5, deps=False)
-        pool.stop(wait=False)
-        pool.restart("w*")
-        pool.wait("web", until="stopped", timeout=1)
-        pool.show()
-        pool.ping()
-    verbs = dict(requests)
-    assert verbs["start"] == {
-        "selector": {"tag": ["api"], "targets": ["web"]},
-        "options": {"timeout": 5, "deps": False, "wait": True},
-    }
-    assert verbs["stop"]["options"]["wait"] is False
-    assert verbs["restart"]["selector"] == {"targets": ["w*"]}
-    assert verbs["wait"]["options"] == {"timeout": 1, "for": "stopped"}
-
-
 @pytest.mark.parametrize(
     ("code", "kind"), [(1, PoolStartError), (4, PoolParamError), (5, PoolValidateError), (8, ControlError)]
 )
@@ -278,87 +231,47 @@ def test_error_has_a_timeout_as_cause_when_the_time_is_over(path: Path) -> None:
     assert isinstance(caught.value.exceptions[0].__cause__, TimeoutError)
 
 
-def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
-    from poolctl.control.pool_client import PoolClient
-
-    with stand_in(path, always(item("web", state="failed"), exit_code=3)):
-        assert PoolClient(Client(str(path))).status()["exit_code"] == 3
-
-
-def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
-    from poolctl.control.pool_client import PoolClient
-
-    with stand_in(path, always(item("web"), exit_code=0)) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.reload(dry_run=True, env={"A": "1"}, timeout=2)
-        pool.scale("web", workers=3)
-        pool.drain("web")
-        pool.undrain(selector={"tag": ["api"]})
-        pool.enable("web", wait=False)
-        pool.disable("w*")
-        pool.add({"name": "new", "bind": ":1"}, base_dir="/srv")
-        pool.remove("new", deps=False)
-        pool.enable(all=True)
-    verbs = dict(requests)
-    assert [verb for verb, _ in requests] == [
-        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
-    ]  # fmt: skip
-    options = {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True, "force": False}
-    assert verbs["reload"]["options"] == options
-    assert verbs["scale"] == {
-        "selector": {"targets": ["web"]},
-        "options": {"workers": 3, "timeout": None, "wait": True, "all": False},
-    }
-    assert verbs["undrain"]["selector"] == {"tag": ["api"], "targets": []}
-    assert requests[4][1]["options"]["wait"] is False
-    assert verbs["enable"] == {
-        "selector": {"targets": []},
-        "options": {"timeout": None, "wait": True, "all": True},
-    }
-    assert verbs["add"]["options"]["server"] == {"name": "new", "bind": ":1"}
-    assert verbs["add"]["options"]["base_dir"] == "/srv"
-    assert verbs["remove"]["options"]["deps"] is False
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (1, PoolStartError), (2, PoolParamError), (3, PoolStartError), (4, PoolParamError), (5, PoolValidateError),
+        (124, PoolStartError),
+    ],
+)  # fmt: skip
+def test_answer_with_several_failures_raises_all_of_them_as_one_error(
+    code: int, kind: type[PoolError]
+) -> None:
+    entries = [{"name": name, "message": f"{name} has failed"} for name in ("web", "api")]
+    with pytest.raises(kind) as caught:
+        checked("start", {"exit_code": code, "errors": entries}, PoolStartError)
+    assert str(caught.value).startswith("start failed")
+    assert [str(each) for each in caught.value.exceptions] == ["web: web has failed", "api: api has failed"]
+    causes = {type(each.__cause__) for each in caught.value.exceptions}
+    assert causes == {TimeoutError if code == 124 else type(None)}
 
 
-def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
-    from poolctl.control.pool_client import PoolClient
-
-    with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
-        done = PoolClient(Client(str(path))).reload(dry_run=True)
-    assert (done["exit_code"], done["changes"][0]["name"]) == (3, "web")
+def test_failure_without_errors_is_one_error_that_names_the_verb() -> None:
+    with pytest.raises(PoolStartError) as caught:
+        checked("start", {"exit_code": 1}, PoolStartError)
+    assert [str(each) for each in caught.value.exceptions] == ["start failed"]
 
 
-def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: Path) -> None:
-    from poolctl import ServerConfig
-    from poolctl.control.pool_client import PoolClient
-
-    async def app(scope: Any, receive: Any, send: Any) -> None: ...
-
-    with stand_in(path, always(item("new"))) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.add(name="a", bind=":1", app="m:a")
-        pool.add({"name": "b"}, bind=":2")
-        pool.add(ServerConfig(name="c", bind="127.0.0.1:3", command=["echo", "${HOME}"]))
-        with pytest.raises(PoolParamError, match="object of this process"):
-            pool.add(ServerConfig(name="d", bind="127.0.0.1:4", app=app))
-    first, second, third = (body["options"]["server"] for _, body in requests)
-    assert (first, second) == ({"name": "a", "bind": ":1", "app": "m:a"}, {"name": "b", "bind": ":2"})
-    assert (third["name"], third["bind"], third["command"]) == ("c", "127.0.0.1:3", ["echo", "$${HOME}"])
+def test_answer_is_returned_if_its_code_is_among_the_accepted_ones() -> None:
+    for document in ({}, {"exit_code": 0}):
+        assert checked("list", document, PoolStartError) is document
+    different = {"exit_code": 3}
+    assert checked("status", different, PoolStartError, (0, 3)) is different
+    with pytest.raises(PoolStartError):
+        checked("status", different, PoolStartError)
 
 
-def test_the_number_of_workers_may_stand_last_as_on_the_command_line(path: Path) -> None:
-    from poolctl.control.pool_client import PoolClient
-
-    with stand_in(path, always(item("web"))) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.scale("web", 4)
-        for wrong in ((), ("web",), (3, 4)):
-            with pytest.raises(PoolParamError):
-                pool.scale(*wrong)
-        with pytest.raises(PoolParamError):
-            pool.scale("web", 3, workers=4)
-    ((_, body),) = requests
-    assert (body["selector"]["targets"], body["options"]["workers"]) == (["web"], 4)
+@pytest.mark.parametrize(
+    ("errors", "hint"), [([], ""), ([{"message": "taken", "hint": "choose another"}], "choose another")]
+)
+def test_conflict_keeps_its_code_and_its_hint(errors: list[dict[str, str]], hint: str) -> None:
+    with pytest.raises(ControlError) as caught:
+        checked("add", {"exit_code": 8, "errors": errors}, PoolStartError)
+    assert (caught.value.exit_code, caught.value.hint) == (8, hint)
 
 
 FATAL = "Fatal Python error: init_fs_encoding: failed to get the Python codec of the filesystem encoding"

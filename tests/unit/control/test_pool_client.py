@@ -1,17 +1,27 @@
-"""A service that registers from Python: its heartbeats, and its end."""
+"""What a client asks a running pool for each of its methods, and what it makes of the answers."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.pool_client import PoolClient
-from poolctl.errors import PoolParamError
+from poolctl.control.pool_client import PoolClient, connect, find_socket
+from poolctl.control.pool_paths import pool_key
+from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError, PoolStopError
 from tests.deadline import wait_until
+from tests.stand_in import Send, always, item, stand_in
+
+
+@pytest.fixture
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s") / "control.sock"
 
 
 class Pool(PoolClient):
@@ -104,3 +114,327 @@ def test_health_is_asked_for_as_deep_as_it_is_needed() -> None:
     assert [options for _, options in pool.asked] == [
         {"depth": "full", "routes": False}, {"depth": "summary", "routes": False}, {"depth": "simple", "routes": True},
     ]  # fmt: skip
+
+
+def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
+    file = tmp_path / "pool.toml"
+    file.write_text("")
+    directory = tmp_path / "run" / pool_key(str(file))
+    directory.mkdir(parents=True, mode=0o700)
+    (directory / "info.json").write_text('{"name": "shop"}')
+    monkeypatch.chdir(tmp_path)
+    with stand_in(directory / "control.sock", always(item("web"), version="1")):
+        for which in (file, str(file), "pool.toml", "shop", None):
+            pool = connect(which)
+            assert pool.list()["items"][0]["name"] == "web"
+            assert "control.sock" in repr(pool)
+        file.unlink()
+        assert connect("pool.toml").list()["items"], "the file may be missing"
+    for nothing in ("nobody", file, None):
+        with pytest.raises(NoSupervisor):
+            connect(nothing)
+    assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}).startswith(str(directory))
+
+
+def test_the_verbs_carry_selection_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    with stand_in(path, always(item("web"), exit_code=0)) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.start("web", selector={"tag": ["api"]}, timeout=5, deps=False)
+        pool.stop(wait=False)
+        pool.restart("w*")
+        pool.wait("web", until="stopped", timeout=1)
+        pool.show()
+        pool.ping()
+    verbs = dict(requests)
+    assert verbs["start"] == {
+        "selector": {"tag": ["api"], "targets": ["web"]},
+        "options": {"timeout": 5, "deps": False, "wait": True},
+    }
+    assert verbs["stop"]["options"]["wait"] is False
+    assert verbs["restart"]["selector"] == {"targets": ["w*"]}
+    assert verbs["wait"]["options"] == {"timeout": 1, "for": "stopped"}
+
+
+def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
+    with stand_in(path, always(item("web", state="failed"), exit_code=3)):
+        assert PoolClient(Client(str(path))).status()["exit_code"] == 3
+
+
+def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
+    with stand_in(path, always(item("web"), exit_code=0)) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.reload(dry_run=True, env={"A": "1"}, timeout=2)
+        pool.scale("web", workers=3)
+        pool.drain("web")
+        pool.undrain(selector={"tag": ["api"]})
+        pool.enable("web", wait=False)
+        pool.disable("w*")
+        pool.add({"name": "new", "bind": ":1"}, base_dir="/srv")
+        pool.remove("new", deps=False)
+        pool.enable(all=True)
+    verbs = dict(requests)
+    assert [verb for verb, _ in requests] == [
+        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
+    ]  # fmt: skip
+    options = {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True, "force": False}
+    assert verbs["reload"]["options"] == options
+    assert verbs["scale"] == {
+        "selector": {"targets": ["web"]},
+        "options": {"workers": 3, "timeout": None, "wait": True, "all": False},
+    }
+    assert verbs["undrain"]["selector"] == {"tag": ["api"], "targets": []}
+    assert requests[4][1]["options"]["wait"] is False
+    assert verbs["enable"] == {
+        "selector": {"targets": []},
+        "options": {"timeout": None, "wait": True, "all": True},
+    }
+    assert verbs["add"]["options"]["server"] == {"name": "new", "bind": ":1"}
+    assert verbs["add"]["options"]["base_dir"] == "/srv"
+    assert verbs["remove"]["options"]["deps"] is False
+
+
+def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
+    with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
+        done = PoolClient(Client(str(path))).reload(dry_run=True)
+    assert (done["exit_code"], done["changes"][0]["name"]) == (3, "web")
+
+
+def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: Path) -> None:
+    from poolctl import ServerConfig
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with stand_in(path, always(item("new"))) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.add(name="a", bind=":1", app="m:a")
+        pool.add({"name": "b"}, bind=":2")
+        pool.add(ServerConfig(name="c", bind="127.0.0.1:3", command=["echo", "${HOME}"]))
+        with pytest.raises(PoolParamError, match="object of this process"):
+            pool.add(ServerConfig(name="d", bind="127.0.0.1:4", app=app))
+    first, second, third = (body["options"]["server"] for _, body in requests)
+    assert (first, second) == ({"name": "a", "bind": ":1", "app": "m:a"}, {"name": "b", "bind": ":2"})
+    assert (third["name"], third["bind"], third["command"]) == ("c", "127.0.0.1:3", ["echo", "$${HOME}"])
+
+
+def test_the_number_of_workers_may_stand_last_as_on_the_command_line(path: Path) -> None:
+    with stand_in(path, always(item("web"))) as requests:
+        pool = PoolClient(Client(str(path)))
+        pool.scale("web", 4)
+        for wrong in ((), ("web",), (3, 4)):
+            with pytest.raises(PoolParamError):
+                pool.scale(*wrong)
+        with pytest.raises(PoolParamError):
+            pool.scale("web", 3, workers=4)
+    ((_, body),) = requests
+    assert (body["selector"]["targets"], body["options"]["workers"]) == (["web"], 4)
+
+
+NOTHING: dict[str, Any] = {}
+WAITING = {"timeout": None, "wait": True}
+ORDERED = {**WAITING, "deps": True}
+LIVE = {**WAITING, "all": False}
+ASKED: list[tuple[str, tuple[Any, ...], dict[str, Any], str, dict[str, Any]]] = [
+    ("list", (), NOTHING, "list", NOTHING),
+    ("show", (), NOTHING, "show", {"reveal": False}),
+    ("show", (), {"reveal": True}, "show", {"reveal": True}),
+    ("status", (), NOTHING, "status", NOTHING),
+    ("stats", (), NOTHING, "stats", NOTHING),
+    ("stacks", (), NOTHING, "stacks", NOTHING),
+    ("start", (), NOTHING, "start", ORDERED),
+    ("start", (), {"timeout": "1m30s", "deps": False, "wait": False}, "start",
+     {"timeout": 90.0, "wait": False, "deps": False}),
+    ("stop", (), NOTHING, "stop", ORDERED),
+    ("stop", (), {"timeout": timedelta(minutes=1), "deps": False}, "stop", {**ORDERED, "timeout": 60.0, "deps": False}),
+    ("restart", (), NOTHING, "restart", {**ORDERED, "force": False}),
+    ("restart", (), {"force": True}, "restart", {**ORDERED, "force": True}),
+    ("rollouts", (), NOTHING, "rollouts", NOTHING),
+    ("promote_rollout", (), NOTHING, "rollout", {"op": "promote"}),
+    ("abort_rollout", (), NOTHING, "rollout", {"op": "abort"}),
+    ("scale", (), {"workers": 2}, "scale", {**LIVE, "workers": 2}),
+    ("scale", (), {"auto": True, "all": True}, "scale", {**WAITING, "all": True, "auto": True}),
+    ("drain", (), NOTHING, "drain", {"all": False}),
+    ("undrain", (), {"all": True}, "undrain", {"all": True}),
+    ("enable", (), NOTHING, "enable", LIVE),
+    ("disable", (), NOTHING, "disable", LIVE),
+    ("remove", (), NOTHING, "remove", {**LIVE, "deps": True}),
+    ("wait", (), NOTHING, "wait", {"timeout": None, "for": "ready"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "given", "keys", "verb", "options"), ASKED)
+def test_each_method_asks_its_verb_with_its_defaults_and_returns_the_document(
+    path: Path, method: str, given: tuple[Any, ...], keys: dict[str, Any], verb: str, options: dict[str, Any]
+) -> None:
+    with stand_in(path, always(item("web"))) as requests:
+        document = getattr(PoolClient(Client(str(path))), method)("web", "a*", *given, **keys)
+    assert document["items"][0]["name"] == "web"
+    assert requests == [(verb, {"selector": {"targets": ["web", "a*"]}, "options": options})]
+
+
+def test_reload_is_asked_with_the_pools_own_environment_and_waited_for(path: Path) -> None:
+    with stand_in(path, always()) as requests:
+        PoolClient(Client(str(path))).reload()
+        PoolClient(Client(str(path))).reload(wait=False, force=True)
+    options = {"dry_run": False, "env": None, "timeout": None, "wait": True, "force": False}
+    assert [body["options"] for _, body in requests] == [options, {**options, "wait": False, "force": True}]
+
+
+def test_rollout_is_asked_with_a_tenth_of_the_traffic_for_five_minutes(path: Path) -> None:
+    with stand_in(path, always(item("web"))) as requests:
+        pool = PoolClient(Client(str(path)))
+        assert pool.rollout("web")["items"]
+        pool.rollout(
+            "web", canary=0.5, seconds=None, abort_on=("errors > 1%",), min_requests=1, pause=True, force=True
+        )
+        pool.rollout("web", wait=False)
+    default = {
+        "op": "begin", "share": 0.1, "min_requests": 100, "pause": False, "force": False, "wait": True,
+        "seconds": 300.0,
+    }  # fmt: skip
+    given = {
+        "op": "begin", "share": 0.5, "min_requests": 1, "pause": True, "force": True, "wait": True,
+        "abort_on": ["errors > 1%"],
+    }  # fmt: skip
+    assert [body["options"] for _, body in requests] == [default, given, {**default, "wait": False}]
+    assert {(verb, *body["selector"]["targets"]) for verb, body in requests} == {("rollout", "web")}
+
+
+def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) -> None:
+    with stand_in(path, always(text="up 1\n", receivers=[{"name": "mail"}])) as requests:
+        pool = PoolClient(Client(str(path)))
+        assert pool.metrics("web", openmetrics=True) == "up 1\n"
+        assert pool.metrics() == "up 1\n"
+        assert pool.notify_test("mail")["receivers"] == [{"name": "mail"}]
+    assert requests == [
+        ("metrics", {"selector": {"targets": ["web"]}, "options": {"openmetrics": True}}),
+        ("metrics", {"selector": {"targets": []}, "options": {"openmetrics": False}}),
+        ("notify", {"selector": {"targets": []}, "options": {"receivers": ["mail"]}}),
+    ]
+
+
+FAILURES: list[tuple[str, type[Exception]]] = [
+    ("start", PoolStartError), ("enable", PoolStartError), ("undrain", PoolStartError), ("stop", PoolStopError),
+    ("disable", PoolStopError), ("drain", PoolStopError), ("remove", PoolStopError), ("restart", PoolRestartError),
+    ("reload", PoolRestartError), ("promote_rollout", PoolRestartError), ("abort_rollout", PoolRestartError),
+    ("list", PoolParamError), ("show", PoolParamError), ("status", PoolMonitorError), ("stats", PoolMonitorError),
+    ("stacks", PoolMonitorError), ("metrics", PoolMonitorError), ("notify_test", PoolMonitorError),
+    ("rollouts", PoolMonitorError), ("routes", PoolMonitorError), ("hosts", PoolMonitorError),
+    ("wait", PoolMonitorError), ("monitor", PoolMonitorError), ("health_info", PoolMonitorError),
+]  # fmt: skip
+
+
+def test_failure_of_each_method_is_of_its_own_kind(path: Path) -> None:
+    with stand_in(path, always(exit_code=1, errors=[{"name": "web", "message": "no"}])):
+        pool = PoolClient(Client(str(path)))
+        for method, kind in FAILURES:
+            with pytest.raises(kind, match="no"):
+                getattr(pool, method)()
+        for order in (lambda: pool.scale("web", 2), lambda: pool.add(name="a")):
+            with pytest.raises(PoolStartError, match="no"):
+                order()
+
+
+def test_servers_are_filtered_by_a_field_and_visited_until_one_says_false(path: Path) -> None:
+    items = item("web", 1), item("api", 2, expose=None), item("website", 3)
+    with stand_in(path, always(*items)) as requests:
+        pool = PoolClient(Client(str(path)))
+        found = pool.filter("name", "WEB", selector={"tag": ["x"]})
+        assert [each["name"] for each in found["items"]] == ["web"]
+        assert [each["name"] for each in pool.filter("name", regex="web")["items"]] == ["web", "website"]
+        assert pool.filter("name")["items"] == []
+        assert [each["name"] for each in pool.filter("expose", regex=":3")["items"]] == ["website"]
+        assert requests[0][1]["selector"] == {"tag": ["x"], "allow_empty": True, "targets": []}
+        seen: list[str] = []
+        assert pool.walk(lambda each: seen.append(each["name"]), "w*") is True
+        assert pool.walk(lambda each: each["name"] != "api" and None) is False
+        assert seen == ["web", "api", "website"]
+        assert requests[-2][1]["selector"] == {"targets": ["w*"]}
+
+
+def test_monitor_returns_what_the_pool_in_python_returns(path: Path) -> None:
+    seconds = {"uptime_seconds": 7.0, "downtime_seconds": 1.0, "rise_seconds": 0.0, "fall_seconds": 0.0}
+    figures = {
+        **seconds, "status": "ok", "latency_seconds": 0.25, "sli": 0.5, "message": "", "rises": 1, "falls": 0,
+    }  # fmt: skip
+    with stand_in(path, always(item("web", monitor=figures))):
+        (found,) = PoolClient(Client(str(path))).monitor()
+    assert (found.name, found.bind, found.uptime, found.rises) == (
+        "web", "127.0.0.1:8081", timedelta(seconds=7), 1,
+    )  # fmt: skip
+
+
+def test_events_are_those_before_the_result_and_a_refusal_is_an_error(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"event": {"event": "started", "server": "web"}})
+        send({"notice": "waiting"})
+        send({"event": {"event": "ready", "server": "web"}})
+        return {"items": [], "errors": [], "exit_code": 0 if len(requests) == 1 else 4}
+
+    since = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    with stand_in(path, answer) as requests:
+        pool = PoolClient(Client(str(path)))
+        assert [each["event"] for each in pool.events("web")] == ["started", "ready"]
+        with pytest.raises(PoolParamError):
+            [*pool.events(follow=True, lines=5, since=since, kinds=("server",))]
+    assert [body["options"] for _, body in requests] == [
+        {"follow": False, "lines": 100, "kind": []},
+        {"follow": True, "lines": 5, "kind": ["server"], "since": "2026-01-31T12:00:00.000000Z"},
+    ]
+
+
+def test_logs_are_merged_from_the_files_of_the_servers_and_begin_where_they_are_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setenv("POOLCTL_STATE_DIR", str(tmp_path / "state"))
+    own = tmp_path / "own.log"
+    logs = tmp_path / "state" / path.parent.name / "logs"
+    logs.mkdir(parents=True)
+    (logs / "web.log").write_text(
+        "2026-01-31T12:00:00.000000Z 7 out first\n2026-01-31T12:00:02.000000Z 7 out third\n"
+    )
+    own.write_text("2026-01-31T12:00:01.000000Z 8 out second\n")
+    shown = item("web", config={}), item("api", config={"log": {"path": str(own)}})
+    with stand_in(path, always(*shown)):
+        pool = PoolClient(Client(str(path)))
+        found = [(each["name"], each["line"]) for each in pool.logs()]
+        assert [name for name, _ in found] == ["web", "api", "web"]
+        assert [line.split()[-1] for _, line in found] == ["first", "second", "third"]
+        since = datetime(2026, 1, 31, 12, 0, 1, tzinfo=UTC)
+        assert [each["name"] for each in pool.logs(since=since)] == ["api", "web"]
+        assert [each["name"] for each in pool.logs(lines=1)] == ["api", "web"]
+        (first, *_) = pool.logs()
+        assert first.keys() == {"time", "name", "pid", "line"}
+
+
+def test_stop_of_the_pool_returns_when_its_last_process_has_ended(path: Path) -> None:
+    with subprocess.Popen(["sleep", "0.2"]) as keeper:
+        with stand_in(path, always(ended=True, keeper_pid=keeper.pid)):
+            assert PoolClient(Client(str(path))).stop()["ended"]
+        assert keeper.poll() is not None
+
+
+def test_orders_report_their_progress(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"progress": {"name": "web"}})
+        return {"items": [], "errors": [], "exit_code": 0}
+
+    seen: list[dict[str, Any]] = []
+    with stand_in(path, answer):
+        pool = PoolClient(Client(str(path)))
+        for order in (pool.start, pool.stop, pool.restart, pool.reload):
+            order(on_progress=seen.append)
+    assert seen == [{"progress": {"name": "web"}}] * 4
+
+
+def test_unknown_name_is_no_file_and_the_error_says_how_to_start_it(tmp_path: Path) -> None:
+    env = {"POOLCTL_RUNTIME_DIR": str(tmp_path)}
+    with pytest.raises(NoSupervisor, match="no running pool is named 'shop'") as caught:
+        find_socket("shop", env)
+    assert caught.value.hint == "start it with poolctl start"
+    for file in ("shop.toml", "shop.yaml", "shop.yml", "shop.json", "./shop"):
+        assert find_socket(file, env) == f"{tmp_path}/{pool_key(os.path.abspath(file))}/control.sock"

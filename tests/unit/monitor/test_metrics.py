@@ -1,15 +1,36 @@
-"""Both formats, read back by Prometheus's own parsers."""
+"""The figures that become metrics, and both formats, read back by Prometheus's own parsers."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from poolctl.monitor.metrics import Family, render, wants_openmetrics
+import poolctl
+from poolctl import ServerConfig
+from poolctl.core.decide import Desired, Phase
+from poolctl.core.server_entry import Availability, Entry, Worker
+from poolctl.monitor.metrics import (
+    PARTS,
+    Family,
+    ObservedServer,
+    ServerSnapshot,
+    Usage,
+    loop_lag_seconds,
+    of_pool,
+    render,
+    snapshot,
+    wants_openmetrics,
+)
+from poolctl.runners.runner_protocol import Placement
+from poolctl.worker import tally
+from tests.serving import blank_page
 
 NASTY = 'a "quoted"\\name\nwith a line'
 
@@ -112,3 +133,306 @@ def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: b
 def test_a_name_must_end_with_its_unit() -> None:
     with pytest.raises(AssertionError):
         Family("shop_memory", "gauge", "How much.", "bytes")
+
+
+def counts_of(slots: Mapping[int, int]) -> list[int]:
+    found = blank_page().tolist()
+    for slot, value in slots.items():
+        found[slot] = value
+    return found
+
+
+def entry_of(name: str, **keys: Any) -> Entry:
+    return Entry(ServerConfig(name=name, bind="127.0.0.1:8081", app="shop:app", **keys))
+
+
+def worker_of(
+    entry: Entry, generation: int, index: int, phase: Phase = Phase.READY, pid: int | None = 71
+) -> Worker:
+    placement = Placement.of(entry.name, generation, index, pid=pid)
+    worker = Worker(placement.id, generation, index, entry.config, phase, placement, 1.0)
+    entry.observed.workers[worker.id] = worker
+    return worker
+
+
+def used(memory: int, cpu: float = 0.0) -> Usage:
+    usage = Usage()
+    usage.memory_bytes, usage.cpu_percent = memory, cpu
+    return usage
+
+
+REQUESTS = {
+    tally.STARTED: 20, tally.DISCONNECTED: 2, tally.BROKEN: 3, tally.MALFORMED: 4, tally.LATENCY_NS: 1_500_000_000,
+    tally.CONNECTIONS: 6, tally.OPEN_CONNECTIONS: 5, tally.WEBSOCKETS: 8, tally.OPEN_WEBSOCKETS: 7,
+    tally.STATUS + 2: 9, tally.STATUS + 4: 1, tally.STATUS + 5: 2, tally.BUCKETS: 10, tally.COUNTED - 1: 2,
+    tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 2_500_000,
+}  # fmt: skip
+
+WEB = """\
+poolctl_server_info{server="web",bind="127.0.0.1:8081",expose="http://ann:********@web.example",tags="api,inner"} 1
+poolctl_server_state{server="web",state="running"} 1
+poolctl_server_state{server="web",state="stopped"} 0
+poolctl_server_ready{server="web"} 1
+poolctl_server_workers_wanted{server="web"} 3
+poolctl_server_workers{server="web"} 2
+poolctl_server_restarts_total{server="web"} 4
+poolctl_server_failures_total{server="web"} 5
+poolctl_server_memory_bytes{server="web"} 3000
+poolctl_certificate_expiration_timestamp_seconds{server="web"} 1900000000.0
+poolctl_monitor_status{server="web",status="ok"} 1
+poolctl_monitor_status{server="web",status="ko"} 0
+poolctl_monitor_latency_seconds{server="web"} 0.25
+poolctl_monitor_uptime_seconds_total{server="web"} 10.001
+poolctl_monitor_downtime_seconds_total{server="web"} 20.002
+poolctl_monitor_risetime_seconds_total{server="web"} 3.003
+poolctl_monitor_falltime_seconds_total{server="web"} 4.004
+poolctl_monitor_rises_total{server="web"} 2
+poolctl_monitor_falls_total{server="web"} 1
+poolctl_server_wakes_total{server="web"} 6
+poolctl_responses_total{server="web",code="2xx"} 9
+poolctl_responses_total{server="web",code="4xx"} 1
+poolctl_responses_total{server="web",code="5xx"} 2
+poolctl_request_errors_total{server="web",reason="5xx"} 2
+poolctl_request_errors_total{server="web",reason="broken"} 3
+poolctl_request_errors_total{server="web",reason="disconnected"} 2
+poolctl_request_errors_total{server="web",reason="malformed"} 4
+poolctl_request_duration_seconds_bucket{server="web",le="0.00025"} 10
+poolctl_request_duration_seconds_bucket{server="web",le="10.0"} 10
+poolctl_request_duration_seconds_bucket{server="web",le="+Inf"} 12
+poolctl_request_duration_seconds_count{server="web"} 12
+poolctl_request_duration_seconds_sum{server="web"} 1.5
+poolctl_requests_total{server="web"} 20
+poolctl_requests_in_flight{server="web"} 3
+poolctl_open_connections{server="web"} 5
+poolctl_connections_total{server="web"} 6
+poolctl_open_websockets{server="web"} 7
+poolctl_websockets_total{server="web"} 8
+poolctl_worker_info{server="web",worker="0",pid="71",generation="1"} 1
+poolctl_worker_memory_bytes{server="web",worker="0"} 1000
+poolctl_worker_memory_bytes{server="web",worker="1"} 2000
+poolctl_worker_event_loop_lag_seconds{server="web",worker="0"} 0.0025
+poolctl_worker_requests_total{server="web",worker="0"} 20
+poolctl_worker_requests_in_flight{server="web",worker="0"} 3
+poolctl_worker_open_connections{server="web",worker="0"} 5
+"""
+
+
+def shop() -> list[ObservedServer]:
+    web = entry_of("web", workers=3, tags=["api", "inner"], expose="http://ann:secret@web.example")
+    web.become(Desired.RUN)
+    web.desired.generation = 1
+    web.observed.restarts, web.observed.failures, web.observed.certificate_ends = 4, 5, 1.9e9
+    pairs = [
+        (worker_of(web, 1, 0), counts_of(REQUESTS), used(1000)),
+        (worker_of(web, 1, 1, pid=None), None, used(2000)),
+    ]
+    up = Availability("running", "ok", 10.0009, 20.0021, 3.0032, 4.0041, 2, 1)
+    off = entry_of("off")
+    return [
+        ObservedServer(
+            "web", "running", ServerSnapshot(web, counts_of(REQUESTS), [*pairs], counts=True), up, 0.25, 6
+        ),
+        ObservedServer(
+            "off",
+            "stopped",
+            ServerSnapshot(off, blank_page().tolist(), [], counts=True),
+            Availability(),
+            None,
+            0,
+        ),
+    ]
+
+
+def text_of(servers: Sequence[ObservedServer]) -> str:
+    return render([family for part in PARTS for family in part(servers)])
+
+
+def test_figures_of_a_server_and_its_workers_are_metrics_of_these_names_and_labels() -> None:
+    lines = text_of(shop()).splitlines()
+    for line in WEB.splitlines():
+        assert line in lines
+    ready = [line.partition(" ")[2] for line in lines if line.startswith("poolctl_server_ready")]
+    assert ready == ["1", "0"]
+    ratio = next(line for line in lines if line.startswith('poolctl_monitor_sli_ratio{server="web"}'))
+    assert float(ratio.split()[1]) == pytest.approx(1 / 3, abs=0.001)
+
+
+def test_server_that_is_off_has_no_latency_no_certificate_and_no_availability() -> None:
+    lines = [line for line in text_of(shop()).splitlines() if 'server="off"' in line]
+    names = {line.partition("{")[0] for line in lines}
+    assert not names & {
+        "poolctl_monitor_latency_seconds", "poolctl_certificate_expiration_timestamp_seconds", "poolctl_worker_info",
+    }  # fmt: skip
+    assert 'poolctl_monitor_status{server="off",status="unknown"} 1' in lines
+    assert 'poolctl_server_state{server="off",state="stopped"} 1' in lines
+    assert 'poolctl_server_memory_bytes{server="off"} 0' in lines
+
+
+HELP = """\
+poolctl_server_info gauge What the server is: its addresses and tags.
+poolctl_server_state gauge 1 for the state that the server is in.
+poolctl_server_ready gauge Whether the server answers.
+poolctl_server_workers_wanted gauge How many workers the server is to have.
+poolctl_server_workers gauge How many workers the server has.
+poolctl_server_restarts_total counter How often the server was restarted, ordered or not.
+poolctl_server_failures_total counter How often a start or a stop of the server has failed.
+poolctl_server_memory_bytes gauge Memory (PSS) of the server's workers.
+poolctl_certificate_expiration_timestamp_seconds gauge When the certificate that the server uses expires, in seconds since 1970 (UTC).
+poolctl_monitor_status gauge 1 for the status of the server: ok, warn, ko, or unknown while it is off.
+poolctl_monitor_latency_seconds gauge How long the newest probe of the server took.
+poolctl_monitor_uptime_seconds_total counter How long the server has answered.
+poolctl_monitor_downtime_seconds_total counter How long it has not, though it was not turned off.
+poolctl_monitor_risetime_seconds_total counter How long it was on its way from ko to ok.
+poolctl_monitor_falltime_seconds_total counter How long it was on its way from ok to ko.
+poolctl_monitor_rises_total counter How often the server began to answer.
+poolctl_monitor_falls_total counter How often it ceased to, though it was not turned off.
+poolctl_monitor_sli_ratio gauge The part of its time that it has answered, from 0 to 1.
+poolctl_server_wakes_total counter How often a request has woken the server.
+poolctl_responses_total counter Responses that have begun, by the class of their status.
+poolctl_request_errors_total counter What went wrong: 5xx; broken off by the application; disconnected before the end; malformed.
+poolctl_request_duration_seconds histogram From the headers of a request to the end of its response.
+poolctl_requests_total counter Requests received.
+poolctl_requests_in_flight gauge Requests that are being answered.
+poolctl_open_connections gauge Connections that are open.
+poolctl_connections_total counter Connections that a worker has accepted, or taken over from another.
+poolctl_open_websockets gauge WebSockets that are open.
+poolctl_websockets_total counter Connections that became WebSockets.
+poolctl_worker_info gauge The process of the worker.
+poolctl_worker_memory_bytes gauge Memory (PSS) of the worker.
+poolctl_worker_event_loop_lag_seconds gauge How late the worker's event loop was at its newest heartbeat.
+poolctl_worker_requests_total counter Requests received by the worker.
+poolctl_worker_requests_in_flight gauge Requests that the worker is answering.
+poolctl_worker_open_connections gauge Connections of the worker that are open.
+"""  # noqa: E501
+
+
+def test_each_metric_says_what_it_is_in_this_order() -> None:
+    lines = text_of(shop()).splitlines()
+    heads = [
+        f"{name} {kind.split()[3]} {text}"
+        for first, kind in itertools.pairwise(lines)
+        if first.startswith("# HELP")
+        for name, text in [first.removeprefix("# HELP ").split(" ", 1)]
+    ]
+    assert [head for head in heads if "worker_cpu" not in head] == HELP.splitlines()
+    openmetrics = render([family for part in PARTS for family in part(shop())], openmetrics=True)
+    units = {line.split()[3] for line in openmetrics.splitlines() if line.startswith("# UNIT")}
+    assert units == {"seconds", "bytes", "ratio"}
+
+
+def test_processor_time_of_a_worker_is_that_of_its_process() -> None:
+    entry = entry_of("web")
+    worker = worker_of(entry, 1, 0, pid=os.getpid())
+    seen = ServerSnapshot(entry, blank_page().tolist(), [(worker, None, Usage())], counts=True)
+    text = text_of([ObservedServer("web", "running", seen, Availability(), None, 0)])
+    (line,) = [each for each in text.splitlines() if each.startswith("poolctl_worker_cpu_seconds_total{")]
+    assert float(line.split()[1]) > 0
+
+
+def test_requests_of_a_server_that_does_not_count_are_not_shown() -> None:
+    entry = Entry(ServerConfig(name="web", bind=":1", command=["nginx"]))
+    for counts in (True, False):
+        seen = ServerSnapshot(entry, counts_of(REQUESTS), [], counts=counts)
+        assert "poolctl_requests" not in text_of(
+            [ObservedServer("web", "running", seen, Availability(), None, 0)]
+        )
+    seen = ServerSnapshot(entry_of("web"), counts_of(REQUESTS), [], counts=False)
+    assert not seen.counted
+
+
+def test_during_a_replacement_the_worker_that_stays_is_shown_for_its_index() -> None:
+    entry = entry_of("web")
+    for leaving, staying in ((1, 2), (2, 1)):
+        entry.observed.workers.clear()
+        workers = [
+            (worker_of(entry, leaving, 0, Phase.DRAINING, pid=7), None, None),
+            (worker_of(entry, staying, 0, pid=8), None, None),
+        ]
+        for order in (workers, workers[::-1]):
+            seen = ServerSnapshot(entry, blank_page().tolist(), [*order], counts=True)
+            text = text_of([ObservedServer("web", "running", seen, Availability(), None, 0)])
+            if staying > leaving:
+                assert f'worker_info{{server="web",worker="0",pid="8",generation="{staying}"}} 1' in text
+            assert text.count("poolctl_worker_info{") == 1
+
+
+def test_pool_names_itself_and_counts_its_servers_by_state() -> None:
+    lines = render(of_pool("shop", "3.11.7", shop())).splitlines()
+    version = poolctl.__version__
+    assert f'poolctl_build_info{{pool="shop",version="{version}",python="3.11.7"}} 1' in lines
+    counted = {line for line in lines if line.startswith("poolctl_servers{") and not line.endswith(" 0")}
+    assert counted == {'poolctl_servers{state="running"} 1', 'poolctl_servers{state="stopped"} 1'}
+    assert 'poolctl_servers{state="failed"} 0' in lines
+    assert "# HELP poolctl_servers Servers of the pool by their state." in lines
+    assert "# HELP poolctl_build_info Which pool this is, and the version of poolctl that runs it." in lines
+
+
+def test_usage_of_a_server_is_unknown_while_that_of_one_worker_is() -> None:
+    entry = entry_of("web")
+    one, other = worker_of(entry, 1, 0), worker_of(entry, 1, 1)
+    zeros = blank_page().tolist()
+    late = counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 7_000_000})
+    soon = counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 1_000_000})
+    known = ServerSnapshot(
+        entry, zeros, [(one, late, used(1, 1.234)), (other, soon, used(2, 2.345))], counts=True
+    )
+    assert (known.memory_bytes, known.cpu_percent, known.loop_lag_seconds) == (3, 3.58, 0.007)
+    unknown = ServerSnapshot(entry, zeros, [(one, zeros, used(1, 1.2)), (other, None, None)], counts=True)
+    assert (unknown.memory_bytes, unknown.cpu_percent, unknown.loop_lag_seconds) == (None, None, None)
+
+
+class Counted:
+    """Counters of which only the first worker's are there."""
+
+    add_up: Any = None
+    unsettled: tuple[str, ...] = ()
+
+    def counts(self, placement: Placement) -> list[int] | None:
+        return counts_of({tally.STARTED: 5}) if placement.index == 0 else None
+
+    def settled(self) -> None: ...
+
+
+def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
+    entry = entry_of("web")
+    for index, pid in ((0, os.getpid()), (1, os.getppid()), (2, None)):
+        worker_of(entry, 1, index, pid=pid)
+    worker_of(entry, 1, 3).placement = None
+    usages: dict[int, Usage] = {}
+    seen = snapshot(entry, counts_of({tally.STARTED: 2}), Counted(), usages, 100.0, own_pid=os.getpid())
+    assert (seen.total[tally.STARTED], seen.counted, [*usages]) == (7, True, [os.getppid()])
+    assert [(worker.index, counts is not None, usage is not None) for worker, counts, usage in seen.workers] == [
+        (0, True, False), (1, False, True), (2, False, False),
+    ]  # fmt: skip
+    assert usages[os.getppid()].memory_bytes > 0
+    assert not snapshot(entry, blank_page().tolist(), None, usages, 100.0).counted
+
+
+def test_memory_is_measured_rarely_and_only_if_it_is_asked_for() -> None:
+    usage = Usage()
+    usage.look(os.getpid(), 100.0, memory=False)
+    assert usage.memory_bytes == 0
+    usage.look(os.getpid(), 100.0)
+    assert usage.memory_bytes > 1_000_000
+    for now, measured in ((107.9, False), (108.0, True)):
+        usage.memory_bytes = 1
+        usage.look(os.getpid(), now)
+        assert (usage.memory_bytes > 1) is measured
+
+
+def test_processor_time_is_measured_again_after_a_second_as_a_share_of_the_time_between() -> None:
+    usage = Usage()
+    usage.look(os.getpid(), 100.0)
+    for now, measured in ((100.9, False), (101.0, True)):
+        usage.cpu_percent = -1.0
+        usage.look(os.getpid(), now)
+        assert (usage.cpu_percent >= 0) is measured
+    assert usage.cpu_percent < 100
+    usage.look(10**9, 103.0)
+    assert usage.cpu_percent == 0.0
+
+
+def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
+    assert loop_lag_seconds(None) is None
+    assert loop_lag_seconds(counts_of({tally.BEAT_LAG_NS: 5})) is None
+    assert loop_lag_seconds(counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 1_500_000_000})) == 1.5
