@@ -134,7 +134,7 @@ def test_the_schema_has_default_unit_and_range_of_every_key(real_pool: RealPool)
             if re.search(r'"(number|integer)"', text) and key != "env":
                 assert '"minimum"' in text, f"{table}.{key}"
             if (
-                re.search(r"timeout|interval|age|window|initial|idle|keep_alive|^max$", key)
+                re.search(r"timeout|interval|_age|window|initial|idle|keep_alive|^max$", key)
                 and table != "Scale"
             ):
                 assert about["unit"] == "seconds", f"{table}.{key}"
