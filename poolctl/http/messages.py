@@ -292,7 +292,6 @@ class RequestHead(MessageHead):
 
     @classmethod
     def problem(cls, data: bytes) -> BadMessage:
-        """See MessageHead."""
         if _other_version(data):
             return BadMessage("the version is not HTTP/1.1", 505)
         return super().problem(data)

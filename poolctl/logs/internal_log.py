@@ -43,7 +43,6 @@ class InternalLog(logging.Handler):
         self._counted_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
         try:
             self._emit(record)
         except Exception:

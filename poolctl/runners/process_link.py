@@ -441,7 +441,6 @@ class KeeperLink(Link):
         super().__init__(sock, receiver)
 
     def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
-        """See Link."""
         self._record(message, fds)
         super().send(message, fds)
 

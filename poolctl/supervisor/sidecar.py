@@ -107,7 +107,6 @@ class SidecarProcess(Receiver):
         asyncio.get_running_loop().call_later(seconds, kill, self.known)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
         if self._watched is not None:
             self._watched.received(message)
         if message.get("t") == "up":
@@ -119,7 +118,6 @@ class SidecarProcess(Receiver):
             self._watched = None
 
     def lost(self) -> None:
-        """See Receiver."""
         asyncio.get_running_loop().call_soon(self._ended)
 
     def _ended(self) -> None:

@@ -59,11 +59,9 @@ class DashboardPart(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """See FeaturePart."""
         return {"dashboard": self._link, "history": self._history.verb}
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
         self._table = tables.get(Dashboard)
         if self.site.core.calm:
             return
@@ -75,17 +73,14 @@ class DashboardPart(FeaturePart):
             self._page.want(self._table)
 
     async def attempted(self) -> None:
-        """See FeaturePart."""
         if self._page is not None:
             await self._page.attempted()
 
     @property
     def problems(self) -> Sequence[str]:
-        """See FeaturePart."""
         return [f"[dashboard]: {self._page.problem}"] if self._page is not None and self._page.problem else []
 
     async def aclose(self) -> None:
-        """See FeaturePart."""
         if self._page is not None:
             await self._page.aclose()
 

@@ -34,7 +34,6 @@ class Dashboard(Table):
     insecure: Truth = field(False, "Let other machines reach the page without tls.")
 
     def findings(self) -> Iterator[Finding]:
-        """See Table."""
         if self.token_env and self.token_file:
             yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
         if not (self.tls or self.insecure or parse(self.bind).is_local):

@@ -213,7 +213,6 @@ class Notifications(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """See FeaturePart."""
         return {"notify": self._test}
 
     def follow(self, tables: Tables) -> None:
@@ -239,7 +238,6 @@ class Notifications(FeaturePart):
             self._catch_up()
 
     def flush(self) -> None:
-        """See FeaturePart."""
         for delivery in self._deliveries.values():
             delivery.gather()
 

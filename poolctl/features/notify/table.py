@@ -77,13 +77,11 @@ class Notify(Table):
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """See Table."""
         found = super().from_file(table, written, base_dir)
         url = written.get("url")
         return found | {"written": url} if isinstance(url, str) and "${" in url else found
 
     def findings(self) -> Iterator[Finding]:
-        """See Table."""
         given = [key for key in _SOURCES if getattr(self, key) is not None]
         if self.type == "command":
             if self.command is None:
@@ -109,7 +107,6 @@ class Notify(Table):
 
     @property
     def has_startup_warnings(self) -> bool:
-        """See Table."""
         return True
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:

@@ -201,7 +201,6 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
             self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> OperatorEndpoint:
-        """See HeldAddress."""
         return OperatorEndpoint(self._scaling, self._recorder)
 
     async def configure(self, server: OperatorEndpoint) -> None:
@@ -278,7 +277,6 @@ class PoolOperator(GatewayPart):
             self._address.follow(served)
 
     def connect(self, gateway: GatewayManager) -> None:
-        """See GatewayPart."""
         gateway.process_parts[_PACKAGE] = self._settings
 
     def _settings(self) -> Table | None:
@@ -300,7 +298,6 @@ class PoolOperator(GatewayPart):
             await self._address.attempted()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """See GatewayPart."""
         found = reports.get(_PACKAGE)
         return families_of(_METRICS, [(found, {})]) if found is not None else ()
 

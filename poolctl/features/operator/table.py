@@ -60,14 +60,12 @@ class OperatorTable(Table):
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """See Table."""
         found = super().from_file(table, written, base_dir)
         if "url" in found:
             found["url"] = STEPS["bind"](found["url"], base_dir)  # it may be a Unix socket
         return found
 
     def findings(self) -> Iterator[Finding]:
-        """See Table."""
         given = self.given
         if self.url is None and self.bind is None:
             fix = "add url, of an operator to inform, or bind, to be one"
@@ -87,7 +85,6 @@ class OperatorTable(Table):
             )
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
-        """See Table."""
         if self.url and "gateway" not in tables:
             message = "without a gateway there are no requests to inform an operator of"
             yield Finding(("url",), message, "add [gateway], or take url out")

@@ -378,7 +378,6 @@ class Machines(GatewayPart):
             self._read(self._inventory)
 
     def connect(self, gateway: GatewayManager) -> None:
-        """See GatewayPart."""
         self._inventory = ProxmoxInventory(
             self.site.events,
             gateway.report_machines,
@@ -390,7 +389,6 @@ class Machines(GatewayPart):
 
     @property
     def not_served(self) -> Iterable[str]:
-        """See GatewayPart."""
         problem = "" if self._inventory is None else self._inventory.problem
         return [f"[proxmox]: {problem}"] if problem else []
 

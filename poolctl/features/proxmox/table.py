@@ -58,7 +58,6 @@ class ProxmoxTable(Table):
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """See Table."""
         found = super().from_file(table, written, base_dir)
         verify = table.get("verify")
         if isinstance(verify, str) and not isinstance(truth_from_environment(verify), bool):
@@ -66,7 +65,6 @@ class ProxmoxTable(Table):
         return found
 
     def findings(self) -> Iterator[Finding]:
-        """See Table."""
         if self.token_env and self.token_file:
             yield Finding(("token_file",), "the token is given twice", "keep one of token_env and token_file")
         elif not (self.token_env or self.token_file):

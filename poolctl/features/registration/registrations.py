@@ -132,7 +132,6 @@ class TargetRegistration(GatewayPart):
         self._serve()
 
     def connect(self, gateway: GatewayManager) -> None:
-        """See GatewayPart."""
         self._gateway = gateway
         self._resumed = asyncio.ensure_future(self._resume())
         gateway.routes.services = self
@@ -146,7 +145,6 @@ class TargetRegistration(GatewayPart):
 
     @property
     def not_served(self) -> Iterable[str]:
-        """See GatewayPart."""
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
     async def attempted(self) -> None:
@@ -155,7 +153,6 @@ class TargetRegistration(GatewayPart):
             await self._address.attempted()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """See GatewayPart."""
         found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
         for state, count in self.services.counts().items():
             found.add(count, state=state)

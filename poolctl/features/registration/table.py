@@ -54,7 +54,6 @@ class RegistrationTable(Table):
     )
 
     def findings(self) -> Iterator[Finding]:
-        """See Table."""
         address = parse(self.bind)
         if not (self.tls or address.is_local):
             message = f"{self.bind} can be reached from other machines, and without tls they send tokens in the clear"
@@ -83,7 +82,6 @@ class RegistrationTable(Table):
                 )
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterator[Finding]:
-        """See Table."""
         if "gateway" not in tables:
             message = "without a gateway there are no routes to register for"
             yield Finding((), message, "add a [[route]] with register = true, or take the table out")

@@ -43,7 +43,6 @@ class Rollouts(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """See FeaturePart."""
         return {"rollout": self.rollout, "rollouts": self.rollouts}
 
     async def rollout(self, call: Call) -> Result:

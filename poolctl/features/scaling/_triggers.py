@@ -105,7 +105,6 @@ class InFlight(WorkerFigure):
     """Requests in progress."""
 
     def measure(self, sample: Sample) -> Part:
-        """See WorkerFigure."""
         return Part(sample.in_flight)
 
 
@@ -115,7 +114,6 @@ class Queue(WorkerFigure):
     counts_demand = True
 
     def measure(self, sample: Sample) -> Part:
-        """See WorkerFigure."""
         backlogs = self.capabilities.backlogs
         return Part(0 if backlogs is None else backlogs.waiting(sample.entry.config))
 
@@ -124,7 +122,6 @@ class RequestsPerSecond(WorkerFigure):
     """Requests that have begun, a second."""
 
     def measure(self, sample: Sample) -> Part:
-        """See WorkerFigure."""
         return Part(sample.counted[tally.STARTED], sample.seconds)
 
 
@@ -138,7 +135,6 @@ class Cpu(WorkerFigure):
         self._cores: float | None = None
 
     def measure(self, sample: Sample) -> Part:
-        """See WorkerFigure."""
         elapsed = sample.now - self._at
         is_busy = sample.counted[tally.STARTED] or sample.in_flight
         if elapsed >= (_CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS):

@@ -203,11 +203,9 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
         self.serve_at(None if table is None else table.bind)
 
     def make_server(self) -> MetricsServer:
-        """See HeldAddress."""
         return MetricsServer(self._metrics, self._health, self._path)
 
     async def configure(self, server: MetricsServer) -> None:
-        """See HeldAddress."""
         server.path = self._path
 
 

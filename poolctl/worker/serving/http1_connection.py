@@ -187,7 +187,6 @@ class Http1Connection(Drainable, Http1Protocol):
             self._answer_and_close()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable."""
         transport = self.transport
         if transport is None or transport.is_closing() or self not in self.connections:
             return False
@@ -320,7 +319,6 @@ class Http1Connection(Drainable, Http1Protocol):
                 self.head_is_over()
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """See Drainable."""
         if until is not None and not asked:
             heads = self.server_state.heads
             heads.wait(self, min(until, monotonic() + heads.seconds))
@@ -447,7 +445,6 @@ class H11Connection(Http1Connection, H11Protocol):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection."""
         conn = self.conn
         waiting, _ = conn.trailing_data
         return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE
@@ -479,7 +476,6 @@ class H11Connection(Http1Connection, H11Protocol):
             super().send_400_response(msg)
 
     def last_chunk(self) -> bytes:
-        """See Http1Connection."""
         try:
             return self.conn.send(h11.EndOfMessage()) or b""
         except h11.LocalProtocolError:  # the response has a length

@@ -107,7 +107,6 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.transport.close()
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """See Drainable."""
         self._until = until, asked
 
     def linger(self) -> None:

@@ -143,12 +143,10 @@ class RoutedConnection(Http1Connection):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection."""
         return super().between_requests and not self.look.body
 
     @property
     def carried(self) -> Routed:
-        """See Http1Connection."""
         return self.look.carried()
 
     def look_again(self) -> None:
