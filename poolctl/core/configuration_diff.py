@@ -22,7 +22,7 @@ LIVE = frozenset(
 )  # fmt: skip
 # Running processes load new certificates.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
-# Keys that say where a value comes from, or follow from another key.
+# Keys that record the origin of a value, or are derived from another key.
 _DERIVED = frozenset({"address", "base_dir", "derived_expose", "origins"})
 
 
@@ -65,8 +65,8 @@ def plan(
 ) -> list[Change]:
     """The changes in the order of the files; servers removed from the files come first.
 
-    `written` are the servers of the files, `files` the digests of the files that they name, `missing` the names of
-    servers that were removed live.
+    `written` are the servers of the files, `files` the digests of the files that they name, `missing` the
+    names of servers that were removed live.
     """
     there = {each.config.name: each for each in running}
     names = {server.name for server in written}
@@ -146,7 +146,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[Change]:
 
 
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
-    """The keys whose values differ, in the order of the model. A key in a table is written as `http.loop`."""
+    """The keys whose values differ, in the order of their declaration. A key in a table is written as `http.loop`."""
     keys: list[str] = []
     for name in ServerConfig.keys_of:
         if name in _DERIVED:
@@ -202,7 +202,7 @@ def _asks_for_client_certificates(config: ServerConfig) -> bool:
 
 
 def listed(keys: Sequence[str]) -> str:
-    """The first keys, and the number of the others, as text."""
+    """The first keys as text, with the number of further ones."""
     shown = ", ".join(keys[:4])
     return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown
 
@@ -227,8 +227,8 @@ def digests(config: ServerConfig) -> dict[str, str]:
 def certificate_ends(config: ServerConfig) -> float | None:
     """The expiry time of the server's certificate, in seconds since the epoch. Blocks on the disk.
 
-    None without TLS, and for a path that cannot be read or is not a regular file: opening a FIFO would wait for its
-    writer.
+    None without TLS, and for a path that cannot be read or is not a regular file: opening a FIFO would wait
+    for its writer.
     """
     if not config.tls or config.tls is True:
         return None
@@ -253,7 +253,7 @@ def digest_of(paths: Iterable[str]) -> str:
 
 
 def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) -> str:
-    """The message about an expired certificate; with `passed_over` the server keeps using its previous one."""
+    """The message about an expired certificate; `passed_over`: the server keeps its previous certificate."""
     tls = config.tls
     file = tls.cert if tls and tls is not True else ""
     message = f"{file}: the certificate expired on {day(expired)}; "

@@ -1,4 +1,4 @@
-"""All servers of a pool, every change that commands and observers may make to them, and the wait for its result."""
+"""All servers of a pool: the changes that commands and observers can make, and waiting for their results."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ class Core:
     ) -> None:
         """Start the server, or let it run at the times of its schedule. Clears a failure or a backoff.
 
-        Without `retries` the first failure before it is ready is final. With `after_stop` a stop in progress ends
-        first, and another stop meanwhile cancels this start; without it, the stop is cancelled.
+        Without `retries` the first failure before it is ready is final. With `after_stop` a stop in progress
+        ends first, and another stop meanwhile cancels this start; without it, the stop is cancelled.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -217,7 +217,7 @@ class Core:
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
         """Stop the server. Its workers are killed at once with `kill`, otherwise after at most `limit_seconds`.
 
-        No hook runs with `kill`.
+        With `kill` no hook runs.
         """
         self._want_no_worker(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
@@ -245,8 +245,8 @@ class Core:
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
         """Give up a start: kill the workers that are not ready, and start no others.
 
-        An older generation continues to serve. Without one the server is stopped, or failed if a failure is given. A
-        start that waits for a stop is cancelled.
+        An older generation continues to serve. Without one the server is stopped, or failed if a failure is
+        given. A start that waits for a stop is cancelled.
         """
         entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
@@ -264,10 +264,10 @@ class Core:
         self._executor.wake(entry)
 
     def demand(self, server_name: str, count: int) -> int:
-        """Note the number of requests that wait elsewhere for the server, and return its planned number of workers.
+        """Record how many requests wait for the server outside the pool; returns the planned number of workers.
 
-        Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped, failed or
-        disabled, or kept asleep by a window. Does not block. Raises KeyError for an unknown name.
+        Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped,
+        failed or disabled, or kept asleep by a window. Does not block. Raises KeyError for an unknown name.
         """
         entry = self.entries[server_name]
         if entry.rests or entry.kept == ASLEEP:
@@ -278,7 +278,7 @@ class Core:
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
-        """The number of waiting requests noted by `demand` since the last call."""
+        """Return and clear the number of waiting requests recorded by `demand`."""
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 
@@ -316,13 +316,13 @@ class Core:
             self.touch(entry)
 
     def relieve(self, entry: Entry, worker: Worker) -> None:
-        """Stop this worker gracefully; a replacement starts when it has ended."""
+        """Stop this worker gracefully; its replacement starts after it has ended."""
         worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
 
     def kill(self, entry: Entry, worker: Worker) -> None:
-        """Kill this worker; a replacement starts when it has ended."""
+        """Kill this worker; its replacement starts after it has ended."""
         self._executor.kill(entry, worker)
         self.touch(entry)
 
@@ -381,8 +381,8 @@ class Core:
     ) -> Canary:
         """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
 
-        With the configuration `apart` they have an address of their own (see `open_canary_address`) and get this
-        `share` of the requests.
+        With the configuration `apart` they have an address of their own (see `open_canary_address`) and get
+        this `share` of the requests.
         """
         desired = entry.desired
         desired.newest += 1
@@ -398,7 +398,8 @@ class Core:
     def promote_canary(self, entry: Entry) -> None:
         """Replace the server's code and configuration by the canary's. Old workers leave once all others are ready.
 
-        The workers of a canary that is apart continue until it is withdrawn: they cannot move to the server's address.
+        The workers of a canary that is apart continue until it is withdrawn: they cannot move to the server's
+        address.
         """
         desired, observed = entry.desired, entry.observed
         canary = desired.canary
@@ -440,8 +441,8 @@ class Core:
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
         """Adopt the separate canary of a previous supervisor, on adoption of the first of its workers.
 
-        That supervisor's gateway sends requests to it until it is withdrawn here. A canary that was not recorded yet
-        has no share.
+        That supervisor's gateway sends requests to it until it is withdrawn here. A canary that was not
+        recorded yet has no share.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -479,8 +480,9 @@ class Core:
     ) -> Entry:
         """Add a server without starting it.
 
-        If a server of that name is being removed, it is kept, with this configuration. `source` is the table and the
-        directory of a server that was added live. The counts of restarts and failures continue from the given counts.
+        If a server of that name is being removed, it is kept, with this configuration. `source` is the table
+        and the directory of a server that was added live. The counts of restarts and failures continue from
+        the given counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -508,12 +510,12 @@ class Core:
             self._trace.forget(entry.name)
 
     def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
-        """Make the server depend on these servers, in place of the dependencies in its configuration."""
+        """Make the server depend on these servers instead of those in its configuration."""
         if entry.config.depends_on != dependencies:
             self.change(entry, entry.config.but(depends_on=dependencies), live=True)
 
     def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
-        """Set the values that applications of future workers find in their state."""
+        """Set the values in `scope["state"]` for applications of workers started from now on."""
         entry.desired.app_state = values
 
     def remove(self, entry: Entry) -> None:
@@ -526,8 +528,8 @@ class Core:
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
         """Give the server a new configuration from the files, under the same name.
 
-        With `live` its workers continue under it. Without, running workers are replaced by a new generation, a failed
-        or waiting server is tried again, and a stopped one stays stopped.
+        With `live` its workers continue under it. Without, running workers are replaced by a new generation,
+        a failed or waiting server is tried again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
         self.withdraw_canary(entry)
@@ -635,7 +637,7 @@ class Core:
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
-        """End the current cause of the server's changes, because its command is complete."""
+        """Stop attributing the server's changes to the current cause, because its command is complete."""
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
@@ -691,7 +693,7 @@ class Core:
         self._executor.run_hook(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
-        """Continue with an adopted server, whose serving generation may be newer than recorded, or be leaving."""
+        """Continue managing an adopted server, whose serving generation may be newer than recorded, or be leaving."""
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:
@@ -709,7 +711,7 @@ class Core:
 
 
 def _address_apart(address: Address) -> Address:
-    """An address of the same kind that only this machine can reach."""
+    """An unused address of the same kind that only this machine can reach."""
     if address.kind == "unix":
         return Address("unix", path=f"{address.path}.canary")
     host = "::1" if address.is_ipv6 else "127.0.0.1"
@@ -722,9 +724,9 @@ _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 class Goal:
     """The state that a command wants its servers to reach.
 
-    Must be created before the command changes the core, so that later failures count as the command's own. `kind` is
-    the error that the command raises: for a PoolStopError the servers are to stop, for any other error they are to run,
-    and for a PoolRestartError no earlier process may be left.
+    Must be created before the command changes the core, so that later failures count as the command's own.
+    `kind` is the error that the command raises: for a PoolStopError the servers are to stop, for any other
+    error they are to run, and for a PoolRestartError no earlier process may be left.
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
@@ -844,7 +846,7 @@ class Goal:
 
 
 def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
-    """The error for a server that has not reached the goal of a command of this kind."""
+    """The error for a server that missed the goal of a command; `kind` is the command's error class."""
     return ServerError(
         message,
         name=entry.name,
@@ -876,7 +878,7 @@ async def until(
     timeout_seconds: float | None,
     report: Callable[[Entry], None] = lambda entry: None,
 ) -> list[Entry]:
-    """Wait until `finished` is true for each entry, or the timeout. Returns the entries for which it is not.
+    """Wait until `finished` is true for each entry, or the timeout. Returns the unfinished entries.
 
     `report` gets an entry whenever something about it has changed. One callback serves all of them.
     """
@@ -892,7 +894,7 @@ async def until(
             report(entry)
             if finished(entry):
                 del waiting[entry.name]
-                # Its dependents may be finished by this, although nothing about them has changed.
+                # This may also finish its dependents, although nothing about them has changed.
                 ahead += core.servers.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)

@@ -1,8 +1,8 @@
-"""Decides the next actions for one server, and what follows when its worker has ended. Pure functions.
+"""Decides the next actions for one server, and the consequence of a worker's exit. Pure functions.
 
-No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as new
-facts. `decide` is called again after every change until it returns no action. With POOLCTL_TRACE=decisions each
-decision is logged with its reasons.
+No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the
+actions as new facts. `decide` is called again after every change until it returns no action. With
+POOLCTL_TRACE=decisions each decision is logged with its reasons.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ logger = logging.getLogger("poolctl.supervisor")
 class Desired(StrEnum):
     """The desired state of a server.
 
-    `wanted`: commands want it to run, whether it does or not. `rests`: no worker of it should run now.
+    `wanted`: commands want it to run, whether it does or not. `rests`: it should have no worker now.
     """
 
     wanted: bool
     rests: bool
 
     def __new__(cls, word: str, wanted: bool = False, rests: bool = True) -> Desired:
-        """The member with these properties, or the member for a value."""
+        """Create a member with these properties."""
         case = str.__new__(cls, word)
         case._value_, case.wanted, case.rests = word, wanted, rests
         return case
@@ -125,7 +125,8 @@ class Listener(StrEnum):
     CLOSING = "closing"
 
 
-# Never changed after construction. Frozen, they would take three times as long to make, and each event makes several.
+# Never changed after construction. Frozen, they would take three times as long to make, and each event
+# makes several.
 
 
 @dataclass(slots=True)
@@ -381,7 +382,7 @@ def _rotate(view: View) -> list[Action]:
 
 
 def _attend(view: View) -> list[Action]:
-    """The actions that let only healthy workers accept. If all workers are ko, at least one accepts."""
+    """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     ready = [worker for worker in view.staying if worker.phase is Phase.READY]
     if view.apart:
         own = [worker for worker in ready if worker.generation != view.canary]
@@ -407,8 +408,8 @@ def _serve(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
-        # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a server that
-        # falls asleep has little to finish, and is not interrupted.
+        # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
+        # server that falls asleep has little to finish, and is not interrupted.
         ending = LEAVING if view.sleepy else {Phase.STOPPING}
         going = [worker for worker in view.workers if worker not in current and worker.phase not in ending]
         if not view.feasible and any(worker.phase is Phase.READY for worker in going):
@@ -423,8 +424,8 @@ def _serve(view: View) -> list[Action]:
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
         return actions + [_retire(worker) for worker in surplus + old]
-    # A surplus or superseded worker may be the only worker that answers, so until the others answer it is stopped only
-    # if it does not serve. A running job is not interrupted in order to run it again.
+    # A surplus or superseded worker may be the only one that answers: until others answer, it is stopped
+    # only if it does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
 
@@ -441,7 +442,7 @@ def _retire(worker: WorkerView) -> Action:
 
 
 class Next(StrEnum):
-    """The decision about a server after one of its workers has exited."""
+    """What to do with a server after one of its workers has exited."""
 
     RESTART = "restart"
     DONE = "done"
@@ -449,13 +450,13 @@ class Next(StrEnum):
 
 
 def restarts_within(count: int, policy: Restart) -> str:
-    """The number of restarts after which a server was given up, as text."""
+    """The number of restarts within the window, as text."""
     return f"{count} restart{'s' * (count > 1)} in {format_duration(policy.window)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happens after an exit, the delay before a restart, and the reason for giving up.
+    """The decision after an exit, the delay before a restart, and the reason for giving up.
 
     `restarts` is set if there were too many restarts.
     """
@@ -478,9 +479,9 @@ def judge(
 ) -> Verdict:
     """The decision after an exit that no command requested.
 
-    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
-    from -1 to 1. The first restart within the window is immediate, if the worker had ever been ready. Without `retries`
-    the exit of a worker that was never ready is final.
+    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a
+    random number from -1 to 1. The first restart within the window is immediate, if the worker had ever been
+    ready. Without `retries` the exit of a worker that was never ready is final.
     """
     if not (retries or was_ready):
         return Verdict(Next.FAILED, reason=exit_.message)

@@ -1,4 +1,4 @@
-"""Runs the probes of all servers: decides which workers are probed, and applies the results."""
+"""Runs the probes of all servers: selects the workers to probe, and records the results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class HealthChecks:
         self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
-        """Return when the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
+        """Wait until the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
 
         Raises WorkerFailed if the worker ends before.
         """
         await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def look(self, entry: Entry) -> None:
-        """Start or stop the probes of the entry's workers after the entry has changed."""
+        """Start or stop probes of the entry's workers, because the entry has changed."""
         for worker in list(entry.observed.workers.values()):
             if worker.phase in LEAVING:
                 self.end(worker)
@@ -75,7 +75,7 @@ class HealthChecks:
         probes, health = worker.probes, worker.config.health
         if probes is not None and probes.health == health:
             if not probes.started:
-                # It has just passed.
+                # It has just passed them.
                 worker.health = Status.OK
                 probes.start(Status.OK)
         elif health.probed:

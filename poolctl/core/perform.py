@@ -1,6 +1,6 @@
-"""Performs the decided actions on listeners, workers and hooks, and records their outcome in the entries.
+"""Performs the decided actions on listeners, workers and hooks, and records the results in the entries.
 
-Also the failures of servers: their messages and hints, and the cause found in the output of a program.
+Also explains failures of servers: message, hint, and the cause found in a program's output.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _FRAME = r'\s+File ".+", line [0-9]'
 _LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
 _GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
-# Messages of uvicorn about the course of a worker.
+# Messages of uvicorn about a worker's startup and shutdown.
 _COURSE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
@@ -128,7 +128,8 @@ def failure_of(
     failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )
-    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the failure.
+    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the
+    # failure.
     original = cause.__cause__ if isinstance(cause, ServerError) else cause
     failure.__cause__ = None if original is None else original.with_traceback(None)
     return failure
@@ -180,7 +181,7 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float) -> lis
 
 
 class Cause(NamedTuple):
-    """The output line that gives the reason for an exit ("" if none), and whether its own address was in use."""
+    """The output line with the reason for an exit ("" if none), and whether the server's address was in use."""
 
     text: str = ""
     own_address: bool = False
@@ -189,8 +190,8 @@ class Cause(NamedTuple):
 def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> Cause:
     """The reason that a server's program gave in its output before it ended.
 
-    An error about its own address takes precedence, then the last error, then the last line if the program `refused` to
-    continue.
+    An error about its own address takes precedence, then the last error, then the last line if the program
+    `refused` to continue.
     """
     found = [line.strip() for line in explaining(lines)]
     taken = [line for line in found if re.search(_TAKEN, line, re.IGNORECASE)]
@@ -216,7 +217,7 @@ def _ports_in(line: str) -> set[int]:
 def explaining(lines: Iterable[str]) -> list[str]:
     """The lines that may explain a failure; for a traceback, the error and its place in the application.
 
-    Omits uvicorn's reports of a worker's course and node's stacks.
+    Omits uvicorn's startup and shutdown messages, and node's stacks.
     """
     found = []
     place = ""
@@ -311,7 +312,7 @@ _NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, o
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
-# Time for a worker whose event loop is stuck to end by itself, in case it comes round.
+# Time for a worker with a stuck event loop to recover and end by itself.
 STUCK_SECONDS = 1.0
 _OWN_SOCKET = (
     "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
@@ -320,7 +321,7 @@ _OWN_SOCKET = (
 
 
 class Executor:
-    """Performs actions, in one task for the life of each worker and one for each action on it.
+    """Performs actions: one task follows each worker for its whole life, and one runs each action on it.
 
     The entry shows the progress of its workers, and the consequences of their exits.
     """
@@ -411,7 +412,7 @@ class Executor:
             worker.preparing.cancel()  # it has no process yet
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
-        """Continue with a worker that another supervisor has started."""
+        """Manage a worker that another supervisor has started."""
         worker.task = self._queue.run(self._watch_adopted(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
@@ -433,7 +434,7 @@ class Executor:
             if entry.wanted and entry.desired.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
-                # Earlier output does not explain it.
+                # Output from before the start does not explain its failure.
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint))
                 self.go_back(entry)
@@ -563,7 +564,8 @@ class Executor:
         if worker.ready_at is None:
             self._dismiss(entry, newest)
 
-    # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop only waits.
+    # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop
+    # only waits.
 
     def run_hook(self, entry: Entry, hook: RunningHook) -> None:
         """Run the hook. A hook that has a placement was started by another supervisor."""
@@ -797,7 +799,7 @@ class Executor:
         )
 
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
-        """Wait until the worker is ready, unless it is leaving already, and then until it ends."""
+        """Wait until the worker is ready (unless it is leaving already), and then until it ends."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.watch(worker.placement))
         if worker.phase is Phase.STARTING:
@@ -848,7 +850,7 @@ class Executor:
                 self._queue.touch(entry, progressed=True)
 
     async def _prepare(self, entry: Entry, worker: Worker) -> bool:
-        """Import the application before the worker is started; False if the worker is no longer wanted.
+        """Import the application before starting the worker; False if the worker is no longer wanted.
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
@@ -948,7 +950,7 @@ class Executor:
         if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
-            exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
+            exit_ = Exit(message=exit_.message)  # it was stopped, and failed while ending
         if worker.generation == entry.desired.generation and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
@@ -956,10 +958,7 @@ class Executor:
             worker.next_step = observed.next_step
 
     def go_back(self, entry: Entry) -> bool:
-        """Whether an older generation continues to serve because its replacement has failed.
-
-        It then keeps its configuration.
-        """
+        """Return to the older generation that still serves, because its replacement has failed; False without one."""
         serving = [
             each
             for each in entry.observed.ready
@@ -970,7 +969,8 @@ class Executor:
         staying = max(serving, key=lambda each: each.generation)
         entry.desired.generation = staying.generation
         entry.desired.retries = True
-        # Its workers are replaced by forks of the existing import, even if a new import was requested meanwhile.
+        # Its workers are replaced by forks of the existing import, even if a new import was requested
+        # meanwhile.
         entry.desired.code_since = 0.0
         self._servers.configure(entry, staying.config)
         return True
@@ -1008,8 +1008,8 @@ class Executor:
         if entry.completed and verdict.next is not Next.FAILED:
             return
         if verdict.next is Next.DONE and was_ready and entry.sleepy and not observed.needed:
-            # It ended while idle, as socket-activated programs do, or because the previous supervisor had put it to
-            # sleep. The next request wakes it.
+            # It ended while idle, as socket-activated programs do, or because the previous supervisor had
+            # put it to sleep. The next request wakes it.
             observed.called = False
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
@@ -1064,7 +1064,7 @@ class Executor:
 
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
-    """The digests of the files that were in use before the replacement to which the worker belongs."""
+    """The digests of the files that were in use before the replacement that started this worker."""
     if any(each.generation < worker.generation for each in entry.observed.ready):
         for each in entry.observed.workers.values():
             if each.generation == worker.generation and each.files:

@@ -1,4 +1,4 @@
-"""What servers do at certain times: windows that keep them awake or asleep, and the runs of jobs (`every`).
+"""Time-based behaviour of servers: windows that keep them awake or asleep, and scheduled jobs (`every`).
 
 Times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
 """
@@ -22,8 +22,8 @@ from .servers import Recorder, Servers, Workqueue, caused_by
 class _Timer:
     """One timer for the earliest of several wall-clock times.
 
-    It also fires once every `longest_seconds`: the loop's clock does not know that the machine was suspended, or that
-    its time was set.
+    It also fires once every `longest_seconds`: the loop's clock does not know that the machine was suspended,
+    or that its time was set.
     """
 
     def __init__(self, clock: Clock, longest_seconds: float, fire: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class SleepWindows:
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def review(self, entry: Entry) -> None:
-        """Update the entry's window to the current time; called before each decision about it."""
+        """Update the entry's window for the current time; called before each decision about the entry."""
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
             if self._entries.pop(entry.name, None) is not None:
@@ -100,8 +100,8 @@ def window_text(entry: Entry, now: float) -> str:
 
 # A run may begin within its minute.
 MINUTE_SECONDS = 60.0
-# The machine's time was set back, for good: times that have been are due again. After a smaller correction they are
-# not, so that no run is repeated (cron(8) has the same limit).
+# The machine's time was set back, for good: times that have been are due again. After a smaller correction
+# they are not, so that no run is repeated (cron(8) has the same limit).
 _SET_BACK_SECONDS = 3 * 3600.0
 
 _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit status is not known")
@@ -165,7 +165,7 @@ class ScheduledRuns:
         self._latest = 0.0  # the latest wall-clock time that was seen
 
     def review(self, entry: Entry) -> None:
-        """Plan the entry's next run if none is planned; called before each decision about it."""
+        """Plan the entry's next run if none is planned; called before each decision about the entry."""
         if entry.on_schedule:
             self._entries[entry.name] = entry
             if entry.schedule.next_run is None:
@@ -224,7 +224,7 @@ class ScheduledRuns:
             self.begin(entry)
 
     def _blocker(self, entry: Entry) -> str:
-        """The dependency that is not going to run, for which a run would wait for ever; "" for none."""
+        """A dependency that will not start, so that a run would wait forever; "" for none."""
         if self._servers.may_start(entry):
             return ""
         blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)

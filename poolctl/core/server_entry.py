@@ -1,4 +1,4 @@
-"""The state of one server: desired state, observed state and listener, and its record for the next supervisor."""
+"""The state of one server: desired state, observed state, listener, and the record for the next supervisor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
 
 class Cause(NamedTuple):
-    """Why a server changes: a command or a decision, and its author.
+    """Why a server changes: a command or an automatic decision, and its author.
 
     `by` is {"uid", "pid", "user", "command"}, or None for the pool itself.
     """
@@ -107,10 +107,11 @@ class Worker:
 class Canary:
     """`count` workers of another generation of a server, with their configuration.
 
-    `code_since` is when it began, in monotonic seconds; `failure` is why one of its workers has ended, or did not
-    start; no further worker is started then. If it `is_apart` from the server, its workers have an address and a pair
-    of their own, where a gateway sends this `share` of the server's requests. `promoted` is the configuration that the
-    server gets if it is promoted. A canary that `is_lost` was begun by a previous supervisor.
+    `code_since` is its start in monotonic seconds; `failure` is why one of its workers exited or did not
+    start; no further worker is started then. If it `is_apart` from the server, its workers have an address
+    and a pair of their own, where a gateway sends this `share` of the server's requests. `promoted` is the
+    configuration that the server gets if it is promoted. A canary that `is_lost` was begun by a previous
+    supervisor.
     """
 
     generation: int
@@ -170,8 +171,8 @@ class ObservedState:
     files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
     certificate_ends: float | None = persisted(None)  # of the certificate in use, in seconds since the epoch
     preload_problem: str = persisted("")  # why its workers import the application themselves
-    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started with its
-    # own to find out.
+    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started
+    # with its own to find out.
     socket_found: str = persisted("")
     warnings: list[str] = transient(factory=list)  # for the command under way
 
@@ -325,7 +326,7 @@ class Entry:
 
     @property
     def cleans_up(self) -> bool:
-        """Whether a hook runs, or is due after a stop."""
+        """Whether a hook is running, or a stop hook is due."""
         return self.hooks.after_stop_due or self.hooks.running is not None
 
     @property
@@ -335,7 +336,7 @@ class Entry:
 
     @property
     def begun(self) -> bool:
-        """Whether it is wanted and its serving generation has a worker, which a restart would replace."""
+        """Whether the server is wanted and its serving generation has a worker that a restart would replace."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
         )
@@ -347,7 +348,7 @@ class Entry:
 
     @property
     def on_schedule(self) -> bool:
-        """Whether the server's schedule is in force, so that it is fine both while it runs and while it waits."""
+        """Whether the server follows a schedule, so that both running and waiting are normal."""
         return self.config.every is not None and self.desired.state in (Desired.SCHEDULED, Desired.RUN)
 
     @property
@@ -394,8 +395,8 @@ class Entry:
             listener=self.listener.state,
             workers=tuple(
                 WorkerView(
-                    each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck, each.resting,
-                    each.ko,
+                    each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck,
+                    each.resting, each.ko,
                 )
                 for each in self.observed.workers.values()
             ),
@@ -403,7 +404,7 @@ class Entry:
 
     @property
     def sleepy(self) -> bool:
-        """Whether the server may be without workers while there are no requests for it."""
+        """Whether the server may have no workers while there are no requests for it."""
         return (
             self.listener.can_watch and not self.config.scale.min and self.desired.overrides.workers is None
         )
@@ -421,8 +422,9 @@ class Entry:
     def sleeps(self) -> bool:
         """Whether the server should have no worker, so that workers are neither started nor kept.
 
-        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
-        that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by a request.
+        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a
+        dependent that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by
+        a request.
         """
         return self._may_sleep and not self.observed.staying
 
@@ -441,12 +443,12 @@ class Entry:
 
     @property
     def settled(self) -> bool:
-        """Whether the server has reached its desired state, that is, is complete or asleep."""
+        """Whether the server has reached its desired state: it is complete or asleep."""
         return self.complete or self.asleep
 
     @property
     def up(self) -> bool:
-        """Whether the server runs or should run, so that its dependencies must not sleep."""
+        """Whether the server runs or should run, which keeps its dependencies awake."""
         return bool(self.observed.workers) or not (self.rests or self._may_sleep)
 
     @property
@@ -582,7 +584,7 @@ class Entry:
 
     @property
     def config_apart(self) -> ServerConfig | None:
-        """The configuration of the canary while it has an address of its own, which may be closing already; or None."""
+        """The configuration of the canary if it has its own address (open or being closed), else None."""
         if self.desired.canary is not None and self.desired.canary.is_apart:
             return self.desired.canary.config
         before = self.listener.withdrawn
@@ -595,7 +597,7 @@ class Entry:
         self.desired.generation = self.desired.newest
 
     def order_start(self) -> None:
-        """Mark the start hook as due before the next worker, unless the server still runs and continues."""
+        """Make the start hook due before the next worker, unless the server keeps running."""
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -604,7 +606,7 @@ class Entry:
             )
 
     def order_stop(self) -> None:
-        """Mark the stop hook as due after the last worker, if the server has started and its start hook is done."""
+        """Make the stop hook due after the last worker, if the server was started and its start hook is done."""
         if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
         self.hooks.before_start_due = False
@@ -639,8 +641,8 @@ class Entry:
         self.desired.stopped_with = []
 
 
-# The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
-# entry is left out: most records hold little more than the desired state.
+# The record of a server: the state that the next supervisor needs, as JSON values. A field with the value
+# of a new entry is left out: most records hold little more than the desired state.
 
 _VALUES = {
     "desired": DesiredState,
@@ -652,7 +654,7 @@ _VALUES = {
 
 
 def _persisted() -> Iterator[tuple[str, str, object]]:
-    """For each persisted field: the value of the entry, the field, and its default in a new entry."""
+    """For each persisted field: the entry's value object, the field, and its default in a new entry."""
     for value, kind in _VALUES.items():
         for each in fields(kind):
             if each.metadata["persisted"]:
@@ -695,7 +697,7 @@ def restore(entry: Entry, record: Table) -> None:
 
 @dataclass(slots=True)
 class Availability:
-    """The times that a server has been up and down; time while the server is off is not counted.
+    """How long a server has been up and down; time while the server is off is not counted.
 
     Updated by `note` at each change, with a monotonic time in seconds.
     """

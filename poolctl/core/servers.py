@@ -1,8 +1,8 @@
-"""The servers of the pool by name, by address and by dependency, and the queue of those to decide on.
+"""Indexes the pool's servers by name, address and dependency, and queues those to decide on.
 
-Listeners while addresses change: where possible the new listener opens before the old listener closes. An address may
-also go from one server to another, in a reload that renames a server or exchanges two. Its listener then stays open:
-connections wait for its new server and are not refused.
+Listeners while addresses change: where possible the new listener opens before the old listener closes. A
+reload that renames a server, or swaps two, moves an address from one server to another. Its listener then
+stays open: connections wait for its new server and are not refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Recorder(Protocol):
     def record(self, kind: str, event: str, **detail: Any) -> None:
         """Record the event; never raises, never blocks.
 
-        `detail` has the `server` and its `bind`, `message`, `cause`, `by`, `before` and `after`, perhaps a worker.
+        `detail` has the `server` and its `bind`, `message`, `cause`, `by`, `before` and `after`, perhaps a
+        worker.
         """
         ...
 
@@ -53,8 +54,8 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 class Workqueue:
     """Entries that may have changed, each once, in the order of the changes.
 
-    Entries with a finished action come first: of a hundred servers, the first are being forked while the sockets of the
-    last are opened.
+    Entries with a finished action come first: of a hundred servers, the first are being forked while the
+    sockets of the last are opened.
     """
 
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
@@ -83,7 +84,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """The entry has changed in a way that affects no decision."""
+        """Note a change of the entry that affects no decision."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -104,16 +105,16 @@ class Workqueue:
         self._settle()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Decide on the entry when its turn comes."""
+        """Queue the entry."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def update(self, entries: Iterable[Entry]) -> None:
-        """Decide on all of them when their turns come."""
+        """Queue these entries."""
         for entry in entries:
             self.add(entry)
 
     def batch(self) -> Iterator[Entry]:
-        """The entries to decide on before the loop turns, including those added meanwhile.
+        """Yield the entries to decide on before the loop continues, including those added meanwhile.
 
         The first is one without a finished action, so that none starves.
         """
@@ -127,7 +128,7 @@ class Workqueue:
             yield entry
 
     def run(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        """Begin the work; it is kept until it has ended."""
+        """Run the coroutine as a task, and keep a reference until it has ended."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -180,7 +181,7 @@ class Addresses:
         if same_listener(config, entry.config):
             listener.state, listener.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
-            # The two listeners cannot be open at once; the move starts over.
+            # The two listeners cannot be open at once, so the move starts again.
             listener.state, listener.bound = Listener.OPEN, config
         elif canary is not None and same_listener(config, canary.config):
             return
@@ -406,7 +407,7 @@ class Servers:
         self._addresses.waive(entry)
 
     def revise(self) -> None:
-        """Mark the configuration as changed although no entry has changed, so that it is saved for a successor."""
+        """Mark the configuration as changed, so that it is saved for a successor although no entry has changed."""
         self.revision += 1
 
     def arrange(self, names: Iterable[str]) -> None:
@@ -418,7 +419,7 @@ class Servers:
 
     @property
     def unused(self) -> bool:
-        """Whether no server runs, is wanted, or has ever run."""
+        """Whether no server is running or wanted, and none has ever run."""
         return not any(
             entry.wanted or entry.observed.workers or entry.desired.generation > 1 or entry.observed.failures
             for entry in self.entries.values()
@@ -437,7 +438,7 @@ class Servers:
         return [self.entries[name] for name in names if name in self.entries] if names else []
 
     def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
-        """The entries and all entries reachable from them by `step`, in the order of the file."""
+        """The entries and all that `step` (dependencies or dependents) reaches from them, in the order of the file."""
         seen: set[str] = set()
         ahead = list(entries)
         while ahead:
@@ -459,7 +460,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The entries that were stopped because of these servers, and not because of another that is still disabled."""
+        """The entries that were stopped with these servers, and not also with another that is still disabled."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [
@@ -474,10 +475,11 @@ class Servers:
         return entry is not None and entry.is_disabled
 
     def may_start(self, entry: Entry) -> bool:
-        """Whether each of its dependencies fulfils its condition."""
+        """Whether each dependency of the server fulfils its condition."""
         awaited = entry.config.depends_on
         if entry.desired.ignore_dependencies:
-            # A sleeping server that was started without its dependencies still wakes after the wanted ones among them.
+            # A sleeping server that was started without its dependencies still wakes after the wanted ones
+            # among them.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
 

@@ -1,4 +1,4 @@
-"""The supervisor: desired state against actual state.
+"""The supervisor: the daemon that keeps a pool in its desired state.
 
 `supervisor` is its process and the pool that it manages, `active_configuration` the configuration in force. `core`
 decides and acts, `health` finds hung workers, `takeover` replaces one supervisor or keeper by another, `verbs` answers

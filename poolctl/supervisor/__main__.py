@@ -1,4 +1,4 @@
-"""The supervisor: `supervisor DIRECTORY FILE…`, started by the keeper, whose link is descriptor 3."""
+"""Runs the supervisor: `supervisor DIRECTORY FILE…`. The keeper starts it, and is linked to it by descriptor 3."""
 
 from __future__ import annotations
 

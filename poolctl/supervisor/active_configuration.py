@@ -1,4 +1,4 @@
-"""The configuration in force: from the previous supervisor or from the files, and saved for the next supervisor.
+"""The configuration in force, taken from the previous supervisor or read from files, and saved for the next one.
 
 The files are read, and servers validated, in a process of its own (poolctl/config/__main__.py). It is started when it
 is needed, unless the supervisor has begun with one, and ended when it has not been used for a while.
@@ -52,7 +52,7 @@ from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration
 
 _IDLE_SECONDS = 10.0
-# For operations that do not wait for the user's own disk.
+# Time limit of operations that do not depend on the user's disk.
 _ADD_SECONDS = 30.0
 _STALLED_SECONDS = 20.0
 _STALLED_CHECKS = 20
@@ -75,7 +75,7 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The answer to a command that needs the process's result."""
+        """The error response for a command that needed an answer of the process."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
@@ -116,7 +116,7 @@ def _decoded(content: bytes) -> Any:
 
 
 async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
-    """The answer. Raises _Stalled when the process has made no progress for this time."""
+    """Wait for the answer. Raises _Stalled if the process makes no progress for this time."""
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
     try:
@@ -145,7 +145,9 @@ def _exit_reason(ended: ChildEnded) -> str:
 
 
 class ConfigurationReader:
-    """Belongs to the running loop. Requests are answered one after the other; one that is cancelled ends the process.
+    """Runs the process that reads the files. Used on the running loop.
+
+    Requests are answered one after the other; one that is cancelled ends the process.
 
     A process that is killed, as by the kernel when memory runs out, is replaced once in a request.
 
@@ -166,14 +168,15 @@ class ConfigurationReader:
         self._stalled_seconds = stalled_seconds
         self._child = ChildOnDemand(self._start, idle_seconds, process)
         self._number = 0
-        # The requests for the readings that a process keeps, by their numbers, and the contents of the files at that
-        # time.
+        # The requests whose results the process keeps, by number, with the contents of the files at that time.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
 
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """The content of these files, and the number of the reading; None is this process's environment.
+        """Read these files; returns their configuration, and a number for later requests about it.
+
+        `environment` None means this process's.
 
         The `first` reading of a pool ends when the process makes no progress: the command that starts the pool waits.
         Raises ReaderFailed, like the other methods.
@@ -193,7 +196,7 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> Outside:
-        """The problems of everything that these servers of the reading refer to, and the warnings about all servers."""
+        """Check what these servers refer to outside the files; returns problems, and warnings about all servers."""
         request = ("outside", number, [*names])
         found: Outside | None = await self._ask(*request)
         if found is None and number in self._readings:
@@ -213,7 +216,7 @@ class ConfigurationReader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig:
-        """The server of this table, which is in no file. Raises PoolValidateError."""
+        """The server defined by this table, which is in no file. Raises PoolValidateError."""
         given = (surroundings, dict(table), base_dir, env and dict(env))
         found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
         if isinstance(found, PoolError):
@@ -285,7 +288,7 @@ class ResolvedConfig:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is neither a server nor a route."""
+        """Whether it has no server and no route."""
         return not (self.servers or self.tables.routes)
 
 
@@ -363,7 +366,7 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Let `first_servers` end with a problem; does nothing when the files have been read."""
+        """Make `first_servers` end with a problem; has no effect once the files have been read."""
         if self._reading is not None:
             self._reading.cancel()
 
@@ -501,7 +504,7 @@ class ActiveConfiguration:
                 follower(self.tables)
 
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
-        """Withhold the variables named by `*_env` keys from servers."""
+        """Keep the variables named by `*_env` keys out of servers' environments."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
         withhold_variables({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
 
@@ -534,7 +537,7 @@ class ActiveConfiguration:
     async def single(
         self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
-        """The server to add, made from its table; `there` are the existing servers.
+        """The server to add, from its table; `there` are the existing servers.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
@@ -556,12 +559,12 @@ class ActiveConfiguration:
         return server.at(server.address.with_port(port))
 
     def note_socket(self, entry: Entry) -> None:
-        """Remember that the server's command was found to open its socket itself."""
+        """Record that the server's command opens its socket itself."""
         if entry.observed.socket_found == "program":
             self._own_sockets.remember(entry.config)
 
     async def warned_before(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """The names of servers whose programs bind their address themselves, and that `start` has warned of.
+        """The names of servers with programs that bind their own address, about which `start` has warned already.
 
         From now on it has warned of these servers too, until the files change.
         """
@@ -577,7 +580,7 @@ class ActiveConfiguration:
         return before
 
     def to_save(self, core: Core) -> StoredConfiguration | None:
-        """The configuration in force, for a successor; None if it is as at the last call."""
+        """The configuration in force, for a successor; None if it has not changed since the last call."""
         if self._saved_revision == core.servers.revision:
             return None
         self._saved_revision = core.servers.revision
@@ -635,21 +638,21 @@ def write_object(path: str, content: dict[str, Any]) -> None:
 
 
 class OwnSockets:
-    """Commands that were found to open their socket themselves, by server: in a file, until another command is read."""
+    """Records, in a file, which servers' commands open their sockets themselves; valid until the command changes."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._commands = read_object(path)
 
     def remember(self, server: ServerConfig) -> None:
-        """Have the server's command open its socket itself whenever it is read."""
+        """Record that this server's command opens its socket itself."""
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
             write_object(self._path, self._commands)
 
     def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """The servers, with the remembered finding where their tables do not say who opens the socket."""
+        """The servers, with the recorded findings where their tables do not say who opens the socket."""
         return [server.but(socket="program") if self._concerns(server) else server for server in servers]
 
     def _concerns(self, server: ServerConfig) -> bool:
@@ -679,7 +682,7 @@ def _ports(tables: Tables) -> set[int]:
 def obstacles(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """Why the server cannot be added to the servers `there`, with the exit code; None when it can be added.
+    """Why the server cannot be added to the servers `there`, with an exit code; None if it can be added.
 
     The addresses of the tables are taken, too.
     """

@@ -1,4 +1,4 @@
-"""The parts that features have in the supervisor."""
+"""The parts of features that run in the supervisor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PartSite(NamedTuple):
-    """The objects that a part is created with."""
+    """The objects that a feature's part is created with."""
 
     environment: PoolEnvironment
     core: Core
@@ -42,34 +42,34 @@ class PartSite(NamedTuple):
 
 
 class FeaturePart:
-    """A feature's part, made at the start if servers have keys of it, else when a table is in force or a verb used."""
+    """A feature's part of the supervisor, created when a server's key, a table or a verb first needs it."""
 
     def __init__(self, site: PartSite) -> None:
         self.site = site
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """The verbs that `Feature.verbs` names."""
+        """The handlers of the verbs declared in `Feature.verbs`."""
         return {}
 
     async def take_in(self) -> None:
-        """Have the keeper hold a process that outlived keeper and supervisor, before workers are adopted."""
+        """Hand a process that outlived keeper and supervisor to the new keeper; called before workers are adopted."""
 
     def follow(self, tables: Tables) -> None:
-        """Act on these tables from now on: at first and after each change."""
+        """Apply these tables; called at the start and after each change."""
 
     async def attempted(self) -> None:
-        """Return once the part's addresses are open or could not be opened; `problems` then gives the reasons."""
+        """Wait until each address of the part is open or could not be opened; `problems` then has the reasons."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of a command that changes servers, once its changes are in force here too."""
+        """Wait until a command's changes of servers are in force here too; returns the command's result."""
         if verb != "start":
             return result
         await self.attempted()
         return replace(result, warnings=(*result.warnings, *self.problems))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of any verb, with the part's additions."""
+        """Add the part's data to the result of a verb, and return it."""
         return result
 
     @property
@@ -79,12 +79,12 @@ class FeaturePart:
 
     @property
     def serves_alone(self) -> bool:
-        """Whether it serves clients even in a pool without servers."""
+        """Whether it serves clients even if the pool has no servers."""
         return False
 
     @property
     def pids(self) -> Mapping[str, int]:
-        """Its processes that serve, by their names in metrics."""
+        """The pids of its serving processes, by their names in metrics."""
         return {}
 
     async def metrics(self) -> Iterable[Family]:
@@ -99,7 +99,7 @@ class FeaturePart:
         """Save everything for a successor, which may follow at any moment."""
 
     async def finish(self) -> None:
-        """Serve the last requests: every server has been stopped, and the pool ends."""
+        """Finish the last requests: all servers have stopped, and the pool is ending."""
 
     async def stop_serving(self) -> None:
         """Stop serving clients, because the supervisor ends."""
@@ -127,14 +127,14 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
-        """Make parts for this core from now on."""
+        """Create the parts for this core, now and later."""
         self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
 
     async def take_in(self) -> None:
-        """Have the features take in their processes that have outlived a supervisor."""
+        """Hand processes of features that outlived keeper and supervisor to the new keeper."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
                 await self._part(feature).take_in()
@@ -148,7 +148,7 @@ class FeatureParts:
         return bool(fds)
 
     def follow(self, tables: Tables) -> None:
-        """Let the features act on these tables from now on; all parts are made before the first of them acts."""
+        """Apply these tables; all parts are created before the first of them is called."""
         named = tables.by_name().keys()
         parts = [
             self._part(feature)
@@ -159,30 +159,30 @@ class FeatureParts:
             part.follow(tables)
 
     def add_to(self, verbs: Verbs) -> None:
-        """Answer the verbs of the features."""
+        """Register the verbs of the features."""
         for feature in _features():
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of any verb, with the additions of the features."""
+        """Add the features' data to the result of a verb, and return it."""
         for part in self:
             result = await part.extend(verb, call, result)
         return result
 
     def of(self, kind: type[Part]) -> list[Part]:
-        """The parts of this kind."""
+        """The parts that are instances of this class."""
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of a command that changes servers, once its changes are in force everywhere."""
+        """Wait until a command's changes of servers are in force in all parts; returns the command's result."""
         for part in self:
             result = await part.conclude(verb, call, result)
         return replace(result, without_servers=self.serve_alone or None)
 
     @property
     def serve_alone(self) -> bool:
-        """Whether one of them serves clients in a pool without servers."""
+        """Whether a part serves clients even if the pool has no servers."""
         return any(part.serves_alone for part in self)
 
     async def route_healths(self) -> dict[str, RouteHealth]:
@@ -203,7 +203,7 @@ class FeatureParts:
 
 
 def modules() -> list[str]:
-    """The modules that a start imports only for a configuration that names their features."""
+    """The modules of the features' parts, which a start imports only if the configuration needs them."""
     return [
         f"{feature.package}.{part.partition(':')[0]}"
         for feature in features()

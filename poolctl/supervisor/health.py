@@ -1,6 +1,6 @@
-"""Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report.
+"""Recovers workers that are hung, unhealthy or above their memory limit, as their server's `recovery` says.
 
-A worker has grown if it uses more memory than `limits.memory`; only workers of servers with a limit are measured.
+Memory is measured only for servers with `limits.memory`.
 
 A worker is hung if its event loop does not run although its port still accepts. One timer asks all of them in turn. A
 worker answers by writing the time into the page of memory that it shares with us; no message comes back. A worker that
@@ -46,7 +46,7 @@ INTERVAL_SECONDS = 30.0
 # A worker near its limit is measured more often.
 NEAR_SECONDS = 5.0
 _NEAR = 0.75
-# Workers due within this are asked together: each wake-up costs more than a question.
+# Workers due within this time are asked together: a wake-up costs more than a heartbeat.
 TOGETHER_SECONDS = 0.5
 # A timer that fires later than this shows that this process, or the machine, was paused.
 _PAUSED_SECONDS = 1.0
@@ -67,7 +67,7 @@ def watch_health(core: Core, events: Events) -> None:
 
 
 class Step(StrEnum):
-    """The action to take now."""
+    """The recovery action to take now."""
 
     NOTHING = "nothing"
     TELL = "notify"
@@ -105,7 +105,7 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The step, the indexes of the workers it is for, and the seconds to the next decision (0: at the next change)."""
+    """The action, the indexes of its workers, and the seconds until the next decision (0: at the next change)."""
 
     step: Step
     chosen: Sequence[int] = ()
@@ -113,7 +113,7 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Recovery, situation: Situation) -> Decision:
-    """Decide the next step for the unhealthy workers.
+    """Decide the next action for the unhealthy workers.
 
     The last ready worker of several is never stopped: if its replacements are unhealthy too, it may still serve
     some requests.
@@ -162,7 +162,7 @@ def _finite(seconds: float) -> float:
 
 
 class WorkerProblem(NamedTuple):
-    """A problem of one worker, its start in seconds since the epoch, and the worker's stacks at that time."""
+    """A worker's problem, when it began (seconds since the epoch), and the worker's stacks at that time."""
 
     worker: Worker
     kind: str
@@ -172,13 +172,13 @@ class WorkerProblem(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The problem as detected, and the place where the worker hangs."""
+        """The problem in words, with the place where the worker hangs."""
         place = self.stacks.place if self.stacks is not None and self.kind == HEARTBEAT else ""
         return f"{self.seen}, in {place}" if place else self.seen
 
 
 class Case:
-    """A server with unhealthy workers."""
+    """The recovery state of a server with unhealthy workers."""
 
     def __init__(self, jitter: float) -> None:
         self.problems: dict[str, WorkerProblem] = {}
@@ -188,7 +188,7 @@ class Case:
 
 
 class WorkerRecovery:
-    """Listens to the core's health checks and changes, and to `notice`."""
+    """Recovers the unhealthy workers that health checks, and callers of `notice`, report."""
 
     def __init__(self, core: Core, events: Events, chance: Random | None = None) -> None:
         self._core = core
@@ -201,7 +201,7 @@ class WorkerRecovery:
         core.listeners.add(self.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """Note a worker's problem; reporting the same problem again has no effect."""
+        """Report a worker's problem; a repeated report has no effect."""
         case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
@@ -235,7 +235,7 @@ class WorkerRecovery:
                     self._core.relieve(entry, worker)
 
     def look(self, entry: Entry) -> None:
-        """The server has changed: a recovery may be over, another may be due."""
+        """Update a changed server: a recovery may be over, or another due."""
         case = self._cases.get(entry.name)
         if case is None and not entry.observed.recovering:
             return
@@ -394,7 +394,7 @@ class MemoryLimit:
         self._measuring: asyncio.Task[None] | None = None
 
     def look(self, entry: Entry) -> None:
-        """Measure the server's workers from now on, if there is a limit for them."""
+        """Measure the memory of the server's workers from now on, if it is limited."""
         if entry.config.limits.memory is None:
             return
         for worker in entry.observed.workers.values():
@@ -420,7 +420,7 @@ class MemoryLimit:
         self._set_timer()
 
     async def measure_due(self) -> None:
-        """Measure all that are due, in a thread: the kernel walks through the whole memory of each."""
+        """Measure all workers that are due, in a thread, because it is slow."""
         now = self._clock.monotonic()
         self._due = {name: each for name, each in self._due.items() if _counts(each[1], each[2])}
         pids = {
@@ -441,7 +441,7 @@ class MemoryLimit:
                 self._recovery.notice(entry, worker, MEMORY, seen)
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        """The memory of each process in bytes, None for one that has ended. Blocks."""
+        """The memory of each process in bytes, None for a process that has ended. Blocks."""
         return {pid: memory_bytes(pid) for pid in pids}
 
 
@@ -521,7 +521,7 @@ def _counts(entry: Entry, worker: Worker) -> bool:
 
 
 class HeartbeatState:
-    """One worker that is asked."""
+    """The heartbeats of one worker."""
 
     __slots__ = ("asked_at", "entry", "is_idle", "worker")
 
@@ -533,7 +533,7 @@ class HeartbeatState:
 
 
 class Heartbeat:
-    """Asks the ready workers of every server that `look` has seen, and reports stuck ones to `recovery`."""
+    """Sends heartbeats to the ready workers of all servers passed to `look`, and reports hung workers to `recovery`."""
 
     def __init__(
         self,
@@ -557,7 +557,7 @@ class Heartbeat:
         self._awake_since = 0.0
 
     def look(self, entry: Entry) -> None:
-        """Ask from now on those workers of the server that are ready."""
+        """Send heartbeats to the server's ready workers from now on."""
         interval = entry.config.recovery.heartbeat
         if not interval or not entry.observed.workers or entry.config.command:
             return
@@ -585,7 +585,7 @@ class Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
-        """Ask all workers that are due."""
+        """Send heartbeats to all workers that are due."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
             # Workers asked before the pause had no more time than this process.
@@ -603,7 +603,7 @@ class Heartbeat:
         self._set_timer()
 
     def _ask(self, state: HeartbeatState, now: float) -> float | None:
-        """Ask one worker, or check its answer; returns when to do so again, None for never."""
+        """Send a heartbeat to one worker, or check its answer; returns the time of the next call, None for never."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
@@ -624,7 +624,7 @@ class Heartbeat:
                 state.is_idle = True
                 return aligned(now, interval)
             if state.is_idle:
-                # No longer at the moment of the idle ones: a thousand that have work again are not asked together.
+                # Not at the common time of idle workers: a thousand that became busy must not be asked together.
                 interval *= self._chance.random()
             state.is_idle = False
             # A worker that has just been forked does not answer heartbeats yet, so it is not stuck.

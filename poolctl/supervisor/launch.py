@@ -34,14 +34,14 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
-    """The process that ends last, 0 if the pool ran already, and the descriptor whose closing ends the pool, or -1."""
+    """The pid of the pool's last process (0 if it was running already), and the lifeline's descriptor, or -1."""
 
     keeper_pid: int = 0
     lifeline: int = -1
 
 
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
-    """Start a supervisor for the pool of `files`, unless one runs; it accepts connections from now on.
+    """Start a supervisor for the pool of `files`, unless one is running; on return it accepts connections.
 
     The answer to a request says whether the files are valid. With `lifeline` the pool ends when that descriptor is
     closed, and a supervisor that runs already is an error. Raises ControlError: 8 for that,
@@ -72,7 +72,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 
 def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
-    """The pool's directory, and the descriptor of its lock. Raises ControlError (7)."""
+    """Lock the pool's directory; returns the directory and the lock's descriptor. Raises ControlError (7)."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)
         pool_paths.control_socket(pool_directory)
@@ -145,7 +145,7 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs that the pool needs, loading while the keeper does; by the names of their links in its store."""
+    """The programs started together with the keeper, by the names of their links in the keeper's store."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
         fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
@@ -167,7 +167,7 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
 
 
 def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the variables of systemd that are for one process only."""
+    """The environment without systemd's variables that are meant for one process only."""
     watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
     return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}

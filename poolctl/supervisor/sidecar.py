@@ -25,7 +25,7 @@ UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
-# Number of ends in the time below that indicates a fault that another start does not repair.
+# This many exits within the time below indicate a fault that a restart does not fix.
 _UNSTABLE_ENDS = 3
 _UNSTABLE_SECONDS = 600.0
 
@@ -80,7 +80,7 @@ class SidecarProcess(Receiver):
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
     async def ready(self, directory: str) -> None:
-        """Return when the process serves; otherwise end it and raise LinkLost or TimeoutError."""
+        """Wait until the process serves. If it does not, end it and raise LinkLost or TimeoutError."""
         try:
             async with asyncio.timeout(UP_SECONDS):
                 await self.up.wait()
@@ -92,7 +92,7 @@ class SidecarProcess(Receiver):
             raise
 
     async def performed(self) -> None:
-        """Return once it has performed every order that was sent before. Raises LinkLost."""
+        """Wait until it has performed every order sent so far. Raises LinkLost."""
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
@@ -100,7 +100,7 @@ class SidecarProcess(Receiver):
         self.leave({"t": "end"}, _ENDS_SECONDS)
 
     def leave(self, order: wire.Message, seconds: float) -> None:
-        """Send it this last order, and kill it unless it has ended after that time."""
+        """Send this last order, and kill the process if it has not ended after that time."""
         self._stop_watching()
         self.link.send(order)
         self.link.close()
@@ -159,14 +159,14 @@ class SidecarManager:
 
     @property
     def instability(self) -> str:
-        """Says that its process keeps ending; "" if that is not so."""
+        """A message if its process keeps ending, else ""."""
         ended = len(self._ends) == _UNSTABLE_ENDS
         if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
             return ""
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def attempted(self) -> None:
-        """Return once its addresses are open or could not be opened; `problem` then gives the reason."""
+        """Wait until its addresses are open or could not be opened; `problem` then gives the reason."""
         await self._tried.wait()
 
     async def aclose(self) -> None:
@@ -186,7 +186,7 @@ class SidecarManager:
         raise NotImplementedError
 
     def _configured(self) -> None:
-        """Settle soon, without a pause, because the configuration has changed."""
+        """Call `_settle` soon, because the configuration has changed."""
         self._pause_seconds = self.first_pause_seconds
         self._configured_times += 1
         self._tried.clear()
@@ -245,12 +245,12 @@ class SidecarManager:
             )
 
     def _use(self, process: SidecarProcess) -> None:
-        """Use this process from now on, which the keeper gets the link to."""
+        """Use this process from now on, and put its link into the keeper's store."""
         process.keep(self._keeper, self.entry)
         self._watch(process)
 
     def _watch(self, process: SidecarProcess) -> None:
-        """Use this process from now on; the keeper holds its link."""
+        """Use this process from now on; its link is in the keeper's store already."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._ended(process))
 

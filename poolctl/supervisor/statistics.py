@@ -51,7 +51,7 @@ WATCHED_SECONDS = 60.0
 _WINDOW = 5  # intervals over which current rates and latencies are taken
 # The time that one sample may spend on memory; the other processes follow in the next one.
 _SAMPLE_SECONDS = 0.02
-# Unknown without the counters of a runner, and of a program, whose requests poolctl does not see.
+# Unknown for programs, whose requests poolctl does not see, and if the runner has no counters.
 _UNCOUNTED: Table = dict.fromkeys(
     ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
      "connections", "connections_total", "websockets"),
@@ -59,7 +59,7 @@ _UNCOUNTED: Table = dict.fromkeys(
 
 
 class Totals:
-    """Totals over all workers of a server, ended ones included: no counter ever falls.
+    """Totals of each server over all workers, including ended ones, so that no counter ever falls.
 
     By the names of the servers; saved for a successor whenever something was added. Only servers with new figures are
     encoded for that: all of them, at each step of a stop of thousands, would take longer than the stop.
@@ -98,7 +98,7 @@ class Totals:
         self._stale.update(self._counts, self._passed, self._wakes, self._availability)
 
     def of_the_ended(self, entry: Entry) -> Counts:
-        """The counts of the server's workers that have ended."""
+        """The total counts of the server's ended workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
@@ -111,7 +111,7 @@ class Totals:
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
-        """How many times a request has woken the server."""
+        """How often a request has woken the server."""
         return self._wakes.get(entry.name, 0)
 
     def availability(self, entry: Entry) -> Availability:
@@ -195,7 +195,7 @@ class Totals:
 
 
 class History:
-    """The figures of each interval, and the counts at the last few of them."""
+    """A server's figures for each of the last intervals, and its counts at the last few."""
 
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
@@ -226,7 +226,7 @@ class History:
 
 
 class Statistics:
-    """Read on request; sampled for a minute after a request, or always while a function takes the samples."""
+    """Computes servers' figures; samples them for a minute after each request, or always while a consumer is set."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
         self._take: TakeSample | None = None
@@ -277,19 +277,19 @@ class Statistics:
         )
 
     def watch(self) -> None:
-        """Sample from now on, for a minute."""
+        """Sample for one minute from now."""
         self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
 
     def give_samples(self, take: TakeSample | None) -> None:
-        """Call this function with each sample from now on, and keep taking samples for it; None ends both."""
+        """Set the consumer, which gets each sample from now on; None removes it."""
         self._take = take
         if take is not None:
             self.watch()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
-        """The server's figures now; without `memory` its memory may be some seconds old."""
+        """Measure the server's figures; without `memory` its memory figure may be some seconds old."""
         ended, now = self.totals.of_the_ended(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
@@ -333,7 +333,7 @@ class Statistics:
         return stats if counted else replace(stats, **_UNCOUNTED)
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
-        """The servers' figures now, one by one, so that the loop goes on: many processes take long."""
+        """Measure the servers' figures one by one, yielding to the loop in between."""
         # Requests up to this moment are to be included, and workers write their counts a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
@@ -367,7 +367,7 @@ class Statistics:
 
 
 def errors(counts: Counts) -> int:
-    """Responses with a 5xx status, and those that the application has broken off."""
+    """The number of responses with a 5xx status, or aborted by the application."""
     return counts[tally.STATUS + 5] + counts[tally.BROKEN]
 
 

@@ -113,7 +113,7 @@ class Supervisor(Receiver):
         self._service: Service | None = None
 
     async def run(self) -> int:
-        """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
+        """Manage the pool until it is stopped or its files turn out to be invalid; returns the exit status."""
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
@@ -178,7 +178,7 @@ class Supervisor(Receiver):
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
     async def _begin(self, listener: socket.socket) -> None:
-        """Load the configuration and answer requests from now on; an invalid one is the answer to the first.
+        """Load the configuration and start to answer requests; the first is answered with the problems, if any.
 
         The first supervisor of a pool accepts requests while it reads the files: a ping shows that it does.
         """
@@ -334,13 +334,13 @@ class Supervisor(Receiver):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Return when the pool has begun. A stop of everything ends the reading of its files."""
+        """Wait until the pool has begun. A stop of the whole pool cancels the reading of its files."""
         if _stops_everything(request) and not serves_on(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
             await self._begun.wait()
         except asyncio.CancelledError:
-            # Its client has left: an order is carried out nevertheless, as it is later.
+            # Its client has left: an order is carried out nevertheless.
             if request.verb in AUDITED:
                 order = asyncio.ensure_future(self._handle(request, lambda line: None))
                 self._orders.add(order)
@@ -360,7 +360,7 @@ class Supervisor(Receiver):
             self._give_way()
 
     def _give_way(self) -> None:
-        """End as if killed: the keeper starts a successor, which adopts everything."""
+        """Exit as if killed, so that the keeper starts a successor that adopts everything."""
         self._save()
         logging.shutdown()
         os._exit(0)
@@ -375,7 +375,7 @@ class Supervisor(Receiver):
         self._totals.save()
 
     async def _end(self) -> None:
-        """Close everything; the answers under way are finished."""
+        """Close everything; answers in progress are finished."""
         self._restoring.cancel()
         self._importing.cancel()
         self._parts.over.set()
@@ -481,7 +481,7 @@ class Supervisor(Receiver):
                 # again.
                 self._store.delete_file()
             self._runtime_files.withdraw()
-            # The answer that says so has to get out first.
+            # The answer that reports this must be sent first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
         return self._keeper_pid
 
@@ -559,7 +559,7 @@ class Supervisor(Receiver):
         self._begin_to_stop()
 
     async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Let the keeper execute another version of itself, which starts a supervisor of its own."""
+        """Have the keeper execute another version of itself, which starts its own supervisor."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
         # It would fork this build's gateways, and an earlier version would not know it.
@@ -592,7 +592,7 @@ class Supervisor(Receiver):
         self._replace_keeper()
 
     def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Give everything to another keeper and exit; `hung_at` is where this process hangs."""
+        """Give everything to a new keeper and exit; `hung_at` is where this process hangs."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
@@ -673,7 +673,7 @@ async def adopt(
 
 
 async def take_in_late(core: Core) -> bool:
-    """Look again for workers that could not be found at once: they were importing their application, or were busy.
+    """Look again for orphans that could not be found at first, because they were importing or busy.
 
     Returns True when the keeper holds some that a successor of this supervisor should adopt. One whose server serves
     again without it is stopped.
@@ -731,7 +731,7 @@ def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
 
 
 class RuntimeFiles:
-    """Written into the pool's runtime directory, until they are withdrawn."""
+    """Keeps the pool's files in its runtime directory until `withdraw`."""
 
     def __init__(self, directory: str, files: Sequence[str]) -> None:
         self._directory = directory
@@ -744,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Make the pool known by this name, and no longer by its previous name; a failure is logged."""
+        """Publish the pool under this name instead of its previous one; a failure is logged."""
         if self.withdrawn:
             return
         before = self._complete
@@ -772,12 +772,12 @@ class RuntimeFiles:
         self._link_name()
 
     def rename(self, name: str) -> None:
-        """Make the pool known by another name."""
+        """Publish the pool under another name."""
         if self._name and name != self._name:
             self.publish(name)
 
     async def restored(self) -> AsyncIterator[socket.socket | None]:
-        """Watch the files until they are withdrawn; yields each time that they had vanished and are back.
+        """Restore files that vanish; yields each time that this was necessary, until `withdraw`.
 
         The value is another control socket to listen on, None if the old socket is still there.
         """
@@ -809,7 +809,7 @@ class RuntimeFiles:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     async def _removal(self) -> None:
-        """Return when files may have vanished; at once where that is not reported, or where some are missing."""
+        """Wait until files may have vanished; returns at once if some are missing or nothing would report it."""
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
             watch.add(self._directory, REMOVALS)
@@ -835,7 +835,7 @@ class RuntimeFiles:
             os.close(lock)
 
     def withdraw(self) -> None:
-        """Remove the files; only once, because later files may belong to another supervisor."""
+        """Remove the files. Has no effect the second time, because the files may then be another supervisor's."""
         if self.withdrawn:
             return
         self.withdrawn = True

@@ -20,7 +20,7 @@ _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
 class Service:
-    """Notifies systemd from its construction on, on the running event loop.
+    """Notifies systemd of the pool's state, from construction on, on the running event loop.
 
     It lives in the supervisor. When that is dead its successor, which the keeper starts at once, repeats everything;
     when it hangs the watchdog is not fed, unless the keeper replaces it in time.
@@ -40,7 +40,7 @@ class Service:
         self._soon()
 
     def around(self, handle: Handler) -> Handler:
-        """The same request handler, with systemd notified of reloads."""
+        """Wrap a request handler so that systemd is notified of reloads."""
 
         async def notified(request: Request, progress: Progress) -> object:
             dry_run = (request.body.get("options") or {}).get("dry_run")

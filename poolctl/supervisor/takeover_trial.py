@@ -1,4 +1,4 @@
-"""A takeover by another version of poolctl, tried on a small pool before the real one is touched.
+"""Tries a takeover by another version of poolctl on a small temporary pool, before the real pool is touched.
 
 The small pool has its own directory. Its servers have the interpreters, users and protocols of the real ones, and an
 application that answers every request: a failure here predicts a failure there.
@@ -104,7 +104,7 @@ def check(files: list[str]) -> str | None:
 
 
 def _import_everything() -> None:
-    """Import every module that runs in this interpreter. Raises the exceptions of the imports."""
+    """Import every module of poolctl that runs in this interpreter. Raises the exceptions of the imports."""
     for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
         name = module.name
         # Workers have interpreters of their own.
@@ -120,7 +120,7 @@ def _import_everything() -> None:
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let the version that `options` names take over a small pool of this version; an error to end with, or None.
+    """Let the version named by `options` take over a small pool of this version; returns the error, or None.
 
     The configuration in force is on stdin.
     """
@@ -175,7 +175,7 @@ class _SmallPool:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
 
     def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
-        """The supervisor's answer; raises TrialFailed also if the command fails."""
+        """Send a command to the small pool's supervisor; returns its answer. Raises TrialFailed if it fails."""
         answer = self.ask(kind, verb, options)
         if answer.errors:
             error = answer.errors[0]
@@ -209,7 +209,7 @@ class _SmallPool:
         return found
 
     def replace_helpers(self, before: set[int]) -> None:
-        """Kill the previous version's processes and empty their logs; a process that is just starting is left alone."""
+        """Kill helper processes of the previous version, except starting ones, and empty their logs."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -230,7 +230,7 @@ class _SmallPool:
 
 @contextlib.contextmanager
 def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
-    """Launch the small pool; at the end none of its processes is left. Raises TrialFailed."""
+    """Context manager: run the small pool; none of its processes is left at the end. Raises TrialFailed."""
     # If its keeper dies, its processes become our children.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
@@ -312,7 +312,7 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
-    """The tables of servers, one for each combination of the settings that matter, by the first name with it."""
+    """One server table for each combination of interpreter, user and protocol in use, by the first server's name."""
     found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:

@@ -1,4 +1,4 @@
-"""Kubernetes: `export` compiles a pool into objects (`_objects`), as far as its keys have an equal (`_keys`)."""
+"""Kubernetes: runs a pool on a cluster (`platform`), or exports it as objects (`export`)."""
 
 from poolctl.feature import Feature
 

@@ -1,6 +1,6 @@
-"""The cluster's API as poolctl uses it: objects are plain tables, and every failure is a ControlError.
+"""A client of the cluster's API: objects are plain dictionaries, and every failure is a ControlError.
 
-lightkube is imported here and nowhere else. Each request ends within `_REQUEST_SECONDS`, whatever the other side does.
+lightkube is imported here and nowhere else. Each request ends within `_REQUEST_SECONDS`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, U
 from poolctl.json_form import Table
 
 MANAGER = "poolctl"
-# The kinds in the order in which they are removed: first what would make new pods.
+# The kinds in the order in which they are removed: first those that create pods.
 KINDS = {
     "HorizontalPodAutoscaler": ("autoscaling", "v2", "horizontalpodautoscalers"),
     "Deployment": ("apps", "v1", "deployments"),
@@ -85,13 +85,13 @@ class Cluster:
         return f"<Cluster {self.context}, namespace {self.namespace}>"
 
     async def list(self, kind: str, labels: Mapping[str, str]) -> tuple[list[Table], str]:
-        """The objects of this kind with these labels, and the version from which `watch` goes on."""
+        """The objects of this kind with these labels, and the resource version at which `watch` continues."""
         async with self._request(f"list {KINDS[kind][2]}"):
             found = self._client.list(_resource(kind), labels=dict(labels))
             return [_plain(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
-        """The object of this name, or None."""
+        """The object with this name, or None."""
         try:
             async with self._request(f"get {kind} {name}"):
                 return _plain(await self._client.get(_resource(kind), name))
@@ -101,7 +101,8 @@ class Cluster:
     async def apply(self, wanted: Table, *, force: bool = False, dry_run: bool = False) -> Table:
         """Create the object or change its fields to these (server-side apply).
 
-        Fields that another manager has set differently are a conflict (exit 8) unless `force` takes them over.
+        Fields that another manager has set differently are a conflict (exit 8) unless `force` takes them
+        over.
         """
         kind, name = wanted["kind"], wanted["metadata"]["name"]
         async with self._request(f"apply {kind} {name}"):
@@ -112,12 +113,12 @@ class Cluster:
         return _plain(done)
 
     async def change(self, kind: str, name: str, changes: Table) -> Table:
-        """Merge these changes into the object; None removes a member."""
+        """Merge these changes into the object (JSON merge patch); None removes a field."""
         async with self._request(f"patch {kind} {name}"):
             return _plain(await self._client.patch(_resource(kind), name, changes, patch_type=_merge_patch()))
 
     async def delete(self, kind: str, name: str) -> None:
-        """Delete the object and what belongs to it; an absent one is no error."""
+        """Delete the object and its dependents; a missing object is not an error."""
         from lightkube.types import CascadeType
 
         try:
@@ -129,7 +130,7 @@ class Cluster:
     async def watch(
         self, kind: str, labels: Mapping[str, str], version: str
     ) -> AsyncIterator[tuple[str, Table]]:
-        """Changes of these objects from this version on: ADDED, MODIFIED or DELETED, and the object.
+        """Yield ADDED, MODIFIED or DELETED, and the object, for each change after this resource version.
 
         Ends when the API server ends it. Raises ControlError.
         """
@@ -145,7 +146,7 @@ class Cluster:
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
     ) -> AsyncIterator[str]:
-        """The output of a pod's server, a line each with the time at its beginning."""
+        """The log lines of a pod's server; each begins with its time."""
         with self._translated(f"read the log of pod {pod}"):
             found = self._client.log(
                 pod, container="server", follow=follow, tail_lines=lines, since=since_seconds, timestamps=True
@@ -211,7 +212,7 @@ class Cluster:
 
 
 def _resource(kind: str) -> Any:
-    """The class by which lightkube finds this kind's address; its objects are tables."""
+    """The lightkube resource class of this kind, whose objects are plain dictionaries."""
     from lightkube.generic_resource import GenericNamespacedResource, create_api_info
 
     group, version, plural = KINDS[kind]
@@ -221,7 +222,7 @@ def _resource(kind: str) -> Any:
 
 
 def _plain(found: Any) -> Table:
-    """The object as a table. Raises ValueError, LookupError or TypeError for one without a name."""
+    """The object as a plain dictionary. Raises ValueError, LookupError or TypeError if it has no name."""
     if not isinstance(found, dict) or not isinstance(found["metadata"]["name"], str):
         raise ValueError("no object")
     return dict(found)

@@ -1,4 +1,4 @@
-"""Compiles a pool into objects of Kubernetes: each server's, in the order of application, or what forbids it."""
+"""Compiles each server of a pool into Kubernetes objects, or reports the keys that make this impossible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .table import Kubernetes
 
 
 class CompiledPool(NamedTuple):
-    """The objects of each server by its name, each server after those that it depends on, and what is left out."""
+    """Each server's objects by server name, dependencies first, and the keys that were left out."""
 
     pool: KubernetesPool
     servers: dict[str, ServerConfig]  # at the addresses that they have on the cluster
@@ -30,7 +30,7 @@ class CompiledPool(NamedTuple):
 
 
 def settings_of(config: Configuration) -> Kubernetes:
-    """The table [kubernetes]. Failure (5) without it."""
+    """The table [kubernetes]. Raises Failure (5) if the files have none."""
     settings = config.tables.get(Kubernetes)
     if settings is None:
         hint = 'add [kubernetes] with image = "registry.example.com/shop:1.4"'
@@ -39,12 +39,12 @@ def settings_of(config: Configuration) -> Kubernetes:
 
 
 def pool_name(config: Configuration, files: Sequence[str]) -> str:
-    """The pool's name, which all of its objects have as a label."""
+    """The pool's name, which is a label of all its objects."""
     return config.settings.name or default_name(files[0])
 
 
 def compiled(config: Configuration, files: Sequence[str]) -> CompiledPool:
-    """The pool as objects. Failure (5) with every key that a cluster has no equal for; ServerError for `env_file`."""
+    """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
     settings = settings_of(config)
     handlers = next((each.handlers for each in config if each.handlers), "")
     pool = KubernetesPool(pool_name(config, files), settings, handlers)
@@ -81,7 +81,7 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 
 
 def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers, each after those that it depends on."""
+    """The servers, dependencies first."""
     servers = {each.name: each for each in config}
     needed = {name: [each.name for each in server.depends_on] for name, server in servers.items()}
     return [servers[name] for name in TopologicalSorter(needed).static_order() if name in servers]
@@ -101,7 +101,7 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
 
 
 def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) -> Iterator[Finding]:
-    """The keys of the server whose values would be secrets in its ConfigMap."""
+    """The keys of the server whose values are secrets and would end up in its ConfigMap."""
     (table,) = pod_configuration(server, pool)["server"]
     for key, value in table.items():
         if masked({key: value}, hidden=hidden) != masked({key: value}) or masked({key: value}) != {

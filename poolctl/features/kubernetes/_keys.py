@@ -1,4 +1,4 @@
-"""Which keys of a server have an equal in Kubernetes: each is in exactly one of three lists."""
+"""Which keys of a server are supported, ignored or refused on Kubernetes: one list for each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAPPED = frozenset((
     "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout", "drain_timeout",
     "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
-# Left out: the server runs without it.
+# Ignored with a warning: the server runs without it.
 LEFT_OUT: Mapping[str, str] = {
     "python": "the image's interpreter is used",
     "preload": "each pod imports the application itself",
@@ -38,7 +38,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
         "leave it out, and set STOPSIGNAL in the image",
     ),
 }
-_LONGEST_NAME = 63  # RFC 1035, which the name of a Service has to be
+_LONGEST_NAME = 63  # the name of a Service is a label of RFC 1035
 _variable = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -49,7 +49,7 @@ def is_label(name: str) -> bool:
 
 
 def left_out(server: ServerConfig) -> Iterator[Finding]:
-    """The given keys of the server without an equal, without which it runs."""
+    """The server's keys that are ignored on Kubernetes."""
     in_files = {key.partition(".")[0] for key in server.origin or ()}
     for key, reason in LEFT_OUT.items():
         if key in in_files and getattr(server, key):
@@ -57,7 +57,7 @@ def left_out(server: ServerConfig) -> Iterator[Finding]:
 
 
 def refused(server: ServerConfig) -> Iterator[Finding]:
-    """What the server needs and a pod does not have."""
+    """The problems of a server that needs something a pod does not have."""
     for key, (is_used, reason, fix) in REFUSED.items():
         if is_used(getattr(server, key)):
             yield Finding((key,), reason, fix)
@@ -75,7 +75,7 @@ def refused(server: ServerConfig) -> Iterator[Finding]:
         yield Finding(("bind",), "its port is chosen when it starts", 'give it a port: bind = ":8000"')
     if server.scale.min == 0:
         yield Finding(("scale", "min"), "nothing wakes a server on a cluster", "write min = 1")
-    triggers = getattr(server.scale, "triggers", None)  # of the feature for scaling, if it is there
+    triggers = getattr(server.scale, "triggers", None)  # from the scaling feature, if it is installed
     for name in () if triggers is None else sorted(triggers.targets.keys() - {"cpu"}):
         fix = "use triggers.cpu, or a fixed number of workers"
         yield Finding(("scale", "triggers", name), "the cluster measures processor time alone", fix)

@@ -1,8 +1,8 @@
-"""The objects of Kubernetes for one server of a pool: plain values, in the order in which they are applied.
+"""Builds the Kubernetes objects of one server as plain dictionaries, in the order in which they are applied.
 
-Deployment and Service have lasting names. ConfigMap, Secret and Job cannot be changed and have the digest of their
-content in their names, so that a change of a server is a rolling update of its Deployment alone, which `kubectl rollout
-undo` takes back.
+Deployment and Service keep their names. ConfigMap, Secret and Job are immutable and are named after the
+digest of their content, so that a change of a server is a rolling update of its Deployment alone, which
+`kubectl rollout undo` takes back.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _CARRIED = (
 
 
 class KubernetesPool(NamedTuple):
-    """The pool of a server: its name, its table, and the function that returns applications by `handler_key`."""
+    """The pool of a server: its name, its [kubernetes] table, and its handler function."""
 
     name: str
     settings: Kubernetes
     handlers: str = ""
 
 
-# What an init container runs: a Service accepts connections once a pod of it is ready.
+# Run by an init container: a Service accepts connections once one of its pods is ready.
 _WAIT = """\
 import socket, sys, time
 for place in sys.argv[1:]:
@@ -65,7 +65,7 @@ for place in sys.argv[1:]:
 
 
 def moved_to_pods(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
-    """The servers at the names of their Services, with references to each other replaced by these addresses."""
+    """The servers with the names of their Services as addresses, also in references between them."""
     return with_addresses(
         each.at(parse(f"{each.name}:{each.address.port}")) if each.listens else each for each in servers
     )
@@ -119,7 +119,7 @@ def objects_of(
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    # A program without a port may be a scheduler, which must not run twice.
+    # A program without a port may be a scheduler, of which two must not run at once.
     once = not server.overlap or (port is None and server.scale.max == 1)
     strategy = {"type": "Recreate"} if once else rolling
     spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
@@ -132,9 +132,9 @@ def objects_of(
 
 
 def with_revision(workload: Table, restarted_at: str = "") -> Table:
-    """The Deployment or Job with a label on its pods that says which template they were made from.
+    """The Deployment or Job with a label on its pods that identifies their template.
 
-    Another time of `restarted_at` makes another revision, and so replaces the pods.
+    A different `restarted_at` makes a different revision, which replaces the pods.
     """
     template: Table = workload["spec"]["template"]
     metadata: Table = {"labels": {k: v for k, v in template["metadata"]["labels"].items() if k != REVISION}}
@@ -153,7 +153,7 @@ def digest_of(content: Mapping[str, object]) -> str:
 
 
 def pod_configuration(server: ServerConfig, pool: KubernetesPool) -> Table:
-    """The file of a pool with this server alone, as it is in the image."""
+    """A configuration file with this server alone, for use inside the image."""
     values = server.to_dict()
     table = {key: values[key] for key in _CARRIED if key in server.given and key in values}
     table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
@@ -223,7 +223,7 @@ def _pod(
 
 
 def _waiting(places: list[str], image: str) -> Table:
-    """The init container that waits for the servers at these places."""
+    """The init container that waits until these addresses accept connections."""
     return {
         "name": "wait",
         "image": image,
@@ -233,7 +233,7 @@ def _waiting(places: list[str], image: str) -> Table:
 
 
 def _execution(server: ServerConfig, delay_seconds: float, port: int | None) -> Table:
-    """The container's command, with its ports, its probes, and what delays its end."""
+    """The container's command, ports, probes, and shutdown delay."""
     file = posixpath.join(CONFIG_DIRECTORY, CONFIG_FILE)
     command = ["poolctl", "-c", file, "serve", server.name]
     ports = [] if port is None else [{"name": "http", "containerPort": port, "protocol": "TCP"}]
@@ -252,7 +252,7 @@ def _execution(server: ServerConfig, delay_seconds: float, port: int | None) -> 
 
 
 def _probes_of_app(server: ServerConfig) -> Table:
-    """Probes by `poolctl serve`, which asks the application as the server's own probes say."""
+    """Probes of `poolctl serve`'s health address, which runs the server's own probes on the application."""
 
     def get(path: str) -> Table:
         return {"httpGet": {"path": path, "port": "health"}}
@@ -266,7 +266,7 @@ def _probes_of_app(server: ServerConfig) -> Table:
 
 
 def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
-    """Probes of the command itself. Without probes of its own the port has to accept connections."""
+    """Probes of the command; by default its port must accept connections."""
     health = server.health
     connect: Table = {} if port is None else {"tcpSocket": {"port": "http"}}
     ready = _asked(health.readiness) or connect
@@ -314,7 +314,7 @@ def _repeated(probe: Probe | None) -> Table:
 
 
 def _timeout_seconds(probe: Probe | None) -> int:
-    """Longer than the probe's own limit, so that its answer says what went wrong."""
+    """Longer than the probe's own time limit, so that the answer can report the reason."""
     return math.ceil(2.0 if probe is None else probe.timeout) + 1
 
 
@@ -326,7 +326,7 @@ def _resources(server: ServerConfig, settings: Kubernetes) -> Table:
 
 
 def _quantity(size: int) -> str:
-    """The number of bytes as the API server writes it: in another form, each `kubectl apply` would be a change."""
+    """The byte count in the API server's notation, so that `kubectl apply` sees no difference."""
     suffixes = iter(("", "k", "M", "G", "T"))
     suffix = next(suffixes)
     while size and size % 1000 == 0 and (larger := next(suffixes, None)):

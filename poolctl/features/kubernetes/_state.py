@@ -1,4 +1,4 @@
-"""What the cluster's objects say about the servers of a pool. Pure: from tables of the API to states and verdicts."""
+"""Derives the states of a pool's servers from the cluster's objects. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from poolctl.states import State, Status
 
 _LABEL = "poolctl.dev"
 POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revision"
-# Annotations of a Deployment: the digest of the server's objects as applied last, the number of workers that they asked
-# for, and that `stop` has stopped it.
+# Annotations of a Deployment: the digest and the number of workers that were applied last, and whether
+# `stop` has stopped it.
 APPLIED, WORKERS, STOPPED = f"{_LABEL}/applied", f"{_LABEL}/workers", f"{_LABEL}/stopped"
 RESTARTED = f"{_LABEL}/restarted-at"  # annotation of its pods
 
@@ -28,7 +28,7 @@ _NO_IMAGE = "kubectl describe pod shows what the registry said; the image is a s
 
 
 class Failure(NamedTuple):
-    """Why a server does not become ready, and the fix; `may_pass` if the cluster may soon say otherwise."""
+    """Why a server does not become ready, and the fix; `may_pass` if it may be temporary."""
 
     message: str
     hint: str = ""
@@ -37,7 +37,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodDetails:
-    """One worker on the cluster: a pod."""
+    """A pod, shown as a worker."""
 
     id: str
     node: str
@@ -72,15 +72,15 @@ class Pod:
         self._init = _tables(status.get("initContainerStatuses"))
         self._conditions = {str(each.get("type")): each for each in _tables(status.get("conditions"))}
         says_ready = self._conditions.get("Ready", {}).get("status") == "True"
-        # The node controller takes the condition from the pods of a lost node, whose kubelet cannot set it again: this
-        # shows without leave to read nodes.
+        # The node controller takes the condition from the pods of a lost node, whose kubelet cannot set it
+        # again: this shows without leave to read nodes.
         self.is_lost = bool(self._container.get("ready")) and not says_ready and self.phase == "Running"
         self.is_ready = says_ready and not self.is_leaving
         self.restarts = _number(self._container.get("restartCount"))
         self.ready_since = _seconds(self._conditions.get("Ready", {}).get("lastTransitionTime"))
 
     def details(self) -> PodDetails:
-        """The pod as `list -o json` and `show` print it."""
+        """The pod for `list -o json` and `show`."""
         phase = "unknown" if self.is_lost else "stopping" if self.is_leaving else self.phase.lower()
         return PodDetails(
             id=self.name,
@@ -93,17 +93,17 @@ class Pod:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its server has run, so that there is output."""
+        """Whether its container has started, so that there is output."""
         state = _member(self._container, "state")
         return "running" in state or bool(self.last_exit())
 
     @property
     def keeps_failing(self) -> bool:
-        """Whether the kubelet waits before it starts the server again."""
+        """Whether the pod is in restart backoff (CrashLoopBackOff)."""
         return _waiting(self._container).get("reason") == "CrashLoopBackOff"
 
     def last_exit(self) -> Table:
-        """How the server's last process ended: exitCode, reason, message; empty if none has."""
+        """How the container last terminated: exitCode, reason, message; empty if it never has."""
         ended = _member(_member(self._container, "state"), "terminated")
         return ended or _member(_member(self._container, "lastState"), "terminated")
 
@@ -148,23 +148,23 @@ class Workload:
 
     @property
     def workers(self) -> int:
-        """The number of workers that the cluster is asked for."""
+        """The desired number of workers (replicas)."""
         if self.found is None or self.config.job:
             return self.config.workers
         return _number(self._spec.get("replicas", 1))
 
     def runs(self, name: str) -> bool:
-        """Whether its Deployment or Job has this name."""
+        """Whether the server's Deployment or Job has this name."""
         return self.found is not None and _member(self.found, "metadata").get("name") == name
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing is asked of the cluster for this server."""
+        """Whether no pod is wanted for this server."""
         return self.found is None or (not self.config.job and self.workers == 0)
 
     @property
     def live_workers(self) -> int | None:
-        """The number of workers if another command or controller has changed it since it was applied."""
+        """The number of workers if it was changed since the last apply, by a command or a controller; else None."""
         applied = self.annotations.get(WORKERS)
         if (
             self.found is None
@@ -177,7 +177,7 @@ class Workload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every worker that is asked for is available, and no worker of an earlier revision is left."""
+        """Whether every wanted worker is available, and no worker of an earlier revision is left."""
         if self.config.job:
             return _number(self._status.get("succeeded")) > 0
         if not self._is_seen:
@@ -192,7 +192,7 @@ class Workload:
         return updated >= self.workers and available - lost >= self.workers and counted <= updated
 
     def failure(self) -> Failure | None:
-        """Why the newest revision does not become ready; None while it may."""
+        """Why the newest revision cannot become ready; None while it still may."""
         for condition in _tables(self._status.get("conditions")):
             kind, holds = condition.get("type"), condition.get("status") == "True"
             if kind in ("ReplicaFailure", "Failed") and holds and (self._is_seen or self.config.job):
@@ -208,7 +208,7 @@ class Workload:
         return next((found for each in self.current if (found := each.problem())), None)
 
     def item(self, now: float) -> ClusterItem:
-        """The server as every command prints it; without pids, which mean nothing on another machine."""
+        """The server for output; without pids, which mean nothing on another machine."""
         ready = [each for each in self.pods if each.is_ready]
         since = [each.ready_since for each in ready if each.ready_since is not None]
         done = self.config.job and self.is_complete
@@ -258,7 +258,7 @@ def workloads(
     jobs: Iterable[Table],
     pods: Iterable[Table],
 ) -> dict[str, Workload]:
-    """The servers by name with their objects on the cluster, in the given order."""
+    """The servers with their objects on the cluster, by name, in the given order."""
     found: dict[str, Table] = {server_of(each): each for each in deployments}
     runs: dict[str, list[Table]] = {}
     for each in jobs:
@@ -281,7 +281,7 @@ def server_of(found: Mapping[str, object]) -> str:
 
 
 def without_workers(items: Iterable[ClusterItem]) -> tuple[Item, ...]:
-    """The items without the list of their workers."""
+    """The items without their lists of workers."""
     return tuple(replace(each, worker_list=()) for each in items)
 
 
@@ -298,7 +298,7 @@ def _waiting(container: Mapping[str, object]) -> Table:
 
 
 def _member(table: Mapping[str, object], name: str) -> Table:
-    """The table of this name; an empty one for whatever else is there."""
+    """The member of this name if it is a dictionary, else an empty dictionary."""
     found = table.get(name)
     return found if isinstance(found, dict) else {}
 
@@ -316,7 +316,7 @@ def _one_line(text: object) -> str:
 
 
 def _seconds(text: object) -> float | None:
-    """Seconds since the epoch of a time of the API (RFC 3339)."""
+    """An API timestamp (RFC 3339) in seconds since the epoch."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:

@@ -1,4 +1,4 @@
-"""`poolctl export kubernetes`: files with which a cluster runs the pool."""
+"""`poolctl export kubernetes`: writes manifests with which a cluster runs the pool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MADE_BY = "Made by `poolctl export kubernetes`."
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and repeats values rather than to refer to them."""
+    """Writes multi-line strings as blocks, and never uses YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """See yaml.SafeDumper."""
@@ -34,7 +34,7 @@ _Dumper.add_representer(str, _block)
 
 
 def files(request: CommandRequest) -> Files:
-    """A file for each server, in the order in which they are applied, and a warning for each key that is left out."""
+    """One file per server, in the order to apply them, and a warning for each ignored key."""
     without_options_of_systemd(request)
     ref = find_pool(request)
     found = compiled(load(ref), ref.files)

@@ -1,7 +1,7 @@
-"""The verbs of a pool on Kubernetes: what a supervisor does here, the cluster does there, and is asked for it.
+"""Runs a pool's commands against a Kubernetes cluster, which takes the place of the supervisor.
 
-Nothing of poolctl runs on while no command runs. A command compiles the files into objects, applies those of its
-servers, and watches the cluster until each has reached its goal or says why it cannot.
+No poolctl process stays running between commands. A command compiles the files into objects, applies those of
+its servers, and watches the cluster until each server has reached its goal or has failed with a reason.
 """
 
 from __future__ import annotations
@@ -70,13 +70,16 @@ Answer = TypeVar("Answer")
 Progress = Callable[[Table], None]
 
 _WATCHED = ("Deployment", "Job", "Pod")
-# The objects are listed again after a time without any change: a cluster that no longer answers is noticed then.
+# The objects are listed again after this time without a change, so that an unresponsive cluster is noticed.
 _LISTED_AGAIN_SECONDS = 5.0
-# How often what depends on time is looked at: a pod without a place, a server that takes too long.
+# How often time limits are checked: of an unschedulable pod, of a slow server.
 _TICK_SECONDS = 0.5
-_STARTED = "kubernetes.json"  # in the state directory: where the pool was started last
+_STARTED = (
+    "kubernetes.json"  # in the state directory: the cluster and namespace where the pool was last started
+)
 _AT_ONCE = 16  # requests
-# A pod without a place and a refused pod are failures after this time: a node may be about to join, a quota be raised.
+# A pod without a place and a refused pod are failures after this time: a node may be about to join, a quota
+# be raised.
 _PASSING_SECONDS = 5.0
 _COMMANDS = frozenset((
     "filter", "list", "logs", "reload", "restart", "scale", "show", "start", "status", "stop", "wait", "walk",
@@ -92,7 +95,7 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus(Result):
-    """The answer of `status` on a cluster; its summary names context and namespace."""
+    """The answer of `status` on a cluster; its summary has the context and namespace."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("summary",)
 
@@ -102,7 +105,7 @@ class ClusterStatus(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterResult(Result):
-    """The answer of other verbs."""
+    """The answer of every other verb."""
 
     items: tuple[ClusterItem, ...] = ()
 
@@ -117,7 +120,7 @@ class Call(NamedTuple):
 
 
 class KubernetesClient:
-    """A client for the pool of these files on a cluster; its calls are those of `control.client.Client`."""
+    """Runs the commands of a pool on a cluster; has the interface of `control.client.Client`."""
 
     def __init__(self, files: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
         self.files = list(files)
@@ -143,7 +146,7 @@ class KubernetesClient:
         try:
             call = Call(Selector.from_dict(selector), options, on_progress or (lambda line: None), timeout)
             call.selector.matched = (
-                None  # its expressions are compiled here: this is the caller's own process
+                None  # regular expressions may be compiled here: this is the caller's own process
             )
             return to_json(asyncio.run(self._answer(verb, call)))
         except SelectorError as wrong:
@@ -152,7 +155,7 @@ class KubernetesClient:
             )
 
     def refuse_unknown(self, command: str) -> None:
-        """Raise ControlError (2) for a command that a cluster has no equal for."""
+        """Raise ControlError (2) for a command that is not supported on a cluster."""
         if command not in _COMMANDS:
             raise not_on_a_cluster(command)
 
@@ -199,7 +202,7 @@ class KubernetesClient:
             return result
 
     def _remember(self, cluster: Cluster) -> None:
-        """Note on which cluster the pool was started from here."""
+        """Record the cluster on which the pool was started from this machine."""
         directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
         with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:
             json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
@@ -223,7 +226,7 @@ class KubernetesClient:
 
 
 def not_on_a_cluster(verb: str) -> ControlError:
-    """The error for a command that a pool on Kubernetes does not have."""
+    """The error for a command that is not supported on a cluster."""
     hint = _HINTS.get(verb, "docs/kubernetes.md lists what works on a cluster, and what has no equal there")
     return ControlError(
         f"{verb} is for a pool on this machine: this one runs on Kubernetes", exit_code=USAGE, hint=hint
@@ -239,7 +242,7 @@ class _Unmatched(Exception):
 
 
 class _ClusterPool:
-    """A pool and what the cluster says about it; kept up to date while `watching`."""
+    """A pool and its objects on the cluster, which are kept up to date while `watching`."""
 
     def __init__(self, cluster: Cluster, config: Configuration, files: Sequence[str]) -> None:
         self._cluster = cluster
@@ -253,10 +256,10 @@ class _ClusterPool:
         self._compiled: CompiledPool | None = None
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    # What is there
+    # Observed objects
 
     async def look(self) -> dict[str, Workload]:
-        """The servers as the cluster has them now: three requests, however many servers."""
+        """List the cluster's objects, with three requests for any number of servers; returns the servers."""
         lists = await asyncio.gather(*(self._cluster.list(kind, self._labels) for kind in _WATCHED))
         for kind, (found, version) in zip(_WATCHED, lists, strict=True):
             self._objects[kind] = {each["metadata"]["name"]: each for each in found}
@@ -270,7 +273,7 @@ class _ClusterPool:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Follow the cluster's objects meanwhile; what makes that impossible is raised in the block."""
+        """Context manager: keep the objects up to date; a failure to do so is raised in the block."""
         try:
             async with asyncio.TaskGroup() as group:
                 watches = [group.create_task(self._watch(kind)) for kind in _WATCHED]
@@ -292,7 +295,7 @@ class _ClusterPool:
                 else:
                     self._objects[kind][name] = found
                 self._changed.set()
-            # The server ends a watch after some minutes, and may have forgotten the version.
+            # The API server ends a watch after some minutes, and may no longer have the resource version.
             await self.look()
 
     async def _list_again(self) -> None:
@@ -301,7 +304,7 @@ class _ClusterPool:
             await self.look()
 
     async def until(self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]) -> list[str]:
-        """Wait until it is over for each server; the names of those for which it was not in time."""
+        """Wait until each server is done; returns the names of the servers that were not done in time."""
         names = list(names)
         seen: dict[str, tuple[str, bool, bool]] = {}
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
@@ -324,7 +327,7 @@ class _ClusterPool:
                     await self._changed.wait()
 
     def _selected(self, call: Call, found: Mapping[str, Workload]) -> list[str]:
-        """The names of the servers that the request means. Raises _Unmatched."""
+        """The names of the selected servers. Raises _Unmatched."""
         items = self._items(found)
         chosen, unmatched = select(items, call.selector)
         if unmatched is not None:
@@ -338,7 +341,7 @@ class _ClusterPool:
         now = time.time()
         return tuple(found[name].item(now) for name in (found if names is None else names))
 
-    # Verbs that only look
+    # Verbs that change nothing
 
     async def listing(self, call: Call) -> Result:
         """The selected servers."""
@@ -377,7 +380,7 @@ class _ClusterPool:
         return not (workload.config.disabled or STOPPED in workload.annotations)
 
     async def show(self, call: Call) -> Result:
-        """The selected servers with their pods, and the end of what a failed process has printed."""
+        """The selected servers with their pods, and the last output of failed ones."""
         found = await self.look()
         names = self._selected(call, found)
         return ShowResult(items=tuple(self._details(found[name]) for name in names))
@@ -421,7 +424,7 @@ class _ClusterPool:
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
     async def logs(self, call: Call) -> Result:
-        """Send the last `lines` of the output of each worker, and with `follow` what comes, of new workers too."""
+        """Send each worker's last `lines` lines, and with `follow` new lines, of new workers too."""
         found = await self.look()
         names = set(self._selected(call, found))
         follow, since = bool(call.options.get("follow")), str(call.options.get("since") or "")
@@ -493,7 +496,7 @@ class _ClusterPool:
         *,
         restart: frozenset[str] | set[str] = frozenset(),
     ) -> Result:
-        """Apply the chosen servers and what they need, each after those, and wait until all are complete."""
+        """Apply the chosen servers, dependencies first, and wait until all are complete."""
         names = self._with_needed(chosen, found, call)
         runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
@@ -515,7 +518,7 @@ class _ClusterPool:
         return result
 
     def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
-        """The chosen servers and, unless told otherwise, all that they depend on, in that order."""
+        """The chosen servers and their dependencies (unless excluded by an option), dependencies first."""
         needed = {each.name: [on.name for on in each.depends_on] for each in self.compiled.servers.values()}
         names, open_names = set(chosen), list(chosen)
         while open_names and call.options.get("deps", True):
@@ -526,7 +529,7 @@ class _ClusterPool:
         return [name for name in TopologicalSorter(needed).static_order() if name in names]
 
     async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
-        """Raise ControlError (8) for an object of another owner that has the name of one of these servers'."""
+        """Raise ControlError (8) if an object of another owner has the name of an object of these servers."""
         for name in names:
             if found[name].found is not None:
                 continue
@@ -546,7 +549,7 @@ class _ClusterPool:
                     raise ControlError(message, exit_code=CONFLICT, hint=hint)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
-        """Apply a server's objects; the generation of its Deployment from then on."""
+        """Apply a server's objects; returns the new generation of its Deployment."""
         workload = self.workloads()[name]
         generation = 0
         for each in self.compiled.objects[name]:
@@ -566,7 +569,7 @@ class _ClusterPool:
         return generation
 
     async def _apply(self, wanted: Table, *, force: bool) -> Table:
-        """Apply an object; fields that `scale` or `stop` of this pool has set are its own."""
+        """Apply an object, and take over fields that this pool's `scale` or `stop` has set."""
         try:
             return await self._cluster.apply(wanted, force=force)
         except ControlError as error:
@@ -575,7 +578,7 @@ class _ClusterPool:
             return await self._cluster.apply(wanted, force=True)
 
     def _deployment(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
-        """The Deployment to apply: with the live number of workers, and the time of the last restart."""
+        """The Deployment to apply, with the current number of workers and the time of the last restart."""
         spec: Table = dict(wanted["spec"])
         if "replicas" in spec and is_stopped:
             spec["replicas"] = 0
@@ -592,7 +595,7 @@ class _ClusterPool:
         return with_revision({**wanted, "metadata": metadata, "spec": spec}, again)
 
     async def stop(self, call: Call) -> Result:
-        """Stop the selected servers, and first those that depend on them."""
+        """Stop the selected servers, their dependents first."""
         found = await self.look()
         chosen = self._selected(call, found)
         needed_by: dict[str, list[str]] = {}
@@ -636,7 +639,7 @@ class _ClusterPool:
                 await self._cluster.change("Deployment", name, annotations)
 
     async def scale(self, call: Call) -> Result:
-        """Set the number of workers until the next change of it in the file."""
+        """Set the number of workers, until the file's number changes."""
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(f"workers is {workers!r}, not a number of them", hint="a whole number from 1")
@@ -666,7 +669,7 @@ class _ClusterPool:
         return self._result(chosen, PoolStartError, late=bringing.late, errors=[*refused, *bringing.errors])
 
     async def reload(self, call: Call) -> Result:
-        """Apply what differs between the files and the cluster, and remove what the files no longer have."""
+        """Make the cluster match the files: apply changed servers, remove those no longer there."""
         found = await self.look()
         changes, gone = self._changes(found)
         if call.options.get("dry_run"):
@@ -691,7 +694,7 @@ class _ClusterPool:
         )
 
     def _changes(self, found: Mapping[str, Workload]) -> tuple[list[PlannedChange], list[str]]:
-        """What a reload would do, and the names of the servers that it removes."""
+        """The changes that a reload would make, and the names of the servers that it would remove."""
         deployed = dict.fromkeys(
             server_of(each) for kind in ("Deployment", "Job") for each in self._objects[kind].values()
         )
@@ -727,7 +730,7 @@ class _ClusterPool:
                         await self._cluster.delete(kind, each["metadata"]["name"])
 
     async def _forget_unused(self) -> None:
-        """Delete the ConfigMaps and Secrets of revisions that nothing can return to."""
+        """Delete the ConfigMaps and Secrets of revisions that can no longer be rolled back to."""
         used: set[str] = set()
         for kind in ("Deployment", "Job", "ReplicaSet"):
             for each in (await self._cluster.list(kind, self._labels))[0]:
@@ -765,7 +768,7 @@ class _ClusterPool:
 
 
 class _BringUp:
-    """Servers that a command brings up: each is applied once those that it depends on are there."""
+    """Brings up servers: each is applied once its dependencies are ready."""
 
     def __init__(self, pool: _ClusterPool, call: Call, kind: type[PoolError]) -> None:
         self._pool = pool
@@ -828,14 +831,14 @@ class _BringUp:
 
 
 class suppress_missing_kind(suppress):
-    """Passes over kinds that the cluster does not have, such as the autoscaler's version of a newer one."""
+    """Context manager: ignore a kind that the cluster lacks, such as a newer version of the autoscaler."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(*((NotFound,) if kind == "HorizontalPodAutoscaler" else ()))
 
 
 def _on_cluster(server: ServerConfig) -> ServerConfig:
-    """The server with the address at which others reach it on the cluster, under the key that the file gives it."""
+    """The server with its address on the cluster, but with the key from its file."""
     if not (server.listens and server.derived_expose):
         return server
     return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
@@ -846,7 +849,7 @@ def _is_gone(workload: Workload) -> bool:
 
 
 def _is_own_conflict(message: str) -> bool:
-    """Whether all fields in conflict were set by poolctl itself, in another way."""
+    """Whether all conflicting fields were set by poolctl's own field managers."""
     owners = [part.partition('"')[0] for part in message.split('conflict with "')[1:]]
     return bool(owners) and all(owner == "poolctl" for owner in owners)
 
@@ -866,7 +869,7 @@ def _change(kind: Kind, name: str, message: str) -> PlannedChange:
 
 
 def _line(pod: Pod, text: str) -> Table:
-    """A line of a pod's output, which begins with its time."""
+    """Parse a line of a pod's log, which begins with its time."""
     when, _, line = text.rstrip("\n").partition(" ")
     return {"name": pod.server, "time": stamp(seconds_of(f"{when[:26].rstrip('Z')}Z")), "line": line}
 

@@ -1,4 +1,4 @@
-"""[kubernetes]: how a pool runs on a cluster."""
+"""The keys of [kubernetes]: how a pool runs on a cluster."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Observers of a pool, which decide nothing: events, statistics, metrics, features."""
+"""Observers of a pool, which change nothing: events, held addresses, metrics."""

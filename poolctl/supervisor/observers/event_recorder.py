@@ -35,7 +35,7 @@ class _Seen:
 
 
 class EventRecorder:
-    """`look` is called for each entry that may have changed; an unchanged one costs two microseconds.
+    """Records an event for each change that `look` finds in an entry.
 
     `totals` receive each change of a server's state at once.
     """
@@ -47,7 +47,7 @@ class EventRecorder:
         self._seen: dict[str, _Seen] = {}
 
     def begin(self, adopted: int, about: About) -> None:
-        """Record changes from now on; what is there already was started, and recorded, by the previous supervisor."""
+        """Record changes from now on; the present state was recorded by the previous supervisor."""
         self._events.record(
             "pool",
             "supervisor started",
@@ -109,7 +109,7 @@ class EventRecorder:
     def _resized(self, entry: Entry, before: int) -> None:
         figures: Table = {"before": before, "after": entry.size}
         if figures.items() <= entry.desired.scaling.items():
-            figures = entry.desired.scaling  # its triggers have decided so
+            figures = entry.desired.scaling  # its triggers have changed the number
         self._record("scale", "workers", entry, **figures)
 
     def _changed(self, entry: Entry, seen: _Seen, state: str, step: str) -> None:
@@ -196,7 +196,7 @@ def _state_before(entry: Entry) -> str:
 
 
 def _mark(entry: Entry) -> object:
-    """Changes whenever the state, the workers or their number may have changed."""
+    """A value that differs whenever the state, the workers or their number may have changed."""
     return (
         entry.desired.state, entry.is_disabled, entry.out,
         entry.observed.called, entry.observed.needed, entry.listener.armed is None, entry.size, entry.observed.window,
@@ -222,7 +222,7 @@ class LostOutput:
         self._next: dict[str, float] = {}
 
     def report(self, name: str, count: int, path: str, reason: str) -> None:
-        """`count` bytes that the server printed were not written to `path`."""
+        """Report that `count` bytes of the server's output were not written to `path`."""
         entry = self._core.entries.get(name)
         if entry is None:
             return
@@ -240,7 +240,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """One warning for each server, which the next command clears; it counts everything lost until then."""
+        """Set the server's warning, with all output lost so far; the next command clears it."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

@@ -1,4 +1,4 @@
-"""An address of the pool that the supervisor serves by itself; the keeper holds its listener for a successor."""
+"""An HTTP address served by the supervisor itself; the keeper holds its listener for a successor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class HttpEndpoint(HttpHandler):
-    """Answers HTTP requests at an address; `what` names them in the log. `tls` may be changed at any time."""
+    """An HTTP server at one address; `what` names it in the log. `tls` may be changed at any time."""
 
     def __init__(self, limits: ServerLimits, what: str) -> None:
         self._server = HttpServer(self, limits, what=what)
@@ -60,7 +60,7 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 
 
 class HeldAddress(Generic[Endpoint]):
-    """Serves an address as ordered. One that another process has is tried again; `problem` is why it is not served.
+    """Serves an address, and retries one that is in use; `problem` is why it is not served.
 
     `entry` is its name in the keeper's store; `what` is served there, in messages: the name of its table.
     """
@@ -84,11 +84,11 @@ class HeldAddress(Generic[Endpoint]):
         self._tried = asyncio.Event()
 
     def make_server(self) -> Endpoint:
-        """Create the server that serves the address from now on."""
+        """Create the HTTP server for the address."""
         raise NotImplementedError
 
     async def configure(self, server: Endpoint) -> None:
-        """Apply the settings that were ordered last to the server. Raises ServerError or OSError."""
+        """Apply the newest settings to the server. Raises ServerError or OSError."""
         raise NotImplementedError
 
     async def use_certificate(
@@ -99,7 +99,7 @@ class HeldAddress(Generic[Endpoint]):
         *,
         required: bool = True,
     ) -> None:
-        """Have it use this certificate from now on, or none; `configure` is called again to look for renewed files.
+        """Use this certificate from now on, or none; `configure` is called again to look for renewed files.
 
         With `ca` clients present certificates: all of them if that is `required`. Raises ServerError.
         """
@@ -112,7 +112,7 @@ class HeldAddress(Generic[Endpoint]):
             self._certificate = mark
 
     async def attempted(self) -> None:
-        """Return when serving has been tried."""
+        """Wait until the address is served, or the first attempt has failed."""
         await self._tried.wait()
 
     def serve_at(self, bind: str | None, mode: str = "") -> None:
@@ -132,7 +132,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve as wanted until cancelled; tried again after a failure."""
+        """Serve as ordered until cancelled; retry after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()
@@ -224,7 +224,7 @@ def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: s
 
 
 def _marks_of_files(tls: TLSConfig) -> list[tuple[int, int]]:
-    """Marks of the certificate's files, which differ when a file has changed. Blocks on the disk."""
+    """Fingerprints of the certificate's files, to detect changes. Blocks on the disk."""
     found = []
     for path in filter(None, (tls.cert, tls.key, tls.ca)):
         try:

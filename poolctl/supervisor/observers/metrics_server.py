@@ -72,7 +72,7 @@ class PoolMetrics:
         self._identity = identity
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
-        """The pool, its servers and its features as they are now, or the selected servers."""
+        """The metrics of the pool, its servers and its features, or of the selected servers, as text."""
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals
         servers = [
@@ -115,7 +115,7 @@ class PoolMetrics:
 class HealthOfPool(NamedTuple):
     """The health of all routes, by alias, and of all servers, by name.
 
-    `serves` says whether each route, and each server that should run, does what it is there for.
+    `serves`: whether every route, and every server that should run, is serving.
     """
 
     routes: dict[str, RouteHealth]
@@ -124,7 +124,7 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """Kind and health of each route and server, by unique names: a route often has the name of its server."""
+        """Kind and health of each route and server, by names made unique: a route often has its server's name."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
@@ -136,7 +136,7 @@ class HealthOfPool(NamedTuple):
 
 
 class PoolHealth:
-    """Answers the verb, and clients over HTTP."""
+    """Answers the verb `health`, and health requests over HTTP."""
 
     def __init__(self, core: Core, route_healths: RouteHealths) -> None:
         self._core = core
@@ -152,7 +152,7 @@ class PoolHealth:
         )
 
     async def verb(self, call: Call) -> HealthResult:
-        """The health in the depth that is asked for; exit code 3 if something does not serve that should."""
+        """The verb `health`: health in the requested depth; exit code 3 if something that should serve does not."""
         depth = call.options.get("depth") or FULL
         if depth not in DEPTHS:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
@@ -197,7 +197,7 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
         self._path = ""
 
     def follow(self, tables: Tables) -> None:
-        """Serve as `[metrics]` says from now on, or nowhere."""
+        """Serve as `[metrics]` says; None stops serving."""
         table = tables.metrics
         self._path = "" if table is None else table.path
         self.serve_at(None if table is None else table.bind)
@@ -219,7 +219,7 @@ LIMITS = ServerLimits(
 _FRESH_SECONDS = 0.5  # every client gets the same text for this time
 
 
-# Where the health is, in which depth. 503 if something does not serve that should.
+# The paths of health, each with its depth. The status is 503 if something that should serve does not.
 HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 
 

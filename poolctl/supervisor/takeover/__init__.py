@@ -1,1 +1,1 @@
-"""From one supervisor to the next: the state that it leaves, how it is found, and what outlives the keeper."""
+"""Takeover: the state that a supervisor saves for its successor, and the replacement of the keeper."""

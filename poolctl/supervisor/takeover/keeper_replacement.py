@@ -1,7 +1,7 @@
-"""Watches the keeper, as the keeper watches its supervisor, and replaces one that has died.
+"""Watches the keeper, and replaces a keeper that has died.
 
-A silent one gets SIGCONT, then is killed: without a keeper no exit of a worker is reported, and nothing can be
-signalled. Its successor gets everything that it held.
+A silent keeper gets SIGCONT, then SIGKILL: without a keeper no worker's exit is reported, and no process can
+be signalled. Its successor gets everything that it held.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper now, because a client is waiting; `follow` gets its current and later problems."""
+        """Ping the keeper at once for a waiting client; `follow` gets its problem, now and on each change."""
         self._ask()
         if self.problem:
             follow(self.problem)
@@ -156,7 +156,7 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
 
 
 class KeeperEndWatch:
-    """Calls `replace` where this process hangs, if its keeper has ended and the loop has not noticed that for 10 s.
+    """Calls `replace` with the place where this process hangs, if the loop does not notice the keeper's end for 10 s.
 
     The keeper is its parent: the kernel sends SIGCONT when it ends, and every 2 s from then on. A process that is
     stopped continues. One that hangs handles the signal, unless it is in native code or in a call that no signal
@@ -199,7 +199,7 @@ class _Refused(Exception):
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Return when another keeper, and a supervisor that it starts, have everything; this process is not needed then.
+    """Hand everything to a new keeper and the supervisor that it starts; on return this process is not needed.
 
     Blocks on purpose: the state must not change while it is handed over. Retries without limit. With `terminate` the
     new keeper stops the pool.
@@ -222,7 +222,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
 
 @contextlib.contextmanager
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
-    """The link to a new keeper that has greeted, and the identity of its process."""
+    """Start a new keeper, and wait for its first message; returns the link and the process's identity."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
@@ -266,7 +266,7 @@ def _send(
 
 
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
-    """The keeper's message of that event. Raises OSError when it ends before, _Refused when there is another.
+    """Wait for this message of the keeper. Raises OSError if it exits first, _Refused if there is another keeper.
 
     A known keeper is awaited for as long as it lives; it may have been stopped, so it gets SIGCONT meanwhile.
     """

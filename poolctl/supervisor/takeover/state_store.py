@@ -1,12 +1,12 @@
-"""State that a supervisor saves in the keeper's store for its successor: configuration, desired state, totals, figures.
+"""Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
 
 The desired state is written into a file as well, for a pool whose keeper is killed at the same time.
 
-The configuration is JSON with a version. A table has the keys that were given, under their names in files, and the
-values that files cannot give: a version with other keys or other defaults understands it as if it had read the files.
-Supervisors of protocols 1 and 2 pickled it, its classes by their modules: for a successor of another version the keys
-that were given, each table with its class; for one of their own version, every value. A class is found by its name
-alone where its module has changed.
+The configuration is JSON with a version. A table has only the keys that were given, named as in files, and
+values that files cannot give. So a version with other keys or defaults can read it like a file. Supervisors
+of protocols 1 and 2 pickled it, its classes by their modules: for a successor of another version the keys
+that were given, each table with its class; for one of their own version, every value. A class is found by its
+name alone where its module has changed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SavedState:
 
 
 class EncodedTable:
-    """A JSON object whose members are encoded when they change, not each time that all of it is written."""
+    """A JSON object that caches the encoding of each member, so that only changed members are encoded."""
 
     def __init__(self) -> None:
         self._members: dict[str, bytes] = {}
@@ -81,7 +81,7 @@ class EncodedTable:
         self._members.pop(name, None)
 
     def content(self, names: Iterable[str] | None = None) -> bytes:
-        """The object as JSON; with `names` in their order, as far as it has them."""
+        """The object as JSON; with `names` only these members, in this order."""
         members = self._members.values() if names is None else filter(None, map(self._members.get, names))
         return b"{%s}" % b",".join(members)
 
@@ -134,7 +134,7 @@ class StateStore:
         return set(records)
 
     def note_changed(self, *entries: Entry) -> None:
-        """Have the next `save` look at these entries."""
+        """Mark these entries for the next `save`."""
         self._changed.update((entry.name, entry) for entry in entries)
 
     def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
@@ -170,7 +170,7 @@ class StateStore:
                 )
 
     def rewrite_file(self) -> None:
-        """Have the next `save` write the file even if nothing has changed: it may be gone."""
+        """Make the next `save` write the file even if nothing has changed, because it may have been deleted."""
         self._written, self._stale = b"", True
 
     def saved_state(self) -> SavedState:
@@ -201,7 +201,7 @@ class StateStore:
             os.close(fd)
 
     async def read(self, name: str) -> bytes | None:
-        """The content of this name; None without any."""
+        """The content stored under this name, or None."""
         _, fds = await self._keeper.call({"op": "get", "name": name})
         if not fds:
             return None
@@ -247,7 +247,7 @@ class SaveTimer:
 
 
 class NotUnderstood(Exception):
-    """The configuration has parts that this version does not have."""
+    """The stored configuration has parts that this version does not support."""
 
 
 @dataclass
@@ -272,7 +272,7 @@ class StoredConfiguration:
 
 
 def encoded(configuration: StoredConfiguration) -> bytes:
-    """The configuration for `decoded` of this version or a later one."""
+    """Encode the configuration, for `decoded` of this version or a later one."""
     defaults = configuration.surroundings.defaults
     marks = configuration.marks
     document = {
@@ -284,7 +284,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
         "missing": configuration.missing,
         "defaults": {
             "values": defaults,
-            # Texts that may stand for numbers and truth values, because they come from the environment.
+            # Strings from the environment, which may stand for numbers and booleans.
             "from_environment": list(_paths_from_environment(defaults)),
             "base_dir": configuration.surroundings.base_dir,
             "handlers": configuration.surroundings.handlers,
@@ -298,7 +298,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
 
 
 def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
-    """The configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
+    """Decode the configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
     try:
         # Pickled values are read like the JSON that their supervisor would have left.
         document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
@@ -346,7 +346,7 @@ def _written(section: Tree) -> Table:
 
 
 class _Reader:
-    """Makes tables of their JSON; if it is to `validate`, the values of another version are checked."""
+    """Creates tables from JSON; with `validate` it checks the values, because another version wrote them."""
 
     def __init__(self, validate: bool) -> None:
         self._validate = validate
@@ -356,7 +356,7 @@ class _Reader:
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
     def table_of_files(self, name: str, document: Tree) -> Tree:
-        """A table, or a list of tables, of this name in files."""
+        """A table, or a list of tables, with this name in files."""
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")
@@ -403,7 +403,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """The defaults, as tables of files have them: lists as tuples."""
+    """The table [defaults], with lists as tuples, as when read from files."""
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -412,7 +412,7 @@ def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -
 
 
 def unpickled(content: bytes) -> StoredConfiguration:
-    """The configuration as it was pickled, its values possibly those of another version. Raises NotUnderstood."""
+    """Decode a pickled configuration, possibly of another version. Raises NotUnderstood."""
     try:
         found: Any = _Unpickler(io.BytesIO(content)).load()
     except Exception as error:

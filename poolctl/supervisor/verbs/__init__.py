@@ -1,1 +1,1 @@
-"""The verbs of the control socket: each selects servers, acts through the core, waits, and reports."""
+"""The verbs (requests) of the control socket: each selects servers, acts through the core, and reports the result."""

@@ -65,7 +65,7 @@ _Servers = Mapping[str, tuple[ServerConfig, int]]
 
 
 class Lifecycle:
-    """Tells the core which servers are wanted, and how."""
+    """The verbs that start, stop, restart and change servers."""
 
     def __init__(self, context: VerbContext) -> None:
         self._context = context
@@ -204,7 +204,7 @@ class Lifecycle:
             async with asyncio.timeout(limit_seconds):
                 await self._context.daemon.finish()
 
-    # Overrides of the files until a reload, and servers added or removed live.
+    # Live changes, which last until a reload.
 
     async def scale(self, call: Call) -> Result:
         """Set the number of workers of each selected server; return when that many are ready.
@@ -354,7 +354,7 @@ class Lifecycle:
         return selected(self._core, call.selector)
 
     def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
-        """Why the server cannot be added to those there are, with the exit code; None when it can."""
+        """Why the server cannot be added to the pool, with an exit code; None if it can be added."""
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
@@ -363,7 +363,7 @@ class Lifecycle:
 
 
 def _is_named(entry: Entry, call: Call) -> bool:
-    """Whether the entry itself is a target, by its name or its key, and not only part of a selection."""
+    """Whether the user named this entry itself, rather than selecting it by a pattern."""
     targets = {target.casefold() for target in call.selector.targets}
     return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
 
@@ -405,7 +405,7 @@ def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verbs of this file."""
+    """The verbs of this module."""
     lifecycle = Lifecycle(context)
     return {
         "start": lifecycle.start,
@@ -430,13 +430,13 @@ class TooManyOpenFiles(Exception):
 
 
 def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise TooManyOpenFiles if the descriptors do not suffice for these further workers."""
+    """Raise TooManyOpenFiles if the limit of open files is too low for these further workers."""
     wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
 
 def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
-    """Raise TooManyOpenFiles unless exactly these servers fit."""
+    """Raise TooManyOpenFiles if the limit of open files is too low for a pool of exactly these servers."""
     entries = core.entries
     before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
     after = {
@@ -448,7 +448,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The least number of workers of the server, 0 if it may sleep; its triggers' minimum counts."""
+    """The minimum number of workers of the server: 0 if it may sleep, the triggers' minimum if it has triggers."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
@@ -473,7 +473,7 @@ def _runs(entry: Entry) -> bool:
 
 
 def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
-    """Why the server must not get the certificate of `config`: it has expired, and the certificate in use has not.
+    """Why the server must keep its certificate: the one in `config`'s files has expired, the one in use has not.
 
     Blocks on the disk.
     """

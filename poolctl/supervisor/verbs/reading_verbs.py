@@ -32,7 +32,7 @@ _STACKS_AT_ONCE = 50
 
 
 class Reading:
-    """The verbs that read the pool without changing it."""
+    """The verbs that do not change servers."""
 
     def __init__(self, context: VerbContext) -> None:
         self._context = context
@@ -240,7 +240,7 @@ def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter,
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verbs of this file."""
+    """The verbs of this module."""
     reading = Reading(context)
     return {
         "list": reading.listing,

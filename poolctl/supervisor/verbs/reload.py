@@ -1,4 +1,4 @@
-"""The verb `reload`: puts the files in force, and touches only the servers that differ.
+"""The verb `reload`: applies the files, and touches only servers whose configuration differs.
 
 Other commands report how the files differ from the configuration in force, until a reload applies it.
 """
@@ -69,7 +69,7 @@ class Difference(NamedTuple):
 
 
 class Reload:
-    """One reload at a time: a second one reads the files after the first has applied them."""
+    """Runs reloads one at a time: a second one reads the files after the first has applied them."""
 
     def __init__(self, context: VerbContext) -> None:
         self._core = context.core
@@ -114,7 +114,7 @@ class Reload:
         )
 
     async def apply_at_rest(self, call: Call) -> ReloadResult:
-        """Apply the differences to a pool of which no server runs; new servers are not started."""
+        """Apply the differences to a pool in which no server runs; new servers are not started."""
         async with self._turn:
             resolved = await self._configuration.read(keep=self._core.entries)
             found = await self._difference(resolved)
@@ -174,7 +174,7 @@ class Reload:
     def _accept(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _Application
     ) -> list[str]:
-        """Put the files in force; the variables that are withheld from servers from now on."""
+        """Put the files in force; returns the variables that are withheld from servers from now on."""
         known = withheld_variables()
         self._configuration.accept(resolved, environment)
         if environment:
@@ -222,7 +222,7 @@ class Reload:
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {listed(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
-        """Notes about running servers whose environment has variables that are now withheld."""
+        """Notes about running servers that still have variables that are withheld from now on."""
         names = [
             entry.name
             for entry in self._core.entries.values()
@@ -291,12 +291,12 @@ class _Application:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """Whether to wait for the server: not if it rests for another reason, nor for the run of a scheduled job."""
+        """Whether to wait for the server: not if it stays stopped for another reason, or is a scheduled job."""
         at_rest = entry.rests or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 
     async def renew(self) -> list[ErrorEntry]:
-        """Load changed certificates into running servers; the errors."""
+        """Load changed certificates into running servers; returns the errors."""
         errors: list[ErrorEntry] = []
         for name, keys in self._keys.items():
             entry = self._core.entries.get(name)
@@ -356,7 +356,7 @@ class _Changed(NamedTuple):
 
 
 class ConfigurationDrift:
-    """Looks for changed files in a thread, and computes the effect of a reload once per change."""
+    """Detects changed files, and computes the effect of a reload once per change."""
 
     def __init__(self, context: VerbContext) -> None:
         self._core = context.core
@@ -369,7 +369,7 @@ class ConfigurationDrift:
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
     async def report(self, verb: str, call: Call, result: Result) -> Result:
-        """The result with the files that have changed, if its command reports them."""
+        """Add the changed files to the result of a command that reports them."""
         if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
             return result
         if (found := await self._look()) is None:
@@ -384,7 +384,7 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(_answer(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
-        """Put changed files in force if no server runs; None if there is nothing to apply, or something runs.
+        """Apply changed files if no server runs; None if there is nothing to apply, or a server runs.
 
         Live changes hold until a reload.
         """
@@ -400,7 +400,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether a server serves, or starts for the first time; one that cannot start does neither."""
+        """Whether any server serves or is starting for the first time (not one that keeps failing to start)."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -418,7 +418,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """The result of a selection that matched nothing; servers that only the changed files have are named."""
+        """The result for a selection that matched nothing; it names matching servers in files not applied yet."""
         if not call.selector.targets or (found := await self._look()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -466,7 +466,7 @@ class ConfigurationDrift:
         """`in_use` are files of variables, by their paths, with the digest of what running workers have read."""
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
-        # A named file that is gone is reported by every command that would read it.
+        # A missing file of variables is reported by every command that would read it.
         files = [path for path in files if path not in named or os.path.lexists(path)]
         files += dict.fromkeys(path for paths, digest in in_use for path in self._differing(paths, digest))
         if not files:
@@ -552,5 +552,5 @@ def _answer(files: tuple[str, ...], difference: Difference | None) -> ChangedFil
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verb of this file."""
+    """The verb of this module."""
     return {"reload": Reload(context).reload}

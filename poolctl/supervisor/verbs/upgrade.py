@@ -52,7 +52,7 @@ class Upgrade:
         self._build = context.build
 
     async def upgrade(self, call: Call) -> Result:
-        """Refuse, with the reason, or answer and hand over. The options come from the client's `upgrade`."""
+        """Hand over to the next version, or refuse with the reason. The options come from the client's `upgrade`."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
         if older := refusal_of_older(version, call.options.get("protocol")):
             return older
@@ -71,7 +71,7 @@ class Upgrade:
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
     async def _try(self, call: Call) -> Result | None:
-        """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
+        """Why the next version cannot take over in this environment; None if it has taken over a small pool."""
         options, on_disk = call.options, not await self._build.is_replaced()
         in_force = encoded(self._configuration.stored(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
@@ -126,7 +126,7 @@ class Upgrade:
 
 
 def refusal_of_older(version: str, protocol: object) -> Result | None:
-    """An error if this version belongs to an older poolctl, which may not understand this version's state."""
+    """An error if the next version is older, and may not understand this version's state."""
     spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
     if spoken >= PROTOCOL and _release(version) >= _release(__version__):
         return None
@@ -170,5 +170,5 @@ def _refused(message: str, hint: str) -> Result:
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verb of this file."""
+    """The verb of this module."""
     return {"upgrade": Upgrade(context).upgrade}

@@ -1,4 +1,4 @@
-"""A verb of the control socket: its tools, the servers that it selects, its course, and servers as its documents.
+"""What verbs of the control socket share: the call, selection of servers, waiting, and results.
 
 A file of this package that has a function `verbs` adds verbs; they are listed nowhere else.
 """
@@ -44,14 +44,14 @@ class Daemon(Protocol):
         ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result with the features' additions; of a command that changes servers, once the features follow.
+        """The result with the features' data. For a command that changes servers, wait for the features first.
 
         It names tables that are not served.
         """
         ...
 
     async def finish(self) -> None:
-        """Have the features serve the last requests: every server has been stopped, and the pool ends."""
+        """Have the features finish the last requests: all servers have stopped, and the pool is ending."""
         ...
 
     def shut_down(self) -> int:
@@ -106,11 +106,11 @@ class RunningBuild:
         return "" if is_installed_since(self._began - _FILE_TIME_SECONDS) else found
 
     async def is_running(self, build: str) -> bool:
-        """Whether it is this build."""
+        """Whether this digest is the running build's."""
         return build != "" and build == await self.digest()
 
     async def is_replaced(self) -> bool:
-        """Whether the files on disk are others now."""
+        """Whether the files on disk have changed since this process started."""
         return await self.digest() != await asyncio.to_thread(installed_build)
 
 
@@ -162,7 +162,7 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
 
 
 def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
-    """A function that sends a line of progress for each changed entry, if the client wants progress.
+    """A function that sends a progress line for an entry, if the client wants progress.
 
     `done` decides whether the command is over for an entry, because an entry being restarted runs meanwhile.
     """
@@ -189,7 +189,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
 
 
 class Operation(Goal):
-    """A goal whose outcome is an answer to a client. `problems` may hold problems found before it began."""
+    """A goal whose outcome is a client's answer. `problems` may hold problems found before it began."""
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
         super().__init__(core, kind, entries)
@@ -231,7 +231,7 @@ class Operation(Goal):
 
 
 def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
-    """The names of the entries; None for no entry, so that a result does not have the field."""
+    """The names of the entries; None for no entry, which leaves the field out of a result."""
     return tuple(entry.name for entry in entries) or None
 
 
@@ -321,18 +321,18 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
 
 
 def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
-    """A problem of the server; the command gives it its code."""
+    """An error of the server, without code: the command sets it."""
     return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
 
 
 def disabled(entry: Entry) -> ServerError:
-    """Why a server that was to be started is not."""
+    """The error for starting a disabled server."""
     hint = f"poolctl enable {entry.name}, or remove `disabled = true` from its table"
     return server_problem(entry, "is disabled", hint)
 
 
 def drained(entry: Entry) -> ServerError:
-    """Why a server that was to be started gets no traffic."""
+    """The error for starting a drained server, which gets no traffic."""
     return server_problem(entry, "is drained: it runs, out of rotation", f"poolctl undrain {entry.name}")
 
 
@@ -343,7 +343,7 @@ def unwell(entry: Entry, complaint: str) -> ServerError:
 
 
 def complaint_of(core: Core, entry: Entry) -> str:
-    """Why the server is unhealthy, or else why it is not ready; "" if it is neither, or the reason is not known."""
+    """Why the server is unhealthy or not ready; "" if neither, or if the reason is unknown."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
     return core.health.complaint(entry) or failure
 

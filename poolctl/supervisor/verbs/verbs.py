@@ -1,4 +1,4 @@
-"""The table of the verbs, how a request becomes an answer, and its record in the audit trail."""
+"""Dispatches requests of the control socket to verbs, and records them in the audit trail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Work = Callable[[], Awaitable[Result]]
 
 
 class Verbs:
-    """The pool as the control socket sees it."""
+    """The request handler of the control socket."""
 
     def __init__(
         self,
