@@ -1,4 +1,4 @@
-"""How a worker is made, made ready, drained and ended: one protocol, several runners.
+"""Runners create, drain and end workers: one protocol (`runner_protocol`), several implementations.
 
 Empty on purpose: an import of the protocol loads no runner.
 """

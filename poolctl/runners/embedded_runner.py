@@ -58,7 +58,7 @@ class ProcessRunner(LocalRunner, Counters):
 
     @property
     def capabilities(self) -> Capabilities:
-        """There is no takeover, because workers do not outlive this program."""
+        """The local runner's abilities except takeover, because workers do not outlive this program."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
     # Its tallies are recreated with each keeper.
@@ -91,7 +91,7 @@ class ProcessRunner(LocalRunner, Counters):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """The keeper runs at least until the hook has ended."""
+        """Run the hook; the keeper stays alive at least until it has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()
@@ -133,7 +133,7 @@ class ProcessRunner(LocalRunner, Counters):
             self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """Returns no lines if the keeper could not be started."""
+        """The server's last lines; none if the keeper could not be started."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Workers as tasks of this process, on the loop that calls: for embedding a pool, and for tests.
+"""Runs workers as tasks of this process, on the caller's loop: for embedded pools and for tests.
 
 Settings that need a separate process (another program, user, environment or interpreter) are refused, never ignored.
 Modules are imported once per process, so that a restart here runs the code that is already loaded.
@@ -58,7 +58,7 @@ class InlineRunner(Runner, Sleep):
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
-        # Imports take turns on the calling loop.
+        # Imports on the calling loop run one at a time.
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         _runners.add(self)
 
@@ -138,7 +138,7 @@ class InlineRunner(Runner, Sleep):
             worker.renew_tls(server)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Returns at once."""
+        """Do nothing: there is no other worker to leave the connections to."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 
@@ -154,7 +154,7 @@ class InlineRunner(Runner, Sleep):
         """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """A connection counts as a request, and is accepted by the next worker."""
+        """Watch the listener; any connection counts as a request, and is accepted by the next worker."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:
@@ -172,7 +172,7 @@ class InlineRunner(Runner, Sleep):
         """Do nothing: without a worker this runner accepts no connections."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """A worker that is still busy at the timeout is cancelled, and its connections are reset."""
+        """Stop the worker. If it is still busy at the timeout, cancel it and reset its connections."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")

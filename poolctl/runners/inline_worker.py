@@ -77,7 +77,9 @@ class InlineWorker:
         if self._lifespan is not None and not self.answered.done():
             self._lifespan.give_up()
         for served in self._uvicorn.acceptor.servers:
-            stop_reading(served.sockets)  # at once: who connects after a restart meets the new instance
+            stop_reading(
+                served.sockets
+            )  # at once, so that connections after a restart reach the new instance
         if drain:
             self._uvicorn.drain()
         else:
@@ -156,7 +158,7 @@ class InlineWorker:
             if server.factory or not callable(app):
                 app = await in_daemon_thread(functools.partial(_import_application, server))
         settings = uvicorn_settings(server)
-        # uvicorn turns its access log off for the whole process; here it is one server's matter.
+        # uvicorn turns its access log off for the whole process; here the setting is per server.
         access_log = settings.pop("access_log")
         config = uvicorn.Config(app, log_config=None, **drainable(settings))
         config.load()

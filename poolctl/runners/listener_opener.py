@@ -1,4 +1,4 @@
-"""Opens a server's listeners without blocking the event loop; what blocks is done in daemon threads."""
+"""Opens a server's listeners without blocking the event loop; blocking calls run in daemon threads."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """The result of `work`, run in a thread if it has to resolve a host name, which may take long."""
+    """Run `work`, in a thread if it has to resolve a host name; returns its result."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
-    """The result of `work`; it is passed to `undo` instead if the caller has been cancelled.
+    """Run `work` in a thread and return its result; if the caller is cancelled, `undo` gets the result instead.
 
     The thread is a daemon, so that an import that hangs cannot keep the interpreter from exiting.
     """

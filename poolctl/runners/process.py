@@ -1,4 +1,4 @@
-"""Keeps the former import path of `ProcessRunner` working."""
+"""The former import path of `ProcessRunner`, for compatibility."""
 
 from .embedded_runner import ProcessRunner
 

@@ -73,7 +73,7 @@ def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str,
 
 
 class Malformed(Exception):
-    """A message is invalid; the text continues the phrase "it sent"."""
+    """An invalid message; the text continues the phrase "it sent"."""
 
 
 def text_of(message: Message, key: str) -> str:
@@ -115,7 +115,7 @@ def _malformed_value(message: Message, key: str) -> Malformed:
 
 
 def message_allowance() -> RateLimit:
-    """The rate limit for unrequested messages: bursts are allowed, but few messages over time."""
+    """A rate limit for unsolicited messages: it allows bursts, but a low rate in the long run."""
     return RateLimit(BURST, _PER_SECOND)
 
 
@@ -150,7 +150,7 @@ class Duplicate(Descriptor):
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """The given owners, and for descriptors given by number an owner of a duplicate. Raises OSError."""
+    """Owners of these descriptors: given owners are kept, numbers are duplicated. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -162,7 +162,7 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
 
 
 def give_up(fds: Iterable[int]) -> None:
-    """Release the files behind these descriptors in a forked child, but keep the numbers in use.
+    """In a forked child, release the files behind these descriptors, but keep the numbers in use.
 
     They are not closed: the objects that own the numbers live on, and would later close another file.
     """
@@ -242,10 +242,10 @@ class Link:
             self._queue_message(message, fds)
             self._wait_for_room()
         except OSError:
-            return  # the end of the file is read in its turn, after earlier messages
+            return  # the end of file is handled after earlier messages
 
     def offer(self, payload: bytes) -> bool:
-        """Send an encoded message only if there is room now. Returns whether it was sent."""
+        """Send an encoded message if there is room now; returns whether it was sent."""
         if self.sock.fileno() < 0 or self._outbox:
             return False
         try:
@@ -256,7 +256,7 @@ class Link:
 
     @property
     def waits(self) -> bool:
-        """Whether messages wait because the other end has no room for them."""
+        """Whether messages are queued because the other end has no room."""
         return bool(self._outbox)
 
     async def call(
@@ -280,7 +280,7 @@ class Link:
             while patience_seconds is not None and not future.done():
                 heard, asked_at = self.heard, self._loop.time()
                 await asyncio.wait({future}, timeout=patience_seconds)
-                # If this wait is so late, we did not run ourselves, and the other end perhaps neither.
+                # If the timer fires this late, this process did not run, and perhaps the other one neither.
                 late = self._loop.time() > asked_at + patience_seconds + _PAUSED_SECONDS
                 if not future.done() and heard == self.heard and not late:
                     self._end(f"the other end has not answered for {patience_seconds:g} s")
@@ -292,7 +292,7 @@ class Link:
         return reply, received
 
     def read_rest(self) -> None:
-        """Handle the messages that have already arrived, before the sender is treated as lost."""
+        """Handle messages that have already arrived, before treating the sender as lost."""
         if self.sock.fileno() >= 0:
             self._readable()
 
@@ -397,7 +397,7 @@ class Link:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(LinkLost(reason))
-        # It usually refers to our owner: without this cycle both are freed at once, and not by the collector.
+        # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.
         receiver, self._receiver = self._receiver, Receiver()
         receiver.lost()
 
@@ -515,7 +515,7 @@ def identity(pid: int) -> wire.Message:
 
 
 class ProcessWatchdog:
-    """Pings a process over `link`, on the running loop, until `close`.
+    """Pings a process over `link` until `close`, and kills it if it hangs. Used on the running loop.
 
     Any message passed to `received` counts as an answer. A process that waits for events is not pinged. `known` is its
     `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process that does
@@ -570,7 +570,7 @@ class ProcessWatchdog:
             return
         if self._watchdog.should_ping(now):
             if waits_for_events(self._known.get("pid", 0)):
-                # It hangs nowhere, so that it is not woken up for an answer.
+                # It waits for events, so it does not hang, and need not be woken.
                 self._watchdog.received(now)
             else:
                 self._link.send(PING)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .stack_report import Stacks
 
 
-# More imports at once than that only wait for each other.
+# More concurrent imports only wait for each other.
 IMPORTS_PER_CPU = 2
 
 # The values of a pool's context for scope["state"], set around `place`. Another process gets only JSON values.
@@ -42,7 +42,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One worker: its server, its generation, its index, and where it runs."""
+    """One created worker: its server, generation and index, and where it runs."""
 
     id: str
     server: str
@@ -90,7 +90,7 @@ class Exit:
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """The exit for a report of the keeper; both are None for a process that was not the keeper's child."""
+        """The exit in a keeper's report; status and number are both None for a process that was not its child."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -121,7 +121,7 @@ class WorkerFailed(Exception):
 
 
 class Sleep(Protocol):
-    """Optional ability: servers without workers are woken by their first request."""
+    """Optional ability: servers without workers, woken by their first request."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the open listener of a server without workers; `on_request` is called once, at the first request.
@@ -137,7 +137,7 @@ class Sleep(Protocol):
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Report to RunnerEvents.idle when the worker has had no traffic for `seconds`; 0 stops the reports."""
+        """Call RunnerEvents.idle when the worker has had no traffic for `seconds`; 0 stops this."""
 
 
 class Heartbeats(Protocol):
@@ -290,7 +290,7 @@ class RunnerEvents(Protocol):
 
 
 class Runner(Protocol):
-    """Makes and ends the workers of servers. Used from one event loop, which no method may block.
+    """Creates and ends the workers of servers. Used from one event loop, which no method may block.
 
     `events`, which gets the runner's reports, is set before the first server is opened.
     """
@@ -319,7 +319,7 @@ class Runner(Protocol):
         """
 
     async def check(self, server: ServerConfig) -> None:
-        """Return if a worker of the server could be placed now, as far as can be checked without placing one.
+        """Check whether a worker of the server could be placed now, as far as possible without placing one.
 
         Raises ServerError or WorkerFailed with the obstacle.
         """
@@ -328,19 +328,19 @@ class Runner(Protocol):
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
     async def begun(self, placement: Placement) -> None:
-        """Return when the worker has begun, or has ended. A runner may delay workers while many others start."""
+        """Wait until the worker has begun or ended. A runner may delay workers while many others start."""
 
     async def ready(self, placement: Placement) -> None:
-        """Return when the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
+        """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
 
-        A worker that ends early may have ended, and `watch` returned, before this is called.
+        A worker may have ended, and `watch` returned, even before this is called.
         """
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let the worker stop accepting; return when it has stopped, or drain_timeout has passed."""
+        """Stop the worker from accepting; return when it has stopped, or after drain_timeout."""
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let the worker stop accepting; return when its connections are closed, or drain_timeout has passed.
+        """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
 
         `replaced`: another worker of the server takes over idle connections; otherwise they are closed.
         """
@@ -366,7 +366,7 @@ class Runner(Protocol):
     async def attend(self, placement: Placement, accepting: bool) -> None:
         """Let the worker accept connections or, if possible, leave them to its server's other workers.
 
-        A worker whose server has a startup or a readiness probe accepts nothing before this is called.
+        A worker of a server with a startup or readiness probe accepts nothing until this is called.
         """
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
@@ -384,7 +384,7 @@ class Runner(Protocol):
         """
 
     async def watch(self, placement: Placement) -> Exit:
-        """Return the worker's exit when it has ended for any reason."""
+        """Wait until the worker has ended for any reason; returns its exit."""
 
     async def aclose(self) -> None:
         """End every worker and close every listener of this runner."""
@@ -407,23 +407,23 @@ class PublishedRoutes:
 
 
 class Gateway(Protocol):
-    """Passes connections to the workers of routed servers, through their adoption pairs."""
+    """The gateway, as a runner uses it: it passes connections to workers of routed servers through adoption pairs."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Put the server's connections into this pair from now on. May be called again with the same pair."""
+        """Use this pair for the server's connections from now on. May be called again with the same pair."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Return once no further connections are put into this pair, or a time limit has passed."""
+        """Wait until no further connections are put into this pair, or a time limit has passed."""
 
     async def leaving(self, server: str) -> None:
-        """Return once the gateway knows that workers of the server leave, or a time limit has passed.
+        """Wait until the gateway knows that workers of the server leave, or a time limit has passed.
 
         Returns at once if other workers take over the waiting connections.
         """
 
 
 class Routing(Protocol):
-    """Manages the servers to which a gateway passes connections."""
+    """A runner's interface for a gateway: which servers are passed connections, by which route table."""
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
@@ -435,7 +435,7 @@ class Routing(Protocol):
         """
 
     def set_aside(self, servers: Collection[str]) -> None:
-        """Have the workers of exactly these servers, by name, give connections back before their next request.
+        """Make the workers of exactly these servers (by name) give connections back before their next request.
 
         The gateway passes no connections to them. Does not block; `confirmed` waits for the workers.
         """

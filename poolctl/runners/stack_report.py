@@ -24,7 +24,7 @@ _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?
 # Directories of the standard library and of installed packages, before the names of modules.
 _LIBRARIES = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+(?:/lib-dynload)?)/")
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
-# A main thread that waits here waits for events: its loop does not hang.
+# The calls in which a main thread waits for events, so that its loop does not hang.
 _IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
 
 
@@ -173,7 +173,7 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
 
 
 def place_of(threads: Iterable[ThreadStack]) -> str:
-    """The place where the main thread hangs (see WorkerStacks)."""
+    """The place where the main thread hangs; "" if it waits for events."""
     frames = next((each.frames for each in threads if each.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:
         return ""

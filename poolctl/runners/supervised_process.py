@@ -1,4 +1,4 @@
-"""Base of processes that a supervisor starts and watches, with the supervisor at descriptor 3.
+"""Base class of processes that a supervisor starts and watches; descriptor 3 is the link to the supervisor.
 
 A process whose clients must not notice the death of keeper and supervisor continues to serve: it listens in the pool's
 directory, as orphaned workers do, until the next supervisor adopts it.
@@ -21,12 +21,12 @@ LINK_FD = 3
 # The directory may be gone, or its file system full.
 _BIND_AGAIN_SECONDS = 1.0
 
-# An orphan's account of itself: messages, and the sockets that belong to each.
+# An orphan's description of its state: messages, and the sockets sent with each.
 Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
 class SupervisedProcess(Receiver):
-    """Follows the supervisor's messages until `over` is set.
+    """Handles the supervisor's messages until `over` is set.
 
     It is set by the message `end`, by SIGTERM, or when no other process of the pool is left. The link has an end at the
     keeper too, so a supervisor that is replaced is not noticed here.
@@ -57,7 +57,7 @@ class SupervisedProcess(Receiver):
         """Finish current requests before the process ends."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Follow an order that is specific to this process; it then owns the descriptors."""
+        """Carry out an order specific to this process, and take ownership of the descriptors."""
         raise NotImplementedError
 
     def lost(self) -> None:
@@ -75,7 +75,7 @@ class SupervisedProcess(Receiver):
             self.perform(message, fds)
 
     def performed(self, message: wire.Message) -> None:
-        """Reply that all orders before this message have been followed."""
+        """Reply that all orders before this message have been carried out."""
         self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
@@ -93,11 +93,11 @@ class SupervisedProcess(Receiver):
         loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
 
     def holdings(self) -> Holdings:
-        """The state and descriptors that an adopting supervisor needs and cannot recreate."""
+        """The state and descriptors that an adopting supervisor cannot recreate."""
         return ()
 
     def adopted(self, link: Link) -> None:
-        """Follow the messages of this link from now on."""
+        """Use this link to the supervisor from now on."""
         self.link = link
 
     def adopted_by(self, connection: _Connection) -> None:
@@ -107,7 +107,7 @@ class SupervisedProcess(Receiver):
         self.adopted(connection.link)
 
     def forget(self, connection: _Connection) -> None:
-        """Forget a connection that has been closed."""
+        """Remove a closed connection."""
         self._orphan_connections.discard(connection)
 
     def _accept_adopter(self, listener: socket.socket) -> None:

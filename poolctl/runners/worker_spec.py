@@ -22,7 +22,7 @@ NO_ACCESS_LOG_VARIABLE = "POOLCTL_NO_ACCESS_LOG"
 _REQUESTS_SHARE = 0.8
 
 Spec = Table
-# Read by the interpreters of all supported versions, and with less than a parser of text takes.
+# A format that all supported interpreters read, more cheaply than by a text parser.
 _MARSHAL_VERSION = 2
 
 
@@ -84,7 +84,7 @@ def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
 
 
 def worker_digest(server: ServerConfig) -> int | None:
-    """The digest of the specification that a new worker would get; None if none can be started."""
+    """The digest of the specification that a new worker would get; None if no worker can be started."""
     try:
         return spec_digest(worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0)))
     except ServerError:
@@ -130,7 +130,7 @@ def _import_path(server: ServerConfig) -> str | None:
 
 
 def _context_state(server: ServerConfig) -> Table:
-    """The values that the pool's context gives to the application."""
+    """The pool context's values for the application's `scope["state"]`."""
     try:
         values: Table = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
@@ -243,7 +243,7 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
 
 @contextlib.contextmanager
 def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
-    """In-memory files with these contents, for a worker. They are closed here at the end of the context."""
+    """Context manager: sealed in-memory files with these contents, for a worker; closed here at the end."""
     with contextlib.ExitStack() as ours:
         fds = []
         for content in contents:
@@ -253,7 +253,7 @@ def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
 
 
 def stop_seconds(server: ServerConfig) -> float:
-    """The time for current requests when a worker stops; the rest is for the application's shutdown."""
+    """The part of a worker's stop timeout for current requests; the rest is for the application's shutdown."""
     return server.stop_timeout * _REQUESTS_SHARE
 
 
@@ -299,7 +299,7 @@ def _request_logging(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """Which requests the workers log; none in a pool that was started without access logs."""
+    """The requests that workers log; none if the pool was started without access logs."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 

@@ -176,7 +176,7 @@ class ConfigurationReader:
     ) -> tuple[int, Reading]:
         """Read these files; returns their configuration, and a number for later requests about it.
 
-        `environment` None means this process's.
+        `env` None means this process's.
 
         The `first` reading of a pool ends when the process makes no progress: the command that starts the pool waits.
         Raises ReaderFailed, like the other methods.

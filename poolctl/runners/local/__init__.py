@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: the functions for the registry of runners, which import little."""
+"""The local runner, whose workers are processes of this machine: the functions for `runner_registry`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
 def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
     """Whether root would run an interpreter that other users can change.
 
-    It is then run as the server's user, which is not known yet.
+    It must then run as the server's user, which is not known yet.
     """
     if os.geteuid() != 0:
         return False

@@ -88,7 +88,7 @@ class AcceptHelper(Receiver):
         self._keeper = keeper
         self._returned = returned
         self._output = os.path.join(directory, "helpers.log")
-        self._numbers = itertools.count(time.monotonic_ns())  # none of an earlier supervisor's
+        self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
         self._requests: dict[int, Fetch] = {}
         self._link: Link | None = None
         self._up = False
@@ -241,9 +241,9 @@ def _hello(head: bytes) -> FirstBytes:
 
 @dataclass(slots=True, eq=False)
 class HeldConnection:
-    """A connection that has not sent a complete request.
+    """A connection held until its request arrives.
 
-    `unseen` means that no worker has held it.
+    `unseen`: no worker has had it before.
     """
 
     sock: Connection
@@ -261,7 +261,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set a time limit that starts now, unless one of the same kind is set already."""
+        """Start a time limit, unless one of the same kind is running."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -296,11 +296,11 @@ class HeldLimit:
         self._looked_at = 0.0
 
     def too_many(self, count: int) -> bool:
-        """Whether one of so many connections must be closed to keep the newest."""
+        """Whether this number of held connections exceeds the limit."""
         if count <= LEAST:
             return False
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            # The descriptors of the rest of the work; counting them takes too long to do it for each connection.
+            # Descriptors used for everything else; counting them for each connection would take too long.
             others = len(os.listdir("/proc/self/fd")) - count
             self._most = min(MOST, max(LEAST, self._limit - self._limit // 4 - others))
             self._looked_at = time.monotonic()
@@ -340,7 +340,7 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when there are too many, or None if all others are in the middle of a request.
+        """The connection to close first when there are too many; None if all are in the middle of a request.
 
         Prefers the oldest connection that has never sent anything, then connections left by a worker.
         """
@@ -414,7 +414,7 @@ class Activator:
         self._hand_over(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
-        """If the listener is armed, hold a duplicate of this connection, which another process accepted. Else False."""
+        """Hold a duplicate of this connection, which another process accepted; False if the listener is not armed."""
         sleeping = self._sleeping.get(key)
         if sleeping is None:
             return False
@@ -426,7 +426,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Also take connections from the pair of an armed server, into which a gateway may put some."""
+        """Also take connections that a gateway puts into the armed server's pair."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -435,7 +435,7 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Take all connections left by workers that have exited, until their pair is empty."""
+        """Take all connections that exited workers left in the server's pair."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
@@ -687,7 +687,7 @@ class Activator:
 
 
 class Fetch:
-    """A request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
+    """A pending request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
 
     def __init__(
         self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
@@ -745,7 +745,7 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Drop the sleeping server's pair once the pair is empty and the server's workers have exited.
+        """Close the sleeping server's pair once it is empty and the server's workers have exited.
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
@@ -782,7 +782,7 @@ class SleepingServers:
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
+        """Adopt a connection that the previous supervisor held, and put it into the server's pair."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)

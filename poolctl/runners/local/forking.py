@@ -1,4 +1,4 @@
-"""Makes a worker process from a server's configuration, with everything that it inherits.
+"""Creates a worker process for a server, with everything that it inherits.
 
 Its certificate is the one in the server's files, or the last one in use while the files hold an expired one.
 """
@@ -56,7 +56,7 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A certificate, key and client CAs as read, with their paths and the certificate's expiry time."""
+    """The contents of a certificate, key and client CAs, with their paths and the certificate's expiry time."""
 
     files: _Files
     contents: list[bytes]
@@ -99,7 +99,7 @@ class Certificates:
         self._remember(server, given)
 
     def renewed(self, server: ServerConfig) -> Given:
-        """The current content of the files, for running workers. Raises ServerError for an unreadable file."""
+        """Read the current files, for running workers. Raises ServerError for an unreadable file."""
         self._forced.pop(server.name, None)
         return self._remember(server, _read(server))
 
@@ -363,7 +363,7 @@ class Forker:
                 process = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
             pid, worker.start = process
-            # A program reports nothing itself: the logger knows its pid, if all other processes exit.
+            # A program cannot report its state: if all other processes exit, the logger still knows its pid.
             self._output.follow(output, pid, worker.start, generation=generation, index=index, hook=hook)
             worker.placement = replace(
                 placement,
@@ -382,7 +382,7 @@ class Forker:
             kept: list[HasDescriptor] = [each for each in ours if each is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
             self._keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
-            # First recorded, then ordered to begin: at no moment does a supervisor's exit leave it unknown.
+            # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor.
             if server.command:
                 with contextlib.suppress(OSError):
                     wire.send(control, {"order": "go"})
@@ -437,7 +437,7 @@ class Forker:
         return fds
 
     def _source(self, server: ServerConfig) -> Source:
-        """The zygote that forks the server's processes.
+        """The zygote from which the server's processes are forked.
 
         It runs as the server's user if others can change its environment.
         """
@@ -449,7 +449,7 @@ class Forker:
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """What the worker answers when it is found as an orphan; None if it is to exit then."""
+        """Where, and as what, the worker listens once it is an orphan; None if it should exit then."""
         if self._adoption_directory is None:
             return None
         return {

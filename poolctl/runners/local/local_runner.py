@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, with listeners and forks through the keeper."""
+"""Runs workers as processes of this machine; the keeper holds their listeners and is their parent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to 
 
 
 class RoutedServers(Routing):
-    """The servers that have a route. `workers` are all workers of the runner."""
+    """Connects the runner's servers that have a route with the gateway. `workers` are all workers of the runner."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class RoutedServers(Routing):
             self._adoptions.show(key)
 
     def inform(self, worker: LocalWorker) -> None:
-        """Send the worker the current route table once it has begun, if its server has or had a route."""
+        """Send a worker that has begun the current route table, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
@@ -201,7 +201,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         )
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """A command that binds by itself has no listener; its port must be free."""
+        """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.passed(server.key):
             # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it. One with
@@ -210,7 +210,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
-        """Connections that are queued for a worker are closed."""
+        """Close the listeners of this address, and the connections that are queued for a worker."""
         self.app_zygotes.release(key)
         self.sleeping.close(key)
         await self.adoptions.close(key)
@@ -244,7 +244,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             return await self.forker.prepare(server, since)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """Raises ServerError or WorkerFailed when no process can be made."""
+        """Fork a worker. Raises ServerError or WorkerFailed."""
         with self.children.forking():
             serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
             woken = not server.scale.min and not serving
@@ -366,7 +366,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             await asyncio.shield(worker.begun)
 
     async def ready(self, placement: Placement) -> None:
-        """A job is ready when it has exited with 0."""
+        """Wait until the worker is ready; a job is ready when it has exited with 0."""
         worker = self._workers[placement.id]
         await worker.ready(self.sockets.of(worker.server))
 
@@ -381,7 +381,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].attend(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """A command is reached by its port."""
+        """Connect to the worker; a command is reached at its port."""
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
@@ -393,7 +393,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """A command may continue to accept connections."""
+        """Let the worker stop accepting connections; a command may continue to accept."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)
@@ -415,7 +415,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def watch(self, placement: Placement) -> Exit:
-        """The output of a worker that never became ready is in its log file on return, if possible."""
+        """Return the worker's exit, once the output of a worker that never became ready is in its log file."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -434,7 +434,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.waiting(server.key)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """Includes the last output of a worker that has just exited."""
+        """The server's last lines, including those of a worker that has just exited."""
         await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
@@ -464,9 +464,9 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
 
     def _check_zygotes(self) -> None:
-        """Kill zygotes that are stopped (SIGSTOP) in two checks, so that no worker has to wait for them.
+        """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.
 
-        They are not asked, because each would have to fork for the answer. The next fork starts another zygote.
+        They are not pinged, because each would have to fork in order to answer. The next fork starts another zygote.
         """
         # Two, because a debugger, or a paused container, takes a moment.
         before, zygotes = self._stopped, (*self.zygotes.processes, *self.app_zygotes.processes)

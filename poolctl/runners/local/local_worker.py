@@ -1,4 +1,4 @@
-"""The runner's side of workers: process, control socket, readiness, orders, counts, heartbeats, stacks, and exit.
+"""The supervisor's view of a worker process: control socket, readiness, orders, counts, heartbeats, stacks, exit.
 
 A program that is not an ASGI application reports readiness through NOTIFY_SOCKET (sd_notify(3)), or is ready when it
 accepts a connection.
@@ -81,7 +81,7 @@ from .zygotes import Children, Process
 logger = logging.getLogger("poolctl.supervisor")
 
 _SLOT_BYTES = 8
-# Nothing announces that another program has called bind(): it has to be tried.
+# There is no notification when another program calls bind(), so it is polled.
 _FIRST_CONNECT_PAUSE_SECONDS = 0.01
 _LAST_CONNECT_PAUSE_SECONDS = 0.2
 # A program that sends too many notifications waits that long, without delaying others.
@@ -181,7 +181,7 @@ class Tally:
 
 
 async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
-    """Return when the program is ready: it has accepted a connection, or listens on its own."""
+    """Wait until the program is ready: it accepts a connection, or listens on its own address."""
     target = listeners[0] if listeners else None
     pause = _FIRST_CONNECT_PAUSE_SECONDS
     while True:
@@ -422,14 +422,14 @@ class LocalWorker(Receiver):
             self.reason = masked_text(text_of(message, "message"))
 
     def lost(self) -> None:
-        """Handle a closed control socket: the worker has exited, or can no longer be controlled."""
+        """Called when the control socket is closed: the worker has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
             limit = loop.call_later(_END_SECONDS, self.breached, "closed its control socket")
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """The worker is killed, which counts as an unexpected exit."""
+        """Kill the worker because it violated the protocol; this counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             logger.warning(
@@ -444,7 +444,7 @@ class LocalWorker(Receiver):
             self.on_disowned()
 
     def begin(self) -> None:
-        """Order the worker to begin. Until then its process only waits."""
+        """Order the waiting process to begin its work."""
         if self.control is not None:
             self.control.send({"order": "go"})
             if self.routes is not None:
@@ -475,7 +475,7 @@ class LocalWorker(Receiver):
 
     @property
     def unconfirmed(self) -> asyncio.Future[None] | None:
-        """A future that is done when the worker confirms the last routes sent to it; None if it has."""
+        """A future for the worker's confirmation of the last routes sent; None if it is already confirmed."""
         return None if self._confirmed is None or self._confirmed.done() else self._confirmed
 
     def beat(self, asked_ns: int) -> bool:
@@ -573,7 +573,7 @@ class LocalWorker(Receiver):
             self.control.send({"order": order, "to": "pair" if same else "none"})
 
     async def ready(self, listeners: Sequence[socket.socket]) -> None:
-        """Return when the worker has reported ready or, for a job, exited with 0. Raises WorkerFailed."""
+        """Wait until the worker has reported ready or, for a job, exited with 0. Raises WorkerFailed."""
         server = self.server
         if server.job:
             exit_ = await asyncio.shield(self.exited)
@@ -601,7 +601,7 @@ class LocalWorker(Receiver):
             self.answered.set_result(None)
 
     def adopted(self) -> AdoptedWorker:
-        """The worker in the state that it reports."""
+        """The worker with its reported state, for the core."""
         return AdoptedWorker(
             self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
         )
@@ -656,7 +656,7 @@ class LocalWorker(Receiver):
             self.answered.set_exception(WorkerFailed(exit_.before_ready(self.reason), hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()
-        # It leads back here: without it this object is freed at once, and not by the collector.
+        # Breaks a reference cycle, so that this object is freed without the garbage collector.
         self.on_disowned = self.on_follows_routes = lambda: None
 
 
@@ -679,7 +679,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a worker that was made or adopted; a server's second worker gets a page, and so does its first."""
+        """Add a new or adopted worker. From a server's second worker on, all of its workers share a page."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -713,7 +713,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
 
 class Tallies(Counters):
-    """The counts of `workers`, by id, and of workers that have exited (see Counters).
+    """Reads the counts of `workers`, by id, and of workers that have exited (see Counters).
 
     The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
     is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
@@ -729,7 +729,7 @@ class Tallies(Counters):
         self._open: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
-        """None for a command, and for a worker that has exited."""
+        """The worker's counts; None for a command, and for a worker that has exited."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None:
             return None
@@ -777,7 +777,7 @@ class Tallies(Counters):
 
 
 class WorkerHeartbeats(Heartbeats):
-    """Requests heartbeats of the `workers`, which are given by id. See Heartbeats."""
+    """Requests heartbeats from the `workers`, by id (see Heartbeats)."""
 
     def __init__(self, workers: Mapping[str, LocalWorker]) -> None:
         self._workers = workers
@@ -798,7 +798,7 @@ class WorkerHeartbeats(Heartbeats):
 
 
 class IdleCheck:
-    """Tells whether a worker's event loop is idle, without asking the worker.
+    """Detects whether a worker's event loop is idle, without sending it a message.
 
     A worker is idle if its main thread waits for events in its loop, and all of its threads together have used no more
     processor time since its last answer than that thread needs to go to sleep. From then on it is enough that the
@@ -832,7 +832,7 @@ class IdleCheck:
 
 
 class StackReader(Stacks):
-    """Reads the stacks of the `workers`, which are given by id (see Stacks)."""
+    """Reads the stacks of the `workers`, by id (see Stacks)."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
         self._children = children
@@ -841,7 +841,7 @@ class StackReader(Stacks):
         self._reading = asyncio.Semaphore(_MOST_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """Requests at the same time get the same answer."""
+        """The worker's stacks; concurrent requests share one answer."""
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]

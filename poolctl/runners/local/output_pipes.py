@@ -1,4 +1,4 @@
-"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits."""
+"""Connects workers' output pipes to the logger process, and restarts the logger when it exits."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _note(self) -> list[int]:
-        """The descriptors through which a logger leaves its unfinished move to its successor: a file and a pipe."""
+        """Create the file and the pipe by which a killed logger leaves its unfinished write to its successor."""
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
-        with contextlib.suppress(OSError):  # large enough for the parts of one move
+        with contextlib.suppress(OSError):  # large enough for one write
             fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
@@ -172,7 +172,7 @@ class Output(Receiver):
             self._pipes.pop(key).read.close()
 
     async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
-        """Write lines into the server's log as if one of its processes had printed them.
+        """Append lines to the server's log as if one of its processes had printed them.
 
         Returns when they are written.
         """
@@ -192,7 +192,7 @@ class Output(Receiver):
         return [read]
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
-        """Return when the worker's whole output is in its file, or the timeout has passed."""
+        """Wait until the worker's whole output is in its file, or the timeout has passed."""
         if key in self._pipes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
@@ -276,6 +276,6 @@ class Output(Receiver):
 
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:
-    """The last lines of a log since a time (seconds since the epoch), for a report, without passwords of URLs."""
+    """The last lines of a log since a time (seconds since the epoch), with passwords in URLs masked."""
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
     return [masked_text(line.text[:_LONGEST_LINE]) for line in found]

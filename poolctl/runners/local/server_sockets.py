@@ -27,7 +27,8 @@ from ..listener_opener import Opener
 from ..process_link import Link, LinkLost
 from ..runner_protocol import Gateway
 
-# Until the first table of a supervisor that took over a gateway; longer than a gateway may take to let go of a pair.
+# Time until a supervisor that took over a gateway publishes its first table; longer than a gateway may take
+# to release a pair.
 _PUBLISHED_SECONDS = 2.0
 _MOST_IN_A_PAIR = 1024
 
@@ -60,7 +61,7 @@ class Sockets:
         return self.of(server)
 
     def shared(self, key: str) -> bool:
-        """Whether an application may hold the listeners of this address. If so, any call on them may block."""
+        """Whether an application may have a copy of the listeners of this address. Then any call on them may block."""
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
@@ -119,7 +120,7 @@ class Sockets:
         """Take ownership of the listeners that the keeper held."""
         if meta.get("shared", True):
             self._shared.add(key)
-        # No option is changed: processes that accept from it rely on its state.
+        # Its options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)
         return self._open[key]
@@ -155,14 +156,14 @@ class AdoptionPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect_gateway(self) -> None:
-        """Assume that the previous supervisor's gateway may use any pair, until `publish` is called."""
+        """Treat every pair as used by the previous supervisor's gateway, until `publish` is called."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
     def publish(
         self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
-        """Let the gateway use the pairs of these servers, given as names by key."""
+        """Let the gateway use the pairs of these servers (name by key)."""
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
         if self._published is not None:
@@ -192,7 +193,7 @@ class AdoptionPairs:
             self._background(self._gateway.withdraw(self.routed[key], give))
 
     async def leaving(self, key: str) -> None:
-        """Return once the gateway knows that workers of this server leave without being replaced."""
+        """Wait until the gateway knows that workers of this server leave without replacement."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self.routed:
@@ -213,7 +214,7 @@ class AdoptionPairs:
             return
         before = self._pairs.pop(key, None)
         give, take = wire.pair()
-        # Once, and before another process has it: all that share a socket share this too.
+        # Set once, before another process has the socket: the setting is shared by all holders.
         give.setblocking(False)
         take.setblocking(False)
         self._pairs[key] = (protocol(server), give, take)
@@ -250,7 +251,7 @@ class AdoptionPairs:
         task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """The two ends (give, take) for a worker of the server; empty for a program."""
+        """The two ends (give, take) of the server's pair, for a worker; empty for a program."""
         if server.command:
             return ()
         self.open(server)

@@ -37,8 +37,8 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _REPORT_SECONDS = 0.2
 
-# Gets the rest of an entry's name, its value and its descriptors; returns the new owners of these, or nothing if the
-# entry is no longer needed.
+# Adopts an entry: gets the rest of its name, its value and its descriptors; returns the new owners of the
+# descriptors, or nothing if the entry is no longer needed.
 Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 _ANSWER_SECONDS = 2.0
 _SILENCE = "nothing that can be read"
@@ -46,7 +46,7 @@ _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:
-    """Give each entry of the keeper's store to the adopter for its kind, and return the names of all entries."""
+    """Pass each entry of the keeper's store to the adopter for its kind; returns the names of all entries."""
     names: list[str] = []
     while True:
         reply, _ = await keeper.call({"op": "list", "after": names[-1] if names else ""})
@@ -62,7 +62,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
 
 
 async def inherited(keeper: Link) -> dict[str, list[int]]:
-    """The descriptors of the sockets that systemd passed to the pool, by number and by name."""
+    """The sockets that systemd passed to the pool, by number and by name."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
@@ -148,7 +148,7 @@ class WorkerAdoption:
             worker.answer()
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Stop the worker of an unrecorded server: its supervisor exited while the server was being added."""
+        """Stop a worker of an unknown server: its supervisor exited while the server was being added."""
         logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
@@ -164,10 +164,10 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker without keeper and supervisor.
 
-    `sock` leads to it; programs and workers that are too busy have no socket and no descriptors. `said` is its own
-    statement, checked: server, key, generation, index, ready_at, output, protocol … It may be forged, so callers check
-    that `uid` is the server's user. If its message was rejected, `fault` is the reason, and `said` contains only an
-    empty server name.
+    `sock` leads to it; programs and workers that are too busy have no socket and no descriptors. `said` is
+    its own report, checked for form: server, key, generation, index, ready_at, output, protocol … It may be
+    forged, so callers check that `uid` is the server's user. If its message was rejected, `fault` is the
+    reason, and `said` contains only an empty server name.
     """
 
     pid: int
@@ -406,11 +406,11 @@ class _Intake:
         if await (self._take_program if orphan.sock is None else self._take_worker)(orphan, server):
             outdated = self.found.get(server.name, False)
             said, digest = orphan.said.get("likeness"), worker_digest(server)
-            # As it is configured, where that cannot be known.
+            # Taken from the configuration, because it cannot be observed.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
     def _take_faulty(self, orphan: LocalOrphan) -> None:
-        """Kill a process of one of the servers' users that does not identify itself as a worker.
+        """Kill an orphan of one of the servers' users that does not identify itself as a worker.
 
         A process that does not answer may be busy, and is asked again.
         """
@@ -452,7 +452,7 @@ class _Intake:
         return True
 
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
-        """Whether the logger has this pipe for the server, and no other worker writes to it."""
+        """Whether the pipe belongs to the server in the logger's records, and to no other worker."""
         known = self.pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self.outputs:
             return False

@@ -1,4 +1,4 @@
-"""The zygotes of a pool, from which its processes are forked, and the checks of these forks.
+"""Manages the zygotes from which a pool's processes are forked, and checks the processes that they name.
 
 There is one zygote per interpreter, started when a worker first needs it and replaced when it dies. An app zygote has
 also imported an application, for the workers of `preload` servers. It serves all servers that are equal in the settings
@@ -63,7 +63,7 @@ _KEEPER_SECONDS = 15.0
 START_SECONDS = 30.0
 # A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
 SILENT_SECONDS = 10.0
-# Time for an unused one to exit.
+# Time for an unused zygote to exit.
 END_SECONDS = 2.0
 _EXIT_SECONDS = 1.0
 _LAST_OUTPUT_SECONDS = 3.0
@@ -81,7 +81,7 @@ class Process(NamedTuple):
 
 
 class Forged(Exception):
-    """A zygote has named a process that it cannot have forked; the text says which ("named …")."""
+    """A zygote claims to have forked a process that it cannot have forked ("named …")."""
 
 
 class Children:
@@ -104,7 +104,7 @@ class Children:
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
-        """Record the exits of unknown processes while a fork is in progress."""
+        """Context manager: record the exits of unknown processes while a fork is in progress."""
         if not self._forks:
             self.early.clear()  # of others, whose pids may be reused
         self._forks += 1
@@ -114,7 +114,7 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """The process that the reply names. Raises Forged if it is not new or does not run as `uid` (None: any user).
+        """Check the process named in a reply. Raises Forged if it is not new or does not run as `uid` (None: any user).
 
         Raises LinkLost if the keeper is gone.
         """
@@ -151,7 +151,7 @@ class Children:
             del self._unconfirmed[process]
 
     def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
-        """Check that the process becomes a child of the keeper; if not, call `on_forged` once."""
+        """Check later that the process has become a child of the keeper; if not, call `on_forged` once."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
@@ -217,7 +217,7 @@ class Unfit(Refused):
 
 
 class Source(NamedTuple):
-    """Names a zygote to fork from: its interpreter, and its `user` (uid, gid), or None for the pool's user."""
+    """Identifies a zygote: its interpreter, and its `user` (uid, gid), None for the pool's user."""
 
     interpreter: str
     user: tuple[int, int] | None = None
@@ -229,12 +229,12 @@ class Source(NamedTuple):
 
     @classmethod
     def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """The zygote for a server of this user. It runs as that user if others can change the files that it runs."""
+        """The zygote for servers of this user; it runs as that user if others can change the interpreter's files."""
         return cls(interpreter, enter_as(interpreter, user, os.environ))
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """The source that has this key."""
+        """Parse a key (see `key`)."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
@@ -366,7 +366,7 @@ class Zygotes:
         except BaseException as error:
             self._end_process(link)
             if isinstance(error, TimeoutError):
-                zygote.lost()  # otherwise it would be used again
+                zygote.lost()  # otherwise it would be reused
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
@@ -639,7 +639,7 @@ class ImportLimit:
 
 
 class _Making:
-    """An import in progress. If it has not begun yet, it will read newer code than any other."""
+    """An import in progress, or waiting for its turn."""
 
     task: asyncio.Task[AppZygote | str]
 
@@ -704,7 +704,7 @@ class AppZygotes:
             raise
 
     def need(self, server: ServerConfig, spec: Spec) -> str:
-        """Record which zygote the server needs, and return that zygote's key."""
+        """Record that the server needs a zygote; returns the zygote's key."""
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:
             self.release(server.key)
