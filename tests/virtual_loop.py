@@ -21,7 +21,10 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """For code without sockets. `time()` is 0 at first and moves only while the loop waits for a timer."""
+    """For code without sockets, or with peers in this loop.
+
+    `time()` is 0 at first and moves only while the loop waits for a timer.
+    """
 
     def __init__(self) -> None:
         self._virtual = _Selector()
@@ -29,6 +32,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.moment
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass without running anything, as when the whole process is paused."""
+        self._virtual.moment += seconds
 
     def pass_time(self, seconds: float = 0.0) -> None:
         """Run everything that is due within this time, and what follows from it."""

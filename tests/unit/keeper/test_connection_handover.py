@@ -15,20 +15,20 @@ import pytest
 
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.keeper import Store
+from tests.descriptors import no_descriptor_left
 
 Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    before = set(os.listdir("/proc/self/fd"))
-    ends = wire.pair()
-    for end in ends:
-        end.setblocking(False)
-    yield ends
-    for end in ends:
-        end.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        ends = wire.pair()
+        for end in ends:
+            end.setblocking(False)
+        yield ends
+        for end in ends:
+            end.close()
 
 
 def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import peer_credentials
+from tests.descriptors import open_descriptors
 
 
 def listening(directory: Path, kind: str = pool_files.WORKER) -> tuple[socket.socket, str]:
@@ -71,7 +72,7 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
     silent = [listening(tmp_path)[0] for _ in range(20)]
     speaking = [listening(tmp_path)[0] for _ in range(3)]
     rude, _ = listening(tmp_path)
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     connections = []
     for number, sock in enumerate((*speaking, rude)):
         # They speak as soon as somebody has connected; here, in the connection that is made first.
@@ -95,7 +96,7 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
     ]
     for each in connections:
         each.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     for sock in (*silent, *speaking, rude):
         sock.close()
 
@@ -113,14 +114,14 @@ def test_other_users_are_turned_away(tmp_path: Path) -> None:
 
 def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor(tmp_path: Path) -> None:
     ours, theirs = wire.pair()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with ours, theirs:
         for packet in (b"garbage", b"[]", b'{"x":"' + b"y" * 20_000 + b'"}'):
             socket.send_fds(theirs, [packet], [0] * 50)
             assert rendezvous.receive(ours) is None
         socket.send_fds(theirs, [b"{}"], [0] * 200)
         assert rendezvous.receive(ours) is None
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:

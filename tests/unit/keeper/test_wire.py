@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.keeper import wire
+from tests.descriptors import open_descriptors
 from tests.examples import examples
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -27,10 +28,6 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=12,
 )
 MESSAGES = st.dictionaries(st.text(max_size=12), VALUES, max_size=6)
-
-
-def open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=5))

@@ -35,6 +35,7 @@ from poolctl.runners.local.activation import (
     classify_first_bytes,
 )
 from poolctl.runners.process_link import HasDescriptor, Link
+from tests.descriptors import no_descriptor_left
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -50,9 +51,8 @@ def run(work: Callable[[House], Coroutine[Any, Any, None]]) -> None:
             house.close()
         assert unseen == []
 
-    before = set(os.listdir("/proc/self/fd"))
-    asyncio.run(watched())
-    assert set(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        asyncio.run(watched())
 
 
 class Helper(AcceptHelper):

@@ -1,0 +1,43 @@
+"""The descriptors of the test's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+from collections.abc import Iterator
+
+from tests.deadline import wait_until
+
+# Threads that earlier tests have left, and that end by themselves.
+ENDING = ("poolctl-aside", "poolctl-engine")
+
+
+def open_descriptors() -> dict[str, str]:
+    """The open descriptors with the files behind them, without the one that lists them."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Fails the test when what is done inside leaves a descriptor open, or closes one that was open before.
+
+    What earlier tests have left is closed first: their garbage, and their threads, as the search for the process that
+    holds an address.
+    """
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name in ENDING:
+            thread.join(10)
+    before = open_descriptors()
+    yield
+    wait_until(
+        lambda: open_descriptors() == before,
+        timeout_seconds=5,
+        what=lambda: f"the descriptors of before, {before}; there are {open_descriptors()}",
+    )
