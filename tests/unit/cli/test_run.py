@@ -1,8 +1,9 @@
-"""What `run -- CMD…` tells its command, and what it says of its failure."""
+"""The pool in the foreground: its signals, its output, its events, its end, and the command around it."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -15,21 +16,35 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.command_line import parse
 from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundStream,
+    PoolEvents,
+    RunSession,
     StopSignals,
+    Terminated,
     command_environment,
     deaths_of,
+    deferred_signals,
     last_lines,
     program,
     run_to_end,
     stream_of_its_own,
 )
-from poolctl.cli.outcome import Failure
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.answers import Item
+from poolctl.control.client import Client, write_exit
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
+from poolctl.monitor.journal import MOST_LINES
+from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from tests.deadline import wait_until
+from tests.real_pool import RealPool
+from tests.stand_in import Send, result, stand_in
+from tests.stand_in import item as item_of
+
+from .conftest import Supervised
 
 
 def item(name: str, bind: str, expose: str, **more: Any) -> Item:
@@ -282,3 +297,377 @@ def test_a_program_that_the_system_refuses_is_126(tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
         run_to_end(str(broken), [str(broken)], {})
     assert caught.value.outcome.exit_code == 126
+
+
+INIT = """
+import os, signal, sys, time
+from poolctl.cli.commands.run import continue_in_child
+continue_in_child({limit})
+{child}
+"""
+
+
+def as_first_process(child: str, *, limit: float = 30.0) -> subprocess.Popen[str]:
+    """A process that behaves as PID 1 of a container does, around this child."""
+    script = INIT.format(limit=limit, child=child)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("child", "code"), [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)]
+)
+def test_first_process_of_a_container_exits_as_its_child_does(child: str, code: int) -> None:
+    with as_first_process(child) as first:
+        assert first.wait(60) == code
+
+
+def test_first_process_passes_on_what_it_is_sent_and_reaps_meanwhile() -> None:
+    child = """
+def came(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    if number == signal.SIGTERM:
+        sys.exit(9)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(number, came)
+if not os.fork():
+    os._exit(0)
+os.wait()
+print("up", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    with as_first_process(child) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "up\n"
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+            first.send_signal(number)
+            assert first.stdout.readline() == f"{number.name}\n"
+        assert first.wait(60) == 9
+
+
+def test_first_process_leaves_a_child_that_does_not_end_after_the_limit() -> None:
+    child = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
+    with as_first_process(child, limit=0.2) as first:
+        assert first.stdout is not None
+        pid = int(first.stdout.readline())
+        begun = time.monotonic()
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 137
+        assert time.monotonic() - begun < 30
+        os.kill(pid, signal.SIGKILL)
+
+
+def raised(*numbers: int) -> list[str]:
+    """What these signals raise, one after the other, while a pool runs in the foreground."""
+    found = []
+    for number in numbers:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(0)
+            found.append("")
+        except (KeyboardInterrupt, Terminated) as ended:
+            found.append(type(ended).__name__)
+    return found
+
+
+def test_each_signal_that_ends_it_raises_again_and_afterwards_all_are_as_before() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGIO)
+    before = [signal.getsignal(number) for number in numbers]
+    with StopSignals() as signals:
+        assert raised(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGINT) == [
+            "KeyboardInterrupt", "Terminated", "Terminated", "Terminated", "KeyboardInterrupt",
+        ]  # fmt: skip
+        assert not signals.interrupted
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals():
+            assert raised(signal.SIGHUP) == [""]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_reader_that_is_gone_stops_it_and_the_first_signal_after_that_does_no_more(
+    number: int, interrupted: bool
+) -> None:
+    with StopSignals() as signals:
+        assert raised(signal.SIGIO) == ["Terminated"]
+        assert raised(signal.SIGIO) == [""]
+        assert raised(number) == [""]
+        assert signals.interrupted is interrupted
+        assert raised(signal.SIGTERM, signal.SIGINT) == ["Terminated", "KeyboardInterrupt"]
+    with StopSignals() as signals:
+        assert raised(signal.SIGINT, signal.SIGIO) == ["KeyboardInterrupt", ""]
+    with StopSignals():
+        assert raised(signal.SIGIO) == ["Terminated"]
+        assert raised(signal.SIGALRM) == ["Terminated"]
+
+
+def test_lost_output_is_reported_from_any_thread() -> None:
+    reads, writes = os.pipe()
+    with StopSignals() as signals:
+        printer = threading.Timer(0.05, StopSignals.output_lost)
+        printer.start()
+        with pytest.raises(Terminated):
+            signals.wait_for_end(writes)
+        printer.join()
+    os.close(reads)
+    os.close(writes)
+
+
+def test_first_signal_waits_for_the_end_of_a_deferring_block_and_the_second_does_not() -> None:
+    seen: list[str] = []
+
+    def whole() -> None:
+        with deferred_signals():
+            assert raised(signal.SIGTERM) == [""]
+            seen.append("whole")
+
+    def broken_off() -> None:
+        with deferred_signals():
+            assert raised(signal.SIGTERM, signal.SIGINT) == ["", "KeyboardInterrupt"]
+            seen.append("broken off")
+
+    with StopSignals():
+        for block in (whole, broken_off):
+            with pytest.raises(Terminated):
+                block()
+        with deferred_signals():
+            seen.append("without")
+        assert raised(signal.SIGTERM) == ["Terminated"]
+    assert seen == ["whole", "broken off", "without"]
+
+
+def journal(seq: int, kind: str = "lifecycle", server: str = "web", **more: Any) -> dict[str, Any]:
+    members = {"event": "worker ended", "time": "2026-01-31T12:00:00Z", "message": "", "severity": "info"}
+    return {"seq": seq, "kind": kind, "server": server, **members, **more}
+
+
+def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "control.sock"
+    sent = [
+        journal(1),
+        journal(2, cause="killed by SIGKILL", next="it is restarted at once"),
+        journal(3, message="exited with status 7", next="it stays down: poolctl logs web"),
+        journal(4, "recovery", message="restarted", severity="warning"),
+        journal(5, "pool", "", message="the disk is full", severity="error"),
+        journal(6, "pool", message="all is well"),
+        journal(2, cause="killed by SIGKILL", next="it is restarted at once"),
+    ]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        for event in sent:
+            send({"event": event})
+        send({"notice": "waiting"})
+        return result()
+
+    reported: list[tuple[str, str]] = []
+    with stand_in(path, answer) as requests:
+        events = PoolEvents(Client(str(path)), lambda event, line, level: reported.append((line, level)))
+        events.finish()
+        events.finish()
+    ((verb, body),) = requests
+    assert (verb, body["options"]) == (
+        "events", {"after": 0, "lines": MOST_LINES, "kind": ["lifecycle", "recovery", "pool"]},
+    )  # fmt: skip
+    assert reported[:2] == [
+        ("web: killed by SIGKILL; it is restarted at once", "warning"),
+        ("web: exited with status 7; it stays down: poolctl logs web", "error"),
+    ]
+    assert [(line.partition(":")[0], level) for line, level in reported[2:]] == [
+        ("web", "warning"), (reported[3][0].partition(":")[0], "error"),
+    ]  # fmt: skip
+    assert "the disk is full" in reported[3][0]
+    assert events.died == {"web": ["killed by SIGKILL", "exited with status 7"]}
+
+
+def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_replaced(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_command, "_AGAIN_SECONDS", 0.001)
+    path = tmp_path_factory.mktemp("s") / "control.sock"
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        send({"event": journal(len(requests), cause="x", next="y")})
+        return None
+
+    with stand_in(path, answer) as requests:
+        events = PoolEvents(Client(str(path)), lambda event, line, level: None)
+        events.start()
+        wait_until(lambda: len(requests) >= 3)
+        events.finish()
+        asked = [body["options"] for _, body in requests]
+    kinds = {"kind": ["lifecycle", "recovery", "pool"]}
+    assert asked[0] == {"lines": 0, "follow": True, **kinds}
+    assert asked[1] == {"after": 1, "lines": MOST_LINES, "follow": True, **kinds}
+    assert asked[2]["after"] == 2
+
+
+class Session:
+    """A `run` of these words, whose supervisor answers what the test tells it to."""
+
+    def __init__(self, directory: Path, *words: str, command: tuple[str, ...] = ()) -> None:
+        request = parse(["run", *words])
+        assert request is not None
+        place = directory / "run" / pool_key(str(directory / "pool.toml"))
+        self.pool = PoolRef([str(directory / "pool.toml")], str(place))
+        self.run = RunSession(request, self.pool, [*command], None, wakeup=-1)
+
+
+STATES = [("running", True), ("disabled", False), ("sleeping", False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "objects"),
+    [
+        ((), "", False),
+        ((), "json", True),
+        (("--log-format", "text"), "json", False),
+        (("--log-format", "json"), "", True),
+    ],
+)
+def test_form_of_the_logs_is_that_of_the_option_before_that_of_the_environment(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...], env: str, objects: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("POOLCTL_LOG_FORMAT", env)
+    Session(directory, *words).run.say("hello")
+    said = capsys.readouterr().err
+    assert (json.loads(said)["message"] if objects else said) == ("hello" if objects else "hello\n")
+    Session(directory, "--quiet", *words).run.say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_form_of_the_logs_is_refused(directory: Path) -> None:
+    with pytest.raises(UsageError, match="--log-format: unknown value 'yaml'"):
+        Session(directory, "--log-format", "yaml")
+
+
+def test_requests_are_logged_in_a_terminal_unless_they_are_not_wanted(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def added(*words: str, command: tuple[str, ...] = ()) -> dict[str, str]:
+        found = Session(directory, *words, command=command).run.environment()
+        return {name: value for name, value in found.items() if os.environ.get(name) != value}
+
+    assert added() == {}
+    assert added("--no-access-log") == {NO_ACCESS_LOG_VARIABLE: "1"}
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert added() == {ACCESS_LOG_VARIABLE: "1"}
+    assert added("--no-access-log") == {NO_ACCESS_LOG_VARIABLE: "1"}
+    assert added("-o", "json") == added(command=("pytest",)) == {}
+
+
+ORDERS: list[tuple[dict[str, Any], tuple[str, ...], bool, int]] = [
+    ({"items": [item_of("web")]}, (), True, 0),
+    ({"items": []}, (), False, 5),
+    ({"items": []}, ("--allow-empty",), True, 0),
+    ({"items": [], "without_servers": True}, (), True, 0),
+    ({"items": [item_of("web", state="failed")], "exit_code": 1}, (), False, 1),
+    ({"items": [item_of("web"), item_of("api", state="failed")], "exit_code": 1}, (), True, 1),
+    ({"items": [item_of("web", state="backoff")], "exit_code": 1}, (), True, 1),
+    ({"items": [item_of("web")], "exit_code": 4}, (), False, 4),
+]
+
+
+@pytest.mark.parametrize(("answer", "words", "stays", "code"), ORDERS)
+def test_pool_stays_if_there_is_something_to_wait_for(
+    directory: Path,
+    supervised: Supervised,
+    answer: dict[str, Any],
+    words: tuple[str, ...],
+    stays: bool,
+    code: int,
+) -> None:
+    async def reply(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "start":
+            send({"warning": "slow"})
+        return {
+            "errors": [],
+            "warnings": ["slow", "old"],
+            "exit_code": 0,
+            **(answer if verb == "start" else {"items": []}),
+        }
+
+    with supervised(reply):
+        session = Session(directory, "-o", "json", *words).run
+        assert session.start() is stays
+        session.stop(0)
+    assert session.outcome.exit_code == code
+    if code != 5:
+        assert session.outcome.warnings == ["slow", "old"]
+    with supervised(reply):
+        around = Session(directory, "-o", "json", *words, command=("true",)).run
+        assert around.start() is (stays and not code)
+        around.stop(0)
+
+
+def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (((), True), (("-o", "json"), False)):
+        session = Session(directory, *words).run
+        session.outcome = Outcome(errors=[error(1, "exited")], warnings=["slow"], exit_code=1)
+        session.report()
+        assert ("exited" in capsys.readouterr().err) is said
+        assert bool(session.outcome.errors) is bool(session.outcome.warnings) is not said
+        assert session.outcome.exit_code == 1
+
+
+def test_status_of_the_pool_is_that_of_a_mandatory_server_that_failed(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(directory)
+    assert session.run.status_of_pool(3) == 3
+    Path(session.pool.directory).mkdir(parents=True)
+    write_exit(session.pool.directory, status=42, reason="main has failed", keeper_pid=0)
+    assert session.run.status_of_pool(3) == 42
+    assert capsys.readouterr().err == "the pool has ended: main has failed\n"
+
+
+def test_pool_runs_in_the_foreground_until_it_is_interrupted(real_pool: RealPool) -> None:
+    real_pool.write_hello("web")
+    with (real_pool.directory / "hello.py").open("a") as file:
+        file.write("print('the application is there', flush=True)\n")
+    running = real_pool.spawn("run")
+    assert running.stderr is not None
+    assert running.stdout is not None
+    lines = iter(running.stderr.readline, "")
+    seen = [next(lines)]
+    while "Ctrl-C to stop" not in seen[-1]:
+        seen.append(next(lines))
+    assert seen[-1] == "1 server ready, Ctrl-C to stop\n"
+    assert any(f":{real_pool.ports['web']}" in line for line in seen)
+    assert running.stdout.readline() == "web | the application is there\n"
+    second = real_pool.run("run")
+    assert (second.code, "a supervisor is already running for this pool" in second.stderr) == (8, True)
+    assert "stop it with poolctl stop" in second.stderr
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert not real_pool.processes()
+
+
+def test_command_runs_with_its_pool_and_its_failure_shows_what_the_servers_wrote_last(
+    real_pool: RealPool,
+) -> None:
+    real_pool.write_hello("web")
+    with (real_pool.directory / "hello.py").open("a") as file:
+        file.write("print('the application is there', flush=True)\n")
+    done = real_pool.run("run", "--", "sh", "-c", "echo $POOLCTL_PORT_WEB; exit 7")
+    assert (done.code, done.stdout) == (7, f"{real_pool.ports['web']}\n")
+    assert "of web:\n" in done.stderr
+    assert "web | the application is there\n" in done.stderr
+    done = real_pool.run("run", "-o", "json", "--", "sh", "-c", "echo hi")
+    assert (done.code, [each["name"] for each in done.json["items"]]) == (0, ["web"])
+    assert "hi\n" in done.stderr
+    assert "web |" not in done.stderr
+    done = real_pool.run("run", "--", "no-such-command")
+    assert (done.code, "no-such-command: command not found" in done.stderr) == (127, True)
+    assert not real_pool.processes()

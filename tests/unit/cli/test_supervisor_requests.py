@@ -1,17 +1,50 @@
+"""What a command asks of its supervisor, what it makes of the answer, and what it shows meanwhile."""
+
 from __future__ import annotations
 
 import io
+import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from poolctl.cli import supervisor_requests
-from poolctl.cli.supervisor_requests import Progress
-from poolctl.control.answers import ProgressLine, ServerStep
+from poolctl.cli.command_line import CommandRequest, parse
+from poolctl.cli.outcome import Failure, JsonObject, UsageError
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.supervisor_requests import (
+    Progress,
+    ask,
+    ask_for,
+    ask_or_launch,
+    described,
+    explained,
+    hand_over_to_systemd,
+    is_empty,
+    log_size,
+    refuse_without_linux,
+    selected,
+    start_unsignalled,
+)
+from poolctl.control import sd_notify
+from poolctl.control.answers import ProgressLine, Result, ServerStep
+from poolctl.control.client import NoSupervisor, SupervisorEnded
+from poolctl.control.pool_paths import pool_key
+from poolctl.control.server_answers import MetricsResult
+from poolctl.errors import ControlError
+from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
+from tests.real_pool import RealPool
+from tests.stand_in import Send, always, item, result
+
+from .conftest import Supervised
 
 
 class Terminal(io.StringIO):
@@ -113,3 +146,300 @@ def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, term: str, 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", term)
     assert not Progress("start", quiet=quiet)._enabled
+
+
+class Asked:
+    """A command's request, of a pool in `directory` whose file need not exist."""
+
+    def __init__(self, directory: Path, *words: str) -> None:
+        request = parse(words)
+        assert request is not None
+        self.request = request
+        place = directory / "run" / pool_key(str(directory / "pool.toml"))
+        self.pool = PoolRef([str(directory / "pool.toml")], str(place))
+
+
+def test_answer_has_the_supervisors_items_errors_and_exit_code(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "restart", "users", "--tag", "api")
+    wrong = {"name": "orders", "message": "exited"}
+    with supervised(always(item("users"), exit_code=1, errors=[wrong])) as requests:
+        found = ask(asked.request, asked.pool, more={"shown": True})
+        ask(asked.request, asked.pool, "list")
+    assert (found.exit_code, [each.name for each in found.items], [each.message for each in found.errors]) == (
+        1, ["users"], ["exited"],
+    )  # fmt: skip
+    assert (found.warnings, found.ended) == ([], None)
+    assert [verb for verb, _ in requests] == ["restart", "list"]
+    assert requests[0][1]["selector"] == asked.request.selector().to_dict()
+    assert requests[0][1]["options"] == {
+        "timeout": None, "wait": True, "deps": True, "shown": True, "progress": False,
+    }  # fmt: skip
+
+
+def test_answer_without_items_and_with_items_that_are_none_are_told_apart(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "list")
+    answers: list[dict[str, Any]] = [{}, {"items": None, "errors": None}, {"items": [["users"]]}]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return answers[len(requests) - 1]
+
+    with supervised(answer) as requests:
+        for _ in range(2):
+            found = ask(asked.request, asked.pool)
+            assert (list(found.items), list(found.errors), found.exit_code) == ([], [], 0)
+        with pytest.raises(ControlError, match="not understood"):
+            ask(asked.request, asked.pool)
+
+
+def test_warnings_on_the_way_precede_those_of_the_answer_each_once(
+    directory: Path, supervised: Supervised
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        for warning in ("slow", "late", "slow"):
+            send({"warning": warning})
+        return result(item("users"), warnings=["late", "old"])
+
+    asked = Asked(directory, "start")
+    with supervised(answer):
+        assert ask(asked.request, asked.pool).warnings == ["slow", "late", "old"]
+
+
+def test_answer_of_a_class_is_of_that_class(directory: Path, supervised: Supervised) -> None:
+    asked = Asked(directory, "metrics")
+    with supervised(always(text="up 1\n")) as requests:
+        found = ask_for(MetricsResult, asked.request, asked.pool, more={"openmetrics": True})
+    assert (type(found), found.text) == (MetricsResult, "up 1\n")
+    assert requests[0][1]["options"]["openmetrics"] is True
+
+
+def test_answer_that_ends_the_pool_returns_after_its_last_process(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "stop")
+    for get in (ask, lambda request, pool: ask_for(Result, request, pool)):
+        with subprocess.Popen(["sleep", "0.2"]) as keeper:
+            with supervised(always(ended=True, keeper_pid=keeper.pid)):
+                assert get(asked.request, asked.pool).ended
+            assert keeper.poll() is not None
+    with subprocess.Popen(["sleep", "60"]) as keeper:
+        with supervised(always(ended=False, keeper_pid=keeper.pid)):
+            ask(asked.request, asked.pool)
+        assert keeper.poll() is None
+        keeper.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [(["restart"], True), (["stop"], True), (["rollout", "begin", "users"], True), (["list"], False)],
+)
+def test_interrupted_change_says_that_it_continues(
+    directory: Path, words: list[str], changes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(directory, *words)
+
+    class Interrupted:
+        def call(self, *given: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PoolRef, "client", lambda pool: Interrupted())
+    if not changes:
+        with pytest.raises(KeyboardInterrupt):
+            ask(asked.request, asked.pool)
+        return
+    with pytest.raises(Failure) as caught:
+        ask(asked.request, asked.pool)
+    (wrong,) = caught.value.outcome.errors
+    assert (caught.value.outcome.exit_code, wrong.message) == (130, "interrupted")
+    assert wrong.hint == f"the {words[0]} continues in the background: poolctl status"
+
+
+def test_supervisor_that_exits_while_it_is_asked_is_followed_by_its_successor(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "list")
+
+    async def exits(verb: str, body: dict[str, Any], send: Send) -> None:
+        os.unlink(asked.pool.socket)
+
+    with supervised(exits), pytest.raises(NoSupervisor):
+        ask(asked.request, asked.pool)
+
+    async def hangs_up(verb: str, body: dict[str, Any], send: Send) -> None:
+        return None
+
+    with supervised(hangs_up) as requests, pytest.raises(SupervisorEnded):
+        ask(asked.request, asked.pool)
+    assert len(requests) == 1
+
+
+def test_nothing_is_launched_for_a_named_pool_or_without_files(directory: Path) -> None:
+    asked = Asked(directory, "start")
+    with pytest.raises(NoSupervisor):
+        ask_or_launch(asked.request, PoolRef([], asked.pool.directory))
+    named = CommandRequest("start", {**asked.request.values, "pool": "shop"})
+    with pytest.raises(NoSupervisor):
+        ask_or_launch(named, asked.pool)
+
+
+@pytest.mark.parametrize("words", [["start", "--timeout", "soon"], ["start", "--state", "flying"]])
+def test_mistake_of_a_command_is_reported_before_anything_is_launched(
+    directory: Path, words: list[str]
+) -> None:
+    asked = Asked(directory, *words)
+    with pytest.raises((UsageError, SelectorError)):
+        ask_or_launch(asked.request, asked.pool)
+    assert not (directory / "run").exists()
+
+
+def test_running_supervisor_is_asked_and_no_other_is_launched(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "start")
+    with supervised(always(item("users"))) as requests:
+        assert [each.name for each in ask_or_launch(asked.request, asked.pool).items] == ["users"]
+    assert [verb for verb, _ in requests] == ["start"]
+
+
+def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind(real_pool: RealPool) -> None:
+    real_pool.write_hello()
+    done = real_pool.run("start", "nobody", "-o", "json")
+    assert (done.code, done.json["items"]) == (4, [])
+    wait_until(lambda: not real_pool.processes())
+    real_pool.write("pool.toml", '[pool]\nname = "empty"\n')
+    done = real_pool.run("start", "-o", "json")
+    assert done.code == 5
+    assert "no server" in done.json["errors"][0]["message"]
+    wait_until(lambda: not real_pool.processes())
+
+
+@pytest.mark.parametrize(
+    ("members", "empty"),
+    [
+        ({}, True),
+        ({"items": [1]}, False),
+        ({"exit_code": 1}, False),
+        ({"without_servers": True}, False),
+    ],
+)
+def test_start_is_empty_without_servers_and_routes(members: dict[str, Any], empty: bool) -> None:
+    found: Any = JsonObject(**{"items": [], "exit_code": 0, **members})
+    assert is_empty(found) is empty
+
+
+def test_reason_of_a_failed_launch_is_what_its_supervisor_wrote_last(directory: Path) -> None:
+    asked = Asked(directory, "start")
+    ended = SupervisorEnded(asked.pool.socket)
+    assert explained(ended, asked.pool, 0) is ended
+    place = Path(asked.pool.directory)
+    place.mkdir(parents=True)
+    assert log_size(asked.pool) == 0
+    (place / "supervisor.log").write_text("an earlier one\n")
+    begin = log_size(asked.pool)
+    assert begin == 15
+    assert explained(ended, asked.pool, begin) is ended
+    with (place / "supervisor.log").open("a") as log:
+        log.write("ImportError: no pydantic\n")
+    why = explained(NoSupervisor(), asked.pool, begin)
+    assert (why.message, why.exit_code, why.hint) == (
+        "the supervisor could not start: ImportError: no pydantic", 8, ended.hint,
+    )  # fmt: skip
+
+
+def test_servers_are_refused_where_the_system_has_no_processes_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_without_linux()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ControlError, match="only Linux can run servers in processes of their own") as caught:
+        refuse_without_linux()
+    assert "poolctl.Pool serves in a Python process" in caught.value.hint
+
+
+def test_servers_of_a_pool_that_does_not_run_are_those_of_its_files(directory: Path) -> None:
+    asked = Asked(directory, "list", "users")
+    assert [each.name for each in selected(asked.request, asked.pool).items] == ["users"]
+    assert selected(asked.request, asked.pool).exit_code == 0
+    shown, answer = described(Asked(directory, "show", "users").request, asked.pool)
+    assert ([each.name for each in shown], answer) == (["users"], None)
+    without = PoolRef([], asked.pool.directory)
+    for look in (selected, described):
+        with pytest.raises(NoSupervisor):
+            look(asked.request, without)
+
+
+def test_servers_of_a_running_pool_are_asked_for_with_or_without_their_figures(
+    directory: Path, supervised: Supervised
+) -> None:
+    asked = Asked(directory, "list", "users")
+    show = Asked(directory, "show", "users").request
+    with supervised(always()) as requests:
+        selected(asked.request, asked.pool)
+        selected(asked.request, asked.pool, measured=True)
+        described(show, asked.pool)
+    assert [(verb, body["options"].get("files")) for verb, body in requests] == [
+        ("list", None), ("stats", True), ("show", None),
+    ]  # fmt: skip
+    with supervised(always(exit_code=4, errors=[{"message": "nothing matches"}])):
+        for get in (selected, described):
+            with pytest.raises(Failure) as caught:
+                get(asked.request, asked.pool)
+            assert (caught.value.outcome.exit_code, str(caught.value)) == (4, "nothing matches")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_service_manager_is_told_the_keeper_and_whether_the_pool_is_ready(
+    directory: Path, supervised: Supervised, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    asked = Asked(directory, "start")
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(directory / "notify"))
+    told.settimeout(10)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(directory / "notify"))
+    monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
+    hand_over_to_systemd(asked.pool, ready=ready)  # it has ended already
+    with supervised(always(keeper_pid=4711)) as requests:
+        hand_over_to_systemd(asked.pool, ready=ready)
+        assert told.recv(1000).decode().splitlines() == ["MAINPID=4711", *(["READY=1"] if ready else [])]
+        monkeypatch.setattr(sd_notify, "is_main", lambda env: False)
+        hand_over_to_systemd(asked.pool, ready=ready)
+        monkeypatch.delenv("NOTIFY_SOCKET")
+        monkeypatch.setattr(sd_notify, "is_main", lambda env: True)
+        hand_over_to_systemd(asked.pool, ready=ready)
+    assert len(requests) == 1
+    told.close()
+
+
+def test_notice_is_printed_at_once_but_not_for_status_and_not_quietly(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for verb, quiet, said in (
+        ("start", False, "waiting: the keeper\n"),
+        ("status", False, ""),
+        ("start", True, ""),
+    ):
+        Progress(verb, quiet=quiet)(ProgressLine(notice="the keeper"))
+        assert capsys.readouterr().err == said
+
+
+def test_steps_are_wanted_by_a_terminal_and_by_verbose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert not Progress("start").wanted
+    assert Progress("start", verbose=True).wanted
+    assert not Progress("start", verbose=True, quiet=True).wanted
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert Progress("start").wanted
+    assert not Progress("start", quiet=True).wanted
+
+
+def test_thread_of_a_progress_display_takes_no_signal_and_its_starter_all_of_them() -> None:
+    blocked: list[set[int]] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    thread = threading.Thread(target=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    start_unsignalled(thread)
+    thread.join()
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -164,8 +164,8 @@ def used(memory: int, cpu: float = 0.0) -> Usage:
 REQUESTS = {
     tally.STARTED: 20, tally.DISCONNECTED: 2, tally.BROKEN: 3, tally.MALFORMED: 4, tally.LATENCY_NS: 1_500_000_000,
     tally.CONNECTIONS: 6, tally.OPEN_CONNECTIONS: 5, tally.WEBSOCKETS: 8, tally.OPEN_WEBSOCKETS: 7,
-    tally.STATUS + 2: 9, tally.STATUS + 4: 1, tally.STATUS + 5: 2, tally.BUCKETS: 10, tally.COUNTED - 1: 2,
-    tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 2_500_000,
+    tally.STATUS + 1: 1, tally.STATUS + 2: 9, tally.STATUS + 4: 1, tally.STATUS + 5: 2, tally.BUCKETS: 10,
+    tally.COUNTED - 1: 2, tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 2_500_000,
 }  # fmt: skip
 
 WEB = """\
@@ -189,7 +189,9 @@ poolctl_monitor_falltime_seconds_total{server="web"} 4.004
 poolctl_monitor_rises_total{server="web"} 2
 poolctl_monitor_falls_total{server="web"} 1
 poolctl_server_wakes_total{server="web"} 6
+poolctl_responses_total{server="web",code="1xx"} 1
 poolctl_responses_total{server="web",code="2xx"} 9
+poolctl_responses_total{server="web",code="3xx"} 0
 poolctl_responses_total{server="web",code="4xx"} 1
 poolctl_responses_total{server="web",code="5xx"} 2
 poolctl_request_errors_total{server="web",reason="5xx"} 2
