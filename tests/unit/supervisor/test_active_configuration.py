@@ -1,29 +1,53 @@
-"""The process that reads the files: its answers, and what becomes of a request when it gives none."""
+"""The configuration in force, and the process that reads the files: its answers, and a request without any."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import poolctl
+from poolctl import ServerConfig
 from poolctl.child_process import ChildProcess
-from poolctl.config import Reading, Surroundings
+from poolctl.config import Reading, Surroundings, Tables
 from poolctl.config.__main__ import message, reader_command
+from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.keeper import fd_store, pool_files
+from poolctl.keeper.keeper import Store
 from poolctl.keeper.spawn import spawn
-from poolctl.supervisor.active_configuration import ConfigurationReader, ReaderFailed
+from poolctl.runners.process_link import withhold_variables
+from poolctl.supervisor.active_configuration import (
+    ActiveConfiguration,
+    ConfigurationReader,
+    OwnSockets,
+    ReaderFailed,
+    ResolvedConfig,
+    default_name,
+    obstacles,
+    read_object,
+    write_object,
+)
+from poolctl.supervisor.takeover.state_store import StateStore, encoded
 from tests.deadline import wait_until
+from tests.manual_clock import ManualClock
 from tests.processes import children, command_line, is_alive
+from tests.unit.core.ordered_core import RecordedEvents
+from tests.unit.runners.scripted_runner import SlowRunner
+
+from .test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\ntags = ["${TAG:-none}"]\n'
 
@@ -369,3 +393,367 @@ assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Pool:
+    """The configuration of a pool whose files are in `directory`, with what its supervisors leave behind."""
+
+    def __init__(self, directory: Path, text: str = WEB) -> None:
+        self.directory = directory
+        self.file = directory / "pool.toml"
+        self.file.write_text(text)
+        self.runtime = directory / "run"
+        self.runtime.mkdir(exist_ok=True)
+        self.link = StoreLink(Store())
+        self.environments: dict[str, Any] = {}
+
+    def configuration(self) -> ActiveConfiguration:
+        """That of another supervisor."""
+        store = StateStore(self.link, str(self.runtime))
+        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments)
+
+    def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]]) -> None:
+        async def whole() -> None:
+            configuration = self.configuration()
+            try:
+                await work(configuration)
+            finally:
+                configuration.close()
+                withhold_variables((), only=True)
+
+        run(whole())
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/srv/shop/pool.toml", "shop"),
+        ("/srv/shop/pool.yaml", "shop"),
+        ("/srv/shop/pool.yml", "shop"),
+        ("/srv/shop/pool.json", "shop"),
+        ("/srv/shop/pyproject.toml", "shop"),
+        ("/srv/shop/staging.toml", "staging"),
+        ("/srv/my shop/pool.toml", "my-shop"),
+        ("/srv/.shop./pool.toml", "shop"),
+        ("/srv/a.b_c-1/pool.toml", "a.b_c-1"),
+        ("/pool.toml", "pool"),
+        ("/srv/★/pool.toml", "pool"),
+    ],
+)
+def test_pool_without_a_name_has_that_of_its_directory_or_of_a_file_of_its_own_name(
+    file: str, name: str
+) -> None:
+    assert default_name(file) == name
+
+
+def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_in_force(
+    tmp_path: Path,
+) -> None:
+    pool = Pool(tmp_path, f'[pool]\nname = "shop"\n[metrics]\nbind = "127.0.0.1:9100"\n{WEB}')
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        assert configuration.name == tmp_path.name
+        assert await configuration.taken_over() is None
+        followed: list[Any] = []
+        always: list[Any] = []
+        configuration.follow(followed.append)
+        configuration.follow(always.append, every_reload=True)
+        (web,) = await configuration.first_servers()
+        assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
+        assert [None if each.metrics is None else str(each.metrics.bind) for each in followed] == [
+            None,
+            "127.0.0.1:9100",
+        ]
+        configuration.accept(await configuration.read())
+        assert (len(followed), len(always)) == (2, 3)
+        configuration.environments["web"] = {"A": "1"}
+        configuration.accept(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
+        configuration.missing.add("gone")
+        core = Core([web], SlowRunner(), ManualClock(), RecordedEvents())
+        left = configuration.to_save(core)
+        assert left is not None
+        assert configuration.to_save(core) is None
+        StateStore(pool.link, str(pool.runtime)).write(fd_store.CONFIGURATION, encoded(left))
+
+        pool.file.unlink()
+        pool.environments = {}
+        after = pool.configuration()
+        servers = await after.taken_over()
+        assert servers is not None
+        assert [each.name for each in servers] == ["web"]
+        assert (after.name, after.missing, after.environment, after.environments) == (
+            "shop", {"gone"}, {"TAG": "api"}, {"web": {"A": "1"}},
+        )  # fmt: skip
+        assert after.tables == configuration.tables
+        assert after.marks == configuration.marks
+        assert configuration.runtime_directory == str(pool.runtime)
+
+    pool.scenario(work)
+
+
+def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_path: Path) -> None:
+    async def work(configuration: ActiveConfiguration) -> None:
+        assert configuration.environment is os.environ
+        given = {**os.environ, "TAG": "api"}
+        resolved = await configuration.read(given)
+        assert resolved.servers[0].tags == ("api",)
+        configuration.accept(resolved, given)
+        assert configuration.environment == given
+        assert (await configuration.read()).servers[0].tags == ("api",)
+        configuration.accept(await configuration.read())
+        assert configuration.environment == given
+
+    Pool(tmp_path).scenario(work)
+
+
+def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, "[[server]]\nbinf = 1\n")
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        assert await configuration.first_servers() == []
+        assert configuration.problems
+        assert (configuration.exit_code, configuration.name) == (INVALID_CONFIGURATION, tmp_path.name)
+        resolved = await configuration.read()
+        assert (resolved.problems, resolved.marks is not None) == (configuration.problems, True)
+        assert resolved.is_empty
+
+    pool.scenario(work)
+
+
+def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(tmp_path: Path) -> None:
+    async def work(configuration: ActiveConfiguration) -> None:
+        configuration.stop_reading()
+        reading = asyncio.ensure_future(configuration.first_servers())
+        await asyncio.sleep(0)
+        configuration.stop_reading()
+        assert await reading == []
+        (problem,) = configuration.problems
+        assert (problem.message, problem.hint, configuration.exit_code) == (
+            "the pool was stopped while its files were being read", "poolctl start", FAILED,
+        )  # fmt: skip
+
+    Pool(tmp_path).scenario(work)
+
+
+def test_files_that_no_process_can_read_are_a_conflict(tmp_path: Path) -> None:
+    async def work(configuration: ActiveConfiguration) -> None:
+        configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
+        assert await configuration.first_servers() == []
+        assert configuration.exit_code == CONFLICT
+        assert "/nowhere/python cannot be run" in configuration.problems[0].message
+
+    Pool(tmp_path).scenario(work)
+
+
+AUTO = '[[server]]\nname = "{}"\nbind = "127.0.0.1:auto"\napp = "any:app"\n'
+
+
+def test_automatic_ports_stay_until_another_program_has_taken_them_while_the_pool_was_stopped(
+    tmp_path: Path,
+) -> None:
+    pool = Pool(tmp_path, AUTO.format("a") + AUTO.format("b"))
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        first = {each.name: each.address.port for each in (await configuration.read()).servers}
+        assert len({*first.values()}) == 2
+        assert None not in first.values()
+        pool.file.write_text(AUTO.format("b") + AUTO.format("c") + AUTO.format("a"))
+        again = {each.name: each.address.port for each in (await configuration.read()).servers}
+        assert {name: again[name] for name in first} == first
+        assert again["c"] not in first.values()
+        with socket.create_server(("127.0.0.1", first["a"])):
+            running = {each.name: each.address.port for each in (await configuration.read()).servers}
+            assert (running, configuration.moved_ports) == (again, {})
+            stopped = {
+                each.name: each.address.port for each in (await configuration.read(stopped=True)).servers
+            }
+        assert stopped["a"] != first["a"]
+        assert {name: port for name, port in stopped.items() if name != "a"} == {
+            "b": first["b"],
+            "c": again["c"],
+        }
+        assert configuration.moved_ports == {"a": (first["a"], stopped["a"])}
+
+    pool.scenario(work)
+
+
+def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, AUTO.format("a"))
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        there = (await configuration.read()).servers
+        table = {"name": "live", "bind": "127.0.0.1:auto", "app": "any:app"}
+        live = await configuration.single(table, str(tmp_path), there)
+        assert live.address.port not in (None, there[0].address.port)
+        pool.file.write_text(AUTO.format("a") + AUTO.format("b"))
+        servers = (await configuration.read(keep={"live"})).servers
+        assert live.address.port not in {each.address.port for each in servers}
+
+    pool.scenario(work)
+
+
+def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) -> None:
+    async def work(configuration: ActiveConfiguration) -> None:
+        resolved = await configuration.read()
+        configuration.accept(resolved)
+        url = "http://${server.web.host}:${server.web.port}"
+        table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app", "env": {"WEB": url}}
+        added = await configuration.single(table, str(tmp_path), resolved.servers)
+        assert added.env["WEB"] == "http://127.0.0.1:9001"
+        with pytest.raises(PoolValidateError) as refused:
+            await configuration.single(table, str(tmp_path), [])
+        assert "there is no server 'web'" in str(refused.value.exceptions[0])
+
+    Pool(tmp_path).scenario(work)
+
+
+def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool(tmp_path, WEB + WEB.replace("web", "gone").replace("9001", "9002"))
+    added = {"app": "any:app"}
+    servers = {
+        "live": {"source": [{"name": "live", "bind": "127.0.0.1:9003", **added}, str(tmp_path)]},
+        "taken": {"source": [{"name": "taken", "bind": "127.0.0.1:9001", **added}, str(tmp_path)]},
+        "wrong": {"source": [{"name": "wrong", "bind": "127.0.0.1:9004", "no_such_key": 1}, str(tmp_path)]},
+        "web": {},
+    }
+    pool_files.write_desired(
+        str(pool.runtime), json.dumps({"missing": ["gone"], "servers": servers}).encode()
+    )
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        found = await configuration.first_servers()
+        assert [each.name for each in found] == ["web", "live"]
+        assert configuration.missing == {"gone"}
+        assert "taken, which was added live, is dropped: it conflicts with the files" in caplog.text
+        assert "wrong, which was added live, is dropped: " in caplog.text
+
+    pool.scenario(work)
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool_that_does_not_run(
+    tmp_path: Path, ran: bool
+) -> None:
+    pool = Pool(tmp_path, WEB + 'env_file = "missing.env"\n')
+    if ran:
+        pool_files.write_desired(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        await configuration.first_servers()
+        assert bool(configuration.problems) is not ran
+
+    pool.scenario(work)
+
+
+def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
+    async def work(configuration: ActiveConfiguration) -> None:
+        assert await configuration.origins(["web"]) == {}
+        configuration.accept(await configuration.read())
+        assert await configuration.origins([]) == {}
+        found = (await configuration.origins(["web"]))["web"]
+        assert found is not None
+        assert found["bind"].endswith("pool.toml:3")
+        configuration.close()
+        configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
+        assert await configuration.origins(["web"]) == {}
+
+    Pool(tmp_path).scenario(work)
+
+
+def test_problems_outside_of_the_files_are_those_of_the_servers_asked_about(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, WEB + 'env_file = "missing.env"\n')
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        resolved = await configuration.read()
+        assert resolved.number > 0
+        assert await configuration.outside(resolved, []) == []
+        (problem,) = await configuration.outside(resolved, ["web"])
+        assert "missing.env" in problem.message
+        assert await configuration.outside(ResolvedConfig("none"), ["web"]) == []
+
+    pool.scenario(work)
+
+
+def program_of(name: str, command: str, **keys: Any) -> ServerConfig:
+    return ServerConfig(name=name, bind="127.0.0.1:9001", command=[command], **keys)
+
+
+def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_command_changes(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "programs.json")
+    OwnSockets(path).remember(program_of("web", "nginx"))
+    known = OwnSockets(path)
+    servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
+    assert [each.socket for each in known.applied(servers)] == [
+        "program",
+        servers[1].socket,
+        servers[2].socket,
+    ]
+    said = program_of("web", "nginx", socket="pool")
+    assert known.applied([said]) == [said]
+    written = os.stat(path).st_ino
+    known.remember(program_of("web", "nginx"))
+    assert os.stat(path).st_ino == written
+    known.remember(program_of("web", "caddy"))
+    assert OwnSockets(path).applied(servers[1:2])[0].socket == "program"
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[1]"])
+def test_damaged_or_missing_object_of_the_state_directory_is_empty(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "object.json"
+    if content is not None:
+        path.write_text(content)
+    assert read_object(str(path)) == {}
+    write_object(str(path), {"a": 1})
+    assert read_object(str(path)) == {"a": 1}
+
+
+def test_object_that_cannot_be_written_is_a_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_object(str(tmp_path / "none" / "object.json"), {})
+    assert "object.json cannot be written" in caplog.text
+
+
+def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_change(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        configuration.accept(await configuration.read())
+        guessed = ServerConfig(name="guessed", bind="127.0.0.1:9003", command=["serve", "{port}"])
+        other = ServerConfig(name="other", bind="127.0.0.1:9004", command=["serve", "{port}"])
+        others = [program_of("said", "nginx", socket="program"), program_of("plain", "nginx")]
+        for servers, before in (
+            ([guessed, *others], set()), ([guessed], {"guessed"}), ([other], {"guessed"}),
+            ([guessed, other], {"guessed", "other"}), (others, set()),
+        ):  # fmt: skip
+            assert await configuration.warned_before(servers) == before
+        pool.file.write_text(WEB + "# changed\n")
+        configuration.accept(await configuration.read())
+        assert await configuration.warned_before([guessed]) == set()
+
+    pool.scenario(work)
+
+
+def test_server_that_conflicts_is_not_added_and_the_reason_has_its_exit_code(tmp_path: Path) -> None:
+    there = [ServerConfig(name="web", bind="127.0.0.1:9001", app="a:b")]
+    tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
+
+    def reason(bind: str, **keys: Any) -> tuple[int, str] | None:
+        added = ServerConfig(name="new", bind=bind, app="a:b", **keys)
+        found = obstacles(added, there, tables)
+        return None if found is None else (found[0], found[1][0].message)
+
+    assert reason("127.0.0.1:9002") is None
+    for bind, word in (("127.0.0.1:9001", "web"), ("127.0.0.1:9100", "metrics")):
+        found = reason(bind)
+        assert found is not None
+        assert (found[0], word in found[1]) == (CONFLICT, True)
+    found = reason("127.0.0.1:9002", depends_on=["nobody"])
+    assert found is not None
+    assert (found[0], "nobody" in found[1]) == (INVALID_CONFIGURATION, True)

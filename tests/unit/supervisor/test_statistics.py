@@ -1,25 +1,39 @@
-"""The figures of processes, and quantiles of what only buckets are known of."""
+"""The figures of servers and processes, now, in the last minutes, and over all supervisors."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.core.decide import Desired
+from poolctl.keeper.keeper import Store
 from poolctl.monitor.metrics import ServerSnapshot, Usage
+from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.statistics import (
     Statistics,
+    Totals,
     error_rate,
     errors,
     latency_seconds,
     quantile,
     request_rate,
 )
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
+from tests.unit.core.ordered_core import run, web
+from tests.unit.runners.scripted_runner import SlowRunner
+from tests.virtual_loop import VirtualLoop
+
+from .desk import Desk
+from .test_state_store import StoreLink
 
 BOUNDS = (1.0, 2.0, 4.0)
 
@@ -116,3 +130,250 @@ def test_latency_counts_only_the_responses_since_then() -> None:
     assert slowest is not None
     assert 0 < fastest < slowest
     assert latency_seconds(before, after, 1.0) is None
+
+
+class Counting:
+    """Counters of a runner whose workers have counted this much, by the index of the worker."""
+
+    add_up: Any = None
+
+    def __init__(self) -> None:
+        self.pages: dict[int, list[int]] = {}
+        self.unsettled: list[str] = []
+        self.settlements = 0
+
+    def counts(self, placement: Placement) -> list[int] | None:
+        return self.pages.get(placement.index)
+
+    def settled(self) -> None:
+        self.settlements += 1
+        self.unsettled = []
+
+
+class Counted(SlowRunner):
+    """A runner whose workers count; their processes are those of this test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counters = Counting()
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        return replace(await super().place(server, generation, index), pid=os.getpid())
+
+
+class Shop:
+    """The statistics of a pool, and the supervisor that continues them."""
+
+    def __init__(self, *servers: ServerConfig, store: Store | None = None) -> None:
+        self.runner = Counted()
+        self.desk = Desk(*(servers or (web(),)), runner=self.runner)
+        self.link = StoreLink(store or Store())
+        self.totals = Totals(self.desk.core, self.desk.events, StateStore(self.link, "/nowhere"))
+        self.statistics = Statistics(self.desk.core, self.totals)
+        self.desk.verbs.add("stats", self.statistics.stats)
+        self.desk.verbs.add("monitor", self.statistics.monitor)
+
+    def count(self, index: int = 0, **slots: int) -> None:
+        self.runner.counters.pages[index] = page(**slots)
+
+    async def stats(self, **options: Any) -> dict[str, Any]:
+        (item,) = (await self.desk.ask("stats", "web", **options))["items"]
+        found: dict[str, Any] = item["stats"]
+        return found
+
+
+SLOTS = {
+    "started": tally.STARTED, "disconnected": tally.DISCONNECTED, "broken": tally.BROKEN, "ok": tally.STATUS + 2,
+    "failed": tally.STATUS + 5, "connections": tally.CONNECTIONS, "open": tally.OPEN_CONNECTIONS,
+    "websockets": tally.OPEN_WEBSOCKETS, "fast": tally.BUCKETS, "slow": tally.COUNTED - 2,
+    "beat": tally.BEAT_AT_NS, "lag": tally.BEAT_LAG_NS,
+}  # fmt: skip
+
+
+def page(**slots: int) -> list[int]:
+    found = blank_page().tolist()
+    for name, value in slots.items():
+        found[SLOTS[name]] = value
+    return found
+
+
+def begin(loop: VirtualLoop, shop: Shop) -> None:
+    """Start its servers."""
+
+    async def start() -> None:
+        for entry in shop.desk.core.entries.values():
+            shop.desk.core.start(entry)
+
+    loop.run_until_complete(start())
+    loop.pass_time()
+
+
+def test_statistics_of_a_server_are_those_of_all_its_workers_and_of_each() -> None:
+    async def work() -> None:
+        shop = Shop(web(workers=2))
+        await shop.desk.ask("start")
+        shop.count(0, started=10, disconnected=1, broken=1, ok=6, failed=1, connections=4, open=2, websockets=1,
+                   fast=7, beat=1, lag=2_000_000)  # fmt: skip
+        shop.count(1, started=5, ok=5, connections=3, open=1, slow=5)
+        found = await shop.stats()
+        names = (
+            "requests_total", "requests_per_second", "errors_total", "disconnects_total", "in_flight", "connections",
+            "connections_total", "websockets", "wakes_total", "restarts_total", "counted", "loop_lag_seconds",
+        )  # fmt: skip
+        assert [found[name] for name in names] == [15, 0.0, 2, 1, 1, 3, 7, 1, 0, 0, True, 0.002]
+        assert found["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
+        assert 0 < found["latency_p50_seconds"] <= 0.00025
+        assert 5 < found["latency_p99_seconds"] <= 10
+        assert found["memory_bytes"] > 2_000_000
+        first, second = found["workers"]
+        assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", os.getpid(), "ready")
+        names = ("requests_total", "errors_total", "in_flight", "connections", "loop_lag_seconds")
+        assert [first[name] for name in names] == [10, 2, 1, 2, 0.002]
+        assert [second[name] for name in names] == [5, 0, 0, 1, None]
+        assert first["memory_bytes"] > 1_000_000
+        assert found.get("errors_per_second") is None
+        assert found["history"].get("errors_per_second") is None
+        shop.link.end()
+
+    run(work())
+
+
+def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_is_watched() -> None:
+    loop = VirtualLoop()
+    shop = Shop()
+
+    def after(seconds: float, **slots: int) -> None:
+        shop.count(0, **slots)
+        shop.desk.clock.advance(seconds)
+        loop.pass_time(seconds)
+
+    begin(loop, shop)
+    shop.count(0, started=100, ok=100, fast=100)
+    first = loop.run_until_complete(shop.stats(errors=True))
+    assert (first["requests_per_second"], first["errors_per_second"]) == (0.0, 0.0)
+    assert first["history"]["requests_per_second"] == []
+    after(2.0, started=120, ok=110, failed=10, fast=100, slow=20)
+    found = loop.run_until_complete(shop.stats(errors=True))
+    assert (found["requests_per_second"], found["errors_per_second"]) == (10.0, 5.0)
+    assert found["latency_p50_seconds"] > 1, "only responses of these intervals count"
+    history = found["history"]
+    assert (history["interval_seconds"], history["requests_per_second"], history["errors_per_second"]) == (
+        2.0, [10.0], [5.0],
+    )  # fmt: skip
+    assert history["latency_p99_seconds"][0] > 1
+    assert history["memory_bytes"][0] > 1_000_000
+    for _ in range(5):
+        after(2.0, started=120, ok=110, failed=10, fast=100, slow=20)
+    found = loop.run_until_complete(shop.stats(errors=True))
+    assert (found["requests_per_second"], found["errors_per_second"]) == (0.0, 0.0)
+    assert found["history"]["requests_per_second"] == [10.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert found["latency_p50_seconds"] is None
+    for _ in range(33):
+        after(2.0, started=120)
+    assert loop.run_until_complete(shop.stats())["history"]["requests_per_second"] == [], "it was not watched"
+    shop.link.end()
+    loop.run_until_complete(shop.runner.aclose())
+    loop.pass_time()
+    loop.close()
+
+
+def test_samples_are_given_for_as_long_as_somebody_takes_them_and_nobody_asks() -> None:
+    loop = VirtualLoop()
+    shop = Shop(web(), web("other"))
+    begin(loop, shop)
+    taken: list[tuple[float, list[str]]] = []
+
+    async def take() -> None:
+        shop.statistics.give_samples(
+            lambda now, found: taken.append((now, [each.entry.name for each in found]))
+        )
+
+    def pass_time(seconds: int) -> None:
+        for _ in range(seconds):
+            shop.desk.clock.advance(1.0)
+            loop.pass_time(1.0)
+
+    loop.run_until_complete(take())
+    pass_time(100)
+    assert len(taken) in (50, 51)
+    assert taken[-1][1] == ["web", "other"]
+    assert {round(after - before) for (before, _), (after, _) in itertools.pairwise(taken)} == {2}
+    shop.statistics.give_samples(None)
+    pass_time(100)
+    assert len(taken) in (50, 51)
+    shop.link.end()
+    loop.run_until_complete(shop.runner.aclose())
+    loop.pass_time()
+    loop.close()
+
+
+def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the_next() -> None:
+    async def work() -> None:
+        store = Store()
+        shop = Shop(web(), web("gone"), store=store)
+        entry = shop.desk.core.entries["web"]
+        mark = tally.route_mark("users")
+        counts = page(started=10, failed=2)
+        counts[tally.ROUTES], counts[tally.ROUTES + 1] = mark, 4
+        for name in ("one", "one", "two"):
+            shop.runner.counters.add_up(name, "web", counts)
+        shop.runner.counters.add_up("three", "gone", counts)
+        assert shop.totals.of_the_ended(entry)[tally.STARTED] == 20
+        assert shop.totals.passed_to_the_ended(entry) == {mark: 8}
+        shop.runner.counters.unsettled = ["two"]
+        del shop.desk.core.entries["gone"]
+        shop.totals.moved(entry, "sleeping", "starting")
+        entry.observed.called = True
+        entry.become(Desired.RUN)
+        shop.totals.moved(entry, "sleeping", "starting")
+        shop.totals.moved(entry, "starting", "running")
+        assert shop.totals.wakes(entry) == 1
+        shop.totals.save()
+        shop.totals.save()
+        assert shop.runner.counters.settlements == 1
+        shop.desk.clock.advance(5)
+
+        after = Shop(web(), web("gone"), store=store)
+        await after.totals.resume()
+        entry, gone = (after.desk.core.entries[name] for name in ("web", "gone"))
+        assert after.totals.of_the_ended(entry)[tally.STARTED] == 20
+        assert after.totals.of_the_ended(gone)[tally.STARTED] == 0
+        assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
+        assert after.totals.passed_to_the_ended(entry) == {mark: 8}
+        after.runner.counters.add_up("two", "web", counts)
+        assert after.totals.of_the_ended(entry)[tally.STARTED] == 20, "its counts are in what was saved"
+        after.runner.counters.add_up("four", "web", counts)
+        assert after.totals.of_the_ended(entry)[tally.STARTED] == 30
+        for each in (shop, after):
+            each.link.end()
+
+    run(work())
+
+
+def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
+    async def work() -> None:
+        shop = Shop()
+        entry = shop.desk.core.entries["web"]
+
+        async def monitor() -> dict[str, Any]:
+            (item,) = (await shop.desk.ask("monitor", "web"))["items"]
+            found: dict[str, Any] = item["monitor"]
+            return found
+
+        assert (await monitor())["status"] == "unknown"
+        shop.totals.moved(entry, "stopped", "starting")
+        shop.desk.clock.advance(3)
+        await shop.desk.ask("start")
+        shop.totals.moved(entry, "starting", "running")
+        shop.desk.clock.advance(7)
+        found = await monitor()
+        assert (found["status"], found["uptime_seconds"], found["downtime_seconds"]) == ("ok", 7.0, 3.0)
+        assert (found["rises"], found["falls"], found["sli"], found["latency_seconds"]) == (1, 0, 0.7, None)
+        shop.desk.events.record("health", "ko", server="web", after="ko")
+        shop.desk.events.flush()
+        shop.desk.clock.advance(10)
+        found = await monitor()
+        assert (found["falls"], found["downtime_seconds"]) == (1, 13.0)
+        shop.link.end()
+
+    run(work())
