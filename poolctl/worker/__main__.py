@@ -53,7 +53,7 @@ def main() -> None:
 
 
 class _TooOld(ImportError):
-    """The interpreter's uvicorn lacks something that workers need."""
+    """The interpreter's uvicorn is too old for workers."""
 
 
 def _require_uvicorn() -> None:
@@ -72,7 +72,7 @@ def _report_unfit(error: ImportError) -> str:
 
 
 def _why(error: ImportError) -> tuple[str, str, str]:
-    """Why this interpreter cannot run workers: the line for the log, the reason, the fix."""
+    """Why this interpreter cannot run workers: a line for the log, the reason, and the fix."""
     reason, hint = str(error), "see helpers.log beside the control socket"
     if isinstance(error, _TooOld):
         reason, hint = error.args

@@ -1,4 +1,4 @@
-"""A process that serves in the foreground, without a supervisor and without a fork: what it is given, and debugging."""
+"""A process that serves in the foreground, without supervisor and fork: its inputs, and the debug session."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class Given(NamedTuple):
-    """The specification, the server's listeners, the descriptors of its TLS files, and further sockets."""
+    """The inputs of the process: specification, listeners, descriptors of TLS files, and further sockets."""
 
     spec: Spec
     listeners: list[socket.socket]

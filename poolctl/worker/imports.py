@@ -1,4 +1,4 @@
-"""What a worker imports: the modules that every worker needs, once, before the forks, and its server's application.
+"""Imports what workers need: common modules once, before the forks, and the server's application.
 
 The application is imported, picked from a mapping of handlers, or made by its factory. After an import before the
 forks, its framework does work once that it would otherwise do in the first request of each worker. That calls no code
@@ -129,7 +129,7 @@ def prepare_for_forks() -> None:
     # Applications are imported from directories. With zip files tried first, each worker pays for an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     provide_modules()
-    # The application may have its own poolctl, in its own interpreter.
+    # The application may use a poolctl installed in its own interpreter.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
     gc.freeze()  # forks share these objects, and never scan them for garbage
@@ -215,7 +215,7 @@ def _attribute(path: str) -> Any:
 
 
 def _nearest(attribute: str, holder: object) -> str:
-    """The public name in `holder` that was probably meant, or ""."""
+    """The public name in `holder` closest to the missing one, or ""."""
     import difflib
 
     names = [name for name in dir(holder) if not name.startswith("_")]

@@ -1,6 +1,6 @@
-"""Turns a fresh fork into a process of its own: descriptors, signals, limits, rights, environment.
+"""Sets up a freshly forked process: descriptors, signals, limits, user, environment.
 
-None of the user's code runs before the rights of its server are in force.
+The user's code runs only after the process has switched to its server's user.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from ..bootstrap import command
 from ..platform import prefer_for_oom_kill, read_file
 
-# The descriptors that a process of the pool is given begin here.
+# The first of the descriptors that are passed to a process of the pool.
 FIRST_FD = 16
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
@@ -55,7 +55,7 @@ Spec = dict[str, Any]
 
 
 class SetupFailed(Exception):
-    """The machine does not support a requirement of the worker's specification."""
+    """This machine cannot fulfil the worker's specification."""
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:

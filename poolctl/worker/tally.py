@@ -1,4 +1,4 @@
-"""The tally: a page of memory on which a worker counts, and which its supervisor reads on request.
+"""The tally: a shared memory page on which a worker counts its requests, and which its supervisor reads.
 
 The worker only adds to integers; no message is sent, and no timer runs. The page is a file in memory that other
 processes hold too, so that the counts outlive a worker that is killed. Standard library only.
@@ -89,7 +89,7 @@ Counts = list[int]
 
 
 def new_page() -> int:
-    """The descriptor of an empty page."""
+    """Create an empty page; returns its descriptor."""
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, _FILE_BYTES)
@@ -99,7 +99,7 @@ def new_page() -> int:
 
 
 def is_page(fd: int) -> bool:
-    """Whether the descriptor is such a page: reading it never blocks, and its size cannot change."""
+    """Whether the descriptor is a tally page, so that reading never blocks and its size cannot change."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == _FILE_BYTES
     except OSError:
@@ -149,7 +149,7 @@ def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
 
 
 def promise_stacks(fd: int) -> None:
-    """Mark the page to show that the worker writes its stacks when signalled."""
+    """Note on the page that the worker writes its stacks when signalled."""
     os.pwrite(fd, _PROMISED, _STACKS * 8)
 
 
@@ -210,7 +210,7 @@ def _slot(page: memoryview, mark: int) -> int | None:
 
 
 def passed(counts: Counts) -> dict[int, int]:
-    """The number of requests that came through a gateway, by the marks of their routes."""
+    """The numbers of requests that came through a gateway, by route mark."""
     return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
 
 
@@ -220,7 +220,7 @@ def is_of_requests(mark: int) -> bool:
 
 
 def by_route(counts: Counts) -> dict[int, int]:
-    """The numbers of requests that came through a gateway, and of errors among them, by their marks."""
+    """The numbers of requests that came through a gateway, and of errors, by route mark and error mark."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each is one of all requests and WebSockets too, whose numbers were checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
@@ -381,7 +381,7 @@ def _awaited(awaitable: object) -> Iterator[Location]:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[Location]:
-    """The current place of a thread, and each of its callers."""
+    """The frames of a thread, from the innermost call outwards."""
     while frame is not None:
         yield frame.f_code, frame.f_lineno
         frame = frame.f_back

@@ -1,5 +1,6 @@
-"""A worker that serves an application: it loads the application, becomes ready, follows the orders of its control
-socket, and exits. Processes that the application forks are separated from it.
+"""A worker process: loads the application, becomes ready, follows orders from its control socket, and exits.
+
+Processes that the application forks are separated from it.
 
 Orders come in by the control socket, events go out, and no call blocks. A heartbeat is answered without a message: the
 time is written to a page of memory that the supervisor reads. A worker whose keeper and supervisor have both exited
@@ -72,7 +73,7 @@ UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is
 
 
 class WorkerProcess:
-    """A worker with its server and control socket, and the reason for its end."""
+    """A worker: its server, its control socket, and why it ends."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -330,7 +331,7 @@ class ControlSocket:
         self.listen(self._tally)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Let the worker follow an order; closes the descriptors."""
+        """Carry out an order; closes the descriptors."""
         try:
             self.worker.perform(message, fds)
         finally:
@@ -373,7 +374,7 @@ class ControlSocket:
 
 
 def begin(tally: memoryview | None) -> None:
-    """Mark the page to show that this worker answers heartbeats."""
+    """Note on the page that this worker answers heartbeats."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
@@ -543,7 +544,7 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Note that the event loop handles this signal; the loop uses one handler for every signal."""
+        """Note that the event loop handles this signal, with the one handler it has for all signals."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:

@@ -1,4 +1,4 @@
-"""The gateway: it finds the server of a request by host and path, as [gateway], [[route]] and [[stream]] say."""
+"""The gateway: routes requests to servers by host and path, as [gateway], [[route]] and [[stream]] configure."""
 
 from poolctl.feature import Feature, LastingProcess
 

@@ -46,7 +46,7 @@ class Engine:
 
 
 def other_engine(name: str) -> Engine | None:
-    """The engine of this name; None for poolctl's own."""
+    """The engine with this name; None for poolctl's own."""
     found = (feature.load(feature.engines[name]) for feature in features() if name in feature.engines)
     return next(found, None)
 
@@ -57,7 +57,7 @@ def engine_names() -> tuple[str, ...]:
 
 
 def libraries_problem() -> str:
-    """The problem if some of the gateway's libraries are not installed; "" if all are."""
+    """A message if some of the gateway's libraries are not installed, else ""."""
     missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
     listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
     return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""

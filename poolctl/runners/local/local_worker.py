@@ -527,7 +527,7 @@ class LocalWorker(Receiver):
         return ours
 
     async def leave(self, receivers: str | None) -> None:
-        """A command may continue to accept connections. `receivers` as in `_order_end`."""
+        """Order the worker to stop accepting; a command may continue to accept. `receivers` as in `_order_end`."""
         if self.left.done():
             return
         if self.control is None:

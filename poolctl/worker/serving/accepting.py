@@ -158,7 +158,7 @@ async def close_all(listening: Sequence[Listening]) -> None:
 
 
 class AcceptedConnections:
-    """Connections that have no protocol yet.
+    """Accepted connections that have no protocol object yet.
 
     The state's `changed` is set when a connection has got its protocol, or has failed.
     """
@@ -168,7 +168,7 @@ class AcceptedConnections:
         self._waiting: dict[_Work, asyncio.Future[object]] = {}  # with the future that each awaits
 
     def __len__(self) -> int:
-        """The number of connections without a protocol; the state counts connections in a TLS handshake."""
+        """The number of connections without a protocol object, except those in a TLS handshake."""
         return len(self._waiting) - len(self._server_state.expected)
 
     def shake_hands(
@@ -278,7 +278,7 @@ class SharedListeners:
 
     @property
     def settled(self) -> bool:
-        """Whether no listener is being opened or closed."""
+        """Wait until no listener is being opened or closed."""
         return not self._tasks
 
     def want(self, wanted: bool) -> None:
@@ -301,7 +301,7 @@ class SharedListeners:
         await asyncio.gather(*self._tasks)
 
     def _fill(self) -> None:
-        """Stop accepting until there is room, because the current connection took the last place."""
+        """Stop accepting until there is room: the current connection took the last place."""
         if self._full or self._ended:
             return
         self._full = True
@@ -453,7 +453,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Whether to leave the next connection to a worker with fewer connections, at least for a moment."""
+        """Whether to leave the next connection to a worker with fewer connections for a moment."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -501,7 +501,7 @@ class SharedListeners:
 
 
 class AcceptedSocket(NamedTuple):
-    """A connection from which no byte has been read. Its first head is due at a time of the monotonic clock."""
+    """A connection from which nothing was read yet, and the monotonic time at which its first head is due."""
 
     sock: socket.socket
     due: float
@@ -516,7 +516,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """Gives a protocol first the request that another worker has read, then the rest of the connection."""
+    """A transport's protocol wrapper: it delivers the bytes that another worker has already read, then the rest."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol

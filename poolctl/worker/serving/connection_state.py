@@ -1,4 +1,4 @@
-"""State that the connections of one worker share, without a periodic timer.
+"""State shared by the connections of one worker, without uvicorn's periodic timer.
 
 uvicorn wakes every worker ten times a second to refresh its date header and to check counters, which costs 6 % of a
 core for 100 idle workers. Here each value is computed when it is needed.
@@ -32,7 +32,7 @@ _add, _discard = set.add, set.discard
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The requests in progress; the state is notified before each new request and after the last."""
+    """The set of requests in progress; notifies the state before each new request and after the last one."""
 
     __slots__ = ("_state",)
 
@@ -52,7 +52,7 @@ class Tasks(set[asyncio.Task[None]]):
 
 
 class Connections(set[Any]):
-    """The connections of a worker; the state is notified before each new connection and after each end.
+    """The set of a worker's connections; notifies the state before each new one and after each end.
 
     The tally counts connections of other classes than `http` as WebSockets.
     """
@@ -116,11 +116,11 @@ class Drainable:
     transport: Any
 
     def linger(self) -> None:
-        """Finish the response in progress, and close as soon as that cannot lose a request."""
+        """Finish the response in progress, and close once that cannot lose a request."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Leave this worker in the best available way: by a handover, or by closing."""
+        """Leave this worker, by a handover if possible, else by closing."""
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
@@ -144,7 +144,7 @@ class Drainable:
 
 
 class Heads:
-    """Limits the time for heads of all connections of a worker, with one timer.
+    """Limits the time for request heads on all connections of a worker, with one timer.
 
     A connection has a `transport`, None before and after it, is `idle` without a request in progress, and is told by
     `head_is_late` to close or to refuse the request. Times refer to the monotonic clock.
@@ -281,7 +281,7 @@ class PoolServerState(ServerState):
             self.connections.left()
 
     def active(self) -> None:
-        """Report that a connection or request begins, or that the last request has ended."""
+        """Note activity: a connection or request begins, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
 

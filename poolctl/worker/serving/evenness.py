@@ -1,4 +1,4 @@
-"""Balances connections between the workers of one server, through its adoption pair.
+"""Balances connections between the workers of one server by handing them over.
 
 The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
 that does not matter; long-lived connections would stay where they are. A worker that has more than its share
@@ -32,11 +32,11 @@ from typing import Any, Protocol
 
 MOMENT_SECONDS = 0.1
 _STEP_SECONDS = 0.005
-_TAKEN_SECONDS = 0.02  # anything given earlier is already counted on another worker's page
+_TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by their new worker
 _REST_SECONDS = 1.0
 _LEAST_DIFFERENCE = 2
 _WEBSOCKETS_PART = 4
-# Others take with a pause of the first kind after each connection: one with far too many lets several go by.
+# Workers with more connections pause after each one they take; one with far too many skips several.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
 _MOST_PAUSES = 10
@@ -75,7 +75,7 @@ class PeerCounts:
 
     @property
     def alone(self) -> bool:
-        """Whether no other worker has ever used the page."""
+        """Whether this is the only worker that has ever used the page."""
         return self._page[_USED] == 1
 
     def publish(self, connections: int | None, websockets: int = 0) -> None:
@@ -110,7 +110,7 @@ class PeerCounts:
     def handover_announced(self) -> bool:
         """Whether a worker has just announced a handover."""
         now_ns = monotonic_ns()
-        # No later than any of them announces it.
+        # No worker announces a later time: such a value is invalid.
         return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Evenness:
         self._in_flight = self._others_before = 0
 
     def accept(self, accepting: bool) -> None:
-        """Publish whether this worker takes connections."""
+        """Publish whether this worker accepts connections."""
         self._accepting = accepting
         self.publish()
 
@@ -213,7 +213,7 @@ class Evenness:
             self._in_flight -= 1
 
     def active(self) -> None:
-        """Check soon whether connections have to be balanced."""
+        """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
@@ -236,7 +236,7 @@ class Evenness:
 
     @property
     def _gives(self) -> bool:
-        """Whether this worker hands over connections; it pauses after no other worker took one."""
+        """Whether this worker hands over connections now; it pauses after an offer that no worker took."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
     def _passes_on(self, connection: HasHandOver, mine: int) -> bool:
@@ -247,7 +247,7 @@ class Evenness:
         return mine > share and self._hand_over(connection, others)
 
     def _share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
-        """The largest number of connections that this worker should have."""
+        """This worker's fair share: the maximum number of connections it should have."""
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
     def _has_more_websockets(self) -> bool:
@@ -255,7 +255,7 @@ class Evenness:
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _on_their_way(self, others: list[int]) -> int:
-        """The number of connections that were handed over, but not counted by another worker yet."""
+        """The number of connections that were handed over but are not counted by their new worker yet."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))

@@ -110,7 +110,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def body_follows(self) -> bool:
-        """Whether a request has its response although its body has not been read to the end."""
+        """Whether a response is complete although the body of its request has not been read to the end."""
         return self.cycle is not None and self.cycle.more_body
 
     def linger(self) -> None:
@@ -179,7 +179,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
-        """Close an idle connection, unless it can move. A response in progress is the last, and says so."""
+        """Close an idle connection, unless it can move; a response in progress becomes the last one."""
         if self.server_state.moves_to is not None:
             return
         super().shutdown()
@@ -224,7 +224,7 @@ class Http1Connection(Drainable, Http1Protocol):
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
     def request_begins(self, before: Any) -> None:
-        """Count the new request and its response. `before` is uvicorn's object for the previous request."""
+        """Count a new request. `before` is uvicorn's object for the previous request."""
         counts, state = self.counts, self.server_state
         if state.evenness is not None:
             state.evenness.active()
@@ -328,7 +328,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def time_left(self) -> dict[str, float | bool]:
-        """The arguments for `take_over` in another process, for a connection that is between two requests."""
+        """The arguments for `take_over` in the next process, for a connection between two requests."""
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
@@ -591,7 +591,7 @@ class Upgrade:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """Discards further data from a client whose connection has its last response."""
+    """A protocol that discards further data from a client that has got its last response."""
 
     def __init__(self, before: Http1Connection) -> None:
         self._before = before
@@ -601,6 +601,6 @@ class RefusedConnection(asyncio.Protocol):
 
 
 def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether these request headers ask for a stream of events."""
+    """Whether these request headers ask for server-sent events."""
     # As every EventSource sends (HTML, "Server-sent events"). Any other stream, ended so, could be taken for complete.
     return any(name == b"accept" and b"text/event-stream" in value for name, value in headers)

@@ -1,4 +1,4 @@
-"""Connections of HTTP/2, and connections that may use it.
+"""HTTP/2 connections, and connections whose protocol is still undecided.
 
 With TLS the negotiated protocol decides. Without it the connection is HTTP/2 if it begins with the client's preface
 (RFC 9113 §3.3).
@@ -136,7 +136,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:
-            # So it is not taken for one of which nothing has been read.
+            # So it is not treated as a connection from which nothing has been read.
             self.server_state.heads.wait(protocol, due)
         protocol.connection_made(self.transport)
         if limited and protocol.head is not None:
@@ -301,7 +301,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
 
 
 class Frames:
-    """Tracks whether the received data, including the preface, ends within a frame or a request's head."""
+    """Tracks whether the received data ends within a frame (or the preface), or within a request's head."""
 
     def __init__(self) -> None:
         self.head_bytes = 0  # of the current or last head

@@ -1,4 +1,4 @@
-"""A uvicorn server on listeners that it does not own; it reports readiness, drains and stops on request."""
+"""A uvicorn server on given listeners; it can be drained and taken out of rotation without losing requests."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class PoolServer(uvicorn.Server):
 
     @property
     def looks_at_routes(self) -> bool:
-        """Whether connections return to the gateway when their next request is for another server."""
+        """Whether connections are checked, and returned to the gateway if their next request is for another server."""
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
@@ -381,7 +381,7 @@ class PoolServer(uvicorn.Server):
                 each.shutdown()
 
     async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
-        """Wait until no connection and no task is left or, with `or_stopped`, until `stop` is called."""
+        """Wait until no connection and no request is left or, with `or_stopped`, until `stop` is called."""
         server_state = self.server_state
 
         def something_left() -> bool:
@@ -410,7 +410,7 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
 
 
 async def answer_uncancelled(connections: Iterable[object]) -> None:
-    """Answer with 503 the requests whose cancelled tasks have not ended, for example in a thread."""
+    """Answer 503 to requests whose tasks were cancelled but have not ended, for example because of a thread."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
             for connection, cycle in list(_unanswered(connections)):

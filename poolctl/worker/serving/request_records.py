@@ -1,4 +1,4 @@
-"""Records requests: counts by latency and status on the tally; IDs, and lines in the log, where configured."""
+"""Records requests: counts by latency and status, and if configured request IDs and access log lines."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RequestCounts:
         self.tally[BUCKETS + bisect_left(BOUNDS_NS, latency_ns)] += 1
 
     def unanswered(self, connection: object, newest: Any) -> None:
-        """Count the requests of a closed connection that stay unanswered: the newest and those in the pipeline."""
+        """Count the unanswered requests of a closed connection: the newest, and pipelined ones."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
@@ -174,7 +174,7 @@ class LoggedRequest:
         return kind == "http.response.body" and not message.get("more_body", False)
 
     def line(self) -> RequestLine:
-        """The line at this moment. The status is 500 if the application sent none, as uvicorn does."""
+        """The line for the request as it is now. As in uvicorn, the status is 500 if the application sent none."""
         without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
         status = self.status or (_CLIENT_LEFT if self.left else without)
         return RequestLine(self._scope, status, perf_counter() - self._begun, self.name)

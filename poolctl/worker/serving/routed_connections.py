@@ -1,4 +1,4 @@
-"""Connections that the gateway has passed on with their route. Each later request may be for another server.
+"""Connections passed on by the gateway, on which a later request may be for another server.
 
 Before the parser sees a request, its head is examined and routed as the gateway would route it, with the same table. A
 request for another server goes back to the gateway, as the connection with all bytes from that request on. So the
@@ -71,7 +71,7 @@ class RoutedConnection(Http1Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Give the parser the messages for this server that are there, up to one whose response is not complete."""
+        """Pass received messages for this server to the parser, up to the first whose response is not complete."""
         look = self.look
         if look.pending:
             arrived, data, before = data, look.pending + data, len(look.pending)
@@ -150,7 +150,7 @@ class RoutedConnection(Http1Connection):
         return self.look.carried()
 
     def look_again(self) -> None:
-        """Process the bytes that have been held back."""
+        """Process bytes that were held back."""
         look = self.look
         if look.pending and not self.transport.is_closing():
             self._stop_timer()
@@ -210,7 +210,7 @@ class RoutedConnection(Http1Connection):
             self._send_back()
 
     def _stays(self, rest: bytes) -> bool:
-        """Whether the connection still uses this protocol object after the parser got a message."""
+        """Whether the connection still uses this protocol object after the parser has processed a message."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()
@@ -349,7 +349,7 @@ for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
 def make_routed(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
 ) -> Any:
-    """The protocol for a connection that the gateway has passed on.
+    """Create the protocol object for a connection that the gateway has passed on.
 
     A TLS connection belongs to one server as a whole, so its requests are not checked.
     """

@@ -60,7 +60,7 @@ else:
     Http1Protocol = object
 
     def _protocol(module: str, name: str) -> type:
-        """uvicorn's class, or object if its parser is not installed."""
+        """Import uvicorn's class; `object` if its parser is not installed."""
         try:
             return getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
         except ImportError:
@@ -126,7 +126,7 @@ MODULES = (
 
 
 class UvicornParts(NamedTuple):
-    """Names in a protocol class: methods that are called, extended or replaced, and attributes of its objects.
+    """The names that poolctl uses of a protocol class: methods it calls, extends or replaces, and attributes.
 
     `cycle` are the attributes of the object that answers one request.
     """
@@ -203,7 +203,7 @@ BUSY_APP = "service_unavailable"
 
 
 def prepare() -> None:
-    """Make the usual configuration once, before the first fork; it saves each worker 0.3 MB and 1 ms."""
+    """Create the default configuration once, before the first fork; this saves each worker 0.3 MB and 1 ms."""
     made = _make(_no_app, USUAL)
     made.load()
     # Given as classes, they are not looked up by name in each worker (0.1 MB).
@@ -218,7 +218,7 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def drainable(settings: Settings) -> Settings:
-    """The settings with a definite parser in place of `auto`, whose meaning may change in uvicorn.
+    """Replace `auto` by a definite parser, because its meaning may change in uvicorn.
 
     Connections with these parsers can be drained without loss.
     """

@@ -1,4 +1,4 @@
-"""A worker's view of the gateway: its route table, the way back to it, and the route context for applications."""
+"""The gateway's route table in a worker, the way back to the gateway, and the route context for applications."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Routes:
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Use this table and this end of the gateway's pair. The caller keeps ownership of both.
+        """Switch to this table and this end of the gateway's pair. The caller keeps ownership of both.
 
         Without an end the present end stays in use. Raises OSError, and ValueError for a descriptor that is not a
         table.
@@ -160,7 +160,7 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
 
 
 def routed_app(app: App, look: Look) -> App:
-    """The application for one connection, which adds the route and known facts about the client to each scope.
+    """Wrap the application for one connection: each scope gets the route and facts about the client.
 
     Its requests, and the errors among them, are counted by route.
     """
@@ -213,7 +213,7 @@ async def _counting_errors(
 
 
 def proxied_app(app: App, routes: Routes) -> App:
-    """The application for all connections, which adds the route to the scope of requests proxied by the gateway.
+    """Wrap the application for all connections: the scope of a request proxied by the gateway gets its route.
 
     The header field in which the gateway names the route is removed, even if a client has sent it.
     """
@@ -248,7 +248,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
 
 
 def show_route(connection: Any, look: Look) -> None:
-    """Let the application see the route of each request on a uvicorn connection, including WebSockets."""
+    """Add the route to the scope of each request on a uvicorn connection, including WebSockets."""
     connection.app = routed_app(connection.app, look)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
         connection.ws_protocol_class = functools.partial(

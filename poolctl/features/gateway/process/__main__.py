@@ -1,4 +1,4 @@
-"""The zygote of a pool's gateways: it has imported their modules, and forks a gateway on each request.
+"""The gateways' zygote: imports their modules once, and forks a gateway process on each request.
 
 A killed gateway is replaced by another fork, which takes a few milliseconds instead of an interpreter's start and its
 imports. It knows no settings, routes or certificates: a gateway gets them from the supervisor after the fork. It ends

@@ -1,4 +1,4 @@
-"""Takes new connections and connections that workers give back, and passes each to a worker or to the proxy.
+"""Accepts clients, takes connections back from workers, and passes each to a worker or to the proxy.
 
 The request's head is peeked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
 to a worker; the proxy serves everything else. A TLS connection is passed by the host in its ClientHello.
@@ -151,7 +151,7 @@ class GivenBack(_Source):
     def _decide(
         self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
     ) -> None:
-        """Route the connection again. `is_new`: it was not among the open connections before."""
+        """Route the connection again. `is_new`: it is not counted as an open connection yet."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
             # Closing must not block, even if an application has set SO_LINGER (socket(7)).
@@ -177,14 +177,14 @@ class GivenBack(_Source):
             _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
     def _has_room(self) -> bool:
-        """Whether there is room for another client, if necessary after evicting one."""
+        """Whether there is room for another client; evicts one if necessary."""
         edge = self._edge
         if is_full(edge) and not edge.evict_client():
             return False
         return not edge.descriptors.few() or edge.evict()
 
     def _refuse(self, sock: socket.socket, first: bytes) -> None:
-        """Answer the request: with its connection left in the pair, the client would wait without a limit."""
+        """Answer with an error, because a connection left in the pair would wait without a limit."""
         if first == _TLS_HANDSHAKE:
             self._edge.passing.refuse_tls(sock)
         elif first:
@@ -194,7 +194,7 @@ class GivenBack(_Source):
 
 
 class Arriving(WaitingConnection):
-    """A connection of which the head, or the ClientHello, is not known yet."""
+    """A connection whose request head, or ClientHello, has not arrived completely."""
 
     __slots__ = ("client", "data", "edge", "reported")
 
@@ -222,7 +222,7 @@ class Arriving(WaitingConnection):
     def pass_on(
         self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
-        """Whether the connection was given to a worker, or refused; otherwise the proxy serves it.
+        """Pass the connection to a worker, or refuse it; returns False if the proxy has to serve it.
 
         `head` is the head of the request; a connection without a head has TLS.
         """
@@ -253,7 +253,7 @@ class Arriving(WaitingConnection):
             return False
         self._count(route, head)
         if backend.rank == SLEEPING:
-            edge.wake(server)  # otherwise the connection would do it, which takes longer
+            edge.wake(server)  # woken here, because waiting for the connection to do it takes longer
         canary = backend.canary
         if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
             server = canary.key
@@ -429,7 +429,7 @@ def is_full(edge: Edge) -> bool:
 
 
 def _begin(connection: Arriving, seconds: float) -> None:
-    """Serve the connection now if enough has arrived, otherwise as soon as it has."""
+    """Serve the connection now if enough bytes have arrived, otherwise once they have."""
     if connection.on_readable(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)
     else:

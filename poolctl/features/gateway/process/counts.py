@@ -1,4 +1,4 @@
-"""Requests, errors, bytes and latency of routes and backends, as the gateway counts the traffic that it proxies.
+"""Counts requests, errors, bytes and latencies of the traffic that the gateway proxies, by route and backend.
 
 The slots are the same as in a worker's tally, so that the counts of passed requests, made by workers, and of proxied
 requests add up. Requests that are passed on are never counted here.
@@ -84,7 +84,7 @@ class Counts:
         self._former_refused = 0
 
     def refused(self, code: str, alias: str = "", times: int = 1) -> None:
-        """The gateway has refused a request, of this route if one is known, with this status; TLS: a handshake."""
+        """Count a refused request by its status and by its route, if known; TLS stands for a refused handshake."""
         if alias:
             traffic = self.route(alias)
             traffic.began()

@@ -1,4 +1,4 @@
-"""How many descriptors the gateway may have, and which part of them is for what."""
+"""Divides the gateway's limit of open files between clients, backends, streams and handshakes."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class DescriptorLimit:
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
 
     def few(self) -> bool:
-        """Whether only the reserve is left."""
+        """Whether only reserved descriptors are left."""
         return lowest_free() >= self.mark
 
     def exhausted(self) -> bool:
-        """Whether no more descriptors are left than the supervisor's orders may need."""
+        """Whether only the descriptors for the supervisor's orders are left."""
         return lowest_free() >= self.limit - _OF_ORDERS
 
 
@@ -92,7 +92,7 @@ class StreamShare:
         self._connections += 1
 
     def disconnected(self) -> None:
-        """Take a closed connection off the count."""
+        """Count a closed connection."""
         self._connections -= 1
         self._settle()
 
@@ -103,7 +103,7 @@ class StreamShare:
         self._udp.add(stream)
 
     def remove(self, stream: UdpSessions) -> None:
-        """Forget the stream, which has no descriptors left."""
+        """Remove the stream, which has no descriptors left."""
         self._udp.discard(stream)
 
     def make_room(self) -> None:
@@ -119,7 +119,7 @@ class StreamShare:
         self._sessions += 1
 
     def ended(self) -> None:
-        """Take an ended session off the count."""
+        """Count an ended session."""
         self._sessions -= 1
         self._settle()
 

@@ -41,11 +41,11 @@ class EdgePart(Protocol):
     """The part of a feature in the gateway's process, made of the Edge and its settings."""
 
     def configure(self, settings: Table) -> None:
-        """Follow these settings from now on."""
+        """Apply these settings."""
         ...
 
     def arrived(self, route: Route) -> None:
-        """A request that needs a backend has arrived. Must not block."""
+        """Called for each request that needs a backend. Must not block."""
         ...
 
     def snapshot(self) -> Table:
@@ -57,7 +57,7 @@ class EdgePart(Protocol):
         ...
 
     def close(self) -> None:
-        """End."""
+        """Stop, and release everything."""
         ...
 
 
@@ -121,7 +121,7 @@ class Edge:
 
     @property
     def keeps_connections(self) -> bool:
-        """Whether a client's connection is kept for another request."""
+        """Whether clients' connections are kept open for further requests."""
         return not self.draining and self.settings.keep_alive_seconds > 0
 
     def event(self, kind: str, **data: object) -> None:
@@ -129,7 +129,7 @@ class Edge:
         self._report(kind, data)
 
     def event_at_times(self, kind: str, **data: object) -> None:
-        """Report an event that an application can cause at any rate; most of these events are omitted."""
+        """Report an event, at a limited rate because an application can cause it at any rate."""
         now = self.now()
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS

@@ -1,4 +1,4 @@
-"""Handling of the supervisor's messages in a gateway's process, for every program that serves the clients."""
+"""Handles the supervisor's messages in a gateway's process, whichever engine serves the clients."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     backends: Backends
 
     def create(self) -> None:
-        """Make everything that serves, by the first settings."""
+        """Create everything that serves clients, from the first settings."""
         raise NotImplementedError
 
     def configure(self) -> None:
-        """Serve by these settings from now on."""
+        """Apply these settings."""
         raise NotImplementedError
 
     async def drain(self, seconds: float, *, last: bool) -> None:
@@ -167,7 +167,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self._expiry = asyncio.get_running_loop().call_at(due, self.hosts.expire)
 
     def stop_expiry(self) -> None:
-        """Enable no host any longer whose time out of service is over."""
+        """Stop reactivating hosts whose disable time is over."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None

@@ -1,4 +1,4 @@
-"""The gateway's process: the supervisor sends it listeners, routes, servers and orders, and it serves clients.
+"""poolctl's own gateway process: serves clients with the listeners, routes and servers sent by the supervisor.
 
 It keeps no state that the supervisor could not send again: another process, or another supervisor, continues at any
 moment. Without keeper and supervisor it serves on with its last table, until the next supervisor adopts it.
@@ -26,7 +26,7 @@ from .settings import UDP, ListenerSettings, ServerFacts
 from .streams.tcp import TcpStream
 from .streams.udp import UdpStream
 
-# With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
+# With more routes than this, a route's backends are created by its first request.
 _MOST_LISTED_ROUTES = 1000
 # Interval at which the supervisor is asked for the number of passed connections, and to wake the same server.
 _LOADS_SECONDS = _WAKE_SECONDS = 1.0
@@ -86,7 +86,7 @@ class OpenListener:
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Whether another object has to serve the listener; a stream applies a new route by itself."""
+        """Apply a changed route to a stream; returns whether the listener needs a new acceptor."""
         same = [os.fstat(fd).st_ino for fd in fds] == [
             os.fstat(sock.fileno()).st_ino for sock in self.sockets
         ]
@@ -280,7 +280,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super()._host(message, fds)
 
     def _passed(self) -> None:
-        """Ask for the workers' connection counts now and then, because only workers see passed connections end."""
+        """Request the workers' connection counts at intervals, because only workers see passed connections end."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
 
@@ -347,7 +347,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
             listener.stop()
         self._take_no_more_back()
         edge.drain()
-        # First: what becomes a whole head is proxied, or passed.
+        # First, because heads that become complete are still proxied or passed.
         await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
         await asyncio.gather(
             drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)

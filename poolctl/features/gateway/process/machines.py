@@ -68,7 +68,7 @@ class Machines:
         return url in self._machines
 
     def put(self, state: MachineState) -> None:
-        """Take a report of the supervisor, which may be an answer to `wake`."""
+        """Store a report of the supervisor, which may be an answer to `wake`."""
         machine = self._machines.get(state.host)
         if machine is None:
             machine = self._machines[state.host] = _Machine(state)
@@ -93,7 +93,7 @@ class Machines:
             self.drop(url)
 
     def drop(self, url: str) -> None:
-        """Forget the machine of this URL, whose backend is in no known machine."""
+        """Remove the machine of this URL, which no longer belongs to a known machine."""
         if (machine := self._machines.get(url)) is not None:
             self.put(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]

@@ -1,4 +1,4 @@
-"""The backends of all routes: kept over changes of the configuration, and reported."""
+"""The backends of all routes. They keep their state when the configuration changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .route_backends import (
 
 
 class Backends:
-    """The backends of all routes in force. `event(kind, **data)` hears of breakers that open and close."""
+    """The backends of all routes in force. `event(kind, **data)` is called when a breaker opens or closes."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Backends:
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
-        """Use these routes and these facts about servers. Backends that stay keep their state.
+        """Apply these routes and these facts about servers. Remaining backends keep their state.
 
         Without routes the present routes stay in force. A route that is not among them is added by its first request,
         so from a very large table only the known routes (`aliases`) are needed.
@@ -88,7 +88,7 @@ class Backends:
         self._counts.keep([route.alias for route in wanted.values()], self._backends)
 
     def of(self, route: AnyRoute) -> RouteBackends:
-        """The backends of the route, as this version of the route configures them."""
+        """The route's backends, configured as in this route object."""
         name = route_key(route)
         known = self._routes.get(name)
         if known is not None and known[0] is route:
@@ -115,7 +115,7 @@ class Backends:
         return sorted({each.key for route in routes for each in route.members if each.backend.held})
 
     def hold(self, connections: Mapping[str, int]) -> None:
-        """Set the present number of connections of these servers' workers."""
+        """Set the current number of connections of these servers' workers."""
         for server, count in connections.items():
             if server in self._backends:
                 self._backends[server].held = count
@@ -148,7 +148,7 @@ class Backends:
                     member.breaker.close(f"{label} reaches it again")
 
     def probed(self, state: ProbeState) -> None:
-        """Use the backend of this URL for no request while its probe fails."""
+        """Record a probe result of a URL: while the probe fails, the backend gets no request."""
         self._probes[state.host] = state
         backend = self._backends.get(state.host)
         if backend is not None and not backend.is_server:
@@ -166,7 +166,7 @@ class Backends:
         self._probes.clear()
 
     def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Prefer the backend of this URL by this rank, or use it for no request if it is `blocked`."""
+        """Set the rank by which the URL's backend is preferred; `blocked`: it gets no request."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:

@@ -1,4 +1,4 @@
-"""Balancing policies: which of a route's backends gets the next request, or connection.
+"""Load balancing policies: which backend of a route gets the next request or connection.
 
 Small objects without clocks and sockets. A policy sees all backends of a route and asks of each
 that it considers whether it is usable now; it keeps no state that has to be given back.
@@ -50,14 +50,14 @@ class Policy(Generic[C]):
 
 
 class First(Policy[C]):
-    """The first usable one, in the order of the file: the others are spares."""
+    """The first usable backend in the order of the file; the others are backups."""
 
     def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
         return next((each for each in self._candidates if usable(each)), None)
 
 
 class SmoothWeighted(Policy[C]):
-    """Each in turn, as often as its weight says, and evenly spread: a, b, a for weights 2 and 1 (nginx's way)."""
+    """Smooth weighted round robin as in nginx: a, b, a for weights 2 and 1."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         super().__init__(candidates)
@@ -98,7 +98,7 @@ class LeastConnections(Policy[C]):
 
 
 class RandomTwo(Policy[C]):
-    """The less loaded of two that are drawn at random by weight: nearly as even as the least loaded of all."""
+    """The less loaded of two backends drawn at random by weight; nearly as even as least connections."""
 
     def __init__(self, candidates: Sequence[C], random: Random) -> None:
         super().__init__(candidates)
@@ -126,7 +126,7 @@ class RandomTwo(Policy[C]):
 
 
 class ConsistentHash(Policy[C]):
-    """The same client gets the same backend; when one comes or goes, only its share of the clients moves.
+    """A client always gets the same backend; when one is added or removed, only its share of the clients moves.
 
     Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next point. The hash is
     the same in each process, so that a restart of the gateway moves no client.

@@ -18,7 +18,7 @@ from poolctl.routing.route_report import BreakerState
 
 # The number of parts of the window; the oldest part is dropped as a whole.
 _PARTS = 10
-# Retry-After for clients while all probes are under way.
+# Retry-After for clients while all probes are in progress.
 _PROBING_RETRY_SECONDS = 1.0
 
 
@@ -52,7 +52,7 @@ class Breaker:
         return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
 
     def refused_seconds(self, now: float) -> float:
-        """0 when a request may be sent now; else the time after which to try again."""
+        """0 if a request may be sent now, else the time to wait before the next try."""
         if self.is_closed:
             return 0.0
         if self.state is BreakerState.OPEN:
@@ -60,7 +60,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Let a request through after `refused_seconds` returned 0; the number is passed on with its result."""
+        """Let a request through after `refused_seconds` returned 0; returns a number to report its result with."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -79,7 +79,7 @@ class Breaker:
         return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
 
     def succeeded(self, now: float, period: int) -> None:
-        """The backend has answered."""
+        """Record a success."""
         if period != self.period:
             return
         if self.is_closed:
@@ -94,7 +94,7 @@ class Breaker:
             self.close("it answers again")
 
     def failed(self, now: float, period: int, *, answered: bool = False) -> None:
-        """The backend has not answered, or it has `answered` with an error."""
+        """Record a failure: no answer, or with `answered` an error response."""
         if period != self.period:
             return
         if not self.is_closed:
@@ -117,26 +117,26 @@ class Breaker:
             self._open(now, why, by_answers=True)
 
     def abandoned(self, period: int) -> None:
-        """The request ended without a verdict on the backend: a probe's place is free again."""
+        """Record the end of a request that says nothing about the backend."""
         if period == self.period and not self.is_closed:
             self._probes -= 1
 
     def keep_open(self, why: str) -> None:
-        """Let no request through until `close`: another program decides about the backend."""
+        """Open until `close` is called, because another program decides about the backend."""
         self._open_until, self.by_answers, self.why = math.inf, False, why
         self._become(BreakerState.OPEN, why)
 
     def close(self, why: str) -> None:
-        """Let every request through, and begin to count again."""
+        """Close the breaker and reset its counts."""
         self._forget()
         self._become(BreakerState.CLOSED, why)
 
     def probe_now(self, now: float) -> None:
-        """End the pause: the backend may have recovered."""
+        """Try probes at once, because the backend may have recovered."""
         self._open_until = min(self._open_until, now)
 
     def _too_many(self, consecutive: int, failed: int) -> str:
-        """Why these failures open the breaker; "" if they do not."""
+        """Why the breaker opens after these failures; "" if it does not."""
         rule, seen = self.rule, sum(self._seen)
         if 0 < rule.failures <= consecutive:
             return f"{consecutive} failure{'s' if consecutive > 1 else ''}"

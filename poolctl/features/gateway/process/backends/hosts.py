@@ -1,4 +1,4 @@
-"""The hosts behind the gateway: which get traffic, which do not, since when, until when and why."""
+"""Tracks which hosts behind the gateway an operator has disabled or drained, since when, until when, and why."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HostRecord:
 
 
 class UnknownHost(LookupError):
-    """No host has this name; `hint` has near ones."""
+    """No host has this name; `hint` has similar names."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.message = f"no backend is called {name!r}"
@@ -72,9 +72,9 @@ class HostManager:
         self.wall = wall
         self.configure(re_enable_seconds, header_for_host)
         self._records: dict[str, HostRecord] = {}
-        self._until: dict[str, float] = {}  # on the monotonic clock, for hosts that come back by themselves
+        self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
-        self.next_expiry = math.inf  # the earliest of them
+        self.next_expiry = math.inf  # the earliest of these times
 
     def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
         """Set how long hosts are disabled by default, and which header names the host of a request."""
@@ -86,18 +86,18 @@ class HostManager:
         self._listeners.append(listener)
 
     def state(self, host: str) -> HostState:
-        """The state of the host now."""
+        """The current state of the host."""
         return HostState(self.record(host).state)
 
     def record(self, host: str) -> HostRecord:
-        """The state of the host now, with why, since when and until when."""
+        """The current record of the host."""
         until = self._until.get(host)
         if until is not None and until <= self._now():
             self.expire()
         return self._records.get(host) or HostRecord(host=host)
 
     def remaining_seconds(self, host: str) -> float:
-        """The time until the host is active again by itself; 0 if that is now, or never."""
+        """The seconds until the host becomes active again; 0 if it is active, or stays inactive."""
         until = self._until.get(host)
         return 0.0 if until is None else max(0.0, until - self._now())
 
@@ -133,11 +133,11 @@ class HostManager:
 
     @property
     def due(self) -> float | None:
-        """When `expire` has something to do, on the monotonic clock; None for never."""
+        """The monotonic time at which `expire` has to be called next, or None."""
         return None if self.next_expiry == math.inf else self.next_expiry
 
     def expire(self) -> None:
-        """Make the hosts active whose time out of service is over."""
+        """Reactivate the hosts whose disable time is over."""
         now = self._now()
         for host in [host for host, until in self._until.items() if until <= now]:
             self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
@@ -155,7 +155,7 @@ class HostManager:
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
-        """Take over the states that a predecessor has left. Listeners are called for states that still apply.
+        """Restore the states that a predecessor has left. Listeners are called for states that still apply.
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """

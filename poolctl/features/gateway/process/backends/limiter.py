@@ -16,7 +16,7 @@ _BUSY_RETRY_SECONDS = 1.0
 _EPSILON_SECONDS = 1e-9
 # Maximum number of clients; the one without a request for the longest time makes room for another.
 MOST_CLIENTS = 32_768
-# A client of IPv6 has a network of its own, in which it may choose any address (RFC 6177).
+# An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _IPV6_CLIENT_BITS = 64
 
 
@@ -34,7 +34,7 @@ class Limiter:
         self._full_at = float("-inf")
 
     def refused_seconds(self, now: float) -> float:
-        """0 when a request may begin now, else the time after which to try again.
+        """0 if a request may begin now, else the time to wait before the next try.
 
         Where only the end of another request can help, that is a guess: see `is_full`.
         """
@@ -65,7 +65,7 @@ class Limiter:
             self._full_at = max(self._full_at, now) + 1 / rate
 
     def leave(self) -> None:
-        """A request has ended."""
+        """Count the end of a request."""
         self.in_flight -= 1
 
 

@@ -1,4 +1,4 @@
-"""The backends of a route: which may get requests, which one gets the next, and which requests wait or are refused."""
+"""Chooses a backend of a route for each request, or queues or refuses the request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ AnyRoute = Route | StreamRoute
 
 
 class CanaryTurns:
-    """The turns of a canary, which begin with the server's own.
+    """Decides which requests of a server go to its canary; the first go to the server.
 
     Each turn is one of the requests at which it is due, by chance: a client that repeats a sequence of requests does
     not send the same one of them to the canary each time. So after n requests it has had its share of them, rounded
@@ -65,7 +65,7 @@ class CanaryTurns:
         self._share = share
         self._random = random
         self._requests = self._turns = 0
-        self._passed_over: int | None = None  # how many requests the turn that is due is still to wait
+        self._passed_over: int | None = None  # requests left before the canary's next turn
 
     def next(self) -> bool:
         """Whether the next request goes to the canary."""
@@ -144,7 +144,7 @@ class BackendVerdict(NamedTuple):
     meant: bool = False
 
     def remaining_seconds(self, now: float) -> float:
-        """The time after which another try is worth it."""
+        """The seconds after which another try makes sense."""
         return max(0.0, self.until - now) if self.until else self.retry_after_seconds
 
 
@@ -197,7 +197,7 @@ class Backend:
 
     @property
     def breaker_state(self) -> BreakerState | None:
-        """The least favourable of its breakers' states; None if it has no breaker."""
+        """The worst state of its breakers; None if it has no breaker."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
 
@@ -212,11 +212,11 @@ class Backend:
 
     @property
     def share(self) -> float:
-        """The share of its limits that it gets: less while its health is warn."""
+        """The factor for its limits: less than 1 while its health is warn."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
-        """The most favourable verdict of the routes that may use it."""
+        """The best verdict of the routes that may use it."""
         verdicts = [
             each.passing_verdict() if route.passes else each.verdict(now)
             for route, each in self.members.items()
@@ -284,7 +284,7 @@ class Backend:
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
     def update(self, hosts: HostManager) -> None:
-        """Take the state that was ordered for the host, and decide whether it may be used at all."""
+        """Apply the ordered state of the host, and decide whether it may be used at all."""
         record = hosts.record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
@@ -299,7 +299,7 @@ class Backend:
             self.blocked = known
 
     def probe_now(self, now: float) -> None:
-        """Let open breakers send it probes at once, because something has changed."""
+        """Let open breakers try it at once, because its state has changed."""
         for breaker in self._breakers.values():
             breaker.probe_now(now)
 
@@ -321,7 +321,7 @@ class Backend:
         return found
 
     def _is_dispensable(self, breaker: Breaker | None) -> bool:
-        """Whether all routes with this breaker can do without the backend."""
+        """Whether every route with this breaker has another backend that serves."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, former: Member | None) -> Limiter | None:
@@ -340,7 +340,7 @@ class Backend:
         return found
 
     def leave(self, route: RouteBackends) -> None:
-        """Forget the route, which no longer leads to this backend."""
+        """Remove the route, which no longer leads to this backend."""
         self.members.pop(route, None)
         self.queued.pop(route, None)
         breakers = {each.breaker for each in self.members.values()}
@@ -370,12 +370,12 @@ class CanaryBackend(Backend):
         return self._of
 
     def follows(self, facts: ServerFacts) -> bool:
-        """Whether this is the canary that these facts are about."""
+        """Whether these facts describe this canary."""
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
     def gets(self, cookie: str, servers: str) -> bool:
-        """Whether the canary gets this request of the server; a sticky client stays where its cookie points.
+        """Whether this request goes to the canary; a sticky client stays where its cookie points.
 
         `servers` is the value of the server's own cookie.
         """
@@ -412,14 +412,14 @@ class Member:
         return self.backend.blocked is None and self.breaker.is_closed
 
     def passing_verdict(self) -> BackendVerdict:
-        """Whether the backend gets a connection that the route passes on; only its workers see the responses.
+        """The verdict for a connection that the route passes on.
 
-        So the breaker does not count it, and a route that passes connections has no limiter.
+        Only the worker sees its responses, so neither breaker nor limiter applies.
         """
         return self.backend.blocked or AVAILABLE
 
     def health(self, now: float, *, passing: bool) -> RouteHealth:
-        """The consequence of the verdict for the route; `passing`: the route passes connections on.
+        """The backend's health from the route's point of view; `passing`: the route passes connections on.
 
         A limit that is reached is no fault. A breaker that is not closed is one until a request has succeeded.
         """
@@ -437,7 +437,7 @@ class Member:
         return RouteHealth(status=UNKNOWN, detail="it has not answered yet")
 
     def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
-        """Whether it gets a request of the route now: enabled, ready, breaker not open, limiter not full.
+        """Whether it may get a request of the route now: enabled, ready, breaker not open, limiter not full.
 
         `resumed`: for a client whose cookie names it, which a draining host still serves.
         """
@@ -461,7 +461,7 @@ class Member:
 
 
 class NoBackend(Exception):
-    """No backend may have the request now. The client gets `status`, with Retry-After.
+    """No backend can take the request now. The client gets `status`, with Retry-After.
 
     `may_wait`: `RouteBackends.wait` may find one.
     """
@@ -600,7 +600,7 @@ class RouteBackends:
         return len(self._queue)
 
     def apply(self, route: AnyRoute, members: Sequence[Member]) -> None:
-        """Use this form of the route, and these backends. Requests in flight and waiting requests stay."""
+        """Apply a changed route and these backends. Requests in flight and waiting requests stay."""
         for gone in {*self.members} - {*members}:
             if all(each.backend is not gone.backend for each in members):
                 gone.backend.leave(self)
@@ -628,7 +628,7 @@ class RouteBackends:
         self.refresh()
 
     def refresh(self) -> None:
-        """Act on a change of the route's backends: their health, their state or their number."""
+        """Update after a change of the backends' health, state or number."""
         self.keep_one()
         if self._limiter is not None and self.members:
             self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
@@ -638,14 +638,14 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether another backend serves, and the route allows this backend to be spared as well."""
+        """Whether this backend may be taken out: another one serves, and the route's `max_open` is not exceeded."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
         return left_alone <= most + _ROUNDING and any(each.serves for each in others)
 
     def keep_one(self) -> None:
-        """Close the breakers that answers have opened, if no other backend still serves."""
+        """If no backend serves any longer, close the breakers that were opened by error responses."""
         if any(each.serves for each in self.members):
             return
         for each in self.members:
@@ -658,7 +658,7 @@ class RouteBackends:
         return self._is_passable and self._hosts.header_for_host.lower() == _PASSED_BY
 
     def healths(self) -> dict[str, RouteHealth]:
-        """The consequence of each backend's verdict for the route, by the backend's key."""
+        """The health of each backend from the route's point of view, by the backend's key."""
         now = self.now()
         return {each.key: each.health(now, passing=self.passes) for each in self.members}
 
@@ -724,7 +724,7 @@ class RouteBackends:
             self._leave_queue(waiter)
 
     def admit(self) -> None:
-        """Serve waiting requests in their order while there are places."""
+        """Let waiting requests proceed in order while backends have room."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -747,13 +747,13 @@ class RouteBackends:
                 route.admit()
 
     def passed(self, backend: Backend) -> None:
-        """A connection was handed over to the backend's workers."""
+        """Count a connection that was handed over to the backend's workers."""
         if self.by_load:
             backend.held += 1
             self._on_passed()
 
     def left(self, backend: Backend) -> None:
-        """A request to the backend has ended."""
+        """Count the end of a request to the backend."""
         self.in_flight -= 1
         if self._limiter is not None:
             self._limiter.leave()
@@ -763,7 +763,7 @@ class RouteBackends:
             self.admit()
 
     def _serve(self, waiter: _Waiter) -> bool:
-        """Try to answer the waiting request, by a backend or a refusal; returns whether it has left the queue."""
+        """Try to give the waiting request a backend or a refusal; returns whether it has left the queue."""
         if waiter.answer.done():  # its client has left
             self._leave_queue(waiter)
             return True
