@@ -1,0 +1,259 @@
+"""What objects of the cluster say about servers: tables as an API server sends them, and the verdicts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from poolctl.config import ServerConfig
+from poolctl.features.kubernetes._state import Pod, Workload, workloads
+
+Table = dict[str, Any]
+NOW = 1_700_000_100.0
+READY_SINCE = "2023-11-14T22:14:20Z"  # 40 s before
+WEB = ServerConfig(name="web", bind="127.0.0.1:8000", app="shop:web", workers=2)
+MIGRATE = ServerConfig(name="migrate", job=True, command=["true"])
+
+
+def pod(name: str = "web-1", *, revision: str = "new", ready: bool = True, **changes: Any) -> Table:
+    """A running pod; `changes` replace parts of its status, or of its container's."""
+    container = {"name": "server", "ready": ready, "restartCount": 0, "state": {"running": {}}}
+    container |= changes.pop("container", {})
+    status = {
+        "phase": "Running",
+        "podIP": "10.0.0.5",
+        "conditions": [{"type": "Ready", "status": str(ready), "lastTransitionTime": READY_SINCE}],
+        "containerStatuses": [container],
+        **changes,
+    }
+    labels = {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web", "poolctl.dev/revision": revision}
+    return {"metadata": {"name": name, "labels": labels}, "spec": {"nodeName": "node-1"}, "status": status}
+
+
+def waiting(reason: str, message: str = "", **more: Any) -> Table:
+    return {"ready": False, "state": {"waiting": {"reason": reason, "message": message}}, **more}
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> Table:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+def deployment(replicas: int = 2, *, seen: int = 3, annotations: Table | None = None, **status: Any) -> Table:
+    """A Deployment of generation 3 whose pods are complete unless `status` says otherwise."""
+    full = {"replicas": replicas, "updatedReplicas": replicas, "availableReplicas": replicas}
+    return {
+        "metadata": {
+            "name": "shop-web",
+            "generation": 3,
+            "labels": {"poolctl.dev/server": "web"},
+            "annotations": {"poolctl.dev/workers": "2", **(annotations or {})},
+        },
+        "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"poolctl.dev/revision": "new"}}}},
+        "status": {"observedGeneration": seen, **full, **status},
+    }
+
+
+def job(**status: Any) -> Table:
+    template = {"metadata": {"labels": {"poolctl.dev/revision": "new"}}}
+    labels = {"poolctl.dev/server": "migrate"}
+    return {
+        "metadata": {"name": "migrate-1", "labels": labels},
+        "spec": {"template": template},
+        "status": status,
+    }
+
+
+def web(found: Table | None, *pods: Table) -> Workload:
+    return Workload(WEB, found, [Pod(each) for each in pods])
+
+
+def test_server_without_objects_is_stopped() -> None:
+    item = web(None).item(NOW)
+    assert (item.state, item.ready, item.health, item.workers, item.worker_list) == (
+        "stopped",
+        False,
+        "unknown",
+        2,
+        (),
+    )
+
+
+def test_running_server_has_its_workers_and_no_pids() -> None:
+    item = web(deployment(), pod("web-1"), pod("web-2", container={"restartCount": 3})).item(NOW)
+    assert (item.state, item.ready, item.health, item.pids) == ("running", True, "ok", ())
+    assert (item.uptime_seconds, item.restarts) == (40.0, 3)
+    first, second = item.worker_list
+    assert (first.id, first.node, first.address, first.phase, first.ready) == (
+        "web-1", "node-1", "10.0.0.5", "running", True,
+    )  # fmt: skip
+    assert second.restarts == 3
+
+
+def test_server_with_fewer_ready_workers_than_asked_for_is_ready_with_a_warning() -> None:
+    item = web(deployment(), pod(), pod("web-2", ready=False)).item(NOW)
+    assert (item.state, item.ready, item.health) == ("running", True, "warn")
+
+
+@pytest.mark.parametrize(
+    ("found", "complete"),
+    [
+        (deployment(), True),
+        (deployment(seen=2), False),  # the controller has not seen the newest generation
+        (deployment(availableReplicas=1), False),
+        (deployment(updatedReplicas=1), False),
+    ],
+)
+def test_server_is_complete_when_every_worker_of_the_newest_generation_is_available(
+    found: Table, complete: bool
+) -> None:
+    assert web(found, pod(), pod("web-2")).is_complete is complete
+
+
+def test_server_with_workers_of_an_earlier_revision_is_not_complete() -> None:
+    found = deployment()
+    found["status"]["replicas"] = 3
+    assert not web(found, pod(), pod("web-2"), pod("web-0", revision="old")).is_complete
+
+
+def test_pod_on_a_lost_node_is_unknown_and_not_counted() -> None:
+    lost = pod("web-2")
+    lost["status"]["conditions"][0]["status"] = (
+        "False"  # by the node controller; the kubelet said ready before
+    )
+    workload = web(deployment(), pod(), lost)
+    assert not workload.is_complete
+    item = workload.item(NOW)
+    assert [(each.phase, each.ready) for each in item.worker_list] == [("running", True), ("unknown", False)]
+    assert item.health == "warn"
+
+
+def test_stopped_server_is_stopping_until_its_pods_are_gone() -> None:
+    found = deployment(0, annotations={"poolctl.dev/stopped": "true"})
+    leaving = pod()
+    leaving["metadata"]["deletionTimestamp"] = READY_SINCE
+    assert web(found, leaving).item(NOW).state == "stopping"
+    assert web(found, leaving).item(NOW).worker_list[0].phase == "stopping"
+    assert web(found).item(NOW).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("container", "message"),
+    [
+        (waiting("ErrImagePull", "not\nfound"), "ErrImagePull: not found (pod web-1 on node-1)"),
+        (waiting("InvalidImageName"), "InvalidImageName (pod web-1 on node-1)"),
+        (
+            waiting("CrashLoopBackOff", lastState=ended(3, "Traceback …\n  no module named shop\n")),
+            "exited with status 3: no module named shop (pod web-1 on node-1)",
+        ),
+        (waiting("CrashLoopBackOff", lastState=ended(0)), "exited with status 0 (pod web-1 on node-1)"),
+        (
+            {"ready": False, "state": ended(137, reason="OOMKilled")},
+            "OOMKilled, status 137 (pod web-1 on node-1)",
+        ),
+    ],
+)
+def test_worker_that_cannot_run_is_a_failure_with_its_reason_and_place(
+    container: Table, message: str
+) -> None:
+    workload = web(deployment(availableReplicas=0), pod(ready=False, container=container))
+    found = workload.failure()
+    assert found is not None
+    assert (found.message, found.may_pass) == (message, False)
+    item = workload.item(NOW)
+    assert (item.state, item.ready, item.health) == ("backoff", False, "ko")
+
+
+def test_usual_start_is_no_failure() -> None:
+    creating = pod(ready=False, container=waiting("ContainerCreating"))
+    workload = web(deployment(availableReplicas=0), creating)
+    assert workload.failure() is None
+    assert workload.item(NOW).state == "starting"
+
+
+def test_failure_of_an_earlier_revision_does_not_count() -> None:
+    stale = pod("web-0", revision="old", ready=False, container=waiting("ErrImagePull"))
+    assert web(deployment(), pod(), pod("web-2"), stale).failure() is None
+
+
+def test_pod_without_a_place_may_get_one() -> None:
+    nowhere = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    found = web(
+        deployment(availableReplicas=0), pod(ready=False, phase="Pending", conditions=[nowhere])
+    ).failure()
+    assert found is not None
+    assert (found.message, found.may_pass) == ("no node can run it: 0/3 nodes", True)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message", "may_pass"),
+    [
+        ({"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}, "exceeded quota", True),
+        ({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}, "FailedCreate", True),
+        ({"type": "Progressing", "status": "False", "message": "too late"}, "too late", False),
+    ],
+)
+def test_conditions_of_a_deployment_are_failures(condition: Table, message: str, may_pass: bool) -> None:
+    found = web(deployment(availableReplicas=0, conditions=[condition])).failure()
+    assert found is not None
+    assert (found.message, found.may_pass) == (message, may_pass)
+    assert web(deployment(seen=2, conditions=[condition])).failure() is None  # of an earlier generation
+    passed = {**condition, "status": "True" if condition["status"] == "False" else "False"}
+    assert web(deployment(conditions=[passed])).failure() is None
+
+
+def test_number_of_workers_that_others_have_set_is_a_live_one() -> None:
+    assert web(deployment()).live_workers is None
+    scaled = deployment(5)
+    assert web(scaled).live_workers == 5
+    stopped = deployment(0, annotations={"poolctl.dev/stopped": "true"})
+    assert web(stopped).live_workers is None
+    by_triggers = copy.deepcopy(scaled)
+    del by_triggers["metadata"]["annotations"]["poolctl.dev/workers"]
+    assert web(by_triggers).live_workers is None
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "ready"),
+    [
+        ({}, "starting", False),
+        ({"succeeded": 1}, "completed", True),
+        (
+            {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]},
+            "failed",
+            False,
+        ),
+    ],
+)
+def test_job_is_completed_failed_or_on_its_way(status: Table, state: str, ready: bool) -> None:
+    item = Workload(MIGRATE, job(**status), []).item(NOW)
+    assert (item.state, item.ready) == (state, ready)
+
+
+def test_failed_job_says_what_its_process_said() -> None:
+    condition = {"type": "Failed", "status": "True", "message": "limit"}
+    process = pod(ready=False, phase="Failed", container={"ready": False, "state": ended(2, "no database")})
+    found = Workload(MIGRATE, job(failed=1, conditions=[condition]), [Pod(process)]).failure()
+    assert found is not None
+    assert found.message == "exited with status 2: no database (pod web-1 on node-1)"
+
+
+def test_newest_run_of_a_job_counts_and_servers_keep_the_order_of_the_file() -> None:
+    old, new = job(succeeded=1), job()
+    old["metadata"] |= {"name": "migrate-0", "creationTimestamp": "2023-01-01T00:00:00Z"}
+    new["metadata"] |= {"creationTimestamp": "2023-02-01T00:00:00Z"}
+    found = workloads([WEB, MIGRATE], [deployment()], [new, old], [pod()])
+    assert list(found) == ["web", "migrate"]
+    assert found["migrate"].runs("migrate-1")
+    assert [each.name for each in found["web"].pods] == ["web-1"]
+
+
+@pytest.mark.parametrize("garbage", [None, 3, "x", [], {"conditions": 3}, {"containerStatuses": [3]}])
+def test_objects_of_another_shape_are_no_error(garbage: Any) -> None:
+    found = deployment()
+    found["status"] = garbage
+    broken = pod()
+    broken["status"] = garbage
+    workload = web(found, broken)
+    assert (workload.is_complete, workload.failure(), workload.item(NOW).ready) == (False, None, False)
