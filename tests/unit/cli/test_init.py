@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from poolctl.cli.commands.init import existing_app
 
-from .conftest import Command
+from .conftest import Command, Said
 
 
 def test_a_starter_file_is_valid_and_written_once(poolctl: Command, directory: Path) -> None:
@@ -62,3 +65,95 @@ def test_init_reports_a_directory_that_is_not_writable(poolctl: Command, directo
     said = poolctl("init", "file/below")
     assert said.code == 1
     assert "cannot write" in said.err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def answered(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, bool, str]]:
+    """`answered(typed, *args)`: exit code of init in a terminal, whether an application was written, what was asked."""
+
+    def run(typed: str, *args: str) -> tuple[int, bool, str]:
+        asked = Terminal()
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        monkeypatch.setattr(sys, "stderr", asked)
+        said: Said = poolctl("init", "fresh", "--force", *args)
+        app = directory / "fresh" / "hello.py"
+        there = app.exists()
+        app.unlink(missing_ok=True)
+        return said.code, there, asked.getvalue()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("typed", "written", "questions"),
+    [
+        ("\n", True, 1), ("y\n", True, 1), ("YES\n", True, 1), ("n\n", False, 1), ("no\n", False, 1), ("", False, 1),
+        ("perhaps\ny\n", True, 2),
+    ],
+)  # fmt: skip
+def test_in_a_terminal_an_application_is_offered(
+    answered: Callable[..., tuple[int, bool, str]], typed: str, written: bool, questions: int
+) -> None:
+    code, there, asked = answered(typed)
+    assert (code, there) == (0, written)
+    assert asked.count("Write a tiny application (hello.py) too? [Y/n] ") == questions
+    assert asked.count("Please answer yes or no.") == questions - 1
+
+
+def test_nothing_is_offered_quietly_or_where_there_is_an_application(
+    answered: Callable[..., tuple[int, bool, str]], directory: Path
+) -> None:
+    assert answered("y\n", "--quiet") == (0, False, "")
+    (directory / "fresh" / "main.py").write_text("app = FastAPI()\n")
+    assert answered("y\n")[1:] == (False, "")
+
+
+def test_named_file_is_written_and_the_next_step_names_it(poolctl: Command, directory: Path) -> None:
+    said = poolctl("-c", "my shop/shop.toml", "init", "--app")
+    assert said.out == (
+        "wrote my shop/shop.toml and my shop/hello.py; next: poolctl -c 'my shop/shop.toml' start\n"
+    )
+    assert "poolctl --pool my-shop status" in (directory / "my shop" / "shop.toml").read_text()
+
+
+ONE_FILE = "poolctl init DIRECTORY, or poolctl -c FILE init"
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["-c", "a.toml", "init", "fresh"], "init writes one file", ONE_FILE),
+        (["-c", "a.toml", "-c", "b.toml", "init"], "init writes one file", ONE_FILE),
+        (["-c", "a.yaml", "init"], "init writes a new TOML file, not 'a.yaml'", "-c NAME.toml"),
+        (["-c", "pyproject.toml", "init"], "init writes a new TOML file, not 'pyproject.toml'", "-c NAME.toml"),
+    ],
+)  # fmt: skip
+def test_unsuitable_file_is_refused(poolctl: Command, args: list[str], message: str, hint: str) -> None:
+    said = poolctl(*args)
+    assert (said.code, said.err) == (2, f"error: {message}\n  hint: {hint}\n")
+
+
+def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_port(
+    poolctl: Command, directory: Path
+) -> None:
+    said = poolctl("init", "fresh", "--gateway", "--app")
+    assert (said.code, said.err) == (0, "")
+    document = tomllib.loads((directory / "fresh" / "pool.toml").read_text())
+    assert [each["name"] for each in document["server"]] == ["web", "api"]
+    assert (document["gateway"]["bind"], len(document["route"])) == (":8080", 3)
+    assert poolctl("-c", "fresh/pool.toml", "validate").code == 0
+
+
+def test_several_files_that_exist_are_named_together(poolctl: Command, directory: Path) -> None:
+    poolctl("init", "fresh", "--app")
+    said = poolctl("init", "fresh", "--app")
+    assert said.err.splitlines()[0] == "error: fresh/pool.toml and fresh/hello.py already exist"
+    (directory / "fresh" / "hello.py").unlink()
+    assert poolctl("init", "fresh", "--app").err.splitlines()[0] == "error: fresh/pool.toml already exists"

@@ -1,7 +1,8 @@
-"""reload, scale, drain, undrain, enable, disable, add, remove and pools, against a stand-in for the supervisor."""
+"""Changes of a running pool, against a stand-in for the supervisor; and --save: checks, requests and files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.stand_in import Send, always, item, result
 
-from .conftest import Command, Supervised
+from .conftest import POOL, Command, Supervised
 
 CHANGES = [
     {"name": "orders", "bind": "127.0.0.1:8082", "change": "add", "keys": [], "message": ""},
@@ -352,3 +353,385 @@ def test_pool_that_does_not_answer_is_still_listed(
         (place / "info.json").write_text('{"name": "shop", "supervisor_pid": 7, "files": ["/pool.toml"]}')
         assert poolctl("pools").out == "NAME  PID  READY  FILES\nshop  7    ?      /pool.toml\n"
         assert "ended" in poolctl("pools", "-o", "json").json["items"][0]["message"]
+
+
+COMMENTED = POOL.replace('name = "users"\n', 'name = "users"   # who buys\n')
+NEW = '\n[[server]]\nname = "new"\nbind = "127.0.0.1:9"\ncommand = ["sleep", "1"]\n'
+ADD = ["add", "new", "--bind", "127.0.0.1:9", "--set", 'command=["sleep", "1"]']
+
+
+@pytest.fixture
+def file(directory: Path) -> Path:
+    path = directory / "pool.toml"
+    path.write_text(COMMENTED)
+    return path
+
+
+def test_a_live_change_is_made_and_then_written(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    with supervised(always(item("users", workers=3))) as requests:
+        said = poolctl("scale", "users", "3", "--save")
+    assert said == (0, "1 server scaled to 3 workers\nwrote pool.toml\n", "")
+    assert [verb for verb, _ in requests] == ["ping", "list", "scale"]
+    assert requests[2][1]["options"]["workers"] == 3
+    assert file.read_text() == COMMENTED.replace('"inner"]\n', '"inner"]\nworkers = 3\n')
+
+
+def test_json_says_which_files_were_written(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    with supervised(always(item("orders", 8082))):
+        document = poolctl("enable", "orders", "--save", "-o", "json").json
+    assert document["saved"] == [str(file)]
+    assert document["items"] == [item("orders", 8082)]
+    assert file.read_text() == COMMENTED.replace("disabled = true\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["enable", "orders"], COMMENTED.replace("disabled = true\n", "")),
+        (["disable", "--tag", "api"], COMMENTED.replace('"inner"]\n', '"inner"]\ndisabled = true\n')),
+        (["remove", "orders"], COMMENTED[: COMMENTED.index('\n[[server]]\nname = "orders"')]),
+        (ADD, COMMENTED + NEW),
+    ],
+)
+def test_without_a_supervisor_only_the_file_changes(
+    poolctl: Command, file: Path, args: list[str], text: str
+) -> None:
+    assert poolctl(*args).code == 6
+    assert file.read_text() == COMMENTED
+    said = poolctl(*args, "--save")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.endswith("wrote pool.toml\n")
+    assert file.read_text() == text
+    assert poolctl("validate").code == 0
+
+
+@pytest.mark.parametrize("args", [["scale", "users", "2"], ["drain", "users"], ["undrain", "--all"]])
+def test_command_about_processes_still_needs_a_supervisor(
+    poolctl: Command, file: Path, args: list[str]
+) -> None:
+    assert poolctl(*args, "--save").code == 6
+    assert file.read_text() == COMMENTED
+
+
+def test_live_state_without_a_key_is_changed_with_a_warning(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(item("users", state="draining"))):
+        said = poolctl("drain", "users", "--save")
+    assert said.code == 0
+    assert said.err == "warning: drain is a live state that no file stores: nothing was written\n"
+
+
+def test_change_that_the_file_has_already_is_not_written(poolctl: Command, file: Path) -> None:
+    before = file.stat().st_ino
+    assert (
+        poolctl("disable", "orders", "--save").out
+        == "1 server disabled\nthe files have this change already\n"
+    )
+    assert file.stat().st_ino == before
+
+
+def test_enable_in_the_file_alone_speaks_of_no_ready_server(poolctl: Command, file: Path) -> None:
+    assert poolctl("enable", "orders", "--save").out == "1 server enabled\nwrote pool.toml\n"
+    assert poolctl("enable", "orders", "--save").out == (
+        "orders is enabled already, and stopped: `poolctl start orders` starts it\n"
+        "the files have this change already\n"
+    )
+
+
+@pytest.mark.parametrize("code", [2, 4, 5, 8])
+def test_a_refused_change_is_not_written(
+    poolctl: Command, supervised: Supervised, file: Path, code: int
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(item("users"), exit_code=code if verb == "scale" else 0)
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == code
+    assert file.read_text() == COMMENTED
+
+
+def test_a_change_that_failed_for_some_is_written(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(item("users"), exit_code=1 if verb == "scale" else 0)
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == 1
+    assert "workers = 2" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["add", "users", "--bind", ":9", "--app", "a:b"], 8), (["add", "USERS", "--bind", ":9", "--app", "a:b"], 8),
+        (["add", "x", "--bind", "127.0.0.1:8081", "--app", "a:b"], 8),
+        (["add", "x", "--bind", ":8081", "--app", "a:b"], 8),
+        (["add", "x", "--app", "a:b"], 5), (["add", "x", "--bind", "nowhere", "--app", "a:b"], 5),
+        (["add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2"], 5), (["remove", "nobody"], 4),
+        (["remove", "--all"], 5), (["add", "x", "--bind", ":9", "--app", "a:b", "--timeout", "soon"], 2),
+    ],
+)  # fmt: skip
+def test_impossible_request_is_refused_before_anything_is_done(
+    poolctl: Command, supervised: Supervised, file: Path, args: list[str], code: int
+) -> None:
+    assert poolctl(*args, "--save").code == code
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        unknown = body.get("selector", {}).get("targets") == ["nobody"]
+        return result(item("users"), item("orders"), exit_code=4 if unknown else 0)
+
+    with supervised(answer) as requests:
+        assert poolctl(*args, "--save").code == code
+    assert {verb for verb, _ in requests} <= {"ping", "list"}
+    assert file.read_text() == COMMENTED
+
+
+def test_a_broken_file_is_left_alone(poolctl: Command, supervised: Supervised, file: Path) -> None:
+    for text in ("broken [", COMMENTED + "wrokers = 2\n"):
+        file.write_text(text)
+        with supervised(always(item("users"))) as requests:
+            assert poolctl("scale", "users", "2", "--save").code == 5
+        assert {verb for verb, _ in requests} <= {"ping", "list"}
+        assert file.read_text() == text
+
+
+def test_dry_run_prints_the_difference_and_writes_nothing(poolctl: Command, file: Path) -> None:
+    said = poolctl(*ADD, "--save", "--dry-run")
+    assert said.code == 3
+    assert said.out.endswith('+[[server]]\n+name = "new"\n+bind = "127.0.0.1:9"\n+command = ["sleep", "1"]\n')
+    assert file.read_text() == COMMENTED
+    said = poolctl("add", "other", "--command", "x --password hunter2 --token=hunter3", "--save", "--dry-run")
+    assert (said.code, "********" in said.out, "hunter" in said.out) == (3, True, False)
+    assert poolctl("disable", "orders", "--save", "--dry-run") == (0, "", "")
+    assert poolctl("disable", "orders", "--dry-run").code == 2
+
+
+def test_a_server_that_is_in_no_file_is_not_written(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(item("users"), item("live"))):
+        said = poolctl("scale", "--all", "2", "--save")
+    with supervised(always(item("live"))):
+        gone = poolctl("remove", "live", "--save")
+    assert said.err.startswith("warning: live is not in any file")
+    assert gone.code == 0
+    assert file.read_text().count("workers = 2") == 1
+
+
+def test_server_removed_live_can_still_be_taken_out_of_the_file(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(exit_code=4)) as requests:
+        assert poolctl("remove", "users", "--save").out == "removed users 127.0.0.1:8081\nwrote pool.toml\n"
+        assert poolctl("remove", "nobody", "--save").code == 4
+    assert [verb for verb, _ in requests] == ["ping", "list"] * 2
+    assert "users" not in file.read_text()
+
+
+def test_problem_of_a_new_server_names_no_place_in_a_file(poolctl: Command, file: Path) -> None:
+    said = poolctl("add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2", "--save")
+    assert said.code == 5
+    assert said.err.startswith("error: x: unknown key 'wrokers'\n")
+
+
+def test_a_file_that_changes_meanwhile_is_not_overwritten(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.truncate(file, 0)
+        return result(item("users"))
+
+    with supervised(answer):
+        said = poolctl("scale", "users", "2", "--save")
+    assert said.code == 8
+    assert "meanwhile" in said.err
+    assert file.read_text() == ""
+
+
+def test_concurrent_change_of_another_writer_stays(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    other = COMMENTED.replace("who buys", "who bought")
+    other_file = file.with_suffix(".other")
+    other_file.write_text(other)
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.rename(other_file, file)
+        return result(item("users", workers=2))
+
+    with supervised(answer):
+        assert poolctl("scale", "users", "2", "--save").code == 0
+    assert file.read_text() == other.replace('"inner"]\n', '"inner"]\nworkers = 2\n')
+
+
+def test_change_that_cannot_be_written_lasts_until_a_reload(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            os.unlink(file)
+        return result(item("users", workers=2))
+
+    with supervised(answer):
+        said = poolctl("scale", "users", "2", "--save")
+    assert said.code == 1
+    assert said.out == "1 server scaled to 2 workers\n"
+    assert said.err == (
+        "error: cannot write pool.toml: No such file or directory\n"
+        "  hint: the live change lasts until the next reload\n"
+    )
+
+
+def test_the_files_are_those_of_the_supervisor(
+    poolctl: Command, supervised: Supervised, file: Path, directory: Path
+) -> None:
+    more = directory / "local.toml"
+    more.write_text('[[server]]\nname = "users"\nworkers = 2\n')
+    with supervised(always(item("users"), files=[str(file), str(more)])):
+        assert poolctl("scale", "users", "4", "--save").out.endswith("wrote local.toml\n")
+    assert more.read_text() == '[[server]]\nname = "users"\nworkers = 4\n'
+    assert file.read_text() == COMMENTED
+
+
+def test_the_paths_of_a_server_from_elsewhere_still_lead_there(
+    poolctl: Command, supervised: Supervised, file: Path, directory: Path
+) -> None:
+    (directory / "more").mkdir()
+    (directory / "more" / "x.toml").write_text(
+        'name = "x"\nbind = "unix:./x.sock"\napp = "a:b"\nenv_file = ".env"\n'
+    )
+    with supervised(always(item("x"))) as requests:
+        assert poolctl("add", "-f", "more/x.toml", "--save").code == 0
+    sent = requests[-1][1]["options"]
+    assert sent["base_dir"] == str(directory)
+    assert sent["server"] == {
+        "name": "x",
+        "bind": f"unix:{directory}/more/x.sock",
+        "app": "a:b",
+        "env_file": [f"{directory}/more/.env"],
+        "cwd": f"{directory}/more",
+        "app_dir": f"{directory}/more",
+    }
+    assert f'bind = "unix:{directory}/more/x.sock"' in file.read_text()
+
+
+YAML = """\
+server:
+  # who buys
+  - name: users
+    bind: "127.0.0.1:8081"
+    command: ["sleep", "60"]
+  - name: orders
+    bind: "127.0.0.1:8082"
+    command: ["sleep", "60"]
+    disabled: true
+"""
+JSON = """\
+[{
+    "name": "users", "bind": "127.0.0.1:8081", "command": ["sleep", "60"]
+}, {
+    "name": "orders", "bind": "127.0.0.1:8082", "command": ["sleep", "60"],
+    "disabled": true
+}]
+"""
+REFUSED = "error: --save changes TOML files only: nothing was changed, live or in a file\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "args", "instruction"),
+    [
+        ("pool.yaml", YAML, ["scale", "users", "3"], "3:5: server[0].workers: write this:\n    workers: 3\n"),
+        (
+            "pool.yaml",
+            YAML,
+            ["disable", "users"],
+            "3:5: server[0].disabled: write this:\n    disabled: true\n",
+        ),
+        ("pool.yaml", YAML, ["enable", "orders"], "9:5: server[1].disabled: remove this key\n"),
+        ("pool.yaml", YAML, ["remove", "orders"], "6:5: server[1]: remove this server\n"),
+        (
+            "pool.yaml",
+            YAML,
+            ADD,
+            (
+                "6:5: server[1]: write this behind the server:\n"
+                '  - name: "new"\n    bind: "127.0.0.1:9"\n    command: ["sleep", "1"]\n'
+            ),
+        ),
+        ("pool.json", JSON, ["scale", "users", "3"], '1:2: [0].workers: write this:\n    "workers": 3\n'),
+        ("pool.json", JSON, ["disable", "users"], '1:2: [0].disabled: write this:\n    "disabled": true\n'),
+        ("pool.json", JSON, ["enable", "orders"], "5:5: [1].disabled: remove this key\n"),
+        ("pool.json", JSON, ["remove", "orders"], "3:4: [1]: remove this server\n"),
+        (
+            "pool.json",
+            JSON,
+            ADD,
+            (
+                "3:4: [1]: write this behind the server:\n"
+                '    {"name": "new", "bind": "127.0.0.1:9", "command": ["sleep", "1"]}\n'
+            ),
+        ),
+    ],
+)
+def test_save_of_yaml_and_json_is_refused_with_what_to_write_before_anything_is_changed(
+    poolctl: Command,
+    supervised: Supervised,
+    file: Path,
+    name: str,
+    text: str,
+    args: list[str],
+    instruction: str,
+) -> None:
+    other = file.with_name(name)
+    other.write_text(text)
+    target = item("orders" if "orders" in args else "users")
+    with supervised(always(target, files=[str(other)])) as requests:
+        said = poolctl(*args, "--save")
+        shown = poolctl(*args, "--save", "--dry-run")
+        document = poolctl(*args, "--save", "-o", "json").json
+    reload = "  hint: make these changes by hand, then run poolctl reload\n"
+    assert said == (2, "", f"{REFUSED}{reload}{name}:{instruction}")
+    assert shown == said
+    assert {verb for verb, _ in requests} <= {"ping", "list"}
+    assert [each["code"] for each in document["errors"]] == [2, 2]
+    line, _, _ = instruction.partition(":")
+    assert (document["errors"][1]["file"], document["errors"][1]["line"]) == (str(other), int(line))
+    assert other.read_text() == text
+
+
+def test_save_of_a_yaml_file_is_refused_without_a_supervisor_too(poolctl: Command, file: Path) -> None:
+    file.unlink()
+    other = file.with_name("pool.yaml")
+    other.write_text(YAML)
+    said = poolctl("add", "new", "--command", "x", "--set", "env.X_TOKEN=hunter2", "--save")
+    assert (said.code, said.out) == (2, "")
+    assert "  hint: make these changes by hand (******** stands for a secret)\n" in said.err
+    assert "hunter2" not in said.err
+    assert poolctl("add", "users", "--command", "x", "--save").code == 8
+    assert poolctl("add", "new", "--set", "wrokers=2", "--save").code == 5
+    assert other.read_text() == YAML
+
+
+def test_save_of_a_change_that_a_yaml_file_has_already_is_done(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    other = file.with_name("pool.yaml")
+    other.write_text(YAML)
+    with supervised(always(item("orders", state="disabled"), files=[str(other)])):
+        said = poolctl("disable", "orders", "--save")
+    assert said == (0, "1 server disabled\nthe files have this change already\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_cannot_be_written_is_7_before_anything_is_done(
+    poolctl: Command, file: Path, directory: Path
+) -> None:
+    directory.chmod(0o500)
+    try:
+        assert poolctl("enable", "orders", "--save").code == 7
+    finally:
+        directory.chmod(0o700)

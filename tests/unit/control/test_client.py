@@ -6,22 +6,30 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl import __version__
+from poolctl.control.answers import Result
 from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
+    ask_async,
     await_end,
     checked,
     clear_exit,
     last_words,
+    messages_async,
     read_exit,
     write_exit,
 )
+from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
 from tests.deadline import wait_until
 from tests.processes import stat
@@ -337,3 +345,135 @@ def test_exit_of_a_pool_is_read_until_it_is_cleared(tmp_path: Path) -> None:
     clear_exit(str(tmp_path))
     clear_exit(str(tmp_path))
     assert read_exit(str(tmp_path)) == {}
+
+
+def test_request_is_http_with_its_host_type_and_length(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Client(str(path)).open("list", {"options": {}}), listener.accept()[0] as connection:
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /v1/list HTTP/1.0"
+    assert sorted(lines[1:]) == [
+        f"Content-Length: {len(body)}",
+        "Content-Type: application/json",
+        "Host: poolctl",
+    ]
+    assert json.loads(body) == {"options": {}}
+
+
+def test_ping_gives_up_after_its_own_limit(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        begun = time.monotonic()
+        for limit, client in ((0.05, Client(str(path))), (None, Client(str(path), silence_seconds=0.05))):
+            with pytest.raises(ControlError, match=r"has not answered for 0\.05 s") as caught:
+                client.ping(limit)
+            assert caught.value.exit_code == 8
+        assert time.monotonic() - begun < 8
+
+
+def test_pool_of_too_old_a_version_is_not_upgraded(path: Path) -> None:
+    with (
+        stand_in(path, always(version="0.0.1", protocol=0)) as requests,
+        pytest.raises(ControlError) as caught,
+    ):
+        Client(str(path)).upgrade()
+    assert [verb for verb, _ in requests] == ["ping"]
+    assert "poolctl 0.0.1, which the pool runs, is too old for" in caught.value.message
+    assert (caught.value.exit_code, "poolctl stop and poolctl start" in caught.value.hint) == (8, True)
+
+
+UPGRADES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {}, ""),
+    ({"upgraded_from": 0}, {}, ""),
+    ({"exit_code": 8, "upgraded_from": 10**9}, {}, ""),
+    ({"upgraded_from": 10**9}, {}, "list"),
+    ({"upgraded_from": 10**9}, {"version": "0.0.1"}, "the pool still runs poolctl 0.0.1"),
+    ({"upgraded_from": 10**9}, {"supervisor_pid": 10**9}, f"the pool still runs poolctl {__version__}"),
+]
+
+
+@pytest.mark.parametrize(("answer", "about", "outcome"), UPGRADES)
+def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
+    path: Path, answer: dict[str, Any], about: dict[str, Any], outcome: str
+) -> None:
+    async def reply(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "upgrade":
+            return result(**answer)
+        after = len(requests) > 1
+        return result(
+            item("web"), **{"version": __version__, "protocol": PROTOCOL, **(about if after else {})}
+        )
+
+    with stand_in(path, reply) as requests:
+        if outcome in ("", "list"):
+            found = Client(str(path)).upgrade(force=True)
+            assert [each.name for each in found.items] == (["web"] if outcome else [])
+            assert found.exit_code == answer.get("exit_code", 0)
+        else:
+            with pytest.raises(ControlError, match=outcome) as caught:
+                Client(str(path)).upgrade()
+            assert (caught.value.exit_code, "supervisor.log" in caught.value.hint) == (1, True)
+    verb, body = requests[1]
+    assert (verb, body["options"]["version"], body["options"]["protocol"]) == (
+        "upgrade",
+        __version__,
+        PROTOCOL,
+    )
+    assert body["options"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert body["options"]["force"] is (outcome in ("", "list"))
+    if outcome == "list":
+        assert requests[-1][1]["options"] == {"counts": True}
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30))
+
+
+def test_messages_arrive_on_a_loop_as_they_do_in_a_thread(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"notice": "begun"})
+        return result(item("web"))
+
+    async def work() -> None:
+        found = [message async for message in messages_async(str(path), "start", {"options": {"a": 1}})]
+        assert [next(iter(message)) for message in found] == ["notice", "result"]
+        assert (await ask_async(Result, str(path), "list", {}, timeout_seconds=20)).items[0].name == "web"
+
+    with stand_in(path, answer) as requests:
+        run(work())
+    assert requests == [("start", {"options": {"a": 1}}), ("list", {})]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [None, b"HTTP/1.1 403 Forbidden\r\n\r\n{}\n", b"no http\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nno json\n"],
+)
+def test_answer_without_a_result_means_on_a_loop_that_the_supervisor_has_ended(
+    path: Path, sent: bytes | None
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes | None:
+        return sent
+
+    async def work() -> None:
+        with pytest.raises(SupervisorEnded):
+            await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
+
+    with stand_in(path, answer):
+        run(work())
+
+
+def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> None:
+    async def work() -> None:
+        with pytest.raises(NoSupervisor):
+            await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            with pytest.raises(TimeoutError):
+                await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
+
+    run(work())
