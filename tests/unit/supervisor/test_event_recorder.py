@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl.control.answers import About
 from poolctl.control.control_server import Request
+from poolctl.core.decide import Desired
 from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal
 from poolctl.runners.runner_protocol import Exit
-from poolctl.supervisor.observers.event_recorder import EventRecorder
+from poolctl.supervisor.observers.event_recorder import EventRecorder, LostOutput
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -272,3 +275,198 @@ def test_a_supervisor_that_takes_over_has_started_nothing(tmp_path: Path) -> Non
         assert recording.take("lifecycle")[0]["before"] == "running"
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("adopted", "message"), [(0, ""), (1, "took over 1 worker"), (2, "took over 2 workers")]
+)
+def test_supervisor_that_starts_says_who_it_is_and_how_many_workers_it_took_over(
+    adopted: int, message: str
+) -> None:
+    desk = Desk()
+    recorded = Recording(desk, adopted=adopted)
+    (started,) = recorded.take()
+    assert (started["kind"], started["event"], started["message"]) == ("pool", "supervisor started", message)
+    assert (started["pid"], started["keeper_pid"], started["version"], started["adopted"]) == (
+        1,
+        2,
+        "v",
+        adopted,
+    )
+
+
+def test_event_of_a_server_that_runs_has_its_address_its_pids_and_both_states() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        starting, running = recording.take("lifecycle")
+        assert (starting["before"], starting["after"], starting["message"]) == (
+            "stopped", "starting", "stopped → starting",
+        )  # fmt: skip
+        assert (running["before"], running["after"], running["pids"]) == ("starting", "running", [1001])
+        assert "pids" not in starting
+        assert running["bind"] == desk.core.entries["a"].config.key
+
+    run(scenario())
+
+
+def test_worker_that_ended_is_recorded_with_its_process_its_exit_and_what_follows() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", restart="no"))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        recording.take()
+        desk.runner.end("a.1.0", Exit.from_status(7))
+        await turns()
+        ended, failed = recording.take("lifecycle")
+        names = (
+            "event",
+            "before",
+            "after",
+            "status",
+            "signal",
+            "worker",
+            "pid",
+            "generation",
+            "message",
+            "cause",
+        )
+        assert [ended[name] for name in names] == [
+            "worker ended", "ready", "ended", 7, None, "a.1.0", 1001, 1, "exited with status 7", "exited with status 7",
+        ]  # fmt: skip
+        assert ended["next"]
+        assert (failed["event"], "next" in failed) == ("failed", False), (
+            "the worker's event says what follows"
+        )
+        assert failed["cause"]
+
+    run(scenario())
+
+
+def test_server_whose_worker_cannot_be_placed_says_itself_what_follows() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        desk.runner.unopenable.add("a")
+        recording = Recording(desk)
+        await ask(desk, "start")
+        events = recording.take("lifecycle")
+        assert [event["event"] for event in events][-1] == "failed"
+        assert "in use by nobody in particular" in events[-1]["cause"]
+        assert not [event for event in events if event["event"] == "worker ended"]
+        await ask(desk, "stop")
+        assert {event["cause"] for event in recording.take("lifecycle")} <= {"stop", "stop a"}
+
+    run(scenario())
+
+
+def test_first_worker_is_reported_by_its_server_and_each_further_one_by_itself() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", workers=3))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        await turns()
+        events = [event["event"] for event in recording.take("lifecycle")]
+        assert events.count("running") == 1
+        assert events.count("worker ready") <= 2
+        await ask(desk, "scale", "a", workers=4)
+        await turns()
+        (ready,) = recording.take("lifecycle")
+        assert (ready["event"], ready["worker"], ready["cause"]) == ("worker ready", "a.1.3", "scale a 4")
+        await ask(desk, "scale", "a", workers=2)
+        await turns()
+        ended = recording.take("lifecycle")
+        assert {(event["event"], event["cause"]) for event in ended} == {("worker ended", "scale a 2")}
+
+    run(scenario())
+
+
+def test_decision_of_the_triggers_is_recorded_with_its_figures() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 1, "max": 4}))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        recording.take()
+        entry = desk.core.entries["a"]
+        decided = {"before": 1, "after": 2, "trigger": "requests", "value": 9}
+        for scaling in (decided, {"before": 2, "after": 4, "trigger": "old"}):
+            entry.desired.scaling = scaling
+            before = entry.size
+            await ask(desk, "scale", "a", workers=before + 1)
+            (scaled,) = recording.take("scale")
+            assert (scaled["before"], scaled["after"]) == (before, before + 1)
+            assert scaled.get("trigger") == ("requests" if scaling is decided else None)
+
+    run(scenario())
+
+
+def test_servers_that_are_reloaded_away_are_forgotten_and_one_of_their_name_begins_anew() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        desk.files.written = [web("b")]
+        await ask(desk, "reload")
+        await turns()
+        recording.take()
+        desk.files.written = [web("a"), web("b")]
+        await ask(desk, "reload")
+        await turns()
+        found = [(e["server"], e["before"], e["after"]) for e in recording.take("lifecycle")]
+        assert found == [("a", "stopped", "starting"), ("a", "starting", "running")]
+
+    run(scenario())
+
+
+def test_disabled_server_begins_as_disabled() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", disabled=True))
+        recording = Recording(desk)
+        await ask(desk, "enable", "a")
+        assert recording.take("lifecycle")[0]["before"] == "disabled"
+
+    run(scenario())
+
+
+def test_server_that_slept_under_the_previous_supervisor_falls_asleep_without_an_event() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 0, "max": 1, "idle": 5}))
+        entry = desk.core.entries["a"]
+        entry.become(Desired.RUN)
+        recording = Recording(desk)
+        recording.take()
+        desk.core.touch(entry)
+        await turns()
+        assert entry.state == "sleeping"
+        assert recording.take("wake", "lifecycle") == []
+
+    run(scenario())
+
+
+def test_lost_output_is_an_event_a_minute_and_one_warning_that_counts_all_of_it() -> None:
+    desk = Desk(web("a"))
+    recording = Recording(desk)
+    recording.take()
+    lost = LostOutput(desk.core, desk.events)
+    entry = desk.core.entries["a"]
+    lost.report("nobody", 1, "/a.log", "")
+    assert recording.take() == []
+    lost.report("a", 100, "/a.log", "disk full")
+    (event,) = recording.take()
+    assert (event["kind"], event["event"], event["server"], event["cause"], event["severity"]) == (
+        "pool", "output lost", "a", "disk full", "error",
+    )  # fmt: skip
+    assert event["message"] == "100 bytes of output could not be written to /a.log: disk full"
+    assert event["bind"] == entry.config.key
+    assert [*entry.observed.warnings] == ["a: 100 bytes of output could not be written to /a.log: disk full"]
+    desk.clock.advance(59)
+    lost.report("a", 20, "/a.log", "disk full")
+    assert recording.take() == []
+    assert [*entry.observed.warnings] == ["a: 120 bytes of output could not be written to /a.log: disk full"]
+    desk.clock.advance(1)
+    lost.report("a", 3, "/a.log", "")
+    (event,) = recording.take()
+    assert event["message"] == "23 bytes of output could not be written to /a.log"
+    entry.observed.warnings.clear()
+    lost.report("a", 4, "/a.log", "")
+    assert [*entry.observed.warnings] == ["a: 4 bytes of output could not be written to /a.log"]

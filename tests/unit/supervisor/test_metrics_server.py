@@ -1,22 +1,48 @@
-"""The health of a pool over the control socket and over HTTP."""
+"""The metrics and the health of a pool, over the control socket and over HTTP, and where they are served."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.config import Tables
+from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.control.answers import About
 from poolctl.http.http_client import exchange
-from poolctl.json_form import to_json
+from poolctl.http.messages import BadMessage
+from poolctl.json_form import from_json, to_json
+from poolctl.keeper.keeper import Store
+from poolctl.monitor.metrics import OPENMETRICS, TEXT, Family
 from poolctl.routing.route_health import ERROR, HEALTHY, UNHEALTHY, RouteHealth
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.observers.metrics_server import MetricsServer, PoolHealth, _is_local
+from poolctl.supervisor.observers import held_address, metrics_server
+from poolctl.supervisor.observers.metrics_server import (
+    MetricsAddress,
+    MetricsServer,
+    PoolHealth,
+    PoolMetrics,
+    _is_local,
+)
+from poolctl.supervisor.statistics import Statistics, Totals
+from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
+from poolctl.worker import tally
+from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
+from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.test_state_store import StoreLink
 
 WELL = RouteHealth(status=HEALTHY, uptime_seconds=3.0, latency_seconds=0.01)
 BROKEN = RouteHealth(status=UNHEALTHY, detail="http://10.0.0.7:9000: no connection")
@@ -143,3 +169,283 @@ def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() 
         assert await asked(health, depth="simple", routes=True) == (0, items[:1])
 
     run(work())
+
+
+class Counted(SlowRunner):
+    """A runner whose workers have all counted seven requests."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        counters: Any = SimpleNamespace(
+            add_up=None, counts=lambda placement: SEVEN, unsettled=[], settled=lambda: None
+        )
+        return replace(super().capabilities, counters=counters)
+
+
+SEVEN = blank_page().tolist()
+SEVEN[tally.STARTED] = 7
+
+
+class Figures:
+    """The metrics of a pool with these servers, one part of a feature, and where they are served."""
+
+    def __init__(self, *servers: ServerConfig) -> None:
+        self.desk = Desk(*(servers or (web("web"), web("api"))), runner=Counted())
+        totals = Totals(self.desk.core, self.desk.events, StateStore(StoreLink(Store()), "/nowhere"))
+        self.asked = 0
+        parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
+        about = from_json(About, {"name": "shop", "python": "3.11.7", "keeper_pid": os.getpid()})
+        self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), about, parts)
+        self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths), "/figures")
+
+    async def _of_feature(self) -> list[Family]:
+        self.asked += 1
+        family = Family("poolctl_routes", "gauge", "Routes.")
+        family.add(self.asked)
+        return [family]
+
+
+def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_features() -> None:
+    async def work() -> None:
+        figures = Figures()
+        await figures.desk.ask("start", "web")
+        lines = (await figures.metrics.text()).splitlines()
+        assert 'poolctl_servers{state="running"} 1' in lines
+        assert any(line.startswith('poolctl_build_info{pool="shop",') for line in lines)
+        assert 'poolctl_requests_total{server="web"} 7' in lines
+        assert 'poolctl_requests_total{server="api"} 0' in lines
+        assert 'poolctl_monitor_status{server="web",status="ok"} 1' in lines
+        assert "poolctl_routes 1" in lines
+        for process in ("supervisor", "keeper", "gateway"):
+            for name in ("memory_bytes", "cpu_seconds_total"):
+                mark = f'poolctl_process_{name}{{process="{process}"}} '
+                (line,) = [each for each in lines if each.startswith(mark)]
+                assert float(line.removeprefix(mark)) >= 0
+        helps = [line for line in lines if line.startswith("# HELP poolctl_process")]
+        assert helps == [
+            "# HELP poolctl_process_memory_bytes Memory (PSS) of the pool's own processes.",
+            "# HELP poolctl_process_cpu_seconds_total Processor time of the pool's own processes.",
+        ]
+        assert "# EOF" not in lines
+        assert (await figures.metrics.text(True)).endswith("# EOF\n")
+
+    run(work())
+
+
+def test_metrics_of_selected_servers_are_without_the_others_and_without_features() -> None:
+    async def work() -> None:
+        figures = Figures()
+        text = await figures.metrics.text(False, Selector(["web"]))
+        assert 'server="web"' in text
+        assert 'server="api"' not in text
+        assert figures.asked == 0
+        await figures.metrics.text(False, Selector())
+        assert figures.asked == 1
+
+    run(work())
+
+
+class Client:
+    """A client of the server over HTTP."""
+
+    def __init__(self, server: MetricsServer) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._where = listener.getsockname()
+        server.serve([listener], 10)
+
+    async def ask(self, path: str, method: str = "GET", **fields: str) -> tuple[int, dict[str, str], str]:
+        given = [("Host", "x"), ("Connection", "close"), *fields.items()]
+        async with exchange(self._where, method, path, given) as response:
+            body = b"".join([piece async for piece in response.body()])
+            lines = response.head.fields.decode().split("\r\n")
+            found = {
+                name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)
+            }
+            return response.status, found, body.decode()
+
+
+def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() -> None:
+    async def work() -> None:
+        figures = Figures()
+        client = Client(figures.server)
+        status, fields, body = await client.ask("/figures")
+        assert (status, fields["content-type"], fields["vary"]) == (200, TEXT, "accept")
+        assert 'poolctl_build_info{pool="shop"' in body
+        status, fields, body = await client.ask("/figures", Accept="application/openmetrics-text")
+        assert (status, fields["content-type"], body[-6:]) == (200, OPENMETRICS, "# EOF\n")
+        status, fields, body = await client.ask("/figures", "HEAD")
+        assert (status, body) == (200, "")
+        assert kind_and_body(await client.ask("/metrics")) == (
+            404,
+            "text/plain",
+            "the metrics are at /figures\n",
+        )
+        status, fields, body = await client.ask("/figures", "POST")
+        assert (status, fields["allow"], fields["content-type"], body) == (
+            405,
+            "GET, HEAD",
+            "text/plain",
+            "only GET\n",
+        )
+        status, fields, _ = await client.ask("/health")
+        assert (status, fields["content-type"], fields["cache-control"]) == (
+            503,
+            "application/json",
+            "no-store",
+        )
+        figures.server.path = "/health"
+        assert "poolctl_build_info" in (await client.ask("/health"))[2]
+        figures.server.close()
+
+    run(work())
+
+
+def kind_and_body(answer: tuple[int, dict[str, str], str]) -> tuple[int, str, str]:
+    status, fields, body = answer
+    return status, fields["content-type"], body
+
+
+def test_clients_that_scrape_at_the_same_time_get_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        figures = Figures()
+        client = Client(figures.server)
+        texts = {body for _, _, body in await asyncio.gather(*(client.ask("/figures") for _ in range(3)))}
+        assert (len(texts), figures.asked) == (1, 1)
+        monkeypatch.setattr(metrics_server, "_FRESH_SECONDS", 0.0)
+        await client.ask("/figures")
+        assert figures.asked == 2
+        before = figures.server._health._route_healths
+        asked = []
+
+        async def healths() -> dict[str, RouteHealth]:
+            asked.append(1)
+            return {}
+
+        assert before is not None
+        figures.server._health._route_healths = healths
+        monkeypatch.setattr(metrics_server, "_FRESH_SECONDS", 60.0)
+        for _ in range(2):
+            await client.ask("/health")
+        assert len(asked) == 1
+        figures.server.close()
+
+    run(work())
+
+
+def test_detailed_health_is_refused_to_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        figures = Figures()
+        client = Client(figures.server)
+        monkeypatch.setattr(metrics_server, "_is_local", lambda sock: False)
+        assert kind_and_body(await client.ask("/health/full")) == (
+            403, "text/plain", "addresses and errors are shown to clients of this machine alone: see /health/summary\n",
+        )  # fmt: skip
+        assert (await client.ask("/health/summary"))[0] == 503
+        figures.server.close()
+
+    run(work())
+
+
+def test_what_is_no_request_is_refused_with_its_reason() -> None:
+    async def work() -> None:
+        error = BadMessage("a space in a name", 431)
+        assert Figures().server.refuse(error) == (431, "text/plain", f"not a request: {error}\n".encode())
+
+    run(work())
+
+
+def table(bind: str, path: str = "/metrics") -> Tables:
+    return Tables(metrics=MetricsTable(bind=bind, path=path))
+
+
+class Address:
+    """Where the metrics of a pool are served, by the supervisors of one keeper."""
+
+    def __init__(self, store: Store, figures: Figures) -> None:
+        self.link = StoreLink(store)
+        self.recorded: list[str] = []
+        figures.desk.events.subscribe(lambda event: self.recorded.append(f"{event.event}: {event.message}"))
+        health = PoolHealth(figures.desk.core, Routes().healths)
+        self.served = MetricsAddress(self.link, figures.desk.events, figures.metrics, health)
+
+    async def get(self, port: int, path: str) -> int:
+        async with exchange(
+            ("127.0.0.1", port), "GET", path, [("Host", "x"), ("Connection", "close")]
+        ) as response:
+            return response.status
+
+
+def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_listener(
+    free_port: Callable[..., int],
+) -> None:
+    async def work() -> None:
+        store, figures = Store(), Figures()
+        one, other = free_port(), free_port()
+        address = Address(store, figures)
+        address.served.follow(table(f"127.0.0.1:{one}"))
+        await address.served.attempted()
+        assert (address.served.problem, await address.get(one, "/metrics")) == ("", 200)
+        assert await address.get(one, "/figures") == 404
+        address.served.follow(table(f"127.0.0.1:{one}", "/figures"))
+        await until_async(
+            lambda: address.served._server is not None and address.served._server.path == "/figures"
+        )
+        assert await address.get(one, "/figures") == 200
+
+        after = Address(store, figures)
+        after.served.follow(table(f"127.0.0.1:{one}"))
+        await after.served.attempted()
+        assert after.served.problem == "", "it is the same listener"
+        after.served.follow(table(f"127.0.0.1:{other}"))
+        await until_async(lambda: after.served._open == f"127.0.0.1:{other}")
+        await until_async(lambda: after.served._server is not None)
+        assert await after.get(other, "/metrics") == 200
+        after.served.follow(Tables())
+        await until_async(lambda: after.served._open is None)
+        for each in (address, after):
+            await each.served.close()
+            each.link.end()
+
+    run(work())
+
+
+class Occupied(Opener):
+    """An address that another program has for a number of attempts."""
+
+    def __init__(self, attempts: int) -> None:
+        self.left = attempts
+
+    async def listen(self, *given: Any, **more: Any) -> list[socket.socket]:
+        if self.left:
+            self.left -= 1
+            raise OSError("the address is in use")
+        return [socket.create_server(("127.0.0.1", 0))]
+
+
+def test_address_in_use_is_a_problem_that_is_recorded_once_and_served_when_it_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_address, "_AGAIN_SECONDS", 0.001)
+
+    async def work() -> None:
+        figures = Figures()
+        address = Address(Store(), figures)
+        address.served._opener = Occupied(3)
+        address.served.follow(table("127.0.0.1:9100"))
+        await address.served.attempted()
+        assert address.served.problem == "metrics cannot be served: the address is in use"
+        await until_async(lambda: not address.served.problem)
+        figures.desk.events.flush()
+        assert address.recorded == ["metrics not served: metrics cannot be served: the address is in use"]
+        (listener,) = address.served._listeners
+        assert await address.get(listener.getsockname()[1], "/metrics") == 200
+        await address.served.close()
+        address.link.end()
+
+    run(work())
+
+
+async def until_async(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)

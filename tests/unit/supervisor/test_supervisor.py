@@ -375,6 +375,13 @@ def test_files_that_cannot_be_written_are_reported_once_and_written_later(
     assert caplog.text.count("cannot write the pool's runtime files") == 2
 
 
+async def appears(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Return when this is in the log."""
+    async with asyncio.timeout(30):
+        while text not in caplog.text:
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("lost", ["directory", "socket", "info"])
 def test_runtime_files_that_vanish_are_restored(
     place: Place, lost: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -386,7 +393,7 @@ def test_runtime_files_that_vanish_are_restored(
     async def work() -> None:
         restored = place.files.restored()
         waiting = asyncio.ensure_future(anext(restored))
-        await asyncio.sleep(0.05)
+        await turns(50)
         assert not waiting.done()
         if lost == "directory":
             shutil.rmtree(place.directory)
@@ -402,8 +409,7 @@ def test_runtime_files_that_vanish_are_restored(
                 client.connect(found.getsockname())
             found.close()
         again = asyncio.ensure_future(anext(restored, "over"))
-        await asyncio.sleep(0.05)
-        assert "had vanished, at least in part, and was restored" in caplog.text
+        await appears(caplog, "had vanished, at least in part, and was restored")
         place.files.withdraw()
         assert await asyncio.wait_for(again, 30) == "over"
 
@@ -422,13 +428,13 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
         restored = asyncio.ensure_future(anext(place.files.restored()))
         shutil.rmtree(place.directory)
         place.directory.write_text("a file in its place")
-        await asyncio.sleep(0.1)
+        await appears(caplog, "cannot be restored")
         assert not restored.done()
-        assert caplog.text.count("cannot be restored") == 1
         place.directory.unlink()
         found = await asyncio.wait_for(restored, 30)
         assert found is not None
         found.close()
+        assert caplog.text.count("cannot be restored") == 1
 
     run(work())
     listener.close()
