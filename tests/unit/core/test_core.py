@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from poolctl import ServerConfig
+from poolctl.address import Address
 from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
-from poolctl.errors import PoolStartError
+from poolctl.errors import PoolStartError, ServerError
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import FAILS
 
@@ -303,5 +306,44 @@ def test_change_of_a_schedule_of_a_stopped_job_starts_nothing() -> None:
         stage.core.change(entry, job(), live=False)
         await turns()
         assert (entry.wanted, entry.observed.workers) == (False, {})
+
+    run(scenario())
+
+
+def canary_address(bind: str) -> Address:
+    found: list[Address] = []
+
+    async def scenario() -> None:
+        pool = OrderedCore(web(bind=bind))
+        apart = await pool.core.open_canary_address(pool.core.entries["web"].config)
+        found.append(apart.address)
+        assert pool.runner.opened == {apart.key}
+        pool.core.close_canary_address(apart)
+        await turns()
+        assert not pool.runner.opened
+
+    run(scenario())
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("bind", "host"), [("0.0.0.0:8080", "127.0.0.1"), ("[::]:8080", "::1"), (":8080", "127.0.0.1")]
+)
+def test_a_canary_has_a_port_of_its_own_that_only_this_machine_reaches(bind: str, host: str) -> None:
+    address = canary_address(bind)
+    assert (address.kind, address.host) == ("tcp", host)
+    assert address.port not in (0, 8080)
+
+
+def test_a_canary_of_a_server_at_a_path_has_a_path_next_to_it() -> None:
+    assert canary_address("unix:/run/web.sock").path == "/run/web.sock.canary"
+
+
+def test_a_canary_address_that_never_opens_is_an_error() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(bind="127.0.0.1:8080"))
+        pool.runner.unopenable.add("web")
+        with pytest.raises(ServerError, match="port is in use"):
+            await pool.core.open_canary_address(pool.core.entries["web"].config)
 
     run(scenario())

@@ -393,10 +393,7 @@ class Interrupted:
 
     def recover(self) -> None:
         """What the next logger does."""
-        kept = [os.dup(fd) for fd in self.kept]
-        self.note.close()
-        self.kept, self.note = kept, WriteAheadNote(kept)
-        stream = self.stream()
+        stream = self.successor()
         stream.recover()
         while True:
             try:
@@ -404,6 +401,12 @@ class Interrupted:
             except BlockingIOError:
                 break
         stream.file.close()
+
+    def successor(self) -> OutputStream:
+        kept = [os.dup(fd) for fd in self.kept]
+        self.note.close()
+        self.kept, self.note = kept, WriteAheadNote(kept)
+        return self.stream()
 
     def stream(self) -> OutputStream:
         return OutputStream(
@@ -535,6 +538,19 @@ def test_logger_killed_between_two_files_leaves_every_line_once(
     interrupted.note.begin("web.0", stamp(NOW), LINES)
     interrupted.recover()
     assert interrupted.texts() == EXPECTED
+
+
+def test_lines_of_a_killed_logger_that_cannot_be_stored_count_as_dropped(
+    interrupted: Interrupted,
+) -> None:
+    os.write(interrupted.write, LINES)
+    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.path = interrupted.path.parent / "no directory" / "web.log"
+    interrupted.path.parent.touch()
+    stream = interrupted.successor()
+    stream.recover()
+    stream.file.close()
+    assert stream.dropped_bytes == len(BLOCK)
 
 
 def test_note_of_another_stream_is_ignored(interrupted: Interrupted) -> None:
