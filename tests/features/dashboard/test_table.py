@@ -87,3 +87,28 @@ def test_process_that_uses_a_validated_table_imports_nothing_that_validates(tmp_
     command = [sys.executable, "-c", USES, str(tmp_path / "values")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_file_without_a_token_is_named_with_its_fix(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(" \n")
+    table = Dashboard(bind="127.0.0.1:9465", token_file=str(tmp_path / "token"))
+    (finding,), warnings = table.check({}, ())
+    assert (finding.path, finding.message, finding.hint) == (
+        ("token_file",), f"{tmp_path}/token: there is no token in it", "write one into it",
+    )  # fmt: skip
+    assert warnings == []
+    (tmp_path / "token").write_text("x" * 40)
+    assert table.check({}, ()) == ([], [])
+    missing = Dashboard(bind="127.0.0.1:9465", token_file=str(tmp_path / "none"))
+    (finding,), _ = missing.check({}, ())
+    assert (finding.path, finding.message.startswith(f"{tmp_path}/none: ")) == (("token_file",), True)
+
+
+def test_variable_without_a_token_is_named_with_its_fix() -> None:
+    table = Dashboard(bind="127.0.0.1:9465", token_env="TOKEN")
+    for env in ({}, {"TOKEN": " "}):
+        (finding,), _ = table.check(env, ())
+        assert (finding.path, finding.message, finding.hint) == (
+            ("token_env",), "the environment variable TOKEN is not set", "export TOKEN=…",
+        )  # fmt: skip
+    assert table.check({"TOKEN": "x"}, ()) == ([], [])

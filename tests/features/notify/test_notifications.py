@@ -69,3 +69,11 @@ def test_waiting_messages_are_left_to_a_successor() -> None:
     second.restore(json.loads(json.dumps(first.to_list())))
     assert second.due(7) == message()
     assert not second.failed(107), "how long it has waited is known"
+
+
+def test_message_is_given_up_when_the_next_attempt_would_be_too_long_after_it_was_put() -> None:
+    for waited, again in ((1.0, True), (2.0, True), (2.5, False)):
+        box = Outbox(3.0)
+        box.put(message("a"), 1000.0)
+        assert box.failed(1000.0 + waited) is again, waited
+        assert box.next_at() == (1001.0 + waited if again else None)

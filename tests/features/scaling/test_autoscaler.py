@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,6 +128,33 @@ def test_the_largest_number_is_kept_and_reported_once() -> None:
             assert the.web.size == 4
             (event,) = the.recorded("at maximum")
             assert (event.before, event.after, event.detail["severity"]) == (4, 4, "warning")
+
+    run(scenario())
+
+
+def test_more_workers_than_open_files_allow_are_refused_once_until_the_limit_is_higher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with stage(scaled()) as the:
+            await the.desk.ask("start")
+            limits = [1]
+            monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[0], limits[0]))
+            await the.pass_time(30, in_flight=25)
+            (event,) = the.recorded("refused")
+            assert (the.web.size, event.before, event.after, event.detail["severity"]) == (1, 1, 3, "warning")
+            assert "open files" in event.message
+            assert (event.server, event.detail["bind"], event.detail["trigger"]) == (
+                "web",
+                the.web.config.key,
+                "in_flight",
+            )
+            limits[0] = 1_000_000
+            await the.pass_time(10, in_flight=25)
+            assert the.web.size == 3
+            limits[0] = 1
+            await the.pass_time(30, in_flight=200)
+            assert (the.web.size, len(the.recorded("refused"))) == (3, 2)
 
     run(scenario())
 

@@ -22,6 +22,8 @@ from poolctl.cli.commands.export import (
     word,
 )
 
+from .conftest import Command
+
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
 
@@ -190,3 +192,160 @@ def test_variables_that_the_files_use_come_from_a_file_of_the_service(tmp_path: 
         "EnvironmentFile=-%h/.config/poolctl/shop.env\n" in units(pool, of_user=True)["poolctl-shop.service"]
     )
     assert "EnvironmentFile" not in units(pool_of(":1"), of_user=False)["poolctl-shop.service"]
+
+
+SERVICE = """\
+# Made by `poolctl export systemd`.
+# The pool: /srv/my shop/pool.toml, /srv/more.toml
+
+[Unit]
+Description=Pool of HTTP servers: shop
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+# Ready when every enabled server has answered; `systemctl status` names those that have not.
+Type=notify
+NotifyAccess=all
+ExecStart=/bin/poolctl -c "/srv/my shop/pool.toml" -c /srv/more.toml run
+ExecReload=/bin/poolctl -c "/srv/my shop/pool.toml" -c /srv/more.toml reload
+WorkingDirectory=/srv/my shop
+User=me
+Environment=POOLCTL_RUNTIME_DIR=/run/pools
+Environment=VIRTUAL_ENV=/srv/venv
+# The pool stops its servers itself, in order; processes that remain are then killed.
+KillMode=mixed
+TimeoutStopSec=55
+# A server that fails to start does not affect the others; each has its own start_timeout.
+TimeoutStartSec=infinity
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus=2 5 7 8
+WatchdogSec=60
+# The pool replaces a worker that the kernel killed for its memory.
+OOMPolicy=continue
+SyslogIdentifier=poolctl-shop
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+LockPersonality=yes
+RestrictRealtime=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+SOCKET = """\
+# Made by `poolctl export systemd`.
+
+[Unit]
+Description=Sockets of the pool shop: s0
+
+[Socket]
+ListenStream=0.0.0.0:80
+FileDescriptorName=web
+# Without it an answer on a kept-alive connection may wait 40 ms for the client's acknowledgement.
+NoDelay=yes
+Backlog=2048
+Service=poolctl-shop.service
+
+[Install]
+WantedBy=sockets.target
+"""
+
+
+def test_units_are_these_texts() -> None:
+    files = ["/srv/my shop/pool.toml", "/srv/more.toml"]
+    env = {
+        "POOLCTL_RUNTIME_DIR": "/run/pools",
+        "VIRTUAL_ENV": "/srv/venv",
+        "POOLCTL_STATE_DIR": "",
+        "HOME": "/root",
+    }
+    assert units(pool_of(":1", files=files, env=env, user="me"), of_user=False) == {
+        "poolctl-shop.service": SERVICE
+    }
+    found = units(pool_of("fd:web", listen={"web": "0.0.0.0:80"}), of_user=False)
+    assert found["poolctl-shop-web.socket"] == SOCKET
+
+
+def test_units_are_printed_each_under_its_name_or_as_json(poolctl: Command, directory: Path) -> None:
+    said = poolctl("export", "systemd")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("# poolctl-shop.service\n# Made by `poolctl export systemd`.\n")
+    (file,) = poolctl("export", "systemd", "-o", "json").json["items"]
+    assert (file["name"], file["text"].splitlines()[0]) == (
+        "poolctl-shop.service", "# Made by `poolctl export systemd`.",
+    )  # fmt: skip
+    assert poolctl("export", "systemd", "-o", "name").out == "poolctl-shop.service\n"
+
+
+@pytest.mark.parametrize(("options", "systemctl"), [([], "systemctl"), (["--user"], "systemctl --user")])
+def test_units_are_written_into_a_directory_with_the_commands_that_enable_them(
+    poolctl: Command, directory: Path, options: list[str], systemctl: str
+) -> None:
+    for _ in range(2):
+        said = poolctl("export", "systemd", "--directory", "out/units", *options)
+        assert said == (0, (
+            f"wrote out/units/poolctl-shop.service; next: {systemctl} daemon-reload && "
+            f"{systemctl} enable --now poolctl-shop.service\n"
+        ), "")  # fmt: skip
+    assert "[Service]" in (directory / "out/units/poolctl-shop.service").read_text()
+
+
+def test_file_of_somebody_else_is_not_overwritten(poolctl: Command, directory: Path) -> None:
+    (directory / "poolctl-shop.service").write_text("[Service]\n# Made by `poolctl export systemd`.\n")
+    said = poolctl("export", "systemd", "--directory", ".")
+    assert (said.code, said.err) == (8, (
+        "error: poolctl-shop.service was not made by poolctl export\n"
+        "  hint: remove it, or write into another directory\n"
+    ))  # fmt: skip
+    (directory / "file").touch()
+    said = poolctl("export", "systemd", "--directory", "file/below")
+    assert (said.code, "cannot write" in said.err) == (1, True)
+
+
+def test_variables_that_the_service_lacks_are_named_with_the_file_for_them(
+    poolctl: Command, directory: Path
+) -> None:
+    file = directory / "pool.toml"
+    file.write_text(file.read_text().replace("orders.example", "${HOST_OF_ORDERS:-orders.example}"))
+    assert poolctl("export", "systemd", "--directory", "out").err == ""
+    file.write_text(file.read_text().replace(":-orders.example", "").replace("users", "${NAME_OF_USERS}"))
+    said = poolctl("validate")
+    assert said.code == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOST_OF_ORDERS", "orders.example")
+        patch.setenv("NAME_OF_USERS", "users")
+        said = poolctl("export", "systemd", "--directory", "out")
+    assert said.code == 0
+    assert said.err == (
+        "warning: the service lacks these variables: NAME_OF_USERS, HOST_OF_ORDERS; "
+        "put them into /etc/poolctl/shop.env\n"
+    )
+
+
+@pytest.mark.parametrize("given", ["web", "=127.0.0.1:80", "web="])
+def test_address_to_listen_on_is_given_with_a_name(poolctl: Command, given: str) -> None:
+    said = poolctl("export", "systemd", "--listen", given)
+    assert (said.code, said.err) == (2, (
+        f"error: --listen: {given!r} is not NAME=ADDRESS\n  hint: --listen web=127.0.0.1:8080\n"
+    ))  # fmt: skip
+
+
+def test_inherited_socket_is_listened_on_where_the_option_says(poolctl: Command, directory: Path) -> None:
+    file = directory / "pool.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:8081", "fd:web"))
+    said = poolctl("export", "systemd")
+    assert (said.code, "--listen web=127.0.0.1:8080" in said.err) == (1, True)
+    for name in ("web", "fd:web"):
+        said = poolctl("export", "systemd", "--listen", f"{name}=0.0.0.0:80")
+        assert said.code == 0
+        assert "ListenStream=0.0.0.0:80\n" in said.out
+
+
+def test_unknown_system_is_refused_with_those_that_are_known(poolctl: Command) -> None:
+    said = poolctl("export", "upstart")
+    assert said.code == 2
+    assert "systemd" in said.err

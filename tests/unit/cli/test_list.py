@@ -48,3 +48,45 @@ def test_filter_by_expose_skips_programs_without_a_port(poolctl: Command, superv
     program = {**item("worker"), "bind": "process:worker", "expose": None}
     with supervised(always(program, item("users"))):
         assert poolctl("filter", "name", "users", "--expose", "127", "-o", "name").out == "users\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "note"),
+    [
+        ([], "the pool has no servers"),
+        (["-o", "name"], "the pool has no servers"),
+        (["--allow-empty", "nobody"], "no server matches"),
+        (["-o", "json"], ""),
+        (["-o", "jsonl"], ""),
+    ],
+)
+def test_list_of_nothing_says_so_but_not_in_json(
+    poolctl: Command, supervised: Supervised, args: list[str], note: str
+) -> None:
+    with supervised(always()):
+        said = poolctl("list", *args)
+    assert (said.code, said.err) == (0, f"note: {note}\n" if note else "")
+
+
+@pytest.mark.parametrize(
+    ("form", "verb"),
+    [
+        ("table", "list"),
+        ("json", "list"),
+        ("wide", "stats"),
+        ("name,cpu", "stats"),
+        ("memory", "stats"),
+        ("name", "list"),
+    ],
+)
+def test_figures_are_asked_for_only_where_they_are_printed(
+    poolctl: Command, supervised: Supervised, form: str, verb: str
+) -> None:
+    with supervised(always(item("users"))) as requests:
+        assert poolctl("list", "-o", form).code == 0
+    assert [asked for asked, _ in requests] == [verb]
+
+
+def test_list_in_json_has_what_the_gateway_serves(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users"), gateway={"bind": [":80"]})):
+        assert poolctl("list", "-o", "json").json["gateway"] == {"bind": [":80"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -144,6 +145,7 @@ def test_a_text_has_been_written_when_write_returns(pipe: tuple[int, int]) -> No
     with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
         for text in ("one\n", "two\n"):
             assert stream.write(text) == len(text)
+            assert select.select([read], [], [], 0)[0] == [read]
             assert os.read(read, 100) == text.encode()
         assert stream.fileno() == write
 

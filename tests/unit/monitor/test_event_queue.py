@@ -175,3 +175,16 @@ def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> N
         "15,000 events of web were left out: too many at once",
     )
     assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
+
+
+def test_long_texts_are_shortened_and_passwords_masked_in_messages_causes_and_output() -> None:
+    events, found = Events(ManualClock()), []
+    events.subscribe(found.append)
+    secret = "postgres://ann:secret@db/shop"
+    masked = "postgres://ann:********@db/shop"
+    events.record("pool", "one", message=secret, cause=secret, output=[secret, "x" * 5000], other=[secret])
+    (event,) = found
+    assert (event.message, event.cause, event.detail["output"][0]) == (masked, masked, masked)
+    assert (event.detail["output"][1], event.detail["other"]) == ("x" * 4096 + "…", [secret])
+    events.record("pool", "two", message="x" * 4096, output="text")
+    assert (found[1].message, found[1].detail) == ("x" * 4096, {"output": "text"})

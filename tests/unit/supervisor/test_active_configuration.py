@@ -486,6 +486,9 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         )  # fmt: skip
         assert after.tables == configuration.tables
         assert after.marks == configuration.marks
+        again = after.to_save(core)
+        assert again is not None, "what it has taken over is what a further one gets"
+        assert (again.name, again.missing, after.to_save(core)) == ("shop", ["gone"], None)
         assert configuration.runtime_directory == str(pool.runtime)
 
     pool.scenario(work)

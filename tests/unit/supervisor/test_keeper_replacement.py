@@ -266,3 +266,36 @@ def test_replaces_the_keeper_after_its_parents_end_and_not_before(how: str) -> N
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(hung, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+def test_new_keeper_gets_the_control_socket_first_and_then_all_that_the_old_one_held(terminate: bool) -> None:
+    worker, gateway = f"{fd_store.WORKER}web.1.0", fd_store.GATEWAY_LINK
+    fd = os.open("/dev/null", os.O_RDONLY)
+    entries: Any = {
+        worker: ({"pid": 7, "start": 8}, [fd]), "listener": ("meta", [fd, fd]),
+        gateway: ({"pid": 9, "start": 10}, [fd]),
+        fd_store.CONFIGURATION: (None, [fd]), fd_store.WANTED: (None, [fd]), fd_store.CONTROL: (None, [fd]),
+    }  # fmt: skip
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        keeper_replacement._fill(ours, {}, entries, terminate=terminate)
+        received: list[tuple[dict[str, Any], int]] = []
+        while not received or received[-1][0]["op"] != "whole":
+            found = wire.receive(theirs, wait=True)
+            assert found is not None
+            message, fds = found
+            received.append((message, len(fds)))
+            for each in fds:
+                os.close(each)
+    os.close(fd)
+    put = [(message["name"], message["meta"], count) for message, count in received if message["op"] == "put"]
+    assert [name for name, _, _ in put[:3]] == [fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION]
+    assert {name: (meta, count) for name, meta, count in put} == {
+        name: (meta, len(fds)) for name, (meta, fds) in entries.items()
+    }
+    others = [message for message, _ in received if message["op"] != "put"]
+    assert others == [
+        {"op": "watch", "pid": 7, "start": 8}, {"op": "watch", "pid": 9, "start": 10},
+        *([{"op": "terminate"}] if terminate else []), {"op": "whole"},
+    ]  # fmt: skip

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import changed_files, marks_of, stamp_of
+from poolctl.config import Tables, changed_files, marks_of, stamp_of
 from poolctl.config.files.read_file import Mark
+from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry
 from poolctl.control.control_server import Request
 from poolctl.json_form import from_json, to_json
@@ -676,5 +677,27 @@ def test_start_keeps_live_changes_of_a_pool_of_which_no_server_runs(tmp_path: Pa
         assert "applied" not in answer["changed"]
         left = desk.core.entries.get("extra")
         assert left is None or left.removed or left.desired.overrides == before
+
+    run(scenario())
+
+
+def test_changed_table_of_the_pool_is_a_change_with_its_keys() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await desk.ask("start")
+
+        async def planned(tables: Tables) -> list[tuple[str, str, list[str]]]:
+            desk.files.tables_of_files = tables
+            found = changes_of(await desk.ask("reload", dry_run=True))
+            assert changes_of(await desk.ask("reload")) == found
+            return found
+
+        one = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
+        other = Tables(metrics=MetricsTable(bind="127.0.0.1:9100", path="/figures"))
+        assert await planned(Tables()) == []
+        assert await planned(one) == [("[metrics]", "update", ["metrics"])]
+        assert await planned(one) == []
+        assert await planned(other) == [("[metrics]", "update", ["metrics.path"])]
+        assert await planned(Tables()) == [("[metrics]", "update", ["metrics"])]
 
     run(scenario())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from typing import Any
+
 import pytest
 
 import poolctl
 from poolctl.control.answers import Result
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
-from poolctl.exit_codes import CONFLICT
-from poolctl.supervisor.verbs import verb
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
+from poolctl.supervisor.verbs import upgrade, verb
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run, web
@@ -63,5 +68,111 @@ def test_command_that_cannot_import_names_upgrade_once_another_build_is_installe
         assert (answer.exit_code, error.hint) == (CONFLICT, "poolctl upgrade")
         assert "another poolctl has been installed since" in error.message
         assert "No module named 'poolctl.moved'" in error.message
+
+    run(scenario())
+
+
+class Handing(Desk):
+    """A supervisor that notes to whom it hands over."""
+
+    def __init__(self) -> None:
+        super().__init__(web())
+        self.handed: list[tuple[list[str], list[str]]] = []
+        self.verbs.complete()
+
+    def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
+        self.handed.append((keeper, supervisor))
+
+    async def upgrade(self, script: str = "exit 0", **options: Any) -> dict[str, Any]:
+        given = {
+            "version": AFTER, "protocol": PROTOCOL, "python": sys.version.split()[0], "build": "another",
+            "keeper": ["keeper", "of it"], "supervisor": ["sh", "-c", script],
+        }  # fmt: skip
+        return await self.ask("upgrade", **{**given, **options})
+
+
+def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() -> None:
+    async def scenario() -> None:
+        desk = Handing()
+        answer = await desk.upgrade(tried=True)
+        assert desk.handed == [(["keeper", "of it"], ["sh", "-c", "exit 0"])]
+        assert (answer["exit_code"], answer["upgraded_from"]) == (0, os.getpid())
+        assert [each["name"] for each in answer["items"]] == ["web"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "reason"),
+    [
+        ("echo early >&2; echo no pydantic >&2; exit 3", {}, "no pydantic"),
+        ("exit 3", {}, "exit status 3"),
+        ("cat > /dev/null; echo hello", {}, "its check printed 'hello\\n'"),
+        ("", {"supervisor": ["/nowhere/python"]}, "/nowhere/python cannot be run: No such file or directory"),
+    ],
+)
+def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_pool_goes_on(
+    script: str, options: dict[str, Any], reason: str
+) -> None:
+    async def scenario() -> None:
+        desk = Handing()
+        answer = await desk.upgrade(script, force=True, **options)
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["message"]) == (
+            CONFLICT,
+            f"poolctl {AFTER} cannot take over: {reason}",
+        )
+        assert error["hint"] == (
+            "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
+        )
+        assert desk.handed == []
+
+    run(scenario())
+
+
+def test_version_that_does_not_finish_its_check_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "_TRIAL_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        desk = Handing()
+        (error,) = (await desk.upgrade("exec sleep 60", force=True))["errors"]
+        assert error["message"].endswith("cannot take over: sh did not finish within 0.05 s")
+
+    run(scenario())
+
+
+def test_files_that_the_next_version_finds_wrong_are_its_answer() -> None:
+    async def scenario() -> None:
+        desk = Handing()
+        check = json.dumps({"errors": [{"message": "unknown key", "file": "/pool.toml", "line": 3}]})
+        answer = await desk.upgrade(f"cat > /dev/null; echo '{check}'", force=True)
+        assert (answer["exit_code"], answer["errors"][0]["message"]) == (INVALID_CONFIGURATION, "unknown key")
+        assert desk.handed == []
+
+    run(scenario())
+
+
+def test_another_python_is_refused() -> None:
+    async def scenario() -> None:
+        desk = Handing()
+        answer = await desk.upgrade(python="3.1.4")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["message"]) == (
+            CONFLICT, f"the pool runs on Python {sys.version.split()[0]}, poolctl {AFTER} on 3.1.4",
+        )  # fmt: skip
+        assert error["hint"] == "poolctl stop and poolctl start move it, and its servers pause"
+        assert desk.handed == []
+        major, minor = sys.version_info[:2]
+        await desk.upgrade(python=f"{major}.{minor}.99", tried=True)
+        assert len(desk.handed) == 1
+
+    run(scenario())
+
+
+def test_older_version_is_not_handed_over_to() -> None:
+    async def scenario() -> None:
+        desk = Handing()
+        assert (await desk.upgrade(version="0.0.1", tried=True))["exit_code"] == CONFLICT
+        assert desk.handed == []
 
     run(scenario())
