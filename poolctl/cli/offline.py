@@ -138,7 +138,11 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     records = pool_files.read_desired(ref.directory).get("servers") or {}
     items = []
     for server in servers:
-        its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
+        its = [
+            each
+            for each in found
+            if each.said["server"] == server.name and _runs_as_server_user(each, server)
+        ]
         restarts = records.get(server.name, {}).get("restarts", 0)
         items.append(_running(server, its, restarts) if its else item(server))
     for orphan in found:
@@ -160,7 +164,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
     }
 
 
-def _runs_as(orphan: Orphan, server: ServerConfig) -> bool:
+def _runs_as_server_user(orphan: Orphan, server: ServerConfig) -> bool:
     """Whether the worker runs as the server's user: its own claims are not trusted."""
     from poolctl.runners.worker_spec import find_user_id
 

@@ -375,7 +375,7 @@ def _sync(directory: str) -> None:
             os.close(descriptor)
 
 
-def _as_it_is(value: Tree) -> Tree:
+def _unconverted(value: Tree) -> Tree:
     return value
 
 
@@ -387,7 +387,7 @@ class Changes:
         self.removed: set[int] = set()
         self.added: list[dict[str, Tree]] = []
 
-    def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _as_it_is) -> None:
+    def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _unconverted) -> None:
         """Change the servers of a parsed file; `convert` turns a plain value into its library's representation."""
         for index, pairs in self.pairs.items():
             assign(servers[index], pairs, convert)
@@ -403,7 +403,7 @@ class Changes:
         return tuple(sorted(self.removed)[:1])
 
 
-def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _as_it_is) -> None:
+def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconverted) -> None:
     """Set or (REMOVED) remove keys of a table; missing tables on their paths are created."""
     for path, value in pairs:
         at = table

@@ -356,7 +356,7 @@ class Core:
     async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
         """Open a separate address on this machine; returns the configuration with it. Raises ServerError."""
         for attempt in range(_OPEN_ATTEMPTS):
-            made = config.at(_address_apart(config.address))
+            made = config.at(_canary_address(config.address))
             try:
                 await self.runner.open(made)
             except ServerError:
@@ -710,7 +710,7 @@ class Core:
             self.touch(entry)
 
 
-def _address_apart(address: Address) -> Address:
+def _canary_address(address: Address) -> Address:
     """An unused address of the same kind that only this machine can reach."""
     if address.kind == "unix":
         return Address("unix", path=f"{address.path}.canary")
@@ -735,7 +735,7 @@ class Goal:
         self._kind = kind
         self._entries = list(entries)
         self._failures = {entry.name: entry.observed.failures for entry in self._entries}
-        self._exits = {entry.name: entry.observed.last_exit for entry in self._entries}
+        self._exits_before = {entry.name: entry.observed.last_exit for entry in self._entries}
         # Servers that wait for a server that cannot become ready, mapped to that server.
         self._stuck: dict[str, Entry] = {}
         self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
@@ -805,7 +805,7 @@ class Goal:
         """Whether the server became ready and has ended since, even if it is started again."""
         if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
             return False
-        return entry.state in _DOWN and entry.observed.last_exit is not self._exits[entry.name]
+        return entry.state in _DOWN and entry.observed.last_exit is not self._exits_before[entry.name]
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         lines = self._last_lines.get(entry.name, [])

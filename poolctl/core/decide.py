@@ -300,10 +300,10 @@ Action = (
 
 def decide(view: View) -> list[Action]:
     """The actions that bring the server closer to its desired state; empty if there is nothing to do now."""
-    return [Release(key) for key in view.abandoned] + _proceed(view)
+    return [Release(key) for key in view.abandoned] + _decide_running(view)
 
 
-def _proceed(view: View) -> list[Action]:
+def _decide_running(view: View) -> list[Action]:
     if view.desired.rests:
         return _rest(view)
     if view.desired in IN_BACKOFF:

@@ -484,7 +484,7 @@ class Keeper:
     def begin(self, plan: wire.Message) -> None:
         """Put the descriptors with which this process was started into the store."""
         if "donor" in plan:
-            self._begin_after(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
+            self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
         begun = fill(self.store, plan)
         self._take_lifeline()
@@ -498,7 +498,7 @@ class Keeper:
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
-    def _begin_after(self, donor: Donor) -> None:
+    def _begin_from_donor(self, donor: Donor) -> None:
         """Receive everything from a supervisor that has lost its keeper. Only one keeper does so at a time."""
         self._supervisor.due = None
         try:
@@ -605,12 +605,12 @@ class Keeper:
                 self._detach()
                 self._supervisor.died(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
-                self._become_next_version()
+                self._execute_next_version()
                 self._end_if_given_up()
             elif self._client is not None:
                 self._client.send(report)
 
-    def _become_next_version(self) -> None:
+    def _execute_next_version(self) -> None:
         """Execute the next version, if the supervisor has exited for that."""
         following, self._next = self._next, None
         if following is not None:
@@ -733,7 +733,7 @@ class Keeper:
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":
-            self._whole()
+            self._start_supervisor()
         elif operation == "adopted":
             self._supervisor.adopted()
             if self._donor is not None:
@@ -741,7 +741,7 @@ class Keeper:
         elif operation not in ("ping", "pong"):
             raise ValueError(f"unknown operation {operation!r}")
 
-    def _whole(self) -> None:
+    def _start_supervisor(self) -> None:
         """Start the supervisor, because the store is complete."""
         self._take_lifeline()
         if not self._supervisor.pid:
@@ -758,7 +758,7 @@ class Keeper:
             if not self._supervisor.pid and self._supervisor.due is None:
                 # It exited before it had sent everything. The supervisor uses the received descriptors, and finds
                 # the rest.
-                self._whole()
+                self._start_supervisor()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
         # A supervisor's exit is reported by SIGCHLD; another client's only by the end of its connection.

@@ -213,7 +213,7 @@ class LogFile:
         if not self._regular:
             return
         try:
-            self._shift()
+            self._rename_old_files()
         except OSError as error:
             # For example, the directory is not writable: a growing file is better than lost lines.
             self.error = f"cannot be rotated: {error.strerror}"
@@ -222,7 +222,7 @@ class LogFile:
         self.reopen()
         self._open()
 
-    def _shift(self) -> None:
+    def _rename_old_files(self) -> None:
         # A writer killed during a rotation has left a gap, which is filled; older files stay.
         with directory_of(self.path) as (directory, name):
             # Other users may create any number of such files in their own directory.

@@ -71,7 +71,7 @@ class PipeReader:
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
         os.set_blocking(self._out, False)
-        self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._dev_null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._blind = False
         self._read: dict[int, bytes] = {}
 
@@ -96,7 +96,7 @@ class PipeReader:
             with contextlib.suppress(BlockingIOError):
                 length -= os.splice(fd, to, length)
         while length > 0:
-            length -= os.splice(fd, self._nowhere, length)
+            length -= os.splice(fd, self._dev_null, length)
 
     def enlarge(self, fd: int) -> bool:
         """Let the pipe always hold 64 KiB, and read as much at once; False where that is not allowed."""
@@ -112,7 +112,7 @@ class PipeReader:
 
     def close(self) -> None:
         """Close the reader's own descriptors."""
-        for fd in (self._out, self._in, self._nowhere):
+        for fd in (self._out, self._in, self._dev_null):
             os.close(fd)
 
     def _look_by_reading(self, fd: int) -> bytes:
@@ -285,7 +285,7 @@ class OutputStream:
             # Already stored, nearly always completely.
             self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
         elif move.is_of(data):
-            block = self._form(_whole(data[: move.length]), move.when)
+            block = self._form(_with_line_break(data[: move.length]), move.when)
             rest = block[self.file.resume(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append(rest)
@@ -311,7 +311,7 @@ class OutputStream:
     def _move(self, lines: bytes, now: float) -> None:
         when = stamp(now)
         self._underway.begin(self.id, when, lines)
-        self._store(_whole(self._partial + lines), when)
+        self._store(_with_line_break(self._partial + lines), when)
         self._partial = b""
         self._pipes.take(self.fd, len(lines), self._underway.sink)
         self._underway.end()
@@ -343,13 +343,13 @@ class OutputStream:
         os.close(self.fd)
 
     def _store(self, lines: bytes, when: str) -> None:
-        if self.file.lost_bytes and not self._append(self._gap(), when):
+        if self.file.lost_bytes and not self._append(self._lost_output_line(), when):
             self.file.lost_bytes = 0
         lost = len(lines) if self.file.lost_bytes else self._append(lines, when)
         self.file.lost_bytes += lost
         self.dropped_bytes += lost
 
-    def _gap(self) -> bytes:
+    def _lost_output_line(self) -> bytes:
         reason = f" ({self.file.error})" if self.file.error else ""
         return f"[poolctl: {self.file.lost_bytes} bytes of output were lost here{reason}]\n".encode()
 
@@ -366,7 +366,7 @@ class OutputStream:
         return as_json(lines, when, self._name, self.pid) if self._format == "json" else as_text(lines, when)
 
 
-def _whole(lines: bytes) -> bytes:
+def _with_line_break(lines: bytes) -> bytes:
     """The lines with a final line break added if it is missing: the last line was too long or incomplete."""
     return lines if lines.endswith(b"\n") else lines + b"\n"
 
@@ -386,9 +386,9 @@ class Logger:
         self._files: dict[str, LogFile] = {}
         self._reports: deque[wire.Message] = deque()
         self._report_at = 0.0
-        self._dropping: set[OutputStream] = set()
+        self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
-        self._busy: dict[OutputStream, None] = {}  # streams that may have more output, in turn
+        self._readable_streams: dict[OutputStream, None] = {}  # streams that may have more output, in turn
         self._pipes = PipeReader()
         self._underway = WriteAheadNote()
         self._open = True
@@ -413,10 +413,10 @@ class Logger:
                     self._end_ordered = self._handover.serve(fd, list(self._streams.values()))
                 elif fd in self._streams:
                     self._streams[fd].ended = bool(event & select.EPOLLHUP)
-                    self._busy[self._streams[fd]] = None
-            for stream in list(self._busy):
+                    self._readable_streams[self._streams[fd]] = None
+            for stream in list(self._readable_streams):
                 if not self._pump(stream):
-                    self._busy.pop(stream, None)
+                    self._readable_streams.pop(stream, None)
             self._rotate_old()
             self._report_dropped()
             self._send_reports()
@@ -439,10 +439,10 @@ class Logger:
                 self._handover = PipeHandover(self._directory, self._epoll)
 
     def _timeout(self) -> float:
-        if self._busy:
+        if self._readable_streams:
             return 0.0
         times = [] if self._age_at is None else [self._age_at]
-        times += [self._report_at] if self._dropping else []
+        times += [self._report_at] if self._streams_with_loss else []
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
@@ -534,7 +534,7 @@ class Logger:
         except OSError:
             moved = 0
         if stream.dropped_bytes:
-            self._dropping.add(stream)
+            self._streams_with_loss.add(stream)
         if moved == 0:
             self._end(stream)
             self._reports.append({"t": "eof", "id": stream.id})
@@ -550,13 +550,13 @@ class Logger:
         if self._streams.pop(stream.fd, None) is None:
             return
         del self._by_id[stream.id]
-        self._busy.pop(stream, None)
+        self._readable_streams.pop(stream, None)
         if taken:
             stream.break_off(time.time())
         else:
             stream.finish(time.time())
         self._report_loss(stream)
-        self._dropping.discard(stream)
+        self._streams_with_loss.discard(stream)
         self._epoll.unregister(stream.fd)
         stream.close()
         stream.file.users -= 1
@@ -565,11 +565,11 @@ class Logger:
             del self._files[stream.file.path]
 
     def _report_dropped(self) -> None:
-        if not self._dropping or time.monotonic() < self._report_at:
+        if not self._streams_with_loss or time.monotonic() < self._report_at:
             return
-        for stream in self._dropping:
+        for stream in self._streams_with_loss:
             self._report_loss(stream)
-        self._dropping.clear()
+        self._streams_with_loss.clear()
         self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
 
     def _report_loss(self, stream: OutputStream) -> None:

@@ -184,7 +184,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
         self._shared = shared
         self._is_view = seen_of is not None
-        self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
+        self._source_pool = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
         self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
         self._ports = UsedPorts()
@@ -271,7 +271,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             else:
                 server._shared = self._shared  # from its next start on
                 if old is not None:
-                    self._see_off([old])
+                    self._stop_removed([old])
 
     def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
         """Create a server from `config` and add it as `store` does.
@@ -322,7 +322,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                 del self._servers[bind if bind in self._servers else _key(bind)]
                 self._ports.count(server.config.address, -1)
                 if not self._is_view:
-                    self._see_off([server])
+                    self._stop_removed([server])
             return server
 
     def clean(self) -> None:
@@ -332,7 +332,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._servers.clear()
             self._ports.reset()
             if not self._is_view:
-                self._see_off(servers)
+                self._stop_removed(servers)
 
     def _arrange(self, servers: Sequence[Server]) -> list[Server]:
         """Replace the servers by these, in this order, and return those that are no longer included.
@@ -345,10 +345,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._ports.reset()
         for server in servers:
             server._shared = self._shared
-        self._see_off(gone)
+        self._stop_removed(gone)
         return gone
 
-    def _see_off(self, servers: Iterable[Server]) -> None:
+    def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order removed servers that run to stop. Called under LOCK."""
         busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
         order_stop(busy)
@@ -412,7 +412,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _holds(self, server: Server) -> bool:
         """Whether the server is in the pool; servers stored in a view are only there."""
-        return server in self._own or self._whole._servers.get(server.bind) is server
+        return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
         with LOCK:
@@ -434,7 +434,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         `regex` runs in the caller's thread without a time limit.
         """
         view = Pool.__new__(Pool)
-        view._set_up(self._shared, seen_of=self._whole)
+        view._set_up(self._shared, seen_of=self._source_pool)
         view._own.update(self._own)
         view._servers = self._matching(field, pattern, regex)
         return view
@@ -778,7 +778,7 @@ class HotReload:
             by_name.setdefault(server.name, []).append(server)
         in_use = {name: servers[0].config for name, servers in by_name.items()}
         written, self._errors = with_ports(configuration, in_use)
-        written, kept = self._possible(written)
+        written, kept = self._compatible_configs(written)
         before, after = self._pool._shared.tls, configuration._tls
         self._pool._shared.tls = after
         members: list[Server] = []
@@ -798,7 +798,7 @@ class HotReload:
         gone = self._pool._arrange([*members, *kept])
         self._stops |= {future for each in gone if (handle := living(each)) for future in handle.stops}
 
-    def _possible(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
+    def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
         """The new configurations that fit together and with the unchanged servers; and the unchanged servers."""
         while True:
             names = {server.name for server in written}

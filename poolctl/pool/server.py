@@ -637,7 +637,7 @@ class Handle:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
 
 
-class _Silent:
+class _NullRecorder:
     """Drops the events of a core: a program has no journal."""
 
     def record(self, kind: str, event: str, **detail: object) -> None:
@@ -648,7 +648,7 @@ class Host:
     """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
-        self.core = Core((), runner, clock, _Silent(), trace=Trace.configured(os.environ))
+        self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
         self.engine = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.listeners.add(self._changed)
@@ -961,12 +961,12 @@ async def _stop(
         if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
             continue
         if (problem := goal.problem(entry)) is not None:
-            errors.append(_as_users(handle, problem))
+            errors.append(_in_users_terms(handle, problem))
     _raise(errors, PoolStopError, "did not stop", len(handles))
 
 
 @dataclass(slots=True)
-class _Ordered:
+class _PendingServer:
     server: Server
     handle: Handle
     config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
@@ -1003,7 +1003,9 @@ class StartOrder:
         self._live = live
         self._beside = beside
         # The names of servers that others of them depend on.
-        self._needed = {dependency.name for server in servers for dependency in server.config.depends_on}
+        self._dependency_names = {
+            dependency.name for server in servers for dependency in server.config.depends_on
+        }
         self._errors: dict[Server, ServerError] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
         self._handles: list[Handle] = []
@@ -1036,8 +1038,8 @@ class StartOrder:
 
     # Asking the core.
 
-    def _prepared(self) -> list[_Ordered]:
-        found: list[_Ordered] = []
+    def _prepared(self) -> list[_PendingServer]:
+        found: list[_PendingServer] = []
         for server in self._servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
@@ -1062,8 +1064,12 @@ class StartOrder:
             live = server in self._live
             # The next run of a job has the new configuration; the current run is not waited for.
             startable = startable and not (live and config.every is not None)
-            found.append(_Ordered(server, handle, config, startable, live))
-        return [each for each in found if each.startable or each.live or each.server.name in self._needed]
+            found.append(_PendingServer(server, handle, config, startable, live))
+        return [
+            each
+            for each in found
+            if each.startable or each.live or each.server.name in self._dependency_names
+        ]
 
     def _refuse(self, server: Server, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -1072,8 +1078,8 @@ class StartOrder:
             handle.refuse(error)
         self._errors[server] = error
 
-    def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Goal]:
-        hosts: dict[Host, list[_Ordered]] = {}
+    def _begin(self, ordered: Sequence[_PendingServer]) -> dict[Host, Goal]:
+        hosts: dict[Host, list[_PendingServer]] = {}
         goals: dict[Host, Goal] = {}
         for each in ordered:
             hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
@@ -1084,7 +1090,12 @@ class StartOrder:
             needed = dependencies_among(list(names), names)
             replace = self._kind is PoolRestartError
             changed = [
-                host.admit(each.handle, self._furnished(each, names, needed), replace=replace, live=each.live)
+                host.admit(
+                    each.handle,
+                    self._core_configuration(each, names, needed),
+                    replace=replace,
+                    live=each.live,
+                )
                 for each in group
             ]
             entries = [each.entry for each in group if each.startable]
@@ -1094,9 +1105,9 @@ class StartOrder:
                     self._order(host, each, changed=is_new)
         return goals
 
-    def _furnished(
+    def _core_configuration(
         self,
-        each: _Ordered,
+        each: _PendingServer,
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
@@ -1106,7 +1117,7 @@ class StartOrder:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         return each.config.but(name=names[each.handle], depends_on=dependencies)
 
-    def _order(self, host: Host, each: _Ordered, *, changed: bool) -> None:
+    def _order(self, host: Host, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry
         holder = core.holder(entry)
         if holder is not None:
@@ -1131,7 +1142,7 @@ class StartOrder:
 
     # Waiting for it.
 
-    async def _wait(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
+    async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
         try:
             await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
@@ -1142,7 +1153,7 @@ class StartOrder:
             for each in ordered:
                 each.handle.awaiting.discard(self)
 
-    def _give_up(self, each: _Ordered, problem: ServerError | None = None) -> bool:
+    def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
         """Abandon the start unless another order waits for it as well; returns whether it was abandoned."""
         handle = each.handle
         handle.awaiting.discard(self)
@@ -1154,7 +1165,7 @@ class StartOrder:
         handle.host.core.abandon(each.entry, problem)
         return not waits  # the stop that it waits for continues
 
-    async def _conclude(self, ordered: Sequence[_Ordered], goals: dict[Host, Goal]) -> None:
+    async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
         abandoned: dict[Host, list[Entry]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
@@ -1175,7 +1186,7 @@ class StartOrder:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
                 self._errors[each.server] = _serves_on(self._errors[each.server])
 
-    def _problem(self, each: _Ordered, goal: Goal) -> ServerError | None:
+    def _problem(self, each: _PendingServer, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
         if entry in goal.missing:
             late = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
@@ -1186,9 +1197,9 @@ class StartOrder:
             return None
         if goal.is_overtaken(entry):
             return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
-        return _as_users(each.handle, problem)
+        return _in_users_terms(each.handle, problem)
 
-    def _arrived(self, host: Host, each: _Ordered) -> None:
+    def _arrived(self, host: Host, each: _PendingServer) -> None:
         handle = each.handle
         if is_leaving(each.entry):
             future = loop_thread.submit(
@@ -1202,7 +1213,7 @@ class StartOrder:
             context.attach(handle, lambda: order_stop([handle]))
 
 
-def _as_users(handle: Handle, problem: ServerError) -> ServerError:
+def _in_users_terms(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in the words of a program's author: the pool's own server names, and no hint to run a command."""
     message = problem.message
     if handle.host is not None:

@@ -30,7 +30,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
     `users` has the user of each server of the pool by its name, whether a route leads to it or not.
     """
-    if _only(users.values()) is not None:
+    if _only_user(users.values()) is not None:
         return [
             replace(each, other_user="", other_user_tls="") if each.other_user else each for each in routes
         ]
@@ -116,7 +116,7 @@ class Kept:
     def ended_by(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
         """The servers whose connections must be ended before the routes of `after`, and these users, are in force."""
         found = set(self.servers if self.servers and self.user != after.user else ())
-        only = _only(users.values())
+        only = _only_user(users.values())
         stay = {(each.host, each.user): set(each.others) for each in after.hosts}
         for each in self.hosts:
             others = stay.get((each.host, each.user))
@@ -130,8 +130,8 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 
     `secure` are the servers that speak TLS.
     """
-    only = _only(users.values())
-    user = only if only is not None else _only(_first_of_each_user(routes, users))
+    only = _only_user(users.values())
+    user = only if only is not None else _only_user(_first_of_each_user(routes, users))
     servers = {target.server: None for each in routes if passable(each) for target in each.to}
     within = [
         each
@@ -143,7 +143,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
     for route in within:
         pattern = host_pattern(route.host)
         own = users.get(route.to[0].server, "")
-        others = _others_within(pattern, own, places) if places else ()
+        others = _other_users_patterns(pattern, own, places) if places else ()
         for server in dict.fromkeys(target.server for target in route.to):
             hosts.append(KeptHost(host=pattern.key, server=server, user=own, others=others))
     return Kept(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
@@ -159,7 +159,7 @@ def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
     ]
 
 
-def _only(users: Iterable[str]) -> str | None:
+def _only_user(users: Iterable[str]) -> str | None:
     """The only user, "" without a user, or None if there are several."""
     found = set(users)
     return next(iter(found), "") if len(found) <= 1 else None
@@ -173,7 +173,7 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
     return found
 
 
-def _others_within(
+def _other_users_patterns(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
     """The host patterns that take requests of this pattern's hosts before it, or with it, for another user."""

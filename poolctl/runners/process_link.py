@@ -218,7 +218,7 @@ class Link:
         self._allowance = message_allowance()
         # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
-        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self._pending_calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
@@ -274,7 +274,7 @@ class Link:
             raise LinkLost("the other end is gone")
         number = next(self._numbers)
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._calls[number] = future
+        self._pending_calls[number] = future
         try:
             self.send({**message, "id": number}, fds)
             while patience_seconds is not None and not future.done():
@@ -286,7 +286,7 @@ class Link:
                     self._end(f"the other end has not answered for {patience_seconds:g} s")
             reply, received = await future
         finally:
-            self._calls.pop(number, None)
+            self._pending_calls.pop(number, None)
         if reply.get("error") is not None:
             raise Refused(printable(str(reply["error"])))
         return reply, received
@@ -365,7 +365,7 @@ class Link:
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
         number = message.get("id")
-        future = self._calls.get(number) if type(number) is int else None
+        future = self._pending_calls.get(number) if type(number) is int else None
         if future is None:
             self._deliver_message(message, fds)
         elif future.done():
@@ -394,7 +394,7 @@ class Link:
         for _, owners in self._outbox:
             close_duplicates(owners)
         self._outbox.clear()
-        for future in self._calls.values():
+        for future in self._pending_calls.values():
             if not future.done():
                 future.set_exception(LinkLost(reason))
         # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.

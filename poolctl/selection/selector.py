@@ -151,7 +151,7 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        return [], unmatched_options(_said(selector), selector.tag, everything)
+        return [], unmatched_options(_options_text(selector), selector.tag, everything)
     return chosen, None
 
 
@@ -201,18 +201,20 @@ def _tests(selector: Selector) -> list[Test]:
     if selector.tag:
         tags = set(selector.tag)
         tests.append(lambda item: not tags.isdisjoint(item.tags))
-    tests += [_is(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))]
+    tests += [
+        _state_test(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))
+    ]
     return tests
 
 
 def _found(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
-        return _is(field, selector.matched.get(field, frozenset()))
+        return _state_test(field, selector.matched.get(field, frozenset()))
     searches = _compiled(field, getattr(selector, field))
     return lambda item: any(search(getattr(item, field) or "") for search in searches)
 
 
-def _is(field: str, words: AbstractSet[str]) -> Test:
+def _state_test(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: getattr(item, field) in words
 
 
@@ -248,7 +250,7 @@ def _list_of_words(key: str, value: object) -> list[str]:
     return list(value)
 
 
-def _said(selector: Selector) -> str:
+def _options_text(selector: Selector) -> str:
     words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
 

@@ -243,17 +243,17 @@ class WorkerRecovery:
             self._conclude(entry)
         if case is not None:
             self._prune(entry, case)
-            self._consider(entry, case)
+            self._decide_recovery(entry, case)
 
     def _prune(self, entry: Entry, case: Case) -> None:
         """Forget workers that have gone or are healthy again."""
-        case.problems = {name: each for name, each in case.problems.items() if _persists(entry, each)}
+        case.problems = {name: each for name, each in case.problems.items() if _is_unresolved(entry, each)}
         case.notified &= case.problems.keys()
         if not case.problems:
             _cancel(case)
             del self._cases[entry.name]
 
-    def _consider(self, entry: Entry, case: Case) -> None:
+    def _decide_recovery(self, entry: Entry, case: Case) -> None:
         current = [
             each
             for each in case.problems.values()
@@ -486,7 +486,7 @@ def _outcome(entry: Entry) -> tuple[str, str] | None:
 def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
     match outcome:
         case "recovered":
-            return f"{done} within {_took(duration_seconds)}"
+            return f"{done} within {_duration_text(duration_seconds)}"
         case "notified":
             return ""
         case "disabled":
@@ -496,11 +496,11 @@ def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
     return f"could not be {done}" if outcome == "failed" else f"was being {done}"
 
 
-def _took(seconds: float) -> str:
+def _duration_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def _persists(entry: Entry, problem: WorkerProblem) -> bool:
+def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
     worker = problem.worker
     if entry.observed.workers.get(worker.id) is not worker or worker.phase is not Phase.READY:
         return False
@@ -638,7 +638,9 @@ class Heartbeat:
 
     def _report_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
         self._core.mark_stuck(entry, worker, True)
-        seen = f"the event loop of worker {_called(worker)} has been stuck for {format_duration(seconds)}"
+        seen = (
+            f"the event loop of worker {_worker_name(worker)} has been stuck for {format_duration(seconds)}"
+        )
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Before the recovery: a worker that is being stopped no longer counts for its server's health.
         self._core.health.look(entry)
@@ -646,7 +648,9 @@ class Heartbeat:
 
     def _report_back(self, entry: Entry, worker: Worker) -> None:
         self._core.mark_stuck(entry, worker, False)
-        self._record(entry, worker, "heartbeat back", f"worker {_called(worker)} answers its heartbeat again")
+        self._record(
+            entry, worker, "heartbeat back", f"worker {_worker_name(worker)} answers its heartbeat again"
+        )
 
     def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:
         self._events.record(
@@ -662,6 +666,6 @@ class Heartbeat:
         self._core.touch(entry)
 
 
-def _called(worker: Worker) -> str:
+def _worker_name(worker: Worker) -> str:
     pid = worker.placement.pid if worker.placement is not None else None
     return worker.id if pid is None else f"{worker.id} (pid {pid})"

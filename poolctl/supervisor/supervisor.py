@@ -309,7 +309,7 @@ class Supervisor(Receiver):
         how_long = format_duration(_CALM_SECONDS)
         what = f"the supervisor has died too often: for {how_long} it serves commands only"
         self.events.record("pool", "calm", message=what, severity="error")
-        asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
+        asyncio.get_running_loop().call_later(_CALM_SECONDS, self._exit_for_successor)
 
     async def _handle(self, request: Request, progress: Progress) -> object:
         if not self._begun.is_set():
@@ -357,9 +357,9 @@ class Supervisor(Receiver):
 
     async def _adopt_late(self) -> None:
         if await take_in_late(self.core):
-            self._give_way()
+            self._exit_for_successor()
 
-    def _give_way(self) -> None:
+    def _exit_for_successor(self) -> None:
         """Exit as if killed, so that the keeper starts a successor that adopts everything."""
         self._save()
         logging.shutdown()
@@ -787,7 +787,7 @@ class RuntimeFiles:
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
-            if self._are_there():
+            if self._all_files_exist():
                 if not self._complete and self._name:
                     self.publish(self._name)
                 continue
@@ -815,13 +815,13 @@ class RuntimeFiles:
             watch.add(self._directory, REMOVALS)
             loop.add_reader(watch.fd, removed.set)
             try:
-                if self._complete and self._are_there():
+                if self._complete and self._all_files_exist():
                     async with asyncio.timeout(_SELDOM_SECONDS):
                         await removed.wait()
             finally:
                 loop.remove_reader(watch.fd)
 
-    def _are_there(self) -> bool:
+    def _all_files_exist(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))
 
     def _missing_listener(self) -> socket.socket | None:

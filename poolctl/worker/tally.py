@@ -331,7 +331,7 @@ def describe(
         head = "Current thread" if ident == current else "Thread"
         name = f" [{_printable(names[ident])}]" if ident in names else ""
         yield f"{head} 0x{ident:016x}{name} (most recent call first):"
-        yield from _lines(_outwards(top))
+        yield from _lines(_frames_outwards(top))
     if len(threads) > _MOST_THREADS:
         yield "..."
     loop = loop if main else asyncio._get_running_loop()
@@ -380,7 +380,7 @@ def _awaited(awaitable: object) -> Iterator[Location]:
             return
 
 
-def _outwards(frame: FrameType | None) -> Iterator[Location]:
+def _frames_outwards(frame: FrameType | None) -> Iterator[Location]:
     """The frames of a thread, from the innermost call outwards."""
     while frame is not None:
         yield frame.f_code, frame.f_lineno

@@ -187,7 +187,7 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             _wait_for_request(requests)
             continue
         if forker == 0:
-            _fork_some(requests, roles)
+            _forker_main(requests, roles)
         # An application may have its children reaped by the kernel.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(forker, 0)
@@ -217,7 +217,7 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
             wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
 
 
-def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
+def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     """Fork for the next request and for requests that follow closely, then exit.
 
     The keeper becomes the parent. One such process for each worker would be a fifth of the cost of a start. It exits
@@ -449,7 +449,7 @@ class ThreadOrigins:
 
     def _check(self, importing: str = "") -> None:
         if found := _threads() - self._modules.keys():
-            self._modules |= dict.fromkeys(found, _either(self._last, importing or _importing()))
+            self._modules |= dict.fromkeys(found, _first_reason(self._last, importing or _importing()))
 
 
 def advice() -> str:
@@ -476,7 +476,7 @@ def _threads() -> set[int]:
     return set(map(int, os.listdir(_TASKS)))
 
 
-def _either(last: str, importing: str) -> str:
+def _first_reason(last: str, importing: str) -> str:
     """The module that started a thread: `last`, whose import began last, or `importing`; both if that is uncertain."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):

@@ -437,7 +437,7 @@ class PoolEvents:
 
     def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
         self._client = client
-        self._patient = Client(client.socket_path, silence_seconds=_SILENCE_SECONDS)
+        self._patient_client = Client(client.socket_path, silence_seconds=_SILENCE_SECONDS)
         self._report = report
         self._last = 0
         self._over = threading.Event()
@@ -463,7 +463,7 @@ class PoolEvents:
         options: Table = {"lines": 0}
         while not self._over.is_set():
             try:
-                self._ask(self._patient, options | {"follow": True})
+                self._ask(self._patient_client, options | {"follow": True})
             except ControlError:
                 pass
             options = {"after": self._last, "lines": MOST_LINES}
@@ -804,11 +804,11 @@ def continue_in_child(limit_seconds: float) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
     if child:
-        os._exit(_Init(child, limit_seconds).run())
+        os._exit(_InitProcess(child, limit_seconds).run())
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Init:
+class _InitProcess:
     def __init__(self, child: int, limit_seconds: float) -> None:
         self._child = child
         self._limit_seconds = limit_seconds

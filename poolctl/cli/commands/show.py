@@ -102,7 +102,7 @@ def _last_run(run: Table) -> str:
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
     """The values that differ from the defaults, or all values, each with its place in the files."""
-    leaves = _leaves(config)
+    leaves = _flattened(config)
     # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
     places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}
     unsure = [key for key in places if key not in origin and places[key] != _DEFAULT]
@@ -121,7 +121,7 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
 def _default_values() -> Table:
     from poolctl.config import Section, ServerConfig
 
-    return dict(_leaves(Section.to_dict(ServerConfig.usual())))
+    return dict(_flattened(Section.to_dict(ServerConfig.usual())))
 
 
 def _defaults(keys: Iterable[str]) -> list[str]:
@@ -134,11 +134,11 @@ def _defaults(keys: Iterable[str]) -> list[str]:
     return lines if len(lines) > 1 or not lines[0].endswith(":") else []
 
 
-def _leaves(table: Table, prefix: str = "") -> list[tuple[str, object]]:
+def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            found += _leaves(value, f"{prefix}{key}.")
+            found += _flattened(value, f"{prefix}{key}.")
         elif value is not None and value != {}:
             found.append((prefix + key, value))
     return found

@@ -87,7 +87,7 @@ def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     if serves_on(os.environ, pool.directory):
-        return _end_orphans(request, pool)
+        return _stop_orphans(request, pool)
     everything = request.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.
     items = [] if everything and not request.output else _from_files(request, pool, [])
@@ -96,7 +96,7 @@ def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     return Outcome(items, message="nothing is running")
 
 
-def _end_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
+def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
     # Apart from _without_supervisor, because this imports asyncio, and most pools leave nothing behind.
     from poolctl.feature import features
     from poolctl.runners.runner_registry import find_orphans

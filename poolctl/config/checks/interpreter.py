@@ -90,10 +90,10 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
     for path in _directories(interpreter, env):
         if not os.path.isdir(path):
             continue
-        found = _on_the_way(path, seen) or _within(path)
+        found = _replaceable_component(path, seen) or _within(path)
         if found:
             return found
-    return _on_the_way(interpreter, seen)
+    return _replaceable_component(interpreter, seen)
 
 
 def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
@@ -202,7 +202,7 @@ def _named_by_pth(site: str) -> Iterator[str]:
                 yield os.path.join(site, line.strip())
 
 
-def _on_the_way(path: str, seen: dict[str, bool]) -> str:
+def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
     """The first component of the path, with links followed, that other users may replace; "" for none."""
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0

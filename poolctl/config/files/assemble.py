@@ -354,13 +354,13 @@ class Origins:
             isinstance(each, dict) and each.get("tls") is True for each in tables
         )
         for document, table in [*self._defaults, *entry.parts]:
-            for path, line in self._keys(document).get(table, ()):
+            for path, line in self._keys_by_table(document).get(table, ()):
                 first = LONG_FORMS.get(str(path[0]), path[0])
                 if table != ("defaults",) or first != "tls" or asks:
                     found[".".join(map(str, (first, *path[1:])))] = f"{document.path}:{line}"
         return found
 
-    def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
+    def _keys_by_table(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
         """The keys of each server's table of a file, with their lines; made once for all servers."""
         known = self._by_table.get(document.path)
         if known is None:

@@ -24,7 +24,7 @@ Server = TypeVar("Server", bound=ServerKeys)
 Conflict = tuple[int, int, Finding]
 
 
-class _Taken(NamedTuple):
+class _TakenAddress(NamedTuple):
     address: Address
     order: int
 
@@ -35,7 +35,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
     A server is given by its name and address; "" and None are reported elsewhere.
     """
     names: dict[str, int] = {}
-    taken: dict[str, _Taken] = {}
+    taken: dict[str, _TakenAddress] = {}
     ports, wide = UsedPorts(), False
     for index, (name, address) in enumerate(servers):
         first = names.setdefault(name.casefold(), index) if name else index
@@ -57,7 +57,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
             hint = "choose another port, or narrower addresses"
             yield index, found.order, Finding(("bind",), message, hint, address.key)
-        taken[address.key] = _Taken(address, index)
+        taken[address.key] = _TakenAddress(address, index)
         ports.count(address, 1)
 
 

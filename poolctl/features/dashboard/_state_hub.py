@@ -138,7 +138,7 @@ class Hub:
         """The messages for one viewer, as server-sent events; ends when it is too slow for them."""
         queue: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
         if self._gone is None:
-            queue.put_nowait(self._everything())
+            queue.put_nowait(self._whole_state())
         elif self._work is not None:
             queue.put_nowait(event_message("gone", {"message": self._gone, "now": self._clock.time()}))
         self._viewers.add(queue)
@@ -189,7 +189,7 @@ class Hub:
             reason = str(error) or "it does not answer"
             if self._gone is None or reason != self._gone:
                 self._gone = reason
-                self._tell("gone", {"message": reason, "now": self._clock.time()})
+                self._send_event("gone", {"message": reason, "now": self._clock.time()})
         except Exception:
             logger.exception("the pool could not be queried")
 
@@ -199,7 +199,7 @@ class Hub:
             about = await self.ask(PingResult, "ping", [], {})
             self._about = to_json(about, "name", "version", "python", "supervisor_pid", "files")
             self._items = {}
-            await self._remember()
+            await self._load_history()
         result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
         await self._explain(changed)
@@ -207,7 +207,7 @@ class Hub:
         self._files = files
         if is_first:
             self._gone = None
-            self._spread(self._everything())
+            self._broadcast(self._whole_state())
             self._again.set()
             return
         now = self._clock.time()
@@ -219,10 +219,10 @@ class Hub:
                 "order": list(self._items),
                 "levels": {name: levels.get(name, []) for name in changed},
             }
-            self._tell("changed", document)
-        self._tell("stats", {"now": now, "servers": figures})
+            self._send_event("changed", document)
+        self._send_event("stats", {"now": now, "servers": figures})
         if files != known_files:
-            self._tell("files", {"message": files})
+            self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
         """The commands' line "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
@@ -274,7 +274,7 @@ class Hub:
         reasons = {name: {"reason": reason} for name, reason in self._reasons.items()}
         return [{**self._items[name], **reasons.get(name, {})} for name in names]
 
-    def _everything(self) -> str:
+    def _whole_state(self) -> str:
         now = self._clock.time()
         pool = {
             "about": self._about,
@@ -292,7 +292,7 @@ class Hub:
 
     # Events.
 
-    async def _remember(self) -> None:
+    async def _load_history(self) -> None:
         """Load the last hour's events from the journal."""
         since = stamp(self._clock.time() - SPAN_SECONDS)
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -315,24 +315,24 @@ class Hub:
         async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
             async for line in lines:
                 if event := line.get("event"):
-                    self._happened(JournalEvent.from_json(event))
+                    self._take_event(JournalEvent.from_json(event))
 
-    def _happened(self, event: JournalEvent) -> None:
+    def _take_event(self, event: JournalEvent) -> None:
         self._last = event.seq
         self._levels.fill(event)
         # Severity and title, as in `events` and notifications.
         document = {**event.to_json(), "severity": event.severity, "text": event.sentence}
         self._events.append(document)
         if self._gone is None:
-            self._tell("event", document)
+            self._send_event("event", document)
             self._look.set()
 
     # Messages to viewers.
 
-    def _tell(self, name: str, document: Table) -> None:
-        self._spread(event_message(name, document))
+    def _send_event(self, name: str, document: Table) -> None:
+        self._broadcast(event_message(name, document))
 
-    def _spread(self, message: str) -> None:
+    def _broadcast(self, message: str) -> None:
         for queue in list(self._viewers):
             if queue.qsize() >= _MOST_WAITING - 1:
                 # The page reconnects, and then gets the whole state first.

@@ -54,7 +54,9 @@ def features(context: CheckContext) -> Iterator[CheckResult]:
             "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
         )
         return
-    missing = [(name, loss, needed) for name, loss, needed, attempt in _FEATURES if not _works(attempt)]
+    missing = [
+        (name, loss, needed) for name, loss, needed, attempt in _FEATURES if not _is_supported(attempt)
+    ]
     for name, loss, needed in missing:
         fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
         yield (problem if needed else warning)("kernel", f"{name} does not work: {loss}", fix)
@@ -68,7 +70,7 @@ def proc(context: CheckContext) -> Iterator[CheckResult]:
     yield problem("proc", found, fix) if found else ok("proc", "/proc shows this process")
 
 
-def _works(attempt: Callable[[], None]) -> bool:
+def _is_supported(attempt: Callable[[], None]) -> bool:
     try:
         attempt()
     except OSError:

@@ -285,7 +285,7 @@ def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Locate
         other = first.setdefault(each.alias, each)
         if other is not each:
             label = "alias" if each.server is None else f"label {PREFIX}alias"
-            message, fix = _taken(each.alias, _shown(other), label, config)
+            message, fix = _taken(each.alias, _name_of(other), label, config)
             yield on_route(each, Finding(("alias",), message, fix, each.alias))
 
 
@@ -310,7 +310,7 @@ def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig
     return message, 'give it a name of its own: alias = "…"'
 
 
-def _shown(written: WrittenRoute) -> str:
+def _name_of(written: WrittenRoute) -> str:
     """The name of a route in a message about another route."""
     if written.server is not None:
         return f"the {written.key[0]} of {written.server.name!r}"
@@ -336,21 +336,23 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
         if (route := next((each for each, its in group if not _has_conditions(its)), None))
     }
     for (host, path), group in groups.items():
-        before = _above(host, path, everything)
+        before = _overriding_route(host, path, everything)
         ordered = sorted(
             group, key=lambda each: (not _only_plain(each[1]), not each[1].methods, -len(each[1].headers))
         )
         for index, (route, config) in enumerate(ordered):
             earlier = ordered[max(0, index - MOST_COMPARED) : index]
-            taken = next((other for other, its in earlier if _takes_all(its, config)), None)
+            taken = next((other for other, its in earlier if _covers_all_of(its, config)), None)
             if taken is not None:
-                message = f"never reached: {_shown(taken)} has the same host and path, and takes its requests"
+                message = (
+                    f"never reached: {_name_of(taken)} has the same host and path, and takes its requests"
+                )
                 yield on_route(
                     route, Finding(_key(config), message, "change its path or conditions, or take it out")
                 )
             elif before is not None:
                 other = before.config.host if before.config else ""
-                message = f"never reached: the host {other!r} of {_shown(before)} comes first, and takes its requests"
+                message = f"never reached: the host {other!r} of {_name_of(before)} comes first, and takes its requests"
                 yield on_route(
                     route, Finding(("host",), message, "write the host out, or give the other one a path")
                 )
@@ -369,7 +371,7 @@ def _key(config: RouteConfig) -> Path:
     return ("path",) if config.path != "/" else ("host",) if config.host else ()
 
 
-def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
+def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
     """Whether all requests that meet the conditions of the second route also meet the first route's."""
     if _only_plain(first) and not _only_plain(second):
         return False
@@ -382,7 +384,9 @@ def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
     )
 
 
-def _above(host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]) -> WrittenRoute | None:
+def _overriding_route(
+    host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
+) -> WrittenRoute | None:
     """The route without conditions that takes all requests of a host pattern, since its own pattern comes first."""
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:

@@ -48,7 +48,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
 
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess; called once HAProxy serves by the orders."""
-        self._after({"t": "performed", "id": message["id"]})
+        self._reply_when_applied({"t": "performed", "id": message["id"]})
 
     async def finish(self) -> None:
         self._ending = True
@@ -99,7 +99,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
         """Stop sending requests to a server that is about to stop; answered once that is in force."""
         self._withdrawn.add(message["server"])
-        self._after({"t": "withdrawn", "id": message["id"]})
+        self._reply_when_applied({"t": "withdrawn", "id": message["id"]})
 
     def _certificate(self, message: wire.Message, fds: list[int]) -> None:
         contents = [read_file(fd) for fd in fds]
@@ -141,7 +141,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         self._forget_stale()
         self._begun = True
-        self._after({"t": "up"})
+        self._reply_when_applied({"t": "up"})
 
     # HAProxy.
 
@@ -156,7 +156,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         task.add_done_callback(self._work.discard)
         return task
 
-    def _after(self, reply: wire.Message) -> None:
+    def _reply_when_applied(self, reply: wire.Message) -> None:
         """Send the reply once HAProxy has applied everything that has arrived."""
 
         async def send() -> None:

@@ -61,7 +61,7 @@ class _Reader:
                 self.pool.remark(self.line(key), f"{key}: no equivalent")
         for server in self.pool.servers:
             self._depend(server, services.get(server.name, {}))
-            self._reach(server)
+            self._replace_service_hosts(server)
         return self.pool
 
     def _service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
@@ -178,7 +178,7 @@ class _Reader:
         if env:
             server.set("env", {**server.keys.get("env", {}), **env})
 
-    def _reach(self, server: ForeignServer) -> None:
+    def _replace_service_hosts(self, server: ForeignServer) -> None:
         """Replace hosts named after other services by addresses of this machine."""
         for name, text in server.keys.get("env", {}).items():
             for other, ports in self.published.items():

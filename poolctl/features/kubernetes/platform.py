@@ -198,10 +198,10 @@ class KubernetesClient:
             except _Unmatched as nothing:
                 return nothing.result
             if verb == "start":
-                self._remember(cluster)
+                self._record_cluster(cluster)
             return result
 
-    def _remember(self, cluster: Cluster) -> None:
+    def _record_cluster(self, cluster: Cluster) -> None:
         """Record the cluster on which the pool was started from this machine."""
         directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
         with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:

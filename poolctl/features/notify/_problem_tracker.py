@@ -213,7 +213,7 @@ class ProblemTracker:
             again = bool(problem.sent and repeat) and now - problem.sent_at >= repeat
             if _rank(problem.severity) <= _rank(problem.sent) and not again:
                 continue
-            still = f", for {_lasted(now - problem.since)} now" if again else ""
+            still = f", for {_duration_text(now - problem.since)} now" if again else ""
             problem.sent, problem.sent_at = problem.severity, now
             text = f"{_text(problem.event)}{still}"
             lines.append(MessageLine(PROBLEM, problem.severity, text, problem.event))
@@ -223,7 +223,7 @@ class ProblemTracker:
         if not self._notify.resolved:
             return []
         return [
-            MessageLine(RESOLVED, INFO, f"{_end(event)} after {_lasted(ended - problem.since)}", event)
+            MessageLine(RESOLVED, INFO, f"{_end(event)} after {_duration_text(ended - problem.since)}", event)
             for problem, event, ended in self._over.values()
             if problem.sent
         ]
@@ -278,5 +278,5 @@ def _end(event: JournalEvent) -> str:
     return f"{event.server}: {word}{' again' if word in ('running', 'ok') else ''}"
 
 
-def _lasted(seconds: float) -> str:
+def _duration_text(seconds: float) -> str:
     return format_duration(float(round(max(seconds, 0.0))))

@@ -34,11 +34,11 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         result = ask_for(NotifyResult, request, pool, more={"receivers": names})
     except NoSupervisor:
-        result = _alone(pool, names)
+        result = _send_without_supervisor(pool, names)
     return Outcome.of(result, "\n".join(f"{each.name}: sent" for each in result.receivers or () if each.ok))
 
 
-def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
+def _send_without_supervisor(pool: PoolRef, names: list[str]) -> NotifyResult:
     import asyncio
 
     from poolctl.cli.offline import load

@@ -127,7 +127,7 @@ class OperatorClient:
         self._stopped = False
         self._others: list[OtherCounts] = []
         self._looking: asyncio.TimerHandle | None = None
-        self._look()
+        self._take_over_counts()
 
     def __repr__(self) -> str:
         return f"<OperatorClient {self._settings.url}: {self.unsent} unsent>"
@@ -162,7 +162,9 @@ class OperatorClient:
             self._tls = None
             for service in self._services.values():
                 service.failures = 0
-                self._set_due(service, min(self._due(service), self._loop.time() + settings.retry_seconds))
+                self._set_due(
+                    service, min(self._due_time(service), self._loop.time() + settings.retry_seconds)
+                )
                 self._postpone(service)
 
     def stop_sending(self) -> None:
@@ -200,7 +202,7 @@ class OperatorClient:
         now = self._loop.time()
         for service in [*self._services.values()][:2]:
             del self._services[service.name]
-            if service.sending is not None or self._unsent(service) or self._due(service) > now:
+            if service.sending is not None or self._unsent(service) or self._due_time(service) > now:
                 self._services[service.name] = service  # looked at again after the others
             else:
                 self._page.release(service.slot)
@@ -208,7 +210,7 @@ class OperatorClient:
     def _unsent(self, service: _Service) -> int:
         return int(self._page.words[service.slot + COUNT])
 
-    def _due(self, service: _Service) -> float:
+    def _due_time(self, service: _Service) -> float:
         """When the service may be reported, in the loop's time: the system's monotonic clock in all processes."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
@@ -227,7 +229,7 @@ class OperatorClient:
         if service.sending is not None:
             service.sending.cancel()
         if not self._stopped:
-            service.sending = self._loop.call_at(self._due(service), self._begin, service)
+            service.sending = self._loop.call_at(self._due_time(service), self._begin, service)
 
     def _begin(self, service: _Service) -> None:
         service.sending = self._loop.create_task(self._send(service))
@@ -319,7 +321,7 @@ class OperatorClient:
 
     # Predecessors, and processes that end while this process already serves.
 
-    def _look(self) -> None:
+    def _take_over_counts(self) -> None:
         """Take over the counts of processes that have ended; look again while there are others."""
         for other in self._others:
             other.close()
@@ -331,7 +333,7 @@ class OperatorClient:
             else:
                 self._postpone_until(other.due_ns())
         if self._others:
-            self._looking = self._loop.call_later(_OTHERS_SECONDS, self._look)
+            self._looking = self._loop.call_later(_OTHERS_SECONDS, self._take_over_counts)
 
     def _take(self, other: OtherCounts) -> None:
         for name, count, slot in other.counts():
@@ -345,7 +347,7 @@ class OperatorClient:
         """Report these services no earlier than the time at which another process would have reported them again."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
-            if due > self._due(service):
+            if due > self._due_time(service):
                 self._set_due(service, due)
                 self._postpone(service)
 

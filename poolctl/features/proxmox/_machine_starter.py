@@ -47,7 +47,7 @@ async def unknown_activities() -> Mapping[str, Activity] | None:
     return None
 
 
-class _Case:
+class _StartState:
     """One machine that was asked for: whether its start is under way, has failed, or is allowed again."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class MachineStarter:
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
-        self._cases: dict[int, _Case] = {}
+        self._cases: dict[int, _StartState] = {}
         self._quiet: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
         self._watching: asyncio.Task[None] | None = None
         self.started = self._read()
@@ -127,7 +127,7 @@ class MachineStarter:
         guest = self._guests.get(url)
         if guest is None or self._api is None:
             return
-        case = self._cases.setdefault(guest.vmid, _Case())
+        case = self._cases.setdefault(guest.vmid, _StartState())
         if case.work is None:
             case.work = asyncio.ensure_future(self._look(self._api, guest, case))
         else:
@@ -136,7 +136,7 @@ class MachineStarter:
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
         """Stop the machine if it was started here, and is still idle once requests wait."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
-        case = self._cases.setdefault(vmid, _Case())
+        case = self._cases.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
@@ -163,7 +163,7 @@ class MachineStarter:
             answers=case.answers,
         )
 
-    async def _look(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+    async def _look(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
@@ -177,7 +177,7 @@ class MachineStarter:
         self._changed()
 
     async def _stop(
-        self, api: ProxmoxApi, guest: Guest, case: _Case, is_idle: Callable[[], Awaitable[bool]]
+        self, api: ProxmoxApi, guest: Guest, case: _StartState, is_idle: Callable[[], Awaitable[bool]]
     ) -> None:
         """Stop the machine if it is idle; if a request arrives meanwhile, it is started again."""
         case.asked = False
@@ -211,7 +211,7 @@ class MachineStarter:
         self._forget_started(guest.vmid)
         return False
 
-    async def _shut_down(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+    async def _shut_down(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         """Shut the machine down, and return when it has stopped. Raises ApiError."""
         loop, limit_seconds = asyncio.get_running_loop(), self._table.start_timeout if self._table else 0.0
         began = loop.time()
@@ -244,7 +244,7 @@ class MachineStarter:
             if (case := self._cases.get(vmid)) is None or case.work is None:
                 self._forget_started(vmid)
 
-    async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+    async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         status = await api.status(guest)
         self._note(guest, status)
         now = asyncio.get_running_loop().time()
@@ -255,7 +255,7 @@ class MachineStarter:
         elif case.state != MachineState.FAILED:
             self._fail(case, f"the {guest.title} has stopped soon after its start", case.not_before - now)
 
-    async def _start(self, api: ProxmoxApi, guest: Guest, case: _Case, limit_seconds: float) -> None:
+    async def _start(self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._settle(case, MachineState.STARTING)
@@ -290,7 +290,7 @@ class MachineStarter:
             self._fail(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
-    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _Case) -> bool:
+    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
         """Start the machine; returns when it runs, with False if the API refused because someone else started it.
 
         Raises ApiError if the start is refused or fails.
@@ -319,17 +319,17 @@ class MachineStarter:
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)
 
-    def _fail(self, case: _Case, why: str, pause_seconds: float) -> None:
+    def _fail(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for this time."""
         self._settle(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
 
-    def _retry(self, case: _Case) -> None:
+    def _retry(self, case: _StartState) -> None:
         self._settle(case, "")
         self._changed()
 
-    def _settle(self, case: _Case, state: str, why: str = "") -> None:
+    def _settle(self, case: _StartState, state: str, why: str = "") -> None:
         case.state, case.why = state, why
         if case.retry is not None:
             case.retry.cancel()

@@ -219,7 +219,7 @@ class Registrations:
                 service.hysteresis = _hysteresis(settings, STARTING)
                 self._set(service, _first_state(settings))
             service.settings = settings
-        self._expect(service, settings.ttl or math.inf)
+        self._schedule_expiry(service, settings.ttl or math.inf)
         return service, word
 
     def remove(self, service: RegisteredService) -> None:
@@ -266,7 +266,7 @@ class Registrations:
             else:
                 self._set(service, SILENT)
                 service.why = f"no heartbeat for {format_duration(service.settings.ttl)}"
-                self._expect(service, FORGOTTEN_SECONDS)
+                self._schedule_expiry(service, FORGOTTEN_SECONDS)
                 silent.append(service)
         return silent, forgotten
 
@@ -326,7 +326,7 @@ class Registrations:
             most = FORGOTTEN_SECONDS if service.state == SILENT else settings.ttl
             least = 0.0 if service.state == SILENT else most if whole else min(most, _GRACE_SECONDS)
             left = float(table["deadline"]) - self._clock.monotonic()
-            self._expect(service, min(max(left, least), most))
+            self._schedule_expiry(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
         """All services of one name share a host and path; a service without them takes the others'."""
@@ -365,7 +365,7 @@ class Registrations:
     def _set(self, service: RegisteredService, state: str) -> None:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
-    def _expect(self, service: RegisteredService, seconds: float) -> None:
+    def _schedule_expiry(self, service: RegisteredService, seconds: float) -> None:
         """Have the service become silent, or be forgotten, after this time."""
         service.deadline = self._clock.monotonic() + seconds
 

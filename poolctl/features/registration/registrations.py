@@ -205,7 +205,7 @@ class TargetRegistration(GatewayPart):
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._note(service)
-        self._expect(service.deadline)
+        self._schedule_expiry(service.deadline)
         if word == REFRESHED:
             self._save_soon()
             return self._answer([service])
@@ -317,7 +317,7 @@ class TargetRegistration(GatewayPart):
             self._gateway.routes.again()
         self._save()
 
-    def _expect(self, deadline: float | None) -> None:
+    def _schedule_expiry(self, deadline: float | None) -> None:
         """Check for expired services at this time, unless that is done earlier: a heartbeat may then have come."""
         loop = asyncio.get_running_loop()
         if deadline is None or deadline == math.inf:
@@ -339,7 +339,7 @@ class TargetRegistration(GatewayPart):
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
             self._changed()
-        self._expect(self.services.due)
+        self._schedule_expiry(self.services.due)
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
         for each in services:
@@ -379,7 +379,7 @@ class TargetRegistration(GatewayPart):
             self._note(service)
             if service.state != SILENT:
                 self._probes.watch(service)
-        self._expect(self.services.due)
+        self._schedule_expiry(self.services.due)
         if len(self.services):
             self._save()
 
@@ -740,7 +740,12 @@ def target_problem(url: str, tables: Tables) -> str:
         if ip.is_multicast or ip.is_unspecified:
             return f"{url} is no address of a service"
     for name, own in named_addresses(tables):
-        if own is not None and own.kind == "tcp" and own.port == target.port and _may_reach(target, ips, own):
+        if (
+            own is not None
+            and own.kind == "tcp"
+            and own.port == target.port
+            and _reaches_own_address(target, ips, own)
+        ):
             return f"{url} is an address of {_words(name)}"
     return ""
 
@@ -758,7 +763,7 @@ def addresses_of(host: str) -> list[Ip]:
     return [_plain(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
 
 
-def _may_reach(target: Address, ips: list[Ip], own: Address) -> bool:
+def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
     """Whether a connection to the target may reach this address of the pool itself, which has the same port."""
     if target.host == own.host:
         return True

@@ -69,14 +69,14 @@ def perform(request: CommandRequest) -> Outcome:
     first, *rest = request.get("words") or [""]
     action, names = (first, rest) if first in ACTIONS else ("begin", [first, *rest])
     if action == "status":
-        result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollouts", {})
+        result = ask_for(RolloutResult, _request_for(request, names), find_pool(request), "rollouts", {})
         return _shown(request, result)
     if action == "begin" and (len(names) != 1 or not names[0]):
         raise UsageError(
             "rollout: which server?", hint="poolctl rollout NAME --canary 10% --promote-after 5m"
         )
     options = {"op": action, "wait": not request.get("no_wait"), **_begin_options(request, action)}
-    result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollout", options)
+    result = ask_for(RolloutResult, _request_for(request, names), find_pool(request), "rollout", options)
     if request.output:
         return _shown(request, result)
     # The outcomes of other rollouts are among the errors.
@@ -84,7 +84,7 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome.of(result, "\n".join(_sentence(each) for each in result.items if each.name not in failed))
 
 
-def _selecting(request: CommandRequest, names: list[str]) -> CommandRequest:
+def _request_for(request: CommandRequest, names: list[str]) -> CommandRequest:
     return CommandRequest("rollout", {**request.values, "targets": names})
 
 

@@ -49,11 +49,13 @@ class Rollouts(FeaturePart):
         """Begin a rollout of one server, or promote, abort, pause or resume the current rollouts."""
         operation = call.options.get("op", "begin")
         try:
-            return await (self._begin(call) if operation == "begin" else self._direct(call, operation))
+            return await (
+                self._begin(call) if operation == "begin" else self._change_rollouts(call, operation)
+            )
         except _NoRollout as refused:
             return refused.result
 
-    async def _direct(self, call: Call, operation: str) -> Result:
+    async def _change_rollouts(self, call: Call, operation: str) -> Result:
         if operation not in ("promote", "abort", "pause", "resume"):
             raise SelectorError(f"no such operation: {operation!r}", hint=_SHAPE)
         chosen = selected(self._core, call.selector)

@@ -102,9 +102,9 @@ class Autoscale:
         self._reset(now)
 
     def _reset(self, now: float) -> None:
-        self._fast = _Window(self._window * _FAST_PART, self._targets)
+        self._short_window = _Window(self._window * _FAST_PART, self._targets)
         self._latest = _Window(self._window * _FAST_PART / 2, self._targets)
-        self._slow = _Window(self._window, self._targets)
+        self._long_window = _Window(self._window, self._targets)
         self._above_since = float("inf")
         self._early_demand = 0
         self._began_at = self._at = now
@@ -115,26 +115,26 @@ class Autoscale:
         """Let a whole `cooldown.down` pass before the next decrease."""
         self._quiet_at = now
         # In descending order, so that the first is the greatest of the period.
-        self._needs: deque[_Need] = deque()
+        self._recent_needs: deque[_Need] = deque()
 
     def decide(self, load: Load, size: int, *, may_grow: bool = True) -> Decision | None:
         """The change that this sample causes for a server with `size` desired workers; None for no change.
 
         The caller makes the change at once. Without `may_grow` the server is failing: more workers would not help.
         """
-        if load.at - self._at > max(_PAUSED_SECONDS, self._fast.seconds):
+        if load.at - self._at > max(_PAUSED_SECONDS, self._short_window.seconds):
             self._reset(load.at)
         self._at = load.at
-        is_known = load.at - self._began_at >= self._fast.seconds
+        is_known = load.at - self._began_at >= self._short_window.seconds
         if load.demand or self._early_demand:
             demand, self._early_demand = load.demand + self._early_demand, 0
             if not is_known:
                 # It counts once there is an average.
                 self._early_demand, demand = demand, 0
             load = load._replace(demand=demand)
-        self._fast.add(load)
+        self._short_window.add(load)
         self._latest.add(load)
-        self._slow.add(load)
+        self._long_window.add(load)
         if not is_known:
             return None
         if not may_grow:
@@ -160,7 +160,11 @@ class Autoscale:
             was_limited = now - self._limited_at <= max(self._window, self._up)
             self._limited_at = now
             self._begin_quiet(now)
-            return None if was_limited else Decision(size, size, trigger, value, target, self._fast.seconds)
+            return (
+                None
+                if was_limited
+                else Decision(size, size, trigger, value, target, self._short_window.seconds)
+            )
         if now - self._increased_at < self._up:
             return None
         if now - self._decreased_at < self._down * self._patience:
@@ -168,24 +172,24 @@ class Autoscale:
             self._patience = min(self._patience * 2, _MOST_PATIENCE)
         self._increased_at = now
         self._begin_quiet(now)
-        return Decision(size, after, trigger, value, target, self._fast.seconds)
+        return Decision(size, after, trigger, value, target, self._short_window.seconds)
 
     def _need_above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
         """The number of workers needed according to this trigger, if it is larger than `size`; else None."""
         if TRIGGERS[trigger].is_latency:
             # Workers that have just been started have not changed the latency yet.
-            recent, value = self._fast, self._fast.value(trigger)
+            recent, value = self._short_window, self._short_window.value(trigger)
             if value is None:
-                recent, value = self._slow, self._slow.value(trigger)
+                recent, value = self._long_window, self._long_window.value(trigger)
             if value is None:
                 return None
             if value <= target or recent.least_ready() < size:
                 return None
             return _Need(now, size + 1, trigger, value, target)
-        least, total = self._fast.value(trigger), self._latest.value(trigger)
+        least, total = self._short_window.value(trigger), self._latest.value(trigger)
         if least is None or total is None:
             return None
-        more = self._fast.demand if TRIGGERS[trigger].counts_demand else 0
+        more = self._short_window.demand if TRIGGERS[trigger].counts_demand else 0
         total += more
         if min(least + more, total) <= target * size:
             return None
@@ -195,14 +199,14 @@ class Autoscale:
         """Whether the latest samples are well above the samples before them."""
         if TRIGGERS[trigger].is_latency:
             return False
-        latest, fast = self._latest.value(trigger), self._fast.value(trigger)
+        latest, fast = self._latest.value(trigger), self._short_window.value(trigger)
         return latest is not None and fast is not None and fast < _FAST_MARGIN * latest
 
     def _shrink(self, now: float, size: int) -> Decision | None:
         if size <= self._least:
             return None
-        patience = max(self._down * self._patience, self._fast.seconds)
-        needs = self._needs
+        patience = max(self._down * self._patience, self._short_window.seconds)
+        needs = self._recent_needs
         need = max(
             (self._need(now, *each, size) for each in self._targets.items()), key=lambda each: each.workers
         )
@@ -226,10 +230,10 @@ class Autoscale:
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
         """The smallest number of workers below the target at each moment, and by a margin on average."""
         if TRIGGERS[trigger].is_latency:
-            value, fast = self._slow.value(trigger) or 0.0, self._fast.value(trigger) or 0.0
-            under = value < target * _MARGIN and fast <= target and self._fast.least_ready() >= size
+            value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0
+            under = value < target * _MARGIN and fast <= target and self._short_window.least_ready() >= size
             return _Need(now, 1 if under else size, trigger, value, target)
-        total, fast_total = self._slow.value(trigger), self._fast.value(trigger)
+        total, fast_total = self._long_window.value(trigger), self._short_window.value(trigger)
         if total is None or fast_total is None:
             return _Need(now, size, trigger, 0.0, target)
         needed = max(total / _MARGIN, fast_total / _FAST_MARGIN) / target

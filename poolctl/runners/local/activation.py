@@ -86,7 +86,7 @@ class AcceptHelper(Receiver):
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
         self._keeper = keeper
-        self._returned = returned
+        self._on_returned = returned
         self._output = os.path.join(directory, "helpers.log")
         self._numbers = itertools.count(time.monotonic_ns())  # greater than those of an earlier supervisor
         self._requests: dict[int, Fetch] = {}
@@ -150,7 +150,7 @@ class AcceptHelper(Receiver):
             except wire.WireError:
                 return  # its client has gone
             if request is None:
-                self._returned(message["key"], sock)
+                self._on_returned(message["key"], sock)
             else:
                 request.arrived(sock)
         elif message["t"] == "done" and request is not None:
@@ -372,7 +372,7 @@ class Activator:
         self._servers = servers
         self._accept_helper = accept_helper
         self._sleeping: dict[str, SleepingListener] = {}
-        self._blocking: set[str] = set()
+        self._servers_that_block: set[str] = set()
         self._fetches: set[Fetch] = set()
         self._limit = HeldLimit()
         # Connections that wait for room in their server's adoption pair, by the server's key.
@@ -388,7 +388,7 @@ class Activator:
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
         # After one blocked call there is no further call: any connection wakes that server.
-        sleeping.accepts = sleeping.accepts and sleeping.key not in self._blocking
+        sleeping.accepts = sleeping.accepts and sleeping.key not in self._servers_that_block
         if sleeping.accepts and (sleeping.shared or sleeping.left is not None):
             self._accept_helper.warm()
         sleeping.armed = True
@@ -454,7 +454,7 @@ class Activator:
         """Stop watching a server that is stopped, and close all of its connections."""
         self.dismiss(key)
         self.disarm(key)
-        self._blocking.discard(key)
+        self._servers_that_block.discard(key)
 
     def close(self) -> None:
         """Disarm every server and close all held connections."""
@@ -564,16 +564,16 @@ class Activator:
         if found.failed:
             # The server accepts by itself.
             if found.blocked:
-                self._blocking.add(sleeping.key)
+                self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
         elif fetch.clears:
-            self._cleared(sleeping, found)
+            self._pair_cleared(sleeping, found)
         elif found.junk or found.full:
             self._pause(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
-    def _cleared(self, sleeping: SleepingListener, found: Fetched) -> None:
+    def _pair_cleared(self, sleeping: SleepingListener, found: Fetched) -> None:
         if found.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None

@@ -84,7 +84,7 @@ class Certificates:
         found, before = _read(server), self._given.get(server.name)
         now = time.time()
         if before is None or before.files != found.files or before.ends is None or before.ends <= now:
-            return self._remember(server, found)
+            return self._keep_certificate(server, found)
         expired = found.ends is not None and found.ends <= now
         return before if expired and self._forced.get(server.name) != generation else found
 
@@ -96,12 +96,12 @@ class Certificates:
             return
         if self._forced.get(server.name) == generation:
             del self._forced[server.name]
-        self._remember(server, given)
+        self._keep_certificate(server, given)
 
     def renewed(self, server: ServerConfig) -> Given:
         """Read the current files, for running workers. Raises ServerError for an unreadable file."""
         self._forced.pop(server.name, None)
-        return self._remember(server, _read(server))
+        return self._keep_certificate(server, _read(server))
 
     def force(self, name: str, generation: int) -> None:
         """Send the server's certificate, even an expired one, to its workers of this generation."""
@@ -120,7 +120,7 @@ class Certificates:
             finally:
                 os.close(fd)
 
-    def _remember(self, server: ServerConfig, given: Given) -> Given:
+    def _keep_certificate(self, server: ServerConfig, given: Given) -> Given:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
             self._schedule_save()

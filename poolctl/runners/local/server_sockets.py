@@ -151,7 +151,7 @@ class AdoptionPairs:
         self._gateway: Gateway | None = None
         self._give_back: socket.socket | None = None
         self._published: asyncio.Event | None = None
-        self._hidden: set[str] = set()  # from the gateway
+        self._withheld_keys: set[str] = set()  # from the gateway
         self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -176,18 +176,18 @@ class AdoptionPairs:
 
     def hidden(self, key: str) -> bool:
         """Whether the server's pair is withheld from the gateway."""
-        return key in self._hidden
+        return key in self._withheld_keys
 
     def show(self, key: str) -> None:
         """Let the gateway use the server's pair, if it has one, and each later one."""
-        self._hidden.discard(key)
+        self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.pair_opened(self.routed[key], self._shown[key])
 
     def hide(self, key: str) -> None:
         """Withdraw the server's pair from the gateway, which then proxies the server's requests."""
-        self._hidden.add(key)
+        self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
             self._background(self._gateway.withdraw(self.routed[key], give))
@@ -221,7 +221,7 @@ class AdoptionPairs:
         meta = {"server": server.name, "protocol": protocol(server)}
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{key}", "meta": meta}
         self._keeper.send(entry, [give, take])
-        if key not in self._hidden:
+        if key not in self._withheld_keys:
             self.show(key)
         if before is not None:
             self._background(self._retire(key, *before[1:]))

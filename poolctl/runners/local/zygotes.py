@@ -638,7 +638,7 @@ class ImportLimit:
         self._begin_next()
 
 
-class _Making:
+class _ImportInProgress:
     """An import in progress, or waiting for its turn."""
 
     task: asyncio.Task[AppZygote | str]
@@ -667,7 +667,7 @@ class AppZygotes:
         self._turns = turns
         self._by_pid: dict[int, AppZygote] = {}
         self._present: dict[str, AppZygote] = {}
-        self._making: dict[str, _Making] = {}
+        self._imports_in_progress: dict[str, _ImportInProgress] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._key_of: dict[str, str] = {}  # by the server's address
         self._users: defaultdict[str, set[str]] = defaultdict(set)
@@ -684,9 +684,9 @@ class AppZygotes:
         tried_at, problem = self._unusable.get(key, (-1.0, ""))
         if tried_at >= since:
             return problem
-        making = self._making.get(key)
+        making = self._imports_in_progress.get(key)
         if making is None or making.code_since < since:
-            making = _Making()
+            making = _ImportInProgress()
             self._begin(key, making, self._make(key, server, spec, making))
         task = making.task
         try:
@@ -737,7 +737,7 @@ class AppZygotes:
         code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
         zygote = AppZygote(self._keeper, self._children, meta["key"], process, uid, server, code_since)
         self._follow(zygote, wire.over(fds[0]))
-        before = self._making.get(zygote.key)
+        before = self._imports_in_progress.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
             return ()
@@ -746,12 +746,12 @@ class AppZygotes:
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
-        self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS))
+        self._begin(zygote.key, _ImportInProgress(zygote), self._finish(zygote, _ADOPTED_IMPORT_SECONDS))
         return ()
 
     def end_unneeded(self) -> None:
         """End the zygotes that no server needs."""
-        for key in {*self._present, *self._making}:
+        for key in {*self._present, *self._imports_in_progress}:
             self._end_unneeded(key)
 
     def close(self) -> None:
@@ -765,25 +765,27 @@ class AppZygotes:
             return
         self._users.pop(key, None)
         self._unusable.pop(key, None)
-        if (making := self._making.get(key)) is not None:
+        if (making := self._imports_in_progress.get(key)) is not None:
             making.task.cancel()
         if (zygote := self._present.pop(key, None)) is not None:
             zygote.end()
 
-    def _begin(self, key: str, making: _Making, work: Coroutine[Any, Any, AppZygote | str]) -> None:
+    def _begin(self, key: str, making: _ImportInProgress, work: Coroutine[Any, Any, AppZygote | str]) -> None:
         making.task = asyncio.ensure_future(work)
-        self._making[key] = making
+        self._imports_in_progress[key] = making
 
         def done(made: asyncio.Task[AppZygote | str]) -> None:
-            if self._making.get(key) is making:
-                del self._making[key]
+            if self._imports_in_progress.get(key) is making:
+                del self._imports_in_progress[key]
             # Callers that await it get the exception; there may be no callers.
             if not made.cancelled():
                 made.exception()
 
         making.task.add_done_callback(done)
 
-    async def _make(self, key: str, server: ServerConfig, spec: Spec, making: _Making) -> AppZygote | str:
+    async def _make(
+        self, key: str, server: ServerConfig, spec: Spec, making: _ImportInProgress
+    ) -> AppZygote | str:
         making.zygote, pipe = await self._fork(key, server, spec)
         self._turns.queue(making.zygote.begin, making.zygote.imported)
         return await self._finish(making.zygote, server.start_timeout, pipe)

@@ -22,7 +22,7 @@ _NO_CAUSE = Cause("")
 _AGAIN_SECONDS = 60.0
 
 
-class _Seen:
+class _RecordedState:
     __slots__ = ("kept", "known", "last_end", "mark", "size", "state")
 
     def __init__(self, entry: Entry, state: str) -> None:
@@ -44,7 +44,7 @@ class EventRecorder:
         self._core = core
         self._events = events
         self._totals = totals
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _RecordedState] = {}
 
     def begin(self, adopted: int, about: About) -> None:
         """Record changes from now on; the present state was recorded by the previous supervisor."""
@@ -59,7 +59,7 @@ class EventRecorder:
         )
         for entry in self._core.entries.values():
             if entry.wanted or entry.observed.workers or entry.desired.overrides.workers is not None:
-                seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
+                seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
                 seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
         self._core.listeners.add(self.look)
@@ -68,7 +68,9 @@ class EventRecorder:
         """Record what has changed since the last look."""
         seen = self._seen.get(entry.name)
         if seen is None:
-            seen = self._seen[entry.name] = _Seen(entry, "disabled" if entry.config.disabled else "stopped")
+            seen = self._seen[entry.name] = _RecordedState(
+                entry, "disabled" if entry.config.disabled else "stopped"
+            )
         mark = _mark(entry)
         if mark != seen.mark:
             seen.mark = mark
@@ -76,7 +78,7 @@ class EventRecorder:
         if entry.removed and self._core.entries.get(entry.name) is not entry:
             del self._seen[entry.name]
 
-    def _compare(self, entry: Entry, seen: _Seen) -> None:
+    def _compare(self, entry: Entry, seen: _RecordedState) -> None:
         state = entry.state
         if entry.desired.cause is not None:
             seen.last_end = ""
@@ -112,7 +114,7 @@ class EventRecorder:
             figures = entry.desired.scaling  # its triggers have changed the number
         self._record("scale", "workers", entry, **figures)
 
-    def _changed(self, entry: Entry, seen: _Seen, state: str, step: str) -> None:
+    def _changed(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
         before, seen.state = seen.state, state
         if self._totals is not None:
             self._totals.moved(entry, before, state)
@@ -133,7 +135,7 @@ class EventRecorder:
     def _window(self, entry: Entry) -> str:
         return window_text(entry, self._core.clock.time())
 
-    def _ended(self, entry: Entry, seen: _Seen, worker: Worker) -> bool:
+    def _ended(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
         """Whether an event reports the end of this worker."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:

@@ -167,11 +167,11 @@ class KeeperEndWatch:
         self._keeper_pid = keeper_pid
         self._replace = replace
         self._signals = 0
-        signal.signal(signal.SIGCONT, self._continued)
+        signal.signal(signal.SIGCONT, self._on_sigcont)
         continue_when_parent_ends()
         signal.raise_signal(signal.SIGCONT)  # it may have ended before
 
-    def _continued(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigcont(self, number: int, frame: FrameType | None) -> None:
         if os.getppid() == self._keeper_pid:
             return
         if not self._signals:

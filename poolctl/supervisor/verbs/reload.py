@@ -92,7 +92,7 @@ class Reload:
                     items=self._items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
                 )
             ensure_open_files_for_all(self._core, resolved.servers)
-            applied = _Application(self._core, changes, resolved.servers)
+            applied = _ReloadRun(self._core, changes, resolved.servers)
             applied.begin(force=force)
             self._record(lines)
             former = self._configuration.marks
@@ -121,7 +121,7 @@ class Reload:
             if found.problems:
                 return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
             of_servers = [each for each in found.changes if not each.name.startswith("[")]
-            applied = _Application(self._core, of_servers, resolved.servers)
+            applied = _ReloadRun(self._core, of_servers, resolved.servers)
             applied.begin(force=False, starts=False)
             self._record(found.changes)
             self._accept(resolved, None, applied)
@@ -172,7 +172,7 @@ class Reload:
         return changes, problems
 
     def _accept(
-        self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _Application
+        self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
         """Put the files in force; returns the variables that are withheld from servers from now on."""
         known = withheld_variables()
@@ -239,7 +239,7 @@ class Reload:
         return items(self._core, self._core.entries.values())
 
 
-class _Application:
+class _ReloadRun:
     def __init__(self, core: Core, changes: Iterable[PlannedChange], servers: Iterable[ServerConfig]) -> None:
         self._core = core
         self._servers = {server.name: server for server in servers}
@@ -267,9 +267,9 @@ class _Application:
         coming = [self._configured(server, starts) for server in self._servers.values()]
         core.servers.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
-        self._coming = Operation(core, PoolRestartError, awaited)
+        self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
-        self._going = Operation(core, PoolStopError, [*gone, *stopping])
+        self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
         if force:
             for entry in self._changed_entries():
                 core.runner.force_certificate(entry.name, entry.desired.generation)
@@ -311,15 +311,19 @@ class _Application:
 
     async def leave(self, call: Call) -> None:
         """Wait until the servers that are no longer in the files have stopped, and forget them."""
-        await self._going.settle(call)
+        await self._stopping.settle(call)
         for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
             self._core.forget(entry)
 
     async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, when every server has reached its goal or failed."""
-        codes = await asyncio.gather(self._coming.settle(call), self._going.settle(call))
+        codes = await asyncio.gather(self._starting.settle(call), self._stopping.settle(call))
         code = TIMED_OUT if TIMED_OUT in codes else max(codes)
-        return code, self._coming.errors + self._going.errors, self._coming.warnings + self._going.warnings
+        return (
+            code,
+            self._starting.errors + self._stopping.errors,
+            self._starting.warnings + self._stopping.warnings,
+        )
 
 
 def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
@@ -346,7 +350,7 @@ def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
     return {name: files for name, files in found.items() if files}
 
 
-class _Changed(NamedTuple):
+class _ChangedInputs(NamedTuple):
     """The changed files as they are now, and the basis of comparison: the pool's servers and the variables in use."""
 
     files: tuple[str, ...]
@@ -363,8 +367,8 @@ class ConfigurationDrift:
         self._configuration = context.configuration
         self._reload = Reload(context)
         self._is_saving = False
-        self._search: asyncio.Future[_Changed | None] | None = None
-        self._comparing: tuple[_Changed, asyncio.Task[Difference | None]] | None = None
+        self._search: asyncio.Future[_ChangedInputs | None] | None = None
+        self._comparing: tuple[_ChangedInputs, asyncio.Task[Difference | None]] | None = None
         # The files of variables, by their paths: as stat(2) had them, and the digest of their contents.
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
@@ -441,7 +445,7 @@ class ConfigurationDrift:
         """Ignore the next change of the files: a command is about to write its live change to them."""
         self._is_saving = True
 
-    async def _look(self) -> _Changed | None:
+    async def _look(self) -> _ChangedInputs | None:
         """The changed files; None without any, and while a watcher is about to apply them."""
         if self._configuration.marks is None:
             return None
@@ -462,7 +466,7 @@ class ConfigurationDrift:
 
     def _changed(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
-    ) -> _Changed | None:
+    ) -> _ChangedInputs | None:
         """`in_use` are files of variables, by their paths, with the digest of what running workers have read."""
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
@@ -476,7 +480,7 @@ class ConfigurationDrift:
         young = 0 <= time.time_ns() - newest < _WATCHER_SECONDS * 1e9
         if young and _is_watched(self._configuration.runtime_directory):
             return None
-        return _Changed(tuple(files), stamps, revision, variables)
+        return _ChangedInputs(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
         """The files of variables whose combined contents no longer have this digest: the files that were modified."""
@@ -489,7 +493,7 @@ class ConfigurationDrift:
             return []
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
-    async def _compared(self, found: _Changed, seconds: float) -> Difference | None:
+    async def _compared(self, found: _ChangedInputs, seconds: float) -> Difference | None:
         """The effect of a reload of these files; None if it is not known within the time limit."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())

@@ -284,7 +284,7 @@ class SharedListeners:
     def want(self, wanted: bool) -> None:
         """Accept new connections, or leave them to other workers."""
         self._wanted = wanted
-        self._do(self._settle())
+        self._run_in_turn(self._settle())
 
     def renew(self, context: ssl.SSLContext) -> None:
         """Use this TLS context for new handshakes."""
@@ -311,7 +311,7 @@ class SharedListeners:
         before, self.servers = self.servers, ()
         for server in before:
             stop_reading(server.sockets)
-        self._do(close_all(before))
+        self._run_in_turn(close_all(before))
 
     def _room(self) -> None:
         assert self._most is not None
@@ -327,9 +327,9 @@ class SharedListeners:
         if self._full and self._server_state.room() > 0:
             self._full = False
             self._server_state.connections.on_leave = None
-            self._do(self._settle())
+            self._run_in_turn(self._settle())
 
-    def _do(self, work: Coroutine[object, None, None]) -> None:
+    def _run_in_turn(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -154,7 +154,7 @@ class Heads:
         self.seconds = seconds
         self.most_bytes = most_bytes
         self.due: dict[Any, float] = {}  # when the head of each must be complete
-        self._spared: set[Any] = set()
+        self._uncounted: set[Any] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._fires = 0.0
 
@@ -171,8 +171,8 @@ class Heads:
     def end(self, connection: Any) -> None:
         """Remove the limit, because the head is complete or no longer expected."""
         self.due.pop(connection, None)
-        if self._spared:
-            self._spared.discard(connection)
+        if self._uncounted:
+            self._uncounted.discard(connection)
 
     def _set_timer(self, seconds: float) -> None:
         if self._timer is not None:
@@ -192,9 +192,9 @@ class Heads:
             elif not connection.idle:
                 # Pipelined: its time begins when the response before it is complete.
                 self.due[connection] = now + self.seconds
-            elif connection not in self._spared and unread_bytes(connection.transport):
+            elif connection not in self._uncounted and unread_bytes(connection.transport):
                 # The event loop was slow, not the client.
-                self._spared.add(connection)
+                self._uncounted.add(connection)
                 self.due[connection] = now + _GRACE_SECONDS
             else:
                 connection.head_is_late()

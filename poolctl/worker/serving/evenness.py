@@ -192,7 +192,7 @@ class Evenness:
         """
         if self._counts.alone:
             return False
-        if self._gives and self._has_more_websockets():
+        if self._may_hand_over and self._has_more_websockets():
             return self._hand_over(connection, self._counts.others())
         return self._passes_on(connection, self._state.open_connections + 1)
 
@@ -201,9 +201,9 @@ class Evenness:
 
         Returns whether it did.
         """
-        others = [] if self._counts.alone or not self._gives else self._counts.others_websockets()
+        others = [] if self._counts.alone or not self._may_hand_over else self._counts.others_websockets()
         mine = self._state.open_websockets + 1
-        if not others or mine <= self._share(mine, others):
+        if not others or mine <= self._fair_share(mine, others):
             return False
         return self._hand_over(connection, self._counts.others())
 
@@ -235,18 +235,18 @@ class Evenness:
         return 0.0
 
     @property
-    def _gives(self) -> bool:
+    def _may_hand_over(self) -> bool:
         """Whether this worker hands over connections now; it pauses after an offer that no worker took."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
     def _passes_on(self, connection: HasHandOver, mine: int) -> bool:
-        others = self._counts.others() if self._gives and not self._short_lived else []
+        others = self._counts.others() if self._may_hand_over and not self._short_lived else []
         if not others:
             return False
-        share = self._share(mine, others, self._on_their_way(others))
+        share = self._fair_share(mine, others, self._handed_over_uncounted(others))
         return mine > share and self._hand_over(connection, others)
 
-    def _share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
+    def _fair_share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
         """This worker's fair share: the maximum number of connections it should have."""
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
@@ -254,7 +254,7 @@ class Evenness:
         mine, others = self._state.open_websockets, self._counts.others_websockets()
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
-    def _on_their_way(self, others: list[int]) -> int:
+    def _handed_over_uncounted(self, others: list[int]) -> int:
         """The number of connections that were handed over but are not counted by their new worker yet."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
@@ -285,10 +285,10 @@ class Evenness:
         fewer = sum(mine - each >= _LEAST_DIFFERENCE for each in others)
         if not fewer:
             return
-        if not self._gives:
+        if not self._may_hand_over:
             self._timer = self._loop.call_later(_REST_SECONDS, self._even_out)
             return
-        waiting = self._on_their_way(others)
+        waiting = self._handed_over_uncounted(others)
         left = most = fewer - waiting
         for connection in list(self._state.connections):
             if left <= 0:

@@ -60,7 +60,7 @@ class RoutedConnection(Http1Connection):
         if self.look.pending:
             self.loop.call_soon(self.look_again)
         elif self.server_state.draining:
-            self.loop.call_soon(self._returns)
+            self.loop.call_soon(self._return_when_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         look = self.look
@@ -96,21 +96,21 @@ class RoutedConnection(Http1Connection):
                 return
             message, data = data[:end], data[end:]
             super().data_received(message)
-            if not self._stays(data):
+            if not self._still_uses_this_protocol(data):
                 return
         if self.server_state.draining:
-            self._returns()  # its response may have been complete before its body
+            self._return_when_idle()  # its response may have been complete before its body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (self.server_state.draining or not self.look.routes.keeps) and self._returns():
+        if (self.server_state.draining or not self.look.routes.keeps) and self._return_when_idle():
             return
         if self.look.pending:
             self.look_again()
 
     def give_back(self) -> None:
         """Return to the gateway before the next request, if possible."""
-        self._returns()
+        self._return_when_idle()
 
     def leave(self) -> None:
         """See Drainable. A connection that may not stay with the server does not go to its other workers."""
@@ -129,12 +129,12 @@ class RoutedConnection(Http1Connection):
 
     def linger(self) -> None:
         """Return to the gateway once the connection is idle; see Drainable if that is not possible."""
-        if not self._returns():
+        if not self._return_when_idle():
             super().linger()
 
     def shutdown(self) -> None:
         """Return to the gateway when the worker stops, if possible."""
-        if not self._returns():
+        if not self._return_when_idle():
             super().shutdown()
 
     def _last_request(self) -> None:
@@ -164,7 +164,7 @@ class RoutedConnection(Http1Connection):
         if head is None and RequestHead.is_incomplete(data):
             self._await_rest(data, data)
             return 0
-        if head is None or not self._accepts(head):
+        if head is None or not self._is_for_this_server(head):
             self._wait_or_return(data)
             return 0
         self.look.begin_body(head.body)
@@ -172,7 +172,7 @@ class RoutedConnection(Http1Connection):
             self.head = FIRST  # measured as a whole
         return head.end
 
-    def _accepts(self, head: RequestHead) -> bool:
+    def _is_for_this_server(self, head: RequestHead) -> bool:
         """Whether this server serves the request.
 
         If not, the connection waits for a table, or returns to the gateway.
@@ -209,7 +209,7 @@ class RoutedConnection(Http1Connection):
         else:
             self._send_back()
 
-    def _stays(self, rest: bytes) -> bool:
+    def _still_uses_this_protocol(self, rest: bytes) -> bool:
         """Whether the connection still uses this protocol object after the parser has processed a message."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
@@ -258,7 +258,7 @@ class RoutedConnection(Http1Connection):
             return False
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 
-    def _returns(self) -> bool:
+    def _return_when_idle(self) -> bool:
         """Return to the gateway now, or as soon as the connection is idle; False if that is not possible."""
         look = self.look
         if not self._can_return:

@@ -180,7 +180,7 @@ def test_pauses_after_failures_grow_with_jitter_up_to_a_bound() -> None:
                 for times in range(1, 8):
                     before = made._loop.time()
                     await client.failed("users", times)
-                    pauses.append(made._due(made._services["users"]) - before)
+                    pauses.append(made._due_time(made._services["users"]) - before)
                     await move(pauses[-1])
             for pause, least in zip(pauses, (30, 60, 120, 240, 300, 300, 300), strict=True):
                 assert least - 1 <= pause <= least * 1.5 + 10  # the machine may be slow

@@ -219,7 +219,7 @@ def test_later_of_two_imports_stays_in_either_order_of_completion(newer_first: b
                 meta = {"key": "key", "asked_at": began, "pid": os.getpid(), "server": "web"}
                 zygotes.adopt("key.1", meta, [link.detach()])
                 wire.send(process[began], {"event": "up"})
-                await asyncio.wait([making.task for making in zygotes._making.values()])
+                await asyncio.wait([making.task for making in zygotes._imports_in_progress.values()])
             for each in process.values():
                 assert [await asked(each), await asked(each)] == [{"order": "go"}, {"op": "ping"}]
             assert wire.receive(process[1.0]) is None

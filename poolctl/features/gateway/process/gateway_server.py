@@ -146,7 +146,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def create(self) -> None:
         self._edge = Edge(self.settings, self._event)
         self.hosts, self.backends = self._edge.hosts, self._edge.backends
-        self._edge.backends.on_passed = self._passed
+        self._edge.backends.on_passed = self._schedule_load_request
         self._edge.wake = self._wake
 
     def configure(self) -> None:
@@ -279,7 +279,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._apply()
         super()._host(message, fds)
 
-    def _passed(self) -> None:
+    def _schedule_load_request(self) -> None:
         """Request the workers' connection counts at intervals, because only workers see passed connections end."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)

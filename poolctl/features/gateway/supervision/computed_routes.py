@@ -179,7 +179,7 @@ class ComputedRoutes:
             work = functools.partial(_computed, servers, tables, with_services)
             routes = await in_daemon_thread(work)
             if routes != before:
-                await self._make_way(routes, users_of(servers))
+                await self._end_disallowed_connections(routes, users_of(servers))
                 await self._publish(routes)
         except Exception as error:
             logger.exception("the route table could not be made")
@@ -187,7 +187,7 @@ class ComputedRoutes:
             return
         self.problem = ""
 
-    async def _make_way(self, routes: RouteSet, users: Mapping[str, str]) -> None:
+    async def _end_disallowed_connections(self, routes: RouteSet, users: Mapping[str, str]) -> None:
         """End the kept connections that the next routes do not allow, and record the allowed ones."""
         is_first = self._kept is None  # earlier kept connections are with workers of an earlier supervisor
         if self._kept is None:
@@ -211,7 +211,7 @@ class ComputedRoutes:
 
     async def _publish(self, routes: RouteSet) -> None:
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
-        work = functools.partial(_written, routes, generation)
+        work = functools.partial(_write_tables, routes, generation)
         fds = await in_daemon_thread(work, undo=_discard)
         outdated, outdated_too = self.table, self.worker_tables
         self.table, *workers = map(Descriptor, fds)
@@ -255,7 +255,7 @@ def _users_of(routes: RouteSet) -> list[str]:
     return [*dict.fromkeys(user for _, user in routes.users)]
 
 
-def _written(routes: RouteSet, generation: int) -> list[int]:
+def _write_tables(routes: RouteSet, generation: int) -> list[int]:
     """The descriptors of the table, of a table for workers without routes, and of one for the workers of each user."""
     made: list[int] = []
     try:

@@ -251,16 +251,16 @@ class GatewayManager(SidecarManager):
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
-        routing.set_aside(self._aside)
+        routing.set_aside(self._unkept_servers)
         routing.publish(self._servers.configs, routes, self)
 
     def _set_aside(self) -> None:
         """Take passed connections back from the servers that get no traffic as hosts."""
         if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.set_aside(self._aside)
+            routing.set_aside(self._unkept_servers)
 
     @property
-    def _aside(self) -> Collection[str]:
+    def _unkept_servers(self) -> Collection[str]:
         """The servers whose workers keep no connections without TLS, by name."""
         routes = self.routes.routes
         return self.reports.set_aside if routes.kept.user else routes.servers

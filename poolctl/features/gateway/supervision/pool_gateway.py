@@ -282,7 +282,12 @@ class PoolGateway(FeaturePart):
     @property
     def verbs(self) -> Mapping[str, Verb]:
         if self._verbs is None:
-            return {"routes": _nothing, "hosts": _nothing, "registry": _nothing, "host": no_gateway_to_change}
+            return {
+                "routes": _empty_answer,
+                "hosts": _empty_answer,
+                "registry": _empty_answer,
+                "host": no_gateway_to_change,
+            }
         found = self._verbs
         return {
             "routes": found.routes, "hosts": found.hosts, "registry": found.registry, "host": found.host,
@@ -349,7 +354,7 @@ class PoolGateway(FeaturePart):
         if not call.options.get("wait", True):
             await manager.attempted()
             return self._warned(verb, result)
-        late = await manager.in_force(call.options.get("timeout")) or await self._behind()
+        late = await manager.in_force(call.options.get("timeout")) or await self._unconfirmed_warning()
         if late:
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
@@ -361,7 +366,7 @@ class PoolGateway(FeaturePart):
         errors = [replace(as_kind(kind, each), name="[gateway]") for each in manager.failures]
         return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
-    async def _behind(self) -> str:
+    async def _unconfirmed_warning(self) -> str:
         """A warning about workers that have not confirmed the route table, or ""."""
         routing = self.site.core.runner.capabilities.routing
         servers = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
@@ -382,7 +387,7 @@ class PoolGateway(FeaturePart):
             await self._verbs.gateway.aclose()
 
 
-async def _nothing(call: Call) -> Result:
+async def _empty_answer(call: Call) -> Result:
     """No route and no backend: the pool has no gateway."""
     return Result()
 

@@ -362,12 +362,12 @@ class CanaryBackend(Backend):
         self.cookie = sticky_value(self.key)
         # Of proxied requests, and of connections that are passed on.
         self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
-        self._of = of.key
+        self._server_key = of.key
         self._share = facts.canary_share
 
     @property
     def name(self) -> str:
-        return self._of
+        return self._server_key
 
     def follows(self, facts: ServerFacts) -> bool:
         """Whether these facts describe this canary."""

@@ -213,7 +213,7 @@ class Exchange:
     def __init__(
         self, edge: Edge, side: ClientConnection, request: RequestHead, routed: RoutedRequest, timer: Timer
     ) -> None:
-        self._edge, self._side, self._request, self._timer = edge, side, request, timer
+        self._edge, self._client_side, self._request, self._timer = edge, side, request, timer
         route, self._client, self._head, forwarding, self._backends, self._counts, _ = routed
         self._route = route
         self._log_entry: AccessLogEntry | None = None
@@ -280,7 +280,7 @@ class Exchange:
             timeouts = self._route.timeouts
             self._wait(timeouts.idle if self.begun or not complete else timeouts.head)
         elif self._kept is not None and len(self._kept) > MOST_KEPT_BYTES:
-            self._side.take_body(False)
+            self._client_side.take_body(False)
 
     def client_left(self) -> None:
         """The client has gone; no more bytes are sent to it."""
@@ -390,17 +390,17 @@ class Exchange:
             self,
             head + kept if kept else head,
             head_only=request.method == b"HEAD",
-            decode=not self._side.takes_chunks,
+            decode=not self._client_side.takes_chunks,
             may_switch=bool(request.upgrade),
         )
         if len(kept) > MOST_KEPT_BYTES:
             self._kept = None
-            self._side.take_body(True)
+            self._client_side.take_body(True)
 
     # Its response.
 
     def interim(self, response: Response) -> None:
-        self._side.interim(response)
+        self._client_side.interim(response)
 
     def switched(self, response: Response, data: bytes) -> None:
         self.begun = self.tunnel = True
@@ -408,7 +408,7 @@ class Exchange:
         assert self._lease is not None
         self._lease.connected()
         self._wait(self._route.timeouts.idle)
-        self._side.switch(response, data)
+        self._client_side.switch(response, data)
 
     def response_begins(self, response: Response, *, done: bool) -> None:
         assert self._lease is not None
@@ -432,19 +432,19 @@ class Exchange:
         if self._route.response_headers:
             lines, replaced = response_fields(self._route.response_headers)
             response.replace(replaced, lines)
-        self._side.respond(response)
+        self._client_side.respond(response)
 
     def response_data(self, data: Buffer) -> None:
         self._wait(self._route.timeouts.idle)
         self._sent += len(data)
-        self._side.send_data(data)
+        self._client_side.send_data(data)
 
     def response_ends(self, trailers: bytes) -> None:
         self._end(ANSWERED)
-        self._side.finish(trailers)
+        self._client_side.finish(trailers)
 
     def backend_eof(self) -> None:
-        self._side.send_eof()
+        self._client_side.send_eof()
         self._one_end_closed()
 
     def _one_end_closed(self) -> None:
@@ -453,18 +453,18 @@ class Exchange:
             self._half_closed = True
             return
         self._end(ANSWERED)
-        self._side.finish(b"")
+        self._client_side.finish(b"")
 
     def backend_writable(self, writable: bool) -> None:
         self._stuck = not writable
-        self._side.take_body(writable)
+        self._client_side.take_body(writable)
 
     def backend_lost(self, error: Exception | None) -> None:
         connection = self._connection
         assert connection is not None
         if self.tunnel:
             self._end(ANSWERED)
-            self._side.finish(b"")
+            self._client_side.finish(b"")
             return
         # An idle connection that the backend was closing: the request has probably not been seen.
         stale = connection.requests > 1 and not connection.answered and not self._repeats
@@ -538,12 +538,14 @@ class Exchange:
         """End with this status; a response that has begun is cut off."""
         if self.begun:
             self._end(outcome, error)
-            self._side.cut_off()
+            self._client_side.cut_off()
         else:
             self._status = status
             self._end(outcome, error)
             headers = self._route.response_headers
-            self._side.refuse(status, retry_after_seconds, response_fields(headers).lines if headers else b"")
+            self._client_side.refuse(
+                status, retry_after_seconds, response_fields(headers).lines if headers else b""
+            )
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         self._timer.stop()

@@ -121,7 +121,7 @@ class SocketAddress(NamedTuple):
     address: Any
 
 
-class _Name:
+class _ResolvedName:
     def __init__(self) -> None:
         self.addresses: tuple[SocketAddress, ...] = ()
         self.due = 0.0
@@ -135,7 +135,7 @@ class BackendAddresses:
     def __init__(self, loop: asyncio.AbstractEventLoop, kind: int) -> None:
         self._loop = loop
         self._kind = kind
-        self._names: dict[Endpoint, _Name] = {}
+        self._names: dict[Endpoint, _ResolvedName] = {}
 
     def close(self) -> None:
         """Cancel the name resolution in progress."""
@@ -147,7 +147,7 @@ class BackendAddresses:
         """The addresses; None for a name that is not resolved yet: see `wait`."""
         if (literal := _literal(endpoint)) is not None:
             return literal
-        name = self._names.setdefault(endpoint, _Name())
+        name = self._names.setdefault(endpoint, _ResolvedName())
         if name.resolving is None and self._loop.time() >= name.due:
             name.resolving = self._loop.create_task(self._resolve(endpoint, name))
         return name.addresses or None
@@ -162,7 +162,7 @@ class BackendAddresses:
             await asyncio.wait({name.resolving})
         return name.addresses
 
-    async def _resolve(self, endpoint: Endpoint, name: _Name) -> None:
+    async def _resolve(self, endpoint: Endpoint, name: _ResolvedName) -> None:
         problem, seconds = "", FRESH_SECONDS
         try:
             found = await self._loop.getaddrinfo(endpoint.host, endpoint.port, type=self._kind)
