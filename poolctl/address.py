@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
         @property
         def address(self) -> Address:
-            """Its bind address."""
+            """The object's bind address."""
             ...
 
     Item = TypeVar("Item", bound=Addressed)

@@ -273,7 +273,7 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The defaults for every server: [defaults], as read, and the handlers of [pool]."""
+    """The defaults that servers depend on: [defaults] as read, and the handlers of [pool]."""
 
     defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""

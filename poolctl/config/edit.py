@@ -124,7 +124,7 @@ class Draft:
         return (homes or self.documents)[-1]
 
     def again(self) -> Draft:
-        """A new draft with the same changes to the current files. Raises KeyError for a server that is gone."""
+        """Apply the same changes to the current files, as a new draft. Raises KeyError for a server that is gone."""
         draft = Draft(self.files, self.env)
         draft.written = self.written
         for verb, arguments in self._asked:

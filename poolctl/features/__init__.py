@@ -1,1 +1,1 @@
-"""Features: a folder each, declared as `poolctl.feature` describes. The rest of poolctl imports none of them."""
+"""The features, one folder each. The rest of poolctl finds them by `poolctl.feature` and imports none directly."""

@@ -742,7 +742,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _start_supervisor(self) -> None:
-        """Start the supervisor, because the store is complete."""
+        """Called when the store is complete: start the supervisor."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()

@@ -211,7 +211,7 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """A worker that reads nothing is not flooded with new connections."""
+        """Stop waiting; the connection is kept, so that a worker that reads nothing is not flooded with new ones."""
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -363,7 +363,7 @@ class ProgramProber:
         )
 
     def cancel(self) -> None:
-        """The program's process group is killed."""
+        """Stop waiting, and kill the program's process group."""
         self._on_result = None
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -454,7 +454,7 @@ class HttpProbeRequest:
         return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
 
     def judge(self, reply: Reply, on_result: OnResult) -> None:
-        """A regular expression is matched in another process."""
+        """Judge the response; a regular expression is matched in another process."""
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
             on_result(found)
@@ -496,7 +496,7 @@ class EchoExchange:
         on_result("")
 
     def feed(self, data: bytes) -> bool:
-        """The first byte completes the reply."""
+        """Take received data; the first byte completes the reply."""
         return True
 
     def end(self) -> bool:

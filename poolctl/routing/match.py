@@ -23,7 +23,7 @@ _TIERS = "exact", "first label", "domain", "pattern", "any host"
 
 
 class HostPattern(NamedTuple):
-    """The host of a route, understood: its tier, and the name, label, domain or pattern to compare with."""
+    """The parsed host of a route: its tier, and the name, label, domain or pattern to compare with."""
 
     tier: int
     text: str
@@ -143,7 +143,7 @@ def explain(
     *,
     secure: bool = False,
 ) -> list[ConsideredRoute]:
-    """How the route of a request is found among these: each of them, in the order in which they are considered.
+    """Explain how a request's route is found: all of these routes, in the order in which they are considered.
 
     At most one of the steps is a match; the routes after it are listed with what put them behind. Host and path are
     in normal form. `secure`: the request comes by TLS.
@@ -213,7 +213,7 @@ def in_order(routes: Iterable[Route]) -> list[Route]:
 
 
 def condition_rank(route: Route) -> tuple[bool, bool, int]:
-    """Which of the routes of one host and path is asked first."""
+    """The sort key that orders routes of the same host and path by their conditions."""
     return not route.only_plain, not route.methods, -len(route.headers)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """The reason why the app cannot be imported; {} if it can."""
+    """Import the app of the job; returns the reason for a failure, or {}."""
     import importlib
 
     if job["user"]:

@@ -90,7 +90,7 @@ class Document:
         return None
 
     def as_written(self, path: Path) -> Path:
-        """The path where the file has a short form: `bind = ":80"` for a list of one table with that bind."""
+        """The path as the file has it, which may be a short form: `bind = ":80"` for a list of one table."""
         here, found = self.data, []
         for part in path:
             if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):

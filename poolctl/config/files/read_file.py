@@ -434,7 +434,7 @@ def foreign_format(path: str, data: Tree = None) -> str:
 
 
 def import_hint(path: str) -> str:
-    """The hint how to convert the file to one for poolctl."""
+    """A hint that names the command to convert the file."""
     import shlex
 
     from poolctl.config.values.problems import shorter

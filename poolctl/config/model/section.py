@@ -130,7 +130,7 @@ class Section:
 
     @classmethod
     def usual(cls) -> Self:
-        """The table without any key."""
+        """The table with all keys at their defaults."""
         return cls.unchecked({})
 
     @classmethod
@@ -143,7 +143,7 @@ class Section:
 
     @classmethod
     def from_values(cls, values: dict[str, Tree], given: set[str]) -> Self:
-        """A table that uses these objects uncopied: all of its values, and the names of the given keys."""
+        """Create a table from all of its values (not copied) and the names of the given keys."""
         made = cls.__new__(cls)
         made.__setstate__((values, given))
         return made
@@ -163,7 +163,7 @@ class Section:
         return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
 
     def but(self, **changes: Tree) -> Self:
-        """A copy of the table with some values replaced by others, which are known to be valid."""
+        """A copy of the table with some values replaced by values known to be valid."""
         return self.from_values({**vars(self), **changes}, self.given | changes.keys())
 
     def to_dict(self) -> dict[str, Tree]:

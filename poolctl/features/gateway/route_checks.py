@@ -1,4 +1,4 @@
-"""Rules of routes, and whether engine and certificates of the gateway can be used."""
+"""Checks routes, and the gateway's engine and certificates."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located
 
 
 def on_route(written: WrittenRoute, finding: Finding) -> Located:
-    """The finding at the key of the route, or at the label that stands for it."""
+    """Place the finding at the route's key in the file, or at the server's label that defines the route."""
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
     name = PREFIX + ".".join(str(part) for part in finding.path)
@@ -178,7 +178,7 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
 
 
 def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
-    """Superfluous probes, kinds of probes that are for servers of the pool, and contradictions to `every`."""
+    """Problems of targets' probes: superfluous, unsupported for URLs, or contradicting `every`."""
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
     if route.health is not None and not any(outside):
@@ -387,7 +387,7 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """The route without conditions that takes all requests of a host pattern, since its own pattern comes first."""
+    """The route without conditions that takes all requests of this host pattern, because its pattern comes first."""
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:
         return None

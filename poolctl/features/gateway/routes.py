@@ -119,7 +119,7 @@ def is_outside(target: str) -> bool:
 
 
 class Known:
-    """The servers of a pool by name and by tag."""
+    """An index of the pool's servers by name and by tag."""
 
     def __init__(self, servers: Iterable[ServerKeys]) -> None:
         self.by_name: dict[str, ServerKeys] = {}
@@ -232,7 +232,7 @@ def _labelled(
 
 
 def kind_without_address(server: ServerKeys) -> str:
-    """The description of a server that does not listen."""
+    """How messages describe a server without an address."""
     return "a job" if server.job else "a program without a port"
 
 

@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [gateway], [[route]] and [[stream]] take."""
+"""The value types of the keys of [gateway], [[route]] and [[stream]]."""
 
 from __future__ import annotations
 

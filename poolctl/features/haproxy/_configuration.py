@@ -262,7 +262,7 @@ def _duration(seconds: float) -> str:
 
 
 def _longest(times: Iterable[float]) -> str:
-    """The longest of several times, of which 0 is no limit."""
+    """The longest of several time limits, where 0 means no limit."""
     found = [*times]
     return _duration(0.0 if 0.0 in found else max(found))
 

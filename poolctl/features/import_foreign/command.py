@@ -114,7 +114,7 @@ def _of_file(path: str) -> ForeignPool:
 
 
 def _as_json(name: str) -> str:
-    """The node command that prints the file as JSON."""
+    """The shell command by which node prints the file as JSON."""
     if name.endswith(".mjs"):
         script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
         return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"

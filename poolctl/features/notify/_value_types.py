@@ -1,4 +1,4 @@
-"""The types of the keys of [[notify]]."""
+"""The value types of the keys of [[notify]]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [operator] take."""
+"""The value types of the keys of [operator]."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _OF_URL = ("retry", "ca")
 
 
 class OperatorTable(Table):
-    """[operator]: whom the gateway tells about its requests (url), and where other gateways tell this pool (bind)."""
+    """[operator]: the operator that the gateway informs of requests (url), and this pool as an operator (bind)."""
 
     table_name: ClassVar[str] = "operator"
     paths: ClassVar[tuple[str, ...]] = ("ca",)

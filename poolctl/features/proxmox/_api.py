@@ -227,7 +227,7 @@ class ProxmoxApi:
 
 
 def interface_addresses(interfaces: Any) -> frozenset[str]:
-    """Those of the interfaces of a container, or of what the agent of a virtual machine has found."""
+    """The addresses of a container's interfaces, or those that a virtual machine's agent reports."""
     texts: list[object] = []
     for each in _rows(interfaces or [], "name"):
         texts += [each.get("inet"), each.get("inet6")]
@@ -260,7 +260,7 @@ def _usable(texts: list[object]) -> list[str]:
 
 
 def _rows(data: Any, key: str) -> list[Table]:
-    """The tables of a list that have this text. Raises ApiError for anything but a list."""
+    """The objects of a list that have this key as text. Raises ApiError for anything but a list."""
     if not isinstance(data, list):
         raise ApiError("its answer has another form than that of Proxmox VE", 200)
     return [each for each in _dicts(data) if isinstance(each.get(key), str)]

@@ -33,7 +33,7 @@ _UPTIME_SLACK_SECONDS = 60.0
 
 # The machines that were started, with their times, for the next supervisor.
 _FILE = "started-machines.json"
-# Looked at so often within the idle time, and at least so often.
+# Number of checks within the idle time, and the maximum interval between them.
 _LOOKS, _LONGEST_PAUSE_SECONDS = 4, 15.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -48,7 +48,7 @@ async def unknown_activities() -> Mapping[str, Activity] | None:
 
 
 class _StartState:
-    """One machine that was asked for: whether its start is under way, has failed, or is allowed again."""
+    """The start of one machine: in progress, failed, or allowed again."""
 
     def __init__(self) -> None:
         self.state = ""  # that differs from the inventory's: starting, failed or unknown
@@ -379,7 +379,7 @@ class MachineStarter:
         return self._activity(vmid, await self._activities()) == known
 
     def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:
-        """That of all URLs that lead to the machine; None where it is not known."""
+        """The activity of all URLs that lead to the machine, added up; None if unknown."""
         urls = [url for url, guest in self._guests.items() if guest.vmid == vmid]
         if found is None or not urls:
             return None

@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of [proxmox] take."""
+"""The value types of the keys of [proxmox]."""
 
 from __future__ import annotations
 

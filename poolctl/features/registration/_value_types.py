@@ -1,4 +1,4 @@
-"""The kinds of values that the keys of a registration take."""
+"""The value types of the keys of a registration."""
 
 from __future__ import annotations
 

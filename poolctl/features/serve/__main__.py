@@ -75,7 +75,7 @@ class ServeProcess:
             failed=(spec["requests"] or {}).get("failed"),
             **spec["limits"],
         )
-        # Nobody else accepts: what is not accepted any more is to be refused.
+        # No other process accepts: connections must be refused once this one stops accepting.
         server.on_left = lambda: close(self._listeners)
         await server.run(self._listeners, lambda: self._health.serves(server))
 

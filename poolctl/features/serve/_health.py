@@ -115,7 +115,7 @@ class HealthAddress:
 
 
 async def in_time(problem: Awaitable[str], seconds: float) -> str:
-    """The problem, or that it took too long to find out."""
+    """Run a check with a time limit; returns its problem, or that it took too long."""
     try:
         async with asyncio.timeout(seconds):
             return await problem

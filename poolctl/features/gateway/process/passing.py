@@ -125,7 +125,7 @@ class Passing:
         tls: bool = False,
         trusted: bool = False,
     ) -> bool:
-        """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here.
+        """Send or queue the connection for the server; else refuse and close it, and return False. `sock` is owned here.
 
         `trusted`: its client is a proxy whose statements about the client behind it are trusted.
         """
@@ -198,7 +198,7 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
-        """Whether the connection was sent or lost; False if there is no room.
+        """Try to send the connection; False if there is no room.
 
         `message` encodes `routed`; if it is empty, the message is made for this connection alone.
         """

@@ -1,4 +1,4 @@
-"""What the supervisor sends to the gateway's process: settings, listeners, and facts on servers, machines and URLs."""
+"""The values that the supervisor sends to the gateway's process: settings, listeners, and facts about backends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ListenerSettings:
 
     @property
     def role(self) -> tuple[str, str]:
-        """The purpose of the listener: a listener with another address and the same role replaces it."""
+        """What the listener is for; a listener with the same role and another address replaces it."""
         return self.protocol, self.alias
 
 

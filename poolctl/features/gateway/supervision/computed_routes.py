@@ -101,7 +101,7 @@ class ComputedRoutes:
         self._computed = asyncio.Event()  # for the computation in progress; each computation has its own
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
-        """Schedule a computation of the routes from the result that `source` will return then."""
+        """Schedule a computation of the routes from what `source` returns at that time."""
         self._source = self._wanted = source
         self._asked += 1
         if self._work is None or self._work.done():
@@ -117,7 +117,7 @@ class ComputedRoutes:
         return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
-        """Return once the routes match the configuration at the time of the call; later ones cause no delay."""
+        """Wait until the routes match the configuration as of this call; later changes cause no delay."""
         asked = self._asked
         while self._answered < asked:
             await self._computed.wait()
@@ -142,7 +142,7 @@ class ComputedRoutes:
 
     @contextlib.contextmanager
     def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Meanwhile `follow` is called with the generation of each new table, before any command returns for it."""
+        """Context manager: call `follow` with each new table's generation, before the command for it returns."""
         self._followers.append(follow)
         try:
             yield
@@ -188,7 +188,7 @@ class ComputedRoutes:
         self.problem = ""
 
     async def _end_disallowed_connections(self, routes: RouteSet, users: Mapping[str, str]) -> None:
-        """End the kept connections that the next routes do not allow, and record the allowed ones."""
+        """End kept connections that the next routes do not allow, and record the others."""
         is_first = self._kept is None  # earlier kept connections are with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
@@ -256,7 +256,7 @@ def _users_of(routes: RouteSet) -> list[str]:
 
 
 def _write_tables(routes: RouteSet, generation: int) -> list[int]:
-    """The descriptors of the table, of a table for workers without routes, and of one for the workers of each user."""
+    """Write the route tables: the gateway's, one for workers without routes, and one for each user's workers."""
     made: list[int] = []
     try:
         made.append(write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded))

@@ -1,4 +1,4 @@
-"""The plan of a gateway from the configuration, and its listening sockets, held here and by the keeper."""
+"""What a gateway should serve, computed from the configuration; and its open listening sockets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GatewayPlan(NamedTuple):
         return found
 
     def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """The plan that can be carried out with these open listeners.
+        """The part of the plan that is possible with these open listeners.
 
         An address that is no longer planned stays until its replacement is open.
         """

@@ -476,7 +476,7 @@ class Exchange:
         self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
 
     def _try_another(self) -> bool:
-        """Whether another backend gets the request, because this one's response is not worth passing on."""
+        """Try another backend because of this response's status; returns whether one gets the request."""
         lease = self._lease
         assert lease is not None
         if self._kept is None or not self._request.idempotent:
@@ -908,7 +908,7 @@ class ClientConnection(asyncio.Protocol):
             self._timer.start(seconds, self._end)
 
     def _leave(self, received: bytes, seconds: float) -> bool:
-        """Whether the connection, with these bytes of its next request, is routed again like a new one.
+        """Give the connection up to be routed again, with these bytes of its next request; False if it stays.
 
         It waits for at most `seconds`. It stays here if it has TLS, something is unsent, or there is no room.
         """

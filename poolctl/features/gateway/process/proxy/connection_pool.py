@@ -22,13 +22,13 @@ _LOOKED_AT = 32
 
 
 class ProxiedClient(Protocol):
-    """A client's connection, as far as the pool closes it."""
+    """A client's connection, as the pool needs it in order to close it."""
 
     def drain(self) -> None:
         """End after the response in progress, or now without one."""
 
     def end_now(self) -> None:
-        """End now; a WebSocket with a close frame of status 1012, where one may stand."""
+        """End now; a WebSocket gets a close frame (1012) if a frame is possible."""
 
     def close_idle(self) -> bool:
         """Close the connection, which is between two requests; False if it is not, because bytes wait to be read or

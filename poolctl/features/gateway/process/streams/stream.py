@@ -30,7 +30,7 @@ Item = TypeVar("Item", bound=Used)
 
 
 class IdleOrder(Generic[Key, Item]):
-    """Items by key, the longest idle first. An item that is idle for `seconds` (0: no limit) is given to `expire`.
+    """Items by key, longest idle first. Calls `expire` with an item that was idle for `seconds` (0: no limit).
 
     The callback has to remove it. Times refer to `now`; the loop's timer only says when to look.
     """
