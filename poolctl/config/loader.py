@@ -123,7 +123,7 @@ class Defaults:
             self.tls = None
         return bad
 
-    def under(self, own: dict[str, Tree]) -> dict[str, Tree]:
+    def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
         """A new table: the server's own keys, and the defaults for the other keys."""
         if not self.ready and self.tls is None:
             return dict(own)
@@ -214,7 +214,7 @@ def added_server(
     reset_suggestions()
     findings: list[Finding] = []
     own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
-    whole = Defaults(surroundings.defaults, surroundings.base_dir).under(own)
+    whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(own)
     python = default_interpreter(base_dir, env)
     server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
     findings += unserved(server) if server else ()
@@ -246,7 +246,7 @@ class _Loader:
         for entry in self.assembly.entries:
             findings: list[Finding] = []
             handlers, python = self.settings.handlers, self.interpreter(entry.base_dir)
-            table = self.defaults.under(entry.table)
+            table = self.defaults.merged_with(entry.table)
             table["origins"] = self.origins
             server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             for finding in findings:
@@ -355,7 +355,7 @@ class _Loader:
             for entry, (_, address) in zip(entries, self.addresses, strict=True)
         }
         for entry in entries:
-            for finding in reference_findings(self.defaults.under(entry.table), named):
+            for finding in reference_findings(self.defaults.merged_with(entry.table), named):
                 self._report(entry, finding)
 
     def _report(self, entry: ServerTable | None, finding: Finding) -> None:

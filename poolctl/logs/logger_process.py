@@ -300,9 +300,9 @@ class OutputStream:
                 self.pump(now)
         except OSError:
             pass
-        self.break_off(now)
+        self.complete_cut_line(now)
 
-    def break_off(self, now: float) -> None:
+    def complete_cut_line(self, now: float) -> None:
         """Complete a line that was partly removed from the pipe."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
@@ -335,7 +335,7 @@ class OutputStream:
         self._pipes.take(self.fd, len(data))
         self._partial += data
         if len(self._partial) >= MOST_BYTES:
-            self.break_off(now)
+            self.complete_cut_line(now)
 
     def close(self) -> None:
         """Close the pipe's end; the file stays open."""
@@ -552,7 +552,7 @@ class Logger:
         del self._by_id[stream.id]
         self._readable_streams.pop(stream, None)
         if taken:
-            stream.break_off(time.time())
+            stream.complete_cut_line(time.time())
         else:
             stream.finish(time.time())
         self._report_loss(stream)

@@ -425,9 +425,9 @@ class Pool(Mapping[str, Server], StartAndStop):
             return matching(self._servers, field, pattern, regex)
 
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
-        """A view of the matching servers: they are the same ones, and removing one there does nothing here.
+        """A view of the matching servers: it shares the server objects, but removing one from it leaves this pool as it is.
 
-        One that leaves this pool stays in the view, whose `start` and `restart` pass over it.
+        A server removed from this pool stays in the view, whose `start` and `restart` skip it.
 
         `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
         pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.

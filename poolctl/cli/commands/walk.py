@@ -65,7 +65,7 @@ class Walk:
         self.ending = False
         # A child is either registered before the children are stopped, or not started: an interrupt while a thread
         # is being started leaves a thread that the thread pool does not know and does not wait for.
-        self.beginning = threading.Lock()
+        self.start_lock = threading.Lock()
 
     def runs(self, items: Sequence[Item]) -> Iterator[Walked]:
         """The runs as they complete. Stops all children when interrupted."""
@@ -105,7 +105,7 @@ class Walk:
         )
 
     def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
-        with self.beginning:
+        with self.start_lock:
             if self.ending:
                 return None
             child = subprocess.Popen(
@@ -119,7 +119,7 @@ class Walk:
             return child
 
     def _end_children(self) -> None:
-        with self.beginning:
+        with self.start_lock:
             self.ending = True
         for child in list(self.children):
             child.terminate()

@@ -132,7 +132,7 @@ class Tables:
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum time that a stop takes for the tables when every server has been stopped."""
+        """Maximum time that features need to stop after all servers have stopped, added up over the tables."""
         return sum(table.stop_seconds for _, table in self)
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:

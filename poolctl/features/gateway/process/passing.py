@@ -125,7 +125,7 @@ class Passing:
         tls: bool = False,
         trusted: bool = False,
     ) -> bool:
-        """Send or queue the connection for the server; else refuse and close it, and return False. `sock` is owned here.
+        """Send or queue the connection; otherwise refuse and close it, and return False. `sock` is owned here.
 
         `trusted`: its client is a proxy whose statements about the client behind it are trusted.
         """

@@ -106,9 +106,9 @@ class GatewaySearch:
         self._silent_since = 0.0
 
     async def search(self) -> OrphanedGateway | None:
-        """An orphan that answered, to be given to `keep`.
+        """Return an orphaned gateway that has answered, for `keep`.
 
-        More than one is there only if they were killed while one replaced the other: the others drain.
+        There are several only if the pool was killed while one gateway replaced another; the others drain.
         """
         if not pool_files.find(self._directory, pool_files.GATEWAY):
             self.silent = False
