@@ -425,7 +425,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             return matching(self._servers, field, pattern, regex)
 
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
-        """A view of the matching servers: it shares the server objects, but removing one from it leaves this pool as it is.
+        """A view of the matching servers. It shares their objects; removing one from it leaves this pool unchanged.
 
         A server removed from this pool stays in the view, whose `start` and `restart` skip it.
 

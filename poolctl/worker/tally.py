@@ -319,8 +319,8 @@ def describe(
 ) -> Iterator[str]:
     """The lines for all threads, beginning with `main` (default: the caller's), and for the tasks of its loop.
 
-    `frame` is where the main one is. In the form of faulthandler (of Python 3.14, with the names of threads); tasks of
-    equal stacks are counted.
+    `frame` is the main thread's current frame. The format is faulthandler's (of Python 3.14, with the names
+    of threads); tasks with equal stacks are counted together.
     """
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()

@@ -518,7 +518,7 @@ def configuration_of(
 def _of_map(routes: Sequence[Route]) -> frozenset[str]:
     """The aliases of routes found by a map: routes of exact hosts without conditions, if there are many.
 
-    No other route can come before one of these but by a longer path, and a map finds the longest.
+    Only a route with a longer path could take precedence over one of these, and a map finds the longest path.
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
     conditioned = {

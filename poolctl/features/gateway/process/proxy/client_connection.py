@@ -996,7 +996,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _detach(transport: asyncio.Transport) -> socket.socket:
-    """The transport's connection, which lives on without it. Raises OSError."""
+    """Take the connection out of its transport, which is discarded; returns the socket. Raises OSError."""
     used = transport.get_extra_info("socket")
     kind = Connection if isinstance(used, Connection) else socket.socket
     fd = os.dup(used.fileno())
