@@ -233,12 +233,17 @@ def test_digests_are_of_the_files_that_the_server_names(tmp_path: Path) -> None:
     assert found(env_file=[], tls={**tls, "ca": str(ca)})["tls"] == digest_of([str(cert), str(key), str(ca)])
 
 
-def test_message_about_an_expired_certificate_names_its_file_and_its_day(tmp_path: Path) -> None:
+def test_message_about_an_expired_certificate_names_its_file_its_day_and_the_fix(tmp_path: Path) -> None:
     config = server(*certificate(tmp_path))
     assert config.tls
     assert config.tls is not True
-    assert expired_message(config, 86400.0, passed_over=True).startswith(
-        f"{config.tls.cert}: the certificate expired on 1970-01-02;"
+    begins = f"{config.tls.cert}: the certificate expired on 1970-01-02; "
+    assert expired_message(config, 86400.0, passed_over=False) == (
+        f"{begins}renew the file, then poolctl reload"
+    )
+    assert expired_message(config, 86400.0, passed_over=True) == (
+        f"{begins}the one before stays in use: renew the file, then poolctl reload "
+        "(--allow-expired uses the expired one)"
     )
     assert day(86399) == "1970-01-01"
 

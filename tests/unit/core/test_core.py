@@ -8,11 +8,13 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import Address
+from poolctl.core.core import Goal
 from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
-from poolctl.errors import PoolStartError, ServerError
+from poolctl.errors import PoolStartError, PoolStopError, ServerError
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
-from tests.unit.runners.scripted_runner import FAILS
+from tests.unit.runners.scripted_runner import FAILS, NEVER
 
 
 def test_a_worker_keeps_the_configuration_that_it_was_placed_with_until_it_is_changed_live() -> None:
@@ -345,5 +347,41 @@ def test_a_canary_address_that_never_opens_is_an_error() -> None:
         pool.runner.unopenable.add("web")
         with pytest.raises(ServerError, match="port is in use"):
             await pool.core.open_canary_address(pool.core.entries["web"].config)
+
+    run(scenario())
+
+
+def test_a_stop_that_a_start_overtakes_names_the_other_command() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        goal = Goal(pool.core, PoolStopError, [entry])
+        assert goal.is_over(entry), "it runs, and nobody has stopped it"
+        assert goal.is_overtaken(entry)
+        (problem,) = filter(None, [goal.problem(entry)])
+        assert "was started by another command meanwhile" in problem.message
+
+    run(scenario())
+
+
+def test_a_server_that_ends_after_it_was_ready_is_a_failure_of_its_start_and_none_of_its_stop() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart="on-failure"))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        to_start, to_stop = Goal(pool.core, PoolStartError, [entry]), Goal(pool.core, PoolStopError, [entry])
+        pool.runner.script["web"] = NEVER
+        pool.runner.end("web.1.0", Exit.from_signal(9))
+        await turns()
+        assert entry.state == "starting"
+        started = to_start.problem(entry)
+        assert started is not None
+        assert "SIGKILL" in started.message
+        later = Goal(pool.core, PoolStartError, [entry])
+        assert later.problem(entry) is None, "it ended before this command"
+        pool.core.stop(entry)
+        await turns()
+        assert to_stop.problem(entry) is None
 
     run(scenario())

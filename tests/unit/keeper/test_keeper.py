@@ -25,6 +25,7 @@ from poolctl.keeper.keeper import (
     Shutdown,
     Store,
     SupervisorProcess,
+    fill,
     restore,
 )
 from poolctl.keeper.reap import Reaper
@@ -354,3 +355,47 @@ def test_next_program_has_the_state_of_the_one_before() -> None:
     finally:
         store.clear()
         os.close(write)
+
+
+def planned(count: int) -> list[int]:
+    """So many descriptors in a row, as a keeper gets them, which a started program would inherit."""
+    first = 200
+    null = os.open(os.devnull, os.O_RDONLY)
+    for fd in range(first, first + count):
+        os.dup2(null, fd, inheritable=True)
+    os.close(null)
+    return list(range(first, first + count))
+
+
+def test_store_holds_what_the_command_opened_and_started_before_the_keeper_ran() -> None:
+    store = Store()
+    control, lifeline, web, api, zygote, logger, supervisor = planned(7)
+    plan = {
+        "control": control, "lifeline": lifeline, "inherited": ["web", "api"], "without": ["SECRET"],
+        "begun": ["zygote /bin/python", "logger", "supervisor"], "pids": [os.getpid(), os.getppid(), 17],
+    }  # fmt: skip
+    try:
+        assert fill(store, plan) == (17, supervisor)
+        of_zygote = {"without": ["SECRET"], "pid": os.getpid(), "start": process_start(os.getpid())}
+        assert store.rows() == [
+            ("control", None, [control]),
+            ("lifeline", None, [lifeline]),
+            ("inherited", ["web", "api"], [web, api]),
+            ("zygote /bin/python", of_zygote, [zygote]),
+            ("logger", None, [logger]),
+        ]
+        assert not any(os.get_inheritable(fd) for _, _, fds in store.rows() for fd in fds)
+    finally:
+        store.clear()
+        os.close(supervisor)
+
+
+def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
+    store = Store()
+    control, link = planned(2)
+    try:
+        assert fill(store, {"control": control, "inherited": [], "begun": ["logger"], "pids": [0]}) is None
+        assert store.rows() == [("control", None, [control])]
+        assert not is_open(link)
+    finally:
+        store.clear()

@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from poolctl import ServerConfig
 from poolctl.config import TLSConfig
 from poolctl.platform import sealed_file
 from poolctl.runners.local.forking import Certificates, DescriptorBudget, Given
+from poolctl.runners.runner_protocol import WorkerFailed
+from tests.certificates import certificate
 
 LIMIT, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 SERVERS = 500
@@ -131,3 +134,94 @@ def test_record_of_a_supervisor_without_versions_is_read() -> None:
 def test_record_of_a_later_version_leaves_the_files_to_be_read(caplog: pytest.LogCaptureFixture) -> None:
     assert recalled(b'{"version": 2, "certificates": []}') == {}
     assert "certificates cannot be read" in caplog.text
+
+
+def secured(directory: Path, *, days: float) -> ServerConfig:
+    cert, key = certificate(directory, days=days)
+    return ServerConfig(name="web", bind=":8080", app="a:b", tls=TLSConfig(cert=str(cert), key=str(key)))
+
+
+def with_certificates(work: Callable[[Certificates], None]) -> None:
+    async def scenario() -> None:
+        work(Certificates(Keeper()))  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
+
+
+def outcome(error: Exception | None = None, *, cancelled: bool = False) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if cancelled:
+        future.cancel()
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    return future
+
+
+def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(tmp_path: Path) -> None:
+    def work(certificates: Certificates) -> None:
+        valid = certificates.for_worker(secured(tmp_path, days=30), 1)
+        server = secured(tmp_path, days=-1)
+        assert certificates.for_worker(server, 2) == valid
+        certificates.force("web", 3)
+        assert certificates.for_worker(server, 2) == valid
+        expired = certificates.for_worker(server, 3)
+        assert expired != valid
+        assert expired.ends is not None
+        assert valid.ends is not None
+        assert expired.ends < valid.ends
+
+    with_certificates(work)
+
+
+def test_an_expired_certificate_is_given_when_there_was_no_valid_one(tmp_path: Path) -> None:
+    def work(certificates: Certificates) -> None:
+        first = certificates.for_worker(secured(tmp_path, days=-2), 1)
+        assert certificates.for_worker(secured(tmp_path, days=-1), 2) != first
+
+    with_certificates(work)
+
+
+def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(tmp_path: Path) -> None:
+    def work(certificates: Certificates) -> None:
+        valid = certificates.for_worker(secured(tmp_path, days=30), 1)
+        (tmp_path / "other").mkdir()
+        assert certificates.for_worker(secured(tmp_path / "other", days=-1), 2) != valid
+
+    with_certificates(work)
+
+
+def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(tmp_path: Path) -> None:
+    def work(certificates: Certificates) -> None:
+        old = certificates.for_worker(secured(tmp_path, days=30), 1)
+        server = secured(tmp_path, days=60)
+        new = certificates.for_worker(server, 2)
+        assert new != old
+        expired = secured(tmp_path, days=-1)
+        certificates.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
+        certificates.keep_if_ready(server, 2, new, outcome(cancelled=True))
+        assert certificates.for_worker(expired, 3) == old
+        certificates.keep_if_ready(server, 2, new, outcome())
+        assert certificates.for_worker(expired, 3) == new
+
+    with_certificates(work)
+
+
+def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_ready_or_it_is_renewed(
+    tmp_path: Path,
+) -> None:
+    def work(certificates: Certificates) -> None:
+        valid = certificates.for_worker(secured(tmp_path, days=30), 1)
+        server = secured(tmp_path, days=-1)
+        certificates.force("web", 2)
+        certificates.keep_if_ready(server, 1, valid, outcome())
+        expired = certificates.for_worker(server, 2)
+        assert expired != valid
+        certificates.keep_if_ready(server, 2, valid, outcome())
+        assert certificates.for_worker(server, 2) == valid
+        certificates.force("web", 2)
+        assert certificates.renewed(server) == expired
+        assert certificates.for_worker(secured(tmp_path, days=30), 2) != expired
+
+    with_certificates(work)
