@@ -385,3 +385,40 @@ def test_a_server_that_ends_after_it_was_ready_is_a_failure_of_its_start_and_non
         assert to_stop.problem(entry) is None
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("keys", "script", "why", "fix"),
+    [
+        ({"disabled": True}, None, "waits for db, which is disabled", "poolctl enable db"),
+        ({}, None, "waits for db, which is stopped", "poolctl start db"),
+        ({}, FAILS, "waits for db, which did not become ready", "poolctl logs db"),
+    ],
+)
+def test_a_server_whose_dependency_cannot_become_ready_names_it_and_the_fix(
+    keys: dict[str, Any], script: str | None, why: str, fix: str
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(
+            web("db", **keys), web("api", depends_on=["db"]), **({"db": script} if script else {})
+        )
+        if script:
+            await pool.start("db")
+        api = pool.core.entries["api"]
+        (problem,) = await pool.order(PoolStartError, [api], pool.core.start)
+        assert why in problem.message
+        assert problem.hint == fix
+
+    run(scenario())
+
+
+def test_a_server_that_is_changed_waits_for_its_dependencies_though_it_was_started_without_them() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        await pool.start("api", deps=False)
+        api = pool.core.entries["api"]
+        assert api.desired.ignore_dependencies
+        pool.core.change(api, web("api", depends_on=["db"], tags=["new"]), live=False)
+        assert not api.desired.ignore_dependencies
+
+    run(scenario())

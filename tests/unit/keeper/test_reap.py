@@ -230,6 +230,13 @@ def test_watched_process_is_signalled_without_a_free_descriptor(pid: int) -> Non
     assert ended(watcher) == [pid]
 
 
+def test_process_that_is_not_watched_gets_no_signal(pid: int) -> None:
+    watcher = Watcher()
+    assert not watcher.signal(pid, signal.SIGKILL, group=True)
+    assert is_alive(pid)
+    watcher.close()
+
+
 def test_unobserved_exit_is_reported_as_unknown(pid: int) -> None:
     reaper = Reaper()
     start = start_of(pid)

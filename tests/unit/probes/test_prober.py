@@ -310,6 +310,22 @@ def test_request_does_not_depend_on_the_worker() -> None:
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 
+@pytest.mark.parametrize(
+    ("method", "has_length"), [("GET", False), ("HEAD", False), ("OPTIONS", False), ("POST", True)]
+)
+def test_request_that_may_have_a_body_says_that_it_has_none(method: str, *, has_length: bool) -> None:
+    probe = Probe(http="/", method=method)
+    payload = HttpProbeRequest(probe, expose="http://127.0.0.1:1").payload
+    assert (b"\r\nContent-Length: 0\r\n" in payload) is has_length
+
+
+def test_only_a_connection_that_is_not_used_again_is_closed_by_the_request() -> None:
+    probe = Probe(http="/")
+    once = HttpProbeRequest(probe, expose="http://127.0.0.1:1", reusable=False).payload
+    assert b"\r\nConnection: close\r\n" in once
+    assert b"Connection" not in HttpProbeRequest(probe, expose="http://127.0.0.1:1").payload
+
+
 def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)

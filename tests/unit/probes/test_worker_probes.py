@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import socket
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.worker_probes import GRAIN_SECONDS, Hysteresis, WorkerProbe, call_at
+from poolctl.probes.worker_probes import GRAIN_SECONDS, Hysteresis, WorkerProbe, WorkerProbes, call_at
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.states import Status
 from tests.virtual_loop import VirtualLoop
 
@@ -227,3 +233,102 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
     probe.stop()
     loop.pass_time(5)
     assert len(prober.asked) == count
+
+
+def worker_probes(**health: Any) -> WorkerProbes:
+    """The probes of a worker that accepts no connection."""
+    server = ServerConfig(name="web", bind="127.0.0.1:8080", app="a:b", health=health)
+    return WorkerProbes(server, Placement.of("web", 1, 0, pid=17), Refusing(), lambda *_: None)  # type: ignore[arg-type]
+
+
+class Refusing:
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+BOTH = {"readiness": {"tcp": True}, "liveness": {"tcp": True}}
+
+
+def test_status_of_a_worker_is_the_worst_of_its_probes() -> None:
+    found = worker_probes(**BOTH)
+    readiness, liveness = found.get("readiness"), found.get("liveness")
+    assert readiness is not None
+    assert liveness is not None
+    assert found.get("startup") is None
+    assert found.status is Status.UNKNOWN
+    readiness.hysteresis.record(True)
+    assert found.status is Status.UNKNOWN
+    liveness.hysteresis.record(True)
+    assert found.status is Status.OK
+    liveness.hysteresis.record(False)
+    assert found.status is Status.WARN
+    for _ in range(3):
+        readiness.hysteresis.record(False)
+    assert found.status is Status.WARN
+    readiness.hysteresis.record(False)
+    assert found.status is Status.KO
+
+
+def test_message_of_a_worker_names_each_probe_that_has_found_a_problem() -> None:
+    found = worker_probes(**BOTH)
+    assert (found.message, found.latency_seconds) == ("", None)
+    readiness, liveness = found.probes
+    liveness.message = "no answer"
+    liveness.latency_seconds = 3.0
+    assert (found.message, found.latency_seconds) == ("liveness: no answer", None)
+    readiness.message = "status 500"
+    readiness.latency_seconds = 2.0
+    assert (found.message, found.latency_seconds) == ("readiness: status 500; liveness: no answer", 2.0)
+
+
+def test_worker_without_probes_is_ok() -> None:
+    found = worker_probes(readiness=None, liveness=None)
+    assert (found.status, found.message, found.latency_seconds) == (Status.OK, "", None)
+
+
+def show(variables: str) -> dict[str, Any]:
+    return {"exec": ["/bin/sh", "-c", f"echo {variables}; exit 1"], "interval": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["startup", "readiness"])
+def test_worker_that_ends_before_its_probes_succeed_fails_with_what_they_found(kind: str) -> None:
+    async def scenario() -> None:
+        found = worker_probes(**{"readiness": None, kind: show("$POOLCTL_NAME $POOLCTL_PID $HOST $PORT")})
+        ending: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(found.wait_until_ready(ending, "look into its log"))
+        while not found.message:
+            await asyncio.sleep(0.01)
+        assert found.message == f"{kind}: /bin/sh: exited with status 1: web 17 127.0.0.1 8080"
+        ending.set_result(Exit.from_signal(9))
+        with pytest.raises(WorkerFailed, match="before it was ready") as caught:
+            await waiting
+        assert (caught.value.hint, caught.value.exit) == ("look into its log", ending.result())
+        found.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_worker_is_ready_once_its_startup_and_then_its_readiness_probe_succeed(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    async def scenario() -> None:
+        found = worker_probes(
+            startup={"exec": ["/bin/ls", str(first)], "interval": 0.1},
+            readiness={"exec": ["/bin/ls", str(second)], "interval": 0.1},
+        )
+        waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
+        second.touch()
+        while "startup" not in found.message:
+            await asyncio.sleep(0.01)
+        second.unlink()
+        first.touch()
+        while "readiness" not in found.message:
+            await asyncio.sleep(0.01)
+        assert "startup" not in found.message
+        assert not waiting.done()
+        second.touch()
+        await waiting
+        assert (found.status, found.message) == (Status.OK, "")
+        found.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
