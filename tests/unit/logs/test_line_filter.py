@@ -100,3 +100,11 @@ def test_follower_passes_what_is_wanted_of_the_old_and_the_new_lines(tmp_path: P
     assert [line.text for line in [*follower.first, *follower.read()]] == ["ERROR one", "ERROR three"]
     follower.close()
     assert [line.text for line in tail(str(path), 1, wanted=LineFilter(least="error"))] == ["ERROR three"]
+
+
+@pytest.mark.parametrize("read", [forwards, backwards])
+def test_without_a_wish_every_line_is_shown_whenever_it_was_written(read: Reading) -> None:
+    given = [LogLine("long ago", time=stamp(0), name="web"), LogLine("far off", time=stamp(9e9), name="web")]
+    given.append(LogLine("without a time", time="", name="web"))
+    assert read(LineFilter(), given) == ["long ago", "far off", "without a time"]
+    assert read(LineFilter(until=given[0].time), given[:2]) == ["long ago"]

@@ -294,3 +294,12 @@ def test_a_gap_that_a_killed_writer_left_is_filled_and_hides_nothing(path: Path)
     file.close()
     assert [line.text for line in tail(str(path), None)] == ["1", "2", "3", "4", "5"]
     assert not path.with_name("web.log.5").exists()
+
+
+def test_file_whose_last_line_is_whole_is_continued_without_an_empty_line(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("whole\n")
+    file = LogFile(str(path))
+    file.append(b"next\n")
+    file.close()
+    assert path.read_text() == "whole\nnext\n"
