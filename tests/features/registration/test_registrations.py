@@ -266,6 +266,7 @@ def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: in
         registry = Registry(stage)
         answer = await registry.ask("register", **options)
         assert (answer["exit_code"], message in answer["errors"][0]["message"]) == (code, True), answer
+        assert answer["errors"][0]["message"].startswith("to: ") is (code == 5)
         await registry.routes.settled()
         assert (len(registry.manager.services), registry.routes.routes.excluded, registry.trail) == (
             0,

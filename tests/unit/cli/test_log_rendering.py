@@ -181,3 +181,18 @@ def test_log_of_a_server_is_the_configured_file_or_one_of_the_state_directory(
     assert found["web"] == "/var/log/web"
     assert [found[name].rpartition("/")[2] for name in ("users", "jobs")] == ["users.log", "jobs.log"]
     assert "abc" in found["users"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "colour"),
+    [
+        ("TRACE DEBUG", "2"), ("INFO", "32"), ("NOTICE", "36"), ("WARN WARNING", "33"), ("ERROR ERR", "31"),
+        ("CRITICAL FATAL ALERT PANIC", "1;31"),
+    ],
+)  # fmt: skip
+def test_each_level_of_a_record_has_its_colour(levels: str, colour: str) -> None:
+    for level in levels.split():
+        record = parse_record(f'{{"level": "{level.lower()}", "message": "one"}}')
+        assert record is not None
+        (line,) = record_lines(record, colours=True)
+        assert line.startswith(f"\x1b[{colour}m{level}")

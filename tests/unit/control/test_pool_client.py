@@ -438,3 +438,8 @@ def test_unknown_name_is_no_file_and_the_error_says_how_to_start_it(tmp_path: Pa
     assert caught.value.hint == "start it with poolctl start"
     for file in ("shop.toml", "shop.yaml", "shop.yml", "shop.json", "./shop"):
         assert find_socket(file, env) == f"{tmp_path}/{pool_key(os.path.abspath(file))}/control.sock"
+
+
+def test_wrong_time_of_a_rollout_names_its_argument() -> None:
+    with pytest.raises(PoolParamError, match=r"^seconds: "):
+        Pool().rollout("web", seconds="soon")
