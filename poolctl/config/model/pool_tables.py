@@ -203,9 +203,9 @@ Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """Names and tags of servers that have problems of their own: references to them may be right.
+    """The servers that have problems of their own, by names and tags, so that references to them are not reported.
 
-    `tables`: the lists with tables that have problems of their own.
+    `tables` names the lists in which some tables have problems of their own.
     """
 
     names: Collection[str] = ()
@@ -242,7 +242,7 @@ class TableRules:
         return ()
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        """Findings that keep nothing from running; `complete`: no servers are missing because of problems."""
+        """Problems that do not prevent a start; with `complete` no server is missing because of its own problems."""
         return ()
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
@@ -264,7 +264,10 @@ class TableRules:
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses of the tables, except a `bind` that is a single address."""
+        """The addresses that the tables bind.
+
+        A table's `bind` that is a single address is left out, because the caller adds it.
+        """
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:

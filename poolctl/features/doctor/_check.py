@@ -28,10 +28,11 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class CheckContext:
-    """Never raises: inaccessible data is empty, and `problems` or `silence` say why.
+    """The input of a check: reading from it never raises.
 
-    `pool` is None if no file is named or found. `items` are the servers of the running supervisor, `still_served` the
-    names of servers that still serve without a supervisor; the gateway may do so as well.
+    Data that cannot be read is empty, and `problems` or `silence` give the reason. `pool` is None if no file was given
+    or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that still
+    serve without a supervisor; the gateway may do so as well.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -96,14 +97,15 @@ class CheckContext:
 
     @property
     def served(self) -> set[str]:
-        """The servers whose sockets are held by the supervisor or by remains of a killed pool."""
+        """The servers whose sockets are held by the supervisor or by surviving processes of a killed pool."""
         return self.still_served | {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses by name except `auto` ones; for a running pool only the servers' addresses.
+        """The addresses to check, by name, except `auto` addresses.
 
-        Other addresses are omitted if a process of a feature has outlived its pool.
+        For a running pool these are only the servers' addresses. If a process of a feature has outlived its pool,
+        addresses other than the servers' are omitted.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:

@@ -1,6 +1,7 @@
-"""The machine: the kernel, /proc, logind, limits of this user and its control group, and the servers' addresses.
+"""Checks of the machine: kernel, /proc, logind, the limits of the user and its control group, and server addresses.
 
-Of the pool's directories and files: owners, permissions, file systems, free space, leftovers of dead pools.
+It also checks the pool's directories and files: owners, permissions, file systems, free space, and files that dead
+pools have left behind.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ def _unix(name: str, path: str) -> Iterator[CheckResult]:
 
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
-    """The number of connections that may wait while a server restarts or wakes; the kernel's limit caps it."""
+    """The number of connections that can queue while a server restarts or wakes; the kernel's limit caps it."""
     most = read(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
@@ -408,7 +409,7 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def disks(context: CheckContext) -> Iterator[CheckResult]:
-    """The configured directories of logs and events, one per disk, except the state directory's disk."""
+    """The configured directories for logs and events, one per disk; the disk of the state directory is skipped."""
     if context.pool is None or context.config is None:
         return
     events = context.config.tables.events
@@ -422,7 +423,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def files(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether other users may change the pool's files, whose commands are run."""
+    """Whether other users can change the pool's files, which define commands that the pool runs."""
     if context.pool is not None:
         found = [each for file in context.pool.files for each in _file(file)]
         yield from found or [ok("files", ", ".join(context.pool.files))]
@@ -483,7 +484,7 @@ def _network(path: str) -> str:
 
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
-    """Everything in the runtime directories that belongs to no running pool."""
+    """Entries in the runtime directories that belong to no running pool."""
     found = [each for root in pool_paths.candidates(context.env) for each in _leftovers(root, context)]
     yield from found or [ok("leftovers", "none")]
 

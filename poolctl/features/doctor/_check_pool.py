@@ -38,7 +38,7 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 
 
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
-    """All problems of the files and of referenced paths and programs."""
+    """All problems of the configuration, and of the paths and programs that it refers to."""
     for each in context.problems:
         place = f"{from_here(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
         text = ": ".join(filter(None, (place, each.name or each.key, each.message)))

@@ -54,9 +54,9 @@ _FIXED = ("    cookie ", "    balance first")
 
 
 class HaproxyCertificate(NamedTuple):
-    """A certificate of a listener: the file with certificate and key, and its rules for clients.
+    """A certificate of a listener: the file with certificate and key, and the rules for client certificates.
 
-    Its `names` are needed on listeners where a certificate demands a client certificate.
+    `names` is only needed on listeners where some certificate requires a client certificate.
     """
 
     file: str
@@ -68,19 +68,19 @@ class HaproxyCertificate(NamedTuple):
 
     @property
     def demands(self) -> bool:
-        """Whether clients are asked to present a certificate."""
+        """Whether clients are asked for a certificate."""
         return self.client_auth != "none"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names by which clients ask for the certificate; addresses are excluded (RFC 6066 §3)."""
+        """The host names for which this certificate is presented (SNI); IP addresses are excluded (RFC 6066 §3)."""
         given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
         found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
         return (*found,) or (_NO_NAME,)
 
     @property
     def line(self) -> str:
-        """The line of a crt-list."""
+        """Its line in a crt-list file."""
         options = [f"ssl-min-ver TLSv{self.min_version}"]
         if self.demands:
             options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
@@ -90,9 +90,9 @@ class HaproxyCertificate(NamedTuple):
 
 
 class HaproxyListener(NamedTuple):
-    """An address where HAProxy accepts, in its own syntax; for a stream's listener with the alias of the route.
+    """An address where HAProxy accepts connections, in HAProxy's syntax.
 
-    The file `crt_list` is made of `certificates`.
+    For a stream's listener `alias` is the alias of its route. The file `crt_list` is generated from `certificates`.
     """
 
     binds: tuple[str, ...]
@@ -103,12 +103,12 @@ class HaproxyListener(NamedTuple):
 
     @property
     def demands(self) -> bool:
-        """Whether clients are asked to present a certificate, at least for some hosts."""
+        """Whether clients are asked for a certificate, at least for some hosts."""
         return any(each.demands for each in self.certificates)
 
     @property
     def name(self) -> str:
-        """The name of its binds, by which rules refer to it; "" without rules."""
+        """The name of its `bind` lines, which rules refer to; "" if there are no rules."""
         return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.demands)
 
     @property
@@ -156,13 +156,13 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """One word for the certificates of a name, among which HAProxy chooses by the type of key."""
+        """A key that is equal for the certificates of one name, among which HAProxy chooses by key type."""
         demands = any(self.certificates[number].demands for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
 
 def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that expect the PROXY protocol from trusted proxies, for the listeners that accept it."""
+    """Rules that expect the PROXY protocol from trusted proxies, on the listeners that accept it."""
     names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
     for networks in _lines_of(trusted) if names else ():
         here = f"{{ so_name {' '.join(names)} }}"
@@ -170,7 +170,7 @@ def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> 
 
 
 def _lines_of(networks: Sequence[str]) -> Iterator[str]:
-    """The networks as words of a configuration, with a bounded number of them on each line."""
+    """The networks as words of a configuration, in groups of at most _NETWORKS_A_LINE."""
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
     for start in range(0, len(networks), _NETWORKS_A_LINE):
@@ -211,14 +211,14 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` precede the backends; `files` are the crt-lists by name."""
+    """A configuration in its parts: `lines` come before the backends; `files` are the crt-lists by name."""
 
     lines: tuple[str, ...]
     backends: tuple[HaproxyBackend, ...]
     files: Mapping[str, str]
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
-        """The main file. The servers in `disabled`, given by the names of backend and server, get no traffic."""
+        """The text of the main file. The servers in `disabled`, pairs of backend and server name, get no traffic."""
         resting = frozenset(disabled)
         found = [*self.lines]
         for backend in self.backends:
@@ -319,7 +319,7 @@ def _balance(policy: str) -> Iterator[str]:
 
 
 def _admission(route: Route) -> Iterator[str]:
-    """Which clients are refused, and where all others are sent."""
+    """Rules that refuse clients, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
         for networks in _lines_of(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
@@ -336,7 +336,7 @@ def _admission(route: Route) -> Iterator[str]:
 
 
 def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
-    """The limit for each client address, or for each client network with IPv6. Refused requests do not count."""
+    """The rate limit per client address, or per network for IPv6. Refused requests are not counted."""
     if limit is None:
         return
     client = "var(txn.client),ipmask(32,64)"
@@ -423,7 +423,7 @@ def _servers(
 
 
 def _address_of(endpoint: Endpoint | None) -> str:
-    """The address of a server; until it is known, an address at which nothing answers."""
+    """The address of a server, or a placeholder where nothing listens until the address is known."""
     if endpoint is not None and endpoint.kind == "unix":
         return _quoted(f"unix@{endpoint.path}")
     if endpoint is None or endpoint.kind == "none" or not endpoint.port:
@@ -516,7 +516,7 @@ def configuration_of(
 
 
 def _of_map(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of routes found by a map: routes of exact hosts without conditions, if there are many.
+    """The aliases of the routes that a map looks up: routes with an exact host and no conditions, if there are many.
 
     Only a route with a longer path could take precedence over one of these, and a map finds the longest path.
     """
@@ -570,7 +570,7 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
 def _decisions(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
-    """The refusals, and the variables that the routes compare: the host, its first label, and the path."""
+    """Rules that refuse requests, and the variables that routes compare: host, first label of the host, and path."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {_quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
@@ -592,7 +592,7 @@ def _decisions(
 
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
-    """Replace clients' claims about other clients, and extend the reports of trusted proxies."""
+    """Rules that replace forwarding headers sent by clients, and extend those sent by trusted proxies."""
     for networks in _lines_of(trusted):
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
@@ -632,7 +632,7 @@ def _client(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _condition(route: Route) -> str:
-    """When the route takes a request that no route before it has taken."""
+    """The condition for a request to match this route and none of the routes before it."""
     tests = []
     pattern = host_pattern(route.host)
     if pattern.tier == EXACT:
@@ -663,10 +663,9 @@ def _test(fetch: str, method: str, *values: str) -> str:
 class HaproxySetup(NamedTuple):
     """A configuration with its sockets and files.
 
-    `states` are the states of the servers, by the names of backend and server; `bundles` are the contents of
-    certificates with their keys, and `authorities` the contents of files with CA certificates, by the names of their
-    files. `descriptors` are the sockets that its binds name, each with its inode, as a number may come to stand for
-    another socket.
+    `states` are the server states by the names of backend and server. `bundles` are the contents of certificates with
+    their keys, and `authorities` the contents of CA files, both by file name. `descriptors` are the sockets that the
+    `bind` lines name. Each has its inode, because the number may later be reused for a different socket.
     """
 
     configuration: HaproxyConfiguration
@@ -686,7 +685,7 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drained(self) -> list[str]:
-        """The commands to send after a start with this text."""
+        """The commands to send after HAProxy has been started with this text."""
         return [_state(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
@@ -699,7 +698,7 @@ class HeldListener(NamedTuple):
 
 
 class HeldCertificate(NamedTuple):
-    """A certificate as the supervisor read it: the files with certificate, key, and perhaps CA certificates."""
+    """A certificate as the supervisor read it: the contents of the certificate, key and optional CA files."""
 
     tls: Table
     contents: list[bytes]
@@ -714,7 +713,7 @@ def setup_of(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> HaproxySetup:
-    """The setup; `withdrawn` servers get no further requests. Certificates are by address and names."""
+    """The setup to run. `withdrawn` servers get no new requests; certificates are keyed by address and names."""
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
     listeners = []
@@ -761,7 +760,7 @@ def _states(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
-    """The state of each server: only the most preferred ones get traffic (ready, else starting, else sleeping)."""
+    """The state of each server. Only the best available ones get traffic: ready, else starting, else sleeping."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
     known |= {(True, each.alias): each for each in streams}
     states = {}
@@ -789,7 +788,7 @@ def _endpoint(facts: ServerFacts) -> Endpoint:
 
 
 def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
-    """The commands that lead from one setup to the other; None if the program has to be started again for it."""
+    """The runtime commands that lead from one setup to the other; None if HAProxy has to be restarted for it."""
     old, new = before.configuration, after.configuration
     if (old.lines, old.files, before.descriptors, before.authorities, before.bundles.keys()) != (
         new.lines, new.files, after.descriptors, after.authorities, after.bundles.keys()

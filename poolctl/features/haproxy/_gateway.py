@@ -47,7 +47,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._behind = self._ending = False
 
     def performed(self, message: wire.Message) -> None:
-        """See SupervisedProcess; called once HAProxy serves by the orders."""
+        """See SupervisedProcess; called once HAProxy has applied the orders."""
         self._reply_when_applied({"t": "performed", "id": message["id"]})
 
     async def finish(self) -> None:
@@ -206,7 +206,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             process.exited.add_done_callback(lambda _: self._ended(process))
 
     def _ended(self, process: object) -> None:
-        """HAProxy has ended by itself: the supervisor starts another gateway."""
+        """HAProxy has exited unexpectedly: exit as well, so that the supervisor starts another gateway."""
         if process is self.haproxy.process and not self._ending:
             logger.error("HAProxy has ended")
             self.over.set()
@@ -272,7 +272,7 @@ _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 
 
 class HaproxyStatistics:
-    """Adds the counts of its processes to `counts`, so that no count falls when a process begins at 0."""
+    """Adds the counts of successive HAProxy processes to `counts`, which never fall when a new process starts at 0."""
 
     def __init__(self, counts: Counts) -> None:
         self.connections = 0

@@ -1,7 +1,7 @@
-"""Executes a program that gets SIGUSR1 when its parent ends (prctl(2), PR_SET_PDEATHSIG).
+"""Runs a program that gets SIGUSR1 when its parent exits (prctl(2), PR_SET_PDEATHSIG).
 
-Called as `_launch.py PARENT PROGRAM …`. A script of its own, since code that runs between fork and exec may hang in a
-process with threads.
+Called as `_launch.py PARENT PROGRAM …`. This is a separate script, because code that runs between fork and exec may
+hang in a process with threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Become the program, unless the parent has ended already."""
+    """Execute the program in place of this process, unless the parent has already exited."""
     parent, *argv = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
     if os.getppid() != int(parent):

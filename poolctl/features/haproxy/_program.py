@@ -1,4 +1,4 @@
-"""The program HAProxy: checked, started on sockets of the pool's, changed while it runs, replaced and ended."""
+"""Manages HAProxy processes: checks the program, starts it on the pool's sockets, changes, replaces and stops it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class HaproxyProcess:
             self._process.send_signal(number)
 
     async def ask(self, command: str) -> str:
-        """The response of its runtime socket. Raises HaproxyRefusal if there is no response."""
+        """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         try:
             async with asyncio.timeout(_ANSWERS_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(self.socket_path)
@@ -115,7 +115,7 @@ class HaproxyProgram:
         return os.path.join(self.directory, SOCKET_FILE)
 
     async def follow(self, setup: HaproxySetup) -> None:
-        """Serve by this setup: by commands if they suffice, else with another process. Raises HaproxyRefusal."""
+        """Apply this setup: by runtime commands if they suffice, else with a new process. Raises HaproxyRefusal."""
         process, before = self.process, self.setup
         commands = None if process is None or before is None else changes(before, setup)
         if process is None or commands is None:
@@ -171,7 +171,7 @@ class HaproxyProgram:
         return path
 
     async def _started(self, setup: HaproxySetup) -> HaproxyProcess:
-        """Start a process that serves, in addition to its predecessor."""
+        """Start a process that serves in addition to the previous one."""
         path = f"{self.socket_path}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -199,7 +199,7 @@ class HaproxyProgram:
         return process
 
     async def _serves(self, process: HaproxyProcess) -> None:
-        """Return when the process serves: its runtime socket answers from then on."""
+        """Wait until the process serves, which is when its runtime socket answers."""
         answer = asyncio.ensure_future(process.ask("show info"))
         either: list[asyncio.Future[Any]] = [answer, process.exited]
         done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -224,9 +224,9 @@ class HaproxyProgram:
         await self.end()
 
     async def finish(self, seconds: float) -> None:
-        """End with the last request, whose clients no other process takes over, or after that time.
+        """Stop as soon as the requests in progress have ended, or after that time; no other process takes over.
 
-        Streams, and connections between two requests, end then too.
+        Streams and idle connections are closed as well.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):

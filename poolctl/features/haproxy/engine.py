@@ -39,7 +39,7 @@ KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
-    """Features that these servers and tables ask of the gateway, and that HAProxy does not support."""
+    """The features used by these servers and tables that HAProxy does not support."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return

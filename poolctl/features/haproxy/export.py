@@ -31,7 +31,7 @@ _FILE_NAME = "haproxy.cfg"
 
 
 def files(request: CommandRequest) -> Files:
-    """The files for the routes of the pool, and warnings of everything that HAProxy does not support."""
+    """The files for the pool's routes, and a warning for each feature that HAProxy does not support."""
     without_options_of_systemd(request)
     config = load(find_pool(request), allow_empty=True)
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)

@@ -133,7 +133,7 @@ class ProblemTracker:
         self._gathered_at: float | None = None
 
     def take(self, event: JournalEvent, now: float) -> None:
-        """Consider an event; `due` returns its message later."""
+        """Record an event; `due` returns the resulting message later."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):

@@ -227,7 +227,7 @@ def document(message: Message, pool: str) -> Table:
 def _request(
     kind: str, message: Message, pool: str, topic: str, token: str
 ) -> tuple[str, dict[str, str], Table]:
-    """The message in the format of this kind of receiver: what the path ends with, headers, and the body."""
+    """The message in this receiver's format: the suffix of the request path, the headers, and the body."""
     headers = {"content-type": "application/json"}
     if token:
         headers |= {"x-gotify-key": token} if kind == "gotify" else {"authorization": f"Bearer {token}"}

@@ -37,7 +37,7 @@ _LAST_SECONDS = 2.0
 
 
 class Outbox:
-    """Messages in their order; `retry_for` and times are in seconds."""
+    """A queue of messages in order; `retry_for` and times are in seconds."""
 
     def __init__(self, retry_for: float) -> None:
         self._retry_for = retry_for
@@ -61,7 +61,7 @@ class Outbox:
         return self._not_before if self._waiting else None
 
     def due(self, now: float) -> Message | None:
-        """The message to send now."""
+        """The message to send now, or None."""
         return self._waiting[0][0] if self._waiting and now >= self._not_before else None
 
     def sent(self) -> None:
@@ -118,7 +118,7 @@ class DeliveryTask:
         self._task = asyncio.ensure_future(self._run())
 
     def take(self, event: JournalEvent) -> None:
-        """Consider an event; it is sent later, if the receiver wants it."""
+        """Record an event; it is sent later if the receiver's settings select it."""
         before = self._problems.next_at()
         self._problems.take(event, self._clock.time())
         if self._problems.next_at() != before:

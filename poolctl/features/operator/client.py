@@ -1,8 +1,8 @@
-"""Sends an operator the number of requests that have arrived for each service, without delaying any of them.
+"""Reports to an operator how many requests have arrived for each service, without delaying the requests.
 
-To count is to add to an integer in a file that is mapped into memory, which SIGKILL does not lose; a task of its own
-sends. A count is taken off once the operator has confirmed it: failures and restarts lose none. One whose answer was
-lost, or whose process was killed meanwhile, may count twice. Standard library only.
+Counting increments an integer in a memory-mapped file, which survives SIGKILL; a separate task sends the counts. A
+count is subtracted once the operator has confirmed it, so failures and restarts lose nothing. A count may be reported
+twice if the response was lost, or if the process was killed before it was subtracted. Standard library only.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class _Service:
 
 
 class OperatorClient:
-    """Informs one operator: at most one request in flight a service, and one in `retry_seconds`.
+    """Reports to one operator: one request in flight per service, and at most one per `retry_seconds`.
 
-    In `directory` unsent counts outlive this process: the next client there continues with them, and spares services
-    that its predecessor has just reported. `report(kind, message, severity)` hears once when the operator cannot be
-    reached, and once when it can again. Made and used on the running loop.
+    Unsent counts in `directory` outlive this process: the next client there continues with them, and does not report
+    services that its predecessor has just reported. `report(kind, message, severity)` is called once when the operator
+    becomes unreachable, and once when it is reachable again. Create and use it on the running loop.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def stop_sending(self) -> None:
-        """Only count from now on: a successor sends. A request in progress is completed."""
+        """Stop sending but continue counting, because a successor sends. A request in progress is completed."""
         self._stopped = True
         for service in self._services.values():
             if isinstance(service.sending, asyncio.TimerHandle):
@@ -176,7 +176,7 @@ class OperatorClient:
                 service.sending = None
 
     def close(self) -> None:
-        """End; the successor in the directory, at the latest the next process, sends the unsent counts."""
+        """Stop. The next process that uses the directory sends the unsent counts."""
         self.stop_sending()
         for service in self._services.values():
             if service.sending is not None:
@@ -211,14 +211,14 @@ class OperatorClient:
         return int(self._page.words[service.slot + COUNT])
 
     def _due_time(self, service: _Service) -> float:
-        """When the service may be reported, in the loop's time: the system's monotonic clock in all processes."""
+        """When the service may be reported, on the system's monotonic clock, which all processes share."""
         return float(self._page.words[service.slot + DUE_NS] / 1e9)
 
     def _set_due(self, service: _Service, at: float) -> None:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """The time noted by another process, but no later than the longest pause from now."""
+        """The time recorded by another process, limited to the longest possible pause from now."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -280,7 +280,7 @@ class OperatorClient:
                             pass
 
     async def _context(self, settings: OperatorSettings) -> ssl.SSLContext:
-        """The TLS context, made again when one of its files has changed: reading them blocks."""
+        """The TLS context, created again when one of its files has changed. Blocks to read them."""
 
         def made() -> tuple[object, ssl.SSLContext]:
             mark = (
@@ -322,7 +322,7 @@ class OperatorClient:
     # Predecessors, and processes that end while this process already serves.
 
     def _take_over_counts(self) -> None:
-        """Take over the counts of processes that have ended; look again while there are others."""
+        """Take over the counts of processes that have ended; check again later while other processes run."""
         for other in self._others:
             other.close()
         self._others, self._looking = self._page.others(), None
@@ -399,10 +399,11 @@ class ReportedRequests:
 
 
 class UnsentCounts:
-    """A page of counts. `words[slot]` is the count of a service, and `words[slot + DUE_NS]` when it may be reported.
+    """A page of counts, one slot per service.
 
-    With a directory the page is a file in it, which this process has locked; otherwise it is memory of this process.
-    `words` is replaced when the page grows.
+    `words[slot]` is the count of a service, and `words[slot + DUE_NS]` the time when it may be reported. With a
+    directory the page is a file there, locked by this process; otherwise it is private memory. `words` is replaced when
+    the page grows.
     """
 
     def __init__(self, directory: str = "") -> None:
@@ -435,12 +436,12 @@ class UnsentCounts:
         return slot
 
     def release(self, slot: int) -> None:
-        """Let another service have the place."""
+        """Free the slot for other services."""
         self.words[slot + COUNT] = 0
         self._free.append(slot)
 
     def close(self) -> None:
-        """Leave the counts to the process that takes them over; without any the file is removed."""
+        """Leave the counts to the process that takes them over; the file is removed if there are no counts."""
         if self._fd >= 0:
             if self._path and not any(count for _, count, _ in _records(self.words)):
                 _unlink(self._path)
@@ -520,7 +521,7 @@ class OtherCounts:
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def is_left(self) -> bool:
-        """Whether its process has ended; if so, this process now holds the lock."""
+        """Whether its process has ended; if so, this process now holds the lock on its file."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -50,7 +50,7 @@ class Scaling(Protocol):
     """Scales the servers of the pool."""
 
     def demand(self, server_name: str, count: int) -> int:
-        """Note waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
+        """Record waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
         ...
 
 
@@ -62,7 +62,7 @@ class Access(NamedTuple):
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
 
     def refusal(self, request: Received) -> int:
-        """0 for a request of a client that may report, else 401 or 403."""
+        """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
         if self.open_to_all or request.certified or self.trusts(request.sock):
             return 0
         if not self.token:
@@ -193,7 +193,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
         self._table: OperatorTable | None = None
 
     def follow(self, table: OperatorTable | None) -> None:
-        """Serve as `[operator]` says from now on, or nowhere."""
+        """Apply the table `[operator]` from now on; with None, stop serving."""
         self._table = table
         if table is None:
             self.serve_at(None)

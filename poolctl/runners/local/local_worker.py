@@ -371,9 +371,10 @@ class LocalWorker(Receiver):
         return Process(self.placement.pid or 0, self.start)
 
     def adopt(self, *, reports: bool) -> None:
-        """Note that another supervisor placed this worker.
+        """Mark this worker as placed by another supervisor.
 
-        A program, which reports no state, is running or has exited.
+        With `reports` its state arrives in a message. A program sends none, so `reported` is completed at once if its
+        process still runs.
         """
         self._taken_over = True
         pid, start = self.process
