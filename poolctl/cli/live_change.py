@@ -357,7 +357,7 @@ def _command(
 
 
 def _count(done: Sequence[bool], words: str) -> str:
-    """A line such as `2 of 3 servers disabled`, from what is true of each."""
+    """A line such as `2 of 3 servers disabled`; each server counts for which the condition is true."""
     return f"{servers(sum(done), len(done))} {words}"
 
 

@@ -102,7 +102,10 @@ class Reader:
     def read(
         self, number: int, files: Sequence[str], env: Mapping[str, str] | None, access_log: bool
     ) -> Reading:
-        """The content of these files; `number` names the reading later, None is this process's environment."""
+        """Read the configuration from these files.
+
+        `number` identifies the result in later requests. With `env` None this process's environment is used.
+        """
         from poolctl.config import Reading, Surroundings, load, marks_of
         from poolctl.errors import PoolError, ServerError
 
@@ -126,7 +129,7 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """Problems outside the files for these servers, and warnings for all; None if that reading is not kept."""
+        """Problems outside the files for these servers, and warnings for all; None if that result is gone."""
         config = self._kept.get(number)
         if config is None:
             return None
@@ -140,7 +143,7 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """The server defined by this table, which is in no file."""
+        """The server defined by this table, which comes from no file."""
         from poolctl.config import added_server
         from poolctl.errors import PoolError
 
@@ -166,7 +169,7 @@ class Reader:
 
 
 def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
-    """The file of each server by its name, where there are several files."""
+    """The file of each server by its name, if there are several files."""
     origins = servers[0].origins if servers else None
     if origins is None or len(origins.documents) < 2:
         return {}

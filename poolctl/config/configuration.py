@@ -87,7 +87,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no server, route or stream, so that there is nothing to start."""
+        """Whether it has no server, route or stream, so that nothing can be started."""
         return not (self._servers or self.tables.routes)
 
     @property
@@ -101,7 +101,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Findings that keep no server from running; `outside` and `validate` add findings outside the files."""
+        """Findings that prevent no server from running; `outside` and `validate` add findings outside the files."""
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
@@ -201,7 +201,7 @@ LISTENING = frozenset(
 def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """The problems of a server without an app, command or handlers, or without its certificate.
 
-    `handler` and `tls`: the pool has a handler, or a default certificate, set from Python.
+    `handler` and `tls` are true if the pool has a handler, or a default certificate, set from Python.
     """
     if not (handler or server.app is not None or server.command or server.handlers):
         hint = 'add app = "module:attribute", command = […], or [pool] handlers = "module:function"'

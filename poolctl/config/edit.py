@@ -124,7 +124,7 @@ class Draft:
         return (homes or self.documents)[-1]
 
     def again(self) -> Draft:
-        """Apply the same changes to the current files, as a new draft. Raises KeyError for a server that is gone."""
+        """Apply the same changes to the files' current content, as a new draft. Raises KeyError if a server is gone."""
         draft = Draft(self.files, self.env)
         draft.written = self.written
         for verb, arguments in self._asked:
@@ -160,7 +160,7 @@ class Draft:
         return config
 
     def _in_files(self, problem: ServerError) -> ServerError:
-        """The problem with the line in the present file, or with the change if it is in no file yet."""
+        """The problem with its line in the present file, or with the change if that is in no file yet."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
                 before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
@@ -197,7 +197,7 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file with the key, or else with the table around it, or else with the server."""
+        """The last file that has the key; otherwise the last with the table around it, or with the server."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -467,10 +467,10 @@ class Parts:
         ]
 
     def _part(self, first: int, limit: int) -> Part:
-        """The server that begins in line `first`, where something else begins in line `limit`.
+        """The part of the server that begins in line `first`; the next item begins in line `limit`.
 
-        A comment directly above a server belongs to it, unless the file begins with it; so does one directly below,
-        unless it is directly above the next thing.
+        A comment directly above a server belongs to it, unless the file begins with that comment. A comment directly
+        below belongs to it too, unless it is directly above the next item.
         """
         end = limit
         while end > first + 1 and (self._is_blank(end - 1) or self._is_comment(end - 1)):

@@ -150,7 +150,7 @@ class Defaults:
         return table
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """Remove defaults that need an address from a program without an address: variables, probes, sleep."""
+        """Remove defaults that need an address (variables, probes, sleep) from a program that has none."""
         for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
             if key in self.raw_tables:
                 mine = own.get(key, {})

@@ -49,7 +49,7 @@ class ClientReport:
         return _report(self._peer, self._scheme, host, self._element(host))
 
     def applied(self, headers: Fields) -> Fields:
-        """The headers of a request for an application: with the reported fields, and no others about the client.
+        """The headers to give to an application: other fields about the client are replaced by the reported ones.
 
         Names are in lower case.
         """

@@ -151,9 +151,10 @@ class HttpHandler(Protocol):
 
 
 class HttpServer:
-    """Serves listeners. `what` names the requests in the log; `reserve` is entered for each connection.
+    """Serves requests on its listeners.
 
-    With `watch` a request is cancelled when its client disconnects. With `tls` new connections speak TLS.
+    `what` names the requests in the log, and `reserve` is entered for each connection. With `watch` a request is
+    cancelled when its client disconnects. With `tls` new connections use TLS.
     """
 
     def __init__(
@@ -327,7 +328,7 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """The head of the next request, once it is complete; None if the client has closed its side. Raises BadMessage."""
+    """The head of the next request once it is complete; None if the client has closed its side. Raises BadMessage."""
     continued = False
     while not (rest and message.feed(rest)):
         if message.head is not None and not continued and message.head.expects_continue:

@@ -141,7 +141,7 @@ class MessageHead:
 
     @classmethod
     def read(cls, data: bytes, scanned: int = 0, max_bytes: int = MAX_HEAD_BYTES) -> Self | None:
-        """The head that these bytes begin with; None while it is incomplete, and may become one. Raises BadMessage.
+        """The head at the start of these bytes; None while it is incomplete but may become valid. Raises BadMessage.
 
         An earlier call has found the first `scanned` bytes incomplete.
         """
@@ -156,10 +156,10 @@ class MessageHead:
 
     @classmethod
     def is_incomplete(cls, data: bytes, scanned: int = 0) -> bool:
-        """Whether these bytes are the beginning of a head, without its end.
+        """Whether these bytes are an incomplete head.
 
-        False as soon as more bytes cannot make them a valid one; the caller bounds their number. Up to the offset
-        `scanned` an earlier call has found them incomplete.
+        False as soon as no further bytes can make them a valid head; the caller limits their number. An earlier call
+        has found the bytes up to the offset `scanned` incomplete.
         """
         line_end = data.find(b"\r\n", 2) + 2  # an empty line may come first
         return (
@@ -187,7 +187,7 @@ class MessageHead:
         return b", ".join(self.values(name))
 
     def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
-        """The decisive fields by name, and whether each occurs only once and without whitespace after its value."""
+        """The decisive fields by name, and whether each occurs only once and has no whitespace after its value."""
         decisive: dict[bytes, bytes] = {}
         plain = True
         for name, text in sent:
@@ -378,7 +378,7 @@ def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
 
 
 def _body_of(decisive: dict[bytes, bytes]) -> int | None:
-    """The length of the body, or CHUNKED; None without either (RFC 9112 §6.3)."""
+    """The Content-Length, or CHUNKED; None if the head has neither (RFC 9112 §6.3)."""
     length, coding = decisive.get(b"content-length"), decisive.get(b"transfer-encoding")
     if coding is not None:
         if coding.lower() != b"chunked":

@@ -266,15 +266,15 @@ _chosen_ports: set[int] = set()
 
 
 class StartAndStop:
-    """`start`, `stop` and `restart`, for one server or all servers of a pool, each with a blocking counterpart.
+    """`start`, `stop` and `restart` for one server or all servers of a pool, each also in a blocking form.
 
-    A timeout is in seconds, a timedelta, or "5s".
+    A timeout is in seconds, a timedelta, or a text such as "5s".
     """
 
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on, and whether its pool still holds a server if a whole pool is started."""
+        """The servers to act on; for a pool's start also a function that tells whether a server is still in it."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:

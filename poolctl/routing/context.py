@@ -1,10 +1,10 @@
 """The route of a request in its ASGI scope, and as headers.
 
-This module tells an application behind the gateway which route its request took, and which backend serves it. In the
-scope it is an extension of the server's (`scope["extensions"]["poolctl.route"]`), the place that the ASGI specification
-reserves for extensions: middleware and mounted applications pass it on, and no client can set it. A backend elsewhere
-receives the same as headers if the route has `context_headers`; the gateway removes such headers from clients, so a
-backend may trust them if it can be reached only through the gateway.
+An application behind the gateway learns here which route its request matched, and which backend serves it. In the scope
+this is a server extension (`scope["extensions"]["poolctl.route"]`), the place that the ASGI specification reserves for
+extensions: middleware and mounted applications pass it on, and no client can set it. An external backend receives the
+same data as headers if the route has `context_headers`. The gateway removes such headers from clients' requests, so a
+backend can trust them if it is reachable only through the gateway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Scope = Mapping[str, Any]
 
 
 class RouteContext(NamedTuple):
-    """A route, and the backend that serves: its name, and its URL (http://HOST:PORT, https://HOST:PORT, unix:/PATH)."""
+    """A route, and its backend's name and URL (http://HOST:PORT, https://HOST:PORT or unix:/PATH)."""
 
     route: Route
     name: str = ""
@@ -47,9 +47,9 @@ class RouteContext(NamedTuple):
 
 
 def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> dict[str, Any]:
-    """A copy of the scope that carries the route, and the backend that serves it.
+    """A copy of the scope that carries the route and its selected backend.
 
-    Without name and URL the backend is the route's target, if it has only one.
+    Without name and URL the backend is the route's target, if it has exactly one.
     """
     extensions = scope.get("extensions") or {}
     return {**scope, "extensions": {**extensions, EXTENSION: extension(route, name=name, url=url)}}
@@ -69,25 +69,25 @@ def extension(
 
 
 def try_get_route(scope: Scope) -> Route | None:
-    """The route of a request, or None if it took none."""
+    """The route that the request matched, or None."""
     context = _context(scope)
     return None if context is _NONE else context.route
 
 
 def try_get_table(scope: Scope) -> RouteTable | None:
-    """The table by which the gateway decides at present, or None where the request came past it.
+    """The route table that the gateway currently uses, or None if the request bypassed the gateway.
 
-    Ask again for each use. Any thread may read it, and it needs no close().
+    Call it again for each use. Any thread may read the table, and it need not be closed.
     """
     table = ((scope.get("extensions") or {}).get(EXTENSION) or {}).get("table")
     return table() if table else None
 
 
 def registry_of(scope: Scope) -> TableRegistry:
-    """The routes by which the gateway decides, live and read only; empty if a request bypassed the gateway.
+    """The gateway's current routes, read-only; empty if the request bypassed the gateway.
 
-    They come from the worker's own table, with the fields needed to decide about requests, but without added headers
-    and without the gateway's streams.
+    They come from the worker's own table. It has the fields needed to match requests, but no added headers and no
+    streams.
     """
     return TableRegistry(lambda: try_get_table(scope))
 
@@ -145,7 +145,7 @@ def context_headers(context: RouteContext) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=1024)
 def context_line(alias: str, key: str) -> bytes:
-    """The header line with the alias of a request's route for the workers of a server."""
+    """The header line that passes the alias of a request's route to the workers of a server."""
     return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
 
 

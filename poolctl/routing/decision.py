@@ -1,4 +1,4 @@
-"""Whether a request may go to a worker with its connection, decided by head and peer: alike in gateway and worker."""
+"""Decides from request head and peer whether a connection may be passed to a worker; used by gateway and workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .route_table import Match, RouteTable
 
 
 def passed_match(head: RequestHead, table: RouteTable) -> Match | None:
-    """The match of a request whose connection may be passed to any of `Match.servers`; None if the proxy answers it.
+    """The match of a request whose connection may go to any of `Match.servers`; None if the proxy must answer it.
 
-    The proxy answers a request without a route, on a route that needs the proxy, or with dot segments in its path,
-    which a worker would see unchanged.
+    The proxy answers a request without a route, a request on a route that needs the proxy, and a request with dot
+    segments in its path, which a worker would see unchanged.
     """
     sent = "/" if head.path == b"*" else head.path.decode("ascii")
     path = read_path(sent)
@@ -28,16 +28,17 @@ def passed_match(head: RequestHead, table: RouteTable) -> Match | None:
 
 
 def admits(route: Route, peer: str, *, trusted: bool) -> bool:
-    """Whether a connection of this peer may be passed on the route, as far as clients' addresses decide it.
+    """Whether the route's `allow` list permits passing a connection from this peer to a worker.
 
-    With `allow` that is certain of clients that come directly: a trusted proxy forwards requests of all kinds of
-    clients, and the proxy answers clients that are not allowed.
+    With `allow`, only connections that come directly from an allowed client are passed. A trusted proxy forwards
+    requests of all kinds of clients, so the gateway's proxy checks each of them; it also answers clients that are not
+    allowed.
     """
     return not route.allow or (not trusted and is_within(peer, route.allow))
 
 
 def passed_host(host: str, table: RouteTable) -> Match | None:
-    """The match of a host of which every request goes to the same servers: a TLS connection to it may be passed."""
+    """The match for a TLS connection to this host, if all requests for the host go to the same servers; else None."""
     match = table.find(normal_host(host), "/", secure=True)
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None
 

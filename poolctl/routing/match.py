@@ -40,17 +40,17 @@ class HostPattern(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The pattern as one text: a character for the tier, and the compared text."""
+        """The pattern as a single string: one character for the tier, then the compared text."""
         return "=^.*-"[self.tier] + self.text
 
     @property
     def weight(self) -> int:
-        """How specific the pattern is: of two in a tier, the more specific is tried first."""
+        """How specific the pattern is: within a tier, the most specific pattern is tried first."""
         return len(self.text) - self.text.count("*")
 
 
 def normal_host(text: str) -> str:
-    """The host of a Host header, or of a pattern, as it is compared: lower case, without port and final dot."""
+    """A host from a Host header or pattern in the form used for comparison: lower case, without port and final dot."""
     host = text.strip().lower()
     if host.startswith("["):
         return host[: host.find("]") + 1] or host
@@ -58,7 +58,7 @@ def normal_host(text: str) -> str:
 
 
 def is_ip_address(host: str) -> bool:
-    """Whether it is an address, not a name: in brackets, or its last label a number (WHATWG URL §3.5)."""
+    """Whether the host is an IP address: it is in brackets, or its last label is a number (WHATWG URL §3.5)."""
     return host.startswith("[") or host.rpartition(".")[2].isdigit()
 
 
@@ -89,7 +89,7 @@ def covers_wildcard(pattern: str, host: str) -> bool:
 
 
 def normal_prefix(path: str) -> str:
-    """A route's path as it is compared: without a final slash."""
+    """A route's path in the form used for comparison: without a trailing slash."""
     return path.rstrip("/") or "/"
 
 
@@ -99,7 +99,7 @@ def covers_path(prefix: str, path: str) -> bool:
 
 
 def prefixes(path: str, depth: int) -> list[str]:
-    """The path's prefixes of at most this number of segments, the longest first, and "/" at the end."""
+    """The path's prefixes of at most this number of segments, longest first, ending with "/"."""
     found = ["/"]
     end = 0
     for _ in range(depth):
@@ -114,7 +114,7 @@ def prefixes(path: str, depth: int) -> list[str]:
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
-    """The condition of the route that the request does not meet, in words; "" if it meets all of them."""
+    """The route's condition that the request does not meet, in words; "" if it meets all of them."""
     if route.methods and method not in route.methods:
         return f"its methods are {', '.join(route.methods)}"
     for header in route.headers:
@@ -127,7 +127,7 @@ def missing_condition(route: Route, method: str, headers: Mapping[str, str] | No
 
 
 class ConsideredRoute(NamedTuple):
-    """A route that was considered for a request: whether it takes the request, and why."""
+    """A route that was considered for a request: whether it matched, and the reason."""
 
     route: Route
     matched: bool
@@ -143,10 +143,10 @@ def explain(
     *,
     secure: bool = False,
 ) -> list[ConsideredRoute]:
-    """Explain how a request's route is found: all of these routes, in the order in which they are considered.
+    """Explain how the route of a request is found: all routes, in the order in which they are considered.
 
-    At most one of the steps is a match; the routes after it are listed with what put them behind. Host and path are
-    in normal form. `secure`: the request comes by TLS.
+    At most one step is a match; each route after it is listed with the reason for its lower precedence. Host and path
+    are in normal form. `secure` is true if the request came over TLS.
     """
     ordered = in_order(routes)
     steps = _steps(ordered, host, path, method, headers, secure=secure)

@@ -48,10 +48,11 @@ _NORMAL_ESCAPES = {
 
 
 class ReadPath(NamedTuple):
-    """A path in normal form. `as_sent`: every server reads it so in the form in which it was sent.
+    """A path in normal form.
 
-    Only escapes are written differently there, which all of them decode (RFC 3986 §6.2.2.2); not every server removes
-    dot segments.
+    `as_sent` is true if every server interprets the path as sent in the same way. It may then differ from the normal
+    form only in escapes, which all servers decode (RFC 3986 §6.2.2.2), and not in dot segments, which some servers do
+    not remove.
     """
 
     normal: str
@@ -88,9 +89,9 @@ def normal_path(path: str) -> str | None:
 
 
 def readings(path: str) -> list[str]:
-    """The ways in which backends may read a path that is in normal form; the first is the path itself.
+    """The ways in which backends may interpret a path in normal form; the first is the path itself.
 
-    Some cut parameters off, before they decode separators or after it; some merge slashes.
+    Some backends remove path parameters, before or after they decode separators; some merge slashes.
     """
     if not any(map(path.__contains__, _AMBIGUOUS)):
         return [path]
@@ -101,7 +102,7 @@ def readings(path: str) -> list[str]:
 
 
 def _without_dot_segments(path: str) -> str:
-    """RFC 3986 §5.2.4, for a path that begins with a slash."""
+    """Remove dot segments (RFC 3986 §5.2.4) from a path that begins with a slash."""
     if "/." not in path:
         return path
     kept: list[str] = []

@@ -63,7 +63,7 @@ class RoutePool(Generic[Kind]):
 
 
 class HTTPRoutePool(RoutePool[Route]):
-    """Routes for HTTP, which are found by their host as well."""
+    """Routes for HTTP, which can also be looked up by host."""
 
     def get_by_host(self, host: str) -> Route | None:
         """The first route with exactly this host and any path; None if there is no such route."""
@@ -72,7 +72,7 @@ class HTTPRoutePool(RoutePool[Route]):
 
 
 class _Reading:
-    """The reading interface of every registry: `http`, `stream`, and `excluded`, which are known and not served."""
+    """The read-only part of every registry: `http`, `stream`, and `excluded`, the known routes that are not served."""
 
     http: HTTPRoutePool | HTTPTableRoutes
     stream: RoutePool[StreamRoute] | TableRoutes[StreamRoute]
@@ -83,12 +83,12 @@ class _Reading:
 
     @property
     def num_active(self) -> int:
-        """How many routes are served."""
+        """The number of routes that are served."""
         return len(self.http) + len(self.stream)
 
     @property
     def num_all(self) -> int:
-        """How many routes are known."""
+        """The number of all known routes."""
         return self.num_active + len(self.excluded)
 
     def iter_active(self) -> Iterator[Route | StreamRoute]:
@@ -108,7 +108,7 @@ class _Reading:
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:
-        """Every route, by the provider that it comes from."""
+        """All routes, grouped by the provider that defined them."""
         found: dict[str, list[AnyRoute]] = {}
         for route in self.iter_all():
             found.setdefault(route.provider, []).append(route)
@@ -139,7 +139,7 @@ TableNow = Callable[[], "RouteTable | None"]
 
 
 class TableRoutes(Generic[Kind]):
-    """Routes of one kind in a route table, each decoded for the caller; read only."""
+    """Routes of one kind in a route table, decoded on each access; read-only."""
 
     def __init__(
         self,
@@ -191,9 +191,9 @@ class HTTPTableRoutes(TableRoutes[Route]):
 
 
 class TableRegistry(_Reading):
-    """The routes of a route table, and of each later table as soon as it is in force; read only.
+    """The routes of the current route table, read-only; a newer table is used as soon as it is in force.
 
-    `table` returns the table in force, or None. A look-up takes the same time with any number of routes.
+    `table` returns the table in force, or None. A lookup takes the same time for any number of routes.
     """
 
     http: HTTPTableRoutes
@@ -244,5 +244,5 @@ class TableRegistry(_Reading):
 
 
 def _own(kind: type[Kind], route: Kind) -> Kind:
-    """The route as a value of this interpreter's poolctl: a worker's table may be of the worker's own."""
+    """The route as a value of this interpreter's poolctl version; the table's values may be of the worker's version."""
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

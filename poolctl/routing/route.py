@@ -76,9 +76,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """Limits, 0 for no limit: requests in flight, requests per second, and waiting requests.
+    """Limits, where 0 means no limit: requests in flight, requests per second, and queued requests.
 
-    `queue_seconds` is the maximum wait of a request. A `burst` of 0 is one second's worth.
+    `queue_seconds` is the maximum time a request is queued. With a `burst` of 0, one second's worth of requests is
+    allowed.
     """
 
     concurrency: int = 0
@@ -90,12 +91,12 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRule:
-    """When a backend gets no requests: after `failures` in a row, or a failure share of `rate` within the window.
+    """When a backend is taken out of service: after `failures` in a row, or at the failure share `rate` in the window.
 
-    The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
-    backend is tried again after `open_seconds`, by at most `probes` concurrent requests. `statuses` count as failures
-    like 502, 503 and 504. Responses exclude at most the share `max_open` of a route's backends, and never the last that
-    serves.
+    The share is evaluated from `minimum_requests` in the window on. With 0 failures, or a rate of 0, that condition is
+    off. The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as
+    failures in addition to 502, 503 and 504. At most the share `max_open` of a route's backends is taken out of service
+    because of responses, and never the last one that serves.
     """
 
     failures: int = 5
@@ -110,9 +111,9 @@ class BreakerRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redirect:
-    """Where clients are sent instead: to the same URL by "https", or to a URL.
+    """Where clients are redirected: to the same URL with "https", or to the given URL.
 
-    A URL without a path gets path and query of the request.
+    A URL without a path gets the path and query of the request.
     """
 
     to: str
@@ -169,17 +170,17 @@ class Route:
     other_user_tls: str = ""
 
     def to_json(self) -> Table:
-        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        """The route as JSON, for a poolctl of another version in an application's interpreter."""
         return to_json(self)
 
     @property
     def only_plain(self) -> bool:
-        """Whether the route takes only requests without TLS."""
+        """Whether the route matches only requests without TLS."""
         return self.redirect is not None and self.redirect.to == HTTPS
 
     @property
     def changes_headers(self) -> bool:
-        """Whether requests reach the backend with other headers than the client's."""
+        """Whether the backend receives headers that differ from the client's."""
         return bool(self.add_headers or self.set_headers or self.remove_headers)
 
 
@@ -200,13 +201,13 @@ class StreamRoute:
     breaker: BreakerRule = BreakerRule()
 
     def to_json(self) -> Table:
-        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        """The route as JSON, for a poolctl of another version in an application's interpreter."""
         return to_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExcludedRoute:
-    """A route that is known and not served, with the reason."""
+    """A route that is known but not served, with the reason."""
 
     alias: str
     reason: str
@@ -214,20 +215,20 @@ class ExcludedRoute:
     provider: str = FILE
 
     def to_json(self) -> Table:
-        """The route as JSON has it: a poolctl of another version in an application's interpreter calls this."""
+        """The route as JSON, for a poolctl of another version in an application's interpreter."""
         return to_json(self)
 
 
 def passable(route: Route, *, tls: bool = False) -> bool:
-    """Whether connections of the route can be handed to a worker: the targets are servers, and nothing needs the proxy.
+    """Whether connections of the route can be passed to a worker: its targets are servers and nothing needs the proxy.
 
-    With `tls` the request is not seen before, so that only a route for the whole host can.
+    With `tls` the gateway cannot see requests before it passes the connection, so the route must cover the whole host.
     """
     return not proxy_reason(route, tls=tls)
 
 
 def proxy_reason(route: Route, *, tls: bool = False) -> str:
-    """Why connections of the route are not handed to a worker, in words; "" if they are."""
+    """Why the route's connections are not passed to a worker, in words; "" if they are."""
     other_user = route.other_user_tls if tls else route.other_user
     reasons = (
         (route.mode == PROXY, 'its mode is "proxy"'),

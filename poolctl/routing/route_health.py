@@ -34,7 +34,7 @@ class RouteHealth:
 
     @property
     def serves(self) -> bool:
-        """Whether the route has a backend, so that no request is refused for lack of one."""
+        """Whether the route has a backend that takes requests."""
         return self.status in _SERVING
 
 
@@ -83,7 +83,7 @@ def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
 
 
 def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
-    """The result of one of these three functions: full, summary or simple."""
+    """Return the result of one of the three functions above: full, summary or simple."""
     if depth == SIMPLE:
         return health_info_simple(healths)
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)

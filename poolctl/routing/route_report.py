@@ -142,7 +142,7 @@ class HostReport:
 
     @property
     def backend(self) -> str:
-        """The host, as the table heads its column."""
+        """The host as shown in the table's column `backend`."""
         return self.host
 
 

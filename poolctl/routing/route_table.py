@@ -65,10 +65,11 @@ def write_table(
     streams: Iterable[StreamRoute] = (),
     excluded: Iterable[ExcludedRoute] = (),
 ) -> int:
-    """A descriptor of a table of these routes, which the caller closes.
+    """Write a table of these routes; returns its descriptor, which the caller closes.
 
-    No request takes a stream or an excluded route: they are there for registries; of two with one alias the first.
-    Raises ValueError if two routes for HTTP have one alias, and OSError if there is no memory for it.
+    Streams and excluded routes match no request; they are stored for registries. Of two with the same alias only the
+    first is stored. Raises ValueError if two routes for HTTP have the same alias, and OSError if there is not enough
+    memory.
     """
     content = _Writer(routes, streams, excluded).content(generation)
     fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -167,12 +168,12 @@ class _Writer:
 
 
 def depth_of(paths: Iterable[str]) -> int:
-    """How many segments the longest of these paths has."""
+    """The number of segments in the longest of these paths."""
     return max(path.count("/") if path != "/" else 0 for path in paths)
 
 
 def _changed_fields(value: Any) -> dict[str, Any]:
-    """A value as JSON has it, without the fields that have their defaults."""
+    """The JSON form of a value, without the fields that have their defaults."""
     return {
         name: _in_json(field)
         for name, default in _defaults(type(value))  # type: ignore[arg-type]
@@ -195,15 +196,15 @@ _LONGEST_HOST = 255  # longer ones are no names, and not worth keeping
 
 
 class TableError(ValueError):
-    """The descriptor holds no route table, or a damaged one."""
+    """The descriptor holds no route table, or a damaged table."""
 
 
 class Match(NamedTuple):
-    """The route that a request takes, and certain facts about similar requests.
+    """The route that a request matched, and facts that also hold for similar requests.
 
-    `passes`: every request of this host and path takes it, with any method and headers, and it is passable.
-    `whole_host`: every request of this host that comes by TLS takes it. `servers` are the names of the servers that a
-    passed connection may go to.
+    `passes`: every request for this host and path matches this route, with any method and headers, and its connection
+    may be passed to a worker. `whole_host`: every TLS request for this host matches it. `servers` are the names of the
+    servers that a passed connection may go to.
     """
 
     route: Route
@@ -213,7 +214,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route for a host pattern and path; its matches by how certain they are."""
+    """A route for a host pattern and path, with its match if it is considered first, later, or only perhaps reached."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -228,7 +229,7 @@ class _Candidate:
 
 
 class _HostRoutes:
-    """The routes of one host pattern, decoded as far as they were looked up."""
+    """The routes of one host pattern; each is decoded at its first lookup."""
 
     __slots__ = ("alone", "candidates", "complete", "depth", "key", "offsets")
 
@@ -298,10 +299,11 @@ class RouteTable:
         *,
         secure: bool = False,
     ) -> Match | None:
-        """The route of a request, or None. `secure`: it has come by TLS.
+        """The match for a request, or None.
 
-        `host` and `path` in normal form (`normal_host`, `normal_path`), the names of the headers in lower case. A path
-        that backends may read in several ways takes a route only if all its readings take it.
+        `secure` is true for a request over TLS. `host` and `path` are in normal form (`normal_host`, `normal_path`),
+        and header names in lower case. A path that backends may interpret in several ways matches a route only if all
+        its readings match it.
         """
         if "%" not in path and ";" not in path and "//" not in path:
             return self._match(host, path, method, headers, secure=secure)
@@ -373,12 +375,12 @@ class RouteTable:
 
     @property
     def num_streams(self) -> int:
-        """How many streams there are."""
+        """The number of streams."""
         return self._others[0][1]
 
     @property
     def num_excluded(self) -> int:
-        """How many routes are excluded."""
+        """The number of excluded routes."""
         return self._others[1][1]
 
     @property
@@ -403,7 +405,7 @@ class RouteTable:
         return list(found.values())
 
     def _groups_of(self, host: str) -> tuple[_HostRoutes, ...]:
-        """The host patterns that cover a host, in the order in which they are asked."""
+        """The host patterns that cover a host, in order of precedence."""
         self._root = self._root or self._json(self._find(ROOT) or 0)
         patterns = [HostPattern(EXACT, host)]
         if host and not is_ip_address(host):
@@ -421,7 +423,7 @@ class RouteTable:
         return groups
 
     def _wildcards_of(self, host: str) -> list[str]:
-        """The patterns with "*" that cover a host, in the order in which they are asked."""
+        """The patterns with "*" that cover a host, in order of precedence."""
         found: list[tuple[int, str]] = []
         for head, tail in self._root["ends"]:
             if len(host) > head + tail:

@@ -26,9 +26,9 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """The routes, each with the reason why its connections stay with the gateway because of later requests, if any.
+    """The routes; a route whose connections must stay in the gateway because of later requests has the reason.
 
-    `users` has the user of each server of the pool by its name, whether a route leads to it or not.
+    `users` maps every server of the pool to its user, including servers without a route.
     """
     if _only_user(users.values()) is not None:
         return [
@@ -51,7 +51,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """The possible targets of requests on a listener, by user: one server of each; "" for targets without a user."""
+    """For each user, one target that requests on a listener may reach; the key "" stands for targets without a user."""
     found: dict[str, str] = {}
     unanswered = True
     for route in routes:
@@ -78,7 +78,7 @@ def _listed(users: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHost:
-    """A host whose TLS connections a server has, and the hosts within it whose requests are for other users."""
+    """A host whose TLS connections a server holds, and the hosts covered by it whose requests belong to other users."""
 
     host: str
     server: str
@@ -88,7 +88,7 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The connections that workers may have kept: without TLS by servers of one user, and by hosts."""
+    """The connections that workers may still hold: those without TLS on servers of one user, and TLS ones by host."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
 
 
 def _only_user(users: Iterable[str]) -> str | None:
-    """The only user, "" without a user, or None if there are several."""
+    """The only user ("" if there is none), or None if there are several."""
     found = set(users)
     return next(iter(found), "") if len(found) <= 1 else None
 
@@ -176,7 +176,7 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
 def _other_users_patterns(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
-    """The host patterns that take requests of this pattern's hosts before it, or with it, for another user."""
+    """The host patterns of other users that may match requests for this pattern's hosts."""
     if pattern.tier == EXACT:
         near: Iterable[HostPattern] = [pattern]
     else:
@@ -208,7 +208,7 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """The route itself if it has no further fields."""
+    """The route as workers see it; the same object if no field has to be removed."""
     passes = passable(route)
     if (
         passes

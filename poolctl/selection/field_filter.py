@@ -22,7 +22,7 @@ class Field(StrEnum):
 
 
 class Named(Protocol):
-    """A server with its name and its address for clients."""
+    """A server with its name and the address that clients use."""
 
     _name: str
     _expose: str

@@ -128,7 +128,7 @@ class Selector:
 
 
 def selection_needed(verb: str, count: int | None) -> SelectorError:
-    """The error of a command that never means all servers by default; `count` is how many there are, if known."""
+    """The error if a command gets no selection but never defaults to all servers; `count` is their number, if known."""
     servers = "the only server" if count == 1 else "all servers" if count is None else f"all {count} servers"
     return SelectorError(
         f"{verb} without a selection would change {servers} of the pool",
@@ -156,7 +156,7 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
 
 
 def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
-    """Positions that the targets name (None: no target, so all), and the targets that name nothing."""
+    """The positions that the targets select (None if there are no targets: all), and the targets that match nothing."""
     if not targets:
         return None, []
     places: dict[str, list[int]] = {}

@@ -218,7 +218,7 @@ class RunSession:
 
     @property
     def _prints_logs(self) -> bool:
-        """Whether the servers' output is shown; with a command or -o json that output is printed instead."""
+        """Whether the servers' output is printed; with a command or -o json that output is printed instead."""
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
@@ -781,7 +781,7 @@ def run_to_end(
 
 
 def _ended(lifeline: int) -> bool:
-    """Whether the other end of the pipe is closed; if not, SIGIO will report it (fcntl(2), O_ASYNC)."""
+    """Whether the other end of the pipe is closed; if not, SIGIO will report its closing (fcntl(2), O_ASYNC)."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()

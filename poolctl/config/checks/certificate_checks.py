@@ -1,6 +1,6 @@
-"""Whether the certificates of a server can be used: readable, belonging together, not out of date.
+"""Checks that the certificates of a server are usable: readable, matching their key, and not expired.
 
-OpenSSL is loaded only to check them: the supervisor, which reads when they expire, does without it.
+OpenSSL is loaded only for these checks: the supervisor, which reads expiry times, does without it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
 
 
 def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
-    """Findings about expiry. Expired is only a warning: a pool must come up after a power cut."""
+    """Findings about expiry. An expired certificate is only a warning, so that a pool starts after a power failure."""
     times = certificate_validity(text)
     if times is None:
         return []
@@ -154,13 +154,13 @@ def certificate_names(text: str) -> list[str]:
 
 
 def _fields(text: str) -> list[tuple[int, bytes]]:
-    """Tag and content of each field of the first certificate in a PEM file (tbsCertificate)."""
+    """Tag and content of each field of the first certificate in a PEM file (tbsCertificate in RFC 5280)."""
     der = base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])
     return list(_elements(_inner(der)[0][1]))
 
 
 def _inner(data: bytes) -> list[tuple[int, bytes]]:
-    """The elements within the first of these elements."""
+    """The elements inside the first of these elements."""
     (_, content), *_ = _elements(data)
     return list(_elements(content))
 
@@ -180,9 +180,10 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def names_cover(names: Iterable[str], host: str) -> bool:
-    """Whether clients accept a certificate of these names for a host: "*" is one label, the first (RFC 6125 §6.4.3).
+    """Whether clients accept a certificate with these names for a host.
 
-    A host whose first label is "*" needs a name with that label.
+    In a name, "*" stands for exactly one label, the first (RFC 6125 §6.4.3). A host whose first label is "*" needs a
+    name with that label.
     """
     _, _, domain = host.partition(".")
     return any(name == host or (domain and name == f"*.{domain}") for name in names)

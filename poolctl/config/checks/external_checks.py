@@ -76,7 +76,7 @@ class ExternalChecks:
             self._look(server, _variables, path, index, bool(server.user))
 
     def look(self, servers: Sequence[ServerKeys]) -> None:
-        """Collect only the warnings about these servers."""
+        """Collect only warnings for these servers."""
         known = len(self.problems)
         for server in servers:
             self._server(server)
@@ -273,7 +273,7 @@ LONGEST_MESSAGE = 300
 
 
 class Import(NamedTuple):
-    """One thing to import."""
+    """An import to check."""
 
     python: str
     target: str
@@ -400,7 +400,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _read(descriptor: int, timeout_seconds: float) -> bytes | None:
-    """Everything written to a pipe, up to the largest answer; None if it does not end within the timeout."""
+    """Everything written to a pipe, up to the maximum size of an answer; None if it does not end within the timeout."""
     deadline = time.monotonic() + timeout_seconds
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

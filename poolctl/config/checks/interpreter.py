@@ -203,7 +203,7 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """The first component of the path, with links followed, that other users may replace; "" for none."""
+    """The first component of the path, after following links, that other users may replace; "" for none."""
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0
     while rest:

@@ -54,7 +54,7 @@ class PoolSettings(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """The settings as a file would have them, unset keys and the usual platform left out."""
+        """The settings as they would be written in a file, without unset keys and the default platform."""
         table = super().to_dict() | {"port_range": "-".join(map(str, self.port_range))}
         if self.platform == LOCAL:
             del table["platform"]
@@ -102,13 +102,13 @@ def model_of_table(name: str) -> type[Table] | None:
 
 
 def is_listed(name: str) -> bool:
-    """Whether files have a list of these tables."""
+    """Whether files define this table as a list."""
     model = model_of_table(name)
     return model is not None and model.listed
 
 
 class Tables:
-    """The tables in force, constructed from a mapping by name; immutable."""
+    """The tables in force by name; immutable."""
 
     def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
         self._tables: dict[str, Any] = {
@@ -140,12 +140,12 @@ class Tables:
         return self._tables.get(model.table_name)
 
     def all(self, model: type[AnyTable]) -> tuple[AnyTable, ...]:
-        """The tables of this model, of which files have a list."""
+        """All tables of this model, for a model that files define as a list."""
         tables: tuple[AnyTable, ...] = self._tables.get(model.table_name, ())
         return tables
 
     def __iter__(self) -> Iterator[tuple[Path, Table]]:
-        """Each table with its place in files."""
+        """Each table with its place in the files."""
         for name, found in self.by_name().items():
             if isinstance(found, tuple):
                 yield from (((name, index), table) for index, table in enumerate(found))
@@ -165,7 +165,7 @@ class Tables:
         return dict(self._tables)
 
     def to_dict(self) -> dict[str, Tree]:
-        """The tables as a file could have them; no secret is among them, as files hold none."""
+        """The tables as they would be written in files; they contain no secrets."""
         return {
             name: [each.to_dict() for each in table] if isinstance(table, tuple) else table.to_dict()
             for name, table in sorted(self.by_name().items(), key=lambda each: isinstance(each[1], tuple))
@@ -226,7 +226,7 @@ class BoundAddress(NamedTuple):
 
 
 class TableRules:
-    """The rules between a feature's tables; the base of a feature's class, which overrides the methods it needs."""
+    """The rules between tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         """The feature's valid tables by their names; problems of the others are added to the findings.

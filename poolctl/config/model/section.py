@@ -130,12 +130,12 @@ class Section:
 
     @classmethod
     def usual(cls) -> Self:
-        """The table with all keys at their defaults."""
+        """The table with the default value for every key."""
         return cls.unchecked({})
 
     @classmethod
     def unchecked(cls, values: Mapping[str, Tree]) -> Self:
-        """The table with these values, which are known to be valid."""
+        """A table with these values, which are known to be valid."""
         found = {name: values.get(name, key.default) for name, key in cls.keys_of.items()}
         return cls.from_values(
             {name: each for name, each in found.items() if each is not REQUIRED}, set(values)
@@ -150,7 +150,7 @@ class Section:
 
     @classmethod
     def keys_at(cls, path: Path) -> tuple[str, ...]:
-        """The keys that files can give at a path within the table; () where there is no table."""
+        """The keys that files can set at a path within the table; () if there is no table."""
         here: type[Section] | None = cls
         for part in path:
             if isinstance(part, str) and here is not None:
@@ -159,15 +159,15 @@ class Section:
 
     @classmethod
     def written_keys(cls) -> tuple[str, ...]:
-        """The keys that files can give."""
+        """The keys that files can set."""
         return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
 
     def but(self, **changes: Tree) -> Self:
-        """A copy of the table with some values replaced by values known to be valid."""
+        """A copy of the table with some values replaced. The new values must be valid: they are not checked."""
         return self.from_values({**vars(self), **changes}, self.given | changes.keys())
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, defaults filled in, unset keys left out."""
+        """The table as it would be written in a file: defaults filled in, unset keys left out."""
         values, keys = vars(self), self.keys_of
         return {
             name: _as_written(value, given=False)
@@ -176,7 +176,7 @@ class Section:
         }
 
     def as_given(self) -> dict[str, Tree]:
-        """The keys that were given, as a file could have them."""
+        """The keys that were given, as they would be written in a file."""
         return {
             name: _as_written(value, given=True)
             for name, value in self
@@ -230,7 +230,7 @@ def _as_written(value: Tree, *, given: bool) -> Tree:
 
 
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
-    """Raise the findings of a value that was made in Python."""
+    """Raise the findings for a value that was created in Python."""
     problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
     raise PoolValidateError(
         f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
@@ -238,7 +238,7 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 
 
 class Table(Section):
-    """The base of tables that most files do not have, with the rules of such a table."""
+    """The base of optional tables of a file, with the rules for such a table."""
 
     # Its name in files.
     table_name: ClassVar[str] = ""
@@ -253,7 +253,7 @@ class Table(Section):
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum time that a stop of the pool takes for it when every server has been stopped."""
+        """Maximum time that this table adds to a stop of the pool after every server has been stopped."""
         return 0.0
 
     @property
@@ -277,16 +277,16 @@ class Table(Section):
         return found
 
     def findings(self) -> Iterable[Finding]:
-        """The contradictions between its keys; their paths start within the table."""
+        """Contradictions between the table's keys; their paths are relative to the table."""
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
-        """The problems with other tables, by their names in `Tables`: None for invalid ones; see `findings`."""
+        """Problems with other tables, given by their names in `Tables` (None if invalid); paths as for `findings`."""
         return ()
 
     @property
     def has_startup_warnings(self) -> bool:
-        """Whether `check` may find something that deserves a warning at startup."""
+        """Whether `check` may find something to warn about at startup."""
         return False
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
@@ -334,7 +334,7 @@ def validated(
 ) -> Kind | None:
     """The table as a value; None if it is invalid: the reasons are added to the findings, one for each value.
 
-    `forget`: start a new count of suggestions, which are limited in number per file.
+    `forget` resets the count of suggestions, which are limited in number per file.
     """
     from pydantic import ValidationError
 

@@ -202,10 +202,11 @@ class ServerKeys(Section):
 
     @property
     def may_overlap(self) -> bool:
-        """Whether its old and new workers may run at the same time: two programs cannot bind one address.
+        """Whether its old and new workers may run at the same time.
 
-        A program that does not notify is ready when the port answers, and the old one would answer for the new one. A
-        program without a port may be a scheduler, which must not run twice, unless it has several workers anyway.
+        Two programs cannot bind one address. A program that does not notify counts as ready when its port answers, and
+        the old one would answer for the new one. A program without a port may be a scheduler, which must not run twice,
+        unless it has several workers anyway.
         """
         if not self.command:
             return self.overlap
@@ -218,7 +219,7 @@ class ServerKeys(Section):
         return None if self.origins is None else self.origins.of(self.name)
 
     def to_dict(self) -> dict[str, Tree]:
-        """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
+        """The complete configuration as it would be written in a file: seconds, bytes, absolute paths, no None."""
         found = super().to_dict()
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)

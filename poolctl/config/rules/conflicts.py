@@ -68,7 +68,7 @@ def _spelt(address: Address) -> str:
 
 
 def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
-    """The first of each group of servers that share a user, in a pool that separates other servers by user.
+    """For each group of servers with the same user, the first one, in a pool that separates other servers by user.
 
     If all servers have the same user, no isolation is expected.
     """
@@ -149,7 +149,7 @@ def _near(name: str, names: Collection[str]) -> str:
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Enough circles of the graph that breaking them all leaves none; not recursive, because a chain may be long."""
+    """Enough circular dependencies that breaking them all leaves none; not recursive, as a chain may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:
@@ -209,7 +209,7 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
-    """The addresses of the tables for connections, as `conflicts` takes them."""
+    """The addresses of the tables that accept connections, in the form that `conflicts` takes."""
     return [(each.name, each.address) for each in _addresses(tables) if not each.datagrams]
 
 
@@ -234,7 +234,7 @@ _reference = re.compile(rf"{re.escape(_ESCAPED)}|{re.escape(OPENING)}([^}}]*)\}}
 
 
 class Named(NamedTuple):
-    """The values for references to a server: its address, None if it cannot be read, and the `expose` of its file."""
+    """The values that replace references to a server: its address (None if invalid), and its configured `expose`."""
 
     address: Address | None
     expose: Tree = None

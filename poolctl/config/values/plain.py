@@ -104,7 +104,7 @@ EMPTY = FrozenDict()
 
 
 def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
-    """Whether a program gets the address, in its command or its environment, and not the socket."""
+    """Whether the program binds the address itself, given in its command or environment, and gets no socket."""
     if not isinstance(command, (list, tuple)):
         return False
     return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
@@ -135,7 +135,7 @@ def exposed(address: Address, tls: bool) -> str:
 
 
 def address_parts(expose: str, address: Address) -> dict[str, str]:
-    """The `url`, `host` and `port` of a server; those that it lacks are left out."""
+    """The `url`, `host` and `port` of a server, without the parts that it lacks."""
     parts = {"url": expose} if expose else {}
     if address.kind == "tcp":
         parts |= {"host": address.nearby.host, "port": str(address.port)}

@@ -61,7 +61,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def take(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Record the servers' figures at this time. Returns whether a slot has ended and has its figures now."""
+        """Record the servers' figures at this time. Returns whether a slot has ended and is complete."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:
@@ -88,7 +88,7 @@ class FigureRing:
         }
 
     def forget_others(self, names: Iterable[str]) -> None:
-        """Drop all servers except these."""
+        """Drop all servers that are not in this collection."""
         for name in self.values.keys() - {POOL, *names}:
             del self.values[name]
 

@@ -102,7 +102,7 @@ def _failed(message: str, hint: str) -> DashboardResult:
 
 
 class DashboardPage(SidecarManager):
-    """Keeps the dashboard as `want` says; `problem` is why it is not served."""
+    """Keeps the dashboard as `want` has requested; `problem` is the reason if it is not served."""
 
     label, entry = "the dashboard", "dashboard link"
 
@@ -117,12 +117,12 @@ class DashboardPage(SidecarManager):
         self._adopted = False
 
     def want(self, table: Dashboard | None) -> None:
-        """Serve the page as this table says, soon; None stops serving it."""
+        """Serve the page as this table specifies, in the background; None stops serving it."""
         self.table = table
         self._configured()
 
     async def settings(self) -> Settings | None:
-        """The settings of its process, once it serves; None when it cannot, and `problem` says why."""
+        """The settings of its process once it serves; None if it cannot, and `problem` then has the reason."""
         while self._process is None and not self.problem and self.table is not None:
             await self._changed.wait()
         if self.problem or self.table is None:
@@ -254,7 +254,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
 
 
 def url_of(table: Dashboard) -> str:
-    """Where a browser on this machine finds the page; of a Unix socket its address, for a proxy."""
+    """The URL of the page for a browser on this machine; for a Unix socket its address, for a proxy."""
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key
@@ -282,7 +282,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _make(path: str) -> None:
-    """Create a token, once. Anyone who can read the file may do everything that the page does."""
+    """Create a token, once. Anyone who can read the file can do everything that the page can."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")

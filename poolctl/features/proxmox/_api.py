@@ -64,13 +64,13 @@ class Guest(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The guest's name for people."""
+        """The guest's name for display."""
         what = "container" if self.kind == LXC else "virtual machine"
         return f"{what} {self.vmid}{f' ({self.name})' if self.name else ''} on {self.node}"
 
 
 class ProxmoxApi:
-    """Asks with the token and the timeout of the table; `environment` has the variable that may hold the token."""
+    """Sends requests with the table's token and timeout; `environment` has the variable that may hold the token."""
 
     def __init__(self, table: ProxmoxTable, environment: Mapping[str, str]) -> None:
         where = urlsplit(table.url)
@@ -85,7 +85,7 @@ class ProxmoxApi:
         return f"<ProxmoxApi {self.host}>"
 
     async def nodes(self) -> list[Node]:
-        """The nodes of the cluster, with their addresses where the token may see them."""
+        """The nodes of the cluster, with their addresses if the token permits reading them."""
         found = {
             str(each["node"]): Node(str(each["node"])) for each in _rows(await self._get("/nodes"), "node")
         }
@@ -247,7 +247,7 @@ def configured_addresses(config: Any) -> frozenset[str]:
 
 
 def _usable(texts: list[object]) -> list[str]:
-    """The addresses by which one machine is known, in canonical form: every machine has one of its loopback."""
+    """The addresses that identify a machine, in canonical form; without loopback, which every machine has."""
     found = []
     for text in texts:
         try:

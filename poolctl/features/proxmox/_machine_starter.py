@@ -1,7 +1,7 @@
-"""Starts stopped containers and virtual machines when a request needs them, each once at a time and not too often.
+"""Starts stopped containers and virtual machines when a request needs them, one start at a time and rate limited.
 
-Those that it has started are stopped again when no request has come for some time; requests that come meanwhile wait,
-and have them started. Others are left alone: those that were running, and those that somebody has started since.
+A machine that was started here is stopped again after a time without requests. Requests that arrive during the stop
+wait, and start it again. Machines that were already running, or that someone else has started since, are left alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
 
 
 async def unknown_activities() -> Mapping[str, Activity] | None:
-    """For machines that are never idle."""
+    """The activity of machines that never count as idle."""
     return None
 
 
@@ -141,7 +141,7 @@ class MachineStarter:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
     def close(self) -> None:
-        """Start and stop no machine from now on."""
+        """Stop starting and stopping machines."""
         self._stop_watching()
         for case in self._cases.values():
             self._settle(case, "")
@@ -202,7 +202,7 @@ class MachineStarter:
         self._changed()
 
     async def _is_ours(self, api: ProxmoxApi, guest: Guest) -> bool:
-        """Whether the machine has been running since it was started here."""
+        """Whether the machine has run without interruption since it was started here."""
         status, uptime_seconds = await api.current(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
@@ -238,7 +238,7 @@ class MachineStarter:
             self._started_changed()
 
     def _forget_stopped(self) -> None:
-        """Forget started machines that were stopped by someone else."""
+        """Drop machines from the list of started ones if someone else has stopped them."""
         stopped = {each.vmid for each in self._guests.values() if each.status == STOPPED}
         for vmid in stopped & self.started.keys():
             if (case := self._cases.get(vmid)) is None or case.work is None:
@@ -375,7 +375,7 @@ class MachineStarter:
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:
-        """Whether no request has come since; requests that come from now on wait."""
+        """Whether no request has arrived since; requests that arrive from now on wait."""
         return self._activity(vmid, await self._activities()) == known
 
     def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:

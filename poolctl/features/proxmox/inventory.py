@@ -39,7 +39,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class _KnownAddresses(NamedTuple):
-    """The addresses of a guest in a state, and its previous addresses."""
+    """The current addresses of a guest with its state, and its previous addresses."""
 
     status: str
     asked_at: float
@@ -60,7 +60,7 @@ class MachineLink(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The machine's name for people."""
+        """The machine's name for display."""
         return self.guest.title if self.guest else f"node {self.node}"
 
 
@@ -364,7 +364,7 @@ class ProxmoxInventory:
 
 
 class Machines(GatewayPart):
-    """Has the gateway's routes linked to machines, once there is a gateway."""
+    """Links the gateway's routes to machines, once the pool has a gateway."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

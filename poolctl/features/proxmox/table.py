@@ -24,7 +24,7 @@ _TOKEN = re.compile(r"[^\s!=@]+@[^\s!=@]+![^\s!=@]+=[!-~]+", re.ASCII)
 
 
 def is_token(text: str) -> bool:
-    """Whether it has the form of an API token, which may stand in a header then."""
+    """Whether the text has the form of an API token, and so is safe in a header."""
     return _TOKEN.fullmatch(text) is not None
 
 
@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Warn why no machine could be linked; every route is served without."""
+        """Warn about problems that prevent links to machines; routes are served even without links."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ def _http_only(probe: Probe) -> Probe:
 
 
 class Registration(Table):
-    """A service's own statement: the route that it is a backend of, its URL, and how long that holds."""
+    """A service's request: the route that it wants to be a backend of, its URL, and its time-to-live."""
 
     table: ClassVar[str] = "registration"
 
@@ -70,12 +70,12 @@ class Registration(Table):
 
     @property
     def has_place(self) -> bool:
-        """Whether the service gives the host or the path of its own route."""
+        """Whether the service defines the host or the path of its own route."""
         return self.host is not None or self.path is not None
 
 
 def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
-    """The registration of these keys; None if it is invalid: the reasons are added to the findings."""
+    """The registration with these keys; None if it is invalid: the reasons are added to the findings."""
     made = validated(Registration, given, findings)
     if made is not None and made.probe is not None:
         try:
@@ -249,12 +249,12 @@ class Registrations:
 
     @property
     def due(self) -> float | None:
-        """When `expire` has something to do, on the monotonic clock."""
+        """The next time at which `expire` has something to do, on the monotonic clock."""
         due = min((each.deadline for each in self), default=math.inf)
         return None if due == math.inf else due
 
     def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
-        """The services that have become silent by now, and silent ones that are forgotten."""
+        """The services that have become silent by now, and the silent services that are removed."""
         silent, forgotten = [], []
         now = self._clock.monotonic()
         for service in self:
@@ -366,7 +366,7 @@ class Registrations:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
     def _schedule_expiry(self, service: RegisteredService, seconds: float) -> None:
-        """Have the service become silent, or be forgotten, after this time."""
+        """Set the time after which the service becomes silent, or is removed if it is silent already."""
         service.deadline = self._clock.monotonic() + seconds
 
 
@@ -445,7 +445,7 @@ def _excluded(name: str, reason: str, host: str = "") -> ExcludedRoute:
 
 
 class _Places:
-    """The hosts and paths of routes, of which a registered service takes none."""
+    """The hosts and paths of existing routes, which a registered service must not take over."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._paths: dict[HostPattern, dict[str, list[Route]]] = {}
@@ -457,7 +457,7 @@ class _Places:
         paths.setdefault(route.path, []).append(route)
 
     def problem(self, host: str, path: str) -> str:
-        """Why a route cannot have this place: it would take another route's requests, or get no requests; else ""."""
+        """Why a route cannot be here: it would take another route's requests, or get no requests; else ""."""
         other = next(self._others(host_pattern(host), path), None)
         if other is None:
             return ""

@@ -103,7 +103,7 @@ Ip = IPv4Address | IPv6Address
 
 
 class TargetRegistration(GatewayPart):
-    """Keeps the services of a gateway."""
+    """Manages the registered services of a gateway."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -159,7 +159,7 @@ class TargetRegistration(GatewayPart):
         return [found]
 
     async def stop_serving(self) -> None:
-        """See FeaturePart. The next start of the pool has the services again."""
+        """See FeaturePart. The services are restored at the next start of the pool."""
         if self._gateway is None:
             return
         await self._address.close()
@@ -504,7 +504,7 @@ class Peer(NamedTuple):
 
 
 class WrongTokens:
-    """Addresses that have sent too many wrong tokens lately. Bounded: the longest quiet address is forgotten."""
+    """Addresses that recently sent too many wrong tokens. Bounded: the address quiet for longest is dropped first."""
 
     def __init__(self) -> None:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
@@ -519,7 +519,7 @@ class WrongTokens:
             self._levels.popitem(last=False)
 
     def wait_seconds(self, key: str, now: float) -> float:
-        """How long the address has to wait until its next attempt; 0 if it need not wait."""
+        """Seconds until the address may try again; 0 if it may try now."""
         return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
 
     def _level(self, key: str, now: float) -> float:
@@ -528,7 +528,7 @@ class WrongTokens:
 
 
 class Refused(Exception):
-    """A request that is refused, with the status of its answer."""
+    """A request is refused with this status."""
 
     def __init__(self, status: int, message: str, **fields: str) -> None:
         super().__init__(message)
@@ -634,7 +634,7 @@ class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
         self._table: RegistrationTable | None = None
 
     def follow(self, table: RegistrationTable | None) -> None:
-        """Serve as the table says from now on, or nowhere."""
+        """Apply this table from now on; with None, stop serving."""
         self._table = table
         if table is None:
             self.serve_at(None)
@@ -724,11 +724,11 @@ _LOOPBACK_NAMES = ("localhost", ".localhost", "ip6-localhost", "ip6-loopback")
 
 
 def target_problem(url: str, tables: Tables) -> str:
-    """Why no service may be registered at this URL; "" if one may. Blocks: a host name is resolved.
+    """Why no service may be registered at this URL; "" if it is allowed. Blocks to resolve the host name.
 
-    It must not be an address of the pool's own, or one where no service is. A route would lead everyone who may use it
-    there: to commands over the control socket, to the metrics, to the credentials that cloud providers serve on
-    link-local addresses, or in a circle.
+    Addresses of the pool itself are refused, and addresses at which there can be no service. Otherwise every client of
+    the route could reach that target: the control socket, the metrics, the credentials that cloud providers serve on
+    link-local addresses, or the gateway itself in a loop.
     """
     target = parse(url.rpartition("://")[2])
     if target.kind == "unix":
@@ -764,7 +764,7 @@ def addresses_of(host: str) -> list[Ip]:
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Whether a connection to the target may reach this address of the pool itself, which has the same port."""
+    """Whether a connection to the target may reach this address of the pool, which has the same port."""
     if target.host == own.host:
         return True
     if own.is_wildcard:

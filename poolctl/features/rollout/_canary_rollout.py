@@ -46,7 +46,7 @@ class RolloutPlan(NamedTuple):
 
 
 class CanaryRollout:
-    """Follows the server from now on until it `is_over`; `begun` is set once its canary is ready, or it is over."""
+    """Manages one canary until `is_over`. `begun` is set once the canary is ready, or the rollout is over."""
 
     def __init__(
         self, core: Core, events: Events, entry: Entry, counters: Counters, plan: RolloutPlan
@@ -86,7 +86,7 @@ class CanaryRollout:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was promoted or withdrawn."""
+        """Whether the canary was promoted or withdrawn."""
         return self.over.is_set()
 
     @property
@@ -107,7 +107,7 @@ class CanaryRollout:
         return f"{self.plan.why}: {found}" if self.plan.why else found
 
     def report(self) -> RolloutReport:
-        """The current state and figures, or the final ones once it is over."""
+        """The current state and figures; after the end of the rollout, the final ones."""
         if self._final is not None:
             return self._final
         plan, now = self.plan, self._core.clock.monotonic()

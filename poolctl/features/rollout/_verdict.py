@@ -68,7 +68,7 @@ class RolloutReport:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was promoted or withdrawn."""
+        """Whether the canary was promoted or withdrawn."""
         return self.state in ("promoted", "withdrawn")
 
 
@@ -124,7 +124,7 @@ class Condition(NamedTuple):
     limit: float
 
     def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
-        """How the condition is met, in words; "" if it is not met, or cannot be judged yet."""
+        """How the condition is met, in words; "" if it is not met, or cannot be evaluated yet."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
         if figure.is_of_requests and any(each.requests < max(1, min_requests) for each in judged):
@@ -141,7 +141,7 @@ class Condition(NamedTuple):
 
 
 def condition(text: str) -> Condition:
-    """The condition written in this text. Raises ValueError that says why it is invalid."""
+    """Parse a condition. Raises ValueError with the reason if it is invalid."""
     found = _CONDITION.fullmatch(text.strip())
     figure = FIGURES.get(found["figure"].lower()) if found else None
     if found is None or figure is None:

@@ -112,7 +112,7 @@ class Autoscale:
         self._limited_at = float("-inf")
 
     def _begin_quiet(self, now: float) -> None:
-        """Let a whole `cooldown.down` pass before the next decrease."""
+        """Wait for a full `cooldown.down` before the next decrease."""
         self._quiet_at = now
         # In descending order, so that the first is the greatest of the period.
         self._recent_needs: deque[_Need] = deque()

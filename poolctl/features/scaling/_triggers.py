@@ -93,7 +93,7 @@ class WorkerFigure:
 
     @staticmethod
     def sums() -> Average:
-        """What its samples are added to."""
+        """The accumulator to which samples are added."""
         return Average()
 
     def measure(self, sample: Sample) -> Part:
@@ -119,7 +119,7 @@ class Queue(WorkerFigure):
 
 
 class RequestsPerSecond(WorkerFigure):
-    """Requests that have begun, a second."""
+    """Requests that began, per second."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.counted[tally.STARTED], sample.seconds)
@@ -167,7 +167,7 @@ class Latency:
 
     @classmethod
     def sums(cls) -> Quantile:
-        """What its samples are added to."""
+        """The accumulator to which samples are added."""
         return Quantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:

@@ -80,7 +80,7 @@ class ServeProcess:
         await server.run(self._listeners, lambda: self._health.serves(server))
 
     def _terminate(self) -> None:
-        """Serve on for the delay, then drain; a second signal stops at once."""
+        """Continue to serve for the delay, then drain; a second signal stops at once."""
         if self._terminated or self._server is None or not self._server.started:
             self._stop()
             return
@@ -101,7 +101,7 @@ class ServeProcess:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave the import of the application: nothing was served yet."""
+    """Abort the import of the application, because nothing has been served yet."""
     sys.exit(0)
 
 

@@ -41,7 +41,7 @@ class HealthAddress:
             threading.Thread(target=lambda: asyncio.run(self._serve()), name="health", daemon=True).start()
 
     def serves(self, server: PoolServer) -> None:
-        """Note that the application has started. Called within its event loop."""
+        """Record that the application has started. Called within its event loop."""
         self._application = Application(server, asyncio.get_running_loop())
 
     def leave(self) -> None:
@@ -140,7 +140,7 @@ class Application:
         return await asyncio.shield(asyncio.wrap_future(turn))
 
     async def connect(self) -> socket.socket:
-        """See Connector. Not by its listeners: they may be full, or want certificates."""
+        """See Connector. It does not use the application's listeners, which may be full or require certificates."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)

@@ -113,7 +113,7 @@ class ComputedRoutes:
             self.compute(self._source)
 
     def has(self, alias: str) -> bool:
-        """Whether a route of this alias is served."""
+        """Whether a route with this alias is served."""
         return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
@@ -142,7 +142,7 @@ class ComputedRoutes:
 
     @contextlib.contextmanager
     def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Context manager: call `follow` with each new table's generation, before the command for it returns."""
+        """Context manager that calls `follow` with each new table's generation, before its command returns."""
         self._followers.append(follow)
         try:
             yield

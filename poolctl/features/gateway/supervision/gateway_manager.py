@@ -53,7 +53,7 @@ _ZYGOTE_SECONDS, _FAILED_ZYGOTE_SECONDS = 1.0, 60.0
 
 
 class GatewayManager(SidecarManager):
-    """Keeps the gateway as `follow` says; it is the Gateway of the runner's routed servers."""
+    """Runs the gateway that `follow` specifies; it is the runner's `Gateway` for routed servers."""
 
     label, entry = "the gateway", fd_store.GATEWAY_LINK
     # Connections wait in the backlog meanwhile.
@@ -88,7 +88,7 @@ class GatewayManager(SidecarManager):
 
     @property
     def why_away(self) -> str:
-        """Why the gateway's process does not answer; "" if it does."""
+        """Why the gateway's process does not answer; "" if it answers."""
         return self.problem or "its process is starting"
 
     @property
@@ -118,9 +118,10 @@ class GatewayManager(SidecarManager):
         return self.gateway
 
     async def in_force(self, limit_seconds: float | None = None) -> str:
-        """Return "" once the present configuration is in force, or a warning after this time.
+        """Return "" once the current configuration is in force, or a warning after this time.
 
-        `failures` then says why part of it is not in force, after another attempt where the last attempt had failed.
+        `failures` then gives the reasons why part of it is not in force; a part that had failed is first attempted
+        again.
         """
         if self.failures:
             self._configured()
@@ -137,7 +138,7 @@ class GatewayManager(SidecarManager):
         return ""
 
     async def _is_in_force(self) -> bool:
-        """Wait for the next step; True if it was the last."""
+        """Wait for the next step; True if it was the last one."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self.routes.settled()
@@ -157,7 +158,7 @@ class GatewayManager(SidecarManager):
         return self._attempted_times == self._configured_times
 
     def follow(self, tables: Tables) -> None:
-        """Serve as these tables say, soon."""
+        """Apply these tables in the background."""
         self.tables = tables
         self.probes.follow(tables)
         self._recompute()
@@ -190,7 +191,7 @@ class GatewayManager(SidecarManager):
         machines.follow_routes(self.routes.routes.served)
 
     def report_machines(self) -> None:
-        """Send the process the states of the machines behind URLs."""
+        """Send the states of the machines behind URLs to the gateway's process."""
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
@@ -434,7 +435,7 @@ class GatewayManager(SidecarManager):
         self._zygote = zygote
 
     def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
-        """Fork a successor a moment from now, which waits until the serving gateway ends."""
+        """Fork a zygote shortly, which waits until the serving gateway ends and then becomes its successor."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)
@@ -590,7 +591,7 @@ class GatewayPart(FeaturePart):
     """A feature's part that is connected with the gateway once the pool has one."""
 
     def connect(self, gateway: GatewayManager) -> None:
-        """There is a gateway from now on; its first route table is not computed yet."""
+        """Called when the pool gets a gateway; its first route table is not computed yet."""
 
     @property
     def not_served(self) -> Iterable[str]:

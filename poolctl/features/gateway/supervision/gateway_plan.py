@@ -56,9 +56,9 @@ class GatewayPlan(NamedTuple):
         return found
 
     def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """The part of the plan that is possible with these open listeners.
+        """The part of the plan that these open listeners can serve.
 
-        An address that is no longer planned stays until its replacement is open.
+        An address that is no longer planned is kept until its replacement is open.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in there}
         kept = {
