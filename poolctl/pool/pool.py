@@ -662,7 +662,7 @@ def _live(handle: Handle) -> ServerSnapshot:
 
 
 def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
-    """The figures of a server that is at rest and therefore unknown to the core."""
+    """The figures of a server that does not run, which the core does not know."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)

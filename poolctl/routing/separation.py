@@ -95,7 +95,7 @@ class Kept:
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """These connections, and earlier ones that were not ended, of servers that still exist."""
+        """These connections, plus earlier ones that are still open, if their servers still exist."""
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]

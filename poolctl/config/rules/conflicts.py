@@ -216,7 +216,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[Path, str, Finding]]:
-    """(the place of the table, the other server's or table's name, the finding) for each address that is taken."""
+    """Tables whose address is taken: the place of each, the name of the other server or table, and the finding."""
     there = [*_addresses(tables)]
     own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
     for among, tables_there in ((servers, own), ([], datagrams)):

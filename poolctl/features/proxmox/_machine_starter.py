@@ -116,7 +116,7 @@ class MachineStarter:
         self._changed()
 
     def status(self, url: str) -> str:
-        """The state of the machine behind this URL, for people; "" if there is none."""
+        """The state of the machine behind this URL, for display; "" if there is none."""
         if (guest := self._guests.get(url)) is None:
             return ""
         case = self._cases.get(guest.vmid)
@@ -134,7 +134,7 @@ class MachineStarter:
             case.asked = True
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
-        """Stop the machine if it was started here, and is still idle once requests wait."""
+        """Stop the machine if it was started here and is idle; requests are made to wait before this is checked."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
         case = self._cases.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:

@@ -224,7 +224,7 @@ class ProxmoxInventory:
         self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
-        """The machines behind the route, for people and documents."""
+        """The machines behind the route, for text and JSON output."""
         found = []
         for url in dict.fromkeys(target.url for target in route.to if target.url):
             if (link := self.links.get((route.alias, url))) is None:

@@ -304,7 +304,7 @@ class Lifecycle:
         return replace((await operation.conclude(chosen, call)), dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
-        """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
+        """Add and start a server that is in no file; return when it is ready. Code 8 if name or address is taken."""
         table, base_dir = call.options.get("server"), call.options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)

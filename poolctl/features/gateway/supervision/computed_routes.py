@@ -53,7 +53,7 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # of these servers, by name
 
     def ending(self, servers: frozenset[str]) -> RouteSet:
-        """These routes, changed for the time in which the kept connections of these servers are ended."""
+        """A temporary variant of these routes, in force while connections kept by these servers are being closed."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         return self._replace(http=tuple(ending(self.http, servers)), kept=replace(self.kept, user=user))
 

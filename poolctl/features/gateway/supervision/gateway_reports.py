@@ -29,7 +29,7 @@ _SUFFIX = " (canary)"  # a blank is in no name of a server
 
 
 def canary_name(server: str) -> str:
-    """The name of the pair of the server's canary."""
+    """The name of the socket pair over which the server's canary gets connections."""
     return server + _SUFFIX
 
 

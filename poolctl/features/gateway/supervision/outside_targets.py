@@ -53,7 +53,7 @@ class MachineSource(Protocol):
         ...
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
-        """The machines behind the route, for people and documents."""
+        """The machines behind the route, for text and JSON output."""
         ...
 
     def ask(self, url: str) -> None:
