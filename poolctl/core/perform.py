@@ -696,9 +696,9 @@ class Executor:
         await self._record_end(entry, worker, await self._watch(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Add the reason that the worker printed to its exit, unless the exit has a reason.
+        """Add the last line that the worker printed to its exit, if nothing else explains the exit.
 
-        A ready worker that is replaced at once, as after its first death within the window, is not explained.
+        The output is not read for the first death within the window, after which the worker is replaced at once.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window

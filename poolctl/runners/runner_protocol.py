@@ -244,8 +244,8 @@ class Takeover(Protocol):
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
         """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
 
-        Returns, by the names of their servers, whether these workers differ from the configuration. With `late` this
-        supervisor has already adopted, and the next supervisor will do so again.
+        Returns for each server found whether its workers differ from the configuration. `late`: this supervisor has
+        adopted its workers already, so these are left for the next supervisor.
         """
 
     def exit_reported(self, report: Table) -> None:

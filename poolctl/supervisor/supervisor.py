@@ -592,7 +592,7 @@ class Supervisor(Receiver):
         self._replace_keeper()
 
     def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Give everything to a new keeper and exit; `hung_at` is where this process hangs."""
+        """Give everything to a new keeper and exit; `hung_at` is the frame in which the event loop hangs."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True

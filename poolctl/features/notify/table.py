@@ -69,7 +69,7 @@ class Notify(Table):
         return self.name or self.type
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it; a url keeps its references, because their values are secret."""
+        """The table as a file could have it; `${VAR}` in a url is not replaced, because its value is secret."""
         found = super().to_dict()
         return found | {"url": self.written} if self.written else found
 

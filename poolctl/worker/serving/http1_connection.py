@@ -179,7 +179,10 @@ class Http1Connection(Drainable, Http1Protocol):
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
-        """Close an idle connection, unless it can move; a response in progress becomes the last one."""
+        """Close the connection if it is idle, or after the response in progress.
+
+        Does nothing while connections move to another worker.
+        """
         if self.server_state.moves_to is not None:
             return
         super().shutdown()

@@ -186,7 +186,7 @@ class GatewayVerbs:
         return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
-        """The row of a server, with the connections of its workers, to which most of its clients were passed."""
+        """A backend as reported; for a server of the pool, with the open connections of its workers."""
         found = from_json(HostReport, row)
         known = found.host in self._core.entries
         return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
