@@ -150,7 +150,7 @@ class Steps:
             self.stage.ok("restart", "plain")
         finally:
             for pid in frozen:
-                os.kill(pid, signal.SIGCONT)
+                self._signal(pid, signal.SIGCONT)  # on a busy machine it may have been killed by now
         self.stage.settled()
         wait_until(lambda: not any(map(is_alive, frozen)))
 
