@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from .reload import Reload
 from .verb import Call, Verb, VerbContext, items
 
 # The trials have their own time limits; this limit is for a trial that hangs before they apply.
+_KILLED_SECONDS = 2.0
 _TRIAL_SECONDS = 90.0
 _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
@@ -157,6 +159,9 @@ async def _run(command: list[str], given: bytes, env: dict[str, str] | None = No
             said, failed = await process.communicate(given)
     except TimeoutError:
         process.kill()
+        with contextlib.suppress(TimeoutError):  # a child of it may hold the pipes
+            async with asyncio.timeout(_KILLED_SECONDS):
+                await process.wait()
         return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
     if process.returncode == 0:
         return said.decode(), ""
