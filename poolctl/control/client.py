@@ -74,7 +74,7 @@ class SupervisorEnded(ControlError):
 if TYPE_CHECKING:
 
     class Platform(Protocol):
-        """What runs a pool, as the commands ask it: a supervisor, or a cluster."""
+        """The interface through which commands manage a pool: a supervisor, or a cluster."""
 
         def call(
             self,

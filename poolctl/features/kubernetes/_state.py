@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
@@ -278,11 +278,6 @@ def workloads(
 def server_of(found: Mapping[str, object]) -> str:
     """The name of the server that an object belongs to."""
     return str(_member(_member(found, "metadata"), "labels").get(SERVER, ""))
-
-
-def without_workers(items: Iterable[ClusterItem]) -> tuple[Item, ...]:
-    """The items without their lists of workers."""
-    return tuple(replace(each, worker_list=()) for each in items)
 
 
 def _ending(ended: Table) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from operator import itemgetter
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 from poolctl import __version__
 from poolctl.address import parse
@@ -34,7 +34,6 @@ from poolctl.control.answers import (
     ServerStep,
     failure,
 )
-from poolctl.control.client import value_of
 from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.control.server_answers import Details, LiveChanges, ShowResult, WorkerDetails
 from poolctl.core.configuration_diff import Kind
@@ -66,7 +65,6 @@ from ._compile import CompiledPool, compiled, pool_name, settings_of
 from ._objects import digest_of, with_revision
 from ._state import APPLIED, POOL, SERVER, STOPPED, ClusterItem, Pod, Workload, server_of, workloads
 
-Answer = TypeVar("Answer")
 Progress = Callable[[Table], None]
 
 _WATCHED = ("Deployment", "Job", "Pod")
@@ -158,17 +156,6 @@ class KubernetesClient:
         """Raise ControlError (2) for a command that is not supported on a cluster."""
         if command not in _COMMANDS:
             raise not_on_a_cluster(command)
-
-    def ask(
-        self,
-        kind: type[Answer],
-        verb: str,
-        body: Mapping[str, object] | None = None,
-        on_progress: Progress | None = None,
-        timeout: float | None = None,
-    ) -> Answer:
-        """Like `call`, but returns a typed answer instead of a document."""
-        return value_of(kind, self.call(verb, body, on_progress, timeout))
 
     async def _answer(self, verb: str, call: Call) -> Result:
         config = load(self.files, self._environment)
@@ -725,7 +712,7 @@ class _ClusterPool:
         labels = {**self._labels, SERVER: name}
         for kind in KINDS:
             if kind not in ("ReplicaSet", "Pod"):
-                with suppress_missing_kind(kind):
+                with suppress(NotFound):  # the cluster lacks this version of the kind
                     for each in (await self._cluster.list(kind, labels))[0]:
                         await self._cluster.delete(kind, each["metadata"]["name"])
 
@@ -828,13 +815,6 @@ class _BringUp:
     def _fail(self, name: str, message: str, hint: str) -> None:
         self._failed[name] = message
         self.errors.append(_error(self._pool.workloads()[name], self._kind, message, hint))
-
-
-class suppress_missing_kind(suppress):
-    """Context manager: ignore a kind that the cluster lacks, such as a newer version of the autoscaler."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(*((NotFound,) if kind == "HorizontalPodAutoscaler" else ()))
 
 
 def _on_cluster(server: ServerConfig) -> ServerConfig:
