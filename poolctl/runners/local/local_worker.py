@@ -149,7 +149,7 @@ class Tally:
     def beaten_ns(self) -> int:
         """The time of the worker's last heartbeat; 0 for a worker without heartbeats."""
         if not self._legible:
-            self._legible = self.counts() is not None
+            self._legible = self.fd >= 0 and read_page(self.fd) is not None
             if not self._legible:
                 return 0
         return read_slot(self.fd, BEAT_AT_NS)

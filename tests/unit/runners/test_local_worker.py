@@ -309,6 +309,14 @@ def test_number_that_no_worker_can_have_counted_is_refused_and_reported_once(poo
     assert f"slot {slot} went from {before[slot]} to" in pool.refused[0][2]
 
 
+def test_refusal_is_reported_when_a_heartbeat_was_the_first_to_read_the_page(pool: Pool) -> None:
+    pool.page[tally.BEAT_AT_NS] = 7
+    pool.page[tally.STARTED] = 1 << 63
+    assert pool.tally.beaten_ns() == 7
+    pool.counts()
+    assert len(pool.refused) == 1
+
+
 def test_worker_as_fast_as_one_can_be_is_believed_and_a_faster_one_is_not(pool: Pool) -> None:
     for seconds in (0.0, 0.25, 2.0, 3600.0):
         pool.now += seconds
