@@ -152,7 +152,7 @@ class RealPool:
             except TimeoutError:
                 raise AssertionError(f"poolctl {' '.join(args)} hung for {timeout_seconds} s") from None
             if said is not None:
-                return Done(args, *said)
+                return self.explained(Done(args, *said))
         process = self.spawn(*args, env=env, cwd=cwd)
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout_seconds)
@@ -161,7 +161,21 @@ class RealPool:
             raise AssertionError(f"poolctl {' '.join(args)} hung for {timeout_seconds} s") from None
         finally:
             self._children.remove(process)
-        return Done(args, process.returncode, stdout, stderr)
+        return self.explained(Done(args, process.returncode, stdout, stderr))
+
+    def explained(self, done: Done) -> Done:
+        """What a command did; if the supervisor did not answer it, with what its threads do and what its log says."""
+        if "has not answered" not in done.stderr:
+            return done
+        lines = []
+        for path in self.runtime.glob("*/info.json"):
+            for thread in Path(f"/proc/{json.loads(path.read_text())['supervisor_pid']}/task").glob("*"):
+                for name in ("wchan", "syscall", "stat"):
+                    with contextlib.suppress(OSError):
+                        lines.append(f"{thread / name}: {(thread / name).read_text()}")
+            with contextlib.suppress(OSError):
+                lines.append((path.parent / "supervisor.log").read_text())
+        return done._replace(stderr="\n".join([done.stderr, *lines]))
 
     def ok(self, *args: str, **options: Any) -> Done:
         """Like `run`, for a command that must end with 0."""

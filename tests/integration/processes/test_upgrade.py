@@ -55,7 +55,7 @@ def by(version: Path, pool: RealPool, *args: str, env: dict[str, str] | None = N
         [sys.executable, "-m", "poolctl", *args], cwd=pool.directory, text=True, capture_output=True,
         env={**pool.env, "PYTHONPATH": str(version), **(env or {})}, timeout=100,
     )  # fmt: skip
-    return Done(args, done.returncode, done.stdout, done.stderr)
+    return pool.explained(Done(args, done.returncode, done.stdout, done.stderr))
 
 
 def version(pool: RealPool) -> str:
