@@ -165,7 +165,7 @@ class RealPool:
 
     def explained(self, done: Done) -> Done:
         """What a command did; if the supervisor did not answer it, with what its threads do and what its log says."""
-        if "has not answered" not in done.stderr:
+        if not ("has not answered" in done.stderr or "the supervisor ended" in done.stderr):
             return done
         lines = []
         for path in self.runtime.glob("*/info.json"):

@@ -193,22 +193,35 @@ class Client:
         return connection
 
     def ping(self, timeout: float | None = None) -> PingResult:
-        """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
+        """Return the supervisor's version and process ids. If it ends before it answers, its successor is asked.
+
+        Raises ControlError (8) if no answer comes within `timeout` seconds, SupervisorEnded if the successor ends too.
+        """
+        limit = self._silence_seconds if timeout is None else timeout
+        answer = self._ping_once(limit) or self._ping_once(limit)
+        if answer is None:
+            raise SupervisorEnded(self.socket_path)
+        return answer
+
+    def _ping_once(self, limit: float) -> PingResult | None:
+        """The answer; None if the supervisor ends before it answers."""
         from poolctl.control.answers import PingResult
 
-        limit = self._silence_seconds if timeout is None else timeout
-        connection = self._connect()
+        connection, response = self._connect(), ResponseReader()
         try:
             _send(connection, "ping", {})
             connection.settimeout(limit)
-            for message in read_messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
-                if "result" in message:
-                    return value_of(PingResult, message["result"])
+            for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
+                if response.status != OK:
+                    raise refused(response.status, "ping", message)
+                return value_of(PingResult, message.get("result"))
+        except TimeoutError:
+            raise _silent(self.socket_path, limit) from None
         except OSError:
-            pass  # a timeout is one too
+            pass  # reset, because it was killed
         finally:
             connection.close()
-        raise _silent(self.socket_path, limit)
+        return None
 
     def upgrade(self, *, force: bool = False) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -31,6 +32,7 @@ from poolctl.control.client import (
 )
 from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
+from poolctl.exit_codes import NOT_PERMITTED
 from tests.deadline import wait_until
 from tests.processes import stat
 from tests.stand_in import Send, always, item, result, stand_in
@@ -373,6 +375,47 @@ def test_ping_gives_up_after_its_own_limit(path: Path) -> None:
                 client.ping(limit)
             assert caught.value.exit_code == 8
         assert time.monotonic() - begun < 8
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_ping_asks_the_next_supervisor_if_the_first_ends(path: Path, ended: int) -> None:
+    def serve(listener: socket.socket) -> None:
+        for turn in range(2):
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                if turn >= ended:
+                    body = json.dumps({"result": {"version": "1.2.3", "protocol": PROTOCOL}}).encode()
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body + b"\n")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=[listener], daemon=True)
+        server.start()
+        if ended == 1:
+            assert Client(str(path)).ping().version == "1.2.3"
+        else:
+            with pytest.raises(SupervisorEnded):
+                Client(str(path)).ping()
+        server.join(10)
+        assert not server.is_alive()
+
+
+def test_refused_ping_says_why(path: Path) -> None:
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(b'HTTP/1.0 403 Forbidden\r\n\r\n{"error": "this pool belongs to uid 7"}\n')
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=[listener], daemon=True)
+        server.start()
+        with pytest.raises(ControlError, match="this pool belongs to uid 7") as caught:
+            Client(str(path)).ping()
+        server.join(10)
+    assert caught.value.exit_code == NOT_PERMITTED
 
 
 def test_pool_of_too_old_a_version_is_not_upgraded(path: Path) -> None:
