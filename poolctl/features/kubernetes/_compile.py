@@ -21,10 +21,10 @@ from .table import Kubernetes
 
 
 class CompiledPool(NamedTuple):
-    """Each server's objects by server name, dependencies first, and the keys that were left out."""
+    """A pool compiled for a cluster: servers and their objects by name, dependencies first; `warnings` name ignored keys."""
 
     pool: KubernetesPool
-    servers: dict[str, ServerConfig]  # at the addresses that they have on the cluster
+    servers: dict[str, ServerConfig]  # with their addresses on the cluster
     objects: dict[str, list[Table]]
     warnings: list[str]
 

@@ -1,8 +1,8 @@
 """Builds the Kubernetes objects of one server as plain dictionaries, in the order in which they are applied.
 
 Deployment and Service keep their names. ConfigMap, Secret and Job are immutable and are named after the
-digest of their content, so that a change of a server is a rolling update of its Deployment alone, which
-`kubectl rollout undo` takes back.
+digest of their content: changing a server is a rolling update of its Deployment alone, which
+`kubectl rollout undo` reverts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CARRIED = (
 
 
 class KubernetesPool(NamedTuple):
-    """The pool of a server: its name, its [kubernetes] table, and its handler function."""
+    """What all servers of a pool share: its name, its [kubernetes] table, and its handler function."""
 
     name: str
     settings: Kubernetes
@@ -76,7 +76,7 @@ def objects_of(
 ) -> Iterator[Table]:
     """The objects for a server that `moved_to_pods` returned. Raises ServerError for an unreadable `env_file`.
 
-    `places` are the addresses, HOST:PORT, of the servers that it may depend on.
+    `places` maps the names of servers that it may depend on to their addresses, HOST:PORT.
     """
     labels = {POOL: pool.name, SERVER: server.name}
     port = server.address.port if server.listens else None
@@ -119,7 +119,7 @@ def objects_of(
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    # A program without a port may be a scheduler, of which two must not run at once.
+    # A program without a port may be a scheduler: two must not run at the same time.
     once = not server.overlap or (port is None and server.scale.max == 1)
     strategy = {"type": "Recreate"} if once else rolling
     spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}

@@ -19,7 +19,7 @@ POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revisi
 APPLIED, WORKERS, STOPPED = f"{_LABEL}/applied", f"{_LABEL}/workers", f"{_LABEL}/stopped"
 RESTARTED = f"{_LABEL}/restarted-at"  # annotation of its pods
 
-# Reasons for which a container waits that are not part of a usual start.
+# Reasons why a container waits that mean a problem and not a normal start.
 _WAITING_PROBLEMS = frozenset((
     "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "ErrImageNeverPull", "InvalidImageName",
     "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
@@ -72,8 +72,8 @@ class Pod:
         self._init = _tables(status.get("initContainerStatuses"))
         self._conditions = {str(each.get("type")): each for each in _tables(status.get("conditions"))}
         says_ready = self._conditions.get("Ready", {}).get("status") == "True"
-        # The node controller takes the condition from the pods of a lost node, whose kubelet cannot set it
-        # again: this shows without leave to read nodes.
+        # When a node is lost, the node controller clears the Ready condition of its pods, and no kubelet updates
+        # the container's status. This detects it without permission to read nodes.
         self.is_lost = bool(self._container.get("ready")) and not says_ready and self.phase == "Running"
         self.is_ready = says_ready and not self.is_leaving
         self.restarts = _number(self._container.get("restartCount"))
@@ -93,7 +93,7 @@ class Pod:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its container has started, so that there is output."""
+        """Whether its container has started, and may have written output."""
         state = _member(self._container, "state")
         return "running" in state or bool(self.last_exit())
 

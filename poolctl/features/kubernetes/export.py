@@ -19,10 +19,10 @@ _MADE_BY = "Made by `poolctl export kubernetes`."
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings as blocks, and never uses YAML aliases."""
+    """Writes multi-line strings in block style, and never uses YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """See yaml.SafeDumper."""
+        """Tell PyYAML never to write an alias."""
         return True
 
 

@@ -76,7 +76,7 @@ _STARTED = (
     "kubernetes.json"  # in the state directory: the cluster and namespace where the pool was last started
 )
 _AT_ONCE = 16  # requests
-# A pod without a place and a refused pod are failures after this time: a node may be about to join, a quota
+# An unschedulable or rejected pod counts as failed after this time: a node may be about to join, or a quota to
 # be raised.
 _PASSING_SECONDS = 5.0
 _COMMANDS = frozenset((
@@ -109,7 +109,7 @@ class ClusterResult(Result):
 
 
 class Call(NamedTuple):
-    """A request for a verb."""
+    """One request: the selected servers, the options, and where to report progress."""
 
     selector: Selector
     options: Table
@@ -136,7 +136,7 @@ class KubernetesClient:
     ) -> Table:
         """The result of `verb` as a document. Blocks; raises ControlError, and Failure (5) for invalid files.
 
-        `timeout` in seconds limits the wait for servers; each request to the cluster is limited by itself.
+        `timeout` in seconds limits the wait for servers; each request to the cluster has its own time limit.
         """
         given = body or {}
         selector: Table = given.get("selector") or {}  # type: ignore[assignment]
@@ -393,7 +393,7 @@ class _ClusterPool:
         )
 
     async def wait(self, call: Call) -> Result:
-        """Return when the selected servers are ready, stopped, healthy or in a state."""
+        """Return when the selected servers have reached the requested state."""
         found = await self.look()
         names = self._selected(call, found)
         goal = str(call.options.get("for") or "ready")
@@ -411,7 +411,7 @@ class _ClusterPool:
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
     async def logs(self, call: Call) -> Result:
-        """Send each worker's last `lines` lines, and with `follow` new lines, of new workers too."""
+        """Send the last `lines` lines of each worker; with `follow` also new lines, including those of new workers."""
         found = await self.look()
         names = set(self._selected(call, found))
         follow, since = bool(call.options.get("follow")), str(call.options.get("since") or "")
@@ -454,7 +454,7 @@ class _ClusterPool:
 
     @property
     def compiled(self) -> CompiledPool:
-        """The pool as objects. Failure (5) for keys without an equal on a cluster."""
+        """The pool compiled into objects. Raises Failure (5) for keys that are not supported on a cluster."""
         if self._compiled is None:
             self._compiled = compiled(self._config, self._files)
         return self._compiled
@@ -516,7 +516,7 @@ class _ClusterPool:
         return [name for name in TopologicalSorter(needed).static_order() if name in names]
 
     async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
-        """Raise ControlError (8) if an object of another owner has the name of an object of these servers."""
+        """Raise ControlError (8) if an object that these servers need exists and belongs to another owner."""
         for name in names:
             if found[name].found is not None:
                 continue
@@ -626,7 +626,7 @@ class _ClusterPool:
                 await self._cluster.change("Deployment", name, annotations)
 
     async def scale(self, call: Call) -> Result:
-        """Set the number of workers, until the file's number changes."""
+        """Set the number of workers; it applies until the number in the file changes."""
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(f"workers is {workers!r}, not a number of them", hint="a whole number from 1")
@@ -763,7 +763,7 @@ class _BringUp:
         self._kind = kind
         self.errors: list[ErrorEntry] = []
         self.late: list[str] = []
-        self._generations: dict[str, int] = {}  # of the servers that are applied
+        self._generations: dict[str, int] = {}  # by server: the generation that was applied
         self._deadlines: dict[str, float] = {}
         self._failing_since: dict[str, float] = {}
         self._failed: dict[str, str] = {}
@@ -818,7 +818,7 @@ class _BringUp:
 
 
 def _on_cluster(server: ServerConfig) -> ServerConfig:
-    """The server with its address on the cluster, but with the key from its file."""
+    """The server with its public address on the cluster; it keeps the key that it has in the file."""
     if not (server.listens and server.derived_expose):
         return server
     return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)
