@@ -303,3 +303,13 @@ def test_near_word_is_a_beginning_or_has_few_slips() -> None:
     assert near_word("restxxt", ("restart",)) == "restart"
     assert near_word("--tga", ("--tag",)) == "--tag"
     assert near_word("list", ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "meant"),
+    [("--all", ["--health", "--tag"], ""), ("monit", ["init", "stop"], ""), ("--format", ["--not"], ""),
+     ("zhs", ["bash", "zsh"], "zsh"), ("retsart", ["start", "restart"], "restart"), ("st", ["stop"], ""),
+     ("sta", ["status", "start"], "start"), ("x", [], "")],
+)  # fmt: skip
+def test_a_guess_is_a_slip_of_the_finger_and_nothing_else(typed: str, known: list[str], meant: str) -> None:
+    assert near_word(typed, known) == meant

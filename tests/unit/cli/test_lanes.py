@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,12 +18,11 @@ from poolctl.cli.command_line import (
     Option,
     command_named,
     names,
-    near_word,
     parse,
     wants_json,
 )
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.typer_app import OTHER_COMMANDS, perform_args
+from poolctl.cli.typer_app import perform_args
 from tests.examples import examples
 
 WORDS = st.sampled_from(["web", "*-api", "127.0.0.1:8081", "json", "5s", "(", "ready", "a=b", "ü", "-1", "-"])
@@ -158,75 +156,6 @@ def test_stop_of_a_pool_that_is_not_running_needs_no_asyncio(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_options_are_accepted_before_and_after_the_targets() -> None:
-    assert slow(["list", "--tag", "x", "web"]) == slow(["list", "web", "--tag", "x"])
-    assert slow(["-c", "a", "--pool", "p", "show", "-c", "b"]) == slow(
-        ["show", "-c", "a", "-c", "b", "--pool", "p"]
-    )
-    assert slow(["-q", "show"]) == slow(["show", "--quiet"])
-
-
-def test_words_after_two_hyphens_are_the_users_command() -> None:
-    walk = slow(["walk", "web", "--jobs", "2", "--", "ls", "--color", "--", "x"])
-    assert isinstance(walk, CommandRequest)
-    assert (walk.get("targets"), walk.get("command")) == (["web"], ["ls", "--color", "--", "x"])
-    run = slow(["-c", "walk", "run", "--", "list"])
-    assert isinstance(run, CommandRequest)
-    assert (run.verb, run.get("command")) == ("run", ["list"])
-    shown = slow(["show", "--", "-odd"])
-    assert isinstance(shown, CommandRequest)
-    assert shown.get("targets") == ["-odd"]
-
-
-Complaint = Callable[[list[str]], Any]
-MOVED = "options come after the command: poolctl"
-IN_BACKGROUND = "poolctl start runs servers in the background, poolctl run in the foreground"
-
-
-@pytest.mark.parametrize(
-    ("args", "message", "hint"),
-    [
-        (["lst"], "no such command 'lst'", "did you mean 'list'?"),
-        (["frobnicate"], "no such command 'frobnicate'", "poolctl -h"),
-        (["list", "--heal"], "no such option: --heal", "did you mean --health?"),
-        (["list", "--zzz"], "no such option: --zzz", "poolctl list -h"),
-        (["list", "--tag"], "option '--tag' requires an argument", "poolctl list -h"),
-        (["-o", "json", "validate"], "no such option: -o", f"{MOVED} validate -o json"),
-        (["-c", "a b", "-n", "3", "logs", "x"], "no such option: -n", f"{MOVED} logs x -c 'a b' -n 3"),
-        (["filter"], "missing argument 'FIELD'", "poolctl filter -h"),
-        (["ps"], "no such command 'ps'", "here it is called: poolctl list"),
-        (["help", "log"], "no such command 'log'", "here it is called: poolctl logs"),
-        (["tail", "-n", "5"], "no such command 'tail'", "here it is called: poolctl logs -f"),
-        (["stauts"], "no such command 'stauts'", "did you mean 'status'?"),
-        (["list", "--format", "json"], "no such option: --format", "here it is called: -o FORM"),
-        (["status", "--json"], "no such option: --json", "here it is called: -o json"),
-        (["schema", "--json"], "no such option: --json", "poolctl schema -h"),
-        (["start", "-f", "a.toml"], "no such option: -f", "here it is called: -c FILE"),
-        (["run", "-d"], "no such option: -d", IN_BACKGROUND),
-        (["start", "--detach"], "no such option: --detach", IN_BACKGROUND),
-        (["list", "--all"], "no such option: --all", "without a selection, every server is meant"),
-        (["drain", "--foo"], "no such option: --foo", "poolctl drain -h"),
-        (["restart", "--no-wiat"], "no such option: --no-wiat", "did you mean --no-wait?"),
-        (["version", "x"], "got unexpected extra argument(s) (x)", "poolctl version -h"),
-        (["list", "--not=1"], "option '--not' does not take a value", "poolctl list -h"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_with_the_fix(args: list[str], message: str, hint: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        perform_args(args)
-    assert (caught.value.message, caught.value.hint) == (message, hint)
-
-
-OF_OTHERS = ["ps", "ls", "up", "down", "describe", "delete", "rm", "kill", "tail", "log"]
-OF_OTHERS += ["monit"] if "top" in COMMANDS else []
-
-
-@pytest.mark.parametrize("word", OF_OTHERS)
-def test_the_word_of_another_tool_is_answered_with_a_command_of_ours(word: str) -> None:
-    assert word not in COMMANDS
-    assert OTHER_COMMANDS[word].split()[0] in COMMANDS
-
-
 @pytest.mark.parametrize("word", ["-o=json", "-ojson", "-qo=json"])
 def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> None:
     request = slow(["list", word])
@@ -234,16 +163,6 @@ def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> No
     assert request.output == "json"
     assert parse(["list", word]) in (request, None)
     assert wants_json(["list", word])
-
-
-@pytest.mark.parametrize(
-    ("typed", "known", "meant"),
-    [("--all", ["--health", "--tag"], ""), ("monit", ["init", "stop"], ""), ("--format", ["--not"], ""),
-     ("zhs", ["bash", "zsh"], "zsh"), ("retsart", ["start", "restart"], "restart"), ("st", ["stop"], ""),
-     ("sta", ["status", "start"], "start"), ("x", [], "")],
-)  # fmt: skip
-def test_a_guess_is_a_slip_of_the_finger_and_nothing_else(typed: str, known: list[str], meant: str) -> None:
-    assert near_word(typed, known) == meant
 
 
 def test_the_help_of_poolctl_reads_no_configuration_model() -> None:

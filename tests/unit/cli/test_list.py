@@ -44,12 +44,6 @@ def test_list_masks_a_password(poolctl: Command, supervised: Supervised, form: s
         assert "secret" not in poolctl("list", "-o", form).out
 
 
-def test_filter_by_expose_skips_programs_without_a_port(poolctl: Command, supervised: Supervised) -> None:
-    program = {**item("worker"), "bind": "process:worker", "expose": None}
-    with supervised(always(program, item("users"))):
-        assert poolctl("filter", "name", "users", "--expose", "127", "-o", "name").out == "users\n"
-
-
 @pytest.mark.parametrize(
     ("args", "note"),
     [
@@ -90,3 +84,18 @@ def test_figures_are_asked_for_only_where_they_are_printed(
 def test_list_in_json_has_what_the_gateway_serves(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("users"), gateway={"bind": [":80"]})):
         assert poolctl("list", "-o", "json").json["gateway"] == {"bind": [":80"]}
+
+
+def test_without_a_supervisor_servers_are_stopped_or_disabled(poolctl: Command) -> None:
+    items = poolctl("list", "-o", "json").json["items"]
+    assert [(i["name"], i["state"], i["ready"], i["health"], i["pids"]) for i in items] == [
+        ("users", "stopped", False, "unknown", []),
+        ("orders", "disabled", False, "unknown", []),
+    ]
+
+
+def test_with_a_supervisor_it_is_asked(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users", pids=[7]))) as requests:
+        assert poolctl("list", "--field", "pids").out == "7\n"
+        assert poolctl("list", "users", "--not", "-o", "name,state").out == "users\trunning\n"
+    assert requests[1][1]["selector"]["not"] is True

@@ -44,7 +44,7 @@ from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.stand_in import Send, always, item, result
 
-from .conftest import Supervised
+from .conftest import Command, Supervised
 
 
 class Terminal(io.StringIO):
@@ -443,3 +443,17 @@ def test_thread_of_a_progress_display_takes_no_signal_and_its_starter_all_of_the
     thread.join()
     assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked[0]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_the_supervisors_own_words_about_usage_are_passed_on(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    error = {
+        "code": 1320,
+        "error": "ErrorParamEmpty",
+        "message": "no server matches 'x'",
+        "hint": "did you mean 'y'?",
+    }
+    with supervised(always(exit_code=4, errors=[error])):
+        for command in (["list", "x"], ["show", "x"], ["walk", "x"], ["logs", "x"]):
+            assert poolctl(*command) == (4, "", "error: no server matches 'x'\n  hint: did you mean 'y'?\n")

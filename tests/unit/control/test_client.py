@@ -520,3 +520,13 @@ def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> 
                 await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
 
     run(work())
+
+
+def test_waiting_for_an_end_is_bounded() -> None:
+    lasting = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not await_end(lasting.pid, 0.01)
+    finally:
+        lasting.kill()
+        lasting.wait()
+    assert await_end(lasting.pid, 0.01)

@@ -1,4 +1,4 @@
-"""Regular expressions of a command line, matched against the files: bounded in time, and explained."""
+"""A pool without a supervisor: its files, the selection of its servers, and the limit of regular expressions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from pathlib import Path
 import pytest
 
 from .conftest import Command
+
+
+def test_an_invalid_file_is_5_with_every_problem(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text('[[server]]\nname = "a"\nbinf = "x"\nworkers = -1\n')
+    for command in ("list", "show", "config", "walk", "logs", "validate"):
+        said = poolctl(command, "-o", "json")
+        assert said.code == 5, command
+        assert len(said.json["errors"]) >= 2, command
+        assert {error["code"] for error in said.json["errors"]} == {1322}, command
+    text = poolctl("list")
+    assert "pool.toml:3" in text.err
+    assert text.out == ""
+
+
+def test_no_server_at_all_is_a_problem_unless_allowed(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text('[pool]\nname = "x"\n')
+    said = poolctl("validate")
+    assert (said.code, "no server" in said.out) == (5, True)
+    assert poolctl("validate", "--allow-empty").out == "0 servers, ok\n"
+    assert poolctl("list").code == 5
+    nothing = poolctl("list", "--allow-empty")
+    assert nothing == (0, "", "note: the pool has no servers\n")
+    assert poolctl("list", "--allow-empty", "--tag", "x").err == "note: no server matches\n"
+    assert poolctl("list", "--allow-empty", "-q").err == ""
+
 
 SLOW = "^(a+)+$"
 POOL = f'[[server]]\nname = "{"a" * 34}b"\nbind = "127.0.0.1:8081"\ncommand = ["sleep", "60"]\n'
@@ -29,33 +54,6 @@ def test_an_expression_that_takes_too_long_is_a_usage_error(
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGVTALRM) == before
     assert poolctl("list", "--name", "^a+b$").code == 0
-
-
-@pytest.mark.parametrize(
-    ("expression", "fix"),
-    [("[[:alpha:]]", "[A-Za-z]"), ("a[[:^digit:]]", "[^0-9]"), (r"users\z", r"\Z"), ("(?<x>a)", "(?P<name>"),
-     (r"\p{Greek}", r"\w"), ("a(", "a(\n         ^")],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "line", [["list", "--name"], ["filter", "name", "--regex"], ["logs", "--grep"]], ids=" ".join
-)
-def test_syntax_of_other_regex_dialects_is_explained(
-    poolctl: Command, line: list[str], expression: str, fix: str
-) -> None:
-    said = poolctl(*line, expression)
-    assert said.code == 2
-    assert "invalid regular expression" in said.err
-    assert fix in said.err
-
-
-def test_an_escaped_bracket_is_no_class(poolctl: Command) -> None:
-    assert poolctl("list", "--name", r"\[:alpha:]", "--allow-empty").code == 0
-
-
-def test_many_asterisks_match_fast(poolctl: Command, directory: Path) -> None:
-    (directory / "pool.toml").write_text(POOL)
-    assert poolctl("list", "*a" * 12 + "*c").code == 4
-    assert poolctl("list", "*a" * 12 + "*b").code == 0
 
 
 def test_search_in_logs_is_bounded_in_each_line_and_not_in_all(poolctl: Command, directory: Path) -> None:

@@ -104,3 +104,29 @@ def test_a_running_pool_whose_file_has_vanished_is_found_by_its_path_and_it_is_s
     assert poolctl(*line).code == 5, "the socket of a supervisor that is gone is no pool"
     shutil.rmtree(directory / "run")
     assert poolctl(*line).code == 5
+
+
+def test_a_missing_file_and_none_at_all_are_5(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").unlink()
+    none = poolctl("list", "-o", "json")
+    assert none.code == 5
+    assert "poolctl init" in none.json["errors"][0]["hint"]
+    missing = poolctl("-c", "gone.toml", "list")
+    assert missing.code == 5
+    assert "gone.toml" in missing.err
+
+
+RUNNING = [item("users", 8081), item("orders", 8082, pids=[4243])]
+
+
+def test_commands_reach_a_running_pool_whose_file_is_missing(
+    poolctl: Command, supervised: Supervised, directory: Path
+) -> None:
+    (directory / "pool.toml").unlink()
+    with supervised(always(*RUNNING)):
+        assert poolctl("list", "-o", "name").out == "users\norders\n"
+        assert poolctl("-c", "pool.toml", "list", "-o", "name").out == "users\norders\n"
+
+
+def test_a_pool_is_not_named_twice(poolctl: Command) -> None:
+    assert poolctl("list", "--pool", "shop", "-c", "pool.toml").code == 2

@@ -1,0 +1,41 @@
+"""`poolctl restart`: how many servers were replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+
+def test_restart_counts_no_server_as_ready_whose_replacement_failed(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    failure = {"code": 1325, "name": "b", "message": "the replacement exited with status 3", "hint": ""}
+    with supervised(always(item("a"), item("b"), exit_code=1, errors=[failure])):
+        said = poolctl("restart")
+    assert said.out == "1 of 2 servers restarted\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "items", "line"),
+    [
+        (["restart"], [item("a")], "1 server restarted"),
+        (
+            ["restart"],
+            [item("a"), item("b", ready=False, state="draining")],
+            "1 server restarted (1 draining)",
+        ),
+        (["restart", "--no-wait"], [item("a"), item("b")], "2 servers restarting"),
+    ],
+)
+def test_line_counts_the_servers_that_were_replaced(
+    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
+) -> None:
+    with supervised(always(*items)):
+        assert poolctl(*args).out.splitlines()[0] == line
+        assert poolctl(*args, "--quiet").out == ""
+        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}

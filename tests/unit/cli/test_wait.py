@@ -1,0 +1,56 @@
+"""`poolctl wait`: its goals, its timeout, and a pool without a supervisor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.stand_in import Send, always, item, result
+
+from .conftest import Command, Supervised
+
+
+def test_wait_gives_up_when_its_time_is_over(poolctl: Command) -> None:
+    said = poolctl("wait", "--timeout", "0.1", "-o", "json")
+    assert said.code == 124
+    assert [each["name"] for each in said.json["items"]] == ["users", "orders"]
+    assert said.json["errors"][0]["error"] == "ErrorTimeout"
+
+
+def test_wait_for_stopped_is_over_where_nothing_runs(poolctl: Command) -> None:
+    assert poolctl("wait", "--for", "stopped").out == "2 servers stopped\n"
+    assert poolctl("wait", "nobody", "--for", "stopped").code == 4
+    assert poolctl("wait", "nobody").code == 4
+
+
+def test_wait_goes_on_when_the_supervisor_goes_away_meanwhile(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    asked = []
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        asked.append(body["options"]["timeout"])
+        return None if len(asked) < 3 else result(item("users"))
+
+    with supervised(answer):
+        assert poolctl("wait", "--timeout", "20").code == 0
+    assert 19 < asked[2] < asked[0] <= 20
+
+
+@pytest.mark.parametrize(
+    ("args", "items", "line"),
+    [
+        (["wait"], [item("a")], "1 server ready"),
+        (["wait", "--for", "healthy"], [item("a"), item("b")], "2 servers healthy"),
+        (["wait"], [item("a"), item("b", state="sleeping", ready=False)], "1 server ready (1 sleeping)"),
+        (["wait", "--for", "sleeping"], [item("b", state="sleeping", ready=False)], "1 server sleeping"),
+    ],
+)
+def test_line_counts_the_servers_that_reached_the_goal(
+    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
+) -> None:
+    with supervised(always(*items)):
+        assert poolctl(*args).out.splitlines()[0] == line
+        assert poolctl(*args, "--quiet").out == ""
+        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
