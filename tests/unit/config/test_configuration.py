@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.address import parse
-from poolctl.config import Backoff, Health, Patience, Recovery, Restart, Section
 from poolctl.errors import PoolValidateError, ServerError
 
 
@@ -155,14 +154,6 @@ def test_no_text_may_hold_a_nul(given: dict[str, Any]) -> None:
     with pytest.raises(PoolValidateError) as caught:
         ServerConfig(**{"name": "a", "bind": ":1", **given})
     assert "NUL" in str(caught.value)
-
-
-def test_tables_made_in_python_are_validated_too() -> None:
-    with pytest.raises(PoolValidateError) as caught:
-        TLSConfig(crt="x", min_version="1.0")
-    assert len(caught.value.exceptions) == 3
-    with pytest.raises(AttributeError):
-        TLSConfig(cert="x").cert = "y"
 
 
 def test_server_config_refuses_assignments() -> None:
@@ -327,12 +318,3 @@ def test_any_keywords_give_a_server_or_a_list_of_problems(given: dict[str, Any])
         problems = [server.name]
     assert problems
     assert all(problems)
-
-
-@pytest.mark.parametrize(
-    "kind", [Backoff, Health, Patience, Recovery, Restart], ids=lambda kind: kind.__name__
-)
-def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
-    assert kind.usual() == kind()
-    assert kind.usual().to_dict() == kind().to_dict()
-    assert kind.usual().given == kind().given

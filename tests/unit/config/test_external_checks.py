@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
-from poolctl.config.checks.external_checks import IMPORT_APP, Import, check_imports, check_interpreters
+from poolctl.config.checks.external_checks import Import, check_imports, check_interpreters
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
 
@@ -55,56 +54,6 @@ def outside(directory: Path, *lines: str, import_apps: bool = False) -> list[str
     config = load_text(directory, servers(*lines), env={"PATH": os.environ["PATH"]})
     assert config.problems == []
     return [str(problem) for problem in config.outside(import_apps=import_apps)]
-
-
-def test_apps_that_import_have_no_problem(apps: Path) -> None:
-    (apps / "x.env").write_text("FILE=1\nKEY=file\n")
-    found = outside(
-        apps,
-        'app = "good:app"',
-        'app = "good:make"\nfactory = true',
-        'app = "good:Box.app"',
-        'app = "noisy:app"',
-        'app = "reads:app"\ncwd = "/"\nenv = { KEY = "value" }\nenv_file = "x.env"',
-        'app = "seeded:app"\nenv = { PYTHONOPTIMIZE = "1" }',
-        'app = "threads:app"',
-        import_apps=True,
-    )
-    assert found == []
-
-
-@pytest.mark.parametrize(
-    ("app", "told"),
-    [
-        ("good:ap", "good has no 'ap'; did you mean 'app'?"),
-        ("good:app.inner", "good has no 'app.inner'"),
-        ("good:value", "good:value is of type int, not an ASGI application"),
-        ("goood:app", "there is no module 'goood'"),
-        ("missing:app", "missing imports 'no_such_library', which is not installed"),
-        ("syntax:app", "syntax.py:1"),
-        ("boom:app", "RuntimeError: boom boom"),
-        ("ends:app", "exited with status 3"),
-        ("exits:app", "exited with status 4"),
-        ("killed:app", "killed by SIGKILL"),
-        ("asks:app", "EOFError"),
-    ],
-)
-def test_an_app_that_cannot_be_imported_says_why(apps: Path, app: str, told: str) -> None:
-    (text,) = outside(apps, f'app = "{app}"', import_apps=True)
-    assert told in text
-    assert "pool.toml:4:1: server[0].app: " in text
-    assert outside(apps, f'app = "{app}"') == []
-
-
-def test_line_of_the_app_that_failed_is_reported(apps: Path) -> None:
-    (text,) = outside(apps, 'app = "boom:app"', import_apps=True)
-    assert f"{apps}/boom.py:2" in text
-
-
-def test_the_place_of_a_syntax_error_is_reported_once(apps: Path) -> None:
-    (text,) = outside(apps, 'app = "syntax:app"', import_apps=True)
-    assert text.count("syntax.py") == 1
-    assert f"syntax cannot be imported: SyntaxError: invalid syntax ({apps}/syntax.py:1)" in text
 
 
 def test_all_apps_are_imported_in_one_go_and_none_hides_another(apps: Path) -> None:
@@ -346,19 +295,6 @@ def test_a_process_that_an_import_starts_ends_with_it(tmp_path: Path, until: Any
             return True
 
     until(gone)
-
-
-def test_import_program_needs_the_standard_library_only(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text("import sys\nassert 'poolctl' not in sys.modules\napp = print\n")
-    request = f'{{"target": "one:app", "app_dir": "{tmp_path}", "cwd": "{tmp_path}", "user": null}}'
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", IMPORT_APP, request],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert done.stdout == "{}"
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:

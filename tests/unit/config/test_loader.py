@@ -83,65 +83,10 @@ def test_golibs_other_tables_name_the_fix(tmp_path: Path, key: str, value: objec
     assert fix in text
 
 
-def test_a_directory_is_its_files_in_name_order(tmp_path: Path) -> None:
-    (tmp_path / "20.toml").write_text(SERVER.replace("web", "b").replace("8080", "8081"))
-    (tmp_path / "10.yaml").write_text("server: [{name: a, bind: '127.0.0.1:8080', app: 'h:app'}]")
-    (tmp_path / "30.json").write_text('{"server": [{"name": "a", "tags": ["late"]}]}')
-    (tmp_path / ".hidden.toml").write_text("nonsense")
-    (tmp_path / "pyproject.toml").write_text("[project]\n")
-    (tmp_path / "notes.txt").write_text("nonsense")
-    config = PoolConfig.load(tmp_path, {})
-    assert config.problems == []
-    assert [(server.name, server.tags) for server in config] == [("a", ("late",)), ("b", ())]
-    assert config.files == [str(tmp_path)]
-
-
 def test_a_directory_without_configuration_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PoolValidateError) as caught:
         PoolConfig.load(tmp_path, {})
     assert "no configuration file in this directory" in str(caught.value)
-
-
-def test_later_files_override_key_by_key(tmp_path: Path) -> None:
-    base, prod = tmp_path / "base.toml", tmp_path / "conf" / "prod.toml"
-    prod.parent.mkdir()
-    base.write_text(
-        '[pool]\nname = "shop"\nport_range = "1-2"\n[defaults]\nstop_timeout = "1s"\nenv = { D = "1" }\n'
-        + SERVER
-        + 'tags = ["a", "b"]\nenv = { A = "1", B = "1" }\nworkers = 2\nhttp = { loop = "asyncio" }\n'
-        + 'log = { path = "web.log" }\nenv_file = ["a.env"]\n'
-    )
-    prod.write_text(
-        '[pool]\nport_range = "8100-8199"\n[defaults]\nstop_timeout = "2s"\n'
-        '[[server]]\nname = "web"\nlisten = ":80"\ntags = ["c"]\nenv = { B = "2" }\nscale = { min = 3, max = 3 }\n'
-        'http = { access_log = true }\nenv_file = "b.env"\n'
-    )
-    (server,) = config = PoolConfig.load([base, prod], {})
-    assert config.problems == []
-    assert (config.settings.name, config.settings.port_range) == ("shop", (8100, 8199))
-    assert (server.bind, server.tags, server.workers) == ("0.0.0.0:80", ("c",), 3)
-    assert server.env == {"D": "1", "A": "1", "B": "2"}
-    assert (server.http.loop, server.http.access_log, server.stop_timeout) == ("asyncio", True, 2.0)
-    # A path belongs to the file that holds it.
-    assert server.log.path == str(tmp_path / "web.log")
-    assert server.env_file == (str(prod.parent / "b.env"),)
-    assert server.cwd == str(tmp_path)
-
-
-def test_defaults_are_under_every_server(tmp_path: Path) -> None:
-    config = load_text(
-        tmp_path,
-        '[defaults]\napp = "hello:app"\ntags = ["x"]\nrestart = "always"\nstart_timeout = 5\n'
-        'env = { A = "1", B = "1" }\nhttp = { loop = "asyncio", keep_alive = "5s" }\n'
-        '[[server]]\nname = "a"\nbind = ":1"\nenv = { B = "2" }\nhttp.keep_alive = 6\n'
-        '[[server]]\nname = "b"\nbind = ":2"\ntags = []\nrestart = { limit = 3 }\napp = "other:app"\n',
-    )
-    assert config.problems == []
-    a, b = config
-    assert (a.tags, a.env, a.start_timeout) == (("x",), {"A": "1", "B": "2"}, 5.0)
-    assert (a.http.loop, a.http.keep_alive) == ("asyncio", 6.0)
-    assert (b.tags, b.app, b.restart.policy, b.restart.limit) == ((), "other:app", "always", 3)
-    assert (b.http.loop, b.http.keep_alive, b.env) == ("asyncio", 5.0, {"A": "1", "B": "1"})
 
 
 def test_a_servers_own_way_of_being_served_displaces_the_default(tmp_path: Path) -> None:
@@ -189,21 +134,6 @@ def test_asking_for_a_certificate_without_one_is_a_problem(tmp_path: Path) -> No
     assert "no default certificate" in told(tmp_path, SERVER + "tls = true\n")
 
 
-def test_paths_are_taken_from_the_file_that_holds_them(tmp_path: Path) -> None:
-    (tmp_path / "venv" / "bin").mkdir(parents=True)
-    config = load_text(
-        tmp_path,
-        '[[server]]\nname = "a"\nbind = "unix:run/a.sock"\napp = "h:a"\napp_dir = "src"\ncwd = "../x"\n'
-        'python = "venv"\nlog.path = "/var/log/a.log"\nenv_file = ["a.env", "/b.env"]\n'
-        'tls = { cert = "c.pem", ca = "ca.pem" }\n',
-    )
-    (a,) = config
-    assert (a.bind, a.expose) == (f"unix:{tmp_path}/run/a.sock", f"unix:{tmp_path}/run/a.sock")
-    assert (a.app_dir, a.cwd) == (str(tmp_path / "src"), str(tmp_path.parent / "x"))
-    assert a.python == str(tmp_path / "venv" / "bin" / "python")
-    assert (a.log.path, a.env_file) == ("/var/log/a.log", (str(tmp_path / "a.env"), "/b.env"))
-
-
 def test_a_job_has_no_address(tmp_path: Path) -> None:
     (job,) = load_text(tmp_path, '[[server]]\nname = "migrate"\njob = true\ncommand = ["true"]\n')
     assert (job.bind, job.key, job.expose, job.address.kind) == ("job:migrate", "job:migrate", "", "job")
@@ -217,16 +147,6 @@ def test_the_environment_chooses_the_interpreter(tmp_path: Path) -> None:
     assert server.python == str(tmp_path / "env" / "bin" / "python")
     (server,) = load_text(tmp_path, SERVER)
     assert server.python == str(tmp_path / ".venv" / "bin" / "python")
-
-
-def test_origin_names_file_and_line_of_every_key(tmp_path: Path) -> None:
-    (tmp_path / "base.toml").write_text("[defaults]\nstop_timeout = 3\n" + SERVER + "http.loop = 'asyncio'\n")
-    (tmp_path / "prod.yaml").write_text("server:\n- name: web\n  listen: :80\n")
-    (server,) = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})
-    assert server.origin is not None
-    assert server.origin["stop_timeout"] == f"{tmp_path}/base.toml:2"
-    assert server.origin["bind"] == f"{tmp_path}/prod.yaml:3"
-    assert server.origin["http.loop"] == f"{tmp_path}/base.toml:7"
 
 
 def test_a_server_written_as_a_file_loads_as_itself(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import assume, example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import PoolConfig
@@ -78,17 +77,6 @@ def test_json_positions() -> None:
     }
 
 
-def test_yaml_positions() -> None:
-    text = "a: &x {b: [1, 2]}\nserver:\n  - name: x\n    <<: *x\n    1: [*x]\n  - 'name': y\n"
-    found = positions(text, "yaml")
-    assert found[("a", "b", 1)] == (1, 15)
-    assert found[("server", 0)] == (3, 5)
-    assert found[("server", 0, "name")] == (3, 5)
-    assert found[("server", 0, "1")] == (5, 5)
-    assert found[("server", 1, "name")] == (6, 5)
-    assert ("server", 0, "<<") not in found
-
-
 keys = st.text(min_size=1, max_size=8)
 # YAML 1.1 and 1.2 disagree about 1e3: left to the examples below.
 numberlike = re.compile(r"[-+0-9.eExo_:]+")
@@ -133,58 +121,6 @@ def test_every_toml_key_has_its_place(tree: dict[str, Any]) -> None:
     except tomllib.TOMLDecodeError:
         return  # JSON writes half surrogate pairs, TOML has none.
     assert positions(text, "toml").keys() == paths(read)
-
-
-@given(st.dictionaries(keys, trees, max_size=4))
-@example({" ": [], "\x85": []})
-def test_yaml_reads_as_pyyaml_reads_it(tree: dict[str, Any]) -> None:
-    for style in (None, True, False):
-        text = yaml.safe_dump(tree, allow_unicode=True, default_flow_style=style)
-        read = yaml.load(text, Loader=yaml.CSafeLoader)
-        # PyYAML writes U+0085 as a line break, which is read as a space: a key may be there twice then, and is refused.
-        assume(len(paths(read)) == len(paths(tree)))
-        assert parse(text, "yaml") == read
-        assert positions(text, "yaml").keys() == paths(read)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("a: yes", True), ("a: Off", False), ("a: ~", None), ("a:", None), ("a: 12", 12), ("a: -1.5e3", -1500.0),
-        ("a: 0x1F", 31), ("a: 0o17", 15), ("a: 010", "010"), ("a: 1:30", "1:30"), ("a: '12'", "12"),
-        ("a: .inf", float("inf")),
-        ("a: 127.0.0.1:80", "127.0.0.1:80"), ("a: 1_000", "1_000"), ("a: 2020-01-01", "2020-01-01"),
-        ("a: !!str 12", "12"),
-        ("a: .", "."), ("a: +", "+"), ("a: |\n  x\n", "x\n"), ("a: ''", ""), ("a: '~'", "~"),
-    ],
-)  # fmt: skip
-def test_yaml_scalars_are_what_they_look_like(text: str, value: object) -> None:
-    assert parse(text, "yaml") == {"a": value}
-
-
-def test_a_key_of_yaml_is_its_text() -> None:
-    assert parse("NO: 1\n80: 2\n~: 3\n'q': 4\n1e3: 5\n", "yaml") == {
-        "NO": 1,
-        "80": 2,
-        "~": 3,
-        "q": 4,
-        "1e3": 5,
-    }
-    assert parse("a: 1e3", "yaml") == {"a": 1000.0}
-
-
-def test_yaml_merges_tables() -> None:
-    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc:\n  <<: [*a, *b]\n  x: 3\nd: {<<: *a}\ne: *a\n"
-    read = parse(text, "yaml")
-    assert read == yaml.safe_load(text)
-
-
-def test_a_quoted_merge_key_is_a_word_like_any_other() -> None:
-    assert parse("\"<<\": [1]\n'a': &b {c: 1}\nd: {<<: *b}\n", "yaml") == {
-        "<<": [1],
-        "a": {"c": 1},
-        "d": {"c": 1},
-    }
 
 
 HEAD = '[[server]]\nname = "web"\nbind = ":8080"\n'
@@ -232,13 +168,6 @@ BROKEN_TOML = [
     ),
     ("[server]\n[server]\n", 2, 1, "[server] is there twice", "write [[server]], with two brackets"),
 ]
-BROKEN_YAML = [
-    ("server:\n  - name: a\n    tags: [a, b\n    bind: ':1'\n", 3, 11, "list", "]"),
-    ("server:\n  - name: a\n    http: {loop: auto\n", 3, 11, "table", "}"),
-    ('server:\n  - name: "a\n', 2, 11, "string is not closed", "quote"),
-    ("server:\n  - name: a: b\n", 2, 0, "a second ':'", "quotes"),
-    ("server:\n  - name: @a\n", 2, 11, "cannot begin with '@'", "quotes"),
-]
 JSON = [
     ('{"server": [{"name": "a",}]}', 1, 25, "comma", "take it out"),
     ('{"server": ["a",]}', 1, 16, "comma", "take it out"),
@@ -258,7 +187,6 @@ JSON = [
     ("name", "text", "line", "column", "said", "fix"),
     [
         *(("pool.toml", *case) for case in BROKEN_TOML),
-        *(("pool.yaml", *case) for case in BROKEN_YAML),
         *(("pool.json", *case) for case in JSON),
     ],
 )
@@ -281,8 +209,6 @@ def test_a_common_mistake_is_reported_with_its_place_and_its_fix(
     ("name", "text", "line", "said", "fix"),
     [
         ("pool.toml", "// a pool\n", 1, "Invalid statement", "# comment"),
-        ("pool.yaml", "server:\n\t- name: a\n", 2, "\\t", "with spaces only"),
-        ("pool.yaml", "server:\n  - name: a\n   bind: ':8080'\n", 3, "block", "alike"),
         ("pool.json", '// x\n{"server": []}', 1, "Expecting value", "no comments"),
         ("pool.json", "{'server': []}", 1, "Expecting property name", "double quotes"),
         ("pool.json", '{"server": []} x', 1, "Extra data", "double quotes"),

@@ -1,0 +1,154 @@
+"""Tables of several files become one configuration, in which each key has its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poolctl import PoolConfig
+from poolctl.config import Problem
+from poolctl.errors import PoolValidateError
+from tests.config_files import SERVER, load_text
+
+
+def test_a_directory_is_its_files_in_name_order(tmp_path: Path) -> None:
+    (tmp_path / "20.toml").write_text(SERVER.replace("web", "b").replace("8080", "8081"))
+    (tmp_path / "10.yaml").write_text("server: [{name: a, bind: '127.0.0.1:8080', app: 'h:app'}]")
+    (tmp_path / "30.json").write_text('{"server": [{"name": "a", "tags": ["late"]}]}')
+    (tmp_path / ".hidden.toml").write_text("nonsense")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "notes.txt").write_text("nonsense")
+    config = PoolConfig.load(tmp_path, {})
+    assert config.problems == []
+    assert [(server.name, server.tags) for server in config] == [("a", ("late",)), ("b", ())]
+    assert config.files == [str(tmp_path)]
+
+
+def test_later_files_override_key_by_key(tmp_path: Path) -> None:
+    base, prod = tmp_path / "base.toml", tmp_path / "conf" / "prod.toml"
+    prod.parent.mkdir()
+    base.write_text(
+        '[pool]\nname = "shop"\nport_range = "1-2"\n[defaults]\nstop_timeout = "1s"\nenv = { D = "1" }\n'
+        + SERVER
+        + 'tags = ["a", "b"]\nenv = { A = "1", B = "1" }\nworkers = 2\nhttp = { loop = "asyncio" }\n'
+        + 'log = { path = "web.log" }\nenv_file = ["a.env"]\n'
+    )
+    prod.write_text(
+        '[pool]\nport_range = "8100-8199"\n[defaults]\nstop_timeout = "2s"\n'
+        '[[server]]\nname = "web"\nlisten = ":80"\ntags = ["c"]\nenv = { B = "2" }\nscale = { min = 3, max = 3 }\n'
+        'http = { access_log = true }\nenv_file = "b.env"\n'
+    )
+    (server,) = config = PoolConfig.load([base, prod], {})
+    assert config.problems == []
+    assert (config.settings.name, config.settings.port_range) == ("shop", (8100, 8199))
+    assert (server.bind, server.tags, server.workers) == ("0.0.0.0:80", ("c",), 3)
+    assert server.env == {"D": "1", "A": "1", "B": "2"}
+    assert (server.http.loop, server.http.access_log, server.stop_timeout) == ("asyncio", True, 2.0)
+    # A path belongs to the file that holds it.
+    assert server.log.path == str(tmp_path / "web.log")
+    assert server.env_file == (str(prod.parent / "b.env"),)
+    assert server.cwd == str(tmp_path)
+
+
+def test_defaults_are_under_every_server(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults]\napp = "hello:app"\ntags = ["x"]\nrestart = "always"\nstart_timeout = 5\n'
+        'env = { A = "1", B = "1" }\nhttp = { loop = "asyncio", keep_alive = "5s" }\n'
+        '[[server]]\nname = "a"\nbind = ":1"\nenv = { B = "2" }\nhttp.keep_alive = 6\n'
+        '[[server]]\nname = "b"\nbind = ":2"\ntags = []\nrestart = { limit = 3 }\napp = "other:app"\n',
+    )
+    assert config.problems == []
+    a, b = config
+    assert (a.tags, a.env, a.start_timeout) == (("x",), {"A": "1", "B": "2"}, 5.0)
+    assert (a.http.loop, a.http.keep_alive) == ("asyncio", 6.0)
+    assert (b.tags, b.app, b.restart.policy, b.restart.limit) == ((), "other:app", "always", 3)
+    assert (b.http.loop, b.http.keep_alive, b.env) == ("asyncio", 5.0, {"A": "1", "B": "1"})
+
+
+def test_paths_are_taken_from_the_file_that_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    config = load_text(
+        tmp_path,
+        '[[server]]\nname = "a"\nbind = "unix:run/a.sock"\napp = "h:a"\napp_dir = "src"\ncwd = "../x"\n'
+        'python = "venv"\nlog.path = "/var/log/a.log"\nenv_file = ["a.env", "/b.env"]\n'
+        'tls = { cert = "c.pem", ca = "ca.pem" }\n',
+    )
+    (a,) = config
+    assert (a.bind, a.expose) == (f"unix:{tmp_path}/run/a.sock", f"unix:{tmp_path}/run/a.sock")
+    assert (a.app_dir, a.cwd) == (str(tmp_path / "src"), str(tmp_path.parent / "x"))
+    assert a.python == str(tmp_path / "venv" / "bin" / "python")
+    assert (a.log.path, a.env_file) == ("/var/log/a.log", (str(tmp_path / "a.env"), "/b.env"))
+
+
+def test_origin_names_file_and_line_of_every_key(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[defaults]\nstop_timeout = 3\n" + SERVER + "http.loop = 'asyncio'\n")
+    (tmp_path / "prod.yaml").write_text("server:\n- name: web\n  listen: :80\n")
+    (server,) = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})
+    assert server.origin is not None
+    assert server.origin["stop_timeout"] == f"{tmp_path}/base.toml:2"
+    assert server.origin["bind"] == f"{tmp_path}/prod.yaml:3"
+    assert server.origin["http.loop"] == f"{tmp_path}/base.toml:7"
+
+
+def test_all_problems_of_all_files_are_reported_in_the_files_order(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[pool]\nnme = "x"\n[[server]]\nname = "one two"\nbind = "127.0.0.1:99999"\napp = "h:a"\n'
+        '[[server]]\nname = "typo"\nbinf = ":81"\napp = "h:a"\nhttp = { loop = "fast", lop = 1 }\n'
+    )
+    (tmp_path / "b.yaml").write_text("server:\n- name: far\n  bind: :82\n  app: h:a\n  http:\n    loop: x\n")
+    config = PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.yaml"], {})
+    found = [(Path(p.file).name, p.line, p.column, p.key) for p in config.problems if isinstance(p, Problem)]
+    assert found == [
+        ("a.toml", 2, 1, "pool.nme"),
+        ("a.toml", 4, 1, "server[0].name"),
+        ("a.toml", 5, 1, "server[0].bind"),
+        ("a.toml", 7, 1, "server[1].bind"),
+        ("a.toml", 9, 1, "server[1].binf"),
+        ("a.toml", 11, 10, "server[1].http.loop"),
+        ("a.toml", 11, 25, "server[1].http.lop"),
+        ("b.yaml", 6, 5, "server[0].http.loop"),
+    ]
+    assert all(problem.code == 1322 and problem.hint for problem in config.problems)
+    assert len(config) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("pool.toml", SERVER + "bogus = 1\n", (5, 1, "server[0].bogus")),
+        ("pool.toml", SERVER + "[server.http]\nbogus = 1\n", (6, 1, "server[0].http.bogus")),
+        ("pool.toml", SERVER + "http.bogus = 1\n", (5, 6, "server[0].http.bogus")),
+        ("pool.toml", SERVER + 'tags = [\n  "a",\n  3,\n]\n', (7, 3, "server[0].tags[1]")),
+        ("pool.toml", SERVER + "listen = ':1'\n", (5, 1, "server[0].listen")),
+        ("pool.toml", SERVER.replace("bind", "listen").replace("8080", "x"), (3, 1, "server[0].listen")),
+        ("pool.toml", SERVER + "workers = 0\n", (5, 1, "server[0].workers")),
+        ("pool.json", '[\n {"name": "a", "bind": ":1",\n  "app": 5}]', (3, 3, "[0].app")),
+        ("pool.yml", "- name: a\n  bind: ':1'\n  app: 5\n", (3, 3, "[0].app")),
+        (
+            "pyproject.toml",
+            "[tool.poolctl.pool]\nbogus = 1\n",
+            (2, 1, "tool.poolctl.pool.bogus"),
+        ),
+        ("pool.toml", "[defaults]\nbogus = 1\n", (2, 1, "defaults.bogus")),
+        ("pool.toml", "bogus = 1\n", (1, 1, "bogus")),
+    ],
+)
+def test_a_problem_is_where_its_key_is(
+    tmp_path: Path, name: str, text: str, place: tuple[int, int, str]
+) -> None:
+    (problem,) = load_text(tmp_path, text, name).problems
+    assert isinstance(problem, Problem)
+    assert (problem.line, problem.column, problem.key) == place
+    assert str(problem).startswith(f"{tmp_path / name}:{place[0]}:{place[1]}: {place[2]}: ")
+
+
+def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[[server]\n")
+    (tmp_path / "b.toml").write_text(SERVER + "bogus = 1\n")
+    with pytest.raises(PoolValidateError) as caught:
+        PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.toml", tmp_path / "c.toml"], {})
+    text = "\n".join(str(child) for child in caught.value.exceptions)
+    for part in ("a.toml:1:", "c.toml: there is no such file", "b.toml:5:1: server[0].bogus"):
+        assert part in text
