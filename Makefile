@@ -16,7 +16,7 @@ PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/u
 	cli/test_completion.py core/test_decide_properties.py)) \
 	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
-PORTABLE = $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
+PORTABLE = $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline_runner.py tests/integration/test_embedding.py
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
