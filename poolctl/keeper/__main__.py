@@ -1,3 +1,3 @@
-"""The keeper's program (see keeper)."""
+"""Runs the keeper (see `keeper.main`)."""
 
 from .keeper import main as main

@@ -1,7 +1,7 @@
 """Hands accepted connections to another process, one per message; clients do not notice.
 
-Unread bytes stay in the socket. Bytes that a process has already read travel with it: in the message, or if too
-many for it in a second descriptor, a sealed file in memory. An application that holds an end of the pair can send
+Unread bytes stay in the socket. Bytes that a process has already read are sent with it: in the message, or if they do
+not fit, in a sealed file in memory (a second descriptor). An application that holds one end of the pair can send
 anything: every received descriptor is checked, and closed if it is not a connection.
 """
 
@@ -30,7 +30,7 @@ _STREAM = int(socket.SOCK_STREAM)
 _PROTOCOLS = (0, int(socket.IPPROTO_TCP))
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
-INLINE_BYTES = 46 * 1024  # a third more in base64
+INLINE_BYTES = 46 * 1024  # base64 adds a third
 MOST_BYTES = 2**20
 MOST_HOPS = 3
 LONGEST_ALIAS = 255  # in characters
@@ -59,13 +59,13 @@ class Routed(NamedTuple):
 
 
 class Connection(socket.socket):
-    """A connection with the deadline of its client, and its routing data if it belongs to a route.
+    """A connection with the deadline for its client, and its routing data if it belongs to a route.
 
     `until` is the deadline for a whole request head, or with `asked` (a response was sent, and no byte received
     since) for the next request: a time of the monotonic clock, or None for the usual limit from now on.
     """
 
-    # Plain numbers: the enumerations of socket.socket take a tenth of a handover's time.
+    # Plain numbers: converting them to socket's enumerations takes a tenth of a handover's time.
     family = socket.SocketType.family  # type: ignore[assignment]
     type = socket.SocketType.type  # type: ignore[assignment]
 
@@ -84,13 +84,13 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """`until` and `asked` as members of a message."""
+        """The fields of a message that carry `until` and `asked`."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def message(self) -> tuple[wire.Message, list[int]]:
-        """The members of a message and the descriptors from which `from_message` restores it.
+        """The fields of a message and the descriptors from which `from_message` restores this connection.
 
-        The first descriptor stays this connection's; the caller closes the others.
+        The connection keeps the first descriptor; the caller closes the others.
         """
         return _message(self.fileno(), self.limits(), self.routed)
 
@@ -124,10 +124,10 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
 def give(
     end: socket.socket, fd: int, limits: wire.Message | None = None, routed: Routed | None = None
 ) -> None:
-    """Queue the connection for the process at the other end; the descriptor stays the caller's.
+    """Queue the connection for the process at the other end. The caller still owns `fd`, and closes it.
 
-    `limits` are the members from Connection.limits. Raises OSError, BlockingIOError when the queue is full, and
-    WireError when too many bytes have been received.
+    `limits` come from Connection.limits. Raises OSError, BlockingIOError when the queue is full, and WireError
+    when too many bytes have been received.
     """
     message, fds = _message(fd, limits or {}, routed)
     try:
@@ -159,10 +159,10 @@ def take(end: socket.socket) -> Connection | None:
     """The next connection; None when the other end is closed.
 
     Raises BlockingIOError when the queue is empty, NoRoom, OSError, and WireError for descriptors that are not a
-    connection and were closed: an application that holds the other end can send anything.
+    connection (they are closed): an application that holds the other end can send anything.
     """
     try:
-        # A descriptor that exceeds the limit when it arrives is lost.
+        # The kernel drops a descriptor that arrives when the process has reached its limit.
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
@@ -250,7 +250,7 @@ def _content(fd: int) -> bytes:
 
 
 def _connection(fd: int) -> Connection:
-    """The stream socket with this descriptor. Raises WireError if it is not one, or not connected; it stays open."""
+    """The stream socket with this descriptor. Raises WireError if it is not a connected stream, and leaves it open."""
     try:
         sock = Connection(fileno=fd)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The names in the keeper's descriptor store (modelled on systemd's FDSTORE), a contract between versions.
+"""The names in the keeper's descriptor store (modelled on systemd's FDSTORE). All versions must use the same names.
 
-Only names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running while it
+Only the names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running while it
 holds any of them (`Store.holds_work`).
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 # Passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
-# Helpers: the links to them, and the logger's move in progress. Zygotes belong to the version that started them:
-# one per interpreter, one per application.
+# Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per
+# application) belong to the version that started them.
 LOGGER, UNDERWAY = "logger", "logger-underway"
 ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
@@ -21,15 +21,15 @@ WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
 METRICS, OPERATOR = "metrics", "operator"
-# The links to the gateway's process and to its zygote, its pair, the hosts' states, registered services, and its
-# listeners by their keys.
+# The gateway: links to its process and its zygote, its adoption pair, the states of backend hosts, registered
+# services, and its listeners by key.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
 GATEWAY_ZYGOTE = "gateway zygote"
 REGISTRATIONS, REGISTRATION_ADDRESS = "registrations", "registration"
 GATEWAY_LISTENER = "gateway listener "
 
-# Not an entry, although the plan lists it among them: the supervisor is the client itself.
+# Listed in the plan like an entry, but not stored: the supervisor is the keeper's client.
 SUPERVISOR = "supervisor"
 
-# Passed to a supervisor that has crashed often within a minute: its automatic actions may be the cause.
+# Passed to a supervisor that has crashed repeatedly within a minute: its automatic actions may be the cause.
 CALM = "--calm"

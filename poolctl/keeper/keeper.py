@@ -3,19 +3,26 @@
     keeper DIRECTORY PLAN [BEGUN]
     keeper DIRECTORY LINK_FD
 
-In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and sends the new
-one all reports that the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector;
-`control`, the descriptor of its listener; `lifeline`, -1 or a pipe whose end of file requests the end of the pool;
-`inherited`, the names of systemd's sockets; `begun`, the names of the children whose pids are in BEGUN (see
-spawn.in_background), including the supervisor; `without`, the variables removed from the environment of the others.
-The descriptors of systemd's sockets and of the links to the children follow the last one named. Alternatively PLAN
-has `supervisor`, `donor`, the descriptor of a link to a supervisor that has lost its keeper and sends everything to
-the new one, and `donor_process`, the pid and start time of that supervisor. In the second form the client is the
-program that holds the other end of LINK_FD, and everything ends with it.
+In the first form the supervisor is the only client, and may die at any moment: the keeper restarts it, and sends the
+new supervisor all reports that the old one has not acknowledged. PLAN is a JSON object with these members:
 
-The pool ends by the supervisor or without one, and always within a limit. The keeper becomes another version of itself
-by execve(2), which keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable
-descriptor; the rest of its state goes into a file in memory for the next program.
+- `supervisor`: the supervisor's argument vector
+- `control`: the descriptor of its listener
+- `lifeline`: -1, or a pipe whose end of file requests the shutdown of the pool
+- `inherited`: the names of systemd's sockets
+- `begun`: the names of the children whose pids are in BEGUN (see spawn.in_background), including the supervisor
+- `without`: the variables removed from the environment of the other children
+
+The descriptors of systemd's sockets and of the links to the children have the numbers after these.
+
+A plan for a supervisor that has lost its keeper has `supervisor`, `donor` (the descriptor of a link to that
+supervisor, which sends everything to the new keeper), and `donor_process` (its pid and start time).
+
+In the second form the client is the program that holds the other end of LINK_FD; when it exits, everything ends.
+
+The pool shuts down within a time limit, with or without a supervisor. The keeper upgrades itself by execve(2), which
+keeps the pid, the children with their exit statuses, the subreaper flag, and every inheritable descriptor; the rest
+of its state is passed to the next program in a file in memory.
 """
 
 from __future__ import annotations
@@ -56,11 +63,11 @@ class Store:
 
     @property
     def holds_work(self) -> bool:
-        """Whether it holds sockets or workers, not only inherited descriptors and the supervisor's state."""
+        """Whether the store holds sockets or workers, not only inherited descriptors and the supervisor's state."""
         return any(":" in name for name in self._entries)
 
     def put(self, name: str, meta: object, fds: list[int]) -> None:
-        """Keep `fds` (owned by the store from now on) under `name`; replaces and closes an earlier entry."""
+        """Store `fds` under `name`, and take ownership of them. An earlier entry of this name is closed."""
         self.drop(name)
         self._entries[name] = (meta, fds)
 
@@ -70,7 +77,7 @@ class Store:
             self._entries[name] = (meta, self._entries[name][1])
 
     def get(self, name: str) -> tuple[Any, list[int]] | None:
-        """The value and the descriptors of `name`; they stay the store's."""
+        """The value and the descriptors of `name`; the store still owns them."""
         return self._entries.get(name)
 
     def drop(self, name: str) -> None:
@@ -84,7 +91,7 @@ class Store:
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
 
     def rows(self) -> list[tuple[str, object, list[int]]]:
-        """Every name with its value and its descriptors, which stay the store's."""
+        """Every name with its value and its descriptors; the store still owns them."""
         return [(name, value, fds) for name, (value, fds) in self._entries.items()]
 
     def clear(self, *prefixes: str) -> None:
@@ -121,7 +128,7 @@ def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
         elif name == fd_store.SUPERVISOR:
             supervisor = pid, link
         else:
-            # A zygote's workers inherit its environment: the supervisor decides whether it is the right one.
+            # Workers inherit a zygote's environment: the supervisor decides whether it matches.
             meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
             _keep(store, name, meta if name.startswith(fd_store.ZYGOTE) else None, [link])
     return supervisor
@@ -148,7 +155,7 @@ class Channel:
         return bool(self._waiting)
 
     def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
-        """Send a message in order, now or when the client has room. The caller keeps the descriptors."""
+        """Send a message, or queue it until the client's socket has room. The caller still owns the descriptors."""
         copies: list[int] = []
         try:
             for fd in fds:
@@ -160,9 +167,9 @@ class Channel:
         self.flush()
 
     def flush(self) -> None:
-        """Send queued messages as far as the client has room.
+        """Send as many queued messages as the client's socket takes.
 
-        After the client's exit the queue is dropped: its successor gets new reports.
+        If the client has exited, the queue is dropped: the next client gets new reports.
         """
         while self._waiting:
             message, fds = self._waiting[0]
@@ -192,9 +199,10 @@ class Channel:
 
 
 class Donor(Channel):
-    """The link to a supervisor that fills this new keeper and is not its child; `process` is its pid and start time.
+    """The link to a supervisor that was started by another keeper and sends its descriptors to this one.
 
-    If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are on one monotonic clock.
+    `process` is its pid and start time. If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are
+    on one monotonic clock.
     """
 
     def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
@@ -204,7 +212,7 @@ class Donor(Channel):
 
     def _watch_from(self, now: float) -> None:
         self._watchdog = Watchdog(now)
-        # It already runs, so the long timeout for the first message of a starting process does not apply.
+        # The donor already runs: the long timeout for the first message of a starting process does not apply.
         self._watchdog.received(now)
 
     @property
@@ -256,7 +264,7 @@ class SupervisorProcess:
         self._adopted = False
 
     def start(self, now: float) -> socket.socket | None:
-        """Start the program; returns our end of its link, or None if that fails (it is then due again later)."""
+        """Start the supervisor; returns our end of its link, or None if that fails and is to be tried again."""
         self._started, self._adopted = now, False
         ours, theirs = wire.pair()
         with theirs:
@@ -273,17 +281,18 @@ class SupervisorProcess:
         return ours
 
     def begun(self, pid: int, now: float) -> None:
-        """Note that the supervisor is already running as this child."""
+        """Note that this child is the supervisor, and already runs."""
         self.pid, self._started, self.due, self._adopted = pid, now, None, False
 
     def adopted(self) -> None:
-        """Note that the supervisor has begun to manage the pool."""
+        """Note that the supervisor now manages the pool."""
         self._adopted = True
 
     def died(self, now: float) -> None:
-        """Plan the restart of a supervisor that has exited: at once the first time, then after growing delays.
+        """Schedule the restart of an exited supervisor: at once the first time, then after growing delays.
 
-        If it managed the pool before, it was killed or hit a rare crash: restart at once, until `calm` applies.
+        A supervisor that had managed the pool was killed or hit a rare crash: it is restarted at once, unless it is
+        `calm`.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -294,7 +303,7 @@ class SupervisorProcess:
 
     @property
     def calm(self) -> bool:
-        """Whether the supervisor has crashed often within a minute, and should take no automatic actions."""
+        """Whether the supervisor has crashed repeatedly within a minute, and should take no automatic actions."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
@@ -303,20 +312,20 @@ class SupervisorProcess:
         return self._failures >= _FAILURES_UNTIL_GIVEN_UP
 
 
-# Each of these requests the end of the pool.
+# Each of these signals requests the shutdown of the pool.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 STOP_SECONDS = 30.0
-# The time a supervisor has to confirm that it stops the pool; after that the keeper stops, then kills the workers.
+# How long a supervisor may take to confirm a shutdown. Then the keeper stops the workers, and finally kills them.
 ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_OUTPUT_SECONDS = 1.0
 
 
 class Signals:
-    """The signals of this process: children that have exited, and requests to end the pool.
+    """The signals that this process receives: exits of children, and requests to shut down.
 
-    Its descriptor is readable when one was received: handlers do no work.
+    Its descriptor becomes readable when a signal has arrived; the signal handlers do nothing.
     """
 
     def __init__(self) -> None:
@@ -330,11 +339,11 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def fileno(self) -> int:
-        """Readable when `taken` has something to report."""
+        """The descriptor that is readable when `taken` has something to report."""
         return self._wake.fileno()
 
     def taken(self) -> bool:
-        """Read the received signals; returns whether one of them requests the end."""
+        """Read the received signals; returns whether one of them requests the shutdown."""
         return any(number in ENDING for number in self._wake.recv(4096))
 
 
@@ -342,7 +351,7 @@ class Shutdown:
     """The shutdown of the pool.
 
     `over`: nothing is left to wait for. `alone`: the keeper stops the pool without a supervisor. `last`: the supervisor
-    has stopped the pool and is about to exit; it is not started again, however it exits.
+    has stopped the pool and is about to exit; it is not restarted, whatever its exit status.
 
     All times are in seconds on one monotonic clock.
     """
@@ -369,15 +378,15 @@ class Shutdown:
             self.due = now + ANSWER_SECONDS
 
     def answered(self, seconds: float = 0.0) -> None:
-        """Note that the supervisor has confirmed, and may take this long because of its servers' own limits.
+        """Note that the supervisor has confirmed, and may take `seconds` because of its servers' own limits.
 
-        The time runs from the request: a second confirmation by a successor does not extend it.
+        The time is counted from the request: a second confirmation by a successor does not extend it.
         """
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Take the action that is due. Returns whether the time limit has passed."""
+        """Perform the action that is due; returns whether the time limit has passed."""
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
         if self.due is None or now < self.due:
@@ -388,7 +397,7 @@ class Shutdown:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        # The gateway would keep running without keeper and supervisor.
+        # The gateway would keep running without a keeper and a supervisor.
         for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
             for meta in self._store.values(kind):
                 number = meta.get("stop_signal", signal.SIGTERM)
@@ -396,7 +405,7 @@ class Shutdown:
         return False
 
     def finish(self) -> None:
-        """Kill the watched processes, and close every descriptor: the readers of pipes and sockets get end of file."""
+        """Kill the watched processes and close every descriptor: readers of pipes and sockets see end of file."""
         if self.begun and not self.last:
             # The shutdown was requested although no supervisor has confirmed it.
             pool_files.remove_desired(self._directory)
@@ -417,9 +426,10 @@ class Shutdown:
 def execute_next(
     argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
 ) -> None:
-    """Execute the next version of the keeper: `argv` without its last argument; `supervisor` is its supervisor.
+    """Replace this process by the next version of the keeper: `argv`, with one more argument for the state.
 
-    Returns only if it cannot be executed; the state is then unchanged.
+    `supervisor` is the argument vector of the supervisor that it starts. Returns only if the program cannot be
+    executed; this keeper then continues with its state unchanged.
     """
     # The next supervisor creates new ones.
     store.clear(*fd_store.OF_THE_VERSION)
@@ -433,7 +443,7 @@ def execute_next(
     file = os.memfd_create("poolctl-keeper", 0)
     os.write(file, json.dumps(state).encode())
     kept = [fd for _, _, fds in rows for fd in fds]
-    # Signals that arrive in between are pending for the next program.
+    # Signals that arrive now stay pending for the next program.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         for fd in kept:
@@ -447,7 +457,7 @@ def execute_next(
 
 
 def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
-    """Restore the previous program's state; returns the limits of open files for workers."""
+    """Restore the state that the previous program left in `file`; returns the open-files limits for workers."""
     state: wire.Message = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:
@@ -464,8 +474,8 @@ def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
 class Keeper:
     """Holds descriptors, starts and reaps programs, and reports their exits.
 
-    A donor is the supervisor of a keeper that was killed or is to be replaced: it sends every descriptor to be kept,
-    and holds its own duplicates until the supervisor started by this keeper has received them.
+    A donor is a supervisor whose keeper was killed or is to be replaced: it sends every descriptor to this keeper, and
+    keeps its own duplicates until the supervisor started by this keeper has received them.
     """
 
     def __init__(self, directory: str, supervisor: list[str], open_files: tuple[int, int]) -> None:
@@ -479,7 +489,9 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: Donor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
-        self._next: tuple[list[str], list[str]] | None = None  # the next version, and its supervisor
+        self._next: tuple[list[str], list[str]] | None = (
+            None  # the argument vectors of the next version and its supervisor
+        )
 
     def begin(self, plan: wire.Message) -> None:
         """Put the descriptors with which this process was started into the store."""
@@ -494,12 +506,12 @@ class Keeper:
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
-        """Restore the state of the program that this process ran before."""
+        """Restore the state that the program executed before in this process left in `file`."""
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
     def _begin_from_donor(self, donor: Donor) -> None:
-        """Receive everything from a supervisor that has lost its keeper. Only one keeper does so at a time."""
+        """Receive everything from a supervisor that has lost its keeper. Only one keeper at a time can do this."""
         self._supervisor.due = None
         try:
             # Locked until this process exits: two supervisors may have lost the same keeper.
@@ -529,7 +541,7 @@ class Keeper:
     def run(self) -> None:
         """Serve until the client reports the end of the pool, or exceeds its time limit after a stop request."""
         self._signals = Signals()
-        # Children that exited before are not reported yet.
+        # Children that exited earlier have not been reported yet.
         self._report(self.reaper.reap())
         while not (self._shutdown.over and not self._supervisor.pid):
             now = time.monotonic()
@@ -544,7 +556,7 @@ class Keeper:
             if self._shutdown.check(time.monotonic(), self._supervisor.pid):
                 break
         self._shutdown.finish()
-        # Without a supervisor, the logger has had no time yet to store the servers' last output.
+        # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
         self._shutdown.leave()
 
@@ -556,7 +568,7 @@ class Keeper:
             self._end_if_given_up()
 
     def _end_if_given_up(self) -> None:
-        """End if the supervisor cannot be started and nothing depends on it."""
+        """Exit if the supervisor cannot be started and the store holds no sockets or workers."""
         if self._supervisor.given_up and not self.store.holds_work:
             self._shutdown.over = True
 
@@ -611,7 +623,7 @@ class Keeper:
                 self._client.send(report)
 
     def _execute_next_version(self) -> None:
-        """Execute the next version, if the supervisor has exited for that."""
+        """Execute the next version, if the supervisor has requested it and exited."""
         following, self._next = self._next, None
         if following is not None:
             execute_next(*following, self.store, self.reaper, self._open_files)
@@ -623,7 +635,7 @@ class Keeper:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Ask the client to stop the pool; the time limit runs whether or not it answers."""
+        """Ask the client to stop the pool; the time limit applies even if it does not answer."""
         self._shutdown.begin(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})
@@ -660,9 +672,9 @@ class Keeper:
             self._report([reply["report"]])
 
     def answer(self, message: wire.Message, fds: list[int]) -> tuple[wire.Message, list[int]]:
-        """Perform one request; the reply and the descriptors that go with it, which stay the store's.
+        """Perform one request; returns the reply and the descriptors to send with it, which the store still owns.
 
-        The request's own descriptors are closed, unless they are put into the store. A failure is reported in the
+        The request's own descriptors are closed unless they are put into the store. A failure is reported in the
         reply.
         """
         reply: wire.Message = {"id": message.get("id")}
@@ -674,7 +686,7 @@ class Keeper:
                 return reply, []
             return reply, self._perform(message, fds, reply)
         except Exception as error:
-            # Any exception: if the keeper failed, the whole pool would end.
+            # Any exception is caught: if the keeper failed, the whole pool would end.
             reply["error"] = str(error) or repr(error)
             reply["errno"] = getattr(error, "errno", None)
             return reply, []
@@ -726,7 +738,7 @@ class Keeper:
             self._shutdown.last = True
         elif operation == "renew":
             if not self._shutdown.begun:
-                # Done when the supervisor, which is already exiting, has exited.
+                # Executed once the supervisor, which is shutting down, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
             self._shutdown.answered(float(message.get("seconds", 0.0)))
@@ -742,7 +754,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _start_supervisor(self) -> None:
-        """Called when the store is complete: start the supervisor."""
+        """Start the supervisor, now that the store is complete."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()
@@ -756,12 +768,12 @@ class Keeper:
             channel.close()
             self._donor = None
             if not self._supervisor.pid and self._supervisor.due is None:
-                # It exited before it had sent everything. The supervisor uses the received descriptors, and finds
-                # the rest.
+                # The donor exited before it had sent everything. The new supervisor uses the descriptors that were
+                # received, and finds the other processes itself.
                 self._start_supervisor()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
-        # A supervisor's exit is reported by SIGCHLD; another client's only by the end of its connection.
+        # SIGCHLD reports the exit of a supervisor; the exit of another client shows only as a closed connection.
         self._detach()
         self._shutdown.over = self._shutdown.over or not self._supervisor.command
 
@@ -772,7 +784,7 @@ class Keeper:
 
 
 def _detach_from_log() -> None:
-    """Write to the log only if the keeper itself cannot run; otherwise the log belongs to the supervisor."""
+    """Redirect stderr to /dev/null: once the keeper runs, the log belongs to the supervisor."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 2)
     os.close(null)

@@ -1,4 +1,4 @@
-"""The files of a pool's directory: its lock, the desired state that a killed pool leaves, and sockets.
+"""The files in a pool's directory: its lock, its sockets, and the desired state that a killed pool leaves behind.
 
 A process that outlives keeper and supervisor can be found by its socket there.
 """
@@ -13,7 +13,7 @@ import os
 from ..platform import machine_life, replace_file
 from . import wire
 
-# The sockets' files are named by the kind of process, a dot and a random part.
+# The name of a socket's file is the kind of process, a dot, and a random part.
 WORKER, LOGGER, GATEWAY = "w", "l", "g"
 _LISTENS = b"00010000"  # __SO_ACCEPTCON
 _SOCKET_TABLE = "/proc/net/unix"
@@ -21,19 +21,19 @@ _SOCKET_TABLE = "/proc/net/unix"
 DESIRED = "wanted.json"
 REGISTRATIONS = "registrations.json"
 KEPT_CONNECTIONS = "gateway-kept.json"  # the gateway connections that workers may have kept
-CONTEXT_SECRET = "gateway-secret"  # a value derived from it authenticates the gateway to workers
+CONTEXT_SECRET = "gateway-secret"  # the gateway authenticates to workers by a value derived from this secret
 _CONTROL = "control.sock"
 _LOCK = "lock"
 
 
 def forget(path: str) -> None:
-    """Remove a socket's file. Files left by processes that have exited are removed by the owner of the directory."""
+    """Remove a file, or do nothing if that fails: the directory's owner removes files of exited processes later."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
 def sweep(directory: str) -> None:
-    """Remove the files of sockets that no process has open, in the directory of a pool that is not running.
+    """Remove the files of sockets that no process has open. The pool of this directory must not be running.
 
     A socket that is bound but not listening may belong to a worker that is still importing its application.
     """
@@ -60,19 +60,19 @@ def _socket_files(directory: str, *kinds: str) -> list[str]:
 
 
 def _socket_states() -> dict[bytes, bytes] | None:
-    """The flags of all sockets with a path, by path; None if the kernel's table cannot be read."""
+    """The flags of all Unix sockets that have a path, by path; None if the kernel's table cannot be read."""
     try:
         with open(_SOCKET_TABLE, "rb") as table:
             # Num RefCount Protocol Flags Type St Inode Path
             rows = [row.rstrip(b"\n").split(None, 7) for row in table]
     except OSError:
         return None
-    # Accepted connections have their listener's path, but not this flag.
+    # Accepted connections have their listener's path, but not the listening flag: sorted, the listener wins.
     return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
 
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
-    """Replace the desired state, or another state of this name, by this JSON object. Raises OSError."""
+    """Write the desired state, or the state `name`, to its file. `content` is a JSON object. Raises OSError."""
     state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
     replace_file(os.path.join(directory, name), state)
 
@@ -89,15 +89,15 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
 
 
 def remove_desired(directory: str) -> None:
-    """Remove these states; only a killed pool leaves them behind."""
+    """Remove the desired state and the other states that a killed pool leaves behind."""
     for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
         forget(os.path.join(directory, name))
 
 
 def lock(directory: str, *, patient: bool = True) -> int:
-    """Take the directory's lock; returns its descriptor. The holder may start a pool there, or remove a pool's files.
+    """Lock the directory; returns the lock's descriptor. The holder may start a pool there, or remove a pool's files.
 
-    Raises OSError; BlockingIOError if the lock is held and not `patient`.
+    Waits for another holder if `patient`, else raises BlockingIOError. Raises OSError.
     """
     path = os.path.join(directory, _LOCK)
     while True:
@@ -111,14 +111,14 @@ def lock(directory: str, *, patient: bool = True) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # The pool that held it has removed the file.
+        # The previous holder has removed the file.
         os.close(descriptor)
 
 
 def remove_traces(directory: str) -> None:
-    """Remove the files that only a running pool needs, its lock and empty logs, and the directory if it is then empty.
+    """Remove the files that only a running pool needs, the lock, empty logs, and the directory if it is then empty.
 
-    Does nothing if the pool left state to a successor, or a pool is being started. Never fails.
+    Does nothing if the pool left state for a successor, or if a pool is being started. Never raises.
     """
     with contextlib.suppress(OSError):
         descriptor = lock(directory, patient=False)

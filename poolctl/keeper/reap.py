@@ -1,7 +1,7 @@
 """The pool's processes: reports of their exits, kept until acknowledged, and signals to them.
 
-Children are reaped after the rest of their process group was killed. The processes of a previous keeper are not
-children of this one, and are watched by pidfd: only their parent, by now init, gets their exit status.
+Children are reaped after the rest of their process group was killed. Processes started by a previous keeper are not
+children of this one, and are watched by pidfd: only their parent, now init, gets their exit status.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ KILLED_SECONDS = 5.0
 
 
 class Reaper:
-    """Collects exit reports of the pool's processes, in order, until they are acknowledged.
+    """Collects the exit reports of the pool's processes, in order, until they are acknowledged.
 
-    Watched processes, which are not children, have no known status: both keys are None.
+    In the report of a watched process, which is not a child, exit status and signal are None: both are unknown.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Reaper:
         self.sequence = 0
 
     def resume(self, unacknowledged: list[wire.Message], sequence: int, watched: dict[int, int]) -> None:
-        """Restore the state of the reaper that ran before execve(2). `watched` are start times by pid."""
+        """Restore the state from before execve(2). `watched` maps pids to start times."""
         self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
-            # If it cannot be watched, its control socket shows its exit.
+            # The exit of a process that cannot be watched is detected by its control socket.
             with contextlib.suppress(OSError):
                 self.watch(pid, start)
 
@@ -58,12 +58,12 @@ class Reaper:
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
-            return None  # it was a child: that report has its status
+            return None  # it was a child, whose report has the exit status
         kill_rest(pid, start)
         return self._report(pid, None, None)
 
     def acknowledge(self, sequence: int) -> None:
-        """Drop the reports up to `sequence`."""
+        """Drop the reports up to and including number `sequence`."""
         waiting = self.unacknowledged
         count = 0
         while count < len(waiting) and waiting[count]["sequence"] <= sequence:
@@ -73,14 +73,14 @@ class Reaper:
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped, or to a watched process, or its group.
 
-        False if it is neither, or has another start time. Only the parent, or the holder of a pidfd, can do this
-        without the risk of hitting another process that has reused the pid.
+        Returns False if it is neither, or has another start time. Only the parent, or the holder of a pidfd, can do
+        this without the risk of signalling another process that has reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
         if not is_child(pid):
             return self.watcher.signal(pid, number, group=group)
-        # A new fork leads no group until it has called setsid(): before that the process alone is signalled.
+        # A new child leads no group until it has called setsid(): until then only the process is signalled.
         for send in (os.killpg, os.kill) if group else (os.kill,):
             try:
                 send(pid, number)
@@ -123,7 +123,7 @@ class Watcher:
         self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
-        """Readable when `ended` has something to report."""
+        """The descriptor that is readable when `ended` has something to report."""
         return self._epoll.fileno()
 
     def watch(self, pid: int, start: int) -> bool:
@@ -133,16 +133,16 @@ class Watcher:
         try:
             fd = os.pidfd_open(pid)
         except OSError as error:
-            # By now the pid may have been reused as a thread id of another process.
+            # The pid may already have been reused as a thread id of another process.
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
             return False
-        # Checked after the descriptor was opened: from now on the pid cannot be reused unnoticed.
+        # Checked after the pidfd was opened: from then on, reuse of the pid is detected.
         found = process_start(pid)
         if found != start:
             os.close(fd)
             if found is None and os.path.exists(f"/proc/{pid}"):
-                # It exists but cannot be opened, most likely because no descriptor is free.
+                # The process exists but cannot be opened, most likely because no descriptor is free.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
         self.starts[pid] = start
@@ -151,7 +151,7 @@ class Watcher:
         return True
 
     def ended(self) -> list[int]:
-        """The pids that have exited since the last call; the rest of their process groups is killed."""
+        """The pids of processes that have exited since the last call. The rest of their process groups is killed."""
         pids = []
         for fd, _ in self._epoll.poll(0):
             pid = self._pids.pop(fd)
@@ -185,7 +185,7 @@ class Watcher:
         self._epoll.close()
 
     def kill_all(self, limit_seconds: float) -> None:
-        """Kill all watched processes, and wait up to this time for their exits."""
+        """Kill all watched processes, and wait at most `limit_seconds` until they have exited."""
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
         while self.starts and self._epoll.poll(limit_seconds):
@@ -193,7 +193,7 @@ class Watcher:
 
 
 def kill_rest(pid: int, start: int) -> None:
-    """Kill the rest of the process group whose leader has exited.
+    """Kill the remaining processes of a group whose leader has exited.
 
     A pid is not reused while its group has a member: if another process has the pid, the group no longer exists.
     """
@@ -202,7 +202,7 @@ def kill_rest(pid: int, start: int) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill the processes of the group, if there are any."""
+    """Kill the processes of the group `pid`, if there are any."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -210,7 +210,7 @@ def kill_group(pid: int) -> None:
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
     """Send a signal to the process with this start time, or first to its group; False if it has exited.
 
-    Sent by pidfd where available (not in every sandbox), so that it never hits a process that has reused the pid.
+    Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid is never signalled.
     """
     process = -1
     try:
@@ -251,9 +251,9 @@ def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
 
 
 def kill_children(patience_seconds: float = 0.0) -> None:
-    """Kill and reap all children with their process groups. They may first exit on their own.
+    """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
 
-    A process that cannot be killed is left behind: it is blocked in the kernel, perhaps on a file system.
+    A process that cannot be killed, such as one blocked in the kernel on a file system, is left behind.
     """
     patient_until = time.monotonic() + patience_seconds
     until = patient_until + KILLED_SECONDS
@@ -279,7 +279,7 @@ def _some_are_left() -> bool:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """The pids of the children that this process's first thread, or the first thread of `pid`, has."""
+    """The pids of the children of the first thread of process `pid` (default: this process)."""
     pid = pid or os.getpid()
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]

@@ -1,7 +1,7 @@
-"""Finds the processes that keeper and supervisor leave behind when both are killed, by sockets in the pool's directory.
+"""Finds the processes that remain when both keeper and supervisor are killed, by sockets in the pool's directory.
 
 Only the pool's user can enter that directory. For a worker that runs as another user, a socket is bound there before
-the worker starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
+the worker starts, and the worker listens on it once it is orphaned. The kernel reports which process listens (unix(7),
 SO_PEERCRED); the caller checks that process's answer.
 """
 
@@ -26,12 +26,12 @@ Answer = tuple[wire.Message, list[int]]
 
 def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
     """A bound non-blocking socket, not listening yet, and its path. Raises OSError."""
-    # Not longer than the control socket's path, which was checked.
+    # Not longer than the control socket's path, whose length was checked.
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(OSError):
-            os.mkdir(directory, 0o700)  # it was removed
+            os.mkdir(directory, 0o700)  # it was removed meanwhile
         sock.bind(path)
     except BaseException:
         sock.close()
@@ -53,9 +53,10 @@ def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | No
 
 
 def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
-    """Connections to all listening sockets, each with its first message; queried in parallel, within this time.
+    """Connect to all listening sockets of this kind; returns each connection with its first message.
 
-    The message is None if it did not arrive in time, and empty if it was invalid.
+    All are queried in parallel, within `seconds`. The message is None if it did not arrive in time, and empty if it
+    was invalid.
     """
     until = time.monotonic() + seconds
     asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
@@ -77,7 +78,7 @@ def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, 
 
 
 def connect(path: str) -> socket.socket | None:
-    """A non-blocking connection to the socket of this path; None if nothing listens there or its backlog is full."""
+    """A non-blocking connection to the socket at this path; None if nothing listens there or its backlog is full."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
@@ -88,7 +89,7 @@ def connect(path: str) -> socket.socket | None:
 
 
 def receive(sock: socket.socket) -> Answer | None:
-    """Like wire.receive, but None for any error: the other end is not trusted."""
+    """Like wire.receive, but returns None for any error: the other end is not trusted."""
     try:
         return _receive(sock)
     except (OSError, wire.WireError):

@@ -1,4 +1,4 @@
-"""Starts programs with descriptors at 3, 4, 5 … as children of the keeper or in the background; bounds their logs."""
+"""Starts programs as children of the keeper or in the background, with descriptors at 3, 4, 5 …; bounds their logs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def spawn(
     `env` is its environment (None: this process's), without the variables in `without`. Raises OSError if the
     program cannot be executed. The keeper's own descriptors are not inherited.
     """
-    import signal  # imported in the new process: in_background's caller does not need it
+    import signal  # imported late: a process that only calls in_background does not need it
 
     with contextlib.suppress(OSError):
         rotate_if_large(output)
-    # Moved out of the way first: one descriptor may occupy the number that another needs.
+    # Moved to high numbers first: one descriptor may occupy the number that another needs.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
         actions: list[tuple[object, ...]] = [
@@ -63,7 +63,7 @@ def spawn(
 
 
 class Companion:
-    """A program to start as a child of another program; it gets `fds` as its descriptors 3, 4 …
+    """A program to be started as a child of another program, with `fds` as its descriptors 3, 4 …
 
     `output` is the file for its stdout and stderr. With `session` it leads its own session. The variables in
     `without` are removed from its environment.
@@ -90,14 +90,14 @@ class Companion:
 def in_background(
     argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
 ) -> int:
-    """Run `argv` in its own session, not as a child of ours, with `fds` at 3, 4 … as its only descriptors.
+    """Run `argv` in a new session, not as a child of this process, with `fds` at 3, 4 … as its only descriptors.
 
     Returns its pid, or 0 if no process could be created.
 
     Companions are started before the program itself is loaded. It then gets one more argument: a JSON object with
-    their `pids` (0 for a companion that could not be started) and `open_files`, the soft and hard limits from
-    before they were raised for all of them. Its stderr is the output file of the first companion, or /dev/null
-    without companions.
+    their `pids` (0 for a companion that could not be started) and `open_files`, the original soft and hard limits,
+    which are raised for all of them. Its stderr is the output file of the first companion, or /dev/null without
+    companions.
     """
     reads, writes = os.pipe()
     child = os.fork()
@@ -134,7 +134,7 @@ def in_background(
 
 
 def _keep_only(fds: Sequence[int]) -> None:
-    """Move these descriptors to 3, 4 …, not inheritable, and close all others; 0 to 2 become /dev/null."""
+    """Move these descriptors to 3, 4 … (not inheritable), point 0 to 2 to /dev/null, and close all others."""
     above = 3 + len(fds)
     # Just above the numbers assigned below: the limit of open files may be small.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
@@ -168,11 +168,11 @@ def _open_log(path: str, flags: int) -> int:
 MAX_SIZE_BYTES = 1024 * 1024
 
 
-# Several of the pool's own processes append to one file, which must not fill the disk.
+# Several of the pool's own processes append to one log file, which must not fill the disk.
 
 
 def rotate_if_large(path: str) -> None:
-    """Move the end of a file larger than MAX_SIZE_BYTES to `path.1`, with repeated lines counted.
+    """Move the end of a file larger than MAX_SIZE_BYTES to `path.1`, where repeated lines are replaced by a count.
 
     The file is truncated, not replaced: other processes keep it open (O_APPEND). On a full disk the content is
     dropped. Raises OSError, including FileNotFoundError.

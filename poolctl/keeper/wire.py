@@ -1,6 +1,6 @@
 """Messages with descriptors over a SOCK_SEQPACKET socket: JSON, one message per packet.
 
-Message boundaries survive the death of either end. At most 253 descriptors travel with a message (SCM_MAX_FD, unix(7)).
+Message boundaries survive the death of either end. A message carries at most 253 descriptors (SCM_MAX_FD, unix(7)).
 No call here blocks unless `wait` is set: O_NONBLOCK belongs to the open file description, and any process that shares
 the socket can clear it, so every message carries MSG_DONTWAIT.
 """
@@ -61,10 +61,10 @@ def send(
     *,
     wait: bool = False,
 ) -> None:
-    """Send one message, which may be encoded already.
+    """Send one message, which may already be encoded.
 
-    Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)). Raises WireError when it is too
-    large, and OSError (BlockingIOError on a full socket unless `wait` is set).
+    Raises WireError when the message is too large, and OSError (BlockingIOError on a full socket unless `wait` is
+    set). Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)).
     """
     payload = message if isinstance(message, bytes) else encode(message)
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
@@ -86,13 +86,13 @@ def receive(
     most_bytes: int = MAX_MESSAGE_BYTES,
     most_descriptors: int = MAX_DESCRIPTORS,
 ) -> tuple[Message, list[int]] | None:
-    """The next message and its descriptors (close-on-exec, the caller's to close); None at the end of the file.
+    """The next message and its descriptors, or None at end of file. The caller owns the descriptors (close-on-exec).
 
-    Raises BlockingIOError when no message is queued unless `wait` is set (a socket with a timeout waits in any
-    case), and WireError for invalid or oversized data. All descriptors are then received and closed here: if the
-    kernel dropped them, the sender could control how long closing takes (see close_promptly).
+    Raises BlockingIOError when no message is queued unless `wait` is set (a socket with a timeout always waits), and
+    WireError for invalid or oversized data. The descriptors of such data are closed here, not by the kernel: the
+    sender could control how long that takes (see close_promptly).
     """
-    # Not socket.recv_fds(), which forgets its flags (Python 3.11 to 3.13): every program started later would
+    # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
     wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
     payload, ancillary, flags, _ = sock.recvmsg(most_bytes, _LARGEST_ANCILLARY_BYTES, wanted)
@@ -122,9 +122,9 @@ def _decode(payload: bytes, fds: list[int]) -> Message:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor; for a message socket also the descriptors in its unread messages.
+    """Close a descriptor. If it is a message socket, the descriptors in its unread messages are closed as well.
 
-    The kernel would close them with the last duplicate, and the sender could delay that (see close_promptly).
+    The kernel would close those with the last duplicate, and the sender could delay that (see close_promptly).
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -138,7 +138,7 @@ def close(fd: int) -> None:
 
 
 def _drain(sock: socket.socket) -> None:
-    # No more messages can arrive, and each has credentials, which distinguish an empty message from end of file.
+    # No more messages can arrive. Credentials distinguish an empty message from end of file.
     sock.shutdown(socket.SHUT_RD)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     while ancillary := sock.recvmsg(

@@ -1,5 +1,5 @@
-"""The only package that creates listeners: it opens or inherits them, chooses ports, and removes files on close.
+"""Creates all listeners: opens or inherits them, chooses ports, and removes socket files on close.
 
-`open_listener` creates them, `port_ledger` chooses numbers, `listen_errors` explains errors and
-finds the process that uses an address, `sock_diag` asks the kernel about sockets.
+`open_listener` opens listeners, `port_ledger` chooses port numbers, `listen_errors` explains errors and finds the
+process that uses an address, and `sock_diag` queries the kernel about sockets.
 """

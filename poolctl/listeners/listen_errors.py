@@ -1,6 +1,6 @@
-"""Errors of opening a listener, with the cause and the fix.
+"""Explains why a listener could not be opened, and how to fix it.
 
-For an address in use the cause is the process that holds it, if this user may see it (sock_diag(7), proc(5)).
+For an address in use, it finds the process that holds it, if this user may see that process (sock_diag(7), proc(5)).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 _UNPRIVILEGED_PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _DEFAULT_UNPRIVILEGED_PORT = 1024
-# The time limit of a search, however many processes, descriptors and connections there are.
+# The time limit for a search, regardless of the number of processes, descriptors and connections.
 MOST_SECONDS = 1.0
 _MOST_CONNECTIONS = 20  # checked per port
-_MOST_CHARACTERS = 1 << 20  # read of a table
+_MOST_CHARACTERS = 1 << 20  # read from a table
 
 # Host and port, or the path of a Unix socket.
 Place = tuple[str, int] | str
 
 
 class ListenError(ServerError):
-    """A listener could not be opened; the message has the cause, `hint` the fix.
+    """A listener could not be opened. The message has the cause, and `hint` the fix.
 
-    `taken` is the place in use by another process, if that is the cause; `naming` names that process.
+    If the cause is a place in use by another process, `taken` is that place; `naming` adds the process.
     """
 
     def __init__(self, message: str, *, bind: str = "", hint: str = "", taken: Place | None = None) -> None:
@@ -46,7 +46,7 @@ class ListenError(ServerError):
 
 
 def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
-    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`."""
+    """The ListenError for an OSError that was raised while binding `host`, one of the hosts of `address`."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
@@ -70,7 +70,7 @@ def explain_port(address: Address, host: str, error: OSError, kind: int = socket
 
 
 def explain(address: Address, what: str, error: OSError) -> ListenError:
-    """The ListenError for any other OSError, with the fix where one is known."""
+    """The ListenError for an OSError of any other kind, with a fix if one is known."""
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",
         errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
@@ -81,7 +81,7 @@ def explain(address: Address, what: str, error: OSError) -> ListenError:
 
 
 def unresolved(address: Address, reason: str) -> ListenError:
-    """The ListenError for a host name without an address."""
+    """The ListenError for a host name that does not resolve to an address."""
     return ListenError(
         f"host name {address.host!r} cannot be resolved: {reason}",
         bind=address.key,
@@ -97,7 +97,7 @@ def taken(address: Address, place: Place) -> ListenError:
 
 
 def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The error with the processes that use the place (see find_holders) and the fix."""
+    """The error with the names of the processes that use the place (see find_holders), and with the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -105,7 +105,7 @@ def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     others = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
     by = f"{first}{others}"
     if first.pool is not None:
-        # Killing its keeper would not help: the supervisor starts a new one.
+        # Killing the keeper would not help: its supervisor would start a new one.
         by, hint = _pool(first, first.pool)
     elif not first.name:
         by, hint = "a connection that has ended", f"wait until the kernel forgets it, a minute: {command}"
@@ -124,19 +124,19 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
         return f"a pool inside another program, {holder}", "stop that program"
     user = "" if holder.uid in (-1, os.geteuid()) else f" as {_user_name(holder.uid)}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
-    # Without it the command would stop a different pool of the same files, or find no pool.
+    # Without this variable the command would stop a different pool of the same files, or find no pool.
     where = f"POOLCTL_RUNTIME_DIR={shlex.quote(holder.runtime)} " if holder.runtime else ""
     return f"the pool of {', '.join(files)}", f"stop it{user}: {where}poolctl {named} stop"
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The errors with the processes that use the places, from one search; blocks for up to a second."""
+    """The errors with the names of the processes that use the places. One search for all; blocks for up to a second."""
     found = find_holders(each.taken for each in errors if each.taken is not None)
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 
 
 def _named(place: Place) -> tuple[str, str, str]:
-    """The place in words, the command that shows which process has it, and its kind."""
+    """The place in words, the command that shows which process uses it, and its kind: path or port."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
@@ -151,11 +151,11 @@ def _unprivileged_port() -> int:
 
 
 class Holder(NamedTuple):
-    """A process that holds a socket; `pid` is None if only its user is visible.
+    """A process that holds a socket. `pid` is None if only the process's user is visible.
 
-    It `listens`, or has a connection, which has ended if `name` is empty as well. `pool` lists the files of its
-    pool: empty if that pool is embedded in another program, None if it belongs to no pool. `runtime` is the runtime
-    directory of that pool if it differs from this process's.
+    It `listens`, or has a connection; with an empty `name`, that connection has ended. `pool` lists the configuration
+    files of its pool: empty for a pool embedded in another program, None for a process outside any pool. `runtime` is
+    the runtime directory of that pool if it differs from this process's.
     """
 
     name: str
@@ -172,9 +172,9 @@ class Holder(NamedTuple):
 
 
 def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
-    """The processes that prevent each place from being bound; listeners take precedence over connections.
+    """The processes that prevent each place from being bound. Connections are reported only if nothing listens.
 
-    Never raises. Blocks for about MOST_SECONDS at most; holders not found by then are omitted.
+    Never raises. Blocks for about MOST_SECONDS at most; processes not found by then are omitted.
     """
     until = time.monotonic() + MOST_SECONDS
     sockets = _sockets(list(places), until)
@@ -183,7 +183,7 @@ def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
 
 
 def local_addresses() -> list[str]:
-    """The addresses of this machine except link-local ones, IPv4 first; empty if /proc does not list them."""
+    """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
     found = []
     previous = ""
     for fields in _table("/proc/net/fib_trie"):
@@ -236,7 +236,7 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 def _packed(host: str) -> bytes:
-    """The packed address, IPv4 in four bytes; for a name the wildcard, which overlaps with every address."""
+    """The packed address (four bytes for IPv4). For a host name, the wildcard, which overlaps with every address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             return socket.inet_pton(family, host.partition("%")[0])
@@ -263,7 +263,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """The oldest process that has a descriptor of each socket, or the known facts if it is not found."""
+    """For each socket in `wanted`, the oldest process that has it open; unchanged if no process is found."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -291,7 +291,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
-    """The files, and the runtime directory, of the pool whose keeper, supervisor or worker the process is."""
+    """The configuration files and the runtime directory of the pool to which the process belongs."""
     parent = _parent(pid)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
@@ -311,7 +311,7 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
 
 
 def _of_pool(pid: int) -> list[str] | None:
-    """The arguments of a keeper or supervisor from bootstrap.py on: its part, the pool's directory, and others."""
+    """If the process is a keeper or supervisor, its arguments after bootstrap.py: package, directory, …"""
     arguments = _arguments(pid)[2:]
     if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
         return None
@@ -339,7 +339,7 @@ def _arguments(pid: int) -> list[str]:
 
 
 def _process_name(pid: int) -> str:
-    """The process as an operator would call it: for an interpreter, the module or script that it runs."""
+    """The name by which an operator knows the process: for an interpreter, the module or script that it runs."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             name = file.read().strip()

@@ -1,6 +1,6 @@
-"""Opens the listening sockets of an address: resolved, bound, or inherited from systemd.
+"""Opens the listening sockets of an address, or takes those inherited from systemd.
 
-On close only our own socket file is removed.
+Closing a listener removes its socket file only if this process created it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "open_listener"]
 
-# All processes share one socket, and the last listen() call sets the length of its accept queue: every caller uses
-# this number (the kernel caps it at net.core.somaxconn).
+# Processes share a socket, and the last listen() call sets the length of its accept queue, so every caller uses this
+# number (the kernel caps it at net.core.somaxconn).
 BACKLOG = 2048
 
 _EVERYWHERE = ("0.0.0.0", "::")
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
-# sun_path holds 108 bytes with its final NUL (unix(7)).
+# sun_path holds 108 bytes including the final NUL (unix(7)).
 MAX_PATH_BYTES = 107
 _READ_AND_WRITE = 0o666
 
@@ -40,11 +40,11 @@ Identity = tuple[int, int]
 def open_listener(
     address: Address, *, inherited: Inherited | None = None, mode: int | None = None
 ) -> list[socket.socket]:
-    """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
+    """Open the listening sockets of `address`, non-blocking and close-on-exec; returns at least one.
 
-    `:8080` gives one for each IP version, `localhost` one for each loopback address of the name, `fd:NAME` the
-    sockets in `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is replaced; `mode`
-    is the new file's mode. Raises ListenError; resolving a host name may block.
+    `:8080` opens one for each IP version, `localhost` one for each loopback address of the name; `fd:NAME` takes the
+    sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; `mode`
+    is the mode of the new file. Raises ListenError. Resolving a host name may block.
     """
     if address.kind == "tcp":
         sockets = _open_ports(address, socket.SOCK_STREAM)
@@ -57,14 +57,14 @@ def open_listener(
     for sock in sockets:
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            # Accepted sockets inherit it. Without it a keep-alive request waits for a delayed acknowledgement,
-            # unless the event loop sets it.
+            # Accepted sockets inherit this option. Unless the event loop sets it too, a keep-alive request would
+            # otherwise wait for a delayed acknowledgement.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sockets
 
 
 def open_datagram_sockets(address: Address) -> list[socket.socket]:
-    """The UDP sockets of `address`, bound, non-blocking and close-on-exec, one for each address it resolves to.
+    """Open UDP sockets, one for each address that `address` resolves to: bound, non-blocking and close-on-exec.
 
     Raises ListenError; resolving a host name may block.
     """
@@ -77,14 +77,14 @@ def open_datagram_sockets(address: Address) -> list[socket.socket]:
 
 
 def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
-    """A listener on the path. A stale file is removed, a live one never. Raises ListenError."""
+    """Listen on the path. A stale socket file is removed, a live one never. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
         _check_path(address, directory)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The file gets the socket's own mode (less the umask). A later chmod of the path could follow a link
-            # that another user has put there meanwhile.
+            # The file gets the mode of the socket, less the umask. A later chmod of the path could follow a link that
+            # another user has created there meanwhile.
             os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
             sock.bind(path)
             if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
@@ -100,7 +100,7 @@ def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
 
 @contextlib.contextmanager
 def _directory(address: Address) -> Iterator[int]:
-    """A descriptor of the directory of the path, reached without following another user's link. Raises ListenError."""
+    """Open the directory of the path without following links of other users. Raises ListenError."""
     try:
         fd = open_directory(os.path.dirname(address.path))
     except OSError as error:
@@ -112,7 +112,7 @@ def _directory(address: Address) -> Iterator[int]:
 
 
 def _is_there(name: str, directory: int) -> bool:
-    """Whether the socket was created in this directory, and not at the target of another user's link."""
+    """Whether the socket file is in this directory, and not where another user's link points to."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
@@ -132,9 +132,9 @@ def _set_mode(name: str, directory: int, mode: int) -> None:
 
 
 def identity_of(key: str) -> Identity | None:
-    """A value that distinguishes the socket file of a canonical address from a later one with the same path.
+    """A value that identifies the socket file of a canonical address: a later file at the same path has another one.
 
-    None for an address that is not a path, and if there is no such file.
+    None for an address that is not a path, and if the file does not exist.
     """
     if not key.startswith("unix:"):
         return None
@@ -168,7 +168,7 @@ def remove_socket_file(path: str, only: Identity | None) -> bool:
 
 
 def is_live(path: str) -> bool:
-    """Whether a process listens on the socket at `path`; it is stale only if a connection is refused."""
+    """Whether a process listens on the socket at `path`. The file is stale only if a connection is refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # with a full backlog, connect gives EAGAIN instead of blocking
         try:
@@ -231,7 +231,7 @@ def _explain_path(address: Address, error: OSError) -> ListenError:
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:
-    """Refuse connections even if other processes hold the same listeners, unlike closing a duplicate."""
+    """Refuse new connections, even if other processes still hold duplicates of these listeners."""
     for sock in sockets:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RD)
@@ -247,7 +247,7 @@ def close_listener(sockets: Iterable[socket.socket], identity: Identity | None =
 
 
 def describe(sock: socket.socket) -> str:
-    """The address that a socket is bound to, as users write it: `[::1]:8080`, `unix:/run/a.sock`."""
+    """The address to which a socket is bound, as users write it: `[::1]:8080`, `unix:/run/a.sock`."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         text = name.decode("utf-8", "replace").replace("\0", "@", 1) if isinstance(name, bytes) else name
@@ -287,7 +287,7 @@ def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.so
         ):  # two UDP sockets with this option would share the port, and one of them would receive nothing
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
-            # Set in both cases, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
+            # Always set, so that `[::]` does not depend on the system's default (net.ipv6.bindv6only).
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
@@ -300,7 +300,7 @@ def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.so
 
 
 class BindTarget(NamedTuple):
-    """One socket to open: its family and address, without the port."""
+    """The family and address of a socket to open, without the port."""
 
     family: int
     host: str
@@ -348,10 +348,10 @@ def _is_loopback(text: str) -> bool:
 
 
 def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
-    """The passed descriptors by number and by name: `{"3": [3], "web": [3, 4], "4": [4]}`.
+    """The descriptors passed by systemd, by number and by name: `{"3": [3], "web": [3, 4], "4": [4]}`.
 
-    Empty if nothing was passed, or if it was passed to another process than `pid` (default: this one). The
-    descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers are valid in this process only.
+    Empty if none were passed to process `pid` (default: this one). The descriptors are made close-on-exec, as by
+    sd_listen_fds(3); their numbers are valid in this process only.
     """
     try:
         count = int(env.get("LISTEN_FDS", "0"))
@@ -374,7 +374,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
 
 
 def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
-    """Listening duplicates of the sockets of `fd:3` or `fd:NAME`. Raises ListenError."""
+    """Duplicate the inherited listeners that `fd:3` or `fd:NAME` means. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:
         have = ", ".join(f"fd:{name}" for name in inherited) or "none"
@@ -418,11 +418,10 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
-    """The descriptors of these listeners, of all connections accepted from them, and of duplicates, in any order.
+    """This process's descriptors of the listeners, of connections accepted from them, and of their duplicates.
 
-    An event loop registers a connection only some iterations after accepting it. A caller that must not miss one,
-    such as a forked child, therefore checks all descriptors: an accepted connection has its listener's local
-    address.
+    An event loop registers a connection only some iterations after accepting it. A caller that must not miss any,
+    such as a forked child, needs this instead: an accepted connection is recognised by its listener's local address.
     """
     addresses = {_local_name(each) for each in listeners}
     found = []

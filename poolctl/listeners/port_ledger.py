@@ -1,4 +1,4 @@
-"""Chooses ports for `:auto` addresses and stores them, so that a server keeps its address."""
+"""Chooses ports for `:auto` addresses, and stores them so that a server keeps its port."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _IN_USE_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class PortLedger:
-    """The port of each server, stored in a JSON file; the range is `first` to `last`, inclusive.
+    """The ports of a pool's servers, from `first` to `last` (inclusive), stored in a JSON file.
 
-    A server keeps its port once chosen: the address is its key in the pool, and clients use it. `key` identifies
-    the pool, a hash of its file's path, and is a directory in `path` next to the directories of other pools. The
-    search starts at a port derived from it, and takes a port stored by another pool only if no other is left, so
+    A server keeps its port: the address is its key in the pool, and clients use it. `key`, a hash of the path of the
+    pool's file, identifies the pool; it is also the name of a directory in `path`, next to those of other pools. The
+    search starts at a port derived from `key`, and uses a port stored by another pool only if no other is free, so
     that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty ledger.
-    Not thread-safe; choosing blocks briefly.
+    Not thread-safe; choosing a port blocks briefly.
     """
 
     def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
@@ -45,11 +45,11 @@ class PortLedger:
     def port(
         self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
     ) -> int:
-        """The port of server `name`: its stored port, else the first one found that is free on `address`.
+        """The stored port of server `name`, or else a newly chosen one that is free on `address`.
 
-        `avoid` holds the ports that the configuration gives to other servers, `vacated` the ports of servers to be
-        removed: still in use, and reused only if no other is left. Raises ServerError if no port is free, OSError
-        if the choice cannot be stored.
+        `avoid` holds the ports configured for other servers. `vacated` holds the ports of servers about to be removed:
+        they are still in use, and are chosen only if no other port is free. Raises ServerError if there is none, and
+        OSError if the choice cannot be stored.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -71,13 +71,13 @@ class PortLedger:
         )
 
     def known(self, name: str) -> int | None:
-        """The stored port of server `name`, or None. Neither chooses nor writes."""
+        """The stored port of server `name`, or None. Does not choose one."""
         return self._ports.get(name)
 
     def forget_taken(self, name: str, address: Address) -> int | None:
-        """Forget the stored port of server `name` if another program uses it on `address`; returns that port or None.
+        """Forget the stored port of server `name` if another program uses it on `address`; returns it, or None.
 
-        Only valid while the pool is not running.
+        Call this only while the pool is not running.
         """
         known = self._ports.get(name)
         if known is None or is_free(address, known, lingering=True):
@@ -86,7 +86,7 @@ class PortLedger:
         return known
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Forget the ports of servers not in `names`, which were removed from the file."""
+        """Forget the ports of all servers except `names`; the others were removed from the file."""
         wanted = set(names)
         kept = {name: port for name, port in self._ports.items() if name in wanted}
         if kept != self._ports:
@@ -94,14 +94,14 @@ class PortLedger:
             self._write()
 
     def _search(self) -> Iterator[int]:
-        """The whole range, starting at the pool's own port."""
+        """All ports of the range, starting at the port derived from `key`."""
         start = self._first + int(self._key, 16) % (self._last - self._first + 1)
         yield from range(start, self._last + 1)
         yield from range(self._first, start)
 
     @contextmanager
     def _ports_of_other_pools(self) -> Iterator[set[int]]:
-        """The ports stored by the user's other pools, which cannot store more meanwhile."""
+        """Context manager: the ports stored by the user's other pools, which cannot store any others meanwhile."""
         root, _, own = self._path.partition(f"/{self._key}/")
         if not own:
             root = os.path.dirname(self._path)
@@ -123,7 +123,7 @@ class PortLedger:
 
 
 def free_port(host: str) -> int:
-    """A currently unused port of this numeric host."""
+    """A port that is currently unused on this numeric host."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         port: int = sock.getsockname()[1]
@@ -131,14 +131,14 @@ def free_port(host: str) -> int:
 
 
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
-    """Whether `port` is unused on every address of `address`; `lingering` connections may be allowed."""
+    """Whether `port` is unused on every address of `address`. `lingering` allows connections in TIME_WAIT."""
     return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
 
 
 def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as sock:
-            # Without it, connections in TIME_WAIT count as use.
+            # Without this option, connections in TIME_WAIT count as use.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, lingering)
             if target.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

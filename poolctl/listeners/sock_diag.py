@@ -1,4 +1,4 @@
-"""Queries Linux about sockets of any process (sock_diag(7)): which sockets use a port, which were accepted.
+"""Queries the kernel about sockets of all processes (sock_diag(7)): which use a port, which were accepted.
 
 `accepted` waits until a program accepts a connection, even where the kernel does not answer.
 
@@ -66,14 +66,13 @@ _UNACKED_AT = 24
 
 
 async def accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
-    """Return when the program listening at the other end has accepted this new connection.
+    """Return when the program that listens at the other end has accepted the new connection `probe`. Raises OSError.
 
     Our side is shut down first, so that a program that serves one client at a time finishes with this one at once.
-    The connection counts as accepted when the program closes it or sends data, or when the kernel reports that a
-    process has the other end. Where the kernel does not answer only the former counts. The length of the accept
-    queue proves nothing: with more clients than workers it never becomes empty. In a long queue the probe may be
-    reached too late, so with `listener` it is enough that any connection to it was accepted meanwhile. Raises
-    OSError.
+    The connection counts as accepted when the program closes it or sends data, or when the kernel (if it answers)
+    reports that a process has the other end. An empty accept queue is not required: with more clients than workers
+    the queue is never empty. In a long queue `probe` may be reached too late, so with `listener` any other connection
+    that was accepted from it meanwhile is sufficient.
     """
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
@@ -87,11 +86,11 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
                 await loop.sock_recv(probe, 1)
             return
         except ConnectionResetError:
-            return  # reset by the program, so it was accepted
+            return  # the program has reset the connection, so it had accepted it
         except TimeoutError:
             pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
         if listener is not None and loop.time() >= others_at and _others_wait(listener):
-            # In a thread and with growing pauses, because the kernel walks all connections of the machine.
+            # In a thread and with growing pauses, because the kernel walks through all connections of the machine.
             now = await asyncio.to_thread(_accepted_now, listener)
             if before is not None and now - before:
                 return
@@ -143,7 +142,7 @@ def is_accepted(sock: socket.socket) -> bool | None:
 def _tcp_peer(sock: socket.socket) -> int | None:
     near, far = sock.getsockname(), sock.getpeername()
     scope = near[3] if len(near) > 3 else 0
-    # From the other end's point of view: our remote address is its own.
+    # From the point of view of the other end, whose own address is our remote address.
     identity = struct.pack("!HH", far[1], near[1]) + _packed(sock.family, far) + _packed(sock.family, near)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
     answer = _ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
@@ -166,20 +165,20 @@ def _unix_peer(sock: socket.socket) -> int | None:
 
 
 class TcpSocket(NamedTuple):
-    """A TCP socket as the kernel lists it; an IPv4-mapped address has four bytes."""
+    """A TCP socket as listed by the kernel. An IPv4-mapped address is stored in four bytes."""
 
     listens: bool
     address: bytes
     port: int
-    inode: int  # 0: no process has it
+    inode: int  # 0 if no process has the socket
     uid: int
     cookie: int  # unique until the next boot of the machine
 
 
 def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSocket]:
-    """All TCP sockets in one of these states, or only those on this port (filtered by the kernel).
+    """Yield the TCP sockets in these states, on all ports or only on `port` (filtered by the kernel). Blocks.
 
-    Ends early at `until`, on the monotonic clock, or if the kernel does not answer. Blocks.
+    Ends early at `until`, a time on the monotonic clock, or if the kernel does not answer.
     """
     identity = struct.pack("!H", port).ljust(_IDENTITY_BYTES, b"\0")
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -196,7 +195,7 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
 
 
 def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
-    """The path and the inode of each listening Unix socket. Ends early and blocks as `tcp_sockets` does."""
+    """Yield the path and the inode of each listening Unix socket. Blocks, and ends early, like `tcp_sockets`."""
     for path, inode, _ in _unix_sockets(LISTEN, until):
         yield path, inode
 
@@ -205,7 +204,7 @@ def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]
     """The cookies of the open connections that processes have accepted from this listener. Blocks."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
-        # The kernel does not list those in the accept queue.
+        # The kernel does not list connections in the accept queue.
         for path, _, cookie in _unix_sockets(_CONNECTED, until):
             if path == name:
                 yield cookie
@@ -239,13 +238,13 @@ def _ask(question: bytes) -> bytes | None:
     with _netlink() as netlink:
         netlink.setblocking(False)
         netlink.send(_message(question, _REQUEST))
-        answer = netlink.recv(_LARGEST)  # the kernel answers within send()
+        answer = netlink.recv(_LARGEST)  # the kernel has answered during send()
     length, kind, _, _, _ = _HEADER.unpack_from(answer)
     return None if kind == _ERROR else answer[_HEADER.size : length]
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """The answers received in time to a query about many sockets. Raises OSError."""
+    """Yield the answers to a query about many sockets until the time `until`. Raises OSError."""
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))
         while (left := until - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""Servers' output: a process that moves it into rotated files (`logger_process`), and readers of these files.
+"""The output of servers: a process that moves it into rotated files (`logger_process`), and readers of these files.
 
-Standard library only. `bootstrap.command(interpreter, "logs")` runs the writing process.
+Uses the standard library only. `bootstrap.command(interpreter, "logs")` runs the logger.
 """

@@ -1,3 +1,3 @@
-"""The logger's program (see logger_process)."""
+"""Runs the logger (see `logger_process.main`)."""
 
 from .logger_process import main as main

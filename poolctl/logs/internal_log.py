@@ -1,4 +1,4 @@
-"""The logs of the pool's own processes: bounded in size and rate while the processes run."""
+"""The logs of poolctl's own processes, with limits on size and rate."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _WITHOUT_INOTIFY_SECONDS = 1.0
 
 
 class InternalLog(logging.Handler):
-    """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
+    """Writes to standard error, which the caller has redirected to the file `path`; keeps one old file, `path.1`.
 
-    A message that repeats the last one is counted instead of written ("repeated 12,345 times"). Messages above the
-    rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`, lines
-    have the same form as in the logs of servers.
+    A message that repeats the previous one is counted instead of written ("repeated 12,345 times"). Messages above
+    the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`,
+    lines have the same format as in the logs of servers.
     """
 
     def __init__(self, path: str, clock: Clock | None = None, *, stamped: bool = False) -> None:
@@ -109,10 +109,10 @@ class _Stamped(logging.Formatter):
 
 
 class OwnLogs:
-    """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
+    """Rotates the `*.log` files in `directory` when they become large. Must be created on the running loop.
 
-    inotify(7) reports every write, and writes in quick succession cause one check: a process that prints without
-    end can exceed the limit only by its output until then, and a silent one costs nothing.
+    inotify(7) reports every write, and writes in quick succession cause a single check: a process that floods its log
+    exceeds the limit only by its output until that check, and a silent process costs nothing.
     """
 
     def __init__(self, directory: str) -> None:

@@ -1,6 +1,6 @@
 """Selects lines of a log by time, level and text.
 
-The level is the one stated in a line of output, in JSON or in the usual text formats of logging libraries.
+The level is read from the line itself: JSON, or one of the usual text formats of logging libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORDS = {
     **{level: level for level in LEVELS},
 }
 _ANY = "|".join(_WORDS)
-# In the order in which they are tried. The first word, after a time: uvicorn's "INFO:     …", logging's "ERROR:root:…".
+# Tried in this order. The first word, after a time: uvicorn's "INFO:     …", logging's "ERROR:root:…".
 # In brackets: gunicorn's "[2026-11-20 08:47:34 +0000] [7] [INFO] …", nginx's "… [error] 7#0: …". As a member: logfmt's
 # "level=warn". In capitals between the other columns: "… - shop - ERROR - …", loguru's "… | ERROR    | …".
 _FORMS = (
@@ -30,19 +30,19 @@ _FORMS = (
     re.compile(rf"\b(?:level|lvl|severity)=\"?({_ANY})\b", re.IGNORECASE),
     re.compile(rf"(?:^|[\s|])({_ANY.upper()})(?=[\s|:]|$)"),
 )
-# The rest of the line is the message.
+# The level is looked for in this many characters; the rest of the line is the message.
 _LONGEST_HEAD = 160
 # Terminal escape sequences such as colours (ECMA-48 §5.4).
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def canonical_level(word: str) -> str:
-    """One of LEVELS for any usual word ("WARN", "err"); any other word in lower case."""
+    """The level in LEVELS that a usual word such as "WARN" or "err" means; any other word in lower case."""
     return _WORDS.get(word.lower(), word.lower())
 
 
 def level_place(text: str) -> tuple[str, int, int]:
-    """The level stated in a line of text, and the start and end of its word; ("", 0, 0) without a level."""
+    """The level in a line of text, and the start and end of that word; ("", 0, 0) if there is none."""
     head = text[:_LONGEST_HEAD]
     for form in _FORMS:
         if found := form.search(head):
@@ -51,7 +51,7 @@ def level_place(text: str) -> tuple[str, int, int]:
 
 
 def stated_level(text: str) -> str:
-    """The level stated in a line of JSON or text, one of LEVELS, or ""."""
+    """The level in a line of JSON or text: one of LEVELS, or ""."""
     if text.startswith("{"):
         record = parse_record(text)
         if record is not None:
@@ -60,21 +60,22 @@ def stated_level(text: str) -> str:
 
 
 def without_control(text: str) -> str:
-    """The text without colours and other terminal escape sequences."""
+    """The text without terminal escape sequences, such as colours."""
     return _CONTROL.sub("", text) if "\x1b" in text else text
 
 
-# When reading backwards, lines wait for the line they may continue; output without levels would wait indefinitely.
+# Read backwards, a line without a level waits for the earlier line that it may continue. This limits how many wait:
+# output without any levels would wait for ever.
 _MOST_WAITING = 1000
 _RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 _TRACEBACK = "Traceback (most recent call last):"
 
 
 class LineFilter:
-    """Passes lines not newer than `until`, of at least the level `least`, whose text `matches`.
+    """Passes lines that are not newer than `until`, have at least the level `least`, and whose text `matches`.
 
-    A line without a level belongs to the previous line, as in a traceback: indented lines and the line after them.
-    A traceback is at least an error. Each log is filtered separately.
+    A line without a level, such as a line of a traceback, has the level of the line that it continues. A traceback is
+    at least an error. Use one filter per log.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class LineFilter:
         self._levels: dict[str, _Levels] = {}
 
     def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
-        """The lines of one log that pass; newest first, as in `lines`."""
+        """The lines of one log that pass. `lines` are newest first, and so is the result."""
         waiting: list[tuple[LogLine, str]] = []
         for line in lines:
             level = self._level(line)
@@ -98,7 +99,7 @@ class LineFilter:
         yield from self._of_group(waiting[::-1])
 
     def forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
-        """The lines that pass; oldest first, as in `lines`, which continue the previous call's."""
+        """The lines that pass. `lines` are oldest first, and follow the lines of the previous call."""
         return [
             line
             for line in lines
@@ -128,7 +129,7 @@ class _Levels:
         self._inside = False  # the previous line was within a traceback
 
     def rank(self, text: str, level: str) -> int:
-        """The index in LEVELS of the level of a line, or of the line it continues; -1 if unknown."""
+        """The index in LEVELS of a line's own level, or else of the line that it continues; -1 if unknown."""
         if level:
             self._rank, self._inside = _RANKS.get(level, -1), False
         elif text.startswith(_TRACEBACK):

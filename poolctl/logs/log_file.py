@@ -1,4 +1,4 @@
-"""One log file, written in whole lines and rotated by size and age; a full disk only drops lines."""
+"""A log file that is written in whole lines and rotated by size and age; a full disk only causes lost lines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HEAD_BYTES = 28  # the time at the beginning of every line of the block
 class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
-    0 for `max_size_bytes` or `max_age_seconds` means no limit. Nothing here raises OSError: the return value says
-    how much was written, `error` why not all of it, and every append tries again.
+    0 for `max_size_bytes` or `max_age_seconds` means no limit. No method raises OSError: the return value says how
+    much was written, and `error` why the rest was not. Every append tries again.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LogFile:
         self._max_age = max_age_seconds
 
     def append(self, block: bytes) -> int:
-        """Append `block`; returns how many of its bytes are in the file now: all, or up to the end of a line."""
+        """Append `block`; returns how many of its bytes were written: all, or as many whole lines as possible."""
         self._prepare()
         done = 0
         while done < len(block) and self._fd >= 0:
@@ -77,7 +77,7 @@ class LogFile:
         return done
 
     def rotate_when_old(self) -> float | None:
-        """Rotate the file if it is old enough; returns the seconds until the next check, None for never."""
+        """Rotate the file if it is old enough; returns the seconds until the next check, or None without a limit."""
         if not self._max_age:
             return None
         if self._fd >= 0 or os.path.lexists(self.path):
@@ -87,7 +87,7 @@ class LogFile:
             return self._max_age
         try:
             born = seconds_of(self._born)
-        except ValueError:  # only resembles a time
+        except ValueError:  # resembles a time, but is none
             return self._max_age
         return max(born + self._max_age, self._rotate_at) - now
 
@@ -100,7 +100,7 @@ class LogFile:
             try:
                 os.ftruncate(self._fd, self._size - (stored - whole))
             except OSError:
-                pass  # its rest is written before the next line
+                pass  # the rest of that line is written before the next one
             self.reopen()
         return whole
 
@@ -142,7 +142,7 @@ class LogFile:
         self.error = ""
 
     def _inspect(self) -> tuple[bool, str]:
-        """Whether the last line is incomplete, and when the first line was written."""
+        """Whether the last line is incomplete, and the timestamp of the first line."""
         now = stamp(self._clock.time())
         if not self._size:
             return False, now
@@ -167,7 +167,7 @@ class LogFile:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _fitting(self, block: bytes, start: int) -> int:
-        """The end of the part of the block that fits into this file; `start` if the file must be rotated first."""
+        """Where the part of the block that fits into this file ends; `start` if the file must be rotated first."""
         if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
@@ -179,7 +179,7 @@ class LogFile:
         return end
 
     def _write(self, block: bytes) -> int:
-        """Write the block; returns how much was written, in whole lines. Sets `error` if that is not all of it."""
+        """Write the block; returns how many bytes of whole lines were written. Sets `error` if some were not."""
         self.error = ""
         missing_end = b"\n" if self._torn else b""
         block = missing_end + block
@@ -195,7 +195,7 @@ class LogFile:
         return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
-        """Remove the written part of a line that did not fit; returns how much of the block remains."""
+        """Remove an incompletely written line from the file; returns how many bytes of the block remain in it."""
         whole = block.rfind(b"\n", 0, done) + 1
         self._torn = self._torn and not whole
         if whole == done:
@@ -215,7 +215,7 @@ class LogFile:
         try:
             self._rename_old_files()
         except OSError as error:
-            # For example, the directory is not writable: a growing file is better than lost lines.
+            # The directory may not be writable: letting the file grow is better than losing lines.
             self.error = f"cannot be rotated: {error.strerror}"
             self._rotate_at = self._clock.time() + _ROTATE_AGAIN_AFTER_SECONDS
             return
@@ -223,9 +223,9 @@ class LogFile:
         self._open()
 
     def _rename_old_files(self) -> None:
-        # A writer killed during a rotation has left a gap, which is filled; older files stay.
+        # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
         with directory_of(self.path) as (directory, name):
-            # Other users may create any number of such files in their own directory.
+            # Bounded, because a user may create any number of such files in a directory of their own.
             free, most = 1, self._keep + _MOST_SURPLUS_FILES
             while free < most and _exists(f"{name}.{free}", directory):
                 free += 1
@@ -249,7 +249,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """The number of bytes of a block that a killed writer stored: the log ends with that part of the block."""
+    """How many bytes of the block a killed writer has stored: the log ends with that part of the block."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)
@@ -263,7 +263,7 @@ def stored_part(path: str, block: bytes) -> int:
 
 
 def _ending(path: str, length: int) -> bytes:
-    """The last bytes of a log; the file itself may be missing if it was just rotated."""
+    """The last `length` bytes of a log, continued in its rotated files if it is shorter."""
     found = b""
     log = OpenLog(path, _MOST_FILES)
     for fd, size in log.parts:

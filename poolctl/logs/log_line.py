@@ -1,7 +1,7 @@
-"""Formats and parses the two forms of a line in a log file.
+"""Formats and parses the lines of a log file, which are text or JSON.
 
 Text: ``2026-11-20T08:47:34.123456Z`` (UTC), a space, the line. JSON: an object with time, name, pid and line. The time
-has a fixed width, so times can be compared as text. A line may itself be a JSON object, as many libraries log.
+has a fixed width, so times can be compared as text. The line may itself be a JSON object, as many libraries write.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
 
 class LogLine:
-    """One line of a server's output; `time` is empty for a line without one (written by another program)."""
+    """One line of a server's output; `time` is empty if the line has none, because another program wrote it."""
 
     __slots__ = ("name", "pid", "text", "time")
 
@@ -29,7 +29,7 @@ class LogLine:
 
 
 def stamp(seconds: float) -> str:
-    """The timestamp of a line for a time in seconds since the epoch."""
+    """Format a time in seconds since the epoch as the timestamp of a line."""
     whole = int(seconds)
     year, month, day, hour, minute, second = time.gmtime(whole)[:6]
     micros = int((seconds - whole) * 1_000_000)
@@ -37,7 +37,7 @@ def stamp(seconds: float) -> str:
 
 
 def seconds_of(stamp: str) -> float:
-    """The time of a timestamp, in seconds since the epoch."""
+    """Parse a timestamp into seconds since the epoch."""
     return datetime.fromisoformat(stamp).timestamp()
 
 
@@ -88,7 +88,7 @@ def _has_stamp(raw: bytes) -> bool:
 _TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t")
 _LEVELS = ("level", "severity", "levelname", "lvl", "log.level", "loglevel", "level_name")
 _MESSAGES = ("message", "msg", "event", "@message", "text", "short_message")
-# The numbers of pino and bunyan, and of Python's logging, for nearly the same words.
+# Numeric levels: of Python's logging, and of pino and bunyan.
 _NUMBERS = ((50, "CRITICAL"), (40, "ERROR"), (30, "WARNING"), (20, "INFO"), (10, "DEBUG"))
 _PINO = {10: "TRACE", 20: "DEBUG", 30: "INFO", 40: "WARN", 50: "ERROR", 60: "FATAL"}
 _PINO_SIGNS = ("pid", "hostname")
@@ -97,9 +97,10 @@ _LARGEST_SECONDS = 1e11
 
 
 class JsonRecord:
-    """The content of a JSON line; `time` is HH:MM:SS.mmm in the local time zone, or as written; "" if missing.
+    """The content of a JSON line.
 
-    `rest` holds the other members in order, `long` the members with several lines (tracebacks).
+    `time` is HH:MM:SS.mmm in the local time zone, as written if it is not a known format, or "" if missing. `rest`
+    holds the other members in order, `long` the members with several lines (tracebacks).
     """
 
     __slots__ = ("fields", "level", "long", "message", "rest", "time")

@@ -1,6 +1,6 @@
-"""The last lines of log files across their rotated predecessors, and the lines that follow them, merged by time.
+"""Reads the last lines of log files, and then follows new lines, like `tail -F` over several files, merged by time.
 
-New lines are read whole and across rotations; inotify(7) reports changes in directories.
+Only whole lines are returned, and rotations lose none; inotify(7) reports changes in directories.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .line_filter import LineFilter
 
 _BLOCK_BYTES = 64 * 1024
-# The logger writes no longer lines. Files that other users can write may have any content, and any number.
+# The logger writes no longer lines and no more files. A file or directory that other users can write may have both.
 LONGEST_LINE_BYTES = 1024 * 1024
 MOST_FILES = 1000
 
 
 class OpenLog:
-    """A log file and its rotated predecessors, opened together so that a concurrent rotation has no effect.
+    """A log file and its older rotated files, opened together so that a concurrent rotation has no effect.
 
     `parts` holds the descriptors with their sizes at that time, newest first. The caller closes it.
     """
@@ -42,7 +42,7 @@ class OpenLog:
         self.parts: list[tuple[int, int]] = []
         seen = set()
         number = missing = 0
-        # One may be missing: a writer killed while renaming them leaves a gap.
+        # One number may be missing: a writer killed while renaming files leaves a gap.
         while missing < 2 and number < most_files:
             try:
                 fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
@@ -50,7 +50,7 @@ class OpenLog:
                 missing += number > 0
             except OSError as error:
                 if self.parts and error.errno in (errno.EMFILE, errno.ENFILE):
-                    break  # the newest files matter
+                    break  # the newest files matter most
                 self.close()
                 raise
             else:
@@ -72,9 +72,9 @@ class OpenLog:
     def tail(
         self, lines: int | None, *, since: str = "", name: str = "", wanted: LineFilter | None = None
     ) -> list[LogLine]:
-        """The last `lines` lines (None: all) that are `wanted` and not older than `since` (a timestamp), oldest first.
+        """The last `lines` lines (None: all), oldest first, that pass `wanted` and are not older than `since`.
 
-        A line without a time belongs to the previous one.
+        A line without a time has the time of the previous line.
         """
         found: list[LogLine] = []
         candidates = self._since(since, name)
@@ -133,7 +133,7 @@ def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
 
 
 def carry_times(lines: list[LogLine], time: str = "") -> str:
-    """Give lines without a time the previous line's; returns the last time. `time` applies before the first line."""
+    """Give each line without a time the time of the previous line, at first `time`; returns the last time."""
     for line in lines:
         time = line.time = line.time or time
     return time
@@ -142,9 +142,9 @@ def carry_times(lines: list[LogLine], time: str = "") -> str:
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
     """The lines before `end`, last line first, without line breaks, including an incomplete last line.
 
-    An overlong line is cut, and nothing before it is read.
+    A line that is too long is cut, and nothing before it is read.
     """
-    pending: list[bytes] = []  # the pieces of a line whose beginning is not read yet, last piece first
+    pending: list[bytes] = []  # pieces of a line whose beginning has not been read yet, last piece first
     position = end
     first = True
     while position > 0:
@@ -177,9 +177,9 @@ _EVENTS_BYTES = 64 * 1024
 
 
 class DirectoryWatch:
-    """Reports which files in some directories were written, moved, removed or changed in their permissions.
+    """Reports which files in some directories were written, moved, removed, or got other permissions.
 
-    Raises OSError without inotify.
+    The constructor raises OSError where inotify is not available.
     """
 
     __slots__ = ("_directories", "_libc", "fd")
@@ -237,12 +237,12 @@ _MOST_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 _POLL_SECONDS = 0.1
-# Longer than the time until a line is stored, and than a reader's pass over the files.
+# Longer than it takes to store a line, and longer than a reader's pass over all files.
 SETTLE_SECONDS = 0.03
 
 
 class TailedFile:
-    """One log file that is read as it grows, even if it is rotated, emptied, or does not exist yet."""
+    """A log file that is read as it grows; it may be rotated, emptied, or not exist yet."""
 
     __slots__ = ("_fd", "_inode", "_offset", "_older", "_partial", "path")
 
@@ -255,7 +255,7 @@ class TailedFile:
         self._older: set[Finished] = set()
 
     def begin(self, log: OpenLog) -> None:
-        """Continue at the end of `log`; its incomplete last line counts as read."""
+        """Start at the end of `log`; an incomplete last line counts as read."""
         self._older = {_finished(os.fstat(fd)) for fd, _ in log.parts[1:]}
         if log.parts:
             fd, self._offset = log.parts[0]
@@ -305,7 +305,7 @@ class TailedFile:
         return found
 
     def _newer(self) -> list[int]:
-        """The descriptors of the files started after this one, oldest first."""
+        """Open the files that were started after this one; returns their descriptors, oldest first."""
         try:
             if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
                 return []
@@ -324,15 +324,15 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """The identity of a file that is no longer written to; inode numbers alone are soon reused."""
+    """The identity of a file that is no longer written to. Not only the inode number, which is soon reused."""
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class Follower:
-    """The new lines of several logs (paths by server name); each batch is in the order of time.
+    """Reads new lines of several logs (paths by server name), each batch sorted by time.
 
-    `first` holds the last `lines` existing lines of each log, not older than `since`; both contain only `wanted`
-    lines. Without inotify the files are polled ten times a second.
+    `first` holds the last `lines` existing lines of each log that are not older than `since`. Only lines that pass
+    `wanted` are returned. Without inotify the files are polled ten times a second.
     """
 
     def __init__(
@@ -354,13 +354,13 @@ class Follower:
         self.first = in_order(iter(self.first))
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there may be new lines; -1 without inotify."""
+        """The descriptor that is readable when there may be new lines; -1 without inotify."""
         return self._watch.fd if self._watch else -1
 
     def wait(self, timeout_seconds: float | None = None, *, reader: int = -1) -> bool:
-        """Whether there may be new lines; returns after `timeout_seconds` at the latest.
+        """Wait up to `timeout_seconds` for new lines; returns whether there may be any.
 
-        Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
+        Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
         """
         if self._watch is not None and not self._missing:
             return await_readable(self._watch.fd, timeout_seconds, reader)
@@ -390,7 +390,7 @@ class Follower:
                 log.close()
 
     def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
-        # Watched before reading, so that no line is missed in between.
+        # Watched before it is read, so that no line in between is missed.
         self._watch_directory(os.path.dirname(path))
         growing = TailedFile(path)
         log = OpenLog(path)
@@ -429,15 +429,15 @@ def follow(
     until: Callable[[], bool] | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
-    """The last `lines` lines of each log, then every new line, if `wanted`; blocks in between.
+    """Yield the last `lines` lines of each log, then every new line, if they pass `wanted`. Blocks between lines.
 
-    Ends when `until` returns true (it is called ten times a second) and all lines so far have been returned;
-    without it, never. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
+    Ends when `until` returns true (it is called ten times a second) and all lines so far have been yielded; without
+    `until`, never. Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.
     """
     follower = Follower(paths, lines=lines, since=since, wanted=wanted)
     merge = Merge()
     try:
-        # While the last lines of one file were read, an earlier line may have been added to another.
+        # While one file was read, an earlier line may have been added to another.
         yield from follower.first if len(paths) < 2 else merge.take(follower.first)
         over = False
         while not over:
@@ -461,7 +461,7 @@ def _new_watch() -> DirectoryWatch | None:
 
 
 class Merge:
-    """Delays each batch until the next: while one file was read, an earlier line may have been added to another."""
+    """Sorts batches of lines by time. Each batch is held back until the next one, which may contain earlier lines."""
 
     def __init__(self) -> None:
         self._held: list[LogLine] = []
@@ -472,7 +472,7 @@ class Merge:
         return bool(self._held)
 
     def take(self, lines: list[LogLine]) -> list[LogLine]:
-        """The lines, in order, that no line read later can precede; `lines` were just read."""
+        """Add `lines`, which were just read; returns the sorted lines that no later batch can precede."""
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))
         due = sum(line.time <= newest for line in merged) if self._held else 0
@@ -480,6 +480,6 @@ class Merge:
         return merged[:due]
 
     def rest(self) -> list[LogLine]:
-        """The lines held back."""
+        """The lines that are still held back."""
         held, self._held = self._held, []
         return held

@@ -15,14 +15,14 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
 
 The logger sends these reports:
 
-- `eof` with `id`: all writers have closed the pipe, and its output is in the file.
+- `eof` with `id`: all writers have closed the pipe, and its output has been stored.
 - `dropped` with `id`, `bytes` and `error`: this much output could not be stored. At most once a second.
 - `error` with `message`: an order that could not be carried out.
 
-When descriptor 3 is closed, no supervisor or keeper is left to start a new logger; this one continues until every
-pipe has ended or a new pool takes over the pipes (see PipeHandover). It can be killed at any time without loss of
-output: a pipe is read without consuming its content, and each move is recorded, so that no line is lost or repeated.
-The keeper holds the read ends as well.
+When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
+pipe has ended, or a new pool takes over the pipes (see PipeHandover). It can be killed at any time: pipes are read
+without consuming their content, and each move is recorded, so that no line is lost or repeated. The keeper also holds
+the read ends.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
 _AGE_SECONDS, _LONGEST_AGE_SECONDS = 0.05, 3600.0
-# Bytes per read and turn, so that a server that floods its output does not starve the others. Longer lines are
-# split, so memory is bounded for any output.
+# Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
+# are split, which bounds memory.
 MOST_BYTES = 64 * 1024
 # A pipe of this size always holds a full read (see longest_line).
 _LARGE_BYTES = 4 * MOST_BYTES
@@ -63,9 +63,9 @@ _BYTES = 1024
 
 
 class PipeReader:
-    """Reads pipes without consuming their content, through a pipe of its own; not thread-safe.
+    """Reads pipes without consuming their content, through an internal pipe (tee(2)); not thread-safe.
 
-    Where that is not allowed (a sandbox without tee(2)), the pipes are consumed, and bytes not taken yet are kept here.
+    In a sandbox without tee(2), the pipes are read normally, and bytes not yet taken are kept in memory.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class PipeReader:
         self._read: dict[int, bytes] = {}
 
     def look(self, fd: int) -> bytes:
-        """The pipe's content, at most 64 KiB; empty at its end. Raises BlockingIOError when the pipe is empty."""
+        """The pipe's content, at most 64 KiB; empty at end of file. Raises BlockingIOError when the pipe is empty."""
         if not self._blind:
             try:
                 length = tee(fd, self._in, MOST_BYTES)
@@ -88,7 +88,7 @@ class PipeReader:
         return self._look_by_reading(fd)
 
     def take(self, fd: int, length: int, to: int = -1) -> None:
-        """Remove `length` bytes, which the pipe holds, in one step; into the pipe `to` as far as it has room."""
+        """Remove the first `length` bytes from the pipe in one step; they go to the pipe `to` if it has room."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
@@ -99,15 +99,15 @@ class PipeReader:
             length -= os.splice(fd, self._dev_null, length)
 
     def enlarge(self, fd: int) -> bool:
-        """Let the pipe always hold 64 KiB, and read as much at once; False where that is not allowed."""
+        """Enlarge the pipe so that it always holds 64 KiB; returns False where that is not allowed."""
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
-        """Restore the pipe's usual size unless it holds more: a user's pipes share a limit."""
+        """Restore the pipe's default size unless it holds more: all pipes of a user share one limit."""
         _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
-        """Drop the bytes kept of a closed pipe."""
+        """Drop the bytes in memory that were read from a pipe, because it is closed."""
         self._read.pop(fd, None)
 
     def close(self) -> None:
@@ -135,15 +135,15 @@ def waiting(fd: int) -> int:
 def _resize(fd: int, size_bytes: int) -> bool:
     try:
         return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes) >= size_bytes
-    except OSError:  # above the user's limit, or below its content
+    except OSError:  # larger than the user's limit, or smaller than the content
         return False
 
 
 def longest_line(fd: int) -> int:
-    """The longest line that always fits into the pipe; the writer of a longer one may block. 0 if not a pipe.
+    """The length of the longest line that always fits into the pipe, in bytes; 0 if `fd` is not a pipe.
 
-    A write that does not fit into the rest of a page starts a new page (pipe(7)): half of the pages may be empty,
-    and the first nearly empty.
+    A writer of a longer line may block. A write that does not fit into the rest of a page starts a new page
+    (pipe(7)): half of the space may be unused, and the first page nearly empty.
     """
     try:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4
@@ -152,9 +152,9 @@ def longest_line(fd: int) -> int:
 
 
 class Move:
-    """A move of lines from a pipe into a file: the number of bytes, and the lines' timestamp.
+    """A move of lines from a pipe into a file: stream id, timestamp of the lines, number of bytes, and checksum.
 
-    `taken` counts the bytes that are certainly no longer in the pipe.
+    `taken` counts the bytes that are known to have left the pipe.
     """
 
     __slots__ = ("checksum", "id", "length", "taken", "when")
@@ -167,16 +167,16 @@ class Move:
         self.taken = 0
 
     def is_of(self, data: bytes) -> bool:
-        """Whether the pipe still holds the lines of this move: `data` is its content."""
+        """Whether `data`, the content of the pipe, begins with the lines of this move."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
 class WriteAheadNote:
-    """The record of the move in progress, in a file in memory and a pipe that both outlive the logger (see `take`).
+    """Records the move in progress in a file in memory and a pipe; both outlive the logger.
 
-    Stored lines are spliced from the server's pipe into `sink` in one step: bytes in it are no longer in the
-    server's pipe. The content of the server's pipe alone does not show this, because the next lines may be
-    identical. Without a file nothing is recorded, and `sink` is -1.
+    Stored lines are spliced from the server's pipe into the pipe `sink` in one step, so that the bytes in `sink` are
+    known to have left the server's pipe. The content of the server's pipe does not prove this, because the next lines
+    may be identical. Without a file nothing is recorded, and `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -185,13 +185,13 @@ class WriteAheadNote:
         self.take(fds)
 
     def take(self, fds: Sequence[int]) -> None:
-        """Use these descriptors from now on: a file, and the two ends of the pipe (missing from another version)."""
+        """Use these descriptors: a file, and the two ends of the pipe (which another version may not pass)."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
     def found(self, id: str) -> Move | None:
-        """The move of this stream that the previous logger began and did not complete."""
+        """The move of this stream that the previous logger has not completed, or None."""
         return self._left if self._left is not None and self._left.id == id else None
 
     def _read(self) -> Move | None:
@@ -212,13 +212,13 @@ class WriteAheadNote:
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Record that they are stored and removed from the pipe."""
+        """Record that the move is complete: its lines are stored, and removed from the pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
 
     def _empty(self) -> None:
-        # Not earlier: while a move is recorded, bytes in this pipe prove that they were taken from the server's pipe.
+        # Only now: while a move is recorded, the bytes in this pipe prove that they have left the server's pipe.
         while self._taken >= 0 and (length := waiting(self._taken)):
             os.read(self._taken, length)
 
@@ -231,9 +231,9 @@ class WriteAheadNote:
 
 
 class OutputStream:
-    """Moves output from `fd` into `file` in whole lines; an incomplete line stays in the pipe.
+    """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the pipe.
 
-    `dropped_bytes` counts output that could not be stored; the supervisor identifies the stream by `id`. The caller
+    `dropped_bytes` counts output that could not be stored; `id` identifies the stream to the supervisor. The caller
     sets `ended` when no writer is left.
     """
 
@@ -256,7 +256,7 @@ class OutputStream:
         return f"<OutputStream {self.id} to {self.file.path}>"
 
     def pump(self, now: float) -> int:
-        """Move the content of one read; returns the number of bytes, 0 at the end of the pipe.
+        """Move as much as one read returns; returns the number of bytes, 0 at end of file.
 
         Raises BlockingIOError when the pipe is empty or holds only an incomplete line.
         """
@@ -273,7 +273,7 @@ class OutputStream:
         return end or len(data)
 
     def recover(self) -> None:
-        """Complete a killed logger's move in progress."""
+        """Complete the move that a killed logger had in progress."""
         move = self._underway.found(self.id)
         if move is None:
             return
@@ -282,7 +282,7 @@ class OutputStream:
         except BlockingIOError:
             data = b""
         if move.taken:
-            # Already stored, nearly always completely.
+            # The file already has the lines, nearly always completely.
             self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
         elif move.is_of(data):
             block = self._form(_with_line_break(data[: move.length]), move.when)
@@ -303,7 +303,7 @@ class OutputStream:
         self.complete_cut_line(now)
 
     def complete_cut_line(self, now: float) -> None:
-        """Complete a line that was partly removed from the pipe."""
+        """Store the kept beginning of a line, whose rest is not in the pipe, with a line break."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
@@ -324,21 +324,21 @@ class OutputStream:
         self._enlarged = self._longest >= MOST_BYTES
 
     def _enlarge(self) -> bool:
-        """Enlarge the pipe for the rest of a long line; returns whether there is more room than before."""
+        """Enlarge the pipe, so that the rest of a long line fits; returns whether it has more room than before."""
         if self._enlarged or self._partial or not self._pipes.enlarge(self.fd):
             return False
         self._measure()
         return self._enlarged
 
     def _keep(self, data: bytes, now: float) -> None:
-        """Take an incomplete line out of the pipe, which is too small for the rest and cannot be enlarged."""
+        """Take an incomplete line out of the pipe, because the pipe has no room for the rest and cannot be enlarged."""
         self._pipes.take(self.fd, len(data))
         self._partial += data
         if len(self._partial) >= MOST_BYTES:
             self.complete_cut_line(now)
 
     def close(self) -> None:
-        """Close the pipe's end; the file stays open."""
+        """Close the read end of the pipe; the file stays open."""
         self._pipes.forget(self.fd)
         os.close(self.fd)
 
@@ -367,12 +367,12 @@ class OutputStream:
 
 
 def _with_line_break(lines: bytes) -> bytes:
-    """The lines with a final line break added if it is missing: the last line was too long or incomplete."""
+    """The lines with a final line break, which is missing after an overlong or incomplete last line."""
     return lines if lines.endswith(b"\n") else lines + b"\n"
 
 
 class Logger:
-    """Serves one control socket until it is closed, in one thread, without wake-ups while nothing is printed."""
+    """Carries out orders from one control socket, in one thread, without wake-ups while nothing is printed."""
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
         self._directory = directory
@@ -398,7 +398,7 @@ class Logger:
         return f"<Logger of {len(self._streams)} streams into {len(self._files)} files>"
 
     def run(self) -> None:
-        """Serve until ordered to end, or until the socket and all pipes are closed; then store the rest."""
+        """Run until the order `end`, or until the socket and all pipes are closed; then store the remaining output."""
         while (self._open or self._streams) and not self._end_ordered:
             # Orders first: output written after an order must not be moved before the order is carried out.
             for fd, event in sorted(
@@ -433,7 +433,7 @@ class Logger:
         self._underway.close()
 
     def _await_takeover(self) -> None:
-        """No process is left that could start a new logger: listen for a pool that takes over the servers."""
+        """Listen for a new pool that takes over the pipes, because no process is left that could start a new logger."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
@@ -446,7 +446,7 @@ class Logger:
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
-        """Rotate files that are too old. A file started after this check cannot be too old before the next check."""
+        """Rotate files that are too old, and schedule the next check before any file can become too old."""
         if self._age_at is None or time.monotonic() < self._age_at:
             return
         found = [file.rotate_when_old() for file in self._files.values()]
@@ -499,13 +499,13 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Serve a new stream; takes its descriptor out of `fds`."""
+        """Add a stream as ordered; its descriptor is removed from `fds`."""
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
         file = self._files.get(path) or LogFile(path)
         stream = OutputStream(order, fd, file, self._pipes, self._underway)
-        # An invalid order has raised its error above, before anything was changed.
+        # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
             self._age_at = time.monotonic()
@@ -517,7 +517,7 @@ class Logger:
             self._drain(known)
             self._end(known)
         os.set_blocking(fd, False)
-        # Edge-triggered: reports new bytes, not an incomplete line that stays in the pipe.
+        # Edge-triggered: only new bytes are reported, not an incomplete line that stays in the pipe.
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         fds.remove(fd)
         self._files[path] = file
@@ -526,7 +526,7 @@ class Logger:
         stream.recover()
 
     def _pump(self, stream: OutputStream) -> bool:
-        """Move the output of one read; returns whether there may be more."""
+        """Move as much output as one read returns; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
         except BlockingIOError:
@@ -578,7 +578,7 @@ class Logger:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
 
     def _send_reports(self) -> None:
-        """Send as much as the socket takes now, and the rest later: a hung supervisor does not delay logging."""
+        """Send as many reports as the socket takes, and the rest later: a hung supervisor must not delay logging."""
         if not self._open:
             return
         try:
@@ -588,16 +588,16 @@ class Logger:
         except BlockingIOError:
             self._rotate_old()
         except OSError:
-            # Orders sent before the end still have to be read; reading also detects the end.
+            # The socket is closed, but orders sent before that still have to be read; reading also detects its end.
             self._reports.clear()
         wanted = select.EPOLLIN | (select.EPOLLOUT if self._reports else 0)
         self._epoll.modify(self._control.fileno(), wanted)
 
 
 class PipeHandover:
-    """A listener in the logger's loop. Each client receives all streams with their pipes, and then `over`.
+    """A listener in the logger's loop, for new pools. Each client receives all streams with their pipes, then `over`.
 
-    The client that answers `taken` owns them all; `taken` is then true and the logger exits.
+    The client that answers `taken` owns the streams; `taken` is then true, and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
@@ -650,7 +650,7 @@ class PipeHandover:
 def main() -> None:
     """Serve the socket on descriptor 3 until it ends.
 
-    Signals that end a group or a session are ignored, because the servers' last output comes later.
+    Signals that terminate a process group or a session are ignored, because the servers write their last output later.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

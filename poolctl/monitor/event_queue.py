@@ -15,7 +15,7 @@ from .journal import Journal, JournalEvent, newest_first
 
 # Long enough to batch many events, short enough not to be noticed.
 _GATHER_SECONDS = 0.02
-# A starting pool records hundreds of these: gathered for longer.
+# A starting pool records hundreds of these, so they are gathered for longer.
 _ROUTINE = "lifecycle"
 _ROUTINE_SECONDS = 0.2
 
@@ -49,7 +49,7 @@ class Events:
 
     @property
     def seq(self) -> int:
-        """The number of the newest event; the count continues over the journal's whole life."""
+        """The number of the newest event. Numbers continue for as long as the journal exists."""
         return self._seq
 
     def record(
@@ -65,13 +65,13 @@ class Events:
         after: object = None,
         **detail: object,
     ) -> None:
-        """Record an event; the values given must not change afterwards.
+        """Record an event. The arguments must not be changed afterwards.
 
-        `kind` is one of journal.KINDS, `event` a word; for the others see JournalEvent.
+        `kind` is one of journal.KINDS, `event` a single word; JournalEvent describes the others.
         """
         if server and not self._may_record(server):
             return
-        if isinstance(output := detail.get("output"), list):  # of a program
+        if isinstance(output := detail.get("output"), list):  # the output of a program
             detail["output"] = [_short(line) for line in output]
         self._seq += 1
         time = stamp(self._clock.time())
@@ -102,7 +102,7 @@ class Events:
             self._timer = loop.call_at(due, self.flush)
 
     def _may_record(self, server: str) -> bool:
-        """Whether another event of this server is within its limit; first records how many were dropped."""
+        """Whether the rate limit allows another event of this server; if so, records how many were dropped."""
         if len(self._allowances) > _MOST_SERVERS:
             self._allowances.clear()  # mostly of removed servers
         allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
@@ -116,15 +116,15 @@ class Events:
         return True
 
     def keep_in(self, journal: Journal) -> None:
-        """Write to this journal from now on; numbering continues from the greater of its last number and ours."""
+        """Write events to this journal from now on. Numbering continues after the larger of both last numbers."""
         self.close()
         self.journal = journal
-        with contextlib.suppress(OSError):  # an unreadable journal can hardly be written either
+        with contextlib.suppress(OSError):  # a journal that cannot be read can rarely be written
             self._seq = max(self._seq, next((event.seq for event in newest_first(journal.path)), 0))
 
     @property
     def problem(self) -> str:
-        """Why the last events are not in the journal; "" if they are."""
+        """Why the last events could not be written to the journal; "" if they were."""
         journal = self.journal
         if journal is None or not journal.lost:
             return ""
@@ -175,5 +175,5 @@ class Events:
 
 
 def _short(text: str) -> str:
-    """A text, possibly from an application, shortened and without passwords in URLs."""
+    """The text, possibly from an application, shortened and with passwords in URLs masked."""
     return masked_text(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")

@@ -24,7 +24,7 @@ KEEP = 5
 _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
 
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
-# Maximum events in one answer of the control socket; the journal has the rest.
+# Maximum events in one answer of the control socket; older ones can be read from the journal.
 MOST_LINES = 10_000
 _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
@@ -61,7 +61,7 @@ class JournalEvent(NamedTuple):
 
     @classmethod
     def from_json(cls, table: Table) -> JournalEvent:
-        """The event from a line of the journal, from an answer of the supervisor, or left by a predecessor."""
+        """Parse an event that was read from the journal, from an answer of the supervisor, or from a predecessor."""
         detail = {name: value for name, value in table.items() if name not in _FIELDS}
         time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXTS)
         by, seq = table.get("by"), int(table.get("seq") or 0)
@@ -78,24 +78,24 @@ class JournalEvent(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The state or health after the change; "" if `after` has another type."""
+        """The state or health after the change; "" if `after` is not a string."""
         return self.after if isinstance(self.after, str) else ""
 
     @property
     def sentence(self) -> str:
-        """The change, its reason and its consequence: `starting → running (restart a)`."""
+        """The change with its cause and consequence, such as `starting → running (restart a)`."""
         what = self._change_text()
         what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
         return f"{what}; {self.next_step}" if self.next_step else what
 
     @property
     def next_step(self) -> str:
-        """The consequence of a worker's unrequested exit; "" for other events."""
+        """What happens after an unexpected exit of a worker; "" for other events."""
         return str(self.detail.get("next") or "")
 
     @property
     def author(self) -> str:
-        """The user and process that caused the event, such as `root, poolctl 4242`; "" if unknown."""
+        """The user and process that requested the change, such as `root, poolctl 4242`; "" if unknown."""
         if not self.by:
             return ""
         user, command = self.by.get("user", self.by.get("uid", "?")), self.by.get("command") or "pid"
@@ -122,7 +122,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """The event's own severity, or else its kind's."""
+        """The severity of this event, or else of its kind."""
         own = self.detail.get("severity")
         if own in SEVERITIES:
             return str(own)
@@ -141,9 +141,10 @@ class JournalEvent(NamedTuple):
 
 
 class Journal:
-    """Appends events to the file at `path`; old ones are `path.1` (the newest) to `path.keep`. Never raises OSError.
+    """Appends events to the file at `path`; rotated files are `path.1` (the newest) to `path.keep`.
 
-    `lost` counts events that could not be written since the last successful write, `error` says why.
+    Never raises OSError: `lost` counts the events that could not be written since the last successful write, and
+    `error` says why.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Journal:
 
     @classmethod
     def configured(cls, table: EventsTable | None, path: str) -> Journal:
-        """The journal that [events] configures; `path` is the default for its file."""
+        """The journal configured by [events]; `path` is used if the table names no file."""
         if table is None:
             return cls(path)
         return cls(
@@ -182,7 +183,7 @@ class Journal:
         return self._file.error
 
     def append(self, events: list[JournalEvent]) -> None:
-        """Append these events in one write; events that do not fit on the disk are lost and counted."""
+        """Append the events in one write. Events that do not fit on the disk are lost, and counted."""
         # Unpaired surrogates become JSON escapes.
         lines = [_encoded(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
         done = self._file.append(b"".join(lines))
@@ -210,7 +211,7 @@ def newest_first(path: str) -> Iterator[JournalEvent]:
 
 
 def parsed(line: bytes) -> JournalEvent | None:
-    """The event on this line; None for an incomplete one, such as the last line of a killed supervisor."""
+    """The event on this line; None for an incomplete line, which a killed supervisor may leave."""
     try:
         table = json.loads(line)
     except ValueError:
@@ -220,9 +221,9 @@ def parsed(line: bytes) -> JournalEvent | None:
 
 
 class EventFilter(NamedTuple):
-    """Selects events by servers, kinds, time (not older than `since`, as in the journal) and number (above `after`).
+    """Selects events by server, kind, time (not before `since`, a timestamp) and number (after `after`, up to `until`).
 
-    Fields left out match every event. `until` is the number of the last event.
+    A field that is not set matches every event.
     """
 
     servers: Collection[str] | None = None
@@ -242,7 +243,7 @@ class EventFilter(NamedTuple):
         )
 
     def _concerns(self, event: JournalEvent, servers: Collection[str]) -> bool:
-        # The event of a command names all servers it was for.
+        # The event of a command lists all servers that the command selected.
         many = event.detail.get("servers")
         return event.server in servers or (isinstance(many, list) and any(name in servers for name in many))
 
@@ -253,7 +254,7 @@ def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEve
     if lines == 0:
         return found
     for event in newest_first(path):
-        # Numbers only grow, while the machine's clock may be set back.
+        # Numbers only increase, while the machine's clock may be set back.
         if event.seq <= wanted.after:
             break
         if wanted.matches(event):

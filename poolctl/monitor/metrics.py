@@ -1,6 +1,6 @@
-"""The current figures of a server and of each of its workers, their metrics, and the formats that Prometheus reads.
+"""The current figures of servers and workers, and the metrics made from them.
 
-The formats are text format 0.0.4 and OpenMetrics 1.0.
+Metrics are rendered in two formats that Prometheus reads: text format 0.0.4 and OpenMetrics 1.0.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Figure = float | None
 
 
 class Family:
-    """One metric with its samples. `kind` is counter, gauge, histogram or info; a unit is a suffix of the name.
+    """One metric with its samples. `kind` is counter, gauge, histogram or info; `unit` is also a suffix of the name.
 
-    The name is the OpenMetrics name, without the suffixes `_total` of counters and `_info` of infos.
+    The name is the OpenMetrics name, without the suffix `_total` of counters or `_info` of infos.
     """
 
     __slots__ = ("help", "kind", "name", "samples", "unit")
@@ -55,7 +55,7 @@ class Family:
             self.samples.append((suffix, labels, value))
 
     def spread(self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str) -> None:
-        """Add a histogram. `counts` holds the counts between the bounds and, last, above all bounds."""
+        """Add a histogram. `counts` holds the count of each bucket; the last bucket is above all bounds."""
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
             below += count
@@ -127,7 +127,7 @@ def _number(value: float) -> str:
 
 
 class Usage:
-    """CPU and memory that one process uses."""
+    """The CPU and memory usage of one process."""
 
     __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
 
@@ -139,10 +139,10 @@ class Usage:
         self._spent = 0.0
 
     def look(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Update the measurement unless it is recent. `memory` is expensive to measure."""
+        """Measure again unless the last measurement is recent. Measuring `memory` is expensive."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
-            # At first, the average since the start of the process, as in ps(1).
+            # The first measurement is the average since the start of the process, as in ps(1).
             is_first = self._seen_at == float("-inf")
             seconds = age_seconds(pid) if is_first else now - self._seen_at
             self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
@@ -155,7 +155,7 @@ WorkerUsage = tuple[Worker, Counts | None, Usage | None]
 
 
 class ServerSnapshot:
-    """The counts of a server's workers, in total and for each; the usage of a worker without a pid is unknown."""
+    """The counts of a server, in total and for each worker. The usage of a worker without a pid is unknown."""
 
     def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
         self.entry = entry
@@ -171,9 +171,9 @@ class ServerSnapshot:
         )
 
 
-# Gets each sample of all servers, with the time at which it was taken.
+# Receives the time of a sample, and the sample of all servers.
 TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
-# Has each sample given to this function from now on; None: no longer.
+# Registers the function that receives each sample from now on, or with None unregisters it.
 GiveSamples = Callable[[TakeSample | None], None]
 
 
@@ -187,10 +187,10 @@ def snapshot(
     memory: bool = True,
     own_pid: int | None = None,
 ) -> ServerSnapshot:
-    """The server's figures at `now`, in monotonic seconds; without `memory` its memory may be some seconds old.
+    """The server's figures at `now`, in monotonic seconds. Without `memory`, memory usage may be some seconds old.
 
-    `ended` holds the counts of exited workers, and is updated to the total. `usages`, by pid, is kept by the caller
-    between calls. Workers within the process `own_pid` have no usage of their own.
+    `ended` holds the counts of exited workers, and is updated to the total. The caller keeps `usages`, by pid, from
+    one call to the next. Workers inside the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -209,7 +209,7 @@ def snapshot(
 
 
 def loop_lag_seconds(counts: Counts | None) -> Figure:
-    """The delay of the worker's loop at its last heartbeat; None without one."""
+    """The delay of the worker's event loop at its last heartbeat; None before the first heartbeat."""
     if counts is None or not counts[tally.BEAT_AT_NS]:
         return None
     return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)
@@ -222,7 +222,7 @@ class ObservedServer(NamedTuple):
     state: str
     snapshot: ServerSnapshot
     availability: Availability
-    latency_seconds: float | None  # the latency of its newest probe
+    latency_seconds: float | None  # the latency of its last probe
     wakes: int
 
     @property
@@ -374,12 +374,12 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """One worker for each index; during a replacement the one that stays."""
+    """One worker for each index: during a replacement, the worker that stays."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
 
-# Each creates families for all servers. A caller with many of them may do other work in between.
+# Each function creates families for all servers. A caller with many servers can do other work between the calls.
 PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
     _states,
     _monitor,

@@ -58,11 +58,11 @@ class ProbeConnection(asyncio.Protocol):
             self._transport.write(request.payload)
 
     def is_accepted(self) -> bool | None:
-        """Whether a process has the other end; None if the kernel does not report it."""
+        """Whether a process has accepted the other end; None if the kernel does not report it."""
         return is_accepted(self._sock)
 
     def close(self) -> None:
-        """Close the connection; an outstanding result is not reported."""
+        """Close the connection. The result of an unfinished request is not reported."""
         self._on_result = None
         if not self.closed:
             self.closed = True
@@ -139,9 +139,9 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-# Maximum unanswered probes, each on its own connection; after that the last one is waited for.
+# Maximum unanswered probes, each on its own connection. Then no new ones are sent until the last is answered.
 _MAX_UNANSWERED = 3
-# The output stays in memory until the program ends.
+# The output is kept in memory until the program exits.
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
@@ -157,7 +157,7 @@ class Prober(Protocol):
         ...
 
     def queued(self) -> bool:
-        """Whether the probe is known to be still in the worker's accept queue."""
+        """Whether the connection is known to wait in the worker's accept queue."""
         ...
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Connector(Protocol):
 
 
 class WorkerConnector(NamedTuple):
-    """Creates connections to one worker, for `http` or `echo`; with `plain` without TLS."""
+    """Creates connections to one worker. `kind` is "http" or "echo"; with `plain` they do not use TLS."""
 
     runner: Runner
     placement: Placement
@@ -211,7 +211,7 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting; the connection is kept, so that a worker that reads nothing is not flooded with new ones."""
+        """Stop waiting but keep the connection, so that a hung worker is not flooded with new ones."""
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -274,9 +274,9 @@ class RequestProber:
 
 
 class AcceptProber:
-    """Probes by a connection that the program must accept and that is then closed at once.
+    """Probes by opening a connection, which the program must accept; it is then closed at once.
 
-    A connection not accepted in time is reused for the next probe: a program that accepts nothing is not flooded.
+    A connection not accepted in time is reused by the next probe, so that a hung program is not flooded.
     """
 
     def __init__(self, connector: WorkerConnector) -> None:
@@ -297,7 +297,7 @@ class AcceptProber:
     def close(self) -> None:
         self.cancel()
         if self._task is not None and not self._task.done():
-            # The loop watches the descriptor until the task has ended.
+            # The event loop watches the descriptor until the task has ended.
             self._task.add_done_callback(lambda _: self._close_socket())
         else:
             self._close_socket()
@@ -410,7 +410,7 @@ def make_prober(
     connector: WorkerConnector,
     env: dict[str, str],
 ) -> Prober:
-    """The prober for a probe of one worker of the server; `env` is added to the environment of a program."""
+    """The prober that runs `probe` on one worker of `server`. `env` is added to the environment of a program."""
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
@@ -424,16 +424,17 @@ def make_prober(
     return RequestProber(EchoExchange(), connector, tls=False)
 
 
-MAX_BODY_BYTES = 1024 * 1024  # a longer one is cut off, and the connection closed
-# The delay before an expression that timed out is tried again: the application controls the body.
+MAX_BODY_BYTES = 1024 * 1024  # a longer body is cut off, and the connection is closed
+# How long a regular expression is not tried after a timeout: the application controls the body it is matched with.
 _SLOW_PAUSE_SECONDS = 60.0
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
 
 class HttpProbeRequest:
-    """An HTTP request, and the judgement of its response.
+    """An HTTP request to send as a probe, and the rules that judge its response.
 
-    `expose` is the server's public address, for Host; unless `reusable`, the connection is closed after the response.
+    `expose` is the server's public address, used for Host. Unless `reusable`, the connection is closed after the
+    response.
     """
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
@@ -454,7 +455,7 @@ class HttpProbeRequest:
         return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
 
     def judge(self, reply: Reply, on_result: OnResult) -> None:
-        """Judge the response; a regular expression is matched in another process."""
+        """Judge the response. Its body is matched against a regular expression in another process."""
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
             on_result(found)
@@ -482,7 +483,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """Sends one byte, which the worker returns without involving the application. Both request and reply."""
+    """Sends one byte, which the worker echoes without involving the application. Serves as request and as reply."""
 
     payload = b"?"
     status = 0
@@ -517,14 +518,14 @@ def statuses(text: str) -> frozenset[int]:
 
 
 def speaks_tls(server: ServerConfig) -> bool:
-    """Whether the server uses TLS. For a program only its `expose` shows this."""
+    """Whether the server uses TLS. For a program this is known only from its `expose` URL."""
     if server.command:
         return server.expose.startswith("https:")
     return bool(server.tls)
 
 
 def _fields(probe: Probe, expose: str, *, reusable: bool) -> dict[str, str]:
-    # The host that clients use, for applications that check it.
+    # The host name that clients use, for applications that check it.
     host = urlsplit(expose).netloc.rpartition("@")[2] or "localhost"
     fields = {"Host": host, "User-Agent": "poolctl", "Accept": "*/*"}
     if not reusable:

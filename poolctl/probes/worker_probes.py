@@ -1,4 +1,4 @@
-"""The probes of one worker: required to become ready, and repeated from then on."""
+"""The probes of one worker: it must pass them to become ready, and they are repeated from then on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .prober import Prober, WorkerConnector, make_prober
 class Hysteresis:
     """A status that moves one step at a time, ok – warn – ko and back, each after a number of equal results in a row.
 
-    `fall_count_warn` failures lead from ok to warn, and `fall_count_ko` further ones to ko; `rise_count_ko`
-    successes lead from ko to warn, and `rise_count_warn` further ones to ok. Unknown falls like ok, and rises like
-    warn.
+    `fall_count_warn` failures change ok to warn, and `fall_count_ko` further failures change warn to ko.
+    `rise_count_ko` successes change ko to warn, and `rise_count_warn` further successes change warn to ok. From
+    unknown, failures count as from ok, and successes as from warn.
     """
 
     __slots__ = ("_count", "_probe", "_succeeded", "status")
@@ -69,7 +69,7 @@ class Hysteresis:
         return now or probe.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
-        """The number of results in a row that a step takes, and the status it leads to."""
+        """How many equal results in a row change the status, and the status they lead to."""
         probe = self._probe
         if succeeded:
             if self.status is Status.KO:
@@ -89,7 +89,7 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
-    """Call `run` when a probe is due, on the loop's clock and at most 10 ms early or late: probes share wake-ups."""
+    """Call `run` at about `when` on the loop's clock: at most 10 ms early or late, so that probes share wake-ups."""
     loop = asyncio.get_running_loop()
     moment = round(when / GRAIN_SECONDS) * GRAIN_SECONDS
     return loop.call_at(moment if moment > loop.time() else when, run)
@@ -141,7 +141,7 @@ class WorkerProbe:
             pause *= _FACTOR
 
     async def _run_once(self) -> str:
-        """The problem, or ""; time spent in the accept queue does not count."""
+        """Run the probe once; returns the problem, or "". Time in the accept queue does not count for its timeout."""
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout
@@ -154,7 +154,7 @@ class WorkerProbe:
                 queued = self._prober.queued()
                 if queued:
                     self.message = "its connection is waiting to be accepted"
-                elif not was_queued:  # otherwise it may have just been accepted
+                elif not was_queued:  # if it was queued, it may have been accepted just now
                     left -= pause
                 was_queued = queued
         except asyncio.CancelledError:
@@ -239,7 +239,7 @@ class WorkerProbes:
 
     @property
     def status(self) -> Status:
-        """The worst status of all probes; ok when all of them are."""
+        """The worst status of all probes."""
         found = {probe.status for probe in self.probes}
         return next((status for status in _WORST_FIRST if status in found), Status.OK)
 

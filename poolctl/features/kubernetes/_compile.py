@@ -21,7 +21,10 @@ from .table import Kubernetes
 
 
 class CompiledPool(NamedTuple):
-    """A pool compiled for a cluster: servers and their objects by name, dependencies first; `warnings` name ignored keys."""
+    """A pool compiled for a cluster: servers and objects by server name, dependencies first.
+
+    `warnings` name the keys that are ignored.
+    """
 
     pool: KubernetesPool
     servers: dict[str, ServerConfig]  # with their addresses on the cluster
