@@ -259,20 +259,25 @@ def workloads(
     pods: Iterable[Table],
 ) -> dict[str, Workload]:
     """The servers with their objects on the cluster, by name, in the given order."""
-    found: dict[str, Table] = {server_of(each): each for each in deployments}
+    of_apps: dict[str, Table] = {server_of(each): each for each in deployments}
     runs: dict[str, list[Table]] = {}
     for each in jobs:
         runs.setdefault(server_of(each), []).append(each)
     # A job has a new name with each change: the newest one counts.
-    for name, each_run in runs.items():
-        found[name] = max(
-            each_run, key=lambda job: str(_member(job, "metadata").get("creationTimestamp", ""))
-        )
+    of_jobs = {
+        name: max(each_run, key=lambda job: str(_member(job, "metadata").get("creationTimestamp", "")))
+        for name, each_run in runs.items()
+    }
     by_server: dict[str, list[Pod]] = {}
     for pod in map(Pod, pods):
         if pod.phase not in ("Succeeded", "Failed") or pod.server in runs:
             by_server.setdefault(pod.server, []).append(pod)
-    return {each.name: Workload(each, found.get(each.name), by_server.get(each.name, ())) for each in servers}
+    return {
+        each.name: Workload(
+            each, (of_jobs if each.job else of_apps).get(each.name), by_server.get(each.name, ())
+        )
+        for each in servers
+    }
 
 
 def server_of(found: Mapping[str, object]) -> str:

@@ -82,6 +82,8 @@ _PASSING_SECONDS = 5.0
 _COMMANDS = frozenset((
     "filter", "list", "logs", "reload", "restart", "scale", "show", "start", "status", "stop", "wait", "walk",
 ))  # fmt: skip
+# Kinds with one object for a server, which is deleted when its table no longer has it.
+_PRUNED = ("HorizontalPodAutoscaler", "Deployment", "Service")
 _HINTS = {
     "drain": "kubectl cordon and kubectl drain take nodes out; poolctl stop takes a server out",
     "events": "kubectl events shows what the cluster has done",
@@ -500,9 +502,9 @@ class _ClusterPool:
         bringing = _BringUp(self, call, kind)
         async with self.watching():
             await bringing.apply(runnable, restart)
-        result = self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
+        await self._prune(bringing.done)
         await self._forget_unused()
-        return result
+        return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
     def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
         """The chosen servers and their dependencies (unless excluded by an option), dependencies first."""
@@ -670,6 +672,7 @@ class _ClusterPool:
             await bringing.apply(runnable, frozenset(), stopped=stopped)
         for name in gone:
             await self._remove(name)
+        await self._prune(bringing.done)
         await self._forget_unused()
         result = self._result(list(found), PoolRestartError, late=bringing.late, errors=bringing.errors)
         return ReloadResult(
@@ -715,6 +718,18 @@ class _ClusterPool:
                 with suppress(NotFound):  # the cluster lacks this version of the kind
                     for each in (await self._cluster.list(kind, labels))[0]:
                         await self._cluster.delete(kind, each["metadata"]["name"])
+
+    async def _prune(self, names: Iterable[str]) -> None:
+        """Delete the objects that these servers no longer have, such as an autoscaler or a Service."""
+        wanted = {
+            (each["kind"], each["metadata"]["name"]) for name in names for each in self.compiled.objects[name]
+        }
+        for kind in _PRUNED:
+            with suppress(NotFound):  # the cluster lacks this version of the kind
+                for each in (await self._cluster.list(kind, self._labels))[0]:
+                    called = each["metadata"]["name"]
+                    if server_of(each) in names and (kind, called) not in wanted:
+                        await self._cluster.delete(kind, called)
 
     async def _forget_unused(self) -> None:
         """Delete the ConfigMaps and Secrets of revisions that can no longer be rolled back to."""
@@ -789,6 +804,11 @@ class _BringUp:
             self._deadlines[name] = time.monotonic() + config.start_timeout
         if waits:
             await self.await_all([name for name in names if name in self._generations and name not in still])
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The servers that were applied, and have neither failed nor exceeded a time limit."""
+        return frozenset(self._generations) - self._failed.keys() - set(self.late)
 
     async def await_all(self, names: Sequence[str]) -> None:
         """Wait until each server is complete or has failed."""

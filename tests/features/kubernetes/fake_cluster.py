@@ -413,6 +413,11 @@ class Cluster:
             and each["status"].get("phase") not in ("Succeeded", "Failed")
         ]
 
+    def replicas(self, deployment: Object) -> list[Object]:
+        """The active pods of a Deployment; those of a Job may have the same labels."""
+        found = self.active(deployment["spec"]["selector"]["matchLabels"])
+        return [each for each in found if "pod-template-hash" in each["metadata"]["labels"]]
+
     def reconcile(self, deployment: Object) -> None:
         """Bring pods to a Deployment's template and number, one more at a time."""
         spec, selector = deployment["spec"], deployment["spec"]["selector"]["matchLabels"]
@@ -421,7 +426,7 @@ class Cluster:
         ).hexdigest()
         wanted = spec.get("replicas", 1)
         self.replica_set(deployment, digest)
-        pods = self.active(selector)
+        pods = self.replicas(deployment)
         new = [each for each in pods if each["metadata"]["labels"]["pod-template-hash"] == digest]
         old = [each for each in pods if each not in new]
         ready = [each for each in pods if is_ready(each)]
@@ -448,7 +453,7 @@ class Cluster:
             "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
             "message": f'pods "{deployment["metadata"]["name"]}" is forbidden: exceeded quota: pods',
         }  # fmt: skip
-        pods = self.active(selector)
+        pods = self.replicas(deployment)
         available = sum(map(is_ready, pods))
         status = {
             "observedGeneration": deployment["metadata"]["generation"],
@@ -539,7 +544,7 @@ class Cluster:
             return
         self.store.remove(plural, name)
         if plural == "deployments":
-            for each in self.active(found["spec"]["selector"]["matchLabels"]):
+            for each in self.replicas(found):
                 self.delete("pods", each["metadata"]["name"])
             for each in self.store.of("replicasets"):
                 if each["owner"] == name:

@@ -252,6 +252,22 @@ def test_objects_of_others_are_neither_changed_nor_deleted(
     assert {name.rpartition("-")[0] for name in cluster.objects("configmaps")} == {"shop-users"}
 
 
+def test_objects_that_a_changed_server_no_longer_has_are_deleted(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    write(app("web", 8002, scale={"max": 3, "triggers": {"cpu": 0.5}}), app("users", 8001))
+    assert poolctl("start").code == 0
+    assert cluster.objects("horizontalpodautoscalers").keys() == {"shop-web"}
+    write(app("web", 8002), server("users", command=["true"], job=True))
+    assert poolctl("reload").code == 0
+    assert cluster.objects("horizontalpodautoscalers") == {}, "it would go on to change the number of workers"
+    assert cluster.objects("services").keys() == {"web"}
+    assert cluster.objects("deployments").keys() == {"shop-web"}
+    write(app("web", 8002), app("users", 8001))
+    assert poolctl("reload").code == 0  # the run of the former job is not taken for the server
+    assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["running"] * 2
+
+
 def test_fields_of_another_manager_are_a_conflict_that_names_it(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
