@@ -20,6 +20,7 @@ MANAGER = "poolctl"
 KINDS = {
     "HorizontalPodAutoscaler": ("autoscaling", "v2", "horizontalpodautoscalers"),
     "Deployment": ("apps", "v1", "deployments"),
+    "CronJob": ("batch", "v1", "cronjobs"),
     "Job": ("batch", "v1", "jobs"),
     "Service": ("", "v1", "services"),
     "ConfigMap": ("", "v1", "configmaps"),

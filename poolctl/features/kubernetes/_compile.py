@@ -19,6 +19,8 @@ from ._keys import is_label, left_out, refused
 from ._objects import KubernetesPool, moved_to_pods, objects_of, pod_configuration
 from .table import Kubernetes
 
+_LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
+
 
 class CompiledPool(NamedTuple):
     """A pool compiled for a cluster: servers and objects by server name, dependencies first.
@@ -101,6 +103,9 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
         if is_label(server.name) and not is_label(name):
             fix = "use lower-case letters, digits and hyphens in [pool] name, 63 characters together"
             yield server, Finding(("name",), f"no Deployment can be named {name!r}", fix)
+        elif server.every is not None and len(name) > _LONGEST_NAME_OF_CRON_JOB:
+            fix = f"shorten it or [pool] name, to {_LONGEST_NAME_OF_CRON_JOB} characters together"
+            yield server, Finding(("name",), f"no CronJob can be named {name!r}", fix)
 
 
 def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) -> Iterator[Finding]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from poolctl.config import Finding, ServerConfig
+from poolctl.time_windows import parse_window
 
 # Compiled into an object, or given to `poolctl serve` in the pod.
 MAPPED = frozenset((
-    "name", "bind", "expose", "app", "app_dir", "factory", "handler_key", "command", "socket", "job", "overlap", "env",
-    "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout", "drain_timeout",
-    "health", "limits", "log", "depends_on", "image",
+    "name", "bind", "expose", "app", "app_dir", "factory", "handler_key", "command", "socket", "job", "every",
+    "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "http", "start_timeout", "stop_timeout",
+    "drain_timeout", "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
 LEFT_OUT: Mapping[str, str] = {
@@ -30,7 +31,6 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "user": (bool, "a pod has the user of its image", "leave it out, and give the image a USER"),
     "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
     "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
-    "every": (bool, "jobs at certain times are not exported", "write a CronJob that runs it"),
     "notify": (bool, "Kubernetes does not know sd_notify", "give the server a health probe instead"),
     "stop_signal": (
         lambda name: name not in (None, "SIGTERM"),
@@ -38,6 +38,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
         "leave it out, and set STOPSIGNAL in the image",
     ),
 }
+_WHOLE_HOUR = (1 << 60) - 1
 _LONGEST_NAME = 63  # the name of a Service is a label of RFC 1035
 _variable = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -46,6 +47,42 @@ _label = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 def is_label(name: str) -> bool:
     """Whether a Service can have this name."""
     return len(name) <= _LONGEST_NAME and _label.fullmatch(name) is not None
+
+
+def cron_schedule(every: str) -> str | None:
+    """The schedule of a CronJob for the times of `every`, or None if no schedule has the same times.
+
+    In crontab(5) a day that begins with * does not restrict, even */2; to Kubernetes it does, and then one of the
+    two days suffices. Nor does Kubernetes know 7 for Sunday. So the schedule has numbers and ranges alone.
+    """
+    window = parse_window(every)
+    hours = {hour: window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24)}
+    minutes = {minute for minute in range(60) if any(bits >> minute & 1 for bits in hours.values())}
+    any_day, any_weekday = len(window.days) == 31, len(window.weekdays) == 7
+    days, weekdays = set(window.days), set(window.weekdays)
+    if window.either_day and (any_day or any_weekday):
+        days, weekdays = set(range(1, 32)), set(range(7))
+    elif not (window.either_day or any_day or any_weekday):
+        return None
+    fields = (
+        (minutes, range(60)),
+        ({hour for hour, bits in hours.items() if bits}, range(24)),
+        (days, range(1, 32)),
+        (set(window.months), range(1, 13)),
+        (weekdays, range(7)),
+    )
+    return " ".join(_numbers(found, every_one) for found, every_one in fields)
+
+
+def _numbers(found: set[int], every_one: range) -> str:
+    if found == set(every_one):
+        return "*"
+    texts: list[str] = []
+    for number in sorted(found):
+        if number - 1 not in found:
+            last = next(each for each in range(number, every_one.stop + 1) if each + 1 not in found)
+            texts.append(f"{number}-{last}" if last > number else str(number))
+    return ",".join(texts)
 
 
 def left_out(server: ServerConfig) -> Iterator[Finding]:
@@ -68,6 +105,9 @@ def refused(server: ServerConfig) -> Iterator[Finding]:
         if not _variable.fullmatch(name):
             fix = "use letters, digits, underscores, hyphens and dots, no digit first"
             yield Finding(("env", name), "no Secret can hold a variable of this name", fix)
+    if server.every is not None and cron_schedule(server.every) is None:
+        fix = "restrict the day of the month or the weekday alone"
+        yield Finding(("every",), "no CronJob runs on days that match both restrictions", fix)
     address = server.address
     if address.kind in ("unix", "fd"):
         yield Finding(("bind",), "a pod is reached by a port", 'write bind = ":8000"')

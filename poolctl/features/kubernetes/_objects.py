@@ -21,6 +21,7 @@ from poolctl.config.values.plain import EMPTY
 from poolctl.json_form import Table
 from poolctl.runners.worker_spec import environment
 
+from ._keys import cron_schedule
 from ._state import POOL, RESTARTED, REVISION, SERVER, WORKERS
 from .table import Kubernetes
 
@@ -30,6 +31,9 @@ _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 _STARTUP_SECONDS = 1
 _GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
 _DIGEST_BYTES = 5
+# A run that could not begin at its time is dropped after this time; the CronJob controller looks every 10 s.
+_LATEST_RUN_SECONDS = 30
+_RUNS_KEPT = 3  # with their output, of those that succeeded and of those that failed
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -113,8 +117,22 @@ def objects_of(
     name = f"{pool.name}-{server.name}"
     if server.job:
         pod["restartPolicy"] = "Never"
+        run = {"backoffLimit": 0, "template": template}
+        if server.every is not None:
+            schedule: Table = {
+                "schedule": cron_schedule(server.every),
+                **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
+                "concurrencyPolicy": "Forbid",
+                "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
+                "suspend": server.disabled,
+                "successfulJobsHistoryLimit": _RUNS_KEPT,
+                "failedJobsHistoryLimit": _RUNS_KEPT,
+                "jobTemplate": {"metadata": {"labels": labels}, "spec": run},
+            }
+            yield with_revision(made("batch/v1", "CronJob", name, spec=schedule))
+            return
         name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
-        yield with_revision(made("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template}))
+        yield with_revision(made("batch/v1", "Job", name, spec=run))
         return
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
@@ -132,10 +150,13 @@ def objects_of(
 
 
 def with_revision(workload: Table, restarted_at: str = "") -> Table:
-    """The Deployment or Job with a label on its pods that identifies their template.
+    """The Deployment, Job or CronJob with a label on its pods that identifies their template.
 
     A different `restarted_at` makes a different revision, which replaces the pods.
     """
+    if run := workload["spec"].get("jobTemplate"):
+        spec = {**workload["spec"], "jobTemplate": with_revision(run, restarted_at)}
+        return {**workload, "spec": spec}
     template: Table = workload["spec"]["template"]
     metadata: Table = {"labels": {k: v for k, v in template["metadata"]["labels"].items() if k != REVISION}}
     if restarted_at:

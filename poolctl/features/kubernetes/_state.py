@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import Item, item
 from poolctl.json_form import Table
 from poolctl.states import State, Status
+from poolctl.time_windows import next_time, time_zone
 
 _LABEL = "poolctl.dev"
 POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revision"
@@ -27,7 +28,7 @@ _WAITING_PROBLEMS = frozenset((
 _NO_IMAGE = "kubectl describe pod shows what the registry said; the image is a server's image, or that of [kubernetes]"
 
 
-class Failure(NamedTuple):
+class Problem(NamedTuple):
     """Why a server does not become ready, and the fix; `may_pass` if it may be temporary."""
 
     message: str
@@ -63,6 +64,7 @@ class Pod:
         self.name = str(metadata.get("name", ""))
         self.server = str(labels.get(SERVER, ""))
         self.revision = str(labels.get(REVISION, ""))
+        self.job = str(labels.get("job-name", ""))
         self.node = str(_member(found, "spec").get("nodeName") or "")
         self.address = str(status.get("podIP") or "")
         self.phase = str(status.get("phase") or "Pending")
@@ -92,6 +94,11 @@ class Pod:
         )
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its process has ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
     def has_begun(self) -> bool:
         """Whether its container has started, and may have written output."""
         state = _member(self._container, "state")
@@ -107,7 +114,7 @@ class Pod:
         ended = _member(_member(self._container, "state"), "terminated")
         return ended or _member(_member(self._container, "lastState"), "terminated")
 
-    def problem(self) -> Failure | None:
+    def problem(self) -> Problem | None:
         """Why this pod is not ready and will not be soon."""
         if self.is_ready or self.is_leaving:
             return None
@@ -115,14 +122,14 @@ class Pod:
             waiting = _waiting(container)
             if waiting.get("reason") in _WAITING_PROBLEMS:
                 message = f"{waiting['reason']}: {_one_line(waiting.get('message'))}".rstrip(": ")
-                return Failure(self._placed(message), _NO_IMAGE if "Image" in str(waiting["reason"]) else "")
+                return Problem(self._placed(message), _NO_IMAGE if "Image" in str(waiting["reason"]) else "")
         ended = self.last_exit()
         if ended and (_number(ended.get("exitCode")) or self.keeps_failing):
-            return Failure(self._placed(_ending(ended)), f"poolctl logs {self.server}")
+            return Problem(self._placed(_ending(ended)), f"poolctl logs {self.server}")
         place = self._conditions.get("PodScheduled", {})
         if place.get("status") == "False" and place.get("reason") == "Unschedulable":
             hint = "give the cluster room, or ask for less with [kubernetes] requests"
-            return Failure(f"no node can run it: {_one_line(place.get('message'))}", hint, may_pass=True)
+            return Problem(f"no node can run it: {_one_line(place.get('message'))}", hint, may_pass=True)
         return None
 
     def _placed(self, message: str) -> str:
@@ -138,7 +145,7 @@ class Workload:
         metadata = _member(found or {}, "metadata")
         self.annotations = _member(metadata, "annotations")
         self._spec, self._status = _member(found or {}, "spec"), _member(found or {}, "status")
-        template = _member(_member(self._spec, "template"), "metadata")
+        template = _member(_member(template_owner(self._spec), "template"), "metadata")
         self.revision = str(_member(template, "labels").get(REVISION, ""))
         self.restarted_at = str(_member(template, "annotations").get(RESTARTED, ""))
         self.pods = list(pods)
@@ -191,7 +198,7 @@ class Workload:
         lost = sum(each.is_lost for each in self.current)
         return updated >= self.workers and available - lost >= self.workers and counted <= updated
 
-    def failure(self) -> Failure | None:
+    def failure(self) -> Problem | None:
         """Why the newest revision cannot become ready; None while it still may."""
         for condition in _tables(self._status.get("conditions")):
             kind, holds = condition.get("type"), condition.get("status") == "True"
@@ -199,13 +206,18 @@ class Workload:
                 if kind == "Failed" and (problem := self._problem_of_pods()):
                     return problem
                 message = _one_line(condition.get("message")) or str(condition.get("reason"))
-                return Failure(message, may_pass=kind == "ReplicaFailure")
+                return Problem(message, may_pass=kind == "ReplicaFailure")
             if kind == "Progressing" and not holds and self._is_seen:
-                return self._problem_of_pods() or Failure(_one_line(condition.get("message")))
+                return self._problem_of_pods() or Problem(_one_line(condition.get("message")))
         return self._problem_of_pods()
 
-    def _problem_of_pods(self) -> Failure | None:
+    def _problem_of_pods(self) -> Problem | None:
         return next((found for each in self.current if (found := each.problem())), None)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the server should be ready: neither the file nor `stop` keeps it down."""
+        return not (self.config.disabled or STOPPED in self.annotations)
 
     def item(self, now: float) -> ClusterItem:
         """The server for output; without pids, which mean nothing on another machine."""
@@ -252,11 +264,121 @@ class Workload:
         return Status.UNKNOWN
 
 
+class Run(NamedTuple):
+    """One run of a scheduled job: its Job's name, when it began and ended, and what ended it."""
+
+    job: str
+    began: str
+    ended: str = ""
+    failure: Problem | None = None
+    status: int | None = None
+
+
+class ScheduledWorkload(Workload):
+    """A job with `every`: its CronJob, the Jobs of its runs, and their pods."""
+
+    def __init__(
+        self, config: ServerConfig, found: Table | None, pods: Sequence[Pod], jobs: Iterable[Table]
+    ) -> None:
+        super().__init__(config, found, pods)
+        runs = [self._run(each) for each in jobs]
+        self.runs_in_progress = [each for each in runs if not each.ended]
+        self.ended_runs = sorted((each for each in runs if each.ended), key=lambda run: run.ended)
+
+    def _run(self, job: Table) -> Run:
+        """The run of a Job; one in progress has a failure, too, if its pod cannot start."""
+        metadata, status = _member(job, "metadata"), _member(job, "status")
+        name = str(metadata.get("name", ""))
+        began = str(status.get("startTime") or metadata.get("creationTimestamp") or "")
+        over = {
+            str(each.get("type")): each
+            for each in _tables(status.get("conditions"))
+            if each.get("status") == "True"
+        }
+        exits = [each.last_exit() for each in self.pods if each.job == name]
+        code = next((_number(each.get("exitCode")) for each in exits if each), None)
+        if condition := over.get("Failed"):
+            said = next((_ending(each) for each in exits if each), "") or _one_line(condition.get("message"))
+            ended = str(condition.get("lastTransitionTime") or began)
+            return Run(
+                name, began, ended, Problem(said or "failed", f"poolctl logs {self.config.name}"), code
+            )
+        if "Complete" in over or _number(status.get("succeeded")):
+            return Run(name, began, str(status.get("completionTime") or began), None, code)
+        problems = (each.problem() for each in self.pods if each.job == name and not each.has_ended)
+        return Run(name, began, failure=next(filter(None, problems), None))
+
+    def run(self, job: str) -> Run | None:
+        """The run of this Job, or None if it is not there."""
+        return next((each for each in (*self.runs_in_progress, *self.ended_runs) if each.job == job), None)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no further run begins."""
+        return self.found is None or bool(self._spec.get("suspend"))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the schedule is in force."""
+        return not self.is_stopped
+
+    def failure(self) -> Problem | None:
+        """Why a run in progress cannot begin, or why the last one failed."""
+        if problem := next((each.failure for each in self.runs_in_progress if each.failure), None):
+            return problem
+        last = self.ended_runs[-1] if self.ended_runs else None
+        if last is None or last.failure is None:
+            return None
+        return Problem(f"its last run failed ({last.began}): {last.failure.message}", last.failure.hint)
+
+    def item(self, now: float) -> ClusterItem:
+        """See Workload.item: between its runs the server sleeps, and it is ready."""
+        active = [each for each in self.pods if not each.has_ended]
+        if self.is_stopped:
+            state = State.DISABLED if self.config.disabled else State.STOPPED
+            state = State.STOPPING if active or self.runs_in_progress else state
+        else:
+            state = State.RUNNING if active or self.runs_in_progress else State.SLEEPING
+        health = Status.UNKNOWN
+        if not self.is_stopped:
+            health = Status.OK if self.failure() is None else Status.WARN
+        planned = None
+        if not self.is_stopped:
+            zone = time_zone(str(self._spec.get("timeZone") or "Etc/UTC"))
+            planned = next_time(str(self.config.every), now, zone)
+        return ClusterItem(
+            **{
+                **vars(item(self.config)),
+                "state": state,
+                "ready": not self.is_stopped,
+                "health": health,
+                "restarts": 0,
+                "next_run_at": None if planned is None else _timestamp(planned),
+                "last_run": self._last_run(),
+                "worker_list": tuple(each.details() for each in active),
+            }
+        )
+
+    def _last_run(self) -> Table | None:
+        if not self.ended_runs:
+            return None
+        run = self.ended_runs[-1]
+        return {
+            "result": "failed" if run.failure else "succeeded",
+            "started_at": run.began,
+            "ended_at": run.ended,
+            "status": run.status,
+            "signal": None,
+            "message": run.failure.message if run.failure else "",
+        }
+
+
 def workloads(
     servers: Iterable[ServerConfig],
     deployments: Iterable[Table],
     jobs: Iterable[Table],
     pods: Iterable[Table],
+    cron_jobs: Iterable[Table] = (),
 ) -> dict[str, Workload]:
     """The servers with their objects on the cluster, by name, in the given order."""
     of_apps: dict[str, Table] = {server_of(each): each for each in deployments}
@@ -270,19 +392,28 @@ def workloads(
     }
     by_server: dict[str, list[Pod]] = {}
     for pod in map(Pod, pods):
-        if pod.phase not in ("Succeeded", "Failed") or pod.server in runs:
+        if not pod.has_ended or pod.server in runs:
             by_server.setdefault(pod.server, []).append(pod)
-    return {
-        each.name: Workload(
-            each, (of_jobs if each.job else of_apps).get(each.name), by_server.get(each.name, ())
-        )
-        for each in servers
-    }
+    schedules: dict[str, Table] = {server_of(each): each for each in cron_jobs}
+
+    def workload(server: ServerConfig) -> Workload:
+        name = server.name
+        of_server = by_server.get(name, [])
+        if server.every is not None:
+            return ScheduledWorkload(server, schedules.get(name), of_server, runs.get(name, ()))
+        return Workload(server, (of_jobs if server.job else of_apps).get(name), of_server)
+
+    return {each.name: workload(each) for each in servers}
 
 
 def server_of(found: Mapping[str, object]) -> str:
     """The name of the server that an object belongs to."""
     return str(_member(_member(found, "metadata"), "labels").get(SERVER, ""))
+
+
+def template_owner(spec: Table) -> Table:
+    """The part of a workload's spec with the template of its pods; a CronJob has it in its Job's."""
+    return _member(_member(spec, "jobTemplate"), "spec") or spec
 
 
 def _ending(ended: Table) -> str:
@@ -313,6 +444,10 @@ def _number(found: object) -> int:
 
 def _one_line(text: object) -> str:
     return " ".join(str(text or "").split())
+
+
+def _timestamp(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _seconds(text: object) -> float | None:

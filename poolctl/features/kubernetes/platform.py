@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from operator import itemgetter
@@ -25,6 +25,7 @@ from poolctl import __version__
 from poolctl.address import parse
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.config import Configuration, ServerConfig, load
+from poolctl.config.values.plain import EMPTY
 from poolctl.control.answers import (
     ErrorEntry,
     PlannedChange,
@@ -51,6 +52,7 @@ from poolctl.exit_codes import (
     FAILED,
     INVALID_CONFIGURATION,
     NOT_AS_DESIRED,
+    NOT_PERMITTED,
     NOTHING_MATCHED,
     TIMED_OUT,
     USAGE,
@@ -63,11 +65,25 @@ from poolctl.states import in_words
 from ._cluster import KINDS, Cluster, NotFound
 from ._compile import CompiledPool, compiled, pool_name, settings_of
 from ._objects import digest_of, with_revision
-from ._state import APPLIED, POOL, SERVER, STOPPED, ClusterItem, Pod, Workload, server_of, workloads
+from ._state import (
+    APPLIED,
+    POOL,
+    SERVER,
+    STOPPED,
+    ClusterItem,
+    Pod,
+    Problem,
+    ScheduledWorkload,
+    Workload,
+    server_of,
+    template_owner,
+    workloads,
+)
 
 Progress = Callable[[Table], None]
 
 _WATCHED = ("Deployment", "Job", "Pod")
+_WORKLOADS = ("Deployment", "Job", "CronJob")
 # The objects are listed again after this time without a change, so that an unresponsive cluster is noticed.
 _LISTED_AGAIN_SECONDS = 5.0
 # How often time limits are checked: of an unschedulable pod, of a slow server.
@@ -83,7 +99,7 @@ _COMMANDS = frozenset((
     "filter", "list", "logs", "reload", "restart", "scale", "show", "start", "status", "stop", "wait", "walk",
 ))  # fmt: skip
 # Kinds with one object for a server, which is deleted when its table no longer has it.
-_PRUNED = ("HorizontalPodAutoscaler", "Deployment", "Service")
+_PRUNED = ("HorizontalPodAutoscaler", "Deployment", "CronJob", "Service")
 _HINTS = {
     "drain": "kubectl cordon and kubectl drain take nodes out; poolctl stop takes a server out",
     "events": "kubectl events shows what the cluster has done",
@@ -239,7 +255,8 @@ class _ClusterPool:
         self._servers = [_on_cluster(each) for each in config]
         self._files = list(files)
         self._labels = {POOL: pool_name(config, files)}
-        self._objects: dict[str, dict[str, Table]] = {kind: {} for kind in _WATCHED}
+        self._has_schedules = any(each.every is not None for each in config)
+        self._objects: dict[str, dict[str, Table]] = {kind: {} for kind in (*_WATCHED, "CronJob")}
         self._versions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._compiled: CompiledPool | None = None
@@ -248,9 +265,13 @@ class _ClusterPool:
     # Observed objects
 
     async def look(self) -> dict[str, Workload]:
-        """List the cluster's objects, with three requests for any number of servers; returns the servers."""
-        lists = await asyncio.gather(*(self._cluster.list(kind, self._labels) for kind in _WATCHED))
-        for kind, (found, version) in zip(_WATCHED, lists, strict=True):
+        """List the cluster's objects; returns the servers.
+
+        That takes three requests for any number of servers, and a fourth if one of them has a schedule.
+        """
+        kinds = (*_WATCHED, "CronJob") if self._has_schedules else _WATCHED
+        lists = await asyncio.gather(*(self._cluster.list(kind, self._labels) for kind in kinds))
+        for kind, (found, version) in zip(kinds, lists, strict=True):
             self._objects[kind] = {each["metadata"]["name"]: each for each in found}
             self._versions[kind] = version
         self._changed.set()
@@ -258,7 +279,7 @@ class _ClusterPool:
 
     def workloads(self) -> dict[str, Workload]:
         """The servers by name as last seen."""
-        return workloads(self._servers, *(self._objects[kind].values() for kind in _WATCHED))
+        return workloads(self._servers, *(self._objects[kind].values() for kind in (*_WATCHED, "CronJob")))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -342,7 +363,7 @@ class _ClusterPool:
         found = await self.look()
         names = self._selected(call, found)
         items = self._items(found, names)
-        wanted = [each for each in items if self._should_run(found[each.name])]
+        wanted = [each for each in items if found[each.name].is_wanted]
         errors = [
             _error(found[each.name], PoolMonitorError, why.message, why.hint)
             if (why := found[each.name].failure())
@@ -364,9 +385,6 @@ class _ClusterPool:
         }
         code = NOT_AS_DESIRED if errors else 0
         return ClusterStatus(items=items, errors=tuple(errors), exit_code=code, summary=summary)
-
-    def _should_run(self, workload: Workload) -> bool:
-        return not (workload.config.disabled or STOPPED in workload.annotations)
 
     async def show(self, call: Call) -> Result:
         """The selected servers with their pods, and the last output of failed ones."""
@@ -400,7 +418,7 @@ class _ClusterPool:
         names = self._selected(call, found)
         goal = str(call.options.get("for") or "ready")
         if goal in ("ready", "healthy"):
-            names = [name for name in names if self._should_run(found[name])]
+            names = [name for name in names if found[name].is_wanted]
 
         def is_over(workload: Workload) -> bool:
             item = workload.item(time.time())
@@ -471,10 +489,23 @@ class _ClusterPool:
         """Replace the workers of the selected servers, new ones first."""
         found = await self.look()
         chosen = self._selected(call, found)
-        for name in chosen:
-            if found[name].config.job and found[name].found is not None:
-                await self._cluster.delete("Job", found[name].found["metadata"]["name"])  # type: ignore[index]
-        return await self._bring_up(call, chosen, found, PoolRestartError, restart=set(chosen))
+        scheduled = {name: each for name, each in found.items() if isinstance(each, ScheduledWorkload)}
+        named = {target.casefold() for target in call.selector.targets}
+        refused = [
+            _error(scheduled[name], PoolRestartError, "runs, and does not run twice at once", _end_it(name))
+            for name in chosen
+            if name in scheduled and name.casefold() in named and scheduled[name].runs_in_progress
+        ]
+        busy = {each.name for each in refused}
+        able = [name for name in chosen if name not in busy]
+        for name in able:
+            workload = found[name]
+            if workload.config.job and name not in scheduled and workload.found is not None:
+                await self._cluster.delete("Job", workload.found["metadata"]["name"])
+        restart = {name for name in able if name not in scheduled or name.casefold() in named}
+        result = await self._bring_up(call, able, found, PoolRestartError, restart=restart, refused=refused)
+        left_alone = tuple(name for name in able if name not in restart)
+        return replace(result, unchanged=left_alone or None)
 
     async def _bring_up(
         self,
@@ -484,19 +515,23 @@ class _ClusterPool:
         kind: type[PoolError],
         *,
         restart: frozenset[str] | set[str] = frozenset(),
+        refused: Sequence[ErrorEntry] = (),
     ) -> Result:
         """Apply the chosen servers, dependencies first, and wait until all are complete."""
         names = self._with_needed(chosen, found, call)
         runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
-            _error(
-                found[name],
-                kind,
-                "is disabled",
-                f"take `disabled` out of the file, then poolctl start {name}",
-            )
-            for name in chosen
-            if name not in runnable and call.selector.targets
+            *refused,
+            *(
+                _error(
+                    found[name],
+                    kind,
+                    "is disabled",
+                    f"take `disabled` out of the file, then poolctl start {name}",
+                )
+                for name in chosen
+                if name not in runnable and call.selector.targets
+            ),
         ]
         await self._refuse_foreign(runnable, found)
         bringing = _BringUp(self, call, kind)
@@ -538,24 +573,47 @@ class _ClusterPool:
                     raise ControlError(message, exit_code=CONFLICT, hint=hint)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
-        """Apply a server's objects; returns the new generation of its Deployment."""
+        """Apply a server's objects; returns the new generation of its Deployment or CronJob."""
         workload = self.workloads()[name]
         generation = 0
         for each in self.compiled.objects[name]:
             wanted = each
-            if each["kind"] == "Deployment":
-                wanted = self._deployment(each, workload, restart=restart, is_stopped=is_stopped)
-            elif each["kind"] == "Job" and not restart and workload.runs(each["metadata"]["name"]):
+            kind, called = each["kind"], each["metadata"]["name"]
+            if kind in ("Deployment", "CronJob"):
+                wanted = self._workload(each, workload, restart=restart, is_stopped=is_stopped)
+            elif kind == "Job" and not restart and workload.runs(called):
                 continue  # a Job cannot be changed
             async with self._turns:
                 done = await self._apply(wanted, force=force)
-                if each["kind"] == "Deployment":
+                if kind in ("Deployment", "CronJob"):
                     if STOPPED in workload.annotations and not is_stopped:
                         changes = {"metadata": {"annotations": {STOPPED: None}}}
-                        done = await self._cluster.change("Deployment", each["metadata"]["name"], changes)
+                        done = await self._cluster.change(kind, called, changes)
                     generation = int(done["metadata"].get("generation") or 0)
-                    self._objects["Deployment"][each["metadata"]["name"]] = done
+                    self._objects[kind][called] = done
         return generation
+
+    async def run_now(self, name: str) -> str:
+        """Begin a run of a scheduled job; returns the name of the run's Job."""
+        found = self.workloads()[name].found
+        assert found is not None  # it was applied
+        metadata, template = found["metadata"], found["spec"]["jobTemplate"]
+        owner = {"apiVersion": "batch/v1", "kind": "CronJob", "controller": True}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {
+                "name": f"{metadata['name']}-{digest_of({'now': time.time()})}",
+                "labels": template["metadata"]["labels"],
+                # As `kubectl create job --from` does; the runs beyond the limits are deleted with the others.
+                "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
+                "ownerReferences": [{**owner, "name": metadata["name"], "uid": metadata["uid"]}],
+            },
+            "spec": template["spec"],
+        }
+        done = await self._cluster.apply(job)
+        self._objects["Job"][done["metadata"]["name"]] = done
+        return str(done["metadata"]["name"])
 
     async def _apply(self, wanted: Table, *, force: bool) -> Table:
         """Apply an object, and take over fields that this pool's `scale` or `stop` has set."""
@@ -566,14 +624,21 @@ class _ClusterPool:
                 raise
             return await self._cluster.apply(wanted, force=True)
 
-    def _deployment(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
-        """The Deployment to apply, with the current number of workers and the time of the last restart."""
+    def _workload(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
+        """The Deployment or CronJob to apply, stopped if it is; a Deployment has the current number of workers.
+
+        Its pods have the time of the last restart.
+        """
         spec: Table = dict(wanted["spec"])
-        if "replicas" in spec and is_stopped:
+        if "suspend" in spec:
+            spec["suspend"] = spec["suspend"] or is_stopped
+        elif "replicas" in spec and is_stopped:
             spec["replicas"] = 0
         elif "replicas" in spec and (live := workload.live_workers) is not None:
             spec["replicas"] = live
-        again = datetime.now(UTC).isoformat(timespec="milliseconds") if restart else workload.restarted_at
+        again = workload.restarted_at
+        if restart and wanted["kind"] == "Deployment":
+            again = datetime.now(UTC).isoformat(timespec="milliseconds")
         metadata: Table = {
             **wanted["metadata"],
             "annotations": {
@@ -621,7 +686,12 @@ class _ClusterPool:
     async def _stop(self, workload: Workload) -> None:
         name = workload.found["metadata"]["name"] if workload.found else ""
         async with self._turns:
-            if workload.config.job:
+            if isinstance(workload, ScheduledWorkload):
+                changes = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"suspend": True}}
+                await self._cluster.change("CronJob", name, changes)
+                for run in workload.runs_in_progress:
+                    await self._cluster.delete("Job", run.job)
+            elif workload.config.job:
                 await self._cluster.delete("Job", name)
             else:
                 annotations = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"replicas": 0}}
@@ -660,6 +730,9 @@ class _ClusterPool:
     async def reload(self, call: Call) -> Result:
         """Make the cluster match the files: apply changed servers, remove those no longer there."""
         found = await self.look()
+        if not self._has_schedules:  # a server that is no longer in the file may have one
+            for each in await self._list_if_allowed("CronJob"):
+                self._objects["CronJob"][each["metadata"]["name"]] = each
         changes, gone = self._changes(found)
         if call.options.get("dry_run"):
             return ReloadResult(changes=tuple(changes), exit_code=NOT_AS_DESIRED if changes else 0)
@@ -686,13 +759,13 @@ class _ClusterPool:
     def _changes(self, found: Mapping[str, Workload]) -> tuple[list[PlannedChange], list[str]]:
         """The changes that a reload would make, and the names of the servers that it would remove."""
         deployed = dict.fromkeys(
-            server_of(each) for kind in ("Deployment", "Job") for each in self._objects[kind].values()
+            server_of(each) for kind in _WORKLOADS for each in self._objects[kind].values()
         )
         gone = [name for name in deployed if name and name not in found]
         changes = [_change(Kind.REMOVE, name, "is not in the file any more") for name in gone]
         for name, workload in found.items():
             objects = self.compiled.objects[name]
-            main = next(each for each in objects if each["kind"] in ("Deployment", "Job"))
+            main = next(each for each in objects if each["kind"] in _WORKLOADS)
             if workload.found is None:
                 if not workload.config.disabled:
                     changes.append(_change(Kind.ADD, name, "is new"))
@@ -700,8 +773,11 @@ class _ClusterPool:
                 if not workload.runs(main["metadata"]["name"]):
                     changes.append(_change(Kind.RESTART, name, "has changed: the job runs again"))
             elif workload.annotations.get(APPLIED) != digest_of({"objects": objects}):
-                again = with_revision(main, workload.restarted_at)["spec"]["template"]["metadata"]["labels"]
-                is_same = again == workload.found["spec"]["template"]["metadata"].get("labels")
+                wanted, there = (
+                    template_owner(each["spec"])["template"]["metadata"].get("labels")
+                    for each in (with_revision(main, workload.restarted_at), workload.found)
+                )
+                is_same = wanted == there or isinstance(workload, ScheduledWorkload)
                 kind, what = (
                     (Kind.UPDATE, "its workers stay")
                     if is_same
@@ -712,12 +788,25 @@ class _ClusterPool:
 
     async def _remove(self, name: str) -> None:
         """Delete every object of a server."""
-        labels = {**self._labels, SERVER: name}
         for kind in KINDS:
             if kind not in ("ReplicaSet", "Pod"):
-                with suppress(NotFound):  # the cluster lacks this version of the kind
-                    for each in (await self._cluster.list(kind, labels))[0]:
-                        await self._cluster.delete(kind, each["metadata"]["name"])
+                for each in await self._list_if_allowed(kind, {SERVER: name}):
+                    await self._cluster.delete(kind, each["metadata"]["name"])
+
+    async def _list_if_allowed(self, kind: str, labels: Mapping[str, str] = EMPTY) -> list[Table]:
+        """The pool's objects of this kind; none of a kind that the cluster does not have.
+
+        Nor any that may not be listed, unless the pool has such objects: an earlier Role may lack the kind.
+        """
+        try:
+            return (await self._cluster.list(kind, {**self._labels, **labels}))[0]
+        except NotFound:
+            return []
+        except ControlError as error:
+            uses = any(each["kind"] == kind for objects in self.compiled.objects.values() for each in objects)
+            if error.exit_code != NOT_PERMITTED or uses:
+                raise
+            return []
 
     async def _prune(self, names: Iterable[str]) -> None:
         """Delete the objects that these servers no longer have, such as an autoscaler or a Service."""
@@ -725,18 +814,17 @@ class _ClusterPool:
             (each["kind"], each["metadata"]["name"]) for name in names for each in self.compiled.objects[name]
         }
         for kind in _PRUNED:
-            with suppress(NotFound):  # the cluster lacks this version of the kind
-                for each in (await self._cluster.list(kind, self._labels))[0]:
-                    called = each["metadata"]["name"]
-                    if server_of(each) in names and (kind, called) not in wanted:
-                        await self._cluster.delete(kind, called)
+            for each in await self._list_if_allowed(kind):
+                called = each["metadata"]["name"]
+                if server_of(each) in names and (kind, called) not in wanted:
+                    await self._cluster.delete(kind, called)
 
     async def _forget_unused(self) -> None:
         """Delete the ConfigMaps and Secrets of revisions that can no longer be rolled back to."""
         used: set[str] = set()
-        for kind in ("Deployment", "Job", "ReplicaSet"):
-            for each in (await self._cluster.list(kind, self._labels))[0]:
-                used |= _names_in(each["spec"]["template"]["spec"])
+        for kind in (*_WORKLOADS, "ReplicaSet"):
+            for each in await self._list_if_allowed(kind):
+                used |= _names_in(template_owner(each["spec"])["template"]["spec"])
         for kind in ("ConfigMap", "Secret"):
             for each in (await self._cluster.list(kind, self._labels))[0]:
                 if each["metadata"]["name"] not in used:
@@ -782,6 +870,7 @@ class _BringUp:
         self._deadlines: dict[str, float] = {}
         self._failing_since: dict[str, float] = {}
         self._failed: dict[str, str] = {}
+        self._runs: dict[str, str] = {}  # the Jobs of scheduled jobs that run now
 
     async def apply(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
@@ -801,7 +890,10 @@ class _BringUp:
                 name, restart=name in restart, force=force, is_stopped=name in still
             )
             self._generations[name] = generation
-            self._deadlines[name] = time.monotonic() + config.start_timeout
+            if config.every is None:
+                self._deadlines[name] = time.monotonic() + config.start_timeout
+            elif name in restart:
+                self._runs[name] = await self._pool.run_now(name)
         if waits:
             await self.await_all([name for name in names if name in self._generations and name not in still])
 
@@ -820,6 +912,8 @@ class _BringUp:
             return True
         if workload.generation < self._generations.get(name, 0):
             return False  # not seen yet
+        if isinstance(workload, ScheduledWorkload):
+            return self._has_run(workload)
         if workload.is_complete:
             return True
         now = time.monotonic()
@@ -831,6 +925,17 @@ class _BringUp:
             seconds = f"{workload.config.start_timeout:g} s"
             self._fail(name, f"was not ready within its start_timeout of {seconds}", f"poolctl logs {name}")
         return name in self._failed
+
+    def _has_run(self, workload: ScheduledWorkload) -> bool:
+        """Whether the run that `restart` began has ended, or there is none."""
+        job, name = self._runs.get(workload.config.name), workload.config.name
+        if job is None:
+            return workload.is_complete
+        run = workload.run(job)
+        why = Problem("its run was ended", f"poolctl restart {name}") if run is None else run.failure
+        if why is not None:
+            self._fail(name, why.message, why.hint)
+        return run is None or why is not None or bool(run.ended)
 
     def _fail(self, name: str, message: str, hint: str) -> None:
         self._failed[name] = message
@@ -845,7 +950,7 @@ def _on_cluster(server: ServerConfig) -> ServerConfig:
 
 
 def _is_gone(workload: Workload) -> bool:
-    return workload.is_stopped and all(each.is_lost for each in workload.pods)
+    return workload.is_stopped and all(each.is_lost or each.has_ended for each in workload.pods)
 
 
 def _is_own_conflict(message: str) -> bool:
@@ -862,6 +967,10 @@ def _names_in(pod: Table) -> set[str]:
             str(each["secretRef"]["name"]) for each in container.get("envFrom") or () if "secretRef" in each
         }
     return names
+
+
+def _end_it(name: str) -> str:
+    return f"wait until it has ended, or end it: poolctl stop {name}"
 
 
 def _change(kind: Kind, name: str, message: str) -> PlannedChange:

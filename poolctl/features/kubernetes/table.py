@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from poolctl.config.model.section import Section, Table, field
 
 if TYPE_CHECKING:
-    from poolctl.config.values.value_types import Duration, Text, Words
+    from poolctl.config.values.value_types import Duration, Text, TimeZone, Words
 
 
 class Requests(Section):
@@ -37,6 +37,9 @@ class Kubernetes(Table):
     )
     stop_delay: Duration = field(
         5.0, "How long a worker serves on after it was told to stop, while the cluster learns that it leaves."
+    )
+    time_zone: TimeZone = field(
+        "Etc/UTC", 'The time zone of `every`, such as Europe/Berlin. "": the cluster\'s own.'
     )
     secrets: Words = field((), "Names of existing Secrets, whose values become environment variables.")
     requests: Requests = field(Requests.usual(), "The resources that are reserved for each worker.")

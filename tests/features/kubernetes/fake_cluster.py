@@ -40,6 +40,7 @@ from starlette.routing import Route
 Object = dict[str, Any]
 KINDS = {
     "configmaps": ("v1", "ConfigMap"),
+    "cronjobs": ("batch/v1", "CronJob"),
     "deployments": ("apps/v1", "Deployment"),
     "events": ("v1", "Event"),
     "horizontalpodautoscalers": ("autoscaling/v2", "HorizontalPodAutoscaler"),
@@ -356,6 +357,8 @@ class Api:
         match request.path_params["what"].split("/"):
             case ["node", name, "kill"]:
                 await self.cluster.kill(name)
+            case ["due", name]:
+                self.cluster.run_cron_job(self.store.find("cronjobs", name))
             case ["requests"]:
                 found, self.requests = self.requests, []
                 return JSONResponse(found)
@@ -484,6 +487,18 @@ class Cluster:
             for each in self.store.of("pods")
         )
 
+    def run_cron_job(self, cron_job: Object) -> None:
+        """The time of a CronJob's schedule has come."""
+        name, spec = cron_job["metadata"]["name"], cron_job["spec"]
+        runs = [each for each in self.store.of("jobs") if owned_by(each, cron_job)]
+        active = [each for each in runs if "conditions" not in each["status"]]
+        if spec["suspend"] or (active and spec["concurrencyPolicy"] == "Forbid"):
+            return
+        run = copy.deepcopy(spec["jobTemplate"])
+        owner = {"kind": "CronJob", "name": name, "uid": cron_job["metadata"]["uid"], "controller": True}
+        run["metadata"] |= {"name": f"{name}-{next(self._numbers)}", "ownerReferences": [owner]}
+        self.store.add("jobs", run)
+
     def run_job(self, job: Object) -> None:
         name = job["metadata"]["name"]
         pods = [each for each in self.store.of("pods") if each["metadata"]["labels"].get("job-name") == name]
@@ -491,13 +506,16 @@ class Cluster:
             self.make_pod(job, job["spec"]["template"], {"job-name": name})
             return
         phase = pods[0]["status"].get("phase")
-        status: Object = {"active": 1}
+        began = job["status"].get("startTime") or now()
+        status: Object = {"active": 1, "startTime": began}
         if phase == "Succeeded":
-            status = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
+            complete = {"type": "Complete", "status": "True", "lastTransitionTime": now()}
+            status = {"succeeded": 1, "conditions": [complete], "completionTime": now(), "startTime": began}
         if phase == "Failed":
             message = "Job has reached the specified backoff limit"
-            status = {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": message}]}
-        if job["status"] != status:
+            failed = {"type": "Failed", "status": "True", "message": message, "lastTransitionTime": now()}
+            status = {"failed": 1, "conditions": [failed], "startTime": began}
+        if job["status"].get("conditions") is None and job["status"] != status:
             job["status"] = status
             self.store.update("jobs", job)
 
@@ -549,6 +567,9 @@ class Cluster:
             for each in self.store.of("replicasets"):
                 if each["owner"] == name:
                     self.store.remove("replicasets", each["metadata"]["name"])
+        if plural == "cronjobs":
+            for each in [each for each in self.store.of("jobs") if owned_by(each, found)]:
+                self.delete("jobs", each["metadata"]["name"])
         if plural == "jobs":
             for each in self.store.of("pods"):
                 if each["metadata"]["labels"].get("job-name") == name:
@@ -739,6 +760,11 @@ class Cluster:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
+
+
+def owned_by(found: Object, owner: Object) -> bool:
+    uids = [each["uid"] for each in found["metadata"].get("ownerReferences", ())]
+    return owner["metadata"]["uid"] in uids
 
 
 def is_ready(pod: Object) -> bool:

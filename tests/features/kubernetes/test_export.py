@@ -185,6 +185,32 @@ def test_changed_job_is_another_one(export: Any) -> None:
     assert name("1") != name("2"), "the API server refuses to change a job"
 
 
+def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
+    nightly = {"command": ["backup"], "job": True, "every": "*/30 3 * * sun"}
+    objects = export(
+        server("backup", **nightly, depends_on=["db"]),
+        server("off", **nightly, disabled=True),
+        app("db", 8001),
+        pool=POOL + 'time_zone = "Europe/Berlin"\n',
+    )
+    spec = objects.of("CronJob", "backup")["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("0,30 3 * * 0", "Europe/Berlin")
+    assert spec["concurrencyPolicy"] == "Forbid", "nothing runs twice at once"
+    assert (spec["suspend"], objects.of("CronJob", "off")["spec"]["suspend"]) == (False, True)
+    run = spec["jobTemplate"]["spec"]
+    assert (run["backoffLimit"], run["template"]["spec"]["restartPolicy"]) == (0, "Never")
+    assert run["template"]["spec"]["initContainers"][0]["command"][-1] == "db:8001"
+    assert spec["jobTemplate"]["metadata"]["labels"] == {
+        "poolctl.dev/pool": "shop", "poolctl.dev/server": "backup",
+    }  # fmt: skip
+    assert (
+        "timeZone"
+        not in export(server("backup", **nightly), pool=POOL + 'time_zone = ""\n').of("CronJob", "backup")[
+            "spec"
+        ]
+    )
+
+
 def test_server_becomes_what_its_keys_say(export: Any) -> None:
     objects = export(
         app("fixed", 8001, workers=3),
@@ -261,6 +287,9 @@ def test_health_address_avoids_the_server_s_port(export: Any) -> None:
     assert [each["containerPort"] for each in ports] == [9000, 9001]
 
 
+NIGHTLY: dict[str, Any] = {
+    "bind": None, "app": None, "command": ["backup"], "job": True, "every": "0 3 * * mon",
+}  # fmt: skip
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"bind": "unix:/tmp/a.sock"}, "bind: a pod is reached by a port"),
     ({"bind": "fd:web"}, "bind: a pod is reached by a port"),
@@ -268,6 +297,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"name": "Web_1"}, "name: no Service can be named"),
     ({"scale": {"min": 0, "idle": "5m"}}, "scale.min: nothing wakes a server"),
     ({"scale": {"max": 3, "triggers": {"queue": 3}}}, "scale.triggers.queue: the cluster measures"),
+    (NIGHTLY | {"every": "0 3 */2 * mon"}, "every: no CronJob runs on days that match both"),
+    (NIGHTLY | {"name": "n" * 48}, "name: no CronJob can be named 'shop-nnn"),
     ({"env": {"A B": "c"}}, "env.A B: no Secret can hold a variable of this name"),
     ({"hooks": {"before_start": ["migrate"]}}, "hooks: hooks run once"),
     ({"tls": {"cert": "a.pem"}}, "tls: certificates are files of this machine"),
@@ -278,7 +309,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_server_that_no_pod_can_be_is_refused_at_its_place(
     poolctl: Any, directory: Path, keys: dict[str, Any], words: str
 ) -> None:
-    table = server(**({"name": "web", "bind": "127.0.0.1:8000", "app": "web:app"} | keys))
+    keys = {"name": "web", "bind": "127.0.0.1:8000", "app": "web:app"} | keys
+    table = server(**{key: value for key, value in keys.items() if value is not None})
     (directory / "pool.toml").write_text(POOL + table + "\n" + app("fine", 8009))
     done = poolctl("export", "kubernetes")
     assert done.code == 5, done.err

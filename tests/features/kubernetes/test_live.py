@@ -268,6 +268,71 @@ def test_objects_that_a_changed_server_no_longer_has_are_deleted(
     assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["running"] * 2
 
 
+def backup(script: str, **keys: Any) -> str:
+    """A job each night whose script is in its image."""
+    return server("backup", command=["python3", "-c", script], job=True, every="0 3 * * *", **keys)
+
+
+def test_job_with_a_schedule_is_a_cron_job_whose_runs_are_reported(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    def says() -> Any:
+        (item,) = poolctl("list", "backup", "-o", "json").json["items"]
+        return item
+
+    write(app("web", 8002), backup("print('saved')"))
+    assert poolctl("start").code == 0
+    assert cluster.objects("cronjobs").keys() == {"shop-backup"}
+    assert cluster.objects("jobs") == {}, "start does not wait for a run"
+    cluster.ask("requests")
+    item = says()
+    assert cluster.ask("requests") == ["list deployments", "list jobs", "list pods", "list cronjobs"]
+    assert (item["state"], item["ready"], item["health"]) == ("sleeping", True, "ok")
+    assert item["next_run_at"].endswith("T03:00:00Z")
+    assert "last_run" not in item
+    cluster.ask("due/shop-backup", {})
+    last = wait_until(lambda: says().get("last_run"))
+    assert (last["result"], last["status"]) == ("succeeded", 0)
+    assert "saved" in poolctl("logs", "backup").out
+
+    write(app("web", 8002), backup("raise SystemExit('disk full')"))
+    assert poolctl("reload", "--dry-run").code == 3
+    assert poolctl("reload").code == 0
+    assert len(cluster.objects("jobs")) == 1, "a changed job does not run at once"
+    done = poolctl("restart", "backup")
+    assert (done.code, "disk full" in done.err) == (1, True)
+    item = says()
+    assert (item["state"], item["ready"], item["health"]) == ("sleeping", True, "warn")
+    assert (item["last_run"]["result"], item["last_run"]["status"]) == ("failed", 1)
+    assert poolctl("status").code == 0
+    assert poolctl("restart").code == 0
+    assert len(cluster.objects("jobs")) == 2, "a restart that does not name the job leaves it alone"
+
+    write(app("web", 8002))
+    assert poolctl("reload").code == 0
+    assert (cluster.objects("cronjobs"), cluster.objects("jobs")) == ({}, {})
+
+
+def test_stop_ends_a_run_and_the_schedule_until_start(cluster: Cluster, write: Any, poolctl: Any) -> None:
+    write(backup("import time; time.sleep(60)"))
+    assert poolctl("start").code == 0
+    cluster.ask("due/shop-backup", {})
+    assert poolctl("wait", "backup", "--for", "running", "--timeout", "30s").code == 0
+    done = poolctl("restart", "backup")
+    assert (done.code, "runs, and does not run twice at once" in done.err) == (1, True)
+    assert poolctl("stop", "backup").code == 0
+    assert cluster.objects("pods") == {}
+    assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["stopped"]
+    cluster.ask("due/shop-backup", {})
+    assert cluster.objects("jobs") == {}
+    write(backup("import time; time.sleep(61)"))
+    assert poolctl("reload").code == 0
+    assert cluster.objects("cronjobs")["shop-backup"]["spec"]["suspend"] is True, "it stays stopped"
+    assert poolctl("start").code == 0
+    cluster.ask("due/shop-backup", {})
+    assert len(cluster.objects("jobs")) == 1
+
+
 def test_fields_of_another_manager_are_a_conflict_that_names_it(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
-from poolctl.features.kubernetes._state import Pod, Workload, workloads
+from poolctl.features.kubernetes._state import Pod, ScheduledWorkload, Workload, workloads
 
 Table = dict[str, Any]
 NOW = 1_700_000_100.0
@@ -257,3 +257,51 @@ def test_objects_of_another_shape_are_no_error(garbage: Any) -> None:
     broken["status"] = garbage
     workload = web(found, broken)
     assert (workload.is_complete, workload.failure(), workload.item(NOW).ready) == (False, None, False)
+
+
+NIGHTLY = ServerConfig(name="nightly", job=True, command=["true"], every="30 3 * * *")
+
+
+def cron_job(**spec: Any) -> Table:
+    return {
+        "metadata": {"name": "shop-nightly"},
+        "spec": {"suspend": False, "timeZone": "Asia/Tokyo", **spec},
+    }
+
+
+def run(name: str, began: str, kind: str = "", **condition: Any) -> Table:
+    """A run's Job, in progress unless it has a condition of this kind."""
+    conditions = [{"type": kind, "status": "True", "lastTransitionTime": began, **condition}] if kind else []
+    return {"metadata": {"name": name}, "status": {"startTime": began, "conditions": conditions}}
+
+
+def test_schedule_is_in_its_time_zone_and_the_last_run_that_ended_counts() -> None:
+    runs = [
+        run("b", "2023-11-13T18:30:00Z", "Failed", message="limit"),
+        run("a", "2023-11-12T18:30:00Z", "Complete"),
+        run("c", "2023-11-14T18:30:00Z"),
+    ]
+    item = ScheduledWorkload(NIGHTLY, cron_job(), [], runs).item(NOW)
+    assert (item.state, item.ready, item.health) == ("running", True, "warn")
+    assert item.next_run_at == "2023-11-15T18:30:00Z"  # 3:30 in Tokyo
+    assert item.last_run is not None
+    assert (item.last_run["result"], item.last_run["message"]) == ("failed", "limit")
+    later = ScheduledWorkload(
+        NIGHTLY, cron_job(), [], [*runs[:2], run("c", "2023-11-14T18:30:00Z", "Complete")]
+    )
+    assert (later.item(NOW).state, later.item(NOW).health) == ("sleeping", "ok")
+
+
+def test_suspended_schedule_is_stopped_once_its_run_has_ended() -> None:
+    suspended = cron_job(suspend=True)
+    assert ScheduledWorkload(NIGHTLY, suspended, [], [run("a", READY_SINCE)]).item(NOW).state == "stopping"
+    item = ScheduledWorkload(NIGHTLY, suspended, [], []).item(NOW)
+    assert (item.state, item.ready, item.health, item.next_run_at) == ("stopped", False, "unknown", None)
+
+
+def test_run_whose_pod_cannot_start_is_a_failure() -> None:
+    stuck = pod(ready=False, phase="Pending", container=waiting("ErrImagePull", "not found"))
+    stuck["metadata"]["labels"]["job-name"] = "a"
+    found = ScheduledWorkload(NIGHTLY, cron_job(), [Pod(stuck)], [run("a", READY_SINCE)]).failure()
+    assert found is not None
+    assert found.message.startswith("ErrImagePull: not found")
