@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from poolctl import __version__
 from poolctl.features.gateway.process import gateway_server
 from poolctl.features.gateway.process.backends.route_backends import Lease, RequestOutcome
 from poolctl.features.gateway.process.gateway_server import GatewayServer
@@ -26,7 +25,7 @@ from poolctl.features.gateway.process.settings import (
 )
 from poolctl.features.gateway.supervision.gateway_adoption import OrphanedGateway, find
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
-from poolctl.keeper import connection_handover, pool_files, wire
+from poolctl.keeper import connection_handover, wire
 from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners import supervised_process
@@ -184,53 +183,6 @@ def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_p
     run(work())
 
 
-def test_withdrawal_of_a_pair_that_was_replaced_leaves_the_new_one_in_use(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            old, new = wire.pair(), wire.pair()
-            stage.process.serve(stage.facts, old[0])
-            stage.process.serve(stage.facts, new[0])
-            await stage.process.withdraw("web", old[0])
-            client = asyncio.ensure_future(stage.get())
-            while not client.done():
-                with contextlib.suppress(BlockingIOError):
-                    taken = connection_handover.take(new[1])
-                    assert taken is not None
-                    with taken:
-                        taken.recv(4096)
-                await asyncio.sleep(0.001)
-            assert await client == b" | "
-            for end in (*old, *new):
-                end.close()
-
-    run(work())
-
-
-def test_another_supervisor_sends_everything_again_and_what_it_leaves_out_is_forgotten(
-    tmp_path: Path,
-) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            other = socket.create_server(("127.0.0.1", 0))
-            more = ListenerSettings(bind=f"127.0.0.1:{other.getsockname()[1]}")
-            stage.process.listen(more, None, (2,), [other])
-            await stage.settled()
-            # Both supervisors have a duplicate of the link, as the keeper has.
-            link = stage.process.link.sock.dup()
-            stage.process.link.close()
-            stage.supervise(link)
-            stage.process.resync()
-            await stage.begin()
-            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-            other.setblocking(True)
-            other.settimeout(DEADLINE_SECONDS)
-            with socket.create_connection(other.getsockname()), other.accept()[0]:
-                pass  # the gateway does not accept there any more
-            other.close()
-
-    run(work())
-
-
 def test_listener_that_is_sent_again_keeps_accepting(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
@@ -295,25 +247,6 @@ def test_stream_is_served_and_goes_on_with_another_route(tmp_path: Path) -> None
     run(work())
 
 
-def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web"], "for": 0})
-            assert answer["hosts"] == ["web"]
-            assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
-            (states,) = [each["states"] for each in stage.reports if each["t"] == "hosts"]
-            assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
-            await stage.process.order_hosts({"op": "enable", "hosts": ["web"], "for": None})
-            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-            reported = len(stage.reports)
-            stage.process.restore_hosts(states)
-            await stage.settled()
-            assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
-            assert len(stage.reports) == reported, "a restored state is no new event"
-
-    run(work())
-
-
 def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,98 +297,11 @@ def test_number_of_passed_connections_is_asked_for_and_corrected(
     run(work())
 
 
-def test_unknown_host_changes_nothing(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web", "wbe"], "for": 0})
-            (problem,) = answer["problems"]
-            assert "did you mean web?" in problem["hint"]
-            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-
-    run(work())
-
-
-def test_draining_gateway_accepts_nothing_finishes_its_requests_and_ends_without_its_link(
-    tmp_path: Path,
-) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
-            while not (await stage.process.report())["connections"]:
-                pass
-            stage.process.drain(5.0)
-            while not stage.server.edge.draining:
-                await asyncio.sleep(0.001)
-            with socket.create_connection(("127.0.0.1", stage.port)):
-                writer.write(b"ab")
-                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-                await stage.over
-                stage.listener.setblocking(True)
-                stage.listener.settimeout(DEADLINE_SECONDS)
-                stage.listener.accept()[0].close()  # left to the next process
-            writer.close()
-
-    run(work())
-
-
-def test_gateway_that_does_not_serve_yet_ends_with_the_last_process_of_its_pool(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        stage.supervise(stage.first)
-        stage.process.configure(stage.settings)
-        stage.process.link.close()
-        await stage.over
-        assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
-        for each in (stage.listener, *stage.own):
-            each.close()
-
-    run(work())
-
-
 async def orphans(directory: Path) -> list[OrphanedGateway]:
     """The orphaned gateways, as soon as there is one."""
     while not (found := await asyncio.to_thread(find, str(directory))):
         await asyncio.sleep(0.001)
     return found
-
-
-def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adopts_it(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            elsewhere = Route(alias="elsewhere", host="b", to=(Target(url="http://127.0.0.1:1"),))
-            stage.publish(2, Route(alias="web", to=(Target(server="web"),)), elsewhere)
-            await stage.process.order_hosts({"op": "drain", "hosts": ["http://127.0.0.1:1"]})
-            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-            for _ in range(2):
-                stage.process.link.close()
-                (asking,) = await orphans(tmp_path)
-                asking.close()  # a command that only asks
-                writer.write(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
-                assert (await reader.readexactly(40)).endswith(b"ok")
-                assert await stage.get() == b"HTTP/1.1 200 OK | ok"
-                (orphan,) = await orphans(tmp_path)
-                assert (orphan.pid, orphan.mark) == (os.getpid(), __version__)
-                ((settings, (listener,)),) = orphan.listeners
-                assert settings == stage.binding
-                assert inode(listener) == inode(stage.listener.fileno())
-                assert list(map(inode, orphan.pair)) == [inode(end.fileno()) for end in stage.own]
-                stage.supervise(orphan.sock.dup())
-                orphan.close()
-                stage.process.resync()
-                await stage.begin()
-                assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
-            writer.close()
-            reported = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"][:2]
-            assert [host["state"] for hosts in reported for host in hosts] == ["draining"] * 2, (
-                "when it was ordered, and to the supervisor whose keeper does not know it"
-            )
-
-    run(work())
-
-
-def inode(fd: int) -> int:
-    return os.fstat(fd).st_ino
 
 
 def test_gateway_is_found_although_its_directory_was_removed_when_it_became_an_orphan(
@@ -478,19 +324,6 @@ def test_gateway_is_found_although_its_directory_was_removed_when_it_became_an_o
     run(work())
 
 
-def test_order_of_another_version_is_ignored_and_its_descriptors_are_closed(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            read, write = os.pipe()
-            stage.process.link.send({"t": "of tomorrow"}, [write])
-            os.close(write)
-            await stage.settled()
-            assert os.read(read, 1) == b""
-            os.close(read)
-
-    run(work())
-
-
 @pytest.mark.parametrize("contents", [[b"no certificate", b"no key"], [b"", b""]])
 def test_certificate_that_cannot_be_used_is_reported(tmp_path: Path, contents: list[bytes]) -> None:
     async def work() -> None:
@@ -504,27 +337,6 @@ def test_certificate_that_cannot_be_used_is_reported(tmp_path: Path, contents: l
             await stage.settled()
             assert [each["kind"] for each in stage.reports] == ["gateway certificate failed"]
 
-    run(work())
-
-
-def test_supervisor_is_asked_once_a_second_to_wake_a_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def work() -> None:
-        async with gateway(tmp_path) as stage:
-            for _ in range(100):
-                stage.server.edge.wake("web")
-            stage.server.edge.wake("other")
-            await stage.settled()
-            asked = [each["server"] for each in stage.reports if each["t"] == "wake"]
-            assert asked == ["web", "other"]
-            while stage.server._waking:
-                await asyncio.sleep(0.001)
-            stage.server.edge.wake("web")
-            await stage.settled()
-            assert [each["server"] for each in stage.reports if each["t"] == "wake"] == [*asked, "web"]
-
-    monkeypatch.setattr(gateway_server, "_WAKE_SECONDS", 0.05)
     run(work())
 
 

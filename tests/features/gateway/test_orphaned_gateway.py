@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.features.gateway.conftest import PROXIED, ROUTES, GatewayPool
-from tests.features.gateway.test_gateway_process import ask
+from tests.features.gateway.test_gateway_manager import ask
 from tests.integration.processes.test_both_killed import kill_both
 from tests.load.load import Load
 

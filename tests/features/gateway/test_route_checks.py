@@ -8,7 +8,6 @@ import pytest
 
 from poolctl.config import certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.features.gateway import engines
 from poolctl.features.gateway.route_checks import route_problems
 from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import ExcludedRoute, Route, passable
@@ -376,23 +375,6 @@ def test_labels_may_be_written_as_tables(tmp_path: Path) -> None:
     assert dict(config[0].labels) == {"team": "x", "route.host": "a.example", "route.timeouts.head": "1s"}
     found = told(tmp_path, head + 'labels.team = "x"\nlabels.route.path = "/"\nlabels.route.host = "a:1"\n')
     assert "pool.toml:8:14: server[0].labels.route.host: 'a:1' has a port" in found
-
-
-def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", ("no_such_library", "uvloop", "nor_this", "h3"))
-    problem = (
-        "no_such_library, nor_this and h3 are not installed, which the gateway needs; "
-        "pip install 'poolctl[gateway]'"
-    )
-
-    def outside(text: str) -> list[str]:
-        config = load_text(tmp_path, text)
-        assert config.problems == [], "the servers can be listed, and started"
-        return [str(each).rpartition("/")[2] for each in config.outside()]
-
-    assert f"pool.toml:1:1: gateway: {problem}" in outside("[gateway]\nbind = ':1'\n" + WEB)
-    assert f"pool.toml:6:1: route[0]: {problem}" in outside(WEB + route())
-    assert not any("no_such_library" in each for each in outside(WEB))
 
 
 def warned(directory: Path, text: str) -> list[str]:

@@ -127,3 +127,39 @@ def test_remark_is_counted_once(imported: Import, capsys: pytest.CaptureFixture[
     assert len(imported(" ".join(words)).remarks) == 2
     assert main(["import", "-o", "pool.toml", "--", *words]) == 0
     assert ", 2 remarks;" in capsys.readouterr().out
+
+
+def test_procfile(imported: Import) -> None:
+    said = imported(
+        "# comment\n"
+        "web: uvicorn shop:app --host 0.0.0.0 --port ${PORT:-8000}\n"
+        "node: node server.js --port $PORT\n"
+        "worker: celery -A shop worker -c $CONCURRENCY\n"
+        "release: ./manage.py migrate\n"
+        "what is this\n",
+        "Procfile",
+    )
+    after = [{"name": "release", "condition": "completed"}]
+    assert said.servers == {
+        "web": {"bind": ":5000", "app": "shop:app", "depends_on": after},
+        "node": {
+            "bind": "127.0.0.1:5100", "command": ["node", "server.js", "--port", "{port}"], "depends_on": after,
+        },
+        "worker": {"command": ["sh", "-c", "celery -A shop worker -c $CONCURRENCY"], "depends_on": after},
+        "release": {"command": ["./manage.py", "migrate"], "job": True},
+    }  # fmt: skip
+    assert said.remarks == ["Procfile:6: not NAME: COMMAND: what is this"]
+
+
+def test_web_process_that_reads_port_is_given_it(imported: Import) -> None:
+    servers = imported("web: npm start\n", "Procfile.dev").servers
+    assert servers["web"] == {
+        "bind": "127.0.0.1:5000",
+        "command": ["npm", "start"],
+        "env": {"PORT": "{port}"},
+    }
+
+
+def test_variables_of_a_line_are_left_to_its_shell(imported: Import) -> None:
+    servers = imported("w: echo ${HOME} '$X' && sleep 1\n", "Procfile").servers
+    assert servers["w"]["command"] == ["sh", "-c", "echo $${HOME} '$X' && sleep 1"]

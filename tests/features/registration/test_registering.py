@@ -14,7 +14,7 @@ from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
 from tests.certificates import certificate
 from tests.features.gateway.conftest import GatewayPool
-from tests.features.gateway.test_gateway_process import backend
+from tests.features.gateway.test_gateway_manager import backend
 from tests.http_get import get
 from tests.ports import claim_port
 

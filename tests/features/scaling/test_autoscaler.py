@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +15,8 @@ from poolctl import ServerConfig
 from poolctl.control.answers import About
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
-from poolctl.features.scaling._triggers import TRIGGERS, Cpu, Part, Sample
+from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, ServerLoad
-from poolctl.features.scaling.keys import Triggers
 from poolctl.json_form import from_json
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.local.local_worker import Tallies, Tally
@@ -370,28 +367,3 @@ def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> 
 def test_unhealthy_workers_serve_nothing(pages: Pages) -> None:
     pages.entry.observed.workers[pages.add()].stuck = True
     assert not ServerLoad(pages.core, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves
-
-
-def test_processor_time_counts_from_the_second_measurement(pages: Pages) -> None:
-    pages.add()
-    cpu = Cpu(pages.core.runner.capabilities)
-    busy = Sample(pages.entry, 0.0, 0.25, 1, [0] * tally.COUNTED)
-    assert cpu.measure(busy) == Part(None)
-    assert cpu.measure(busy._replace(now=0.25)) == Part(None)
-    spent = os.times().user
-    while os.times().user < spent + 0.05:
-        continue
-    found = cpu.measure(busy._replace(now=0.5)).amount
-    assert found is not None
-    assert found >= 0.05
-
-
-def test_each_key_has_a_trigger() -> None:
-    assert list(TRIGGERS) == list(Triggers.keys_of)
-
-
-def test_docs_describe_each_trigger() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
-    table = text.partition("\n| trigger | ")[2].partition("\n\n")[0]
-    names = re.findall(r"^\| (`.*?) \| ", table, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", " ".join(names)) == list(TRIGGERS), "docs/scaling.md"

@@ -31,7 +31,6 @@ from poolctl.features.top._frames import (
     sparkline,
     table_frame,
 )
-from poolctl.features.top._live_view import action_of
 from poolctl.json_form import from_json
 from poolctl.routing.route_report import RouteReport
 from tests.stand_in import item
@@ -234,24 +233,6 @@ class TestLog:
         pane = LogPane("web", str(tmp_path / "none.log"))
         assert self.shown(pane)[0] == "no output yet"
         pane.close()
-
-
-@pytest.mark.parametrize(
-    ("key", "state", "verb", "asks"),
-    [("r", "running", "restart", False), ("s", "running", "stop", True), ("s", "failed", "start", False),
-     ("s", "disabled", "enable", False), ("d", "running", "drain", True), ("d", "draining", "undrain", False),
-     ("+", "running", "scale", False), ("-", "running", "scale", True)],
-)  # fmt: skip
-def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
-    action = action_of(key, from_json(Measured, item("web", state=state, workers=2)))
-    assert action is not None
-    assert (action.verb, bool(action.question)) == (verb, asks)
-    assert action.body()["selector"] == {"targets": ["web"]}
-
-
-def test_the_last_worker_is_not_scaled_away() -> None:
-    assert action_of("-", from_json(Measured, item("web", workers=1))) is None
-    assert action_of("x", from_json(Measured, item("web"))) is None
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,15 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
-from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
-from tests.certificates import certificate
 from tests.features.gateway.passing_stage import HEAD, Stage, play, until
 from tests.features.gateway.proxy_stage import Backend, Wire, ok, route
-from tests.features.gateway.test_client_hello import client_hello
 
 BODY = b"hello"
 
@@ -128,18 +124,6 @@ def test_client_whose_next_request_waits_to_be_read_is_not_closed() -> None:
     play(scene)
 
 
-def test_silent_client_whose_request_has_just_arrived_is_not_closed() -> None:
-    async def scene(stage: Stage) -> None:
-        await stage.route(ok)
-        client = await stage.connect()
-        await until(lambda: stage.waiting)
-        client.send(HEAD)
-        assert not stage.edge.evict_client()
-        assert await answered(stage, client)
-
-    play(scene)
-
-
 def test_client_that_leaves_the_proxy_closes_no_other() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
@@ -214,25 +198,6 @@ def test_backends_leave_descriptors_for_the_orders_of_the_supervisor() -> None:
     play(scene)
 
 
-def test_descriptors_above_the_mark_are_not_given_to_clients_while_lower_ones_become_free() -> None:
-    limit = DescriptorLimit(2**20)
-    highest = max(int(each) for each in os.listdir("/proc/self/fd"))
-    fillers = []  # of the gaps between descriptors that others have left open
-    held: list[int] = []
-    try:
-        while lowest_free() < highest:
-            fillers.append(os.dup(0))
-        limit.mark = lowest_free() + 20
-        for number in range(100):
-            held.append(os.dup(0))
-            if limit.few():
-                os.close(held.pop(number % 10))
-        assert max(held) <= limit.mark
-    finally:
-        for fd in [*fillers, *held]:
-            os.close(fd)
-
-
 def test_silent_client_makes_room_before_an_idle_one_and_that_before_an_idle_backend() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
@@ -305,78 +270,3 @@ def test_backend_is_not_blamed_for_a_descriptor_that_is_missing() -> None:
         assert stage.edge.counts.route("app").errors == {"refused": 1}
 
     play(scene)
-
-
-def test_connection_that_is_given_back_counts_among_the_open_ones() -> None:
-    async def scene(stage: Stage) -> None:
-        pair = stage.server("users")
-        await stage.route(ok)
-        proxied = list(stage.edge.table)
-        stage.route_to("users", alias="users", host="users.example.com")
-        stage.routes(*proxied, *stage.edge.table)
-        idle = await idle_client_of(stage, b"elsewhere")
-
-        async def given_back(data: bytes) -> socket.socket:
-            client = await stage.connect(HEAD)
-            taken = await pair.take()
-            taken.recv(1000)
-            stage.give_back(taken, data)
-            taken.close()
-            return client
-
-        request = b"GET / HTTP/1.1\r\nHost: elsewhere\r\n\r\n"
-        first = await given_back(request)
-        assert await is_closed(stage, idle)
-        assert await answered(stage, first)
-
-    play(scene, max_connections=1)
-
-
-async def idle_client_of(stage: Stage, host: bytes) -> socket.socket:
-    sock = await stage.connect(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
-    assert await answered(stage, sock)
-    return sock
-
-
-def test_connection_that_is_given_back_gets_503_when_none_is_idle() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.route_to("users")
-        pending = await stage.connect(HEAD[:20])
-        await until(lambda: stage.waiting and not stage.edge.passing.waiting._silent)
-        for data in (HEAD, b""):
-            ours, theirs = _connected()
-            stage.give_back(theirs, data)
-            theirs.close()
-            response = await stage.read(ours)
-            assert response.startswith(b"HTTP/1.1 503 ") if data else not response
-            assert (b"Retry-After: 1\r\n" in response) is bool(data)
-            ours.close()
-            await until(lambda: stage.waiting == 1)
-        pending.close()
-
-    play(scene, max_connections=1)
-
-
-def _connected() -> tuple[socket.socket, Connection]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = socket.create_connection(listener.getsockname())
-        fd = listener.accept()[0].detach()
-    ours.setblocking(False)
-    return ours, Connection(fileno=fd)
-
-
-def test_oldest_of_too_many_handshakes_is_given_up(tmp_path: Path) -> None:
-    contents = [path.read_bytes() for path in certificate(tmp_path)]
-
-    async def scene(stage: Stage) -> None:
-        stage.edge.certificates.put("127.0.0.1:0", (), {}, contents)
-        stage.edge.descriptors.of_handshakes = 2
-        begun = []
-        for count in (1, 2, 2):
-            begun.append(await stage.connect(client_hello("localhost")))
-            await until(lambda count=count: stage.edge.pool.arriving == count)
-        await stage.read(begun[0])
-        await until(lambda: len(stage.edge.pool.handshakes) == 2)
-        assert stage.edge.counts.snapshot()["refused"] == {"tls": 1}
-
-    play(scene, tls=True)

@@ -1,69 +1,15 @@
-"""Frames of WebSockets and heads of responses, however their bytes arrive."""
+"""Heads of responses, however their bytes arrive, and what of them is passed on."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.proxy.client_connection import MOST_FRAMES_AT_ONCE, FrameBoundary
 from poolctl.features.gateway.process.proxy.response_head import read_response
-from poolctl.http.messages import UNTIL_CLOSE, BadMessage
-from tests.examples import examples
+from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, UNTIL_CLOSE, BadMessage
+from tests.features.gateway.test_request_head import options
 from tests.http_corpus import RESPONSES, ResponseCase
-
-
-def payload(size: int, masked: bool) -> bytes:
-    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
-    if masked:
-        return b"\x82" + bytes([length[0] | 0x80]) + length[1:] + b"mask" + b"p" * size
-    return b"\x82" + length + b"p" * size
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([0, 1, 5, 125, 126, 300]), st.booleans())),
-    st.lists(st.integers(0, 900)),
-)
-@examples(100)
-def test_the_ends_of_frames_are_known_however_they_are_split(
-    frames: list[tuple[int, bool]], cuts: list[int]
-) -> None:
-    sent, ends = b"", {0}
-    for size, masked in frames:
-        sent += payload(size, masked)
-        ends.add(len(sent))
-    boundary, begin = FrameBoundary(), 0
-    for end in sorted({min(cut, len(sent)) for cut in cuts} | {len(sent)}):
-        assert boundary.feed(sent[begin:end]) == end - begin
-        assert boundary.at_boundary == (end in ends)
-        begin = end
-    first = FrameBoundary()
-    if len(sent) > 1:
-        first.feed(sent[:1])
-        assert 1 + first.feed(sent[1:], only_first=True) == min(ends - {0})
-
-
-def test_a_long_frame_is_followed() -> None:
-    boundary = FrameBoundary()
-    boundary.feed(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
-    boundary.feed(b"p" * 69_999)
-    assert not boundary.at_boundary
-    boundary.feed(b"p")
-    assert boundary.at_boundary
-
-
-def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
-    boundary = FrameBoundary()
-    followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
-    assert boundary.passed_on(followed) == followed
-    assert boundary.at_boundary
-    assert boundary.passed_on(followed + b"\x81\x00") == followed + b"\x81\x00"
-    assert not boundary.at_boundary
-    assert boundary.passed_on(followed) == followed
-    assert boundary.end() == b""  # it would stand within a frame, perhaps
-    assert boundary.passed_on(followed) == followed
 
 
 @pytest.mark.parametrize("case", RESPONSES, ids=lambda case: case.name)
@@ -136,3 +82,20 @@ def test_fields_named_by_connection_are_not_passed_on() -> None:
     assert response is not None
     assert response.lines == b"HTTP/1.1 200 OK\r\nX-Hope: 2\r\n"
     assert not response.keep_alive
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+
+
+def test_response_with_too_many_options_is_refused() -> None:
+    assert read_response(OK + options(MOST_OPTIONS) + b"\r\n")
+    with pytest.raises(BadMessage):
+        read_response(OK + options(MOST_OPTIONS + 1) + b"\r\n")
+
+
+@pytest.mark.parametrize("field", [b"X: y\r\n", b"Connection: keep-alive\r\n"])
+def test_response_with_too_many_fields_is_refused(field: bytes) -> None:
+    fields = b"X: y\r\n" * (MOST_FIELDS - 2)
+    assert read_response(OK + field + fields + b"\r\n")
+    with pytest.raises(BadMessage):
+        read_response(OK + field * 2 + fields + b"\r\n")

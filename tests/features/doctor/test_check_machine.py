@@ -1,4 +1,4 @@
-"""`poolctl doctor`: each check with a machine or a pool of which what it looks for is true."""
+"""What `doctor` checks of the machine: each with a machine on which what it looks for is true."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ from typing import Any
 
 import pytest
 
-import poolctl
 from poolctl.feature import FEATURES
+from poolctl.features.doctor import _check_machine
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
 from tests.sandbox import FORBID
-
-pytestmark = pytest.mark.integration
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Found = dict[str, list[dict[str, str]]]
@@ -55,52 +52,7 @@ def in_namespace(kinds: str, prepare: str, command: str = '"$@"') -> str:
     return f"exec unshare {kinds} sh -ec '{prepare}; exec {command}' sh \"$@\""
 
 
-@pytest.mark.capability
-def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None:
-    real_pool.write_hello("web")
-    code, found = examined(real_pool)
-    assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
-    assert {"open files", "ports", "kernel", "memory", "interpreter"} <= found.keys()
-    real_pool.ok("start")
-    code, found = examined(real_pool)
-    assert code == 0, [each for group in found.values() for each in group if each["status"] != "ok"]
-    assert only(found, "servers", "ok")["message"] == "1 of 1 ready"
-    assert only(found, "ports", "ok")["message"] == "1 served, 0 free"
-    real_pool.ok("stop", "web")
-    _, found = examined(real_pool)
-    assert only(found, "servers", "ok")["message"] == "0 of 1 ready, 1 stopped"
-
-
-def test_doctor_without_a_file_works_and_reports_that(real_pool: RealPool) -> None:
-    code, found = examined(real_pool)
-    assert code == 0
-    assert "only the machine was checked" in only(found, "configuration", "ok")["message"]
-
-
-def test_quiet_says_what_is_not_ok_and_nothing_else(real_pool: RealPool) -> None:
-    real_pool.write("pool.toml", "[[server]]\nname = 1\n")
-    done = real_pool.run("doctor", "--quiet")
-    assert done.code == 1
-    assert "problem  configuration" in done.stdout
-    assert "→ " in done.stdout
-    assert "ok " not in done.stdout
-
-
-@pytest.mark.parametrize("text", ["[[server]\n", '[[server]]\nname = "a"\nbinf = "x"\n'])
-def test_a_broken_file_is_a_problem_and_the_rest_is_looked_at(real_pool: RealPool, text: str) -> None:
-    real_pool.write("pool.toml", text)
-    code, found = examined(real_pool)
-    assert code == 1
-    assert any(each["status"] == "problem" for each in found["configuration"])
-    assert "kernel" in found
-
-
-def test_a_missing_file_is_a_problem(real_pool: RealPool) -> None:
-    code, found = examined(real_pool, "-c", "nowhere.toml")
-    assert code == 1
-    assert "nowhere.toml" in only(found, "files", "problem")["message"]
-
-
+@pytest.mark.integration
 def test_few_open_files(real_pool: RealPool) -> None:
     real_pool.write_hello("a", "b", "c")
     code, found = examined(real_pool, around='ulimit -n 64; exec "$@"')
@@ -110,6 +62,7 @@ def test_few_open_files(real_pool: RealPool) -> None:
     only(found, "open files", "warning")
 
 
+@pytest.mark.integration
 @needs_root
 def test_few_processes(real_pool: RealPool) -> None:
     public(real_pool)
@@ -118,6 +71,7 @@ def test_few_processes(real_pool: RealPool) -> None:
     assert "may have 3" in only(found, "processes", "problem")["message"]
 
 
+@pytest.mark.integration
 @needs_root
 @pytest.mark.parametrize(("controller", "file", "value", "check"), [
     ("pids", "pids.max", "5", "processes"), ("memory", "memory.limit_in_bytes", "64M", "memory"),
@@ -152,6 +106,7 @@ def public(pool: RealPool) -> None:
     pool.python = python_for_others()
 
 
+@pytest.mark.integration
 def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
     port = real_pool.write_hello("web")["web"]
     with socket.create_server(("127.0.0.1", port)):
@@ -162,6 +117,7 @@ def test_a_taken_port_with_its_holder(real_pool: RealPool) -> None:
     assert said["message"].endswith(f" (pid {os.getpid()})")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("table", "keys"),
     [("metrics", ""), *([("operator", 'trusted = ["127.0.0.1"]')] if "operator" in FEATURES else [])],
@@ -179,6 +135,7 @@ def test_taken_port_of_a_table_is_reported(
     assert only(found, "ports", "problem")["message"].startswith(f"[{table}]: port {port} is in use")
 
 
+@pytest.mark.integration
 def test_an_address_of_another_machine(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     text = (real_pool.directory / "pool.toml").read_text()
@@ -188,6 +145,7 @@ def test_an_address_of_another_machine(real_pool: RealPool) -> None:
     assert "not an address of this machine" in only(found, "ports", "problem")["message"]
 
 
+@pytest.mark.integration
 @needs_root
 def test_a_privileged_port(real_pool: RealPool) -> None:
     public(real_pool)
@@ -198,6 +156,7 @@ def test_a_privileged_port(real_pool: RealPool) -> None:
     assert "privileged" in only(found, "ports", "problem")["message"]
 
 
+@pytest.mark.integration
 @needs_root
 def test_a_short_queue_and_ports_of_outgoing_connections(real_pool: RealPool) -> None:
     real_pool.write("pool.toml", '[[server]]\nname = "web"\nbind = "127.0.0.1:40000"\napp = "hello:app"\n')
@@ -211,6 +170,7 @@ def test_a_short_queue_and_ports_of_outgoing_connections(real_pool: RealPool) ->
     only(found, "port range", "ok")
 
 
+@pytest.mark.integration
 @needs_root
 @pytest.mark.parametrize(("options", "fill", "said"), [
     ("size=64k", "", "KiB left"), ("nr_inodes=20", "", "more files"), ("ro", "", "read-only"),
@@ -224,6 +184,7 @@ def test_a_runtime_directory_without_room(real_pool: RealPool, options: str, fil
     assert said in only(found, "runtime directory", "warning" if code == 0 else "problem")["message"]
 
 
+@pytest.mark.integration
 @needs_root
 @pytest.mark.parametrize("keys", ["", '[events]\npath = "disk/events.jsonl"\n'])
 def test_a_disk_for_logs_without_room(real_pool: RealPool, keys: str) -> None:
@@ -239,6 +200,7 @@ def test_a_disk_for_logs_without_room(real_pool: RealPool, keys: str) -> None:
     assert only(found, "logs", "problem")["message"].endswith("disk has 64 KiB left")
 
 
+@pytest.mark.integration
 def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
@@ -250,6 +212,7 @@ def test_a_runtime_directory_that_others_may_enter(real_pool: RealPool) -> None:
     assert only(found, "pool", "problem")["fix"] == f"chmod 700 {directory}"
 
 
+@pytest.mark.integration
 def test_file_that_every_user_may_change(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     (real_pool.directory / "pool.toml").chmod(0o666)
@@ -258,6 +221,7 @@ def test_file_that_every_user_may_change(real_pool: RealPool) -> None:
     assert only(found, "files", "warning")["fix"].startswith("chmod o-w ")
 
 
+@pytest.mark.integration
 def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
@@ -284,6 +248,7 @@ def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     only(found, "leftovers", "ok")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["stale", "taken", "file", "nowhere"])
 def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> None:
     real_pool.write_hello("web")
@@ -304,34 +269,7 @@ def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> N
         only(found, "sockets", "ok" if kind == "stale" else "problem")
 
 
-def test_interpreters_that_cannot_serve(real_pool: RealPool) -> None:
-    bare = real_pool.directory / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True, timeout=60)
-    broken = real_pool.write("broken", "#!/bin/sh\necho it is broken >&2; exit 1\n")
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    for python, said in (("bare", "has no uvicorn"), ("broken", "it is broken")):
-        real_pool.write_hello("web", extra=f'python = "{python}"')
-        code, found = examined(real_pool)
-        assert code == 1
-        assert said in only(found, "interpreter", "problem")["message"]
-
-
-def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
-    real_pool.write_hello("web")
-    shutil.copytree(Path(poolctl.__file__).parent, real_pool.directory / "old" / "poolctl")
-    init = real_pool.directory / "old" / "poolctl" / "__init__.py"
-    text = init.read_text()
-    assert text.count(poolctl.__version__) == 1
-    init.write_text(text.replace(poolctl.__version__, "0.0.1"))
-    old = subprocess.run(
-        [sys.executable, "-m", "poolctl", "start"], cwd=real_pool.directory, timeout=60,
-        env=real_pool.env | {"PYTHONPATH": str(init.parents[1])},
-    )  # fmt: skip
-    assert old.returncode == 0
-    _, found = examined(real_pool)
-    assert only(found, "poolctl", "warning")["fix"].startswith("poolctl upgrade")
-
-
+@pytest.mark.integration
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
 def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
     real_pool.write("forbid.py", FORBID)
@@ -344,6 +282,7 @@ def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
     assert "memfd_create" in next(each["message"] for each in found["kernel"] if each["status"] == "problem")
 
 
+@pytest.mark.integration
 @needs_root
 def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
     public(real_pool)
@@ -358,45 +297,25 @@ def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
     assert "enable-linger" in only(found, "logout", "warning")["fix"]
 
 
-def test_servers_that_have_failed(real_pool: RealPool) -> None:
-    real_pool.write_hello("good", "bad", extra='restart = "no"')
-    real_pool.write("broken.py", "raise SystemExit(7)\n")
-    text = (real_pool.directory / "pool.toml").read_text()
-    head, _, rest = text.rpartition('"hello:app"')
-    real_pool.write("pool.toml", f'{head}"broken:app"{rest}')
-    assert real_pool.run("start").code == 1
-    code, found = examined(real_pool)
-    assert code == 1
-    said = only(found, "servers", "problem")
-    assert said["message"] == "bad has failed: exited with status 7 before it was ready"
-    assert said["fix"] == "poolctl logs bad"
+MOUNTS = """
+21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+22 21 0:40 / /home/a\\040b rw - nfs4 server:/home rw,vers=4.2
+23 22 0:41 / /home/a\\040b/local rw - tmpfs none rw
+"""
 
 
-def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
-    real_pool.write_hello("web")
-    real_pool.ok("start")
-    supervisor = real_pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        code, found = examined(real_pool)
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
-    assert code == 1
-    only(found, "supervisor", "problem")
-
-
-def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
-    real_pool: RealPool, monkeypatch: Any
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/a b/pool", "nfs4"),
+        ("/home/a b", "nfs4"),
+        ("/home/a b/local/x", ""),
+        ("/home/a bc", ""),
+        ("/", ""),
+    ],
+)
+def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
+    path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.features.doctor import _check_machine
-    from poolctl.features.doctor import command as doctor
-
-    def explodes(case: object) -> list[Any]:
-        raise RuntimeError("no such thing")
-
-    monkeypatch.setattr(_check_machine, "CHECKS", (explodes, *_check_machine.CHECKS))
-    monkeypatch.chdir(real_pool.directory)
-    found = doctor.perform(CommandRequest("doctor", {"output": "json"})).items
-    assert [each.status for each in found if each.check == "explodes"] == ["warning"]
-    assert found[-1].check == "leftovers"
+    monkeypatch.setattr(_check_machine, "read", lambda path: MOUNTS.strip())
+    assert _check_machine._network(path) == kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,12 +12,13 @@ import pyte
 import pytest
 
 from poolctl.control.pool_paths import pool_key
+from poolctl.control.server_answers import Measured
+from poolctl.features.top._live_view import action_of
+from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
-
-pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def many(count: int) -> list[dict[str, Any]]:
     return [item(f"web-{number:03}", bind=f"127.0.0.1:{8000 + number}") for number in range(count)]
 
 
+@pytest.mark.integration
 def test_a_key_restarts_the_selected_server_and_no_other(pool: RealPool) -> None:
     pool.ok("start")
     before = pool.items()
@@ -103,6 +104,7 @@ def test_a_key_restarts_the_selected_server_and_no_other(pool: RealPool) -> None
     assert after["users"]["pids"] == before["users"]["pids"]
 
 
+@pytest.mark.integration
 def test_an_action_that_stops_a_server_asks_first(pool: RealPool) -> None:
     pool.ok("start")
     with top(pool) as view:
@@ -121,6 +123,7 @@ def test_an_action_that_stops_a_server_asks_first(pool: RealPool) -> None:
     assert pool.items()["users"]["ready"]
 
 
+@pytest.mark.integration
 @pytest.mark.capability
 def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> None:
     log = pool.directory / "users.log"
@@ -140,6 +143,7 @@ def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> N
         view.until_shown("NAME")
 
 
+@pytest.mark.integration
 def test_hundreds_of_servers_scroll_and_are_filtered(pool: RealPool) -> None:
     with answering(pool, many(500)), top(pool) as view:
         lines = view.until_shown("1/500")
@@ -154,6 +158,7 @@ def test_hundreds_of_servers_scroll_and_are_filtered(pool: RealPool) -> None:
         view.until_shown("/500")
 
 
+@pytest.mark.integration
 def test_a_resized_terminal_gets_a_new_frame(pool: RealPool) -> None:
     with answering(pool, many(50)), top(pool) as view:
         view.until_shown("1/50")
@@ -165,6 +170,7 @@ def test_a_resized_terminal_gets_a_new_frame(pool: RealPool) -> None:
             assert any(line.startswith("NAME") for line in frame)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("ending", "status"), [("q", 0), ("\x03", 130), (signal.SIGTERM, -15), (signal.SIGHUP, -1)]
 )
@@ -184,6 +190,7 @@ def test_the_terminal_is_as_before_whatever_ends_the_view(
         assert view.terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ending", "status"), [("q", 0), (signal.SIGTERM, -15)])
 def test_a_terminal_that_takes_no_output_holds_up_neither_keys_nor_the_end(
     pool: RealPool, ending: str | signal.Signals, status: int
@@ -205,6 +212,7 @@ def test_a_terminal_that_takes_no_output_holds_up_neither_keys_nor_the_end(
         assert view.terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
 
 
+@pytest.mark.integration
 def test_unexpected_answer_is_reported_and_the_last_figures_stay(pool: RealPool) -> None:
     items: list[Any] = many(1)
     with answering(pool, items), top(pool, "--interval", "0.1s") as view:
@@ -218,6 +226,7 @@ def test_unexpected_answer_is_reported_and_the_last_figures_stay(pool: RealPool)
         assert view.terminal.modes() == before
 
 
+@pytest.mark.integration
 def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(pool: RealPool) -> None:
     script = "set -m; poolctl top; echo stopped-$?; stty -a | tr ';' '\\n' | grep -w icanon; read x; fg; echo over-$?"
     with answering(pool, many(3)), Terminal(pool, shell=script) as terminal:
@@ -235,6 +244,7 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(pool: RealPool) ->
         terminal.until(lambda shown: "over-0" in shown)
 
 
+@pytest.mark.integration
 def test_colours_can_be_turned_off(pool: RealPool) -> None:
     with answering(pool, many(3)), top(pool, env={"NO_COLOR": "1", "TERM": "xterm-256color"}) as view:
         view.until_shown("web-002")
@@ -245,23 +255,7 @@ def test_colours_can_be_turned_off(pool: RealPool) -> None:
     assert "32m" not in view.terminal.shown
 
 
-def test_without_a_terminal_one_frame_of_all_servers_is_printed(pool: RealPool) -> None:
-    with answering(pool, many(60)):
-        done = pool.ok("top")
-        assert "poolctl list -o json" in done.stderr
-        assert done.stdout.count("● running") == 60
-        assert "\x1b" not in done.stdout
-        assert pool.ok("top", "--once", "--sort", "name").stderr == ""
-        assert pool.ok("top", "web-00?", "-n", "2", "--interval", "0.1s").stdout.count("NAME") == 2
-        assert len(json.loads(pool.ok("top", "-o", "json").stdout)["items"]) == 60
-
-
-def test_without_a_supervisor_top_fails(pool: RealPool) -> None:
-    assert pool.run("top").code == 6
-    assert pool.run("top", "-n", "0").code == 2
-    assert pool.run("top", "--sort", "size").code == 2
-
-
+@pytest.mark.integration
 def test_a_killed_supervisor_is_waited_for(pool: RealPool, until: Any) -> None:
     pool.ok("start")
     with top(pool, "--interval", "0.2s") as view:
@@ -273,6 +267,7 @@ def test_a_killed_supervisor_is_waited_for(pool: RealPool, until: Any) -> None:
         view.until_shown("○ stopped")
 
 
+@pytest.mark.integration
 def test_a_stopped_pool_is_reported(pool: RealPool) -> None:
     pool.ok("start")
     with top(pool, "--interval", "0.2s") as view:
@@ -283,6 +278,7 @@ def test_a_stopped_pool_is_reported(pool: RealPool) -> None:
         assert view.terminal.end() == 0
 
 
+@pytest.mark.integration
 def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPool) -> None:
     gateway = {"state": "running", "pid": 7, "addresses": ["http://127.0.0.1:80"], "routes": 1}
     route = {"alias": "shop", "path": "/shop", "to": ["web-001"], "way": "pass", "passed": 5, "requests": 5}
@@ -306,3 +302,21 @@ def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPoo
         view.until_shown("web-001")
         view.terminal.press("q")
         assert view.terminal.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "state", "verb", "asks"),
+    [("r", "running", "restart", False), ("s", "running", "stop", True), ("s", "failed", "start", False),
+     ("s", "disabled", "enable", False), ("d", "running", "drain", True), ("d", "draining", "undrain", False),
+     ("+", "running", "scale", False), ("-", "running", "scale", True)],
+)  # fmt: skip
+def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
+    action = action_of(key, from_json(Measured, item("web", state=state, workers=2)))
+    assert action is not None
+    assert (action.verb, bool(action.question)) == (verb, asks)
+    assert action.body()["selector"] == {"targets": ["web"]}
+
+
+def test_the_last_worker_is_not_scaled_away() -> None:
+    assert action_of("-", from_json(Measured, item("web", workers=1))) is None
+    assert action_of("x", from_json(Measured, item("web"))) is None

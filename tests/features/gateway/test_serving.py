@@ -1,18 +1,24 @@
-"""Connections that change their protocol, TLS towards clients and backends, and the end of all connections."""
+"""Taking over clients' sockets, TLS towards clients, and the end of all connections."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from pathlib import Path
 
 import pytest
 
-from poolctl.features.gateway.process.proxy import client_connection, connection_pool
-from poolctl.features.gateway.process.proxy.serving import drain
+from poolctl.features.gateway.process.proxy import client_connection
+from poolctl.features.gateway.process.proxy.serving import drain, serve
 from poolctl.features.gateway.process.tls import BUFFER_BYTES, ListenerCertificates
+from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
-from tests.features.gateway.proxy_stage import Backend, Stage, Wire, ok, play, route
+from tests.features.gateway import passing_stage
+from tests.features.gateway.passing_stage import until
+from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, _pair, ok, play
+from tests.features.gateway.test_tls import client_hello
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -20,97 +26,6 @@ UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
 CLOSE_1012 = b"\x88\x02\x03\xf4"
 SOON = 0.1
-
-
-def upgrading(protocol: bytes, first: bytes = b"") -> object:
-    """Switches, sends these bytes, and returns what it receives, until its end."""
-
-    async def script(backend: Backend, wire: Wire) -> None:
-        await backend.request(wire)
-        await wire.send(SWITCHING % protocol + first)
-        while data := await wire.some():
-            await wire.send(data)
-        await wire.send(b"bye")
-
-    return script
-
-
-@pytest.mark.parametrize("protocol", [b"websocket", b"other/1"])
-def test_bytes_are_copied_both_ways_after_an_upgrade(protocol: bytes) -> None:
-    async def scene(stage: Stage) -> None:
-        backend = await stage.route(upgrading(protocol, first=b"\x81\x02hi"))
-        client = await stage.client()
-        await client.send(UPGRADE % protocol + b"early")
-        assert await client.head() == SWITCHING % protocol
-        assert await client.exactly(9) == b"\x81\x02hiearly"
-        assert b"\r\nConnection: Upgrade\r\nUpgrade: %b\r\n" % protocol in backend.heads[0]
-        data = bytes(range(256)) * 10_000
-        _, received = await asyncio.gather(client.send(data), client.exactly(len(data)))
-        assert received == data
-        client.eof()  # the other direction goes on
-        assert await client.rest() == b"bye"
-        while stage.edge.pool.clients:
-            await asyncio.sleep(0)
-        assert stage.edge.counts.route("app").failures == 0
-        assert stage.edge.backends.of(next(iter(stage.edge.table))).in_flight == 0
-
-    play(scene)
-
-
-def test_backend_may_close_its_direction_first() -> None:
-    async def scene(stage: Stage) -> None:
-        received = asyncio.get_running_loop().create_future()
-
-        async def half(backend: Backend, wire: Wire) -> None:
-            await backend.request(wire)
-            await wire.send(SWITCHING % b"x" + b"all")
-            wire.eof()
-            received.set_result(await wire.rest())
-
-        await stage.route(half)
-        client = await stage.client()
-        await client.send(UPGRADE % b"x")
-        await client.head()
-        assert await client.rest() == b"all"
-        await client.send(b"still")
-        client.eof()
-        assert await asyncio.wait_for(received, 20) == b"still"
-
-    play(scene)
-
-
-def test_upgrade_that_is_not_wanted_is_answered_as_usual() -> None:
-    async def scene(stage: Stage) -> None:
-        await stage.route(ok)
-        client = await stage.client()
-        for _ in range(2):
-            await client.send(UPGRADE % b"websocket")
-            assert (await client.response())[1] == b"hello"
-
-    play(scene)
-
-
-@pytest.mark.parametrize("request_", [GET, UPGRADE % b"h2c"], ids=["none", "h2c"])
-def test_switching_without_being_asked_is_a_bad_gateway(request_: bytes) -> None:
-    async def scene(stage: Stage) -> None:
-        backend = await stage.route(upgrading(b"h2c"))
-        client = await stage.client()
-        await client.send(request_)
-        assert (await client.response())[0].startswith(b"HTTP/1.1 502 ")
-        assert b"Upgrade" not in backend.heads[0]
-
-    play(scene)
-
-
-def test_idle_tunnel_is_closed() -> None:
-    async def scene(stage: Stage) -> None:
-        await stage.route(upgrading(b"x"), timeouts={"idle": SOON})
-        client = await stage.client()
-        await client.send(UPGRADE % b"x")
-        await client.head()
-        assert await client.rest() == b""
-
-    play(scene)
 
 
 def test_idle_connections_end_while_draining_and_others_after_their_response(
@@ -312,55 +227,117 @@ def test_no_handshake_no_connection(tmp_path: Path) -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("trusted", [False, True])
-def test_certificates_of_backends_are_verified(
-    tmp_path: Path, trusted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SIZE = 8_000_000
+
+
+async def large(backend: Backend, wire: Wire) -> None:
+    await backend.request(wire)
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + b"x" * SIZE)
+
+
+async def echo(backend: Backend, wire: Wire) -> None:
+    while True:
+        head = await backend.request(wire)
+        size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + await wire.exactly(size))
+
+
+async def shared(stage: Stage, received: bytes = b"") -> tuple[socket.socket, socket.socket]:
+    """A client's connection that is proxied, and the application's duplicate of the other end."""
+    ours, theirs = _pair()
+    application = theirs.dup()
+    serve(stage.edge, Connection(fileno=theirs.detach()), received)
+    while not stage.edge.pool.clients:
+        await asyncio.sleep(0)
+    return ours, application
+
+
+def test_application_that_makes_a_connection_block_holds_up_no_other_client() -> None:
     async def scene(stage: Stage) -> None:
-        cert, key = certificate(tmp_path)
-        if trusted:
-            monkeypatch.setenv("SSL_CERT_FILE", str(cert))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(cert, key)
-        backend = await stage.backend(ok, context=context)
-        stage.routes(route(backend))
-        client = await stage.client()
-        for _ in range(2):
-            await client.send(GET)
-            assert (await client.response())[0].startswith(b"HTTP/1.1 200 " if trusted else b"HTTP/1.1 502 ")
-        assert len(backend.heads) == (2 if trusted else 0)
-        assert backend.connections <= 1
+        backend = await stage.route(large)
+        ours, application = await shared(stage)
+        with ours, application:
+            application.setblocking(True)
+            ours.send(GET)
+            while not backend.heads:
+                await asyncio.sleep(0)
+            other = await stage.client()
+            await other.send(GET)
+            assert (await other.response())[1] == b"x" * SIZE
+            # The first client reads its response after all.
+            reader, writer = await asyncio.open_connection(sock=ours)
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE)
+            assert await asyncio.wait_for(reader.readexactly(SIZE), DEADLINE) == b"x" * SIZE
+            writer.close()
 
     play(scene)
 
 
-def test_idle_connections_to_backends_are_few_and_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_pool, "MOST_IDLE", 2)
-
+def test_connection_whose_close_would_wait_is_closed_promptly() -> None:
     async def scene(stage: Stage) -> None:
-        go_on = asyncio.Event()
-
-        async def later(backend: Backend, wire: Wire) -> None:
-            await backend.request(wire)
-            await go_on.wait()
-            await wire.send(OK + b"Content-Length: 0\r\n\r\n")
-            await ok(backend, wire)
-
-        backend = await stage.route(later)
-        clients = [await stage.client() for _ in range(5)]
-        for client in clients:
-            await client.send(GET)
-        while len(backend.heads) < 5:
-            await asyncio.sleep(0)
-        monkeypatch.setattr(connection_pool, "IDLE_SECONDS", SOON)
-        go_on.set()
-        for client in clients:
-            await client.response()
-        assert "2 idle" in repr(stage.edge.pool)
-        row = stage.edge.backends.snapshot()[0]
-        assert row["connections"] == 2
-        while "0 idle" not in repr(stage.edge.pool):
-            await asyncio.sleep(0.01)
-        assert stage.edge.backends.snapshot()[0]["connections"] == 0
+        backend = await stage.route(large)
+        ours, application = await shared(stage)
+        with ours:
+            application.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 300))
+            application.setblocking(True)
+            ours.send(GET)
+            while not backend.heads:
+                await asyncio.sleep(0)
+            application.close()
+            for client in list(stage.edge.pool.clients):
+                client.end_now()
+            while stage.edge.pool.clients:
+                await asyncio.sleep(0)
 
     play(scene)
+
+
+def test_bodies_in_both_directions_and_later_requests_are_served() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(echo)
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        ours, application = await shared(stage, received=head % 3)
+        with application:
+            reader, writer = await asyncio.open_connection(sock=ours)
+            wire = Wire(reader, writer)
+            await wire.send(b"abc")
+            assert (await wire.response())[1] == b"abc"
+            body = b"0123456789" * 300_000
+            writer.write(head % len(body) + body)
+            assert (await wire.response())[1] == body
+            wire.close()
+            while stage.edge.pool.clients:
+                await asyncio.sleep(0)
+
+    play(scene)
+
+
+def test_last_response_is_sent_before_the_connection_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        ours, application = await shared(stage)
+        application.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(GET + b"no request\r\n\r\n")
+        received = await asyncio.wait_for(reader.read(), DEADLINE)
+        assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 400") == 1
+        writer.close()
+
+    play(scene)
+
+
+def test_oldest_of_too_many_handshakes_is_given_up(tmp_path: Path) -> None:
+    contents = [path.read_bytes() for path in certificate(tmp_path)]
+
+    async def scene(stage: passing_stage.Stage) -> None:
+        stage.edge.certificates.put("127.0.0.1:0", (), {}, contents)
+        stage.edge.descriptors.of_handshakes = 2
+        begun = []
+        for count in (1, 2, 2):
+            begun.append(await stage.connect(client_hello("localhost")))
+            await until(lambda count=count: stage.edge.pool.arriving == count)
+        await stage.read(begun[0])
+        await until(lambda: len(stage.edge.pool.handshakes) == 2)
+        assert stage.edge.counts.snapshot()["refused"] == {"tls": 1}
+
+    passing_stage.play(scene, tls=True)

@@ -1,0 +1,1441 @@
+"""One client's connection: what passes through, what fails, and how both sides learn of it in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.features.gateway.process.proxy import client_connection
+from poolctl.features.gateway.process.proxy.client_connection import (
+    MOST_FRAMES_AT_ONCE,
+    MOST_PASSABLE,
+    MOST_REQUESTS_AT_ONCE,
+    ClientConnection,
+    FrameBoundary,
+)
+from poolctl.features.gateway.process.proxy.serving import serve
+from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.features.gateway.process.waiting_connections import WaitingConnections
+from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
+from poolctl.keeper.connection_handover import Connection
+from poolctl.routing.route import BreakerRule, Header, Limit, Route, Target
+from poolctl.worker import tally
+from tests.examples import examples
+from tests.features.gateway import passing_stage
+from tests.features.gateway.passing_stage import Pair, app_route, until
+from tests.features.gateway.proxy_stage import Backend, Script, Stage, Wire, ok, play, route
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: %b\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
+# Short timeouts of routes: what is waited for never comes.
+SOON = 0.1
+# The same where something else has to be done in time.
+RATHER_SOON = 1.0
+
+
+async def status_of(client: Wire) -> int:
+    head, _ = await client.response()
+    return int(head[9:12])
+
+
+def failing(*steps: bytes, reset: bool = False) -> Script:
+    """Reads a request, sends these pieces and closes."""
+
+    async def script(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        for step in steps:
+            await wire.send(step)
+        if reset:
+            wire.reset()
+
+    return script
+
+
+async def hanging(backend: Backend, wire: Wire) -> None:
+    """Never answers."""
+    await backend.request(wire)
+    await wire.rest()
+
+
+def unreachable() -> str:
+    """The URL of a port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_backend_that_cannot_be_reached_is_a_bad_gateway() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.routes(Route(alias="app", to=(Target(url=unreachable()),)))
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 502
+        await client.send(GET)  # the connection goes on
+        assert await status_of(client) == 502
+        url = next(iter(stage.edge.table)).to[0].url
+        for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(url)):
+            assert traffic.to_json()["errors"] == {"connect": 2}
+
+    play(scene)
+
+
+def test_each_backend_of_a_repeated_request_is_charged_for_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(client_connection, "monotonic", lambda: now)
+
+    def taking(seconds: float, response: bytes) -> Script:
+        async def script(backend: Backend, wire: Wire) -> None:
+            nonlocal now
+            await backend.request(wire)
+            now += seconds
+            await wire.send(response)
+
+        return script
+
+    async def scene(stage: Stage) -> None:
+        busy = await stage.backend(taking(5.0, b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"))
+        good = await stage.backend(taking(1.0, OK + b"Content-Length: 0\r\n\r\n"))
+        stage.routes(route(busy, good, policy="first", retries=1))
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 200
+        counts = stage.edge.counts
+        for traffic, seconds in (
+            (counts.route("app"), 6),
+            (counts.backend(busy.url), 5),
+            (counts.backend(good.url), 1),
+        ):
+            assert traffic.slots[tally.LATENCY_NS] == seconds * 10**9
+
+    play(scene)
+
+
+FIRST = {
+    "unreachable": None,
+    "closes": failing(b""),
+    "resets": failing(b"", reset=True),
+    "answers 503": failing(b"HTTP/1.1 503 no\r\nContent-Length: 2\r\n\r\nno"),
+    "is no server of HTTP": failing(b"SSH-2.0-x\r\n\r\n"),
+    "hangs": hanging,
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_failed_request_is_sent_to_another_backend_if_it_may_be(name: str, method: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        script = FIRST[name]
+        first = (await stage.backend(script)).url if script else unreachable()
+        other = await stage.backend(ok)
+        targets = Target(url=first), Target(url=other.url)
+        timeouts = {"head": RATHER_SOON} if name == "hangs" else {}
+        stage.routes(route(to=targets, policy="first", retries=1, timeouts=timeouts))
+        client = await stage.client()
+        await client.send(b"%b / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na" % method)
+        status = await status_of(client)
+        if method == b"GET" or name == "unreachable":
+            assert (status, len(other.heads)) == (200, 1)
+        else:
+            assert status == {"answers 503": 503, "hangs": 504}.get(name, 502)
+            assert not other.heads
+
+    play(scene)
+
+
+def test_the_last_failing_backend_leaves_nothing_to_try() -> None:
+    async def scene(stage: Stage) -> None:
+        targets = tuple(Target(url=unreachable()) for _ in range(2))
+        stage.routes(route(to=targets, retries=5))
+        client = await stage.client()
+        await client.send(GET)
+        head, _ = await client.response()
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: " in head
+
+    play(scene)
+
+
+async def trickling(backend: Backend, wire: Wire) -> None:
+    """Sends a byte of its response, and another one only after the client would have given up."""
+    await backend.request(wire)
+    await wire.send(OK + b"Content-Length: 5\r\n\r\nh")
+    await wire.rest()
+
+
+async def endless(backend: Backend, wire: Wire) -> None:
+    """Sends without end, a little at once."""
+    await backend.request(wire)
+    await wire.send(OK + b"Content-Length: 1000000\r\n\r\n")
+    while True:
+        await wire.send(b"x")
+        await asyncio.sleep(0.01)
+
+
+def test_response_that_does_not_begin_is_a_gateway_timeout() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(hanging, timeouts={"head": SOON})
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 504
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("script", "timeouts"), [(trickling, {"idle": SOON}), (endless, {"total": 2 * SOON})]
+)
+def test_response_that_does_not_end_is_cut_off(script: Script, timeouts: dict[str, float]) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(script, timeouts=timeouts)
+        client = await stage.client()
+        await client.send(GET[:-2] + b"Connection: close\r\n\r\n")
+        assert len(await client.rest()) < 1000
+
+    play(scene)
+
+
+def test_backend_that_does_not_accept_is_a_gateway_timeout() -> None:
+    async def scene(stage: Stage) -> None:
+        with socket.socket() as full:  # its backlog is used up by connections that are never accepted
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            waiting = [socket.socket() for _ in range(4)]
+            for each in waiting:
+                each.setblocking(False)
+                each.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            stage.routes(route(to=(Target(url=url),), timeouts={"connect": SOON}))
+            client = await stage.client()
+            await client.send(GET)
+            assert await status_of(client) == 504
+            for each in waiting:
+                each.close()
+
+    play(scene)
+
+
+def test_slow_head_is_a_request_timeout() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client, silent, second = [await stage.client() for _ in range(3)]
+        await second.send(GET)
+        assert await status_of(second) == 200
+        await client.send(GET[:10])
+        await second.send(GET[:10])
+        for each in (client, second):
+            assert await status_of(each) == 408
+            assert await each.rest() == b""
+        assert await silent.rest() == b""  # nothing to respond to
+
+    play(scene, head_seconds=RATHER_SOON)
+
+
+def test_slow_body_is_a_request_timeout() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(hanging, timeouts={"idle": SOON})
+        client = await stage.client()
+        await client.send(POST + b"Content-Length: 5\r\n\r\nab")
+        assert await status_of(client) == 408
+
+    play(scene)
+
+
+def test_idle_connection_is_closed_after_its_time() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 200
+        assert await client.rest() == b""
+
+    play(scene, keep_alive_seconds=SOON)
+
+
+def test_connection_without_keep_alive_is_closed_after_its_response() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        for request in (GET, GET.replace(b"GET /", b"TRACE /")):  # the second gets the gateway's own response
+            client = await stage.client()
+            await client.send(request + GET)
+            head, _ = await client.response()
+            assert b"\r\nConnection: close\r\n" in head
+            assert await client.rest() == b""
+
+    play(scene, keep_alive_seconds=0)
+
+
+def test_body_that_is_too_large_is_refused() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(hanging, max_body_bytes=10)
+        for body in (
+            b"Content-Length: 11\r\n\r\n",
+            b"Transfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n",
+        ):
+            client = await stage.client()
+            await client.send(POST + body)
+            assert await status_of(client) == 413
+            assert await client.rest() == b""
+        assert not backend.heads
+        client = await stage.client()
+        await client.send(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        while not backend.heads:
+            await asyncio.sleep(0)
+        await client.send(b"6\r\n world\r\n")
+        assert await status_of(client) == 413
+
+    play(scene)
+
+
+def test_head_that_is_too_large_is_refused() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        for end in (b"", b"\r\n\r\n"):
+            client = await stage.client()
+            await client.send(GET[:-2] + b"X: " + b"x" * 5000 + end)
+            assert await status_of(client) == 431
+
+    play(scene, max_head_bytes=4096)
+
+
+def test_requests_that_are_no_proxys_are_refused() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        for request, status in (
+            (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 405),
+            (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\n\r\n", 417),
+            (b"GET /..;/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n", 400),
+        ):
+            client = await stage.client()
+            await client.send(request)
+            assert await status_of(client) == status
+        assert not backend.heads
+
+    play(scene)
+
+
+def test_full_limit_is_refused_with_a_time_to_come_back() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(hanging, limit=Limit(concurrency=1))
+        first, second = await stage.client(), await stage.client()
+        await first.send(GET)
+        while not backend.heads:
+            await asyncio.sleep(0)
+        await second.send(GET)
+        head, _ = await second.response()
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: " in head
+
+    play(scene)
+
+
+def test_request_in_the_queue_is_sent_when_its_turn_comes() -> None:
+    async def scene(stage: Stage) -> None:
+        go_on = asyncio.Event()
+
+        async def later(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await go_on.wait()
+            await wire.send(OK + b"Content-Length: 0\r\n\r\n")
+            await ok(backend, wire)
+
+        backend = await stage.route(later, limit=Limit(concurrency=1, queue=5, queue_seconds=20.0))
+        clients = [await stage.client() for _ in range(3)]
+        for each in clients:
+            await each.send(GET)
+        while stage.edge.backends.of(next(iter(stage.edge.table))).waiting < 2:
+            await asyncio.sleep(0)
+        # Neither the time for a head nor that of an idle connection applies.
+        deadlines = sorted(each._timer.deadline for each in stage.edge.pool.clients)  # type: ignore[attr-defined]
+        assert deadlines[1:] == [float("inf")] * 2
+        clients[2].close()  # frees its place
+        go_on.set()
+        assert [await status_of(each) for each in clients[:2]] == [200, 200]
+        assert len(backend.heads) == 2
+
+    play(scene)
+
+
+def in_flight(stage: Stage) -> Callable[[], int]:
+    backends = stage.edge.backends.of(next(iter(stage.edge.table)))
+    return lambda: backends.in_flight
+
+
+@pytest.mark.parametrize("script", [hanging, trickling, endless])
+def test_client_that_leaves_frees_the_backend(script: Script) -> None:
+    async def scene(stage: Stage) -> None:
+        ended = asyncio.Event()
+
+        async def observed(backend: Backend, wire: Wire) -> None:
+            try:
+                await script(backend, wire)
+            finally:
+                ended.set()
+
+        backend = await stage.route(observed)
+        client = await stage.client()
+        await client.send(GET)
+        while not backend.heads:
+            await asyncio.sleep(0)
+        assert in_flight(stage)() == 1
+        client.close()
+        await asyncio.wait_for(ended.wait(), 20)
+        while in_flight(stage)():
+            await asyncio.sleep(0)
+        assert stage.edge.counts.route("app").failures == 0
+
+    play(scene)
+
+
+def test_lingering_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", SOON)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        await client.send(b"no request\r\n\r\n")
+        assert await status_of(client) == 400
+        while stage.edge.pool.clients:
+            await asyncio.sleep(0.01)
+
+    play(scene)
+
+
+def test_client_that_never_takes_the_end_of_its_response_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "SENDING_SECONDS", SOON)
+
+    async def large(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"x" * 90000)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(large)
+        for field in (b"", b"Connection: close\r\n"):
+            with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                client.connect(listener.getsockname())
+                serve(stage.edge, listener.accept()[0])
+                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n")
+                while not stage.edge.pool.clients:
+                    await asyncio.sleep(0)
+                while stage.edge.pool.clients:
+                    await asyncio.sleep(0.01)
+        counts = stage.edge.counts.route("app")
+        assert (counts.failures, counts.requests) == (0, 2)
+
+    play(scene, keep_alive_seconds=SOON)
+
+
+PAGE = b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\n\r\n"
+
+
+UPLOAD = b"POST /a HTTP/1.1\r\nHost: a.example\r\n"
+
+
+def answer(response: bytes, *, close: bool = False) -> Script:
+    """Answers every request with these bytes."""
+
+    async def script(backend: Backend, wire: Wire) -> None:
+        while True:
+            await backend.request(wire)
+            await wire.send(response)
+            if close:
+                return
+
+    return script
+
+
+async def echo_body(backend: Backend, wire: Wire) -> None:
+    """Answers with the body of the request, in its framing."""
+    while True:
+        head = await backend.request(wire)
+        if b"Transfer-Encoding: chunked" in head:
+            body = await wire.chunks()
+        else:
+            found = re.search(rb"Content-Length: (\d+)", head)
+            body = await wire.exactly(int(found[1]) if found else 0)
+        await wire.send(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+
+def test_request_and_response_pass_through_over_one_connection_each() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(PAGE)
+            head, body = await client.response()
+            assert head == b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n"
+            assert body == b"hello"
+        assert backend.connections == 1
+        assert backend.heads[0] == (
+            b"GET /a?b=c HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n"
+            b'X-Forwarded-Host: a.example\r\nForwarded: for=127.0.0.1;proto=http;host="a.example"\r\n\r\n'
+        )
+
+    play(scene)
+
+
+def test_bytes_that_were_read_before_come_first() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client(received=PAGE[:20])
+        await client.send(PAGE[20:])
+        assert await client.response() == (b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n", b"hello")
+
+    play(scene)
+
+
+def test_pipelined_requests_are_answered_in_their_order() -> None:
+    async def number(backend: Backend, wire: Wire) -> None:
+        while True:
+            target = (await backend.request(wire)).split(b" ")[1]
+            await wire.send(OK + b"Content-Length: %d\r\n\r\n" % len(target) + target)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(number)
+        client = await stage.client()
+        await client.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % each for each in range(50)))
+        assert [(await client.response())[1] for _ in range(50)] == [b"/%d" % each for each in range(50)]
+
+    play(scene)
+
+
+def test_read_ahead_is_bounded() -> None:
+    async def scene(stage: Stage) -> None:
+        answered = asyncio.Event()
+
+        async def late(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await answered.wait()
+            await wire.send(OK + b"Content-Length: 0\r\n\r\n")
+            await ok(backend, wire)
+
+        await stage.route(late)
+        client = await stage.client()
+        more = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 1000 + b"\r\n\r\n"
+        client.writer.write(PAGE + more * 20_000)  # 20 MB
+        connection = None
+        while connection is None or connection._reading:
+            await asyncio.sleep(0)
+            connection = next(iter(stage.edge.pool.clients), None)
+        assert len(connection._buffer) < 1024 * 1024
+        answered.set()
+        for _ in range(101):
+            assert (await client.response())[0].startswith(OK)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_pass_through_both_ways(size: int, chunked: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(echo_body)
+        client = await stage.client()
+        body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+        if chunked:
+            chunks = b"".join(
+                b"%x\r\n%b\r\n" % (len(body[at : at + 7001]), body[at : at + 7001])
+                for at in range(0, size, 7001)
+            )
+            sent = UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        else:
+            sent = UPLOAD + b"Content-Length: %d\r\n\r\n" % size + body
+        for _ in range(2):
+            _, (_, received) = await asyncio.gather(client.send(sent), client.response())
+            assert received == body
+
+    play(scene)
+
+
+CHUNKS = b"5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
+
+
+FRAMINGS = {
+    "chunks with trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS, b"helloabc"),
+    "canonical chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "until the end": (OK + b"X: y\r\n\r\nhello", b"hello"),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello"),
+    "no content": (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", b""),
+    "not modified": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\n\r\n", b""),
+    "folded field": (OK + b"X: a\r\n b\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMINGS)
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_responses_in_every_framing_reach_clients_of_either_version(name: str, version: bytes) -> None:
+    response, expected = FRAMINGS[name]
+    until_close = name in ("until the end", "HTTP/1.0")
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(answer(response, close=until_close))
+        client = await stage.client()
+        request = b"GET / HTTP/%b\r\nHost: a\r\nConnection: keep-alive\r\n\r\n" % version
+        await client.send(request)
+        if version == b"1.0" and (b"hunked" in response or until_close):
+            head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+            assert b"\r\nConnection: close" in head
+            assert b"hunked" not in head
+            assert body == expected
+            return
+        head = await client.head()
+        assert b"close" not in head
+        assert (b"Connection: keep-alive" in head) == (version == b"1.0")
+        if b"chunked" in head:
+            assert await client.chunks() == expected
+        else:
+            assert await client.exactly(len(expected)) == expected
+        await client.send(request)  # the connection is still in step
+        assert (await client.head()) == head
+
+    play(scene)
+
+
+def test_response_that_comes_in_pieces_is_whole_without_the_line_that_keeps_the_connection() -> None:
+    async def script(backend: Backend, wire: Wire) -> None:
+        while True:
+            await backend.request(wire)
+            await wire.send(OK + b"Connection: keep-alive\r\nContent-Length: 11\r\n\r\nfirst")
+            await asyncio.sleep(0)
+            await wire.send(b"second")
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(script)
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(PAGE)
+            assert await client.response() == (OK + b"Content-Length: 11\r\n\r\n", b"firstsecond")
+        assert backend.connections == 1
+
+    play(scene)
+
+
+def test_response_to_head_has_no_body() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(answer(OK + b"Content-Length: 500\r\n\r\n"))
+        client = await stage.client()
+        for _ in range(2):
+            await client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await client.head() == OK + b"Content-Length: 500\r\n\r\n"
+
+    play(scene)
+
+
+def test_trailers_and_early_hints_pass_through() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(answer(hints + OK + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS))
+        client = await stage.client()
+        await client.send(PAGE)
+        assert await client.head() == hints
+        assert b"chunked" in await client.head()
+        assert await client.until(b"\r\n\r\n") == b"5\r\nhello\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
+
+    play(scene)
+
+
+def test_an_expectation_is_met_by_the_backend() -> None:
+    async def expecting(backend: Backend, wire: Wire) -> None:
+        assert b"Expect: 100-continue" in await backend.request(wire)
+        await wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await wire.send(OK + b"Content-Length: 3\r\n\r\n" + await wire.exactly(3))
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(expecting)
+        client = await stage.client()
+        await client.send(UPLOAD + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(b"abc")
+        assert (await client.response())[1] == b"abc"
+
+    play(scene)
+
+
+def test_response_before_the_end_of_the_request_ends_the_connection_after_it() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(answer(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n"))
+        client = await stage.client()
+        await client.send(UPLOAD + b"Content-Length: 100000\r\n\r\nabc")
+        head, body = await client.response()
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nConnection: close\r\n" in head
+        assert body == b"no\n"
+        await client.send(b"x" * 1000)  # read and dropped: no reset
+        assert await client.rest() == b""
+
+    play(scene)
+
+
+def test_events_arrive_as_they_are_sent() -> None:
+    async def scene(stage: Stage) -> None:
+        seen = asyncio.Event()
+
+        async def events(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await wire.send(OK + b"Content-Type: text/event-stream\r\n\r\n")
+            for number in range(3):
+                seen.clear()
+                await wire.send(b"data: %d\n\n" % number)
+                await seen.wait()  # the next one is sent only when the client has this one
+
+        await stage.route(events)
+        client = await stage.client()
+        await client.send(PAGE)
+        await client.head()
+        for number in range(3):
+            assert await client.until(b"\n\n\r\n") == b"9\r\ndata: %d\n\n\r\n" % number
+            seen.set()
+        assert await client.exactly(5) == b"0\r\n\r\n"
+
+    play(scene)
+
+
+def test_a_slow_client_stops_the_backend() -> None:
+    size = 200_000_000  # more than the kernel's buffers of both connections take
+
+    async def scene(stage: Stage) -> None:
+        async def flood(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await wire.send(OK + b"Content-Length: %d\r\n\r\n" % size)
+            for _ in range(size // 1_000_000):
+                await wire.send(b"x" * 1_000_000)
+
+        await stage.route(flood)
+        client = await stage.client()
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(PAGE)
+        exchange = None
+        while exchange is None or not exchange._paused:
+            await asyncio.sleep(0)
+            exchange = next((each._exchange for each in stage.edge.pool.clients), None)
+        assert not exchange._connection._transport.is_reading()
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        await client.head()
+        for _ in range(size // 1_000_000):
+            await client.exactly(1_000_000)
+
+    play(scene)
+
+
+def test_a_slow_backend_stops_the_client() -> None:
+    size = 200_000_000  # more than the kernel's buffers of both connections take
+
+    async def scene(stage: Stage) -> None:
+        go_on = asyncio.Event()
+
+        async def slow(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await go_on.wait()
+            for _ in range(size // 1_000_000):
+                await wire.exactly(1_000_000)
+            await wire.send(OK + b"Content-Length: 0\r\n\r\n")
+
+        await stage.route(slow)
+        client = await stage.client()
+        client.writer.write(UPLOAD + b"Content-Length: %d\r\n\r\n" % size)
+        client.writer.write(b"x" * size)
+        connection = None
+        while connection is None or connection._reading:
+            await asyncio.sleep(0)
+            connection = next(iter(stage.edge.pool.clients), None)
+        go_on.set()
+        assert (await client.response())[0].startswith(OK)
+
+    play(scene)
+
+
+def test_the_route_changes_host_and_path_and_adds_fields() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(
+            ok,
+            path="/v1",
+            strip_path=True,
+            host_header="inner:80",
+            add_headers=(Header(name="X-Api", value="1"),),
+        )
+        client = await stage.client()
+        for target, expected in ((b"/v1/a?b", b"/a?b"), (b"/v1", b"/"), (b"/%761/./b/../c", b"/c")):
+            await client.send(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+            await client.response()
+            head = backend.heads[-1]
+            assert head.startswith(b"GET %b HTTP/1.1\r\nHost: inner:80\r\n" % expected)
+            assert b"\r\nX-Api: 1\r\n" in head
+            assert b"\r\nX-Forwarded-Host: a\r\n" in head
+            assert head.lower().count(b"\r\nhost:") == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_backend_learns_of_the_route_if_that_asks_for_it(asked: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok, path="/v1", context_headers=asked)
+        client = await stage.client()
+        await client.send(
+            b"GET /v1 HTTP/1.1\r\nHost: a\r\nX-Poolctl-Route: mine\r\nX_Poolctl_Route: mine\r\n\r\n"
+        )
+        await client.response()
+        fields = re.findall(rb"(?i)\r\nx[-_]poolctl[^\r]*", backend.heads[0])
+        upstream = b"\r\nx-poolctl-upstream-url: " + backend.url.encode()
+        assert fields[:1] == ([b"\r\nx-poolctl-route: app"] if asked else [])
+        assert (upstream in fields) == asked
+
+    play(scene)
+
+
+def test_each_request_of_a_connection_takes_its_own_route() -> None:
+    async def scene(stage: Stage) -> None:
+        one, other = await stage.backend(ok), await stage.backend(echo_body)
+        stage.routes(route(one, host="one"), route(other, alias="other", host="other"))
+        client = await stage.client()
+        for host, backend in ((b"one", one), (b"other:80", other), (b"ONE", one)):
+            await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+            await client.response()
+            assert b"\r\nHost: %b\r\n" % host in backend.heads[-1]
+        await client.send(b"GET / HTTP/1.1\r\nHost: third\r\n\r\n")
+        head, _ = await client.response()
+        assert head.startswith(b"HTTP/1.1 404 ")
+        assert b"close" not in head
+        assert (len(one.heads), len(other.heads)) == (2, 1)
+
+    play(scene)
+
+
+def test_backends_on_unix_sockets_are_reached(tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.backend(ok, str(tmp_path / "s"))
+        stage.routes(route(backend))
+        client = await stage.client()
+        await client.send(PAGE)
+        assert (await client.response())[1] == b"hello"
+
+    play(scene)
+
+
+def test_what_was_proxied_is_counted_for_route_and_backend() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(PAGE)
+            await client.response()
+        for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(backend.url)):
+            assert (traffic.requests, traffic.failures) == (3, 0)
+            assert traffic.bytes_out == 15
+
+    play(scene)
+
+
+SOME_RESPONSES = [
+    OK + b"Content-Length: 5\r\n\r\nhello",
+    OK + b"Content-Length: 300000\r\n\r\n" + b"y" * 300_000,
+    OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhello\r\n" * 20 + b"0\r\n\r\n",
+    b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n",
+]
+LAST_RESPONSES = [
+    b"",
+    OK[:7],
+    OK + b"Content-Length: 10\r\n\r\nabc",
+    OK + b"\r\n" + b"x" * 70_000,
+    OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+    b"no response\r\n\r\n",
+]
+
+
+REQUESTS = [
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 9,
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + b"z" * 100_000,
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nzzz",
+    b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"5;x\r\nhello\r\n" * 100
+    + b"0\r\n\r\n",
+    b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nabc",
+    b"no request\r\n\r\n",
+]
+
+
+SWITCHED = b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"
+
+
+def disorderly_backend(random: Random) -> Script:
+    async def script(backend: Backend, wire: Wire) -> None:
+        while True:
+            head = await wire.head()
+            if b"chunked" in head:
+                await wire.chunks()
+            elif b"Content-Length: 100000" in head:
+                if random.random() < 0.2:  # a response to a request that is not read
+                    await wire.send(SOME_RESPONSES[0])
+                    return
+                await wire.exactly(100_000)
+            what = random.random()
+            if b"Upgrade" in head and what < 0.7:
+                await wire.send(SWITCHED)
+                while data := await wire.some():
+                    await wire.send(data)
+                    if random.random() < 0.2:
+                        return
+                return
+            if what < 0.2:
+                await wire.send(random.choice(LAST_RESPONSES))
+                if what < 0.1:
+                    wire.reset()
+                return
+            await wire.send(random.choice(SOME_RESPONSES))
+
+    return script
+
+
+async def disorderly_client(stage: Stage, random: Random) -> None:
+    client = await stage.client()
+    with suppress(OSError, RuntimeError):  # uvloop's, for a closed connection
+        for _ in range(random.randrange(1, 6)):
+            await client.send(random.choice(REQUESTS))
+            if random.random() < 0.7:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(client.reader.read(100_000), 0.05)
+        if random.random() < 0.5:
+            client.reset()
+    client.close()
+
+
+def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
+    random = Random(1)
+
+    async def scene(stage: Stage) -> None:
+        backends = [await stage.backend(disorderly_backend(random)) for _ in range(2)]
+        limit = Limit(concurrency=10, queue=5, queue_seconds=0.2)
+        timeouts = {"idle": 0.3, "head": 0.3}
+        rule = BreakerRule(failures=0, rate=0.0)
+        stage.routes(route(*backends, retries=1, breaker=rule, limit=limit, timeouts=timeouts))
+        await asyncio.gather(*(disorderly_client(stage, random) for _ in range(100)))
+        pool, of_route = stage.edge.pool, stage.edge.backends.of(next(iter(stage.edge.table)))
+        while pool.clients or pool._tasks:
+            await asyncio.sleep(0.01)
+        assert (of_route.in_flight, of_route.waiting) == (0, 0)
+        pool.close_idle()
+        while any(row["connections"] for row in stage.edge.backends.snapshot()):
+            await asyncio.sleep(0)
+        traffic = stage.edge.counts.route("app")
+        slots = traffic.slots
+        ended = sum(slots[tally.STATUS : tally.STATUS + 6]) + slots[tally.BROKEN] + slots[tally.DISCONNECTED]
+        assert traffic.requests == ended > 50
+
+    play(scene, head_seconds=0.5, keep_alive_seconds=0.5)
+
+
+def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconnected() -> None:
+    asked: asyncio.Queue[Wire] = asyncio.Queue()
+
+    async def script(backend: Backend, wire: Wire) -> None:
+        await wire.head()
+        asked.put_nowait(wire)
+        await wire.rest()
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(script)
+        client = await stage.client()
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wire = await asyncio.wait_for(asked.get(), 60)
+        # Both before the loop looks again.
+        with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+        response = OK + b"Connection: close\r\nContent-Length: 20000\r\n\r\n" + b"y" * 20_000
+        os.write(wire.writer.get_extra_info("socket").fileno(), response)
+        await client.rest()
+        while stage.edge.pool.clients:
+            await asyncio.sleep(0)
+        assert stage.edge.counts.route("app").requests == 1
+
+    play(scene)
+
+
+def upgrading(protocol: bytes, first: bytes = b"") -> object:
+    """Switches, sends these bytes, and returns what it receives, until its end."""
+
+    async def script(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.send(SWITCHING % protocol + first)
+        while data := await wire.some():
+            await wire.send(data)
+        await wire.send(b"bye")
+
+    return script
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"other/1"])
+def test_bytes_are_copied_both_ways_after_an_upgrade(protocol: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(upgrading(protocol, first=b"\x81\x02hi"))
+        client = await stage.client()
+        await client.send(UPGRADE % protocol + b"early")
+        assert await client.head() == SWITCHING % protocol
+        assert await client.exactly(9) == b"\x81\x02hiearly"
+        assert b"\r\nConnection: Upgrade\r\nUpgrade: %b\r\n" % protocol in backend.heads[0]
+        data = bytes(range(256)) * 10_000
+        _, received = await asyncio.gather(client.send(data), client.exactly(len(data)))
+        assert received == data
+        client.eof()  # the other direction goes on
+        assert await client.rest() == b"bye"
+        while stage.edge.pool.clients:
+            await asyncio.sleep(0)
+        assert stage.edge.counts.route("app").failures == 0
+        assert stage.edge.backends.of(next(iter(stage.edge.table))).in_flight == 0
+
+    play(scene)
+
+
+def test_backend_may_close_its_direction_first() -> None:
+    async def scene(stage: Stage) -> None:
+        received = asyncio.get_running_loop().create_future()
+
+        async def half(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await wire.send(SWITCHING % b"x" + b"all")
+            wire.eof()
+            received.set_result(await wire.rest())
+
+        await stage.route(half)
+        client = await stage.client()
+        await client.send(UPGRADE % b"x")
+        await client.head()
+        assert await client.rest() == b"all"
+        await client.send(b"still")
+        client.eof()
+        assert await asyncio.wait_for(received, 20) == b"still"
+
+    play(scene)
+
+
+def test_upgrade_that_is_not_wanted_is_answered_as_usual() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        for _ in range(2):
+            await client.send(UPGRADE % b"websocket")
+            assert (await client.response())[1] == b"hello"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("request_", [GET, UPGRADE % b"h2c"], ids=["none", "h2c"])
+def test_switching_without_being_asked_is_a_bad_gateway(request_: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(upgrading(b"h2c"))
+        client = await stage.client()
+        await client.send(request_)
+        assert (await client.response())[0].startswith(b"HTTP/1.1 502 ")
+        assert b"Upgrade" not in backend.heads[0]
+
+    play(scene)
+
+
+def test_idle_tunnel_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(upgrading(b"x"), timeouts={"idle": SOON})
+        client = await stage.client()
+        await client.send(UPGRADE % b"x")
+        await client.head()
+        assert await client.rest() == b""
+
+    play(scene)
+
+
+POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+TINY, LAST = b"1\r\na\r\n", b"0\r\n\r\n"
+
+
+TINY_CHUNKS = 5_000
+
+
+TINY_BODY = TINY * TINY_CHUNKS + LAST
+
+
+@pytest.fixture
+def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All chunks come within one second."""
+    monkeypatch.setattr(client_connection, "ChunkedBody", partial(ChunkedBody, clock=lambda: 0.0))
+
+
+class Turns:
+    """Counts the turns of the loop while it is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._over = False
+
+    def __enter__(self) -> Turns:
+        asyncio.get_running_loop().call_soon(self._turn)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over = True
+
+    def _turn(self) -> None:
+        self.count += 1
+        if not self._over:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+async def whole_body(backend: Backend, wire: Wire) -> None:
+    """Answer when the whole body has come."""
+    await backend.request(wire)
+    assert await wire.exactly(len(TINY_BODY)) == TINY_BODY
+    await wire.send(OK + b"Content-Length: 5\r\n\r\nwhole")
+    await ok(backend, wire)
+
+
+@pytest.mark.usefixtures("frozen_clock")
+def test_tiny_chunks_of_a_request_are_passed_on_in_many_turns() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(whole_body)
+        client = await stage.client()
+        with Turns() as turns:
+            await client.send(POST_CHUNKED + TINY_BODY + GET)
+            assert (await client.response())[1] == b"whole"
+        assert turns.count > TINY_CHUNKS / MOST_CHUNKS_AT_ONCE
+        await client.head()  # that of the next request, which came behind the chunks
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("frozen_clock")
+def test_request_with_too_many_chunks_a_second_gets_400_and_its_connection_ends() -> None:
+    async def scene(stage: Stage) -> None:
+        ended = asyncio.Event()
+
+        async def drop(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await wire.rest()
+            ended.set()
+
+        await stage.route(drop)
+        client = await stage.client()
+        await client.send(POST_CHUNKED + TINY * (MOST_CHUNKS_A_SECOND + 1))
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"\r\nConnection: close\r\n" in head
+        await client.rest()
+        await asyncio.wait_for(ended.wait(), 20)  # for the backend, too
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "head", [GET, GET[:-2] + b"X: " + b"y" * 20_000 + b"\r\n\r\n"], ids=["small", "large"]
+)
+def test_requests_without_a_backend_that_come_at_once_are_answered_in_many_turns(head: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, path="/there")
+        client = await stage.client()
+        at_once = MOST_REQUESTS_AT_ONCE if head == GET else 1
+        count = 20 * at_once
+        with Turns() as turns:
+            sending = asyncio.ensure_future(client.send(head * count + GET.replace(b"/", b"/there", 1)))
+            for _ in range(count):
+                assert (await client.response())[0].startswith(b"HTTP/1.1 404 ")
+            assert (await client.response())[0].startswith(b"HTTP/1.1 200 ")
+            await sending
+        assert turns.count > count / at_once
+
+    play(scene)
+
+
+def payload(size: int, masked: bool) -> bytes:
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
+    if masked:
+        return b"\x82" + bytes([length[0] | 0x80]) + length[1:] + b"mask" + b"p" * size
+    return b"\x82" + length + b"p" * size
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 5, 125, 126, 300]), st.booleans())),
+    st.lists(st.integers(0, 900)),
+)
+@examples(100)
+def test_the_ends_of_frames_are_known_however_they_are_split(
+    frames: list[tuple[int, bool]], cuts: list[int]
+) -> None:
+    sent, ends = b"", {0}
+    for size, masked in frames:
+        sent += payload(size, masked)
+        ends.add(len(sent))
+    boundary, begin = FrameBoundary(), 0
+    for end in sorted({min(cut, len(sent)) for cut in cuts} | {len(sent)}):
+        assert boundary.feed(sent[begin:end]) == end - begin
+        assert boundary.at_boundary == (end in ends)
+        begin = end
+    first = FrameBoundary()
+    if len(sent) > 1:
+        first.feed(sent[:1])
+        assert 1 + first.feed(sent[1:], only_first=True) == min(ends - {0})
+
+
+def test_a_long_frame_is_followed() -> None:
+    boundary = FrameBoundary()
+    boundary.feed(b"\x82\x7f" + (70_000).to_bytes(8, "big"))
+    boundary.feed(b"p" * 69_999)
+    assert not boundary.at_boundary
+    boundary.feed(b"p")
+    assert boundary.at_boundary
+
+
+def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
+    boundary = FrameBoundary()
+    followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
+    assert boundary.passed_on(followed) == followed
+    assert boundary.at_boundary
+    assert boundary.passed_on(followed + b"\x81\x00") == followed + b"\x81\x00"
+    assert not boundary.at_boundary
+    assert boundary.passed_on(followed) == followed
+    assert boundary.end() == b""  # it would stand within a frame, perhaps
+    assert boundary.passed_on(followed) == followed
+
+
+OTHER = b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"
+
+
+USERS = b"GET /v1 HTTP/1.1\r\nHost: users\r\n\r\n"
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\nhello"
+
+
+async def proxied_and_passed(stage: passing_stage.Stage) -> tuple[Backend, Pair]:
+    """A backend that every request can be proxied to, and the pair of the server to which those for users can go."""
+    backend = await stage.backend(ok)
+    stage.routes(app_route("users", host="users"), route(backend, host="other", alias="other"))
+    bind = backend.url.removeprefix("http://")
+    facts = {"users": ServerFacts(name="users", bind=bind, state="running", ready=True)}
+    stage.edge.backends.apply(list(stage.edge.table), facts)
+    return backend, stage.server("users")
+
+
+async def asked(stage: passing_stage.Stage, client: socket.socket, request: bytes) -> None:
+    """Send the request, and read the answer to it."""
+    await stage.edge.loop.sock_sendall(client, request)
+    await answers(stage, client, 1)
+
+
+async def answers(stage: passing_stage.Stage, client: socket.socket, count: int) -> None:
+    data = b""
+    while len(data) < count * len(ANSWER):
+        data += await stage.edge.loop.sock_recv(client, count * len(ANSWER) - len(data))
+    assert data == count * ANSWER
+
+
+async def waiting_outside(stage: passing_stage.Stage) -> socket.socket:
+    """A client whose connection has left the proxy after a request that was proxied."""
+    client = await stage.connect(OTHER)
+    await answers(stage, client, 1)
+    await until(lambda: stage.waiting)
+    return client
+
+
+async def has_left(stage: passing_stage.Stage) -> None:
+    await until(lambda: not stage.edge.pool.clients)
+
+
+def test_connection_goes_to_a_worker_after_some_requests_that_could_have_been_passed() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        backend, pair = await proxied_and_passed(stage)
+        client = await stage.connect(OTHER)
+        await answers(stage, client, 1)
+        for _ in range(MOST_PASSABLE):
+            await asked(stage, client, USERS)
+        await stage.edge.loop.sock_sendall(client, USERS)
+        taken = await pair.take()
+        assert (taken.received, taken.routed.hops, taken.routed.route) == (USERS, 0, "app")
+        assert taken.getpeername() == client.getsockname()
+        await has_left(stage)
+        await stage.edge.loop.run_in_executor(None, taken.sendall, ANSWER)
+        await answers(stage, client, 1)
+        assert len(backend.heads) == 1 + MOST_PASSABLE
+        taken.close()
+        assert await stage.read(client) == b""  # the gateway has no descriptor left
+
+    passing_stage.play(scene)
+
+
+def test_connection_whose_requests_take_both_ways_in_turn_stays() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        _, pair = await proxied_and_passed(stage)
+        client = await stage.connect(OTHER)
+        await answers(stage, client, 1)
+        for _ in range(3):
+            for request in [OTHER, *[USERS] * MOST_PASSABLE]:
+                await asked(stage, client, request)
+        assert pair.take_now() is None
+
+    passing_stage.play(scene)
+
+
+def test_pipelined_requests_are_answered_in_order_if_the_connection_goes_to_a_worker_meanwhile() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        _, pair = await proxied_and_passed(stage)
+        client = await stage.connect(OTHER)
+        await answers(stage, client, 1)
+        data = bytearray()
+
+        async def read() -> None:
+            while True:
+                data.extend(await stage.edge.loop.sock_recv(client, 65536))
+
+        reading = asyncio.create_task(read())
+        await stage.edge.loop.sock_sendall(client, USERS * 9)
+        taken = await until(lambda: pair.take_now() or len(data) == 9 * len(ANSWER))
+        received = taken.received if isinstance(taken, Connection) else b""
+        proxied = 9 - received.count(USERS)
+        await until(lambda: len(data) == proxied * len(ANSWER))
+        assert (data, received) == (proxied * ANSWER, (9 - proxied) * USERS)
+        reading.cancel()
+        if isinstance(taken, Connection):
+            taken.close()
+
+    passing_stage.play(scene)
+
+
+def test_server_without_a_pair_keeps_the_connection_in_the_proxy() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        stage.edge.passing.withdraw("users", lambda: None)
+        client = await stage.connect(USERS)
+        await answers(stage, client, 1)
+        for _ in range(2 * MOST_PASSABLE):
+            await asked(stage, client, USERS)
+        assert len(stage.edge.pool.clients) == 1
+
+    passing_stage.play(scene)
+
+
+def test_idle_connection_waits_outside_and_its_next_request_takes_its_own_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "IDLE_SECONDS", SOON)
+
+    async def scene(stage: passing_stage.Stage) -> None:
+        _, pair = await proxied_and_passed(stage)
+        client = await stage.connect(OTHER)
+        await answers(stage, client, 1)
+        for _ in range(2):
+            await until(lambda: stage.waiting)
+            await has_left(stage)
+            await asked(stage, client, OTHER)
+        await until(lambda: stage.waiting)
+        await stage.edge.loop.sock_sendall(client, USERS)
+        taken = await pair.take()
+        assert taken.recv(1000) == USERS
+        taken.close()
+
+    passing_stage.play(scene)
+
+
+def test_connection_that_waits_outside_is_closed_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "IDLE_SECONDS", SOON)
+
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        client = await waiting_outside(stage)
+        assert await stage.read(client) == b""
+        assert not stage.waiting
+
+    passing_stage.play(scene, keep_alive_seconds=3 * SOON)
+
+
+def test_slow_head_on_a_connection_that_waited_outside_gets_408_after_the_time_for_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "IDLE_SECONDS", SOON)
+
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        client = await waiting_outside(stage)
+        await stage.edge.loop.sock_sendall(client, OTHER[:9])
+        assert (await stage.read(client)).startswith(b"HTTP/1.1 408 ")
+
+    passing_stage.play(scene, head_seconds=3 * SOON, keep_alive_seconds=1000.0)
+
+
+def test_connection_of_a_worker_stays_one_that_an_application_may_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "IDLE_SECONDS", SOON)
+
+    async def scene(stage: passing_stage.Stage) -> None:
+        _, pair = await proxied_and_passed(stage)
+        client = await stage.connect(USERS)
+        taken = await pair.take()
+        await stage.edge.loop.run_in_executor(None, taken.recv, len(USERS))
+        stage.give_back(taken, OTHER)
+        await answers(stage, client, 1)
+        await until(lambda: stage.waiting)
+        (waiting,) = stage.edge.passing.waiting._connections.values()
+        assert isinstance(waiting.sock, Connection)
+        # The application keeps its duplicate, and makes it blocking: the gateway does not wait for all that.
+        taken.setblocking(True)
+        await asked(stage, client, OTHER)
+        taken.close()
+
+    passing_stage.play(scene)
+
+
+def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        stage.edge.passing.waiting = WaitingConnections(most=1)
+        first, second = await stage.connect(OTHER), await stage.connect(OTHER)
+        for client in (first, second):
+            await answers(stage, client, 1)
+        for connection in list(stage.edge.pool.clients):
+            assert isinstance(connection, ClientConnection)
+            connection._idle()
+        assert (stage.waiting, len(stage.edge.pool.clients)) == (1, 1)
+        for client in (first, second):
+            await asked(stage, client, OTHER)
+
+    passing_stage.play(scene)
+
+
+def test_connection_with_unsent_bytes_does_not_leave() -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        client = await stage.connect(OTHER)
+        await answers(stage, client, 1)
+        (connection,) = stage.edge.pool.clients
+        assert isinstance(connection, ClientConnection)
+        size = 32 * 1024 * 1024  # more than the kernel takes
+        connection._transport.write(bytes(size))
+        connection._idle()
+        assert len(stage.edge.pool.clients) == 1
+        while size:
+            size -= len(await stage.edge.loop.sock_recv(client, 1 << 20))
+        connection._idle()
+        await until(lambda: stage.waiting)
+
+    passing_stage.play(scene)

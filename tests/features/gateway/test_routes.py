@@ -1,0 +1,242 @@
+"""The routes of a pool: from its files, and from its servers' labels and expose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poolctl.features.gateway.table import GatewayConfig
+from poolctl.routing.route import (
+    POLICIES,
+    STICKY,
+    ExcludedRoute,
+    Header,
+    Limit,
+    Redirect,
+    Route,
+    StreamRoute,
+    Target,
+    proxy_reason,
+)
+from tests.config_files import load_text, told
+from tests.configuration import server
+from tests.features.gateway.test_table import MORE, WEB, route, routes
+
+ROUTE = '[[route]]\nto = "web"\n'
+
+
+def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:
+    text = server(
+        "web", bind=":80", app="a:b", expose="https://example.org", labels={"route.host": "example.org"}
+    )
+    assert routes(tmp_path, text) == {}
+    assert load_text(tmp_path, text).tables.get(GatewayConfig) is None
+
+
+def test_route_has_every_key_in_the_file_s_spelling(tmp_path: Path) -> None:
+    found = route(
+        tmp_path,
+        WEB
+        + """
+[[route]]
+alias = "users"
+host = "Users.Example.com."
+path = "/v1/"
+methods = ["GET"]
+headers = { X-Canary = "1" }
+to = ["web", { to = "https://Other.example", weight = 3 }, "unix:other.sock", "http://[::1]:90/"]
+policy = "least-connections"
+mode = "proxy"
+sticky = "backend"
+strip_path = true
+host_header = "internal"
+add_headers = { X-Env = "prod" }
+set_headers = { X-Set = "1" }
+remove_headers = ["X-Gone"]
+response_headers = { Strict-Transport-Security = "max-age=1" }
+allow = ["10.0.0.0/8", "::1"]
+context_headers = true
+retries = 2
+max_body_size = "1MiB"
+limit = { concurrency = 100, queue = 10, queue_timeout = "2s", per_client = { requests_per_second = 2, burst = 3 } }
+backend_limit = { requests_per_second = 5, burst = 3 }
+timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
+breaker.statuses = [500, 429]
+breaker.max_open = 0.3
+breaker.failures = 2
+breaker.rate = 0.1
+breaker.minimum_requests = 7
+breaker.window = "20s"
+breaker.open_for = "30s"
+breaker.probes = 2
+waiting_page = true
+probe_responses = ["/health"]
+""",
+    )
+    assert found.host == "users.example.com"
+    assert (found.path, found.methods, found.headers) == (
+        "/v1", ("GET",), (Header(name="x-canary", value="1"),)
+    )  # fmt: skip
+    assert found.to == (
+        Target(server="web"),
+        Target(url="https://other.example:443", weight=3),
+        Target(url=f"unix:{tmp_path}/other.sock"),
+        Target(url="http://[::1]:90"),
+    )
+    assert (found.policy, found.mode, found.sticky_cookie) == ("least-connections", "proxy", "backend")
+    assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
+    assert found.add_headers == (Header(name="x-env", value="prod"),)
+    assert found.allow == ("10.0.0.0/8", "::1")
+    assert found.set_headers == (Header(name="x-set", value="1"),)
+    assert found.remove_headers == ("x-gone",)
+    assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
+    assert (found.retries, found.max_body_bytes) == (2, 2**20)
+    assert found.limit == Limit(concurrency=100, queue=10, queue_seconds=2.0)
+    assert found.client_limit == Limit(requests_per_second=2.0, burst=3)
+    assert found.backend_limit == Limit(requests_per_second=5.0, burst=3)
+    times = found.timeouts
+    assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
+    rule = found.breaker
+    assert (rule.statuses, rule.max_open) == ((429, 500), 0.3)
+    assert rule.minimum_requests == 7
+    assert (rule.failures, rule.rate, rule.window_seconds, rule.open_seconds, rule.probes) == (
+        2, 0.1, 20, 30, 2,
+    )  # fmt: skip
+    assert (found.waiting_page, found.probe_responses, found.provider) == (True, ("/health",), "file")
+
+
+def test_stream_has_its_addresses_and_limits(tmp_path: Path) -> None:
+    text = (
+        '[[stream]]\nalias = "db"\nbind = ":5432"\nto = ["10.0.0.5:5432", { to = "tag:api", weight = 2 }]\n'
+        'max_connections = 9\ntimeouts = { connect = "1s", idle = "1m" }\n'
+    )
+    (found,) = routes(tmp_path, MORE + text).values()
+    assert isinstance(found, StreamRoute)
+    assert (found.alias, found.bind, found.protocol) == ("db", "0.0.0.0:5432", "tcp")
+    assert [each.key for each in found.to] == ["10.0.0.5:5432", "web", "more"]
+    assert [each.weight for each in found.to] == [1, 2, 2]
+    assert (found.max_connections, found.idle_seconds, found.timeouts.connect) == (9, 60, 1)
+
+
+@pytest.mark.parametrize("policy", [each for each in POLICIES if each != STICKY])
+def test_stream_has_each_policy_that_needs_no_cookie(tmp_path: Path, policy: str) -> None:
+    text = f'[[stream]]\nbind = ":5432"\nto = ["10.0.0.5:5432", "web"]\npolicy = "{policy}"\n'
+    (found,) = routes(tmp_path, WEB + text).values()
+    assert isinstance(found, StreamRoute)
+    assert found.policy == policy
+
+
+@pytest.mark.parametrize(
+    ("to", "alias", "keys"),
+    [
+        ('"more"', "more", ["more"]),
+        ('"tag:api"', "api", ["web", "more"]),
+        ('["http://10.0.0.7:9000", "web"]', "10.0.0.7:9000", ["http://10.0.0.7:9000", "web"]),
+        ('["more", "tag:api"]', "more", ["more", "web"]),
+        ('"unix:/run/other.sock"', "other.sock", ["unix:/run/other.sock"]),
+    ],
+)
+def test_route_is_named_for_its_first_target(tmp_path: Path, to: str, alias: str, keys: list[str]) -> None:
+    found = route(tmp_path, MORE + f"[[route]]\nto = {to}\n")
+    assert found.alias == alias
+    assert [each.key for each in found.to] == keys
+
+
+def test_labels_of_a_server_are_a_route(tmp_path: Path) -> None:
+    labels = {
+        "team": "a", "route.host": "web.example.org", "route.path": "/v1", "route.methods": "GET, POST",
+        "route.strip_path": "true", "route.timeouts.head": "5s", "route.headers.x-env": "prod",
+    }  # fmt: skip
+    found = route(tmp_path, "[gateway]\n" + server("web", bind=":80", app="a:b", labels=labels))
+    assert (found.alias, found.provider, found.to) == ("web", "server", (Target(server="web"),))
+    assert (found.host, found.path, found.methods) == ("web.example.org", "/v1", ("GET", "POST"))
+    assert (found.strip_path, found.timeouts.head) == (True, 5.0)
+    assert found.headers == (Header(name="x-env", value="prod"),)
+
+
+@pytest.mark.parametrize(
+    ("expose", "host_and_path"),
+    [
+        ("https://example.org", ("example.org", "/")),
+        ("https://user@Example.org:8443/v1/?a=b", ("example.org", "/v1")),
+        ("wss://example.org/chat", ("example.org", "/chat")),
+        ("http://example.org:9001", None),  # its own port
+        ("http://10.0.0.1:80", None),
+        ("http://[::1]:80", None),
+        ("http://localhost:80", None),
+        ("example.org", None),
+    ],
+)
+def test_expose_with_a_host_of_its_own_is_a_route(
+    tmp_path: Path, expose: str, host_and_path: tuple[str, str] | None
+) -> None:
+    found = routes(tmp_path, "[gateway]\n" + server("web", bind=":9001", app="a:b", expose=expose))
+    assert [(each.host, each.path) for each in found.values() if isinstance(each, Route)] == (
+        [host_and_path] if host_and_path else []
+    )
+
+
+def test_written_route_wins_over_that_of_expose(tmp_path: Path) -> None:
+    exposed = server("web", bind=":9001", app="a:b", expose="https://example.org/v1")
+    text = exposed + server("other", bind=":9002", app="a:b")
+    same = '[[route]]\nhost = "example.org"\npath = "/v1"\nto = "other"\n'
+    found = routes(tmp_path, text + same)
+    reason = "example.org/v1 is taken by the route 'other'"
+    assert found["web"] == ExcludedRoute(alias="web", reason=reason, host="example.org", provider="server")
+    assert list(routes(tmp_path, text + same.replace('"other"', '["other", "web"]'))) == ["other"]
+    twice = text + server("again", bind=":9003", app="a:b", expose="https://example.org/v1")
+    found = routes(tmp_path, "[gateway]\n" + twice)
+    assert isinstance(found["web"], Route)
+    assert isinstance(found["again"], ExcludedRoute)
+    both = routes(tmp_path, text + ROUTE)
+    assert list(both) == ["web", "web@example.org"]
+
+
+def test_route_without_an_enabled_server_is_excluded_with_the_reason(tmp_path: Path) -> None:
+    text = WEB + server(
+        "off", bind=":9003", app="a:b", disabled=True, labels={"route.host": "off.example.org"}
+    )
+    found = routes(tmp_path, text + '[[route]]\nalias = "both"\nto = ["off", "web"]\n')
+    both = found["both"]
+    assert isinstance(both, Route)
+    assert [each.key for each in both.to] == ["web"]
+    assert found["off"] == ExcludedRoute(
+        alias="off", reason="off is disabled", host="off.example.org", provider="server"
+    )
+
+
+def test_gateway_gives_its_routes_defaults_key_by_key(tmp_path: Path) -> None:
+    text = (
+        '[gateway]\nmode = "proxy"\ntimeouts = { connect = "1s", head = "9s" }\nbreaker = { failures = 1 }\n'
+        + server("web", bind=":9001", app="a:b", labels={"route.host": "a.example"})
+        + '[[route]]\nalias = "x"\nto = "web"\nmode = "pass"\ntimeouts = { head = "2s" }\n'
+    )
+    found = routes(tmp_path, text)
+    one, other = found["x"], found["web"]
+    assert isinstance(one, Route)
+    assert isinstance(other, Route)
+    assert (one.mode, one.timeouts.connect, one.timeouts.head, one.breaker.failures) == ("pass", 1, 2, 1)
+    assert (other.mode, other.timeouts.connect, other.timeouts.head) == ("proxy", 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("written", "redirect"),
+    [
+        ('"https"', Redirect(to="https")),
+        ('"HTTPS"', Redirect(to="https")),
+        ('"https://b.example"', Redirect(to="https://b.example")),
+        ('{ to = "http://[::1]:81/a?b=c", status = 301 }', Redirect(to="http://[::1]:81/a?b=c", status=301)),
+    ],
+)
+def test_route_may_redirect_instead_of_having_a_target(
+    tmp_path: Path, written: str, redirect: Redirect
+) -> None:
+    found = route(tmp_path, f'[[route]]\nhost = "a.example"\nredirect = {written}\n')
+    assert (found.alias, found.to, found.redirect) == ("redirect-a.example", (), redirect)
+    assert proxy_reason(found) == "it redirects"
+
+
+def test_program_without_a_port_has_no_route(tmp_path: Path) -> None:
+    text = '[[server]]\nname = "queue"\ncommand = ["x"]\nlabels = { "route.path" = "/" }\n[gateway]\n'
+    assert "a program without a port has no address that a route" in told(tmp_path, text)

@@ -1,0 +1,115 @@
+"""The rules of the gateway's tables: among each other, and with the servers of the pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poolctl import PoolConfig
+from poolctl.config import Draft, Tables, load
+from poolctl.errors import PoolValidateError
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
+from tests.config_files import load_text, told
+from tests.configuration import server
+from tests.features.gateway.test_table import WEB
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
+
+ROUTE = '[[route]]\nto = "web"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "binds"),
+    [
+        ("[gateway]\n", [(":8080", False)]),
+        (ROUTE, [(":8080", False)]),
+        ('[[stream]]\nbind = ":5432"\nto = "10.0.0.5:5432"\n', []),
+        ('[gateway]\nbind = "127.0.0.1:80"\n', [("127.0.0.1:80", False)]),
+        ('[gateway]\nbind = [":80", { bind = ":443", tls = true }]\n', [(":80", False), (":443", True)]),
+    ],
+)
+def test_each_of_these_tables_turns_the_gateway_on(
+    tmp_path: Path, text: str, binds: list[tuple[str, bool]]
+) -> None:
+    gateway = load_text(tmp_path, text + WEB).tables.get(GatewayConfig)
+    assert gateway is not None
+    assert [(each.bind, each.tls) for each in gateway.bind] == binds
+
+
+def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(WEB + '[[route]]\nalias = "x"\nhost = "a.example"\nto = "web"\n[[route]]\nto = "web"\n')
+    second.write_text(
+        '[[route]]\nalias = "x"\npath = "/v2"\n[[route]]\nalias = "y"\nto = "wob"\nmethod = 1\n'
+    )
+    config = PoolConfig.load([first, second], {})
+    assert [(each.label, each.host, each.path) for each in config.tables.all(RouteConfig)] == [
+        ("x", "a.example", "/v2"), ("web", "", "/"),
+    ]  # fmt: skip
+    (problem,) = (str(each) for each in config.problems)
+    assert problem.startswith(f"{second}:7:1: route[1].method: unknown key 'method'; did you mean 'methods'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[gateway]\nbind = "127.0.0.1:9001"\n', "gateway.bind: the address 127.0.0.1:9001 is taken by 'web'"),
+        ('[gateway]\nbind = ["127.0.0.1:90", ":9001"]\n', "gateway.bind[1]: :9001 (all addresses) overlaps"),
+        ('[gateway]\nbind = ":9464"\n[metrics]\n', "overlaps 127.0.0.1:9464 of '[metrics]'"),
+        ('[gateway]\nbind = [":80", ":80"]\n', "is taken by '[gateway]'"),
+        ('[gateway]\n[[stream]]\nbind = ":8080"\nto = "a:1"\n', "stream[0].bind: the address 0.0.0.0:8080 is taken"),
+        ('[[stream]]\nbind = ":53"\nto = "a:1"\nprotocol = "udp"\n' * 2, "is taken by '[[stream]] a:1'"),
+    ],
+)  # fmt: skip
+def test_address_that_is_taken_is_a_problem(tmp_path: Path, text: str, words: str) -> None:
+    assert words in told(tmp_path, WEB + text)
+
+
+def test_datagrams_and_connections_may_have_one_port(tmp_path: Path) -> None:
+    stream = '[[stream]]\nalias = "{0}"\nbind = ":9001"\nto = "10.0.0.5:53"\nprotocol = "{0}"\n'
+    assert "taken" not in told(tmp_path, stream.format("tcp") + stream.format("udp"))
+    assert "taken" not in told(tmp_path, WEB + stream.format("udp"))
+
+
+TEXTS = {
+    "toml": WEB + '[gateway]\nbind = ":80"  # edge\n\n[[route]]\nto = ["web"]\n',
+    "yaml": "gateway: { bind: ':80' }  # edge\n"
+    "server:\n- name: web\n  bind: 127.0.0.1:9001\n  app: a:b\nroute:\n- to: [web]\n",
+    "json": '{"gateway": {"bind": ":80"}, "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b"}],'
+    ' "route": [{"to": ["web"]}]}',
+}
+
+
+def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(TEXTS["toml"] + server("more", bind=":2", app="a:b"))
+    draft = Draft([str(path)], {})
+    draft.remove("web")
+    with pytest.raises(PoolValidateError) as refused:
+        draft.check()
+    (problem,) = refused.value.exceptions
+    assert str(problem).startswith(f"{path}:10:7: route[0].to[0]: there is no server 'web'")
+
+
+@pytest.mark.parametrize(("bind", "taken"), [("127.0.0.1:8443", "'[gateway]'"), (":5432", "'[[stream]] db'")])
+def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str, taken: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
+        gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
+        desk.files.tables = Tables(gateway=gateway, streams=(stream,))
+        table = {"name": "new", "bind": bind, "app": "a:b"}
+        answer = await desk.ask("add", server=table, base_dir="/")
+        assert answer["exit_code"] == 8, answer
+        assert taken in str(answer["errors"])
+        assert list(desk.states()) == ["a"]
+
+    run(scenario())
+
+
+def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text("[stream]\n[stream]\n")
+    with pytest.raises(PoolValidateError) as refused:
+        load(tmp_path / "pool.toml", {})
+    assert ":2:1: [stream] is there twice; write [[stream]], with two brackets" in str(refused.value)

@@ -1,0 +1,284 @@
+"""[gateway], [[route]] and [[stream]]: what a file may say, and what is wrong with it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl import PoolConfig
+from poolctl.config import Draft, Tables, load
+from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.routing.route import (
+    ExcludedRoute,
+    Route,
+    StreamRoute,
+)
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
+from tests.config_files import load_text, told
+from tests.configuration import server
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
+
+WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
+MORE = WEB + server("more", bind="127.0.0.1:9002", app="a:b", tags=["api"])
+
+
+def routes(directory: Path, text: str) -> dict[str, Route | StreamRoute | ExcludedRoute]:
+    """The routes of a file without problems, by alias."""
+    config = load_text(directory, text)
+    assert [str(problem) for problem in config.problems] == []
+    found = routes_of(config, config.tables)
+    assert len({each.alias for each in found}) == len(found)
+    return {each.alias: each for each in found}
+
+
+def route(directory: Path, text: str) -> Route:
+    """The only route of a file without problems."""
+    (found,) = routes(directory, text).values()
+    assert isinstance(found, Route)
+    return found
+
+
+def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = (
+        '[gateway]\nbind = [{ bind = "unix:edge.sock", tls = { cert = "edge.pem" } },\n'
+        '{ bind = ":443", tls = [{ cert = "a.pem", key = "a.key" }, { cert = "b.pem" }] }]\n'
+    )
+    gateway = load_text(tmp_path, text + WEB).tables.get(GatewayConfig)
+    assert gateway is not None
+    one, other = gateway.bind
+    assert one.bind == f"unix:{tmp_path}/edge.sock"
+    assert [each.cert for each in one.tls] == [f"{tmp_path}/edge.pem"]
+    assert [(each.cert, each.key) for each in other.tls] == [
+        (f"{tmp_path}/a.pem", f"{tmp_path}/a.key"), (f"{tmp_path}/b.pem", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[route]]\n", "route[0].to: 'to' is missing"),
+        ("[route]\nto = 'web'\n", "write [[route]], with two brackets"),
+        ("[[route]]\nto = []\n", "an empty list is not allowed here; allowed is at least one target"),
+        ("[[route]]\nto = 'web'\nindex = 3\n", "unknown key 'index'"),
+        ("[[route]]\nto = 'web'\nhosts = 'a'\n", "did you mean 'host'?"),
+        ("[[route]]\nto = 'web'\nhost = 'http://a'\n", "8:1: route[0].host: 'http://a' is no host"),
+        ("[[route]]\nto = 'web'\nhost = 'a:80'\n", "has a port: a route is for every port"),
+        ("[[route]]\nto = 'web'\nhost = '.a.b'\n", 'write "*.a.b"'),
+        ("[[route]]\nto = 'web'\nhost = 'ä'\n", "xn--"),
+        ("[[route]]\nto = 'web'\nhost = 'a..b'\n", "is not a host name"),
+        ("[[route]]\nto = 'web'\npath = 'v1'\n", "does not begin with /"),
+        ("[[route]]\nto = 'web'\npath = '/v1?x'\n", "holds a blank, ? or #"),
+        ("[[route]]\nto = ['web', '10.0.0.1:80']\n", 'route[0].to[1]: \'10.0.0.1:80\' is no target: write "http'),
+        ("[[route]]\nto = 'ftp://a'\n", "has the scheme 'ftp'"),
+        ("[[route]]\nto = 'http://a/b'\n", "has a path: a route keeps the client's path"),
+        ("[[route]]\nto = 'http://a:99999'\n", "out of range"),
+        ("[[route]]\nto = 'http://:80'\n", "the host is missing"),
+        ("[[route]]\nto = 'http://0.0.0.0:80'\n", "is no address to connect to"),
+        (f"[[route]]\nto = 'unix:/{'x' * 107}'\n", "is longer than 107 bytes"),
+        ("[[route]]\nto = 5\n", "route[0].to: 5 is not allowed here; allowed is a server's name"),
+        ("[[route]]\nto = 'a'\nlimit = 5\n", "allowed is a table such as { concurrency = 100 }"),
+        ("[[route]]\nto = 'a'\nheaders = { 'X y' = '' }\n", 'allowed is the name of a header, such as "X-Beta"'),
+        ("[gateway]\nbind = 8080\n", "gateway.bind: 8080 is not allowed here; allowed is \"HOST:PORT\", \":PORT\""),
+        ("[[route]]\nto = 'tag:'\n", "names no tag"),
+        ("[[route]]\nto = { to = 'web', weight = 0 }\n", "weight: 0 is not allowed here; allowed is at least 1"),
+        ("[[route]]\nto = 'web'\npolicy = 'ip_hash'\n", 'did you mean "ip-hash"?'),
+        ("[[route]]\nto = 'web'\nmode = 'copy'\n", 'allowed is "auto", "pass" or "proxy"'),
+        ("[[route]]\nto = 'web'\nmethods = ['get']\n", 'a method such as "GET"'),
+        ("[[route]]\nto = 'web'\nlimit = { rate = 1 }\n", "unknown key 'rate'"),
+        ("[[route]]\nto = 'web'\ntimeouts = { head = 'soon' }\n", "'soon' is not a duration"),
+        ("[gateway]\nbind = 'nowhere'\n", "has no port"),
+        ("[gateway]\nbind = ':auto'\n", "no fixed address"),
+        ("[gateway]\nbind = []\n", "gateway.bind: there is no address for the routes; add one: bind = \":8080\""),
+        ("[gateway]\nbind = { bind = ':443', tls = 'x' }\n", "'x' is not allowed here; allowed is { cert"),
+        ("[gateway]\nbind = { bind = ':443', tls = { key = 'x' } }\n", "'cert' is missing"),
+        ("[gateway]\nbind = 'unix:" + "x" * 110 + "'\n", "longer than 107 bytes"),
+        ("[gateway]\ntrusted_proxies = ['home']\n", "neither an IP address nor a network"),
+        ("[gateway]\nhead_timeout = 0\n", "out of range"),
+        ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
+        ("[[stream]]\nbind = ':5432'\nto = 'http://a'\n", "is a URL: a stream leads to HOST:PORT"),
+        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\nprotocol = 'sctp'\n", 'allowed is "tcp" or "udp"'),
+        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\npolicy = 'sticky'\n", "'sticky' is not allowed here"),
+    ],
+)  # fmt: skip
+def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    assert words in told(tmp_path, WEB + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("[gateway]\nlisten = ':80'\n", '\'listen\' is a key of another tool; write bind = ":80", or [":80"'),
+        ("[gateway]\nroutes = []\n", "write [[route]] tables"),
+        (
+            "[[route]]\nto = 'web'\nproxy_pass = 'http://a'\n",
+            'write to = "SERVER", or ["http://HOST:PORT", …]',
+        ),
+        ("[[route]]\nto = 'web'\nserver_name = 'a'\n", 'write host = "HOST"'),
+        ("[[route]]\nto = 'web'\nlocation = '/'\n", 'write path = "/PREFIX"'),
+        ("[[route]]\nto = 'web'\nweight = 2\n", 'write to = [{ to = "SERVER", weight = 2 }]'),
+        ("[[stream]]\nbind = ':1'\nto = 'a:1'\nproxy_timeout = 1\n", "write timeouts = { connect"),
+        ("[metrics]\nlistin = ':1'\n", "known here: bind, path"),
+    ],
+)
+def test_key_of_another_proxy_has_its_counterpart(tmp_path: Path, text: str, fix: str) -> None:
+    assert fix in told(tmp_path, WEB + text)
+
+
+def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:
+    config = load_text(tmp_path, WEB + '[[route]]\nto = "http://me:s3cret@a/b"\n')
+    assert "write them into add_headers" in str(config.problems[0])
+    assert "s3cret" not in str([problem.to_dict() for problem in config.problems])
+
+
+def test_tables_are_kept_for_another_process_and_can_be_loaded_again(tmp_path: Path) -> None:
+    text = (
+        MORE + '[gateway]\nbind = [":80", { bind = ":443", tls = { cert = "c", password_env = "P" } }]\n'
+        '[[route]]\nto = "tag:api"\n[[stream]]\nbind = ":1"\nto = "10.0.0.1:1"\n'
+    )
+    config = load_text(tmp_path, text)
+    tables = config.tables
+    assert pickle.loads(pickle.dumps(tables)) == tables
+    assert list(tables.to_dict()) == ["gateway", "route", "stream"]
+    assert config.pool_variables == {"P"}
+
+
+def test_same_tables_in_yaml_and_json(tmp_path: Path) -> None:
+    toml = load_text(tmp_path, WEB + '[gateway]\nbind = ":80"\n[[route]]\nto = ["web"]\nhost = "a"\n').tables
+    yaml = (
+        "gateway: { bind: ':80' }\nroute:\n  - to: [web]\n    host: a\n"
+        "server:\n  - { name: web, bind: '127.0.0.1:9001', app: 'a:b', tags: [api] }\n"
+    )
+    assert load_text(tmp_path, yaml, "pool.yaml").tables == toml
+    json = (
+        '{"gateway": {"bind": ":80"}, "route": [{"to": ["web"], "host": "a"}],'
+        ' "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b", "tags": ["api"]}]}'
+    )
+    assert load_text(tmp_path, json, "pool.json").tables == toml
+
+
+TEXTS = {
+    "toml": WEB + '[gateway]\nbind = ":80"  # edge\n\n[[route]]\nto = ["web"]\n',
+    "yaml": "gateway: { bind: ':80' }  # edge\n"
+    "server:\n- name: web\n  bind: 127.0.0.1:9001\n  app: a:b\nroute:\n- to: [web]\n",
+    "json": '{"gateway": {"bind": ":80"}, "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b"}],'
+    ' "route": [{"to": ["web"]}]}',
+}
+
+
+def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(TEXTS["toml"])
+    before = PoolConfig.load(path, {}).tables
+    draft = Draft([str(path)], {})
+    draft.scale("web", 3)
+    draft.add({"name": "more", "bind": "127.0.0.1:9002", "app": "a:b"})
+    draft.check()
+    draft.write()
+    config = PoolConfig.load(path, {})
+    assert [(each.name, each.workers) for each in config] == [("web", 3), ("more", 1)]
+    assert config.tables == before
+    assert "# edge" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('redirect = "www"', "'www' is no URL; allowed is \"https\", \"https://HOST\" or \"https://HOST/PATH\""),
+        ('redirect = "https://a b"', "'https://a b' has characters that no URL has, or credentials"),
+        ('redirect = "https://a\\r\\nX: y"', "has characters that no URL has"),
+        ('redirect = "https://me@a.example"', "or credentials"),
+        ('redirect = "ftp://a.example"', "is no URL"),
+        ('redirect = { to = "https", status = 302 }', "route[0].redirect.status: "),
+        ('redirect = true', '"https", a URL, or a table'),
+        ('redirect = "https"\nto = "web"', "a route that redirects asks no server, and to has no effect; take one of"),
+        ('to = "web"\nallow = ["10.0.0.0/33"]', "'10.0.0.0/33' is neither an IP address nor a network"),
+        ('host = "x"', "'to' is missing; add to = …, or register = true for services that register themselves, or"),
+    ],
+)  # fmt: skip
+def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, line: str, problem: str) -> None:
+    assert problem in told(tmp_path, f"{WEB}[[route]]\n{line}\n")
+
+
+def test_successor_is_left_the_tables(tmp_path: Path) -> None:
+    route = '[[route]]\nto = "web"\nlimit = { per_client = { concurrency = 2 } }\n'
+    tables = load_text(tmp_path, WEB + route).tables
+    assert decoded(encoded(StoredConfiguration("shop", [], tables=tables)), validate=True).tables == tables
+
+
+def test_reload_names_the_routes_that_change() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        found: list[Tables] = []
+        desk.files.follow(found.append)
+
+        async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
+            desk.files.tables_of_files = tables
+            answer = await desk.ask("reload")
+            assert found[-1] == tables
+            return [(each["name"], each["keys"]) for each in answer["changes"]]
+
+        gateway = GatewayConfig(bind=":80")
+        one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
+        tables = Tables(gateway=gateway, routes=(one, other))
+        assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
+        assert await changes(tables) == []
+        tables = Tables(gateway=gateway, routes=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
+        assert await changes(tables) == [("[route]", ["route.b"])]
+        routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
+        tables = Tables(gateway=gateway, routes=routes)
+        assert await changes(tables) == [("[route]", ["route"])]  # only their order
+        tables = Tables(routes=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
+        assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
+
+    run(scenario())
+
+
+def test_a_target_may_be_a_value_already() -> None:
+    assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
+    assert Tables().get(GatewayConfig) is None
+
+
+FILE = """
+[gateway]
+bind = [":8080", { bind = ":8443", tls = [
+    { cert = "a.pem", password_env = "KEY" }, { cert = "b.pem", password_env='B' },
+] }]
+[[route]]
+to = ["web", { to = "tag:api", weight = 2 }]
+[[stream]]
+bind = ":5432"
+to = "127.0.0.1:5433"
+[[server]]
+name = "web"
+bind = "127.0.0.1:8081"
+app = "shop:app"
+tags = ["api"]
+"""
+USES = """
+import pickle, sys
+servers, tables = pickle.load(open(sys.argv[1], "rb"))
+bind = tables.by_name()["gateway"].bind[1]
+assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [each.to_dict() for each in bind.tls]
+from poolctl.config import conflicts, named_addresses, pool_variables
+conflicts([(name, address) for name, address in named_addresses(tables)])
+assert pool_variables(servers, tables) == {"KEY", "B"}
+found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
+assert not found, found
+"""
+
+
+def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(FILE)
+    config = load(tmp_path / "pool.toml", {})
+    assert not config.problems
+    assert sorted(config.pool_variables) == ["B", "KEY"]
+    (tmp_path / "values").write_bytes(pickle.dumps(([*config], config.tables)))
+    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,285 @@
+"""The pytest plugin, in runs of pytest of its own, with real servers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deadline import wait_until
+
+pytest_plugins = ["pytester"]
+# Each starts another pytest, and pools in it: a minute with a load of 20.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(190)]
+
+APP = """
+    import asyncio, json, os
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                kind = (await receive())["type"]
+                await send({"type": kind + ".complete"})
+                if kind == "lifespan.shutdown":
+                    return
+        print("asked for", scope["path"], flush=True)
+        status = 500 if scope["path"] == "/broken" else 200
+        body = json.dumps({"pid": os.getpid(), "level": os.environ.get("LEVEL")}).encode()
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    def broken(): raise RuntimeError("no database")
+"""
+CLIENT = """
+    import json, os, urllib.request
+
+    def ask(url):
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return json.load(response)
+"""
+POOL = """
+    [[server]]
+    name = "users"
+    bind = ":8081"
+    app = "shop:app"
+    env = { LEVEL = "${LEVEL:-debug}" }
+    expose = "https://users.example.org"
+
+    [[server]]
+    name = "files"
+    bind = "unix:/tmp/poolctl-files.sock"
+    app = "shop:app"
+    env = { LEVEL = "port ${server.users.port}" }
+    depends_on = ["users"]
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with an application, a client and a pool.toml; its pytest has the plugins that are installed."""
+    for name in [*os.environ]:
+        if name.startswith(("POOLCTL_", "PYTEST_")):
+            monkeypatch.delenv(name)
+    pytester.makepyfile(shop=APP, client=CLIENT)
+    pytester.makefile(".toml", pool=POOL)
+    pytester.makeini("[pytest]\nfilterwarnings = error\npythonpath = .\n")
+    return pytester
+
+
+def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return project.runpytest_subprocess("-p", "no:cacheprovider", *args, timeout=180)
+
+
+def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import os
+        import time
+        from client import ask
+
+        def test_processes(poolctl_pool):
+            pool = poolctl_pool("pool.toml")
+            found = ask(pool.url("users", "/me"))
+            assert found["pid"] != os.getpid()
+            assert found["level"] == "debug"
+            assert ":8081" not in pool.url("users")
+            assert poolctl_pool() is pool, "the project's file"
+            assert pool.url("files").startswith("unix:")
+            servers = {server.name: server for server in pool.pool.values()}
+            assert servers["files"].config.env["LEVEL"] in pool.url("users").replace(":", " port ").split("//")[1]
+            deadline = time.monotonic() + 60
+            while not any("/me" in line for line in pool.log("users")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        """
+    )
+    run(project).assert_outcomes(passed=1)
+
+
+def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import asyncio
+        import os
+        import pytest
+        from client import ask
+        from shop import app
+
+        def test_here(poolctl_pool):
+            pool = poolctl_pool(users=app, orders="shop:app")
+            assert ask(pool.url("users"))["pid"] == ask(pool.url("orders"))["pid"] == os.getpid()
+            assert pool.url("users") != pool.url("orders")
+            with pytest.raises(KeyError, match="no server is named 'user'; there are users, orders"):
+                pool.url("user")
+
+        def test_list(poolctl_pool):
+            assert ask(poolctl_pool([{"name": "users", "app": app}]).url("users"))["pid"] == os.getpid()
+
+        def test_processes(poolctl_pool):
+            pool = poolctl_pool(
+                processes=True,
+                users={"app": "shop:app", "env": {"LEVEL": "info"}},
+                files={"command": ["python3", "-m", "http.server", "--bind", "{host}", "{port}"]},
+                queue={"command": ["sleep", "600"]},
+            )
+            assert ask(pool.url("users"))["level"] == "info"
+            assert pool.url("files").startswith("http://127.0.0.1:")
+
+        @pytest.mark.anyio
+        async def test_coroutine(poolctl_pool):
+            pool = poolctl_pool(users=app)
+            found = await asyncio.to_thread(ask, pool.url("users"))
+            assert found["pid"] == os.getpid()
+            await pool.pool.restart()
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+        """
+    )
+    run(project).assert_outcomes(passed=4)
+
+
+def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import os
+        from pathlib import Path
+        import pytest
+        from client import ask
+
+        @pytest.fixture(scope="session")
+        def shop(poolctl_session_pool):
+            return poolctl_session_pool("pool.toml")
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_one(shop, number, worker_id):
+            pid = ask(shop.url("users"))["pid"]
+            Path(f"{worker_id}-{pid}").touch()
+            assert shop.pool.is_running
+        """
+    )
+    run(project, "-n", "2").assert_outcomes(passed=6)
+    notes = [path.name.split("-") for path in project.path.glob("gw*-*")]
+    workers, pids = {worker for worker, _ in notes}, {pid for _, pid in notes}
+    assert len(notes) == len(workers) == len(pids)
+
+
+def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import time
+        import pytest
+        from client import ask
+
+        def await_line(pool, text):
+            deadline = time.monotonic() + 60
+            while not any(text in line for line in pool.log("users")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+        @pytest.fixture(scope="session")
+        def shop(poolctl_session_pool):
+            return poolctl_session_pool("pool.toml")
+
+        def test_passes(shop):
+            ask(shop.url("users", "/fine"))
+            await_line(shop, "/fine")
+
+        def test_fails(shop):
+            with pytest.raises(OSError):
+                ask(shop.url("users", "/broken"))
+            await_line(shop, "/broken")
+            assert False
+
+        def test_of_no_server():
+            assert False
+
+        def test_own_pool(poolctl_pool):
+            pool = poolctl_pool("pool.toml")
+            ask(pool.url("users", "/own"))
+            await_line(pool, "/own")
+            assert False
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(passed=1, failed=3)
+    text = result.stdout.str()
+    session, _, rest = text.partition("test_of_no_server ___")
+    alone, _, own = rest.partition("test_own_pool ___")
+    for part, path in ((session, "/broken"), (own, "/own")):
+        assert "Log of server users" in part
+        assert f"asked for {path}" in part
+    assert "asked for /fine" not in text, "it was printed before the failed test"
+    assert "Log of server" not in alone
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_server_that_does_not_start_is_explained(project: pytest.Pytester, processes: bool) -> None:
+    project.makepyfile(
+        f"""
+        def test_it(poolctl_pool):
+            poolctl_pool(
+                processes={processes}, users="shop:app", orders={{"app": "shop:broken", "factory": True}},
+                depends={{"app": "missing:app"}},
+            )
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    assert "the pool did not start" in text
+    assert "orders: " in text
+    assert "no database" in text
+    assert "missing" in text
+    assert "pools.py" not in text, "no traceback through the plugin"
+
+
+def test_configuration_that_is_not_valid_is_explained(project: pytest.Pytester) -> None:
+    project.makefile(".toml", wrong='[[server]]\nname = "users"\nbinf = ":1"\napp = "shop:app"\n')
+    project.makepyfile(
+        """
+        def test_file(poolctl_pool):
+            poolctl_pool("wrong.toml")
+
+        def test_list(poolctl_pool):
+            poolctl_pool(users={"app": "shop.py"})
+
+        def test_missing(poolctl_pool):
+            poolctl_pool("gone.toml")
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(failed=3)
+    text = result.stdout.str()
+    assert "wrong.toml:3:1: unknown key 'binf'\n  hint: did you mean 'bind'?" in text
+    assert "users: 'shop.py' is not module:attribute\n  hint: write the module" in text
+    assert "gone.toml: there is no such file" in text
+    assert "Traceback" not in text
+
+
+def test_no_process_is_left(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        def test_one(poolctl_pool):
+            poolctl_pool("pool.toml")
+        """
+    )
+    marked = f"LEVEL=left {project.path}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        env={**os.environ, "LEVEL": marked}, cwd=project.path, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    # The keeper ends by itself when it has lost the run.
+    wait_until(lambda: not [pid for pid in os.listdir("/proc") if pid.isdigit() and _has(pid, marked)])
+
+
+def _has(pid: str, text: str) -> bool:
+    try:
+        return text.encode() in Path("/proc", pid, "environ").read_bytes()
+    except OSError:
+        return False

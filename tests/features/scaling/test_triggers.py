@@ -1,0 +1,175 @@
+"""The triggers: each measures one figure of a server's load."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.core.decide import Phase
+from poolctl.core.server_entry import Entry, Worker
+from poolctl.features.scaling import _triggers
+from poolctl.features.scaling._triggers import TRIGGERS, Average, Cpu, Part, Quantile, Sample
+from poolctl.features.scaling.keys import Triggers
+from poolctl.monitor.metrics import BOUNDS_SECONDS
+from poolctl.runners.runner_protocol import Capabilities, Placement
+from poolctl.worker import tally
+from tests.unit.core.ordered_core import web
+
+PID = os.getpid()
+
+
+def entry_of(*phases: Phase, pid: int | None = PID) -> Entry:
+    """A server with a worker in each of these phases; all of them are this process."""
+    entry = Entry(web())
+    for index, phase in enumerate(phases):
+        placement = Placement.of("web", 1, index, pid=pid)
+        worker = Worker(placement.id, 1, index, entry.config, phase=phase, placement=placement)
+        entry.observed.workers[worker.id] = worker
+    return entry
+
+
+def sample_of(entry: Entry, now: float = 0.0, *, in_flight: int = 0, **counted: int) -> Sample:
+    counts = [0] * tally.COUNTED
+    for name, count in counted.items():
+        counts[getattr(tally, name)] = count
+    return Sample(entry, now, 0.25, in_flight, counts)
+
+
+@pytest.fixture
+def processor_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
+    """The processor time of processes by their pids, as the kernel reports it."""
+    found: dict[int, float | None] = {PID: 10.0}
+    monkeypatch.setattr(_triggers, "cpu_seconds", found.get)
+    return found
+
+
+def test_processor_time_counts_from_the_second_measurement() -> None:
+    cpu = Cpu(Capabilities())
+    busy = sample_of(entry_of(Phase.READY), in_flight=1)
+    assert cpu.measure(busy) == Part(None)
+    assert cpu.measure(busy._replace(now=0.25)) == Part(None)
+    spent = os.times().user
+    while os.times().user < spent + 0.05:
+        continue
+    found = cpu.measure(busy._replace(now=0.5)).amount
+    assert found is not None
+    assert found >= 0.05
+
+
+def test_processor_time_is_the_cores_in_use_between_two_measurements(
+    processor_seconds: dict[int, float | None],
+) -> None:
+    cpu, entry = Cpu(Capabilities()), entry_of(Phase.READY, Phase.STARTING)
+    cpu.measure(sample_of(entry, 1.0, in_flight=1))
+    processor_seconds[PID] = 11.0
+    assert cpu.measure(sample_of(entry, 1.5, in_flight=1)) == Part(2.0)
+    processor_seconds[PID] = 0.0  # another process has its pid
+    assert cpu.measure(sample_of(entry, 2.0, in_flight=1)) == Part(0.0)
+
+
+@pytest.mark.parametrize(
+    ("load", "seconds", "measured"),
+    [
+        ({"in_flight": 1}, 0.44, False), ({"in_flight": 1}, 0.45, True), ({"STARTED": 1}, 0.45, True),
+        ({}, 0.94, False), ({}, 0.95, True),
+    ],
+)  # fmt: skip
+def test_processor_time_of_an_idle_server_is_measured_less_often(
+    processor_seconds: dict[int, float | None], load: dict[str, int], seconds: float, measured: bool
+) -> None:
+    cpu, entry = Cpu(Capabilities()), entry_of(Phase.READY)
+    cpu.measure(sample_of(entry))
+    assert (cpu.measure(sample_of(entry, seconds, **load)).amount is not None) is measured
+
+
+@pytest.mark.parametrize(
+    ("entry", "spent"),
+    [
+        (entry_of(Phase.STARTING), 10.0),
+        (entry_of(Phase.READY, pid=None), 10.0),
+        (entry_of(Phase.READY), None),
+    ],
+    ids=["starting", "without a process", "ended"],
+)
+def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time(
+    processor_seconds: dict[int, float | None], entry: Entry, spent: float | None
+) -> None:
+    processor_seconds[PID] = spent
+    cpu = Cpu(Capabilities())
+    cpu.measure(sample_of(entry))
+    assert cpu.measure(sample_of(entry, 2.0)) == Part(None)
+
+
+def test_figures_of_workers_are_those_of_the_sample() -> None:
+    sample = sample_of(entry_of(), in_flight=7, STARTED=3)
+    assert TRIGGERS["in_flight"](Capabilities()).measure(sample) == Part(7)
+    assert TRIGGERS["requests_per_second"](Capabilities()).measure(sample) == Part(3, 0.25)
+
+
+def test_queue_is_the_backlog_and_zero_where_it_cannot_be_read() -> None:
+    backlogs: Any = SimpleNamespace(waiting=lambda config: 4 if config.name == "web" else 0)
+    sample = sample_of(entry_of())
+    assert TRIGGERS["queue"](Capabilities(backlogs=backlogs)).measure(sample) == Part(4)
+    assert TRIGGERS["queue"](Capabilities()).measure(sample) == Part(0)
+    assert [name for name, kind in TRIGGERS.items() if kind.counts_demand] == ["queue"]
+
+
+def test_latency_is_the_number_of_responses_by_their_time() -> None:
+    p50 = TRIGGERS["p50"](Capabilities())
+    assert p50.measure(sample_of(entry_of(), STARTED=9)) == ()
+    assert p50.measure(sample_of(entry_of(), BUCKETS=2)) == [2] + [0] * (tally.COUNTED - tally.BUCKETS - 1)
+    assert [name for name, kind in TRIGGERS.items() if kind.is_latency] == ["p50", "p99"]
+
+
+def test_average_is_of_all_parts_by_their_weights_and_unknown_with_an_unknown_part() -> None:
+    average = Average()
+    assert average.value is None
+    average.add(Part(6, 0.5), 1)
+    average.add(Part(2, 1.5), 1)
+    assert average.value == 4.0
+    average.add(Part(None), 1)
+    assert average.value is None
+    average.add(Part(None), -1)
+    average.add(Part(6, 0.5), -1)
+    assert average.value == pytest.approx(2 / 1.5)
+
+
+def test_quantile_needs_twenty_responses() -> None:
+    first = [10, *[0] * (len(BOUNDS_SECONDS) - 1), 9]
+    found = Quantile(0.5)
+    found.add((), 1)
+    found.add(first, 1)
+    assert found.value is None
+    found.add([1, *[0] * len(BOUNDS_SECONDS)], 1)
+    assert found.value is not None
+    assert found.value <= BOUNDS_SECONDS[0]
+    found.add(first, 1)
+    found.add([21, *[0] * len(BOUNDS_SECONDS)], -1)
+    assert found.value is None, "18 are left"
+
+
+def test_latencies_are_the_quantiles_of_their_names() -> None:
+    responses = [60, *[0] * (len(BOUNDS_SECONDS) - 1), 40]
+    found = {}
+    for name in ("p50", "p99"):
+        sums: Any = TRIGGERS[name].sums()
+        sums.add(responses, 1)
+        found[name] = sums.value
+    assert found["p50"] <= BOUNDS_SECONDS[0] < BOUNDS_SECONDS[-2] < found["p99"]
+    assert isinstance(TRIGGERS["cpu"].sums(), Average)
+
+
+def test_each_key_has_a_trigger() -> None:
+    assert list(TRIGGERS) == list(Triggers.keys_of)
+
+
+def test_docs_describe_each_trigger() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
+    table = text.partition("\n| trigger | ")[2].partition("\n\n")[0]
+    names = re.findall(r"^\| (`.*?) \| ", table, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(names)) == list(TRIGGERS), "docs/scaling.md"
