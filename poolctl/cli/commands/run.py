@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import json
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from queue import SimpleQueue
-from time import monotonic, time
+from time import monotonic, sleep, time
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -176,6 +177,8 @@ def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) 
     return session.run_command(path, lifeline) if session.command else session.stay(lifeline, signals)
 
 
+# By this time the callback in which a signal's exception was discarded has returned.
+_AGAIN_SECONDS = 0.01
 # Remaining time of the stop timeout when the remaining processes are killed.
 _KILLING_SECONDS = 1.0
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
@@ -875,8 +878,10 @@ class StopSignals:
         self.interrupted = False  # SIGINT has already raised
         self.wakeup = -1  # readable when a signal has arrived
         self._waker = self._waker_before = -1
+        self._unraisable_before = sys.unraisablehook
 
     def __enter__(self) -> StopSignals:
+        sys.unraisablehook = self._unraisable
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
         for number in _STOPPING:
             if self._before[number] is not signal.SIG_IGN:  # nohup
@@ -888,6 +893,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        sys.unraisablehook = self._unraisable_before
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -918,6 +924,26 @@ class StopSignals:
             self.interrupted = number == signal.SIGINT
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Raise once more, after a moment, what a finalizer or the callback of a weak reference has discarded.
+
+        Such callbacks run wherever an object is freed, also in every import; a signal may arrive in one.
+        """
+        discarded = unraisable.exc_type
+        if (
+            discarded in (KeyboardInterrupt, Terminated)
+            and threading.current_thread() is threading.main_thread()
+        ):
+            number = signal.SIGINT if discarded is KeyboardInterrupt else signal.SIGALRM
+            _thread.start_new_thread(self._signal_again, (number,))
+        else:
+            self._unraisable_before(unraisable)
+
+    def _signal_again(self, number: int) -> None:
+        sleep(_AGAIN_SECONDS)
+        if sys.unraisablehook == self._unraisable:
+            os.kill(os.getpid(), number)
 
     def _output_lost(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:

@@ -383,6 +383,48 @@ def test_each_signal_that_ends_it_raises_again_and_afterwards_all_are_as_before(
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+class Finalized:
+    """Gets a signal while it is freed, where Python discards every exception."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGIO, Terminated)],
+)
+def test_signal_whose_exception_is_discarded_raises_again(number: int, expected: type[BaseException]) -> None:
+    reads, writes = os.pipe()
+    with StopSignals() as signals:
+        Finalized(number)
+        closing = threading.Timer(10, os.close, [reads])
+        closing.start()
+        with pytest.raises(expected):
+            signals.wait_for_end(writes)
+        closing.cancel()
+    os.close(reads)
+    os.close(writes)
+
+
+def test_other_discarded_errors_are_reported_as_before() -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("discarded")
+
+    seen: list[object] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: seen.append(unraisable.exc_type)
+    try:
+        with StopSignals():
+            Failing()
+    finally:
+        sys.unraisablehook = before
+    assert seen == [ValueError]
+
+
 def test_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
