@@ -1,4 +1,4 @@
-"""The route table in force: computed from the configuration off the loop, and given to gateway and workers."""
+"""Computes the route table from the configuration, off the event loop, for the gateway and the workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .outside_targets import ServiceSource, WithServices
 
 _SECRET_BYTES = 32
 _KEY_CHARACTERS = 32
-# A reload changes many servers, one after the other.
+# Long enough to compute once for a reload, which changes many servers one after another.
 _GATHER_SECONDS = 0.01
 # The fields of routes that hold headers.
 _HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header, ...]"]
@@ -37,23 +37,23 @@ _HEADERS = [field.name for field in fields(Route) if field.type == "tuple[Header
 logger = logging.getLogger("poolctl.supervisor")
 
 
-# Given servers, and whether workers of an earlier supervisor alone are meant (`adopted`): returns once the connections
-# that these workers keep have ended.
+# Called with server names, and `adopted` if only workers of an earlier supervisor are meant; returns once the
+# connections that these workers keep have ended.
 EndKept = Callable[..., Awaitable[None]]
 
 
 class RouteSet(NamedTuple):
-    """All routes of a pool, the names of the servers that they lead to, and the connections that workers may keep."""
+    """All routes of a pool, the names of their servers, and which connections workers may keep."""
 
     http: tuple[Route, ...] = ()
     streams: tuple[StreamRoute, ...] = ()
     excluded: tuple[ExcludedRoute, ...] = ()
     servers: frozenset[str] = frozenset()
     kept: Kept = Kept()
-    users: tuple[tuple[str, str], ...] = ()  # of these servers, by name
+    users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def ending(self, servers: frozenset[str]) -> RouteSet:
-        """A temporary variant of these routes, in force while connections kept by these servers are being closed."""
+        """These routes while connections kept by workers of these servers are being closed."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         return self._replace(http=tuple(ending(self.http, servers)), kept=replace(self.kept, user=user))
 
@@ -64,14 +64,14 @@ class RouteSet(NamedTuple):
 
 
 class ComputedRoutes:
-    """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
+    """Computes routes and the route table in a thread, one at a time, and calls `changed` after each computation.
 
-    `services` adds services to the routes; after a change of these, call `again`. Before a table in which a connection
-    that a worker has kept may lead to another user's server, `end_kept` ends the connections of these servers; with
-    `adopted` only connections of workers that an earlier supervisor placed. Files in `directory` record kept
-    connections for the next supervisor, and the secret from which the `context_keys` of servers are derived.
-    Generations increase across supervisors and keepers too, because workers and gateways that outlive both know older
-    generations.
+    `services` adds services to the routes; call `again` when they change. If a connection that a worker has kept could
+    lead to a server of another user under the new table, `end_kept` first ends the connections of these servers (with
+    `adopted`, only those of workers of an earlier supervisor). Files in `directory` record kept connections for the
+    next supervisor, and the secret from which the `context_keys` of servers are derived.
+    Generation numbers increase even when supervisor and keeper are replaced, because workers and gateways that outlive
+    both remember older generations.
     """
 
     def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
@@ -79,13 +79,13 @@ class ComputedRoutes:
         self._path = os.path.join(directory, KEPT_CONNECTIONS)
         self._secret_path = os.path.join(directory, CONTEXT_SECRET)
         self._secret = b""
-        # By the names of servers; they authenticate the gateway's statements about a route.
+        # Keys by server name. They authenticate the route that the gateway states for a connection.
         self.context_keys: Mapping[str, str] = {}
-        self._kept: Kept | None = None  # for workers, also by earlier tables; None: not read yet
+        self._kept: Kept | None = None  # connections that workers may keep; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
-        # The tables for workers instead, by the names of their servers; "" is for servers that no longer have a route.
+        # The tables sent to workers, by server name; "" is for servers that no longer have a route.
         self.worker_tables: Mapping[str, Descriptor] = {}
         self.problem = ""
         self.services: ServiceSource | None = None
@@ -93,12 +93,12 @@ class ComputedRoutes:
         self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._work: asyncio.Task[None] | None = None
-        self._masked: tuple[int, Descriptor] | None = None  # with its generation
+        self._masked: tuple[int, Descriptor] | None = None  # the generation, and its table without secrets
         self._masking = asyncio.Lock()
         self._followers: list[Callable[[int], object]] = []
-        # How often they were to be computed, and which of these times they are from.
+        # The number of requested computations, and how many of these requests the current routes answer.
         self._asked = self._answered = 0
-        self._computed = asyncio.Event()  # for the computation in progress; each computation has its own
+        self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
         """Schedule a computation of the routes from what `source` returns at that time."""
@@ -117,18 +117,18 @@ class ComputedRoutes:
         return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
-        """Wait until the routes match the configuration as of this call; later changes cause no delay."""
+        """Wait until the routes match the configuration at the time of this call. Later changes are not waited for."""
         asked = self._asked
         while self._answered < asked:
             await self._computed.wait()
 
     async def masked_table(self) -> Descriptor | None:
-        """The table in force without secrets, with streams and excluded routes; None before the first computation.
+        """The current table without secrets, with streams and excluded routes; None before the first computation.
 
-        It is valid until the next change.
+        The descriptor is valid until the next change.
         """
         await self.settled()
-        async with self._masking:  # each table is made once, however many ask for it
+        async with self._masking:  # each table is made only once
             generation, routes = self.generation, self.routes
             if self.table is None:
                 return None
@@ -142,7 +142,7 @@ class ComputedRoutes:
 
     @contextlib.contextmanager
     def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Context manager that calls `follow` with each new table's generation, before its command returns."""
+        """Context manager: call `follow` with the generation of each new table, before the changing command returns."""
         self._followers.append(follow)
         try:
             yield
@@ -188,15 +188,15 @@ class ComputedRoutes:
         self.problem = ""
 
     async def _end_disallowed_connections(self, routes: RouteSet, users: Mapping[str, str]) -> None:
-        """End kept connections that the next routes do not allow, and record the others."""
-        is_first = self._kept is None  # earlier kept connections are with workers of an earlier supervisor
+        """End kept connections that the next routes do not allow, and record the remaining ones."""
+        is_first = self._kept is None  # connections kept so far are with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
             known = await in_daemon_thread(functools.partial(_read, self._path))
             self._kept = Kept() if known is None else known
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
-                # An earlier version passed connections without regard to the users.
+                # An earlier version passed connections regardless of the servers' users.
                 await self._publish(routes.ending(unknown))
                 await self._end_kept(unknown, adopted=True)
         ended = self._kept.ended_by(routes.kept, users)
@@ -251,7 +251,7 @@ def _computed(
 
 
 def _users_of(routes: RouteSet) -> list[str]:
-    """The users of the routed servers, each once."""
+    """The users of the routed servers, without duplicates."""
     return [*dict.fromkeys(user for _, user in routes.users)]
 
 
@@ -282,7 +282,7 @@ def _close(tables: Mapping[str, Descriptor]) -> None:
 
 
 def _secret(path: str) -> bytes:
-    """The secret in this file, which is made if it is missing: keys stay the same for the next supervisor."""
+    """Read the secret in this file, or create it: the keys derived from it stay the same for the next supervisor."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if len(found := file.read(_SECRET_BYTES)) == _SECRET_BYTES:
             return found
@@ -292,7 +292,7 @@ def _secret(path: str) -> bytes:
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
-    """The context key of a server with this user; it differs by user, so that an earlier user's processes lack it."""
+    """The context key of a server. It depends on the user: processes of the server's previous user do not know it."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
@@ -312,7 +312,7 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """The table of these routes without secrets; if they have no secrets that is `whole`, which is closed otherwise."""
+    """Write the route table without secrets, and close `whole`; if the routes have no secrets, return `whole`."""
     try:
         shown = tuple(map(masked_route, routes.http))
         if all(one is other for one, other in zip(shown, routes.http, strict=True)):
@@ -325,8 +325,8 @@ def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
 def masked_route(route: Route) -> Route:
     """The route without secrets; the route itself if it has no secrets.
 
-    Masks the values of headers that it adds, which may contain resolved variables, and in its conditions the values of
-    headers with a secret's name.
+    Masked are the values of all headers that the route adds, because they may contain resolved variables, and in its
+    conditions the values of headers whose name suggests a secret.
     """
     changes: dict[str, Any] = {
         name: tuple(_masked_header(each, is_condition=name == "headers") for each in headers)

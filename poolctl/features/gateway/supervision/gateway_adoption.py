@@ -1,6 +1,6 @@
-"""A gateway that serves on after keeper and supervisor were both killed: it is found, adopted, or ended.
+"""Finds a gateway that has outlived keeper and supervisor, and adopts or ends it.
 
-A new keeper gets the descriptors that the previous keeper held: the gateway's listeners, its pair, and the link to it.
+The new keeper receives the descriptors that the old one held: the gateway's listeners, its pair, and the link to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 @dataclass(eq=False)
 class OrphanedGateway:
-    """The process at the other end of `sock`; `mark` is its version, "" if it has not answered in time."""
+    """An orphaned gateway, connected by `sock`. `mark` is its version, or "" if it has not answered in time."""
 
     pid: int
     start: int
@@ -46,7 +46,7 @@ class OrphanedGateway:
             signal_process(self.pid, self.start, number)
 
     def end(self, timeout_seconds: float) -> bool:
-        """Ask the process to end, and kill it after the limit; returns whether it ended by itself. Blocks."""
+        """Ask the process to exit, and kill it after the timeout; returns whether it exited by itself. Blocks."""
         self.signal(signal.SIGTERM)
         if await_exit(self.pid, self.start, timeout_seconds):
             return True
@@ -55,7 +55,7 @@ class OrphanedGateway:
         return False
 
     def close(self) -> None:
-        """Close the descriptors here; the process continues to serve."""
+        """Close our descriptors; the gateway continues to serve."""
         for fd in [*self.pair, *(fd for _, fds in self.listeners for fd in fds)]:
             os.close(fd)
         self.pair, self.listeners = [], []
@@ -63,7 +63,7 @@ class OrphanedGateway:
 
 
 def find(directory: str) -> list[OrphanedGateway]:
-    """The orphaned gateways of this directory's pool; the caller closes them. Blocks."""
+    """Find the orphaned gateways of the pool in this directory; the caller closes them. Blocks."""
     found = []
     for sock, answer in rendezvous.ask(directory, pool_files.GATEWAY, _ANSWER_SECONDS):
         pid, uid, _ = peer_credentials(sock)  # of the process that listens
@@ -88,7 +88,7 @@ def find(directory: str) -> list[OrphanedGateway]:
 
 
 def end_all(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
-    """End the orphaned gateways; the pid of each, and whether it ended by itself within the limit. Blocks."""
+    """End the orphaned gateways; returns each pid, and whether that process exited by itself in time. Blocks."""
     ended = []
     for each in find(directory):
         ended.append((each.pid, each.end(timeout_seconds)))
@@ -97,18 +97,18 @@ def end_all(directory: str, timeout_seconds: float) -> list[tuple[int, bool]]:
 
 
 class GatewaySearch:
-    """Finds the orphaned gateway of a pool. One that does not answer is killed after a while."""
+    """Finds the orphaned gateway of a pool. A gateway that does not answer is killed after a while."""
 
     def __init__(self, keeper: Link, directory: str) -> None:
-        self.silent = False  # one is there that has not answered yet
+        self.silent = False  # a gateway was found that has not answered yet
         self._keeper = keeper
         self._directory = directory
         self._silent_since = 0.0
 
     async def search(self) -> OrphanedGateway | None:
-        """Return an orphaned gateway that has answered, for `keep`.
+        """Return an orphaned gateway that has answered, to be passed to `keep`, or None.
 
-        There are several only if the pool was killed while one gateway replaced another; the others drain.
+        Several exist only if the pool was killed while one gateway replaced another; the others drain.
         """
         if not pool_files.find(self._directory, pool_files.GATEWAY):
             self.silent = False
@@ -125,7 +125,7 @@ class GatewaySearch:
         return answered[0] if answered else None
 
     async def keep(self, orphan: OrphanedGateway) -> None:
-        """Put the orphan into the keeper's store, where a GatewayManager finds it, and close it here."""
+        """Put the gateway into the keeper's store, where a GatewayManager finds it, and close our descriptors."""
         with contextlib.closing(orphan):
             await self._put(orphan)
 
@@ -137,7 +137,7 @@ class GatewaySearch:
         for each in silent:
             late = now - self._silent_since > SILENT_SECONDS
             logger.warning("the gateway that outlived its pool (pid %d) does not answer", each.pid)
-            # It may have been stopped.
+            # The process may have been stopped.
             each.signal(signal.SIGKILL if late else signal.SIGCONT)
 
     async def _put(self, orphan: OrphanedGateway) -> None:
@@ -152,13 +152,13 @@ class GatewaySearch:
             keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
         _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         for fd in links:
-            # The process that the orphan was to replace: closing its link alone would make it an orphan too.
+            # This is the process that the orphan was to replace. Only closing its link would orphan it too.
             with wire.over(fd) as link, contextlib.suppress(OSError):
                 wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
         known = {"pid": orphan.pid, "start": orphan.start}
         message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}
         keeper.send(message, [orphan.sock.fileno()])
         logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
-        # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
+        # The answer confirms that the keeper has everything: if we die now, the next supervisor finds it there.
         with contextlib.suppress(Refused):
             await keeper.call({"op": "watch", **known})

@@ -1,4 +1,4 @@
-"""The gateway of a pool: its listeners, its process, the route table, and facts on the routed servers."""
+"""Runs the gateway of a pool: opens its listeners, starts its process, and sends it routes and states of servers."""
 
 from __future__ import annotations
 
@@ -40,30 +40,32 @@ if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
 
 _SERVES_SECONDS = 10.0
-# Maximum time that a command waits for its changes to be in force: more than a gateway's start on a busy machine.
+# Maximum time that a command waits until its changes are in force: longer than a gateway needs to start on a busy
+# machine.
 _IN_FORCE_SECONDS = 20.0
-# A connection to a canary is made at once.
+# A connection that was on its way to a canary has arrived after this time.
 _ARRIVES_SECONDS = 0.05
-# For the keeper to reap a worker that was killed.
+# How long the keeper may take to reap a killed worker.
 _KILLED_SECONDS = 5.0
 # How often certificates are read again: other programs renew them.
 _RENEWAL_SECONDS = 30.0
-# After a start or an adoption there is other work; one that could not even start would not the next time either.
+# The delay before a zygote is started: there is other work after a start or an adoption. After a failure it is longer,
+# because the next start would probably fail too.
 _ZYGOTE_SECONDS, _FAILED_ZYGOTE_SECONDS = 1.0, 60.0
 
 
 class GatewayManager(SidecarManager):
-    """Runs the gateway that `follow` specifies; it is the runner's `Gateway` for routed servers."""
+    """Runs the gateway configured by the tables passed to `follow`. Implements the `Gateway` protocol of runners."""
 
     label, entry = "the gateway", fd_store.GATEWAY_LINK
-    # Connections wait in the backlog meanwhile.
+    # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds, calm_seconds = 0.0, 1.0
 
     def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
         self.machines: MachineSource | None = None
-        # Settings of features' parts in the process by their packages; None while the process has no such part.
+        # Settings for the parts of features in the gateway's process, by package; None: the process has no such part.
         self.process_parts: dict[str, Callable[[], Table | None]] = {}
         self._environment = environment
         self._core = core
@@ -76,7 +78,7 @@ class GatewayManager(SidecarManager):
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
-        self._served: tuple[str, ...] = ()  # the addresses that the last event names
+        self._served: tuple[str, ...] = ()  # the addresses in the last event
         self._search = GatewaySearch(environment.keeper, environment.directory)
         self._ending_kept = ""  # the servers whose kept connections are being ended
         self._adopted = False
@@ -108,7 +110,7 @@ class GatewayManager(SidecarManager):
         return () if self._current is None else self._current.listeners.values()
 
     async def serving(self) -> GatewayProcess | None:
-        """The process, once it serves; None if it cannot, and `problem` says why."""
+        """Wait until the process serves, and return it; None if it cannot serve, and `problem` says why."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
                 while (
@@ -118,10 +120,9 @@ class GatewayManager(SidecarManager):
         return self.gateway
 
     async def in_force(self, limit_seconds: float | None = None) -> str:
-        """Return "" once the current configuration is in force, or a warning after this time.
+        """Wait until the current configuration is in force; returns "", or a warning after the limit.
 
-        `failures` then gives the reasons why part of it is not in force; a part that had failed is first attempted
-        again.
+        Parts that had failed are tried again. If that fails, `failures` has the reasons.
         """
         if self.failures:
             self._configured()
@@ -138,7 +139,7 @@ class GatewayManager(SidecarManager):
         return ""
 
     async def _is_in_force(self) -> bool:
-        """Wait for the next step; True if it was the last one."""
+        """Wait for the next step; returns True if it was the last one."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self.routes.settled()
@@ -177,7 +178,7 @@ class GatewayManager(SidecarManager):
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
             await process.withdraw(server, give)
-            # Not earlier: the report would mistake another pair's withdrawal for this pair's.
+            # Reported only now: an earlier report could be confused with the withdrawal of another pair.
             self._report(server)
 
     def _report_probes(self) -> None:
@@ -185,7 +186,7 @@ class GatewayManager(SidecarManager):
             process.report_probes(self.probes.reports)
 
     def find_machines(self, machines: MachineSource) -> None:
-        """Link the routes to these machines, and have requests start them."""
+        """Associate routes with these machines, and let requests start machines."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
         machines.follow_routes(self.routes.routes.served)
@@ -215,7 +216,8 @@ class GatewayManager(SidecarManager):
         self._report(server)
         await process.followed()
         if is_canary:
-            # A request that had its turn before is on its way to the backlog, which no other worker accepts from.
+            # A request that was dispatched before is on its way to the canary's backlog, from which no other worker
+            # accepts.
             await asyncio.sleep(_ARRIVES_SECONDS)
 
     def split_obstacle(self, server: str) -> str | None:
@@ -242,7 +244,7 @@ class GatewayManager(SidecarManager):
         if self.gateway is not None:
             self._sync(self.gateway)
         self._inform_workers()
-        self._configured()  # streams have listeners
+        self._configured()  # a new stream needs a listener
         if self.machines is not None:
             self.machines.follow_routes(self.routes.routes.served)
 
@@ -256,25 +258,26 @@ class GatewayManager(SidecarManager):
         routing.publish(self._servers.configs, routes, self)
 
     def _set_aside(self) -> None:
-        """Take passed connections back from the servers that get no traffic as hosts."""
+        """Take passed connections back from servers that, as hosts, are disabled or drained."""
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.set_aside(self._unkept_servers)
 
     @property
     def _unkept_servers(self) -> Collection[str]:
-        """The servers whose workers keep no connections without TLS, by name."""
+        """The names of the servers whose workers may not keep plaintext connections."""
         routes = self.routes.routes
         return self.reports.set_aside if routes.kept.user else routes.servers
 
     async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
-        """Return once no worker of these servers, or no `adopted` one, has a connection that was passed to it before.
+        """End the connections that were passed to workers of these servers; returns when none is left.
 
-        Connections that are given back are shut down in the gateway's process. An application's statements about the
-        others prove nothing, so the workers are replaced, and killed if they have not ended in time.
+        With `adopted`, only workers of an earlier supervisor are affected. Connections that workers give back are shut
+        down in the gateway's process. An application's statement that it has no others cannot be trusted, so the
+        workers are replaced, and killed if they have not exited in time.
         """
         while (process := self.gateway) is not None:
             try:
-                await process.performed()  # it passes nothing to them
+                await process.performed()  # from now on it passes nothing to these servers
                 break
             except LinkLost:
                 await asyncio.wait([process.exited])
@@ -306,7 +309,7 @@ class GatewayManager(SidecarManager):
             self._ending_kept = ""
 
     async def _end(self, entry: Entry, worker: Worker) -> None:
-        """Wait for the end of the worker; it is killed if it takes longer than the drain timeout of connections."""
+        """Wait until the worker exits; kill it after the drain timeout of connections."""
         task = worker.task
         if task is None:
             return
@@ -375,9 +378,9 @@ class GatewayManager(SidecarManager):
         )
 
     async def _check_engine(self, plan: GatewayPlan) -> None:
-        """Raise ServerError if a process is needed and its program is not installed.
+        """Raise ServerError if the plan needs a program that is not installed.
 
-        No listener is open then that no process accepts from: connections are refused instead of left waiting.
+        Checked before listeners are opened, so that connections are refused and do not wait in vain.
         """
         process = self.gateway
         if process is not None and process.mark == plan.settings.mark:
@@ -390,14 +393,14 @@ class GatewayManager(SidecarManager):
         raise ServerError("; ".join(problem))
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
-        """Start a process; its predecessor drains once the new process serves."""
+        """Start a process. When it serves, its predecessor drains."""
         process = await self._new_process(plan)
         self.reports.follow(process)
         self._sync(process)
         process.begin()
         await process.ready(self._environment.directory)
         self._use(process)
-        # Changes since it was spawned.
+        # Send what has changed since it was spawned.
         self._sync(process)
         if before is not None:
             before.drain(plan.settings.drain_seconds)
@@ -411,12 +414,12 @@ class GatewayManager(SidecarManager):
             zygote = await self._ready_zygote(mark)
             try:
                 return await zygote.fork(mark)
-            except LinkLost:  # it was killed, or hangs
+            except LinkLost:  # the zygote was killed, or hangs
                 self._end_zygote()
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
     async def _ready_zygote(self, mark: str) -> GatewayZygote:
-        """The zygote of the next gateway, which may still be starting."""
+        """The zygote for the next gateway; it may still be starting."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
             self._end_zygote()
@@ -435,7 +438,7 @@ class GatewayManager(SidecarManager):
         self._zygote = zygote
 
     def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
-        """Fork a zygote shortly, which waits until the serving gateway ends and then becomes its successor."""
+        """Start a zygote shortly. When the current gateway exits, the zygote forks its successor."""
         if self._preparing is not None:
             self._preparing.cancel()
         self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)
@@ -450,7 +453,7 @@ class GatewayManager(SidecarManager):
 
     async def _prepared(self, mark: str) -> None:
         async with self._turn:
-            with contextlib.suppress(LinkLost):  # the keeper is being replaced, and this process after it
+            with contextlib.suppress(LinkLost):  # the keeper is being replaced, and then this process
                 await self._ready_zygote(mark)
 
     def _end_zygote(self) -> None:
@@ -460,7 +463,7 @@ class GatewayManager(SidecarManager):
             self._zygote = None
 
     def _report_addresses(self, plan: GatewayPlan) -> None:
-        """Record the addresses that are served, of a new process or since the last time."""
+        """Record an event with the served addresses, if the process is new or they have changed."""
         served = tuple(plan.listeners)
         if served and served != self._served:
             kind = "gateway moved" if self._served else "gateway started"
@@ -521,13 +524,13 @@ class GatewayManager(SidecarManager):
             self._end_zygote()
 
     async def _adopt_gateway(self) -> None:
-        """Adopt a gateway that outlived keeper and supervisor, and may hold the addresses that are in use."""
+        """Adopt a gateway that has outlived keeper and supervisor: it may hold the addresses that are in use."""
         found = await self._search.search()
         if found is None:
             if self._search.silent and self._process is None:
                 raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
             return
-        # Done before the keeper gets a new link and closes the present link.
+        # Before the keeper gets a new link and closes the current one.
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)
@@ -538,7 +541,7 @@ class GatewayManager(SidecarManager):
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
         if fds:
             self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
-            # The table may have been there before the pair.
+            # The table may have been computed before the pair was adopted.
             self._inform_workers()
 
     def passes_to(self, server: str) -> bool:
@@ -562,7 +565,7 @@ class GatewayManager(SidecarManager):
         self.routes.close()
 
     async def finish(self) -> None:
-        """Refuse new connections; return when the open connections have ended, within `drain_timeout`."""
+        """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""
         self._over = True
         async with self._turn:
             self._end_zygote()
@@ -588,16 +591,16 @@ class GatewayManager(SidecarManager):
 
 
 class GatewayPart(FeaturePart):
-    """A feature's part that is connected with the gateway once the pool has one."""
+    """A part of a feature that works with the gateway, if the pool has one."""
 
     def connect(self, gateway: GatewayManager) -> None:
-        """Called when the pool gets a gateway; its first route table is not computed yet."""
+        """Called when the pool gets a gateway, before its first route table is computed."""
 
     @property
     def not_served(self) -> Iterable[str]:
-        """The tables that cannot be served now, each with the reason; reported with the gateway's problems."""
+        """Messages about tables that cannot be served now; they are reported with the gateway's problems."""
         return ()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """Its metrics, shown with the gateway's; `reports` of parts in the gateway's process, by their packages."""
+        """Metrics of this part, shown with the gateway's. `reports` come from parts in the process, by package."""
         return ()

@@ -1,7 +1,7 @@
-"""The metrics of a gateway, and of its routes, streams and hosts.
+"""The metrics of a gateway and its routes, streams and hosts.
 
-Requests and bytes cover the traffic that the gateway proxies. Passed requests are counted by the workers that serve
-them, and by route only in number.
+Requests and bytes are those of the traffic that the gateway proxies. Requests on passed connections are counted by
+the workers that serve them; for routes, only their number is known.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ..process.counts import ERRORS
 from .computed_routes import RouteSet
 from .gateway_manager import GatewayManager, GatewayPart
 
-# Maximum of routes, of streams and of hosts, so that a scrape and the scraper's storage stay small.
+# Maximum number each of routes, streams and hosts, so that a scrape and the scraper's storage stay small.
 MOST_LABELLED = 1000
 DISCONNECTED = "disconnected"
 
 
 class GatewaySnapshot(NamedTuple):
-    """The gateway at one moment; `report` comes from its process, and is None while the process does not answer."""
+    """The figures of the gateway at one time; `report` is None if its process does not answer."""
 
     report: Table | None
     restarts: int
     generation: int
     routes: RouteSet
-    connections: Mapping[str, int]  # of the workers of hosts that are servers
-    passed: Mapping[int, int]  # requests by the marks of their routes (tally.route_mark)
+    connections: Mapping[str, int]  # by server: the connections of its workers
+    passed: Mapping[int, int]  # requests by route mark (tally.route_mark)
     healths: Mapping[str, RouteHealth]  # of routes and streams
 
 
@@ -50,7 +50,7 @@ async def gateway_metrics(
     healths: Mapping[str, RouteHealth],
     parts: Iterable[GatewayPart],
 ) -> list[Family]:
-    """The metrics as they are now. Waits for a process that answers, not for one that starts."""
+    """The current metrics. Waits for the answer of a running process, but not for a process that is starting."""
     report = None
     if manager.gateway is not None:
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -71,7 +71,7 @@ async def gateway_metrics(
 
 
 def families(snapshot: GatewaySnapshot) -> list[Family]:
-    """The metrics of the snapshot, of at most MOST_LABELLED routes, streams and hosts."""
+    """The metrics of the snapshot, with at most MOST_LABELLED routes, streams and hosts."""
     report = snapshot.report or {}
     counts = report.get("counts", {})
     routes = _first(counts.get("routes", {}).items())

@@ -1,4 +1,4 @@
-"""What a gateway should serve, computed from the configuration; and its open listening sockets."""
+"""Plans what a gateway serves, from the configuration, and opens its listening sockets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ..table import GatewayConfig, StreamConfig
 
 
 class Certificate(NamedTuple):
-    """A certificate of a listener, as it was read: its settings, the contents of its files, and a digest of both.
+    """A certificate of a listener: its settings, the contents of its files when read, and a digest of both.
 
-    `names` are the host names in it; the first certificate of a listener is also used for all other hosts.
+    `names` are its host names. The first certificate of a listener is also used for all other hosts.
     """
 
     bind: str
@@ -40,7 +40,10 @@ class Certificate(NamedTuple):
 
 
 class GatewayPlan(NamedTuple):
-    """`listeners` by their keys; a stream's has its route in `streams`."""
+    """The listeners, certificates and settings that a gateway should have. `listeners` are by key.
+
+    If a listener is for a stream, `streams` has its route.
+    """
 
     settings: GatewaySettings
     listeners: Mapping[str, ListenerSettings]
@@ -49,7 +52,7 @@ class GatewayPlan(NamedTuple):
 
     @property
     def certificate_names(self) -> dict[str, list[tuple[str, ...]]]:
-        """The names in each certificate, in their order, by listeners."""
+        """The host names of each certificate, in order, by listener."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for each in self.certificates:
             found.setdefault(each.bind, []).append(each.names)
@@ -58,7 +61,7 @@ class GatewayPlan(NamedTuple):
     def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The part of the plan that these open listeners can serve.
 
-        An address that is no longer planned is kept until its replacement is open.
+        An address that is no longer planned is included until its replacement is open.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in there}
         kept = {
@@ -86,9 +89,9 @@ def plan_of(
     env: Mapping[str, str],
     parts: dict[str, Table],
 ) -> GatewayPlan | None:
-    """The plan of a pool with these settings of features' parts; None without a gateway.
+    """The plan for a pool, or None if it has no gateway. `parts` are the settings of features' parts in the process.
 
-    Blocks on the disk; raises ServerError for a certificate.
+    Reads certificates, so it blocks; raises ServerError if one is invalid.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -157,7 +160,7 @@ def _certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]
                     message = f"cannot read {path}: {error.strerror or error}"
                     raise ServerError(message, hint="check `tls` of [gateway]") from error
             settings: Table = {
-                # Never None: OpenSSL would ask a terminal.
+                # Never None: OpenSSL would prompt on a terminal.
                 "password": env.get(tls.password_env, "") if tls.password_env else "",
                 "client_auth": tls.client_auth,
                 "min_version": tls.min_version,
@@ -169,7 +172,7 @@ def _certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]
 
 
 class GatewayListeners:
-    """Open sockets by the keys of their listeners (see ListenerSettings), and `settings` by the same."""
+    """The open sockets of listeners, by the listeners' keys (see ListenerSettings). `settings` has the same keys."""
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
@@ -179,11 +182,11 @@ class GatewayListeners:
         self._identities: dict[str, Identity | None] = {}
 
     def of(self, key: str) -> list[socket.socket]:
-        """The sockets of this listener; empty if it is not open."""
+        """The sockets of this listener, or an empty list if it is not open."""
         return self._open.get(key, [])
 
     async def adopt(self) -> None:
-        """Take ownership of the previous supervisor's sockets in the keeper that are not open here."""
+        """Take over the sockets that the previous supervisor has left with the keeper, unless they are open here."""
         after = fd_store.GATEWAY_LISTENER
         while True:
             reply, _ = await self._keeper.call({"op": "list", "after": after})
@@ -201,7 +204,7 @@ class GatewayListeners:
             after = names[-1]
 
     async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open the listeners that are not open yet; returns the errors of the others."""
+        """Open the listeners that are not open yet; returns the errors of those that could not be opened."""
         problems = []
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
@@ -243,20 +246,20 @@ class GatewayListeners:
         self._keeper.send({"op": "put", "name": name, "meta": to_json(listener)}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
-        """Close all listeners that are not wanted; connections to them are refused from now on."""
+        """Close all listeners that are not in `wanted`; connections to them are refused from now on."""
         await self._close([key for key in self._open if key not in wanted])
 
     async def _close(self, keys: Iterable[str]) -> None:
         for key in keys:
             del self.settings[key]
             sockets = self._open.pop(key)
-            refuse(sockets)  # the gateway's process has them too
+            refuse(sockets)  # the gateway's process has duplicates
             close_listener(sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
 
     def mark(self, key: str) -> tuple[int, ...]:
-        """Distinguishes the sockets of this listener from others that had the same address before."""
+        """A value that distinguishes these sockets from earlier ones with the same address."""
         return tuple(os.fstat(sock.fileno()).st_ino for sock in self.of(key))
 
 

@@ -1,4 +1,4 @@
-"""The gateway's process as the supervisor sees it; remembers the sent state, so that only changes are sent again."""
+"""The supervisor's side of the gateway's process. It remembers the state that was sent, and sends only changes."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from poolctl.supervisor.sidecar import UP_SECONDS, SidecarProcess
 
 from ..process.settings import GatewaySettings, ListenerSettings, MachineState, ProbeState, ServerFacts
 
-# A gateway that hangs must not hold up the stop of a server.
+# A hung gateway must not delay the stop of a server for longer.
 _WITHDRAW_SECONDS = 1.0
 _REPORT_SECONDS = 5.0
-# For closing the rest, WebSockets with a close frame.
+# Additional time to close the remaining connections, WebSockets with a close frame.
 _CLOSES_SECONDS = 5.0
 _FIGURES_SECONDS = 1.0
-# A fork takes milliseconds: a zygote that is silent for longer is stopped, or hangs.
+# A fork takes milliseconds: a zygote that does not answer within this time is stopped, or hangs.
 _FORKS_SECONDS = 2.0
 
 
 class GatewayProcess(SidecarProcess):
-    """Sends the process its state, piece by piece; a piece that it has already is not sent again."""
+    """Sends the gateway's process its state in parts, and leaves out parts that it already has."""
 
     part, label, output = "features.gateway.process", "the gateway", "gateway.log"
 
     def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
         self._sent: dict[str, object] = {}
-        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events and requests
+        self.on_report: Callable[[wire.Message], None] = lambda message: None  # receives events and requests
         super().__init__(sock, known, mark)
 
     def resync(self) -> None:
-        """Begin to send everything again; the process forgets state that is not sent again before `begin`."""
+        """Start to send everything again. State that is not sent before the next `begin` is discarded."""
         self._sent.clear()
         self.link.send({"t": "resync"})
 
     def begin(self) -> None:
-        """Tell the process to serve, because everything has been sent."""
+        """Tell the process to serve: its whole state has been sent."""
         self.link.send({"t": "begin"})
 
     def _send(
@@ -56,11 +56,11 @@ class GatewayProcess(SidecarProcess):
             self.link.send(message, fds)
 
     def configure(self, settings: GatewaySettings) -> None:
-        """Put these settings in force."""
+        """Apply these settings."""
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Take from this pair the connections that workers give back; it keeps both ends for the next supervisor."""
+        """Receive the connections that workers give back over this pair. Both ends are kept for the next supervisor."""
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -70,7 +70,7 @@ class GatewayProcess(SidecarProcess):
         mark: tuple[int, ...],
         sockets: Sequence[socket.socket],
     ) -> None:
-        """Accept connections, or datagrams, of this listener."""
+        """Accept connections or datagrams on these sockets of the listener."""
         message = {
             "t": "listener",
             "listener": to_json(listener),
@@ -88,21 +88,21 @@ class GatewayProcess(SidecarProcess):
 
     @property
     def listeners(self) -> set[str]:
-        """The keys of the listeners that it was sent."""
+        """The keys of the listeners that were sent to the process."""
         return self._keys("listener")
 
     @property
     def servers(self) -> set[str]:
-        """The names of the servers that it was sent."""
+        """The names of the servers that were sent to the process."""
         return self._keys("server")
 
     def certify(self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]) -> None:
-        """Use this certificate on the listener for these host names; the first certificate also for all other hosts."""
+        """Use this certificate on the listener for these host names. The first one sent is also the default."""
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
     def certify_only(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Use no other certificates than these, by listeners: one that was renewed may have had other names."""
+        """Use only the certificates with these names, by listener. A renewed certificate may have lost names."""
         for bind, of_listener in names.items():
             for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
                 del self._sent[f"certificate {bind} {names_before}"]
@@ -110,23 +110,23 @@ class GatewayProcess(SidecarProcess):
             self._send(f"certified {bind}", message["names"], message)
 
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
-        """Decide by this route table. `keeps`: workers may keep connections without TLS; otherwise these are ended."""
+        """Route requests by this table. Unless `keeps`, connections without TLS that workers have kept are ended."""
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
 
     def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
-        """Serve this server's routes as these facts say, passing connections through its pair if it has one."""
+        """Send the state of a server, and the give end of its pair if connections can be passed to it."""
         pair = 0 if give is None else pair_number(give)
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
     def forget(self, server: str) -> None:
-        """Withdraw the server, which no longer has a route."""
+        """Remove a server that no longer has a route."""
         if self._sent.pop(f"server {server}", None) is not None:
             self.link.send({"t": "forget", "server": server})
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Return once the process confirms that it no longer uses this pair, does not answer in time, or has ended."""
+        """Tell the process to stop using this pair; returns when it confirms, has exited, or a timeout has passed."""
         message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
         self._sent.pop(f"server {server}", None)
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -134,13 +134,13 @@ class GatewayProcess(SidecarProcess):
                 await self.link.call(message)
 
     async def followed(self) -> None:
-        """Return once clients are served by the state sent before, or this takes too long, or the process is gone."""
+        """Wait until the process has applied what was sent so far, has exited, or a timeout has passed."""
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.performed()
 
     async def report(self) -> Table:
-        """The process's counts of routes, hosts and connections. Raises LinkLost or TimeoutError."""
+        """Ask for the counts of routes, hosts and connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             _, (fd,) = await self.link.call({"t": "report"})
         try:
@@ -150,13 +150,13 @@ class GatewayProcess(SidecarProcess):
             os.close(fd)
 
     async def figures(self) -> Table:
-        """The sums of its counts, and its connections. Raises LinkLost or TimeoutError."""
+        """Ask for the total counts, and the number of connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_FIGURES_SECONDS):
             reply, _ = await self.link.call({"t": "figures"})
         return reply
 
     async def reopen_log(self) -> None:
-        """Return when nothing is written to an access log that was moved away. Raises LinkLost or TimeoutError."""
+        """Have the process reopen its access log; returns when it has. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             await self.link.call({"t": "reopen"})
 
@@ -167,15 +167,15 @@ class GatewayProcess(SidecarProcess):
         return reply
 
     def restore_hosts(self, states: Table) -> None:
-        """Put these states of hosts in force, which it, or its predecessor, has reported."""
+        """Restore the states of hosts that this process or its predecessor has reported."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
-        """Use these states of the machines behind URLs, and forget all others."""
+        """Send the states of the machines behind URLs; states sent before are replaced."""
         self._report_states("machine", states, MachineState)
 
     def report_probes(self, states: Mapping[str, ProbeState]) -> None:
-        """Use these results of probes of URLs, and of no others."""
+        """Send the results of the probes of URLs; results sent before are replaced."""
         self._report_states("probed", states, ProbeState)
 
     def _report_states(
@@ -188,17 +188,17 @@ class GatewayProcess(SidecarProcess):
             self.link.send({"t": order, "state": to_json(kind(host=host))})
 
     def inform(self, connections: Mapping[str, int]) -> None:
-        """Balance by these numbers of connections that the workers of servers have."""
+        """Send the number of connections of each server's workers, which balancing takes into account."""
         self.link.send({"t": "loads", "connections": dict(connections)})
 
     def drain(self, seconds: float) -> None:
-        """Stop accepting, finish the current requests, and end."""
+        """Tell the process to stop accepting, finish the current requests within `seconds`, and exit."""
         self.leave({"t": "drain", "seconds": seconds}, seconds + _CLOSES_SECONDS)
 
     async def finish(self, seconds: float) -> None:
-        """Stop accepting; return when the last requests have ended, or were ended after `seconds`.
+        """Tell the process to stop accepting; returns when the last requests have ended, at most `seconds` later.
 
-        Streams end at once: no other process takes their clients over.
+        Streams are closed at once, because no other process takes over their clients.
         """
         self.link.send({"t": "drain", "seconds": seconds, "last": True})
         try:
@@ -207,33 +207,33 @@ class GatewayProcess(SidecarProcess):
             self.end()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
+        """Handle a message of the process; pass reports and requests on to `on_report`."""
         super().received(message, fds)
         if message.get("t") in ("event", "hosts", "loads", "wake"):
             self.on_report(message)
 
 
 class GatewayZygote(SidecarProcess):
-    """The process that forks gateways: it waits, with everything imported, for the end of the serving gateway.
+    """A process with all imports done that forks a new gateway when the current one exits.
 
-    It is obsolete if its mark would differ now, because it also has the environment of its start.
+    It has the environment of its own start: if its mark differs from the current one, it is obsolete.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
-    is_up = False  # it can fork
+    is_up = False  # whether it is ready to fork
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote for gateways with this mark, and without the variables that are withheld now."""
+        """The mark of a zygote that forks gateways with this mark, without the currently withheld variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property
     def is_of_keeper(self) -> bool:
-        """Whether it is a child of the keeper; then its forks become children of the keeper, too."""
+        """Whether the zygote is a child of the keeper; if so, its forks are, too."""
         return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:
-        """A new process, which waits for its first message. Raises LinkLost."""
+        """Fork a gateway, which waits for its first message. Raises LinkLost."""
         seconds = _FORKS_SECONDS if self.is_up else UP_SECONDS
         ours, theirs = wire.pair()
         with theirs:
@@ -245,11 +245,11 @@ class GatewayZygote(SidecarProcess):
         return GatewayProcess(ours, identity(int(reply["pid"])), mark)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
+        """Handle a message of the process; `up` means that it is ready to fork."""
         super().received(message, fds)
         self.is_up = self.is_up or message.get("t") == "up"
 
 
 def pair_number(give: socket.socket) -> int:
-    """Distinguishes a pair from others."""
+    """A number that identifies a socket pair: the inode of its give end."""
     return os.fstat(give.fileno()).st_ino

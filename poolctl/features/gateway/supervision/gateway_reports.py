@@ -1,4 +1,4 @@
-"""Reports about routed servers to the gateway's process, and the reports and requests of that process."""
+"""Reports the states of routed servers to the gateway's process, and handles its reports and requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..process.settings import ServerFacts
 from .computed_routes import ComputedRoutes
 from .gateway_process import GatewayProcess
 
-_SUFFIX = " (canary)"  # a blank is in no name of a server
+_SUFFIX = " (canary)"  # names of servers contain no blank
 
 
 def canary_name(server: str) -> str:
@@ -34,12 +34,12 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """The server that has this pair, or whose canary has it."""
+    """The name of the server to which this pair, or this canary's pair, belongs."""
     return name.removesuffix(_SUFFIX)
 
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The pair of the server's canary and its address; None without them."""
+    """The name of the pair of the server's canary and its address; None if there is no canary with an address."""
     config = entry.config_apart
     if config is None:
         return None
@@ -56,14 +56,14 @@ def _share_of_canary(entry: Entry) -> float:
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
-    """Whether and where the server can be reached at this moment."""
+    """The facts that the gateway needs about a server: its state, and where it can be reached now."""
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
     if entry.listener.armed is not None:
-        # Also while its last worker is still draining: a connection wakes it.
+        # Even while its last worker is still draining: a connection wakes the server.
         state = State.SLEEPING
     elif state is State.STARTING and not endpoints:
-        # Its address is not open yet: a connection would be refused.
+        # The address is not open yet: a connection would be refused.
         state = State.STOPPED
     share = _share_of_canary(entry)
     canary = pair_facts(entry) if share else None
@@ -82,7 +82,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
 
 
 def connections_of(core: Core, entry: Entry) -> int:
-    """The number of connections that the server's workers have, by their own count."""
+    """The number of open connections of the server's workers, as counted by the workers."""
     counters = core.runner.capabilities.counters
     if counters is None:
         return 0
@@ -92,7 +92,7 @@ def connections_of(core: Core, entry: Entry) -> int:
 
 
 class ServerReports:
-    """Reports the servers that have a route. `pairs` are the give ends of their pairs, owned by the runner, by name."""
+    """Reports the servers that have a route. `pairs` holds their give ends by name, which the runner owns."""
 
     def __init__(self, core: Core, routes: ComputedRoutes) -> None:
         self.pairs: dict[str, socket.socket] = {}
@@ -112,7 +112,7 @@ class ServerReports:
 
     @property
     def configs(self) -> list[ServerConfig]:
-        """The configurations of all servers and canaries, these with the names of their pairs."""
+        """The configurations of all servers and canaries. A canary's has the name of its pair."""
         names, found = self._routes.routes.servers, []
         for name, entry in self._core.entries.items():
             if name in names:
@@ -122,7 +122,7 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send changes of the server, or of the server whose canary has this name, if it has a route."""
+        """Send the changed facts of the server or canary with this name, if the server has a route."""
         server = server_of(name)
         entry = self._core.entries.get(server)
         if entry is None or server not in self._routes.routes.servers:
@@ -140,39 +140,39 @@ class ServerReports:
             process.forget(canary_name(server))
 
     def send_all(self, process: GatewayProcess) -> None:
-        """Send the changes of every server."""
+        """Send the changed facts of every server."""
         for server in self._routes.routes.servers:
             if server in self._core.entries:
                 self.send(process, server)
 
     def forget_others(self, process: GatewayProcess) -> None:
-        """Let the process forget the servers that no longer have a route."""
+        """Tell the process to forget the servers that no longer have a route."""
         for name in process.servers:
             if server_of(name) not in self._routes.routes.servers:
                 process.forget(name)
 
 
 class GatewayReports:
-    """Records the events of the process, keeps the states of its hosts for its successor, and answers its requests."""
+    """Records events of the gateway's process, stores its hosts' states for its successor, and answers its requests."""
 
     def __init__(self, keeper: Link, core: Core, events: Events) -> None:
         self._keeper = keeper
         self._core = core
         self._events = events
-        # Starts the machine behind a URL that a request needs.
+        # Called with a URL when a request needs the machine behind it.
         self.on_machine_needed: Callable[[str], None] = lambda url: None
-        self.hosts: Table = {}  # the states of its hosts, as it reported them last
+        self.hosts: Table = {}  # the states of the hosts, as last reported
         self.on_hosts: Callable[[], None] = lambda: None
 
     async def adopt(self) -> None:
-        """Take over the states of hosts that were reported to the previous supervisor."""
+        """Load the states of hosts that were reported to the previous supervisor."""
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
         for fd in fds:
             self.hosts = json.loads(read_file(fd))
             os.close(fd)
 
     def follow(self, process: GatewayProcess) -> None:
-        """Receive a report of this process."""
+        """Receive the reports of this process from now on."""
         process.on_report = lambda message: self._received(process, message)
 
     def _received(self, process: GatewayProcess, message: wire.Message) -> None:
@@ -200,11 +200,11 @@ class GatewayReports:
         return frozenset(each["host"] for each in self.hosts.get("hosts", ()))
 
     def connections(self, server: str) -> int:
-        """How many connections the workers of the server have, by their own count."""
+        """The number of open connections of the server's workers; 0 for an unknown server."""
         entry = self._core.entries.get(server)
         return 0 if entry is None else connections_of(self._core, entry)
 
 
 def _about_host(data: Table) -> Table:
-    """A sentence about an event of a host: which host, and why."""
+    """The data of an event with the host and the reason as message and cause, if it is about a host."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -31,7 +31,7 @@ from ..table import GatewayConfig
 from .gateway_manager import GatewayManager
 from .outside_targets import RoutedService
 
-# Period of rates; samples are taken this often, even if no command asks.
+# How often samples are taken for rates, even if no command asks for them.
 SAMPLE_SECONDS = 10.0
 _LEAST_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
 _SERVERS_AT_ONCE = 50
@@ -40,8 +40,8 @@ _NONE = [0] * tally.COUNTED
 
 class _Sample(NamedTuple):
     at: float
-    slots: Counts  # of proxied requests, and of requests that were refused on a route
-    refused: tuple[int, int]  # of routes, and without a route
+    slots: Counts  # counts of proxied requests, and of requests that were refused on a route
+    refused: tuple[int, int]  # refused requests with a route, and without one
     passed: int
     streamed: int
     stream_errors: int
@@ -57,19 +57,19 @@ class _Sample(NamedTuple):
 
 
 class GatewayStatistics:
-    """Asks the process for its figures, at an interval and on request."""
+    """Samples the figures of the gateway's process at an interval and on request."""
 
     def __init__(self, manager: GatewayManager, core: Core, totals: Totals) -> None:
         self._manager = manager
         self._core = core
         self._totals = totals
-        self._usage: tuple[int, Usage] | None = None  # of the process with this pid
-        self._program_pid: int | None = None  # of another program that serves for the process
+        self._usage: tuple[int, Usage] | None = None  # the pid of the measured process, and its usage
+        self._program_pid: int | None = None  # set if the gateway's process runs another program that serves
         self._samples: deque[_Sample] = deque(maxlen=3)
         self._sampling: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
-        """Note whether there is a gateway."""
+        """Start or stop taking samples, if the gateway was added or removed."""
         if self._manager.tables.get(GatewayConfig) is None:
             self.close()
         elif self._sampling is None:
@@ -160,11 +160,11 @@ class GatewayStatistics:
             found["connections"],
         )
         if self._samples and sample.requests < self._samples[-1].requests:
-            self._samples.clear()  # another process counts
+            self._samples.clear()  # a new process starts counting from 0
         return sample
 
     async def passed(self) -> dict[int, int]:
-        """The requests that workers have served on connections from the gateway, by the marks of their routes."""
+        """The number of requests that workers have served on passed connections, by route mark."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
         def add(found: Mapping[int, int]) -> None:
@@ -212,9 +212,9 @@ def _uptime(known: Table) -> float:
 
 
 class RouteFigures:
-    """The reports of routes, from one `report` of the gateway's process.
+    """Creates the reports of routes from one `report` of the gateway's process.
 
-    Workers count passed requests and their errors by route, but latencies by server, over all requests of the server
+    Workers count passed requests and their errors by route, but latencies only by server, over all of its requests
     that were not proxied.
     """
 
@@ -234,7 +234,7 @@ class RouteFigures:
         self._healths: Table | None = report.get("healths")
         self._of_servers: dict[str, tuple[Counts, dict[int, int]]] = {}
         routes, table = gateway.routes.routes.http, gateway.routes.table
-        # Of use only if there are routes that may take requests from others.
+        # Needed only if a route has conditions, and may take requests from another route.
         crossing = any(each.methods or each.headers for each in routes)
         self._table = RouteTable(table.fileno()) if table is not None and crossing else None
 
@@ -244,7 +244,7 @@ class RouteFigures:
             self._table.close()
 
     def of(self, route: Route | StreamRoute) -> RouteReport:
-        """The report of the route."""
+        """The report of a route that is served."""
         report = route_report(route, tls=isinstance(route, Route) and self._is_kept_within_tls(route))
         health = self.health(route)
         if isinstance(route, StreamRoute):
@@ -290,7 +290,7 @@ class RouteFigures:
         return replace(report, **changes)
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
-        """The health of the route: the health of its best backend, including services that get no requests now."""
+        """The health of the route's best backend. Services that currently get no requests count, too."""
         if self._healths is None:
             return RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_away}")
         if isinstance(route, Route) and route.redirect is not None:
@@ -306,14 +306,14 @@ class RouteFigures:
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
-        """The report of a route that is not served; with the services, if it is because of these."""
+        """The report of a route that is not served. If registered services are the cause, it lists them."""
         report = route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
-        """Whether its connections stay with the gateway if they are no TLS, which all of its servers speak."""
+        """Whether only TLS connections are passed: its servers use TLS, and workers may not keep other connections."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -323,7 +323,7 @@ class RouteFigures:
         return self._services.of(route.alias)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
-        """Why no connection of the route is passed now, although its rules allow that."""
+        """The reasons why no connection of the route is passed now, although its rules allow it."""
         gateway = self._gateway.tables.get(GatewayConfig)
         if gateway is not None and (engine := other_engine(gateway.engine)):
             yield f"{engine.label} proxies every connection"
@@ -340,7 +340,7 @@ class RouteFigures:
             yield f"{servers[0]} {reasons[0]}"
 
     def _why_some(self, route: Route) -> str:
-        """Why requests were proxied on a route that passes connections."""
+        """The reason why some requests were proxied although the route passes connections."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         if any(entry is not None and entry.config.tls for entry in entries):
             return "without TLS its requests are proxied, as its server speaks TLS"
@@ -365,7 +365,7 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """The counts of its workers without proxied requests; passed requests, and errors, by route."""
+        """The counts of the server's workers without proxied requests, and its passed requests by route mark."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
@@ -385,9 +385,9 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target: the gateway's verdict, with the supervisor's facts about the server.
+        """The health of a target, from the gateway's `verdict` and from what the supervisor knows about the server.
 
-        There is no verdict on a route of a large table before its first request: only the state of its hosts is known.
+        In a large table a route has no verdict before its first request: then only the state of its hosts is known.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:

@@ -1,4 +1,4 @@
-"""Targets outside the pool: the features that know them, and their probes."""
+"""Targets outside the pool: interfaces of the features that manage them, and their probes."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ from poolctl.units import format_duration
 
 from ..process.settings import Endpoint, MachineState, ProbeState
 
-# With more services than that, each is probed less often than it asks for.
+# Maximum probes at once and per second. With many services, each is probed less often than configured.
 _AT_ONCE, _PER_SECOND = 32, 100
 _PAUSE_SECONDS = 0.02
-# A service that has just started is probed more often than later on.
+# A service that has just started is probed more often at first.
 _FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
 
 class Activity(NamedTuple):
-    """Requests that a target has had from the gateway, and how many are in progress, or wait, now."""
+    """How many requests a target has received from the gateway, and how many are now in progress or waiting."""
 
     requests: int = 0
     in_progress: int = 0
 
 
 class MachineSource(Protocol):
-    """Knows the machines behind URLs, and starts them."""
+    """A feature that knows the machines behind URLs, and starts them."""
 
     @property
     def states(self) -> Mapping[str, MachineState]:
-        """The states of the machines that requests may start, by the URLs that lead to them."""
+        """The states of the machines that requests may start, by URL."""
         ...
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """Take note of the routes that are now in force."""
+        """Called with the current routes whenever they change."""
         ...
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
-        """The machines behind the route, for text and JSON output."""
+        """The machines behind the route, for output."""
         ...
 
     def ask(self, url: str) -> None:
-        """A request needs the machine behind this URL: start it if it is stopped."""
+        """Start the machine behind this URL if it is stopped, because a request needs it."""
         ...
 
 
-# The routes of these servers and tables with the services; called in a thread.
+# Called in a thread with routes, servers and tables; returns the routes with services added.
 WithServices = Callable[[Sequence[AnyRoute], Sequence[ServerConfig], Tables], Sequence[AnyRoute]]
 
 
 class RoutedService(Protocol):
-    """A service with the URL of a target, and its state."""
+    """A registered service that is a target of a route, and its state."""
 
     @property
     def url(self) -> str: ...
@@ -83,7 +83,7 @@ class RoutedService(Protocol):
 
     @property
     def is_probed(self) -> bool:
-        """Whether its state is the result of a probe."""
+        """Whether the service is probed, so that its state is known."""
         ...
 
     @property
@@ -96,10 +96,10 @@ class RoutedService(Protocol):
 
 
 class ServiceSource(Protocol):
-    """Gives routes targets while the pool runs; after a change it has the routes computed again."""
+    """A feature that adds targets to routes while the pool runs. After a change it requests new routes."""
 
     async def present(self) -> WithServices:
-        """Return a function that adds the present services to routes."""
+        """Return a function that adds the current services to routes."""
         ...
 
     def __iter__(self) -> Iterator[RoutedService]: ...
@@ -109,12 +109,12 @@ class ServiceSource(Protocol):
         ...
 
     def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
-        """The services of a route, for people and documents."""
+        """The services of a route, for output."""
         ...
 
 
 class ProbeOfService(Protocol):
-    """Which URL is probed, and how."""
+    """The URL to probe, and how to probe it."""
 
     @property
     def to(self) -> str: ...
@@ -124,7 +124,7 @@ class ProbeOfService(Protocol):
 
 
 class ProbedService(Hashable, Protocol):
-    """A service; `state` is STARTING before its first success."""
+    """A service to be probed; `state` is STARTING before its first success."""
 
     @property
     def settings(self) -> ProbeOfService: ...
@@ -140,7 +140,7 @@ S = TypeVar("S", bound=ProbedService)
 
 
 class UrlProbe(Generic[S]):
-    """The probes of one service."""
+    """The repeated probe of one service."""
 
     def __init__(self, service: S, probe: Probe) -> None:
         self.service = service
@@ -150,9 +150,9 @@ class UrlProbe(Generic[S]):
 
 
 class UrlProbes(Generic[S]):
-    """Probes each watched service until watching ends. Belongs to the running loop.
+    """Probes each watched service repeatedly, until `forget` or `close`. Must be created on the running loop.
 
-    `on_probed` gets the service, the problem or "", and how long the answer took.
+    `on_probed` is called with the service, the problem or "", and the duration in seconds.
     """
 
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
@@ -164,7 +164,7 @@ class UrlProbes(Generic[S]):
         self._pause: asyncio.TimerHandle | None = None
 
     def watch(self, service: S) -> None:
-        """Probe the service by its settings from now on, beginning at once."""
+        """Probe the service from now on, as its settings say; the first probe is sent at once."""
         wanted, former = service.settings.probe, self._watched.get(service)
         if former is not None and former.probe == wanted:
             return
@@ -224,7 +224,8 @@ class UrlProbes(Generic[S]):
             if service.state == STARTING:
                 pause = min(pause, probe.pause_seconds)
                 probe.pause_seconds *= _FACTOR
-            pause *= 1 - probe.probe.jitter * random.random()  # a dead service is out within `interval`
+            # Shorter, so that a failure is found within `interval`.
+            pause *= 1 - probe.probe.jitter * random.random()
             probe.timer = call_at(max(began + pause, _now()), partial(self._begin, probe))
 
 
@@ -233,7 +234,7 @@ def _now() -> float:
 
 
 async def probed(url: str, probe: Probe) -> str:
-    """The problem of one probe of the service at this URL; "" for none."""
+    """Send one probe to the service at this URL; returns the problem, or ""."""
     endpoint = Endpoint.of_url(url)
     where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
     host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]
@@ -274,14 +275,14 @@ def _context() -> ssl.SSLContext:
 
 
 class ProbeSettings(NamedTuple):
-    """The URL of a target, and its probe."""
+    """The URL of a target, and the probe to send to it."""
 
     to: str
     probe: Probe
 
 
 class ProbedTarget:
-    """A target and the results of its probes. It gets requests until it is known to fail."""
+    """A target and the result of its probes. It gets requests unless a probe has failed."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.settings = settings
@@ -291,7 +292,7 @@ class ProbedTarget:
         self.latency_seconds: float | None = None
 
     def record(self, problem: str, latency_seconds: float) -> None:
-        """Take the result of a probe: a problem, or ""."""
+        """Record the result of a probe: a problem, or ""."""
         status = self.hysteresis.record(not problem)
         self.latency_seconds = None if problem else latency_seconds
         self.why = problem
@@ -311,7 +312,7 @@ class ProbedTarget:
 
 
 class TargetProbes:
-    """Probes the URLs that are targets in the file; calls `changed` when one starts to fail, or answers again."""
+    """Probes the URLs that the file has as targets. Calls `changed` when one starts to fail or recovers."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -322,7 +323,7 @@ class TargetProbes:
         return iter(self._targets.values())
 
     def follow(self, tables: Tables) -> None:
-        """Probe as these tables say from now on. Results of a target whose probe stays the same are kept."""
+        """Apply these tables. Results of targets whose probe has not changed are kept."""
         wanted = probed_targets(tables)
         if not (wanted or self._targets):
             return
@@ -344,7 +345,7 @@ class TargetProbes:
         return {url: each.report for url, each in self._targets.items()}
 
     def latency_seconds(self, url: str) -> float | None:
-        """How long the last answer took; None where nothing was measured."""
+        """How long the last answer of this URL took; None if not measured."""
         target = self._targets.get(url)
         return None if target is None else target.latency_seconds
 

@@ -40,21 +40,21 @@ from .gateway_manager import GatewayManager, GatewayPart
 from .gateway_metrics import gateway_metrics
 from .gateway_statistics import GatewayStatistics, RouteFigures
 
-# Above this number only routes that match the host are explained.
+# If the pool has more routes, only those that match the host are explained.
 _MOST_EXPLAINED = 1000
-# Number of routes examined before others have their turn.
+# How many routes are examined before the event loop handles other events.
 _AT_ONCE = 100
-# A worker may be busy with a request for longer.
+# How long to wait for confirmations; a worker that is busy with a request may take longer.
 _TAKEN_BACK_SECONDS = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
-# Of these commands, without a selection of servers, the gateway is a target too.
+# These commands also start the gateway, unless servers are selected.
 _STARTING = ("start", "restart")
 _CONFIRMED_SECONDS = 2.0
 _SERVERS_NAMED = 3
 
 
 class GatewayVerbs:
-    """Answers with the reports of the gateway's process and the counts of the workers."""
+    """The verbs of the gateway, answered from the reports of its process and the counts of the workers."""
 
     def __init__(self, site: PartSite) -> None:
         self.gateway = GatewayManager(site.environment, site.core, site.events)
@@ -64,7 +64,7 @@ class GatewayVerbs:
         self._over = site.over
 
     async def routes(self, call: Call) -> Result:
-        """Every route with its figures; with the operation "explain" the routes that a request may take."""
+        """Every route with its figures; for the operation "explain", the routes that a request may take."""
         await self.gateway.routes.settled()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
@@ -85,7 +85,7 @@ class GatewayVerbs:
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
     async def registry(self, call: Call) -> RegistryResult:
-        """The route table without secrets, as a descriptor; with `follow` a line for each generation instead."""
+        """The route table without secrets, as a descriptor; with `follow`, one line for each new generation."""
         routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._follow(call)
@@ -95,7 +95,7 @@ class GatewayVerbs:
 
     async def _follow(self, call: Call) -> None:
         def report(generation: int) -> None:
-            with contextlib.suppress(ConnectionError):  # its request will be cancelled
+            with contextlib.suppress(ConnectionError):  # the request will be cancelled
                 call.progress(ProgressLine(generation=generation))
 
         await self.gateway.routes.settled()
@@ -104,7 +104,7 @@ class GatewayVerbs:
             await self._over.wait()
 
     async def healths(self) -> dict[str, RouteHealth]:
-        """The health of each served route; a stream with the alias of an HTTP route is named with its protocol."""
+        """The health of each served route, by alias; a stream with the alias of an HTTP route has " (stream)" added."""
         await self.gateway.routes.settled()
         report = await self._report() or {}
         figures = RouteFigures(self.gateway, self._core, self._totals, report)
@@ -118,7 +118,7 @@ class GatewayVerbs:
         return found
 
     async def warn(self, result: Result) -> Result:
-        """The result of `status`, with a warning of the routes that do not serve."""
+        """The result of `status`, with a warning about routes that do not serve."""
         found = {name: health for name, health in (await self.healths()).items() if not health.serves}
         if not found:
             return result
@@ -148,7 +148,7 @@ class GatewayVerbs:
         )
 
     async def show(self, result: Result) -> Result:
-        """The result of `show`: the selected servers, with the routes that lead to them."""
+        """The result of `show`, with the routes of each server added."""
         if not isinstance(result, ShowResult):
             return result
         await self.gateway.routes.settled()
@@ -159,7 +159,7 @@ class GatewayVerbs:
         )
 
     async def reopen(self, result: Result) -> Result:
-        """The result of `reopen`, which reopens the gateway's access log too."""
+        """The result of `reopen`, after the gateway's access log was reopened too."""
         if (process := self.gateway.gateway) is None:
             return result
         try:
@@ -177,7 +177,7 @@ class GatewayVerbs:
         rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
         for service in self.gateway.routes.services or ():
             url, status = service.url, service.health.status
-            # The gateway keeps a removed backend for as long as it answers requests.
+            # The gateway keeps a removed backend until its last request has ended.
             if not service.is_serving and not (url in rows and rows[url].routes):
                 row = rows.get(url) or HostReport(host=url)
                 rows[url] = replace(
@@ -186,13 +186,13 @@ class GatewayVerbs:
         return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
-        """A backend as reported; for a server of the pool, with the open connections of its workers."""
+        """The report of a backend; a server of the pool gets the number of its workers' open connections added."""
         found = from_json(HostReport, row)
         known = found.host in self._core.entries
         return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
-        """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
+        """Disable, enable or drain hosts. If one of them is unknown, nothing is changed. Raises SelectorError."""
         order = host_order(call.options)
         if self.gateway.tables.get(GatewayConfig) is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
@@ -233,7 +233,7 @@ class GatewayVerbs:
 
 
 def host_order(options: Table) -> Table:
-    """The action, the hosts it applies to, and its time in seconds. Raises SelectorError for anything else."""
+    """The action, hosts and time in seconds from the options of a request. Raises SelectorError if they are invalid."""
     operation, hosts, seconds = options.get("op"), options.get("hosts"), options.get("for")
     if (
         operation not in _OPERATIONS
@@ -251,13 +251,13 @@ def host_order(options: Table) -> Table:
 
 
 class PoolGateway(FeaturePart):
-    """Keeps a gateway while the configuration has one, or a process of it is left. See FeaturePart for its methods."""
+    """Runs a gateway while the configuration has one, or a process of an earlier one is left."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
         self._verbs: GatewayVerbs | None = None
-        self._parts: list[GatewayPart] = []  # the connected ones
-        # Its file may no longer have a gateway, if the supervisor was killed in a reload.
+        self._parts: list[GatewayPart] = []  # the parts that are connected with the gateway
+        # If the supervisor was killed during a reload, the file may no longer have a gateway.
         self._is_left = False
 
     async def take_in(self) -> None:
@@ -367,7 +367,7 @@ class PoolGateway(FeaturePart):
         return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
     async def _unconfirmed_warning(self) -> str:
-        """A warning about workers that have not confirmed the route table, or ""."""
+        """A warning about workers that have not yet confirmed the route table, or ""."""
         routing = self.site.core.runner.capabilities.routing
         servers = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
@@ -388,12 +388,12 @@ class PoolGateway(FeaturePart):
 
 
 async def _empty_answer(call: Call) -> Result:
-    """No route and no backend: the pool has no gateway."""
+    """An answer without routes and backends, because the pool has no gateway."""
     return Result()
 
 
 async def no_gateway_to_change(call: Call) -> Result:
-    """The refusal to change routes or backends."""
+    """An error: routes and backends cannot be changed, because the pool has no gateway."""
     hint = "a [gateway] or [[route]] in the file adds one"
     error = ErrorEntry(code=NOTHING_MATCHED, error="ErrorUsage", message="the pool has no gateway", hint=hint)
     return Result(errors=(error,), exit_code=NOTHING_MATCHED)
