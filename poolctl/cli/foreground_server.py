@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from poolctl import bootstrap
 from poolctl.cli.command_line import ENDED, CommandRequest
@@ -28,9 +28,6 @@ from poolctl.runners.process_link import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import in_words
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
-
-if TYPE_CHECKING:
-    pass
 
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
@@ -155,7 +152,7 @@ def _move_descriptors(fds: Iterable[int], first: int) -> None:
 # Options about a pool, or about waiting for one.
 _NOT_WITH = {
     "command": "a command", "watch": "--watch", "output": "-o", "log_format": "--log-format",
-    "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
+    "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_deps": "--no-deps",
 }  # fmt: skip
 
 

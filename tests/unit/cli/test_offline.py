@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .conftest import Command
+from poolctl.cli.command_line import parse
+from poolctl.cli.offline import choose, expressions_limited, load, servers_of, summary_of
+from poolctl.cli.outcome import Failure, UsageError
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.feature import FEATURES
+from poolctl.keeper import pool_files
+from poolctl.runners import runner_registry
+from poolctl.selection.regular_expressions import LIMIT_SECONDS
+from tests.stand_in import always, server
+
+from .conftest import Command, Supervised
 
 
 def test_an_invalid_file_is_5_with_every_problem(poolctl: Command, directory: Path) -> None:
@@ -66,3 +81,175 @@ def test_search_in_logs_is_bounded_in_each_line_and_not_in_all(poolctl: Command,
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGVTALRM) == before
     assert poolctl("logs", "--grep", "^a+b$").out.endswith("ab\n")
+
+
+class Worker:
+    """A worker that keeper and supervisor have left behind."""
+
+    def __init__(self, server: str, pid: int, ready_at: float | None = 0.0, uid: int | None = None) -> None:
+        self.pid = pid
+        self.uid = os.geteuid() if uid is None else uid
+        self.said = {"server": server, "ready_at": ready_at}
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+Left = Callable[..., list[Worker]]
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> Left:
+    """`left(*workers)`: these have lost their keeper and supervisor."""
+
+    def leave(*workers: Worker) -> list[Worker]:
+        monkeypatch.setattr(runner_registry, "serves_on", lambda env, directory: True)
+        monkeypatch.setattr(runner_registry, "find_orphans", lambda env, directory: [*workers])
+        return [*workers]
+
+    return leave
+
+
+def test_servers_of_workers_that_are_left_behind_run(
+    poolctl: Command, left: Left, directory: Path, supervised: Supervised
+) -> None:
+    began = time.monotonic() - 100
+    workers = left(
+        Worker("users", 8, began),
+        Worker("users", 7, began - 50),
+        Worker("other", 9, began),
+        Worker("orders", 6, None),
+    )
+    with supervised(always()):
+        (place,) = (directory / "run").iterdir()
+    pool_files.write_desired(str(place), b'{"servers": {"users": {"restarts": 3}}}')
+    users, orders = poolctl("list", "-o", "json").json["items"]
+    assert (users["state"], users["ready"], users["health"], users["pids"]) == ("running", True, "ok", [7, 8])
+    assert (150 <= users["uptime_seconds"] < 200, users["restarts"]) == (True, 3)
+    assert (orders["state"], orders["ready"], orders["health"], orders["pids"]) == (
+        "starting", False, "unknown", [6],
+    )  # fmt: skip
+    assert (orders["uptime_seconds"], orders["restarts"]) == (0.0, 0)
+    assert all(worker.closed for worker in workers)
+
+
+def test_worker_of_another_user_is_none_of_the_servers(poolctl: Command, left: Left) -> None:
+    left(Worker("users", 7, uid=os.geteuid() + 1))
+    assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["stopped", "disabled"]
+
+
+def test_job_that_is_left_behind_is_not_ready(poolctl: Command, left: Left, directory: Path) -> None:
+    (directory / "pool.toml").write_text(
+        '[[server]]\nname = "migrate"\njob = true\ncommand = ["sleep", "60"]\n'
+    )
+    left(Worker("migrate", 7, 5.0))
+    (job,) = poolctl("list", "-o", "json").json["items"]
+    assert (job["state"], job["ready"]) == ("starting", False)
+
+
+def test_summary_counts_states_and_health(directory: Path) -> None:
+    found = [
+        server("a"), server("b", ready=False, state="starting", health="unknown"),
+        server("c", ready=False, state="disabled", health="unknown"),
+    ]  # fmt: skip
+    assert summary_of(found, PoolRef(["/p/pool.toml"], "/run/x")) == {
+        "files": ["/p/pool.toml"], "supervisor_pid": None, "keeper_pid": None, "servers": 3, "should_run": 2,
+        "ready": 1, "states": {"running": 1, "starting": 1, "disabled": 1}, "health": {"ok": 1, "unknown": 2},
+    }  # fmt: skip
+
+
+AUTO = """\
+[pool]
+port_range = "%d-%d"
+[[server]]
+name = "a"
+bind = "127.0.0.1:auto"
+command = ["sleep", "60", "{port}"]
+[[server]]
+name = "b"
+bind = "127.0.0.1:auto"
+command = ["sleep", "60", "{port}"]
+"""
+
+
+def test_automatic_ports_are_those_of_an_earlier_start_or_chosen_now(
+    directory: Path, free_port: Callable[..., int]
+) -> None:
+    first = free_port(2)
+    (directory / "pool.toml").write_text(AUTO % (first, first + 1))
+    ref = PoolRef([str(directory / "pool.toml")], str(directory / "run" / "abc123"))
+    config = load(ref)
+    assert [each.address.port for each in servers_of(config, ref)] == [None, None]
+    chosen = [each.address.port for each in servers_of(config, ref, choose_ports=True)]
+    assert sorted(filter(None, chosen)) == [first, first + 1]
+    assert [each.address.port for each in servers_of(config, ref)] == chosen
+
+
+def test_routes_of_a_server_and_masked_secrets_are_in_its_description(
+    poolctl: Command, directory: Path
+) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(f'{text}env = {{ API_KEY = "hidden" }}\n')
+    users, orders = poolctl("show", "-o", "json").json["items"]
+    assert orders["config"]["env"] == {"API_KEY": "********"}
+    assert "routes" not in users
+    revealed = poolctl("show", "orders", "--reveal", "-o", "json").json["items"]
+    assert revealed[0]["config"]["env"] == {"API_KEY": "hidden"}
+    if "gateway" in FEATURES:
+        (directory / "pool.toml").write_text(
+            f'[gateway]\n[[route]]\nalias = "api"\npath = "/v1"\nto = "users"\n{text}'
+        )
+        users, orders = poolctl("show", "-o", "json").json["items"]
+        assert users["routes"] == [{"alias": "api", "protocol": "http", "host": "", "path": "/v1"}]
+        assert orders["routes"] == []
+
+
+def test_selection_that_matches_nothing_ends_the_command() -> None:
+    request = parse(["list", "usres"])
+    assert request is not None
+    with pytest.raises(Failure) as caught:
+        choose([server("users")], request)
+    (error,) = caught.value.outcome.errors
+    assert (caught.value.outcome.exit_code, error.hint) == (4, "did you mean 'users'?")
+
+
+def test_limit_of_expressions_applies_to_the_main_thread_and_leaves_timers_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    with expressions_limited():
+        assert 0 < signal.getitimer(signal.ITIMER_VIRTUAL)[0] <= LIMIT_SECONDS + 0.01
+        assert signal.getitimer(signal.ITIMER_VIRTUAL)[1] == pytest.approx(LIMIT_SECONDS, rel=0.1)
+        assert signal.getsignal(signal.SIGVTALRM) != before
+    assert (signal.getitimer(signal.ITIMER_VIRTUAL), signal.getsignal(signal.SIGVTALRM)) == (
+        (0.0, 0.0),
+        before,
+    )
+    seen: list[object] = []
+
+    def limited() -> None:
+        with expressions_limited():
+            seen.append(signal.getitimer(signal.ITIMER_VIRTUAL)[0])
+
+    thread = threading.Thread(target=limited)
+    thread.start()
+    thread.join()
+    assert seen == [0.0]
+
+
+def refused(*limit: Any) -> str:
+    """The problem of an expression that takes longer than two limits."""
+    try:
+        with expressions_limited(*limit):
+            signal.raise_signal(signal.SIGVTALRM)
+            signal.raise_signal(signal.SIGVTALRM)
+    except UsageError as error:
+        return error.message
+    return ""
+
+
+def test_limit_is_that_of_each_text_and_its_problem_is_reported() -> None:
+    with expressions_limited("too slow", iter([1, 2]).__next__):
+        signal.raise_signal(signal.SIGVTALRM)  # during another text than at the first
+    assert refused("too slow", lambda: 1) == "too slow"
+    assert refused("too slow", lambda: None) == ""  # no text is being searched
+    assert refused() == "a regular expression takes more than 0.25 s"

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from poolctl.cli.command_line import names
-from poolctl.cli.outcome import outcome_of
+from poolctl.cli import pool_ref
+from poolctl.cli.command_line import CommandRequest, names, parse
+from poolctl.cli.outcome import Failure, UsageError, outcome_of
+from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.typer_app import perform_args
+from poolctl.config import ConfigNotFound
+from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.pool_paths import pool_key
+from poolctl.errors import ControlError
+from poolctl.feature import FEATURES
+from poolctl.runners import runner_registry
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -130,3 +141,149 @@ def test_commands_reach_a_running_pool_whose_file_is_missing(
 
 def test_a_pool_is_not_named_twice(poolctl: Command) -> None:
     assert poolctl("list", "--pool", "shop", "-c", "pool.toml").code == 2
+
+
+def request_of(*words: str) -> CommandRequest:
+    request = parse([*words])
+    assert request is not None
+    return request
+
+
+def test_pool_has_the_key_and_the_socket_of_its_directory(directory: Path) -> None:
+    pool = find_pool(request_of("list"))
+    assert pool.files == [str(directory / "pool.toml")]
+    assert pool.key == pool_key(pool.files[0])
+    assert (pool.directory, pool.socket) == (
+        f"{directory}/run/{pool.key}",
+        f"{directory}/run/{pool.key}/control.sock",
+    )
+    assert repr(pool) == f"<PoolRef {pool.directory} of {directory}/pool.toml>"
+    assert repr(PoolRef(["/a", "/b"], "/run/x")) == "<PoolRef /run/x of /a, /b>"
+    client = pool.client()
+    assert isinstance(client, Client)
+    assert client.socket_path == pool.socket
+
+
+def test_platform_that_does_not_exist_is_refused_with_those_that_do(directory: Path) -> None:
+    pool = PoolRef(["/p/pool.toml"], "/run/x")
+    pool.platform = "mainframe"
+    with pytest.raises(ControlError) as caught:
+        pool.client()
+    assert (caught.value.message, caught.value.exit_code) == ("there is no platform 'mainframe'", 5)
+    assert "is one of local" in caught.value.hint
+
+
+@pytest.mark.skipif("kubernetes" not in FEATURES, reason="there is no other platform")
+def test_command_that_the_platform_of_a_pool_does_not_know_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_PLATFORM", "kubernetes")
+    with pytest.raises(ControlError, match="drain is for a pool on this machine"):
+        find_pool(request_of("drain", "users"))
+    assert find_pool(request_of("list")).platform == "kubernetes"
+    assert find_pool(request_of("validate")).platform == "kubernetes"
+    assert not isinstance(find_pool(request_of("list")).client(), Client)
+
+
+Named = Callable[..., Path]
+
+
+@pytest.fixture
+def named(directory: Path) -> Iterator[Named]:
+    """`named(key, name, files)`: the directory of a pool of this name that has a supervisor."""
+    listeners = []
+
+    def make(key: str, name: str, files: object, *, is_link: bool = True) -> Path:
+        place = directory / "run" / key
+        place.mkdir(parents=True, mode=0o700)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(place / "control.sock"))
+        listener.listen()
+        listeners.append(listener)
+        (place / "info.json").write_text(json.dumps({"name": name, "files": files}))
+        if is_link:
+            (directory / "run" / f"@{name}").symlink_to(key)
+        return place
+
+    yield make
+    for listener in listeners:
+        listener.close()
+
+
+def test_running_pool_is_found_by_its_name_with_its_files(directory: Path, named: Named) -> None:
+    place = named("k1", "blog", ["/srv/blog.toml", "/srv/more.toml"])
+    pool = find_pool(request_of("list", "--pool", "blog"))
+    assert (pool.files, pool.directory) == (["/srv/blog.toml", "/srv/more.toml"], str(place))
+    (place / "info.json").write_text('{"name": "blog", "files": "/srv/blog.toml"}')
+    assert find_pool(request_of("list", "--pool", "blog")).files == []
+    with pytest.raises(NoSupervisor) as caught:
+        find_pool(request_of("list", "--pool", "shop"))
+    assert caught.value.message == "no running pool is named 'shop'"
+    assert caught.value.hint == "start it from its file: poolctl -c FILE start"
+    with pytest.raises(UsageError) as refused:
+        find_pool(request_of("list", "--pool", "blog", "-c", "a.toml"))
+    assert (refused.value.message, refused.value.hint) == (
+        "--pool and -c cannot be combined", "--pool names a running pool, -c a file",
+    )  # fmt: skip
+
+
+def test_other_pools_of_the_same_name_are_a_warning(directory: Path, named: Named) -> None:
+    one = named("k1", "blog", ["/srv/one.toml"])
+    assert others_named_alike(PoolRef([], str(one))) == ""
+    named("k2", "blog", ["/srv/two.toml"], is_link=False)
+    other = named("k3", "blog", None, is_link=False)
+    named("k4", "shop", ["/srv/shop.toml"])
+    assert others_named_alike(PoolRef([], str(one))) == (
+        f"another pool is also named 'blog': /srv/two.toml, {other}; --pool blog is ambiguous, use -c FILE"
+    )
+
+
+def test_missing_files_are_not_checked_where_that_is_allowed(directory: Path) -> None:
+    assert find_pool(request_of("-c", "gone.toml", "init"), missing_ok=True).files == [
+        str(directory / "gone.toml")
+    ]
+    with pytest.raises(Failure) as caught:
+        find_pool(request_of("-c", "gone.toml", "list"))
+    assert caught.value.outcome.exit_code == 5
+    with pytest.raises(Failure):
+        find_pool(request_of("-c", "pool.toml/below", "list"))
+
+
+def test_workers_that_are_left_behind_are_a_running_pool(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(find_pool(request_of("list")).directory)
+    (directory / "pool.toml").unlink()
+    with pytest.raises(ConfigNotFound):
+        find_pool(request_of("list"))
+    place.mkdir(parents=True, mode=0o700)
+    with pytest.raises(ConfigNotFound):
+        find_pool(request_of("list"))
+    monkeypatch.setattr(runner_registry, "serves_on", lambda env, found: found == str(place))
+    assert find_pool(request_of("list")).directory == str(place)
+    assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
+    assert find_pool(request_of("list"), missing_ok=True).directory == str(place)
+    assert find_pool(request_of("-q", "list")).directory == str(place)
+    assert capsys.readouterr().err == ""
+
+
+def test_supervisor_that_does_not_answer_exists(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = find_pool(request_of("list"))
+    Path(pool.directory).mkdir(parents=True, mode=0o700)
+    (directory / "pool.toml").unlink()
+    monkeypatch.setattr(pool_ref, "_ANSWER_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(pool.socket)
+        listener.listen()
+        assert find_pool(request_of("-q", "list")).directory == pool.directory
+
+
+def test_pool_is_found_from_a_directory_that_was_removed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = directory / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("PWD", str(directory))
+    assert find_pool(request_of("list")).files == [str(directory / "pool.toml")]

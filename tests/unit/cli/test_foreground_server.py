@@ -1,0 +1,264 @@
+"""A server that becomes this process: its selection, its listeners, and the program that takes over."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli import foreground_server
+from poolctl.cli.command_line import CommandRequest, parse
+from poolctl.cli.foreground_server import ForegroundServer, only_server
+from poolctl.cli.outcome import Failure, UsageError
+from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.errors import ControlError, PoolValidateError
+from tests.ports import claim_port
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+# In a process with threads, pytest's own; the child replaces itself at once.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+POOL = """\
+[[server]]
+name = "users"
+bind = "127.0.0.1:%d"
+command = [%r, "-c", "%s", "{fd}"]
+depends_on = ["db"]
+env = { COLOUR = "red" }
+
+[[server]]
+name = "db"
+command = ["sleep", "60"]
+"""
+# What a program sees of its process.
+SEEN = (
+    "import json, os, socket, sys; s = socket.socket(fileno=3); print(json.dumps([os.getpid(), sys.argv[1], "
+    "s.getsockname()[1], s.getblocking(), os.environ.get('COLOUR'), os.environ.get('LISTEN_FDS'), "
+    "os.environ.get('KEY')]))"
+)
+
+
+@pytest.fixture
+def port(directory: Path) -> int:
+    port = claim_port()
+    (directory / "pool.toml").write_text(POOL % (port, sys.executable, SEEN))
+    return port
+
+
+def request(*words: str) -> tuple[CommandRequest, PoolRef]:
+    found = parse(["run", *words])
+    assert found is not None
+    return found, find_pool(found)
+
+
+def in_a_fork(work: Callable[[], Any]) -> tuple[int, bytes, bytes]:
+    """The pid of a process that does the work, and what it wrote to its standard streams."""
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(out_end, 1)
+            os.dup2(err_end, 2)
+            os.closerange(3, 200)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            work()
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+        finally:
+            os._exit(99)
+    os.close(out_end)
+    os.close(err_end)
+    with open(out, "rb") as first, open(err, "rb") as second:
+        written = first.read(), second.read()
+    os.waitpid(pid, 0)
+    return pid, *written
+
+
+def test_selected_server_is_returned_with_the_addresses_of_others(port: int) -> None:
+    server = only_server(*request("users"), "poolctl run --debug")
+    assert (server.name, server.address.port) == ("users", port)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [([], 2), (["users", "db"], 2), (["--tag", "x", "--allow-empty"], 0)]
+)
+def test_anything_but_one_server_is_a_usage_error(port: int, words: list[str], count: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        only_server(*request(*words), "poolctl run --debug")
+    assert caught.value.message == f"--debug runs one server, and {count} are selected"
+    assert caught.value.hint == "poolctl run --debug NAME"
+
+
+def test_server_that_this_machine_cannot_run_is_refused_with_its_own_problems_only(
+    port: int, directory: Path
+) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(text.replace('"sleep"', '"no-such-program"'))
+    assert only_server(*request("users"), "run").name == "users"
+    with pytest.raises(PoolValidateError, match="the server cannot run") as caught:
+        only_server(*request("db"), "run")
+    (problem,) = caught.value.exceptions
+    assert "no-such-program" in str(problem)
+
+
+@pytest.mark.parametrize("state", ["running", "starting", "backoff", "sleeping", "draining"])
+def test_server_that_runs_in_the_pool_is_refused(port: int, supervised: Supervised, state: str) -> None:
+    with supervised(always(item("users", state=state))) as requests, pytest.raises(ControlError) as caught:
+        only_server(*request("users"), "run")
+    assert caught.value.exit_code == 8
+    assert caught.value.message.startswith("users is ")
+    assert caught.value.hint == "poolctl stop users"
+    assert requests[-1] == ("list", {"selector": {"targets": ["users"]}})
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "disabled", "completed"])
+def test_server_that_rests_in_the_pool_is_free(port: int, supervised: Supervised, state: str) -> None:
+    with supervised(always(item("users", state=state, ready=False))):
+        assert only_server(*request("users"), "run").name == "users"
+
+
+def test_port_of_its_own_choice_is_chosen(directory: Path) -> None:
+    (directory / "pool.toml").write_text(
+        '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\ncommand = ["sleep", "1"]\n'
+    )
+    server = only_server(*request("a"), "run")
+    assert server.address.port
+    assert only_server(*request("a"), "run").address.port == server.address.port
+
+
+def test_prepared_server_listens_and_its_process_is_the_first_worker(port: int) -> None:
+    foreground = ForegroundServer.prepare(only_server(*request("users"), "run"))
+    (listener,) = foreground.listeners
+    assert (listener.getsockname(), foreground.tls, foreground.spec["index"]) == (("127.0.0.1", port), [], 0)
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    listener.close()
+    assert ForegroundServer.prepare(only_server(*request("db"), "run")).listeners == []
+
+
+def test_address_in_use_ends_the_command_with_its_reason(port: int) -> None:
+    server = only_server(*request("users"), "run")
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(Failure) as caught:
+        ForegroundServer.prepare(server)
+    (error,) = caught.value.outcome.errors
+    assert caught.value.outcome.exit_code == 1
+    assert error.message.startswith("users: ")
+    assert str(port) in error.message
+    assert "is in use" in error.message
+
+
+def test_process_becomes_the_program_with_its_listener_from_3_on_and_without_the_pools_own_variables(
+    port: int, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(
+        f'{text}\n[[server]]\nname = "tls"\nbind = ":1"\napp = "a:b"\ntls = {{ cert = "c", password_env = "KEY" }}\n'
+    )
+    monkeypatch.setenv("KEY", "secret")
+
+    def become() -> None:
+        ForegroundServer.prepare(only_server(*request("users"), "run")).become("worker", "debug")
+
+    pid, out, err = in_a_fork(become)
+    assert out, err
+    assert json.loads(out) == [pid, "3", port, True, "red", "1", None]
+
+
+def test_program_that_is_gone_ends_the_process_with_the_shells_status(port: int) -> None:
+    server = only_server(*request("users"), "run").but(command=("/no/such/program",))
+
+    def become() -> None:
+        ForegroundServer.prepare(server).become("worker")
+
+    _, out, err = in_a_fork(become)
+    assert (out, err) == (b"", b"cannot run '/no/such/program': No such file or directory\n")
+
+
+def test_app_is_run_by_its_interpreter_with_specification_listeners_and_more(
+    directory: Path, free_port: Callable[..., int]
+) -> None:
+    port = free_port()
+    python = directory / "python"
+    script = (
+        "import json, os, sys; json.dump([sys.argv[1:], sorted(int(fd) for fd in os.listdir('/proc/self/fd'))], "
+        "sys.stdout)"
+    )
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -c "{script}" "$@"\n')
+    python.chmod(0o755)
+    (directory / "pool.toml").write_text(
+        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "json:loads"\n'
+    )
+    server = only_server(*request("web"), "run").but(python=str(python))
+
+    def become() -> None:
+        one, other = socket.socketpair()
+        assert other.fileno() >= 0
+        ForegroundServer.prepare(server).become("worker", "debug", more=[one])
+
+    _, out, err = in_a_fork(become)
+    assert out, err
+    arguments, fds = json.loads(out)
+    # The specification is not counted; the listener and one more are.
+    assert arguments[-3:] == ["worker", "debug", "2"]
+    first = foreground_server.SPEC_FD
+    assert {first, first + 1, first + 2} <= {*fds}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--watch"], ["-o", "json"], ["--log-format", "json"], ["--stop-timeout", "1s"], ["--timeout", "1s"],
+     ["--no-deps"]],
+    ids=lambda option: option[0],
+)  # fmt: skip
+def test_options_of_a_pool_are_refused_with_debug(poolctl: Command, option: list[str]) -> None:
+    said = poolctl("run", "--debug", "users", *option)
+    assert said.code == 2
+    assert f"--debug and {option[0]} cannot be combined" in said.err
+
+
+def test_debug_takes_no_command(poolctl: Command) -> None:
+    said = poolctl("run", "--debug", "users", "--", "true")
+    assert (said.code, "--debug and a command cannot be combined" in said.err) == (2, True)
+
+
+WHOLE = "users on http://127.0.0.1:{} runs in this terminal, Ctrl-C stops it; dependencies not started: db\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "logs", "announced"),
+    [
+        ([], True, WHOLE),
+        (["--no-access-log"], False, "users on"),
+        (["-q"], True, ""),
+    ],
+)  # fmt: skip
+def test_debug_announces_the_server_and_logs_its_requests(
+    poolctl: Command,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    logs: bool,
+    announced: str,
+) -> None:
+    become: list[Any] = []
+
+    def note(self: ForegroundServer, *role: str) -> None:
+        become.append((role, self.spec["uvicorn"]["access_log"], self.config.name))
+        for listener in self.listeners:
+            listener.close()
+        raise Failure(foreground_server.Outcome(exit_code=3))
+
+    monkeypatch.setattr(ForegroundServer, "become", note)
+    said = poolctl("run", "--debug", "users", *words)
+    assert said.code == 3
+    assert become == [(("worker", "debug"), logs, "users")]
+    assert said.err.startswith(announced.format(port))
+    assert bool(said.err) == bool(announced)
