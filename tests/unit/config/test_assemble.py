@@ -9,7 +9,7 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import Problem
 from poolctl.errors import PoolValidateError
-from tests.config_files import SERVER, load_text
+from tests.config_files import SERVER, load_text, told
 
 
 def test_a_directory_is_its_files_in_name_order(tmp_path: Path) -> None:
@@ -152,3 +152,18 @@ def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path
     text = "\n".join(str(child) for child in caught.value.exceptions)
     for part in ("a.toml:1:", "c.toml: there is no such file", "b.toml:5:1: server[0].bogus"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("server = 3\n", "not a list of tables"),
+        ("[server]\nname = 'web'\n", "two brackets"),
+        ("server = [3]\n", "a server is a table"),
+        ("[servers]\n", "did you mean 'server'?"),
+        ("pool = 3\n", "not a table"),
+        ("[defaults]\nname = 'x'\n", "cannot be a default"),
+    ],
+)
+def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
+    assert named in told(tmp_path, text)

@@ -1,4 +1,4 @@
-"""Names, addresses and dependencies of servers, commands without `bind`, references such as `${server.NAME.url}`."""
+"""What is in conflict among servers: names, addresses, dependencies, references; and programs without an address."""
 
 from __future__ import annotations
 
@@ -253,3 +253,104 @@ def test_python_pool_of_a_file_has_the_addresses(tmp_path: Path) -> None:
     first, second = PoolConfig.load(file).pool().values()
     assert second.config.env["A"] == first.expose
     assert "auto" not in first.expose
+
+
+WRONG: list[tuple[str, str, str]] = [
+    # line to add, what the problem names, what the fix says
+    ("depends_on = ['nobody']", "'nobody'", "name a server"),
+    ("depends_on = ['wab']", "'wab'", "'web'"),
+    ("depends_on = ['web']", "depends on itself", "take out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "named", "fix"), WRONG)
+def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
+    text = told(tmp_path, SERVER + line + "\n")
+    assert named in text
+    assert fix in text
+    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+
+
+def test_unknown_dependency_of_a_server_with_another_problem_is_reported_too(tmp_path: Path) -> None:
+    other = SERVER.replace("web", "other").replace("8080", "8081")
+    text = told(
+        tmp_path, other + "workers = 'x'\n" + SERVER + "workers = 'x'\ndepends_on = ['nobody', 'other']\n"
+    )
+    assert "there is no server 'nobody'" in text
+    assert "'other'" not in text
+    text = told(tmp_path, SERVER + "workers = 'x'\ndepends_on = [{ name = 'wab' }]\n")
+    assert "did you mean 'web'?" in text
+
+
+def test_two_servers_of_one_name_name_both_places(tmp_path: Path) -> None:
+    text = told(tmp_path, SERVER + SERVER.replace("8080", "8081"))
+    assert "pool.toml:6:1: server[1].name: the name 'web' is taken" in text
+    assert "pool.toml:2:1" in text
+    assert "Web" in told(tmp_path, SERVER + SERVER.replace("8080", "8081").replace("web", "Web"))
+
+
+def test_a_name_is_taken_also_by_a_server_with_problems(tmp_path: Path) -> None:
+    text = told(tmp_path, SERVER + "bogus = 1\n" + SERVER + "bogus = 1\n")
+    assert "the name 'web' is taken" in text
+    assert "the address 127.0.0.1:8080 is taken" in text
+    assert text.count("unknown key 'bogus'") == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("127.0.0.1:80", ":80"),
+        ("[::]:80", "0.0.0.0:80"),
+        ("localhost:80", "[::1]:80"),
+        ("127.0.0.1:http", "http://127.0.0.1:80"),
+        ("unix:a", "unix:./x/../a"),
+        ("fd:3", "fd:03"),
+    ],
+)
+def test_overlapping_addresses_name_both_places(tmp_path: Path, one: str, other: str) -> None:
+    text = told(
+        tmp_path,
+        f"[[server]]\nname = 'a'\napp = 'a:b'\nbind = '{one}'\n[[server]]\nname = 'b'\napp = 'a:b'\nbind = '{other}'\n",
+    )
+    assert text.startswith(f"{tmp_path}/pool.toml:8:1: server[1].bind: ")
+    assert f"{tmp_path}/pool.toml:4:1" in text
+    assert "'a'" in text
+
+
+def test_automatic_ports_do_not_collide(tmp_path: Path) -> None:
+    server = "[[server]]\nname = '{}'\napp = 'a:b'\nbind = '127.0.0.1:auto'\n"
+    assert told(tmp_path, server.format("a") + server.format("b")) == ""
+
+
+def test_each_circle_of_dependencies_is_reported_once(tmp_path: Path) -> None:
+    server = "[[server]]\nname = '{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
+    text = told(
+        tmp_path,
+        server.format("a", 1, "'b'")
+        + server.format("b", 2, "'c'")
+        + server.format("c", 3, "'a'")
+        + server.format("d", 4, "'a', 'e'")
+        + server.format("e", 5, "'d'"),
+    )
+    assert len(text.splitlines()) == 2
+    assert "a → b → c → a" in text
+    assert "d → e → d" in text
+
+
+def test_a_long_chain_of_dependencies_is_no_circle(tmp_path: Path) -> None:
+    server = "[[server]]\nname = 's{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
+    chain = "".join(server.format(n, n + 1, f"'s{n + 1}'" if n < 4999 else "") for n in range(5000))
+    assert told(tmp_path, chain) == ""
+
+
+def test_completed_is_for_jobs(tmp_path: Path) -> None:
+    job = '[[server]]\nname = "job"\njob = true\ncommand = ["x"]\n'
+    line = 'depends_on = [{ name = "job", condition = "completed" }]\n'
+    assert told(tmp_path, SERVER + line + job) == ""
+    assert "no job" in told(tmp_path, SERVER + line + SERVER.replace("web", "job").replace("8080", "1"))
+
+
+def test_depending_on_a_server_with_problems_is_no_second_problem(tmp_path: Path) -> None:
+    bad = '[[server]]\nname = "bad"\nbind = ":x y"\napp = "a:b"\n'
+    assert len(told(tmp_path, SERVER + 'depends_on = ["bad"]\n' + bad).splitlines()) == 1

@@ -180,3 +180,10 @@ def test_access_log_is_a_default_that_files_overrule(tmp_path: Path) -> None:
         assert [each.http.access_log for each in load(pool, {"LOG": written})] == [value]
     (problem,) = load(pool, {"LOG": "error"}).problems
     assert str(problem).endswith("'error' is not allowed here; allowed is true, false, or \"errors\"")
+
+
+def test_bad_default_is_reported_once_and_not_for_each_server(tmp_path: Path) -> None:
+    others = "".join(SERVER.replace("web", f"s{n}").replace("8080", str(9000 + n)) for n in range(50))
+    lines = told(tmp_path, '[defaults]\nrestart = "sometimes"\nhttp = { loop = "x" }\n' + others).splitlines()
+    assert len(lines) == 2
+    assert all(": defaults." in line for line in lines)

@@ -1,7 +1,8 @@
-"""References to the environment."""
+"""Tables as files have them become the tables that are validated: references, short forms, paths, derived values."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl import ServerConfig
 from poolctl.config.edit import escaped
 from poolctl.config.values.normalise import (
     absolute,
@@ -21,6 +23,7 @@ from poolctl.config.values.normalise import (
     relocated,
 )
 from poolctl.config.values.problems import Finding
+from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
 ENV = {"WHO": "me", "PORT": "8099", "EMPTY": "", "NESTED": "${WHO}", "TRUE": "true", "FLOAT": "1.5"}
@@ -289,3 +292,201 @@ def test_derived_values_follow_from_the_address_and_the_file() -> None:
     )
     assert table["derived_expose"] is True
     assert absolute("x", "/base") == "/base/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[[server]]\nbind = ':1'\napp = 'a:b'\n", "'name' is missing"),
+        ("[[server]]\nname = 3\nbind = ':1'\napp = 'a:b'\n", "server[0].name"),
+        ("[[server]]\nname = 'a'\napp = 'a:b'\n", "'bind' is missing"),
+        ("[[server]]\nname = 'a'\nbind = 8080\napp = 'a:b'\n", 'bind = ":8080"'),
+        ("[[server]]\nname = 'a'\nbind = 'job:a'\napp = 'a:b'\n", "job = true"),
+        ("[[server]]\nname = 'a'\njob = true\n", "needs a command"),
+        ("[[server]]\nname = 'a'\njob = true\ncommand = ['x']\nworkers = 2\n", "a job runs once"),
+        ("[[server]]\nname = 'a'\nbind = 'unix:" + "x" * 200 + "'\napp = 'a:b'\n", "107 bytes"),
+        ("[[server]]\nname = 'a'\nbind = 'unix:a'\ncommand = ['x', '{port}']\n", "{fd}"),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x', '{port}']\nworkers = 2\n", "workers = 1"),
+        (
+            "[[server]]\nname = 'a'\nbind = 'unix:a'\ncommand = ['x']\nenv = { AT = '{port}' }\n",
+            "server[0].env.AT: unix:",
+        ),
+        (
+            "[[server]]\nname = 'a'\nbind = 'fd:3'\ncommand = ['x']\nsocket = 'program'\n",
+            'socket = "program" is for a host and port, and this is fd:3',
+        ),
+        (
+            "[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nenv = { AT = '{port}' }\nworkers = 2\n",
+            "2 processes cannot all bind",
+        ),
+        (SERVER + "socket = 'program'\n", 'socket = "program" needs a command'),
+        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = []\n", "not empty"),
+    ],
+)
+def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
+    assert named in told(tmp_path, text)
+
+
+WRONG: list[tuple[str, str, str]] = [
+    # line to add, what the problem names, what the fix says
+    ("workers = 2\nscale = { min = 2 }", "both", "keep one"),
+    ("scale = { min = 3, max = 2 }", "scale.max", "raise"),
+    ("http = { http2 = true }", "http.http2", 'implementation = "zttp"'),
+    ("tls = { cert = 'c', client_auth = 'required' }", "tls.client_auth", "add ca"),
+    ('user = "a:b:c"', "user", "name[:group]"),
+    ('user = ""', "user", "www-data"),
+    ("notify = true", "notify", "command"),
+    ("job = true", "job", "address"),
+    ("command = 'run me'", "command", '["run", "me"]'),
+    ("command = ['x']", "both 'app' and 'command'", "keep one"),
+    ("command = []", "command", "keep one"),
+    ("command = ['']", "command[0]", "prog"),
+    ("expose = ''", "expose", "http://HOST:PORT"),
+    ("expose = 'a b'", "expose", "http://HOST:PORT"),
+    ("expose = 'ftp://x'", "expose", "http://HOST:PORT"),
+    ("expose = 'http://[::g]:80'", "expose", "http://[::1]:PORT"),
+    ("expose = 'http://[bad'", "expose", "http://[::1]:PORT"),
+    ("expose = 'http://::1:80'", "expose", "http://[::1]:PORT"),
+    ("expose = 'http://a]b'", "expose", "http://[::1]:PORT"),
+    ("expose = 'http://:80'", "has no host", "http://HOST:PORT"),
+    ("expose = '/etc/passwd'", "has no host", "http://HOST:PORT"),
+    ("expose = 'http://?x'", "has no host", "http://HOST:PORT"),
+    ("expose = 'http://a:8x?y'", "port 8x", "1 to 65535"),
+    ("health = { readiness = { http = '/', tcp = true } }", "health.readiness", "keep one"),
+    ('env = { A = "a\\u0000b" }', "NUL", "take it out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "named", "fix"), WRONG)
+def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
+    text = told(tmp_path, SERVER + line + "\n")
+    assert named in text
+    assert fix in text
+    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+
+
+@pytest.mark.parametrize(
+    ("app", "fix"),
+    [
+        ("app.py:app", '"app:app"'),
+        ("./shop/users.py:app", '"shop.users:app"'),
+        ("shop/users:app", '"shop.users:app"'),
+        ("shop.users", '"shop.users:app"'),
+        ("shop:create()", "factory = true"),
+        ("a:b:c", "module:attribute"),
+        ("1a:b", "module:attribute"),
+        ("a:b\n", "module:attribute"),
+        ("", "module:attribute"),
+    ],
+)
+def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: str) -> None:
+    text = told(tmp_path, SERVER.replace('"hello:app"', json.dumps(app)))
+    assert "server[0].app" in text
+    assert fix in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "health = {}",
+        'recovery = { strategy = "restart" }',
+        "limits = { open_files = 1024 }",
+    ],
+)
+def test_a_table_that_says_what_is_so_anyway_is_no_problem(tmp_path: Path, line: str) -> None:
+    assert told(tmp_path, SERVER + line + "\n") == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scale = { min = 2, max = 2 }",
+        "scale = { min = 2 }",
+        "scale = { min = 1, max = 3 }",
+        "scale = { min = 0 }",
+        "scale = { min = 0, max = 1 }",
+        'scale = { min = 0, max = 4, idle = "5m" }',
+        'scale = { idle = "5m" }',
+    ],
+)
+def test_workers_may_be_a_range_and_none_without_requests(tmp_path: Path, line: str) -> None:
+    assert told(tmp_path, SERVER + line + "\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "named", "fix"),
+    [
+        ('bind = ":1"\ncommand = ["x", "{port}"]\nscale = { min = 0 }', "scale.min", "{fd}"),
+        ('bind = ":1"\ncommand = ["x", "{fd}"]\nscale = { min = 0, idle = 1 }', "scale.idle", "idle = 0"),
+        ('command = ["x"]\njob = true\nscale = { min = 0 }', "scale.min", "workers = 1"),
+    ],
+)
+def test_server_that_cannot_sleep_is_reported(tmp_path: Path, lines: str, named: str, fix: str) -> None:
+    (found,) = told(tmp_path, f'[[server]]\nname = "web"\n{lines}\n').splitlines()
+    assert named in found
+    assert fix in found
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("scale", "key", "message"),
+    [
+        ({"min": 0, "awake": ["* 24 * * *"]}, "scale.awake", "'24' is no hour; allowed is 0 to 23"),
+        ({"min": 0, "asleep": [5]}, "scale.asleep", "5 is not allowed here"),
+        ({"min": 0, "timezone": "Europe/Atlantis"}, "scale.timezone", "is no time zone of this machine"),
+        (
+            {"min": 2, "asleep": ["* 1 * * *"]},
+            "scale.asleep",
+            "for a server that can sleep, and scale.min is 2",
+        ),
+        ({"awake": ["* 1 * * *"]}, "scale.awake", "for a server that can sleep, and scale.min is 1"),
+    ],
+)
+def test_windows_are_for_servers_that_can_sleep(scale: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(PoolValidateError) as caught:
+        ServerConfig(name="web", bind=":1", app="a:b", scale=scale)
+    (problem,) = caught.value.exceptions
+    assert message in str(problem)
+    assert key in str(problem)
+
+
+def test_windows_are_kept_as_they_are_written() -> None:
+    scale = {"min": 0, "awake": ["* 8-17 * * MON-FRI"], "asleep": (), "timezone": "UTC"}
+    made = ServerConfig(name="web", bind=":1", app="a:b", scale=scale).scale
+    assert (made.awake, made.asleep, made.timezone) == (("* 8-17 * * MON-FRI",), (), "UTC")
+
+
+@pytest.mark.parametrize("expose", ["http://[::g]:80", "http://[bad", "http://:80", "/etc/passwd"])
+def test_expose_that_is_no_address_is_refused(expose: str) -> None:
+    with pytest.raises(PoolValidateError) as refused:
+        ServerConfig(name="a", bind=":1", app=app, expose=expose)
+    assert "has no host" in str(refused.value.to_list())
+
+
+@pytest.mark.parametrize(
+    "expose",
+    [
+        "http://[::1]:80/x?y#z", "https://user:secret@shop.example:8443", "http://bücher.example", "shop_1.example",
+        "example.org/path", "http://a?x=:", ":8080", "HTTP://a:auto", "unix:/run/a.sock", "http+unix://%2Frun%2Fa",
+        "fd:3",
+    ],
+)  # fmt: skip
+def test_expose_in_any_form_of_an_address_is_taken(expose: str) -> None:
+    assert ServerConfig(name="a", bind=":1", app=app, expose=expose).expose == expose
+
+
+@pytest.mark.parametrize("value", [3, object(), [], "no app"])
+def test_object_that_is_no_app_is_reported(value: object) -> None:
+    with pytest.raises(PoolValidateError, match="problem"):
+        ServerConfig(name="a", bind=":1", app=value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"command": ["x\0"]}, {"env": {"A": "x\0"}}, {"cwd": "x\0"}, {"name": "a\0"}]
+)
+def test_no_text_may_hold_a_nul(given: dict[str, Any]) -> None:
+    with pytest.raises(PoolValidateError) as caught:
+        ServerConfig(**{"name": "a", "bind": ":1", **given})
+    assert "NUL" in str(caught.value)

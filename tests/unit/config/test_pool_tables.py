@@ -113,3 +113,18 @@ def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() ->
     }
     assert pool_variables(servers, Tables()) == {"KEY"}
     assert pool_variables([], Tables(), defaults) == {"DEFAULT", "LIST"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[pool]\nport_range = '9-1'\n", "port_range"),
+        ("[pool]\nport_range = 'all'\n", "FIRST-LAST"),
+        ("[pool]\nport_range = '1-65536'\n", "1-65535"),
+        ("[pool]\nport_range = 8000\n", "FIRST-LAST"),
+        ("[pool]\nname = 'a b'\n", "letters"),
+        ("[pool]\nhandlers = 'apps'\n", "module:function"),
+    ],
+)
+def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
+    assert named in told(tmp_path, text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import parse
-from poolctl.errors import PoolValidateError
+from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, load_text, told
 
 
@@ -132,3 +135,127 @@ def test_invalid_default_env_file_is_a_problem_that_names_the_way_out(tmp_path: 
         config.validate()
     (problem,) = [str(each) for each in caught.value.exceptions if ".env" in str(each)]
     assert "env_file = [] is none" in problem
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("bind", "tls", "expose"),
+    [
+        ("127.0.0.1:8081", False, "http://127.0.0.1:8081"),
+        (":8081", False, "http://localhost:8081"),
+        ("[::]:8081", True, "https://localhost:8081"),
+        ("[::1]:8081", False, "http://[::1]:8081"),
+        ("web.example:443", True, "https://web.example:443"),
+        ("127.0.0.1:auto", False, "http://127.0.0.1:auto"),
+        ("unix:/run/a.sock", False, "unix:/run/a.sock"),
+        ("fd:3", False, "fd:3"),
+    ],
+)
+def test_expose_is_derived_from_bind_and_tls(bind: str, tls: bool, expose: str) -> None:
+    assert ServerConfig(name="a", bind=bind, app=app, tls=tls).expose == expose
+
+
+def test_an_own_expose_stays() -> None:
+    server = ServerConfig(name="a", bind=":1", app=app, expose="https://shop.example/")
+    assert server.expose == "https://shop.example/"
+    assert server.at(parse(":2")).expose == "https://shop.example/"
+
+
+def test_server_config_refuses_assignments() -> None:
+    server = ServerConfig(name="a", bind=":1", app=app, env={"A": "1"}, tags=["x"])
+    with pytest.raises(AttributeError):
+        server.name = "b"
+    with pytest.raises(AttributeError):
+        del server.name
+    with pytest.raises(AttributeError):
+        server.unknown = 1
+    for change in (
+        lambda: server.env.update(B="2"),
+        lambda: server.env.__setitem__("B", "2"),
+        lambda: server.labels.clear(),
+        lambda: server.env.pop("A"),
+    ):
+        with pytest.raises(TypeError):
+            change()
+    given = {"A": "1"}
+    made = ServerConfig(name="a", bind=":1", app=app, env=given)
+    given["A"] = "2"
+    assert made.env == {"A": "1"}
+
+
+def test_equal_configurations_are_equal_and_hash_alike() -> None:
+    def make(**more: Any) -> ServerConfig:
+        return ServerConfig(name="a", bind=":1", app="a:b", env={"A": "1"}, **more)
+
+    assert make() == make()
+    assert len({make(), make(), make(workers=2)}) == 2
+    assert make() != make(workers=2)
+    assert make() != "a"
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_server_config_can_be_copied_and_pickled(twin: Any, tmp_path: Path) -> None:
+
+    for server in (
+        ServerConfig(name="a", bind=":1", app="a:b", env={"A": "1"}, tls={"cert": "c"}),
+        load_text(tmp_path, SERVER)[0],
+    ):
+        made = twin(server)
+        assert (made.name, made.address.dual, made.to_dict()) == (
+            server.name,
+            server.address.dual,
+            server.to_dict(),
+        )
+        assert hash(made) == hash(server)
+
+
+def test_replace_makes_another_one() -> None:
+    server = ServerConfig(name="a", bind=":1", app="a:b", workers=2)
+    other = server.replace(name="b", workers=3)
+    assert (other.name, other.workers, other.bind, other.address.dual) == ("b", 3, "0.0.0.0:1", True)
+    assert server.replace(bind="127.0.0.1:2").expose == "http://127.0.0.1:2"
+    assert server.replace(listen="127.0.0.1:2").bind == "127.0.0.1:2"
+    assert server.replace(tls={"cert": "c"}).expose == "https://localhost:1"
+    with pytest.raises(PoolValidateError):
+        server.replace(workers=0)
+
+
+def test_an_address_that_was_chosen_takes_the_place_of_auto() -> None:
+    server = ServerConfig(name="a", bind="127.0.0.1:auto", app=app)
+    chosen = server.at(server.address.with_port(4000))
+    assert (chosen.bind, chosen.key, chosen.expose) == (
+        "127.0.0.1:4000",
+        "127.0.0.1:4000",
+        "http://127.0.0.1:4000",
+    )
+    assert server.bind == "127.0.0.1:auto"
+
+
+def test_repr_names_server_address_and_app() -> None:
+    assert repr(ServerConfig(name="a", bind=":1", app="m:app")) == "<ServerConfig a 0.0.0.0:1 app=m:app>"
+    job = ServerConfig(name="j", job=True, command=["x", "y"])
+    assert repr(job) == "<ServerConfig j job:j command=x y>"
+    assert (
+        repr(ServerConfig(name="a", bind=":1", handler_key="k")) == "<ServerConfig a 0.0.0.0:1 handler_key=k>"
+    )
+
+
+def test_own_variables_win_over_those_of_env_files(tmp_path: Path) -> None:
+    (tmp_path / "a.env").write_text("A=1\nB=1\nC=1\n")
+    (tmp_path / "b.env").write_text("B=2\nC=2\n")
+    files = [str(tmp_path / "a.env"), str(tmp_path / "b.env")]
+    server = ServerConfig(name="a", bind=":1", app=app, env_file=files, env={"C": "3"})
+    assert server.environment() == {"A": "1", "B": "2", "C": "3"}
+    gone = ServerConfig(name="a", bind=":1", app=app, env_file=str(tmp_path / "gone"))
+    with pytest.raises(ServerError, match="no such file"):
+        gone.environment()
+
+
+def test_a_program_that_binds_itself_is_known() -> None:
+    assert ServerConfig(name="a", bind=":1", command=["x", "--port={port}"]).binds_itself
+    assert not ServerConfig(name="a", bind=":1", command=["x", "{fd}"]).binds_itself
+    assert ServerConfig(name="a", bind=":1", command=["x"], env={"AT": "{bind}"}).binds_itself
+    assert ServerConfig(name="a", bind=":1", command=["x"], socket="program").binds_itself
+    assert not ServerConfig(name="a", bind=":1", app="m:app", env={"AT": "{bind}"}).binds_itself
