@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -375,5 +377,32 @@ def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
         found = await monitor()
         assert (found["falls"], found["downtime_seconds"]) == (1, 13.0)
         shop.link.end()
+
+    run(work())
+
+
+def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+
+    class Kept(StateStore):
+        def save_totals(self, totals: bytes) -> None:
+            kept.update(json.loads(totals))
+
+        async def totals(self) -> Any:
+            return kept
+
+    async def work() -> None:
+        desk = Desk(web())
+        page = blank_page()
+        page[tally.route_slot(page, "shop")] += 3
+        page[tally.STARTED] += 3
+        before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        for worker in ("web.1", "web.2"):
+            before._add_up(worker, "web", tally.completed(page.tolist()))
+        before.save()
+        after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        await after.resume()
+        entry = desk.core.entries["web"]
+        assert after.passed_to_the_ended(entry) == {tally.route_mark("shop"): 6}
 
     run(work())

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.control.answers import ProgressLine, Result
 from poolctl.runners.runner_protocol import Exit
-from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
-from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts
-from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -31,31 +26,6 @@ def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
         log = list(desk.runner.log)
         await desk.ask("start")
         assert desk.runner.log == log
-
-    run(scenario())
-
-
-class WarningPart(FeaturePart):
-    """A part that adds a warning to the answer of `list`."""
-
-    def __init__(self, word: str) -> None:
-        self.word = word
-
-    async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        assert verb == "list"
-        return replace(result, warnings=(*result.warnings, self.word))
-
-
-def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        environment: Any = None
-        parts = FeatureParts(environment, desk.events)
-        monkeypatch.setattr(parts, "_parts", {word: WarningPart(word) for word in ("one", "two")})
-        monkeypatch.setattr(desk, "conclude", parts.extend)
-        assert (await desk.ask("list"))["warnings"] == ["one", "two"]
 
     run(scenario())
 
@@ -290,28 +260,6 @@ def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
     run(scenario())
 
 
-def test_wait_for_a_stop_does_not_quote_the_failure_of_an_earlier_restart() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), **{"web.2.0": FAILS})
-        await desk.ask("start")
-        assert (await desk.ask("restart"))["exit_code"] == 1
-        answer = await desk.ask("wait", **{"for": "stopped", "timeout": 0.01})
-        assert (answer["exit_code"], answer["errors"][0]["message"]) == (124, "is running, not stopped")
-        assert answer["errors"][0]["hint"] == "poolctl stop web"
-
-    run(scenario())
-
-
-def test_warnings_are_reported_once() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        desk.core.entries["web"].observed.warnings.append("of before")
-        assert (await desk.ask("restart"))["warnings"] == []
-
-    run(scenario())
-
-
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -401,17 +349,3 @@ def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(scenario())
     finally:
         sys.modules.pop("poolctl.supervisor.verbs.greet", None)
-
-
-def test_progress_of_a_restart_is_not_over_while_the_old_worker_serves() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        await desk.ask("start")
-        lines: list[ProgressLine] = []
-        call = Call(Selector.from_dict({"targets": ["a"]}), {"progress": True}, lines.append)
-        await desk.verbs.perform("restart", call)
-        steps = [line.progress for line in lines if line.progress is not None]
-        assert (steps[0].state, steps[0].ready, steps[0].done) == ("running", True, False)
-        assert (steps[-1].state, steps[-1].done) == ("running", True)
-
-    run(scenario())

@@ -1,0 +1,263 @@
+"""The parts of features in a supervisor: when they are made, and what they add to answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.config import Tables
+from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.control.answers import Result
+from poolctl.feature import Feature, LastingProcess
+from poolctl.keeper.keeper import Store
+from poolctl.routing.route_health import HEALTHY, RouteHealth
+from poolctl.selection.selector import Selector
+from poolctl.supervisor import feature_parts
+from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartSite, modules
+from poolctl.supervisor.verbs.verb import Call, Verb
+from tests.unit.core.ordered_core import run, web
+from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.test_state_store import StoreLink
+
+LIST = Call(Selector(), {}, lambda line: None)
+
+
+class NotedPart(FeaturePart):
+    """A part whose calls are noted in `log`."""
+
+    log: list[str]
+    name = ""
+
+    def __init__(self, site: PartSite) -> None:
+        super().__init__(site)
+        self.log.append(f"make {self.name}")
+        self.alone = False
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        return {f"greet-{self.name}": self.greet}
+
+    async def greet(self, call: Call) -> Result:
+        return Result(warnings=(f"hello from {self.name}",))
+
+    async def take_in(self) -> None:
+        self.log.append(f"take in {self.name}")
+
+    def follow(self, tables: Tables) -> None:
+        self.log.append(f"follow {self.name}")
+
+    async def attempted(self) -> None:
+        self.log.append(f"attempted {self.name}")
+
+    async def extend(self, verb: str, call: Call, result: Result) -> Result:
+        return replace(result, warnings=(*result.warnings, f"{verb} {self.name}"))
+
+    @property
+    def problems(self) -> Iterable[str]:
+        return [f"{self.name} is not served"]
+
+    @property
+    def serves_alone(self) -> bool:
+        return self.alone
+
+    async def route_healths(self) -> dict[str, RouteHealth]:
+        return {self.name: RouteHealth(status=HEALTHY)}
+
+
+def feature(name: str, log: list[str], **keys: Any) -> Feature:
+    kind = type(name.title(), (NotedPart,), {"name": name, "log": log})
+
+    class Declared(Feature):
+        def load(self, reference: str) -> Any:
+            assert reference == "part:Part"
+            return kind
+
+    return Declared(package=name, supervisor="part:Part", verbs=(f"greet-{name}",), **keys)
+
+
+class Supervised:
+    """The parts of these features over a core."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *features: Feature) -> None:
+        monkeypatch.setattr(feature_parts, "features", lambda: features)
+        self.desk = Desk(web())
+        self.link = StoreLink(Store())
+        environment: Any = SimpleNamespace(directory=str(directory), keeper=self.link)
+        self.parts = FeatureParts(environment, self.desk.events)
+        absent: Any = None
+        self.parts.begin(self.desk.core, absent, absent, absent)
+
+
+Make = Callable[..., Supervised]
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    return lambda *features: Supervised(tmp_path, monkeypatch, *features)
+
+
+METRICS = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
+
+
+def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_follows_them(
+    supervised: Make, log: list[str]
+) -> None:
+    async def work() -> None:
+        parts = supervised(
+            Feature(package="without a part"),
+            feature("keys", log, sections={"Scale": "x:y"}),
+            feature("own", log, tables={"metrics": "x:y"}),
+            feature("other", log, tables={"gateway": "x:y"}),
+            feature("after", log, needed_with=("metrics",)),
+        ).parts
+        assert log == ["make keys"]
+        parts.follow(Tables())
+        assert log[1:] == ["follow keys"]
+        log.clear()
+        parts.follow(METRICS)
+        assert log == ["make own", "make after", "follow keys", "follow own", "follow after"]
+        log.clear()
+        parts.follow(Tables())
+        assert log == ["follow keys", "follow own", "follow after"], "one that is there follows its end too"
+        assert [type(part).__name__ for part in parts] == ["Keys", "Own", "After"]
+
+    run(work())
+
+
+def test_part_has_the_objects_of_its_supervisor(supervised: Make, log: list[str]) -> None:
+    async def work() -> None:
+        made = supervised(feature("one", log, sections={"Scale": "x:y"}))
+        (part,) = made.parts
+        assert (part.site.core, part.site.events) == (made.desk.core, made.desk.events)
+        assert (part.site.parts, part.site.over) == (made.parts, made.parts.over)
+        assert made.parts.of(NotedPart) == [part]
+        assert made.parts.of(type("Another", (FeaturePart,), {})) == []
+
+    run(work())
+
+
+def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -> None:
+    async def work() -> None:
+        made = supervised(feature("one", log), feature("two", log))
+        made.parts.add_to(made.desk.verbs)
+        assert log == []
+        for _ in range(2):
+            assert (await made.desk.ask("greet-two"))["warnings"] == ["hello from two"]
+        assert log == ["make two"]
+
+    run(work())
+
+
+def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
+    supervised: Make, log: list[str], tmp_path: Path
+) -> None:
+    def lasting(name: str) -> LastingProcess:
+        return LastingProcess(label=name, entry=name, socket=name, end="")
+
+    async def work() -> None:
+        made = supervised(
+            feature("held", log, process=lasting("held")), feature("found", log, process=lasting("f")),
+            feature("absent", log, process=lasting("absent")), feature("none", log),
+        )  # fmt: skip
+        read, write = os.pipe()
+        made.link.send({"op": "put", "name": "held", "meta": ""}, [read])
+        before = len(os.listdir("/proc/self/fd"))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "f.1"))
+            listener.listen()
+            await made.parts.take_in()
+        assert log == ["make held", "take in held", "make found", "take in found"]
+        assert len(os.listdir("/proc/self/fd")) == before, "descriptors of the keeper are closed"
+        os.close(read)
+        os.close(write)
+        made.link.end()
+
+    run(work())
+
+
+def test_answer_of_a_start_has_the_tables_that_are_not_served_and_others_have_not(
+    supervised: Make, log: list[str]
+) -> None:
+    async def work() -> None:
+        made = supervised(
+            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+        )
+        found = await made.parts.conclude("start", LIST, Result(warnings=("before",)))
+        assert found.warnings == ("before", "one is not served", "two is not served")
+        assert log[2:] == ["attempted one", "attempted two"]
+        assert found.without_servers is None
+        found = await made.parts.conclude("restart", LIST, Result(warnings=("before",)))
+        assert (found.warnings, len(log)) == (("before",), 4)
+
+    run(work())
+
+
+def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: list[str]) -> None:
+    async def work() -> None:
+        made = supervised(
+            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+        )
+        assert not made.parts.serve_alone
+        (_, two) = made.parts.of(NotedPart)
+        two.alone = True
+        assert made.parts.serve_alone
+        assert (await made.parts.conclude("stop", LIST, Result())).without_servers is True
+
+    run(work())
+
+
+def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
+    supervised: Make, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        made = supervised(
+            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+        )
+        monkeypatch.setattr(made.desk, "conclude", made.parts.extend)
+        assert (await made.desk.ask("list"))["warnings"] == ["list one", "list two"]
+        assert [*await made.parts.route_healths()] == ["one", "two"]
+
+    run(work())
+
+
+def test_part_that_does_nothing_serves_nothing() -> None:
+    site: Any = None
+
+    async def work() -> None:
+        part = FeaturePart(site)
+        assert (part.verbs, part.problems, part.serves_alone, part.pids) == ({}, (), False, {})
+        assert (await part.metrics(), await part.route_healths()) == ((), {})
+        result = Result(exit_code=3)
+        assert await part.extend("list", LIST, result) is result
+        assert await part.conclude("stop", LIST, result) is result
+        assert (await part.conclude("start", LIST, result)) == result
+        part.follow(Tables())
+        part.flush()
+        await asyncio.gather(
+            part.take_in(), part.attempted(), part.finish(), part.stop_serving(), part.aclose()
+        )
+
+    run(work())
+
+
+def test_modules_are_those_of_the_parts_and_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = [
+        Feature(package="a", supervisor="part:Part", engines={"x": "engine:Engine", "y": "other"}),
+        Feature(package="b"),
+        Feature(package="c", engines={"z": "engine:Z"}),
+    ]
+    monkeypatch.setattr(feature_parts, "features", lambda: declared)
+    assert modules() == ["a.part", "a.engine", "a.other", "c.engine"]
