@@ -1,0 +1,293 @@
+"""The start of a pool's keeper and supervisor, and the files that a killed pool has left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.control import pool_paths
+from poolctl.control.pool_paths import pool_key
+from poolctl.errors import ControlError
+from poolctl.keeper import pool_files
+from poolctl.keeper.spawn import Companion
+from poolctl.supervisor import launch as launching
+from poolctl.supervisor.launch import (
+    Launched,
+    forget_desired_state,
+    launch,
+    listen,
+    listens,
+    remove_stale_files,
+)
+
+SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\ncommand = ["sleep", "1"]\ntls = false\n'
+
+
+class Keeper:
+    """What a keeper would have been started with."""
+
+    def __init__(self) -> None:
+        self.argv: list[str] = []
+        self.env: dict[str, str] = {}
+        self.fds: list[int] = []
+        self.kinds: list[str] = []
+        self.companions: list[Companion] = []
+        self.fails: OSError | None = None
+
+    def __call__(
+        self, argv: list[str], env: dict[str, str], fds: list[int], companions: list[Companion]
+    ) -> int:
+        if self.fails is not None:
+            raise self.fails
+        self.argv, self.env, self.fds, self.companions = argv, env, fds, companions
+        self.kinds = [os.readlink(f"/proc/self/fd/{fd}").partition(":")[0] for fd in fds]
+        return 4711
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.argv[-1])
+        return found
+
+
+class Pool:
+    """A pool's file and directory, and the environment in which it is started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "pool.toml"
+        self.file.write_text(SERVER)
+        self.env = {"PATH": os.environ["PATH"], "POOLCTL_RUNTIME_DIR": str(directory / "run")}
+        self.directory = directory / "run" / pool_key(str(self.file))
+        self.socket = self.directory / "control.sock"
+
+    def launch(self, **options: bool) -> Launched:
+        return launch([str(self.file)], self.env, **options)
+
+    def make(self) -> Path:
+        self.directory.mkdir(parents=True, mode=0o700)
+        (self.directory / "lock").touch()
+        return self.directory
+
+
+@pytest.fixture
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return Pool(tmp_path_factory.mktemp("p"))
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    found = Keeper()
+    monkeypatch.setattr(launching, "in_background", found)
+    return found
+
+
+def is_locked(directory: Path) -> bool:
+    with (directory / "lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, keeper: Keeper) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    assert pool.launch() == Launched(4711, -1)
+    plan = keeper.plan
+    assert keeper.argv[-2] == str(pool.directory)
+    assert (plan["control"], plan["lifeline"], plan["inherited"], plan["without"]) == (3, -1, [], [])
+    assert plan["supervisor"][-2:] == [str(pool.directory), str(pool.file)]
+    assert plan["begun"][0] == "supervisor"
+    supervisor = keeper.companions[0]
+    assert supervisor.argv == [*plan["supervisor"], launching.READS]
+    assert len(keeper.companions) == len(plan["begun"])
+    assert all(len(each.fds) == 1 for each in keeper.companions)
+    assert keeper.kinds == ["socket"] * (1 + len(plan["begun"]))
+    assert set(os.listdir("/proc/self/fd")) == before, "everything is closed here"
+    assert not is_locked(pool.directory)
+    assert pool.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_lifeline_is_open_here_and_ends_with_the_caller(pool: Pool, keeper: Keeper) -> None:
+    launched = pool.launch(lifeline=True)
+    assert (keeper.plan["control"], keeper.plan["lifeline"], keeper.kinds[1]) == (3, 4, "pipe")
+    assert launched.lifeline >= 0
+    os.close(launched.lifeline)
+
+
+def test_keeper_that_cannot_be_started_leaves_nothing_open(pool: Pool, keeper: Keeper) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    keeper.fails = OSError(28, "No space left on device")
+    with pytest.raises(ControlError) as caught:
+        pool.launch(lifeline=True)
+    assert (caught.value.exit_code, caught.value.message) == (
+        7, f"cannot use {pool.directory}: No space left on device",
+    )  # fmt: skip
+    assert caught.value.hint == "free some space there, or set POOLCTL_RUNTIME_DIR to another directory"
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert not is_locked(pool.directory)
+
+
+def test_supervisor_that_runs_already_is_enough_unless_a_lifeline_is_wanted(
+    pool: Pool, keeper: Keeper
+) -> None:
+    pool.make()
+    with listen(str(pool.socket)):
+        assert pool.launch() == Launched(0, -1)
+        with pytest.raises(ControlError) as caught:
+            pool.launch(lifeline=True)
+    assert (caught.value.exit_code, keeper.argv) == (8, [])
+    assert caught.value.hint == "poolctl stop ends it; poolctl status shows it"
+    assert not is_locked(pool.directory)
+
+
+def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are_not(
+    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = str(os.getpid())
+    inherited = launching._inherited
+    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b"}) == (
+        [3, 4, 5],
+        ["a", "b", ""],
+    )
+    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a:b"}) == ([3], ["a"])
+    assert inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == ([], [])
+    assert inherited({"LISTEN_PID": me, "LISTEN_FDS": "x"}) == ([], [])
+    assert inherited({"LISTEN_FDS": "1"}) == ([], [])
+    monkeypatch.setattr(launching, "_inherited", lambda env: ([0], ["web"]))
+    pool.env |= {
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": "1",
+        "LISTEN_FDNAMES": "web",
+        "WATCHDOG_PID": me,
+        "WATCHDOG_USEC": "9",
+    }
+    pool.launch()
+    assert (keeper.plan["inherited"], keeper.fds[1]) == (["web"], 0)
+    assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID"} & keeper.env.keys()
+    assert keeper.env["WATCHDOG_USEC"] == "9"
+    pool.env["WATCHDOG_PID"] = "1"
+    pool.launch()
+    assert "WATCHDOG_USEC" not in keeper.env, "the watchdog is another process's"
+
+
+def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: Keeper) -> None:
+    pool.file.write_text(
+        SERVER.replace("tls = false", 'tls = { cert = "c", password_env = "KEY" }').replace("command", "#")
+    )
+    pool.env |= {"KEY": "secret", "OTHER": "x", pool_paths.ACCESS_LOG_VARIABLE: "1"}
+    pool.launch()
+    assert keeper.plan["without"] == sorted(["KEY", pool_paths.ACCESS_LOG_VARIABLE])
+
+
+def test_unknown_runner_is_refused(pool: Pool, keeper: Keeper) -> None:
+    pool.env["POOLCTL_RUNNER"] = "no.such.runner"
+    with pytest.raises(ControlError) as caught:
+        pool.launch()
+    assert caught.value.exit_code == 5
+    assert "no.such.runner" in caught.value.message
+    assert caught.value.hint == "unset POOLCTL_RUNNER, or name a module that the supervisor can import"
+
+
+def test_pool_needs_a_proc_that_shows_processes(
+    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "proc_problem", lambda: ("/proc is not there", "mount it"))
+    with pytest.raises(ControlError) as caught:
+        pool.launch()
+    assert (caught.value.exit_code, caught.value.message, caught.value.hint) == (
+        1, "the pool cannot be started: /proc is not there", "mount it",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(0, True), (10, True), (1_000_000, False), (-1, False)])
+def test_too_few_open_files_are_reported_with_the_number_that_is_needed(
+    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+    if not refused:
+        assert pool.launch().keeper_pid == 4711
+        return
+    with pytest.raises(ControlError) as caught:
+        pool.launch()
+    one = int(caught.value.message.split()[3])
+    assert caught.value.exit_code == 7
+    assert caught.value.message == f"the pool needs {one} open files, but may have only {limit} here"
+    pool.file.write_text(
+        SERVER + SERVER.replace("web", "b").replace("8080", "1") + "disabled = true\nworkers = 9\n"
+    )
+    with pytest.raises(ControlError, match=f"needs {one} open files"):
+        pool.launch()
+    pool.file.write_text(SERVER + "workers = 9\n")
+    with pytest.raises(ControlError) as caught:
+        pool.launch()
+    assert int(caught.value.message.split()[3]) > one
+    pool.file.write_text("broken [")
+    with pytest.raises(ControlError, match="the pool needs at least "):
+        pool.launch()
+
+
+def test_control_socket_is_this_users_and_replaces_a_dead_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    path.touch()
+    with listen(str(path)) as listener:
+        assert path.stat().st_mode & 0o777 == 0o600
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        assert listens(str(path))
+        assert listener.getsockname() == str(path)
+    assert not listens(str(path))
+    assert not listens(str(tmp_path / "gone.sock"))
+    with pytest.raises(OSError, match="No such file"):
+        listen(str(tmp_path / "none" / "s.sock"))
+
+
+def left_behind(pool: Pool) -> dict[str, Any]:
+    state: dict[str, Any] = {"servers": {"a": {"desired": "running"}, "b": {"desired": "running"}}}
+    pool_files.write_desired(str(pool.make()), json.dumps(state).encode())
+    return state
+
+
+def test_stopped_servers_of_a_killed_pool_are_recorded_as_stopped(pool: Pool) -> None:
+    forget_desired_state(str(pool.directory), {"a"})
+    left_behind(pool)
+    forget_desired_state(str(pool.directory), {"a", "other"})
+    assert pool_files.read_desired(str(pool.directory)) == {
+        "servers": {"a": {"desired": "stopped"}, "b": {"desired": "running"}}
+    }
+    forget_desired_state(str(pool.directory))
+    assert pool_files.read_desired(str(pool.directory)) == {}
+
+
+def test_desired_state_of_a_pool_that_runs_is_left_alone(pool: Pool) -> None:
+    state = left_behind(pool)
+    with listen(str(pool.socket)):
+        forget_desired_state(str(pool.directory), {"a"})
+        forget_desired_state(str(pool.directory))
+        assert pool_files.read_desired(str(pool.directory)) == state
+
+
+def test_dead_socket_and_name_are_removed_unless_the_pool_runs(pool: Pool) -> None:
+    remove_stale_files(str(pool.directory))
+    place = pool.make()
+    root = place.parent
+    (root / "@shop").symlink_to(place.name)
+    (root / "@other").symlink_to("another")
+    (place / "info.json").write_text("{}")
+    remove_stale_files(str(place))
+    assert (place / "info.json").exists(), "there is no dead socket"
+    with listen(str(pool.socket)):
+        remove_stale_files(str(place))
+        assert pool.socket.exists()
+    dead = place / "w.1"
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.bind(str(dead))
+    remove_stale_files(str(place))
+    assert sorted(each.name for each in place.iterdir()) == ["lock"]
+    assert sorted(each.name for each in root.iterdir() if each.is_symlink()) == ["@other"]
