@@ -155,7 +155,7 @@ ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
-# Here it was the former name of --allow-expired.
+# Here it was the previous name of --allow-expired.
 TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")

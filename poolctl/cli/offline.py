@@ -130,9 +130,9 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The state of the servers: stopped, or still served by workers without a supervisor."""
     from poolctl.keeper import pool_files
-    from poolctl.runners.runner_registry import find_orphans, serves_on
+    from poolctl.runners.runner_registry import find_orphans, has_orphans
 
-    if not serves_on(os.environ, ref.directory):
+    if not has_orphans(os.environ, ref.directory):
         return [item(server) for server in servers]
     found = find_orphans(os.environ, ref.directory)
     records = pool_files.read_desired(ref.directory).get("servers") or {}

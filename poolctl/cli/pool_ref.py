@@ -126,14 +126,14 @@ def _is_running(pool: PoolRef) -> bool:
     """Whether a supervisor listens there, or workers have survived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
-    from poolctl.runners.runner_registry import serves_on
+    from poolctl.runners.runner_registry import has_orphans
 
     if not os.path.isdir(pool.directory):
         return False
     try:
         Client(pool.socket).ping(timeout=_ANSWER_SECONDS)
     except NoSupervisor:
-        return serves_on(os.environ, pool.directory)
+        return has_orphans(os.environ, pool.directory)
     except ControlError:
         pass  # it exists; the command reports the problem
     return True

@@ -429,13 +429,13 @@ def list_at(data: Tree, servers: Path) -> Tree:
     return data
 
 
-class Part(NamedTuple):
-    """The lines of a server: [first, end) are its own, [above, below) include the comments that belong to it."""
+class ServerLines(NamedTuple):
+    """The lines of a server, from `first` up to `end`; with its comments, from `comments_start` up to `comments_end`."""
 
     first: int
     end: int
-    above: int
-    below: int
+    comments_start: int
+    comments_end: int
 
 
 class Parts:
@@ -463,11 +463,12 @@ class Parts:
                 limits.setdefault(current, line - 1)
                 current = owner
         self.servers = [
-            self._part(first, limits.get(number, len(self.lines))) for number, first in enumerate(starts)
+            self._lines_of_server(first, limits.get(number, len(self.lines)))
+            for number, first in enumerate(starts)
         ]
 
-    def _part(self, first: int, limit: int) -> Part:
-        """The part of the server that begins in line `first`; the next item begins in line `limit`.
+    def _lines_of_server(self, first: int, limit: int) -> ServerLines:
+        """The lines of the server that begins in line `first`; the next item begins in line `limit`.
 
         A comment directly above a server belongs to it, unless the file begins with that comment. A comment directly
         below belongs to it too, unless it is directly above the next item.
@@ -484,7 +485,7 @@ class Parts:
             if self.lines[above - 1].lstrip().startswith(("#:", "#!")):
                 break  # a directive, such as #:schema
             above -= 1
-        return Part(first, end, above or first, below)
+        return ServerLines(first, end, above or first, below)
 
     def _is_blank(self, at: int) -> bool:
         return 0 <= at < len(self.lines) and not self.lines[at].strip()
@@ -508,9 +509,9 @@ class Parts:
     def _replace(self, start: int, end: int, text: str = "") -> None:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
-    def _remove(self, part: Part) -> None:
+    def _remove(self, part: ServerLines) -> None:
         """Remove a server, its comments, and a gap next to it: the gap below if there is also one above."""
-        start, end = part.above, part.below
+        start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):
             while self._is_blank(end):
                 end += 1
@@ -520,7 +521,7 @@ class Parts:
         self._replace(start, end)
 
     def _append(self, text: str) -> None:
-        at = self.servers[-1].below if self.servers else len(self.lines)
+        at = self.servers[-1].comments_end if self.servers else len(self.lines)
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
         follows = at < len(self.lines) and not self._is_blank(at)
         self._new[at] = "\n" * unended + "\n" * bool(at) + text + "\n" * follows + self._new[at]

@@ -106,12 +106,12 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
+class SupervisorIdentity:
+    """The identity of a supervisor and its pool.
 
-    `keeper_problem` describes the problem with its keeper. `not_served` names the tables ([gateway], [metrics] …)
-    whose addresses cannot be served or whose process keeps ending, and [events] if its file cannot be written,
-    each with the reason.
+    A `calm` supervisor takes no automatic actions. `keeper_problem` describes a problem with the keeper. `not_served`
+    has a message for each table ([gateway], [metrics] …) whose address cannot be served or whose process keeps
+    exiting, and for [events] if its file cannot be written.
     """
 
     name: str
@@ -127,7 +127,7 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PingResult(About):
+class PingResult(SupervisorIdentity):
     """The answer of `ping`.
 
     `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build). `reading`: the first
@@ -144,7 +144,7 @@ class PingResult(About):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(About):
+class Summary(SupervisorIdentity):
     """The pool, and the number of its servers in each state and health."""
 
     servers: int

@@ -434,7 +434,7 @@ class Core:
         desired.canary, desired.canary_generation, desired.canary_share = None, 0, 0.0
         if canary is not None and canary.is_apart:
             entry.listener.withdrawn = canary
-            entry.listener.former.append(canary.config)
+            entry.listener.previous_configs.append(canary.config)
             self.servers.revise()
         return canary
 
@@ -792,7 +792,9 @@ class Goal:
             return entry.at_rest
         if self._kind is PoolRestartError and entry.on_schedule:
             return entry.rests  # the run has ended
-        moved = self._kind is not PoolRestartError or not (entry.listener.former or entry.listener.releasing)
+        moved = self._kind is not PoolRestartError or not (
+            entry.listener.previous_configs or entry.listener.releasing
+        )
         return entry.settled and moved
 
     def has_failed(self, entry: Entry) -> bool:

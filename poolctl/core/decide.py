@@ -161,7 +161,7 @@ class View:
     may_stop: bool = True  # no dependent has to stop before it
     may_open: bool = True  # no other server has its address
     vacates: bool = False  # its listener must be opened again, after its workers have ended
-    abandoned: tuple[str, ...] = ()  # its former addresses that no worker accepts from any longer
+    abandoned: tuple[str, ...] = ()  # its previous addresses that no worker accepts from any longer
     job: bool = False  # runs to its end once
     out: bool = False  # out of rotation: it answers, but gets no new traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it

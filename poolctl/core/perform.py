@@ -358,8 +358,8 @@ class Executor:
                 entry.listener.state = Listener.CLOSING
                 self._queue.run(self._close(entry))
             case Release(key):
-                held = next(each for each in entry.listener.former if each.key == key)
-                entry.listener.former.remove(held)
+                held = next(each for each in entry.listener.previous_configs if each.key == key)
+                entry.listener.previous_configs.remove(held)
                 entry.listener.releasing.append(held)
                 self._queue.run(self._release(entry, held))
             case Spawn(generation, index):

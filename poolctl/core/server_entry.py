@@ -216,8 +216,9 @@ class ServerListener:
 
     state: Listener = transient(Listener.CLOSED)
     bound: ServerConfig | None = transient(None)  # the configuration that it was opened with
-    former: list[ServerConfig] = transient(factory=list)  # listeners that are open for workers being replaced
-    releasing: list[ServerConfig] = transient(factory=list)  # former addresses that are being closed
+    # Configurations of listeners that stay open for workers being replaced.
+    previous_configs: list[ServerConfig] = transient(factory=list)
+    releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
     vacates: bool = transient(False)  # its workers must end before it can be opened again
     withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
     armed: ServerConfig | None = transient(None)  # the configuration with which it is watched for a request
@@ -522,7 +523,7 @@ class Entry:
     def at_rest(self) -> bool:
         """Whether no worker, hook or listener of the server is active, and none is wanted."""
         listener = self.listener
-        if listener.state is not Listener.CLOSED or listener.former or listener.releasing:
+        if listener.state is not Listener.CLOSED or listener.previous_configs or listener.releasing:
             return False
         return self.rests and not (self.on_schedule or self.observed.workers or self.cleans_up)
 
@@ -588,7 +589,10 @@ class Entry:
         if self.desired.canary is not None and self.desired.canary.is_apart:
             return self.desired.canary.config
         before = self.listener.withdrawn
-        is_open = before is not None and before.config in (*self.listener.former, *self.listener.releasing)
+        is_open = before is not None and before.config in (
+            *self.listener.previous_configs,
+            *self.listener.releasing,
+        )
         return before.config if before is not None and is_open else None
 
     def next_generation(self) -> None:

@@ -147,7 +147,7 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 class Addresses:
     """Tracks which server holds or waits for which address, and queues servers that can continue.
 
-    Maintains the entries' `bound`, `former` and `vacates`.
+    Maintains the entries' `bound`, `previous_configs` and `vacates`.
     """
 
     def __init__(self, queue: Workqueue) -> None:
@@ -185,8 +185,8 @@ class Addresses:
             listener.state, listener.bound = Listener.OPEN, config
         elif canary is not None and same_listener(config, canary.config):
             return
-        elif not any(same_listener(config, held) for held in listener.former):
-            listener.former.append(config)
+        elif not any(same_listener(config, held) for held in listener.previous_configs):
+            listener.previous_configs.append(config)
         if entry.removed or config is not entry.config:
             self.leave(entry)
         self._queue.touch(entry)
@@ -200,12 +200,12 @@ class Addresses:
         listener = entry.listener
         if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
-        for held in listener.former:
+        for held in listener.previous_configs:
             if same_listener(held, entry.config):
                 # Back to the old address: the replacement has failed.
-                listener.former.remove(held)
+                listener.previous_configs.remove(held)
                 if listener.bound is not None:
-                    listener.former.append(listener.bound)
+                    listener.previous_configs.append(listener.bound)
                 listener.bound, listener.state = held, Listener.OPEN
                 return
         if listener.bound is None or same_listener(listener.bound, entry.config):
@@ -219,7 +219,7 @@ class Addresses:
         if overlaps(listener.bound.address, entry.config.address) or self._wanted_by(entry, listener.bound):
             listener.vacates = True
         else:
-            listener.former.append(listener.bound)
+            listener.previous_configs.append(listener.bound)
             listener.bound, listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
@@ -273,7 +273,7 @@ class Addresses:
         self._endpoints.pop(key, None)
 
     def tidy(self, entry: Entry) -> list[ServerConfig]:
-        """The former listeners of a resting entry, which must be closed. Also forgets finished moves."""
+        """The previous listeners of a resting entry, which must be closed. Also forgets finished moves."""
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():
@@ -295,7 +295,7 @@ class Addresses:
     def _in_the_way(self, entry: Entry, other: Entry) -> bool:
         mine, listener = entry.config, other.listener
         held = [
-            *listener.former,
+            *listener.previous_configs,
             *listener.releasing,
             *([listener.bound] if listener.bound is not None and other is not entry else []),
         ]
@@ -311,7 +311,7 @@ class Addresses:
     def _holds_more(self, entry: Entry) -> bool:
         listener = entry.listener
         if (
-            listener.former
+            listener.previous_configs
             or listener.releasing
             or listener.vacates
             or (entry.rests and listener.bound is not None)
@@ -323,9 +323,9 @@ class Addresses:
 
 
 def abandoned(entry: Entry) -> list[ServerConfig]:
-    """The former listeners of the entry from which no worker accepts any longer."""
+    """The previous listeners of the entry from which no worker accepts any longer."""
     listener = entry.listener
-    if not listener.former:
+    if not listener.previous_configs:
         return []
     withdrawn = 0 if listener.withdrawn is None else listener.withdrawn.generation
     accepting = [
@@ -334,7 +334,9 @@ def abandoned(entry: Entry) -> list[ServerConfig]:
         # A canary has connections in its backlog until the gateway knows that it leaves.
         if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.left)
     ]
-    return [held for held in listener.former if not any(same_listener(held, each) for each in accepting)]
+    return [
+        held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
+    ]
 
 
 class Servers:
@@ -492,7 +494,7 @@ class Servers:
         if entry is None:
             return True
         if entry.desired.queued_start is not None:
-            return False  # its former workers are leaving
+            return False  # its previous workers are leaving
         if condition == "started":
             return entry.answers or entry.started
         if condition == "completed":

@@ -208,9 +208,9 @@ class Donor(Channel):
     def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
         super().__init__(sock)
         self._pid, self._start = int(process["pid"]), int(process["start"] or 0)
-        self._watch_from(now)
+        self._restart_watchdog(now)
 
-    def _watch_from(self, now: float) -> None:
+    def _restart_watchdog(self, now: float) -> None:
         self._watchdog = Watchdog(now)
         # The donor already runs: the long timeout for the first message of a starting process does not apply.
         self._watchdog.received(now)
@@ -228,7 +228,7 @@ class Donor(Channel):
         """Send a ping if one is due or `early` is set, or a signal if the last ping was not answered in time."""
         if self._watchdog.is_silent(now):
             signal_process(self._pid, self._start, signal.SIGKILL)
-            self._watch_from(now)
+            self._restart_watchdog(now)
         elif self._watchdog.is_late:
             # It may have been stopped.
             signal_process(self._pid, self._start, signal.SIGCONT)

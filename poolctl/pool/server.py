@@ -548,8 +548,8 @@ class Handle:
         self.stops: set[Future] = set()  # the orders that stop it
         self.ending: set[concurrent.futures.Future[Any]] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
-        # The configurations of the core, each with the server's own from which it was made.
-        self.furnished: list[tuple[ServerConfig, ServerConfig]] = []
+        # Pairs: a configuration given to the core, and the user's configuration from which it was made.
+        self.config_sources: list[tuple[ServerConfig, ServerConfig]] = []
         # For its metrics: from its forgotten entries, and from its workers that have ended.
         self.restarts = self.failures = self.wakes = 0
         self.ended = [0] * tally.COUNTED
@@ -708,16 +708,18 @@ class Host:
         source = handle.config
         if handle.entry is None:
             handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
-            handle.furnished = [(config, source)]
+            handle.config_sources = [(config, source)]
             return True
         in_use = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
-        handle.furnished = [pair for pair in handle.furnished if any(pair[0] is each for each in in_use)]
+        handle.config_sources = [
+            pair for pair in handle.config_sources if any(pair[0] is each for each in in_use)
+        ]
         runs = handle.entry.wanted and bool(handle.entry.observed.workers)
         same = handle.entry.config == config or (runs and not replace)
         if same and self._source(handle, handle.entry.config) is source:
             self.relate(handle, config.depends_on)
             return False
-        handle.furnished.append((config, source))
+        handle.config_sources.append((config, source))
         self.core.change(handle.entry, config, live=live)
         return True
 
@@ -743,7 +745,7 @@ class Host:
         before = self._source(handle, handle.entry.config)
         self.core.relate(handle.entry, dependencies)
         if before is not None and self._source(handle, handle.entry.config) is None:
-            handle.furnished.append((handle.entry.config, before))
+            handle.config_sources.append((handle.entry.config, before))
 
     def look(self, handle: Handle) -> None:
         """Record the server's current state.
@@ -803,7 +805,7 @@ class Host:
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
         """The user's configuration from which the core's configuration was made, or None."""
-        return next((source for made, source in handle.furnished if made is config), None)
+        return next((source for made, source in handle.config_sources if made is config), None)
 
 
 def dependencies_among(

@@ -1,4 +1,4 @@
-"""The former import path of `ProcessRunner`, for compatibility."""
+"""The previous import path of `ProcessRunner`, for compatibility."""
 
 from .embedded_runner import ProcessRunner
 

@@ -99,8 +99,8 @@ def companions(
     return found
 
 
-def serves_on(env: Mapping[str, str], directory: str) -> bool:
-    """Whether the pool of this directory has orphaned workers, or orphaned processes of features.
+def has_orphans(env: Mapping[str, str], directory: str) -> bool:
+    """Whether processes of this directory's pool, workers or those of features, run without keeper and supervisor.
 
     An unknown runner has no workers.
     """
@@ -113,7 +113,7 @@ def serves_on(env: Mapping[str, str], directory: str) -> bool:
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
     """The orphaned workers of the pool of this directory; the caller closes them. Blocks."""
-    find = _if_known(env, "find_orphans") if serves_on(env, directory) else None
+    find = _if_known(env, "find_orphans") if has_orphans(env, directory) else None
     found: list[Orphan] = [] if find is None else find(directory)
     return found
 

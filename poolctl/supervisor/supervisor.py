@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, Tables, longest_stop_seconds
-from poolctl.control.answers import About, PingResult, ProgressLine, Result
+from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
@@ -39,7 +39,7 @@ from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
 from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Exit, Placement
-from poolctl.runners.runner_registry import RunnerSite, make_runner, serves_on
+from poolctl.runners.runner_registry import RunnerSite, has_orphans, make_runner
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.states import Status
@@ -335,7 +335,7 @@ class Supervisor(Receiver):
 
     async def _wait_to_begin(self, request: Request) -> None:
         """Wait until the pool has begun. A stop of the whole pool cancels the reading of its files."""
-        if _stops_everything(request) and not serves_on(os.environ, self.directory):
+        if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
             await self._begun.wait()
@@ -512,12 +512,12 @@ class Supervisor(Receiver):
                 server=server, bind=entry.config.key, worker=worker, message=message, severity="warning",
             )  # fmt: skip
 
-    def identity(self) -> About:
+    def identity(self) -> SupervisorIdentity:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics_problems, *lost_events)
-        return About(
+        return SupervisorIdentity(
             name=self._configuration.name,
             files=tuple(self.files),
             version=__version__,

@@ -397,10 +397,11 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 
 
 class OrphanedWorker:
-    """Listens in the pool's directory, and answers each connection with the worker's state and descriptors.
+    """Waits for a new supervisor: listens in the pool's directory, and sends the worker's state to each client.
 
-    The order `adopt` ends this: it brings a new control socket. If `bound` was given it also brings a socket to listen
-    on the next time, and a new output pipe if the current one has no reader.
+    A client adopts the worker with the order `adopt`, which carries a new control socket; then this listener is closed.
+    The order also carries a new output pipe if the current one has no reader, and, for a worker that was given `bound`
+    because it cannot bind there itself, the socket to listen on when it is orphaned again.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:

@@ -83,10 +83,10 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Stop the selected servers that still serve, without a selection the rest too."""
-    from poolctl.runners.runner_registry import serves_on
+    from poolctl.runners.runner_registry import has_orphans
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
-    if serves_on(os.environ, pool.directory):
+    if has_orphans(os.environ, pool.directory):
         return _stop_orphans(request, pool)
     everything = request.selector().selects_all
     # Without a selection the servers are only printed with -o: no file has to be read.

@@ -25,7 +25,7 @@ from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import explained
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem
-from poolctl.runners.runner_registry import serves_on
+from poolctl.runners.runner_registry import has_orphans
 
 from ._check import CheckContext, CheckResult, number, ok, problem, read, warning
 
@@ -496,7 +496,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not answers(socket):
-            if serves_on(context.env, path):
+            if has_orphans(context.env, path):
                 said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
             elif os.path.lexists(socket):

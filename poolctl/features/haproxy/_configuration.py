@@ -803,12 +803,12 @@ def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
         if before.bundles[name] != content:
             commands += _renewed(name, content)
     added: set[tuple[str, str]] = set()
-    for former, backend in zip(old.backends, new.backends, strict=True):
-        found = _server_changes(former, backend)
+    for previous, backend in zip(old.backends, new.backends, strict=True):
+        found = _server_changes(previous, backend)
         if found is None:
             return None
         commands += found
-        names = {each.name for each in former.servers}
+        names = {each.name for each in previous.servers}
         added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
     for place, state in after.states.items():
         known = MAINTENANCE if place in added else before.states.get(place)

@@ -44,7 +44,7 @@ class _KnownAddresses(NamedTuple):
     status: str
     asked_at: float
     addresses: frozenset[str]
-    former: frozenset[str]
+    previous: frozenset[str]
 
 
 class MachineLink(NamedTuple):
@@ -293,8 +293,8 @@ class ProxmoxInventory:
                         unanswered.append(error)
                         return
                     # No agent runs in the virtual machine, or the token may not ask.
-            former = frozenset() if known is None or found else known.addresses | known.former
-            self._known[guest.vmid] = _KnownAddresses(guest.status, self._clock.monotonic(), found, former)
+            previous = frozenset() if known is None or found else known.addresses | known.previous
+            self._known[guest.vmid] = _KnownAddresses(guest.status, self._clock.monotonic(), found, previous)
 
         await asyncio.gather(*(ask(each) for each in guests if each.status in (RUNNING, STOPPED)))
         if unanswered:
@@ -303,7 +303,7 @@ class ProxmoxInventory:
         self._known = {vmid: known for vmid, known in self._known.items() if vmid in there}
         taken = frozenset[str]().union(*(known.addresses for known in self._known.values()))
         return [
-            each._replace(addresses=known.addresses | (known.former - taken))
+            each._replace(addresses=known.addresses | (known.previous - taken))
             if (known := self._known.get(each.vmid)) is not None
             else each
             for each in guests
@@ -339,8 +339,8 @@ class ProxmoxInventory:
         before, self.links = self.links, links
         read, self._newly_read = self._newly_read, False
         for key, link in self.links.items():
-            former = before.get(key)
-            if former is None or (former.identity, former.node) != (link.identity, link.node):
+            previous = before.get(key)
+            if previous is None or (previous.identity, previous.node) != (link.identity, link.node):
                 self._record("route linked", key, link)
         aliases = {route.alias for route in self._routes}
         for key in before.keys() - self.links.keys():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.control.answers import About
+from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP, LEAVING, Phase
 from poolctl.core.schedules import window_text
@@ -46,7 +46,7 @@ class EventRecorder:
         self._totals = totals
         self._seen: dict[str, _RecordedState] = {}
 
-    def begin(self, adopted: int, about: About) -> None:
+    def begin(self, adopted: int, about: SupervisorIdentity) -> None:
         """Record changes from now on; the present state was recorded by the previous supervisor."""
         self._events.record(
             "pool",

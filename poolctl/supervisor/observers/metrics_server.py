@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from poolctl.config import Tables
-from poolctl.control.answers import About
+from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
@@ -65,7 +65,9 @@ RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 class PoolMetrics:
     """The metrics of one core; `identity` names its daemon."""
 
-    def __init__(self, core: Core, statistics: Statistics, identity: About, parts: FeatureParts) -> None:
+    def __init__(
+        self, core: Core, statistics: Statistics, identity: SupervisorIdentity, parts: FeatureParts
+    ) -> None:
         self._parts = parts
         self._core = core
         self._statistics = statistics

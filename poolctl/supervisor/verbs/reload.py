@@ -95,13 +95,13 @@ class Reload:
             applied = _ReloadRun(self._core, changes, resolved.servers)
             applied.begin(force=force)
             self._record(lines)
-            former = self._configuration.marks
+            previous = self._configuration.marks
             exposed = self._accept(resolved, call.options.get("env"), applied)
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(call)
         if errors and await self._planned(resolved):
             # A server whose new process has failed keeps its old configuration: the files still say something else.
-            self._configuration.marks = former
+            self._configuration.marks = previous
             self._core.servers.revise()  # saved for a successor
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.remarks]
@@ -441,8 +441,8 @@ class ConfigurationDrift:
         errors = [_not_in_pool(name, difference.files.get(name, file)) for name in names]
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
-    def expect_saved(self) -> None:
-        """Ignore the next change of the files: a command is about to write its live change to them."""
+    def ignore_next_change(self) -> None:
+        """Ignore the next change of the files, because a command is about to save its live change to them."""
         self._is_saving = True
 
     async def _look(self) -> _ChangedInputs | None:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_installed_since
 from poolctl.config import masked
-from poolctl.control.answers import About, ErrorEntry, Item, ProgressLine, Result, ServerStep, failure
+from poolctl.control.answers import (
+    ErrorEntry,
+    Item,
+    ProgressLine,
+    Result,
+    ServerStep,
+    SupervisorIdentity,
+    failure,
+)
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.control.server_answers import Details, LiveChanges, ProbeResult, WorkerDetails
 from poolctl.core.core import Core, Goal
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
 class Daemon(Protocol):
     """The processes of one pool: supervisor and keeper."""
 
-    def identity(self) -> About:
+    def identity(self) -> SupervisorIdentity:
         """The pool's name and files, the versions and the pids: the answer to a ping, and part of `status`."""
         ...
 

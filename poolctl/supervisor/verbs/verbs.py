@@ -124,7 +124,7 @@ class Verbs:
             return applied
         await match(self._core, call.selector)
         if call.options.get("saves") is True:
-            self._drift.expect_saved()
+            self._drift.ignore_next_change()
         result = await self._verbs[verb](call)
         if applied is not None:
             result = replace(result, changed=applied.changed)

@@ -22,7 +22,7 @@ from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
 from poolctl.runners import runner_registry
 from poolctl.runners.process_link import Link
-from poolctl.runners.runner_registry import find_orphans, serves_on
+from poolctl.runners.runner_registry import find_orphans, has_orphans
 from tests.features.gateway.test_gateway_server import Stage, orphans, run
 from tests.unit.runners.test_process_link import StoringPeer
 
@@ -163,8 +163,8 @@ def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> No
     for env in ({}, {runner_registry.VARIABLE: "not.there"}):
         sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
         with sock:
-            assert serves_on(env, str(tmp_path)) is False, "it does not listen yet"
+            assert has_orphans(env, str(tmp_path)) is False, "it does not listen yet"
             sock.listen()
-            assert serves_on(env, str(tmp_path)) is True
+            assert has_orphans(env, str(tmp_path)) is True
             assert find_orphans(env, str(tmp_path)) == [], "no worker"
         pool_files.forget(path)

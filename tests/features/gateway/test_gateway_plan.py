@@ -111,10 +111,10 @@ def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> N
     old, new, other = http("127.0.0.1:1", tls=True), http("127.0.0.1:2", tls=True), http("127.0.0.1:3")
     certificate = Certificate(new.key, (), {}, (), "")
     planned = plan(new, other, certificates=(certificate,))
-    failed = planned.keeping(by_key(old, other))
+    failed = planned.limited_to(by_key(old, other))
     assert set(failed.listeners) == {old.key, other.key}
     assert [each.bind for each in failed.certificates] == [new.key, old.key]
-    assert set(planned.keeping(by_key(old, new, other)).listeners) == {new.key, other.key}
+    assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.key, other.key}
 
 
 def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
@@ -122,6 +122,6 @@ def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
     old = ListenerSettings(bind="127.0.0.1:1", protocol=TCP, alias="db")
     new = ListenerSettings(bind="127.0.0.1:2", protocol=TCP, alias="db")
     gone = ListenerSettings(bind="127.0.0.1:3", protocol=TCP, alias="gone")
-    found = plan(new, streams={new.key: route}).keeping(by_key(old, gone, http("127.0.0.1:4")))
+    found = plan(new, streams={new.key: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
     assert set(found.listeners) == {old.key}
     assert found.streams[old.key] is route

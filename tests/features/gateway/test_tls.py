@@ -176,11 +176,11 @@ def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(
     certificates = ListenerCertificates()
     for names in (["a.example", "old.example"], ["b.example"], ["a.example", "new.example"]):
         certificates.put(BIND, names, {}, contents)
-    former, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
-    assert certificates.context(BIND) is former
-    # A certificate that could not be used: every former one stays.
+    previous, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
+    assert certificates.context(BIND) is previous
+    # A certificate that could not be used: every previous one stays.
     certificates.keep(BIND, [["a.example", "unusable.example"], ["b.example"]])
-    assert certificates.context(BIND, "old.example") is former
+    assert certificates.context(BIND, "old.example") is previous
     certificates.keep(BIND, [["a.example", "new.example"], ["b.example"]])
     assert [certificates.context(BIND, name) for name in ("", "a.example", "old.example")] == [renewed] * 3
-    assert certificates.context(BIND, "b.example") not in (renewed, former)
+    assert certificates.context(BIND, "b.example") not in (renewed, previous)

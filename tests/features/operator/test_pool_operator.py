@@ -428,9 +428,9 @@ def test_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path: Path) -> 
         table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
         await pool.serve(table)
         assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
-        former = cert.read_bytes()
+        previous = cert.read_bytes()
         certificate(tmp_path)
-        assert cert.read_bytes() != former
+        assert cert.read_bytes() != previous
         await pool.serve(table)
         assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
         key.write_text("broken")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.control.answers import About
+from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.scaling._triggers import Part
@@ -52,7 +52,9 @@ class Stage:
         self.load = Load(self.desk)
         self.events: list[JournalEvent] = []
         self.desk.events.subscribe(self.events.append)
-        EventRecorder(self.desk.core, self.desk.events).begin(0, from_json(About, {"keeper_pid": 1}))
+        EventRecorder(self.desk.core, self.desk.events).begin(
+            0, from_json(SupervisorIdentity, {"keeper_pid": 1})
+        )
         self.scaling = autoscaler(self.desk)
         self.web = self.desk.core.entries["web"]
 

@@ -143,7 +143,12 @@ class Histories(RuleBasedStateMachine):
 
     def check_queued(self, entry: Entry) -> None:
         """Where no operation is under way, whose end brings the next decision, there is nothing to decide."""
-        held = (entry.config, entry.listener.bound, *entry.listener.former, *entry.listener.releasing)
+        held = (
+            entry.config,
+            entry.listener.bound,
+            *entry.listener.previous_configs,
+            *entry.listener.releasing,
+        )
         whats = {entry.name, *(config.key for config in held if config is not None)}
         if not any(
             step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
@@ -312,7 +317,7 @@ class Histories(RuleBasedStateMachine):
                 held = [
                     config.key
                     for each in entries
-                    for config in (each.listener.bound, *each.listener.former)
+                    for config in (each.listener.bound, *each.listener.previous_configs)
                     if config is not None
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"
@@ -336,7 +341,7 @@ class Histories(RuleBasedStateMachine):
             assert phases == {Phase.READY}
             assert entry.complete
             assert len(entry.observed.workers) == entry.size
-            assert (entry.listener.state, entry.listener.former, entry.listener.vacates) == (
+            assert (entry.listener.state, entry.listener.previous_configs, entry.listener.vacates) == (
                 Listener.OPEN,
                 [],
                 False,

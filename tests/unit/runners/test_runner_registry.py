@@ -17,8 +17,8 @@ from poolctl.runners.runner_registry import (
     UnknownRunner,
     companions,
     find_orphans,
+    has_orphans,
     make_runner,
-    serves_on,
 )
 
 SITE = cast(RunnerSite, "site")
@@ -54,26 +54,24 @@ def test_name_of_no_runner_is_refused_with_the_reason(name: str, message: str) -
     assert message in str(caught.value)
     with pytest.raises(UnknownRunner):
         companions({runner_registry.VARIABLE: name}, ["pool.toml"], "/run/poolctl/x", [])
-    assert serves_on({runner_registry.VARIABLE: name}, "/run/poolctl/x") is False
+    assert has_orphans({runner_registry.VARIABLE: name}, "/run/poolctl/x") is False
 
 
 def test_runner_without_companions_and_orphans_has_none(module: ModuleType, tmp_path: Path) -> None:
     env = {runner_registry.VARIABLE: module.__name__}
     assert companions(env, ["pool.toml"], str(tmp_path), []) == {}
-    assert serves_on(env, str(tmp_path)) is False
+    assert has_orphans(env, str(tmp_path)) is False
     assert find_orphans(env, str(tmp_path)) == []
 
 
 def test_local_runner_is_the_default_and_starts_the_logger_with_the_keeper(tmp_path: Path) -> None:
     for env in ({}, {runner_registry.VARIABLE: ""}, {runner_registry.VARIABLE: "local"}):
         assert "logger" in companions(env, [f"{tmp_path}/pool.toml"], str(tmp_path), [])
-        assert serves_on(env, str(tmp_path)) is False
+        assert has_orphans(env, str(tmp_path)) is False
 
 
 def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:
-    code = (
-        f"from poolctl.runners.runner_registry import serves_on as o; import sys; o({{}}, {str(tmp_path)!r});"
-    )
+    code = f"from poolctl.runners.runner_registry import has_orphans as o; import sys; o({{}}, {str(tmp_path)!r});"
     done = subprocess.run(
         [sys.executable, "-c", f"{code} print(*sys.modules)"],
         capture_output=True,

@@ -12,7 +12,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.config import Tables
-from poolctl.control.answers import About, ErrorEntry, Result
+from poolctl.control.answers import ErrorEntry, Result, SupervisorIdentity
 from poolctl.core.core import Core
 from poolctl.core.decide import Trace
 from poolctl.json_form import from_json, to_json
@@ -82,8 +82,8 @@ class Desk:
         self.files = Files(servers)
         self.verbs = Verbs(self.core, self.events, self, self.files, asyncio.Event())
 
-    def identity(self) -> About:
-        return from_json(About, {"keeper_pid": 1})
+    def identity(self) -> SupervisorIdentity:
+        return from_json(SupervisorIdentity, {"keeper_pid": 1})
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         return result

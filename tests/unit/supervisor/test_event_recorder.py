@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.answers import About
+from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.control_server import Request
 from poolctl.core.decide import Desired
 from poolctl.core.servers import caused_by
@@ -22,7 +22,7 @@ from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
 
 OURS = Path("/proc/self/comm").read_text().strip()
-ABOUT = from_json(About, {"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
+ABOUT = from_json(SupervisorIdentity, {"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
 
 
 class Recording:

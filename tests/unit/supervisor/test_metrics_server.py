@@ -16,7 +16,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.control.answers import About
+from poolctl.control.answers import SupervisorIdentity
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import from_json, to_json
@@ -194,7 +194,7 @@ class Figures:
         totals = Totals(self.desk.core, self.desk.events, StateStore(StoreLink(Store()), "/nowhere"))
         self.asked = 0
         parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
-        about = from_json(About, {"name": "shop", "python": "3.11.7", "keeper_pid": os.getpid()})
+        about = from_json(SupervisorIdentity, {"name": "shop", "python": "3.11.7", "keeper_pid": os.getpid()})
         self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), about, parts)
         self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths), "/figures")
 

@@ -173,7 +173,7 @@ class ListenerCertificates:
         """Use this certificate for these names: "www.example.com", "*.example.com", or none at all for the default.
 
         `contents` are the files of the certificate's chain, of its key and, if clients have to present
-        certificates, of their authorities. Raises OSError (ssl.SSLError is one) when they do not match; the former
+        certificates, of their authorities. Raises OSError (ssl.SSLError is one) when they do not match; the previous
         certificate stays in use then.
         """
         context = _server_context(tls, contents)
@@ -214,7 +214,7 @@ class _TlsListener:
             given: self._by_names[given] for given in map(_names, certificates) if given in self._by_names
         }
         if len(kept) < len({*map(_names, certificates)}):
-            return  # one could not be used: a former certificate may still serve its hosts
+            return  # one could not be used: a previous certificate may still serve its hosts
         self._by_names, self.default = kept, next(iter(kept.values()))
         self._by_name = {name: context for given, context in kept.items() for name in given}
 

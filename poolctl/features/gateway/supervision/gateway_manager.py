@@ -343,7 +343,7 @@ class GatewayManager(SidecarManager):
         if failures:
             self._report_problem(*failures)
         self._tried.set()
-        self._current = plan = plan.keeping(self._listeners.settings)
+        self._current = plan = plan.limited_to(self._listeners.settings)
         await self.routes.settled()
         process = self.gateway
         if process is None or process.mark != plan.settings.mark:
@@ -506,7 +506,7 @@ class GatewayManager(SidecarManager):
         if process is not None:
             self.reports.follow(process)
             plan = await self._plan()
-            self._current = plan and plan.keeping(self._listeners.settings)
+            self._current = plan and plan.limited_to(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()
             await self.routes.settled()
             process.resync()

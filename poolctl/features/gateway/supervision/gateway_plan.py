@@ -58,14 +58,16 @@ class GatewayPlan(NamedTuple):
             found.setdefault(each.bind, []).append(each.names)
         return found
 
-    def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
+    def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The part of the plan that these open listeners can serve.
 
         An address that is no longer planned is included until its replacement is open.
         """
-        missing = {each.role: key for key, each in self.listeners.items() if key not in there}
+        missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
-            key: each for key, each in there.items() if key not in self.listeners and each.role in missing
+            key: each
+            for key, each in open_listeners.items()
+            if key not in self.listeners and each.role in missing
         }
         streams = {key: self.streams[missing[each.role]] for key, each in kept.items() if each.alias}
         certificates = [
@@ -75,7 +77,10 @@ class GatewayPlan(NamedTuple):
             if each.tls and certificate.bind == missing[each.role]
         ]
         return self._replace(
-            listeners={**{key: each for key, each in self.listeners.items() if key in there}, **kept},
+            listeners={
+                **{key: each for key, each in self.listeners.items() if key in open_listeners},
+                **kept,
+            },
             streams={**self.streams, **streams},
             certificates=(*self.certificates, *certificates),
         )
@@ -217,13 +222,13 @@ class GatewayListeners:
                 for each, other in self.settings.items()
                 if (each not in wanted or each == key) and _is_in_the_way(other, listener)
             ]
-            former = [self.settings[each] for each in outdated]
+            previous = [self.settings[each] for each in outdated]
             await self._close(outdated)
             try:
                 await self._open_one(key, listener)
             except ServerError as error:
                 problems.append(error)
-                for each in former:
+                for each in previous:
                     with contextlib.suppress(ServerError):
                         await self._open_one(each.key, each)
         return problems

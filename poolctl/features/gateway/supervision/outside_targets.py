@@ -165,8 +165,8 @@ class UrlProbes(Generic[S]):
 
     def watch(self, service: S) -> None:
         """Probe the service from now on, as its settings say; the first probe is sent at once."""
-        wanted, former = service.settings.probe, self._watched.get(service)
-        if former is not None and former.probe == wanted:
+        wanted, previous = service.settings.probe, self._watched.get(service)
+        if previous is not None and previous.probe == wanted:
             return
         self.forget(service)
         if wanted is not None:

@@ -219,7 +219,7 @@ class Backends:
         weights: dict[str, int] = {}
         for target in route.to:
             weights[target.key] = weights.get(target.key, 0) + target.weight
-        former = {each.key: each for each in user.members}
+        previous = {each.key: each for each in user.members}
         servers = {target.server for target in route.to}
         found = []
         for key, weight in weights.items():
@@ -227,8 +227,8 @@ class Backends:
             if backend is None:
                 backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
                 self._report(backend)
-            breaker = backend.breaker(route.breaker, former.get(key), partial(self._breaker_changed, key))
-            limiter = backend.limiter(limits(route)[1], former.get(key))
+            breaker = backend.breaker(route.breaker, previous.get(key), partial(self._breaker_changed, key))
+            limiter = backend.limiter(limits(route)[1], previous.get(key))
             made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
             found.append(made)
         return found

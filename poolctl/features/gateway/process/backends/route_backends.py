@@ -304,18 +304,18 @@ class Backend:
             breaker.probe_now(now)
 
     def breaker(
-        self, rule: BreakerRule, former: Member | None, on_change: Callable[[BreakerState, str], None]
+        self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
         """The breaker with this rule, which all routes with an equal rule share.
 
-        The one of a `former` member that no other route uses goes on under the new rule, with its state.
+        If the `previous` member's breaker is used by no other route, it continues under the new rule, with its state.
         """
         found = self._breakers.get(rule)
         if found is None:
             found = Breaker(rule, on_change, lambda: self._is_dispensable(found))
-            others = [each.breaker for each in self.members.values() if each is not former]
-            if former is not None and former.breaker not in others:
-                found = self._breakers.pop(former.breaker.rule, found)
+            others = [each.breaker for each in self.members.values() if each is not previous]
+            if previous is not None and previous.breaker not in others:
+                found = self._breakers.pop(previous.breaker.rule, found)
                 found.rule = rule
             self._breakers[rule] = found
         return found
@@ -324,14 +324,14 @@ class Backend:
         """Whether every route with this breaker has another backend that serves."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
-    def limiter(self, limit: Limit | None, former: Member | None) -> Limiter | None:
+    def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
         """The shared limiter for this limit, or None."""
         if limit is None:
             return None
         found = self._limiters.get(limit)
         if found is None:
-            found, used = Limiter(limit), former.limiter if former is not None else None
-            others = [each.limiter for each in self.members.values() if each is not former]
+            found, used = Limiter(limit), previous.limiter if previous is not None else None
+            others = [each.limiter for each in self.members.values() if each is not previous]
             if used is not None and used not in others:
                 found = self._limiters.pop(used.limit, found)
                 found.limit = limit

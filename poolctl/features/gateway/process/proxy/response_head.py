@@ -51,9 +51,9 @@ class Response(ResponseHead):
             framing += b"Connection: keep-alive\r\n"
         return b"%b%b\r\n" % (self.lines, framing), keep, wraps
 
-    def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
+    def replace(self, pattern: re.Pattern[bytes], lines: bytes) -> None:
         """Pass on these fields, each with its line end, instead of the lines that the expression matches."""
-        self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
+        self._lines = pattern.sub(b"", self.lines[:-2]) + b"\r\n" + lines
 
     def add(self, line: bytes) -> None:
         """Add a field, with its line end, to the fields that are passed on."""
